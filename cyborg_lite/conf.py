@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option, once: read as ``conf.agent.report_interval``.
+
+A ConfigOpts is made by :func:`load` and handed to whoever needs it; nothing of ours reads a
+global one, so that tests and several services in one process each have their own.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import socket
+import typing
+
+from oslo_config import cfg
+from oslo_config import types
+from oslo_db import options as db_options
+from oslo_log import log
+from oslo_middleware import cors
+from oslo_policy import opts as policy_options
+
+DEFAULT_OPTS = [
+    cfg.HostAddressOpt(
+        'host',
+        default=socket.gethostname(),
+        sample_default='<the host name of this machine>',
+        help='The name of this host in all that the agent reports. It is the first part of the '
+        'name of each resource provider, so a change makes new providers. It need be neither a '
+        'fully qualified name nor the name that Nova uses.',
+    ),
+]
+
+API_OPTS = [
+    cfg.StrOpt(
+        'auth_strategy',
+        default='keystone',
+        choices=[
+            ('keystone', 'Tokens of the Identity service, checked by keystonemiddleware.'),
+            ('http_basic', 'Names and passwords of [api] http_basic_auth_user_file.'),
+            (
+                'noauth',
+                'Nobody is asked: every caller is administrator of one project. Only '
+                'served on a loopback address.',
+            ),
+        ],
+        help='How callers of the API are identified.',
+    ),
+    cfg.StrOpt(
+        'http_basic_auth_user_file',
+        default='/etc/cyborg_lite/htpasswd',
+        help='An Apache htpasswd file with bcrypt hashes, as ``htpasswd -B`` writes it. Used with '
+        '``auth_strategy = http_basic``; every user in it is administrator of one project.',
+    ),
+    cfg.IntOpt(
+        'max_limit',
+        default=1000,
+        min=1,
+        max=10000,
+        help='The most items that one answer to a list request carries. What is left is reached '
+        'by the link to the next page.',
+    ),
+    cfg.URIOpt(
+        'public_endpoint',
+        schemes=['http', 'https'],
+        help='The URL by which clients reach the root of the API, for the links in answers. '
+        'Without it links follow the request, which is right unless a proxy rewrites the path.',
+    ),
+    cfg.IntOpt(
+        'max_request_body_size',
+        default=114688,
+        min=1024,
+        help='The largest body of a request, in bytes. A larger one is answered with 413.',
+    ),
+    cfg.IntOpt(
+        'response_timeout',
+        default=60,
+        min=1,
+        help='How long a request waits for a conductor, in seconds. After that it is answered '
+        'with 503; what was asked for may still happen.',
+    ),
+]
+
+AGENT_OPTS = [
+    cfg.ListOpt(
+        'enabled_drivers',
+        default=['huawei_ascend', 'nvidia_gpu', 'intel_qat', 'xilinx_fpga', 'pci'],
+        help='The drivers that look for accelerators on this host, by the names of their entry '
+        'points. Where two find a device at the same address, the one named first has it. The '
+        'default is all that ship, but the fake one.',
+    ),
+    cfg.IntOpt(
+        'report_interval',
+        default=60,
+        min=1,
+        mutable=True,
+        help='How often this host is scanned and reported, in seconds.',
+    ),
+    cfg.IntOpt(
+        'driver_timeout',
+        default=30,
+        min=1,
+        mutable=True,
+        help='How long one driver may take to look for its devices, in seconds. A driver that '
+        'takes longer is shown as degraded, what it found before stays as it was, and it is asked '
+        'again once it has answered.',
+    ),
+]
+
+CONDUCTOR_OPTS = [
+    cfg.IntOpt(
+        'absences',
+        default=3,
+        min=1,
+        mutable=True,
+        help='After how many reports in a row without a device the device is deleted. Until then '
+        'it is kept but not given out; a device that is held by a request is never deleted.',
+    ),
+]
+
+PCI_OPTS = [
+    cfg.MultiOpt(
+        'device_spec',
+        item_type=types.String(),
+        default=[],
+        help='PCI devices that the pci driver reports, each a JSON object: '
+        '``vendor_id`` and ``product_id`` (four hexadecimal digits), ``class_id`` (two to six), '
+        '``address`` (a pattern such as 0000:3b:*.*), and what they are reported as: '
+        '``resource_class`` (CUSTOM_PCI by default), ``traits`` (a list), ``type`` (PCI by '
+        'default) and ``model``. Can be given many times; a device that matches any is reported.',
+    ),
+]
+
+_GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
+    None: DEFAULT_OPTS,
+    'api': API_OPTS,
+    'agent': AGENT_OPTS,
+    'conductor': CONDUCTOR_OPTS,
+    'pci': PCI_OPTS,
+}
+
+
+def new(**defaults: typing.Any) -> cfg.ConfigOpts:
+    """All options, and no values yet.
+
+    :param defaults: new defaults, by ``group__option``.
+    """
+    conf = cfg.ConfigOpts()
+    for group, opts in _GROUPS.items():
+        conf.register_opts(opts, group=group)
+    conf.register_opts(db_options.database_opts, group='database')
+    cors.set_defaults(
+        allow_headers=['Content-Type', 'OpenStack-API-Version', 'X-Auth-Token'],
+        expose_headers=['OpenStack-API-Version', 'X-OpenStack-Request-ID'],
+        allow_methods=['GET', 'POST', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS'],
+    )
+    log.register_options(conf)
+    policy_options.set_defaults(conf)
+    for name, value in defaults.items():
+        group, _, option = name.rpartition('__')
+        conf.set_default(option, value, group=group or None)
+    return conf
+
+
+def load(
+    args: collections.abc.Sequence[str] = (),
+    files: list[str] | None = None,
+    **defaults: typing.Any,
+) -> cfg.ConfigOpts:
+    """The configuration: defaults, then files, then command line arguments.
+
+    :param files: configuration files; None to look in the usual places.
+    :raises oslo_config.cfg.Error: when a file or argument cannot be read.
+    """
+    conf = new(**defaults)
+    conf(args, project='cyborg_lite', default_config_files=files)
+    return conf
+
+
+def list_opts() -> list[tuple[str | None, collections.abc.Sequence[cfg.Opt]]]:
+    """Our options by group, for oslo-config-generator."""
+    return list(_GROUPS.items())

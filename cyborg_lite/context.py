@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asks, and what they may do."""
+
+from __future__ import annotations
+
+import typing
+
+from oslo_context import context
+from oslo_policy import policy
+
+from cyborg_lite import exception
+
+
+class RequestContext(context.RequestContext):
+    """The caller of one request, as the API's authentication found it."""
+
+    def __init__(self, enforcer: policy.Enforcer | None = None, **kwargs: typing.Any) -> None:
+        super().__init__(**kwargs)
+        self._enforcer = enforcer
+
+    def can(self, rule: str, target: dict[str, typing.Any] | None = None) -> None:
+        """Return if the caller may do what the rule guards.
+
+        :param target: what it is done to; the caller's own project by default.
+        :raises cyborg_lite.exception.NotAuthorized: otherwise.
+        """
+        if not self.allows(rule, target):
+            raise exception.NotAuthorized(resource=rule)
+
+    def allows(self, rule: str, target: dict[str, typing.Any] | None = None) -> bool:
+        if self._enforcer is None:
+            raise RuntimeError('a context without an enforcer cannot authorize')
+        target = {'project_id': self.project_id} if target is None else target
+        try:
+            return bool(self._enforcer.authorize(rule, target, self))
+        except policy.InvalidScope:
+            # A system-scoped token is nobody here, even an administrator's.
+            return False
+
+    @property
+    def scope(self) -> str | None:
+        """The project whose objects the caller sees; None for an administrator, who sees all."""
+        return None if self.is_admin else self.project_id or ''
+
+
+def service() -> RequestContext:
+    """The context of what the service does of itself."""
+    return RequestContext(is_admin=True, overwrite=False)

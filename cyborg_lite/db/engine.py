@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""oslo.db's engine facade: a reader and a writer, one transaction each."""
+
+from __future__ import annotations
+
+import contextlib
+import typing
+
+from oslo_config import cfg
+from oslo_db.sqlalchemy import enginefacade
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import orm
+
+
+@enginefacade.transaction_context_provider
+class _Scope:
+    """What the facade hangs one transaction on."""
+
+
+class Database:
+    """The database of ``[database] connection``."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._facade = enginefacade.transaction_context()
+        self._facade.configure(sqlite_fk=True, **dict(conf.database))
+        self.engine: sa.Engine = self._facade.writer.get_engine()
+        if self.engine.dialect.name == 'sqlite':
+            _prepare_sqlite(self.engine)
+
+    @contextlib.contextmanager
+    def reader(self) -> typing.Iterator[orm.Session]:
+        with self._facade.reader.using(_Scope()) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def writer(self) -> typing.Iterator[orm.Session]:
+        """A session that is committed at the end, and rolled back if the block raises."""
+        with self._facade.writer.using(_Scope()) as session:
+            session.connection(execution_options={'writes': True})
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _prepare_sqlite(engine: sa.Engine) -> None:
+    """Let readers and one writer work side by side, and let writers wait for each other."""
+
+    @event.listens_for(engine, 'connect')
+    def connect(connection: typing.Any, _record: typing.Any) -> None:
+        connection.execute('PRAGMA busy_timeout = 30000')
+        connection.execute('PRAGMA journal_mode = WAL')
+        connection.execute('PRAGMA synchronous = NORMAL')
+
+    # oslo.db begins transactions with a plain BEGIN.
+    @event.listens_for(engine, 'before_cursor_execute', retval=True)
+    def execute(
+        connection: sa.Connection, _cursor: object, statement: str, values: object, *_: object
+    ) -> tuple[str, object]:
+        if statement == 'BEGIN' and connection.get_execution_options().get('writes'):
+            # Take the write lock first: a transaction that reads, and then finds that another
+            # one writes, could not wait for it but would fail.
+            statement = 'BEGIN IMMEDIATE'
+        return statement, values
+
+    # oslo.db has tried a connection before it knew of this.
+    engine.dispose()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, each kind once, with the HTTP status that tells a client of it.
+
+An error is raised where it is found.  Over RPC oslo.messaging rebuilds it from its
+keyword arguments; the API answers with its ``code`` and ``message``.
+"""
+
+import typing
+
+
+class CyborgError(Exception):
+    """The base of all errors of ours: a message with blanks, and what fills them."""
+
+    code = 500
+    template = 'An unknown error occurred.'
+
+    def __init__(self, **kwargs: typing.Any) -> None:
+        self.kwargs = kwargs
+        self.message = self.template.format(**kwargs)
+        # No positional arguments: oslo.messaging would pass them on beside the keywords.
+        super().__init__()
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Invalid(CyborgError):
+    """The request cannot be understood: says which field, and what was expected."""
+
+    code = 400
+    template = '{reason}'
+
+
+class NotAuthorized(CyborgError):
+    code = 403
+    template = 'Access was denied to the following resource: {resource}'
+
+
+class ServiceTokenRequired(CyborgError):
+    code = 403
+    # Tempest looks for "requires a service token".
+    template = (
+        'This operation requires a service token. '
+        'Use the Compute API to manage instance accelerators.'
+    )
+
+
+class ARQHeldByInstance(CyborgError):
+    code = 403
+    template = (
+        'ARQ {uuid} is bound to instance {instance}. '
+        'Use the Compute API to manage instance accelerators.'
+    )
+
+
+class NotFound(CyborgError):
+    code = 404
+    template = '{what} {id} not found.'
+
+
+class CannotBind(CyborgError):
+    """The requests were sound, and cannot be bound as they ask: they end as BindFailed."""
+
+
+class ProviderNotFound(CannotBind):
+    code = 404
+    template = 'Resource provider {provider} not found.'
+
+
+class NoFreeHandle(CannotBind):
+    """The provider has not as many free accelerators as the requests want."""
+
+    code = 404
+    template = (
+        'Resource provider {provider} has {free} free attach handle(s), and {wanted} were asked '
+        'for.'
+    )
+
+
+class ProviderUnfit(CannotBind):
+    """The provider is not to be given out now, or is not what was asked for."""
+
+    code = 409
+    template = 'Resource provider {provider} cannot be used: {reason}.'
+
+
+class NotAcceptable(CyborgError):
+    code = 406
+    template = '{reason}'
+
+
+class Conflict(CyborgError):
+    """The request is sound, and the state of things forbids it."""
+
+    code = 409
+    template = '{reason}'
+
+
+class Duplicate(CyborgError):
+    code = 409
+    # OpenStackClient's users look for "already exists".
+    template = '{what} with {field} {value} already exists.'
+
+
+class UnsupportedMediaType(CyborgError):
+    code = 415
+    template = 'Unknown Content-Type {given}: expected application/json.'
+
+
+class StillChanging(CyborgError):
+    """Some accelerator requests of the instance are not resolved yet."""
+
+    code = 423
+    template = 'Accelerator requests of instance {instance} are not all resolved.'

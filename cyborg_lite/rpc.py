@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the services reach each other: a manager's method is called by its name.
+
+What crosses the wire is plain data.  Errors of ours are rebuilt on the other side.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import typing
+
+from oslo_config import cfg
+import oslo_messaging as messaging
+from oslo_messaging._metrics import client as metrics
+from oslo_messaging._tracing import client as tracing
+
+from cyborg_lite import context
+from cyborg_lite import exception
+
+CONDUCTOR = 'cyborg_lite.conductor'
+AGENT = 'cyborg_lite.agent'
+VERSION = '1.0'
+
+
+class _Serializer(messaging.NoOpSerializer):
+    """Carries the caller along."""
+
+    def serialize_context(self, ctxt: context.RequestContext) -> dict[str, typing.Any]:
+        # The token stays here: the services speak for themselves.
+        return ctxt.to_dict() | {'auth_token': None}
+
+    def deserialize_context(self, ctxt: dict[str, typing.Any]) -> context.RequestContext:
+        return context.RequestContext.from_dict(ctxt)
+
+
+class Bus:
+    """A transport, with the servers and clients on it."""
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, url: str | None = None, exchange: str = 'cyborg_lite'
+    ) -> None:
+        """A bus.
+
+        :param url: of the transport; that of ``transport_url`` by default.
+        :param exchange: what keeps its messages apart from those of others on the transport.
+        """
+        self._exchange = exchange
+        # oslo.messaging reads these of our options, but registers them with the global ones only.
+        conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
+        conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+        self._transport = messaging.get_rpc_transport(
+            conf, url=url, allowed_remote_exmods=[exception.__name__]
+        )
+
+    def serve(self, topic: str, server: str, manager: object) -> messaging.RPCServer:
+        """Start to answer calls of the manager's methods, in threads."""
+        made = messaging.get_rpc_server(
+            self._transport,
+            messaging.Target(exchange=self._exchange, topic=topic, server=server, version=VERSION),
+            [manager],
+            serializer=_Serializer(),
+        )
+        made.start()
+        return made
+
+    def conductor(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        """Any one conductor."""
+        return self._peer(ctxt, timeout, topic=CONDUCTOR)
+
+    def agent(
+        self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
+    ) -> Peer:
+        """The agent of this host."""
+        return self._peer(ctxt, timeout, topic=AGENT, server=hostname)
+
+    def _peer(self, ctxt: context.RequestContext, timeout: int | None, **target: str) -> Peer:
+        client = messaging.get_rpc_client(
+            self._transport,
+            messaging.Target(exchange=self._exchange, version=VERSION, **target),
+            timeout=timeout,
+            serializer=_Serializer(),
+        )
+        return Peer(client, ctxt)
+
+    def close(self) -> None:
+        self._transport.cleanup()
+
+
+class Peer:
+    """A manager elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
+
+    def __init__(self, client: messaging.RPCClient, ctxt: context.RequestContext) -> None:
+        self._client = client
+        self._context = ctxt
+
+    def __getattr__(self, method: str) -> collections.abc.Callable[..., typing.Any]:
+        return functools.partial(self._client.call, self._context, method)
