@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may be asked of a conductor over RPC: each is one function, in one transaction."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import typing
+
+from oslo_config import cfg
+from oslo_db import api as db_api
+from oslo_db import exception as db_exception
+import oslo_messaging as messaging
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import profiles
+from cyborg_lite.db import engine
+
+Answer = typing.TypeVar('Answer')
+Function = collections.abc.Callable[..., Answer]
+
+
+def _lost_race(error: Exception) -> bool:
+    """Whether a constraint stopped us: tried again, the plain check in front of it will tell."""
+    return isinstance(error, (db_exception.DBDuplicateEntry, db_exception.DBReferenceError))
+
+
+def _transaction(function: Function[Answer]) -> Function[Answer]:
+    """Make a method of ``function(session, context, ...)``: one transaction, tried again if
+    another one made it fail.
+    """
+
+    @functools.wraps(function)
+    # The caller is told of an error of ours: it is no failure of the conductor.
+    @messaging.expected_exceptions(exception.CyborgError)
+    @db_api.wrap_db_retry(
+        max_retries=20,
+        retry_interval=0.05,
+        max_retry_interval=1,
+        jitter=True,
+        retry_on_deadlock=True,
+        retry_on_disconnect=True,
+        exception_checker=_lost_race,
+    )
+    def call(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
+        with self.database.writer() as session:
+            return function(session, ctxt, **kwargs)
+
+    return typing.cast('Function[Answer]', call)
+
+
+class Manager:
+    """A conductor; any number of them work on one database."""
+
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
+        self.conf = conf
+        self.database = database
+
+    set_device_status = _transaction(inventory.set_status)
+    create_attribute = _transaction(inventory.add_attribute)
+    delete_attribute = _transaction(inventory.delete_attribute)
+    create_device_profile = _transaction(profiles.create)
+    delete_device_profile = _transaction(profiles.delete)
+    create_arqs = _transaction(binding.create)
+    unbind = _transaction(binding.unbind)
+    delete_arqs = _transaction(binding.delete)
+    delete_arqs_of = _transaction(binding.delete_of)
+
+    _report = _transaction(inventory.receive)
+    _bind = _transaction(binding.bind)
+    _fail = _transaction(binding.fail)
+
+    def report(
+        self, ctxt: context.RequestContext, **report: typing.Unpack[inventory.Report]
+    ) -> None:
+        self._report(ctxt, report=report, absences=self.conf.conductor.absences)
+
+    def bind(self, ctxt: context.RequestContext, wishes: list[binding.Wish]) -> None:
+        """Bind all, or note that none could be: in a transaction of its own, as the first is
+        undone.
+        """
+        try:
+            self._bind(ctxt, wishes=wishes)
+        except messaging.ExpectedException as expected:
+            if isinstance(expected.exc_info[1], exception.CannotBind):
+                self._fail(ctxt, wishes=wishes)
+            raise

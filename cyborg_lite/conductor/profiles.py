@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device profiles: what workloads may ask for."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+
+
+def create(session: orm.Session, ctxt: context.RequestContext, profile: model.Facts) -> str:
+    """Create a profile of these columns; returns its uuid.
+
+    :raises cyborg_lite.exception.Duplicate: when its name or its uuid is taken.
+    """
+    for field in ('name', 'uuid'):
+        value = profile.get(field)
+        if value is not None and _find(session, getattr(model.DeviceProfile, field), value):
+            raise exception.Duplicate(what='Device profile', field=field, value=value)
+    row = model.DeviceProfile(**profile)
+    session.add(row)
+    session.flush()
+    return row.uuid
+
+
+def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
+    """Delete a profile by its name or uuid.
+
+    :raises cyborg_lite.exception.NotFound: when there is none.
+    :raises cyborg_lite.exception.Conflict: while requests refer to it.
+    """
+    profile = _find(session, model.DeviceProfile.name, id) or _find(
+        session, model.DeviceProfile.uuid, id
+    )
+    if profile is None:
+        raise exception.NotFound(what='Device profile', id=id)
+    users = sa.select(model.ARQ.id).where(model.ARQ.device_profile_id == profile.id).limit(1)
+    if session.scalar(users):
+        raise exception.Conflict(
+            reason=f'Device profile {profile.name} is in use by accelerator requests: delete '
+            'them first.'
+        )
+    session.delete(profile)
+
+
+def by_name(session: orm.Session, name: str) -> model.DeviceProfile:
+    """The profile of this name.
+
+    :raises cyborg_lite.exception.NotFound: when there is none.
+    """
+    profile = _find(session, model.DeviceProfile.name, name)
+    if profile is None:
+        raise exception.NotFound(what='Device profile', id=name)
+    return profile
+
+
+def resources(group: dict[str, str]) -> dict[str, int]:
+    """How much of each resource class a group of a profile asks for."""
+    asked: dict[str, int] = {}
+    for key, amount in group.items():
+        prefix, _, name = key.partition(':')
+        if prefix == 'resources':
+            asked[name] = int(amount)
+    return asked
+
+
+def _find(
+    session: orm.Session, column: orm.InstrumentedAttribute[str], value: str
+) -> model.DeviceProfile | None:
+    return session.scalars(sa.select(model.DeviceProfile).where(column == value)).one_or_none()
