@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent does: report its host, now and then and when it is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import threading
+import time
+import typing
+
+from oslo_config import cfg
+from oslo_log import log
+import oslo_messaging as messaging
+
+from cyborg_lite import context
+from cyborg_lite import driver
+from cyborg_lite import rpc
+from cyborg_lite.agent import drivers
+
+LOG = log.getLogger(__name__)
+
+
+class Manager:
+    """The agent of one host."""
+
+    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
+        self._conf = conf
+        self._bus = bus
+        self.host = host
+        self._drivers = drivers.Drivers(conf, host)
+        self._boot_id = _boot_id()
+        self._stopped = threading.Event()
+        #: set once a first report was tried
+        self.reported = threading.Event()
+        # A report that is asked for and one that is due must not pass each other.
+        self._reporting = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f'report-{host.name}', daemon=True)
+
+    def report(self, ctxt: context.RequestContext | None = None) -> dict[str, typing.Any]:
+        """Scan the host and report it; returns how each driver is."""
+        with self._reporting:
+            findings = self._drivers.discover()
+            content: dict[str, typing.Any] = {
+                'devices': [device.facts() for device in findings.devices],
+                'drivers': {n: dataclasses.asdict(s) for n, s in findings.drivers.items()},
+            }
+            text = json.dumps(content, sort_keys=True).encode()
+            conductor = self._bus.conductor(ctxt or context.service())
+            conductor.report(
+                host=self.host.name,
+                boot_id=self._boot_id,
+                sequence=_sequence(),
+                digest=hashlib.sha256(text).hexdigest(),
+                **content,
+            )
+            return typing.cast('dict[str, typing.Any]', content['drivers'])
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        wait = 0
+        while not self._stopped.wait(wait):
+            try:
+                self.report()
+            except messaging.MessagingException as error:
+                LOG.warning('Host %s could not be reported: %s', self.host.name, error)
+            except Exception:
+                LOG.exception('Host %s could not be reported', self.host.name)
+            self.reported.set()
+            wait = self._conf.agent.report_interval
+
+
+def _boot_id() -> str:
+    """The kernel's name for this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
+    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+
+
+def _sequence() -> int:
+    """Nanoseconds since boot: it grows over restarts of the agent, whatever the clock does."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
