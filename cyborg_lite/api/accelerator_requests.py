@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/accelerator_requests"""
+
+from __future__ import annotations
+
+import typing
+import uuid as uuidlib
+
+import sqlalchemy as sa
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+from cyborg_lite.db import query
+
+CREATE: types.Schema = {
+    'type': 'object',
+    'required': ['device_profile_name'],
+    'additionalProperties': False,
+    'properties': {'device_profile_name': {'type': 'string'}},
+}
+
+UPDATE: types.Schema = {
+    'type': 'object',
+    'minProperties': 1,
+    'propertyNames': {'format': 'uuid'},
+    'description': 'an object of uuids of accelerator requests, each with a list of operations',
+    'additionalProperties': {
+        'type': 'array',
+        'minItems': 1,
+        'items': {
+            'type': 'object',
+            'required': ['path', 'op'],
+            'additionalProperties': False,
+            'properties': {
+                'path': {'enum': ['/hostname', '/device_rp_uuid', '/instance_uuid', '/project_id']},
+                'op': {'enum': ['add', 'remove']},
+                'value': {'type': ['string', 'null'], 'maxLength': 255},
+            },
+        },
+    },
+}
+
+
+class AcceleratorRequests(rest.Controller):
+    """Accelerators that workloads ask for, and get."""
+
+    kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
+    collection = 'arqs'
+
+    def _visible(self) -> list[typing.Any]:
+        """Another project's request looks like none."""
+        scope = rest.call().context.scope
+        return [] if scope is None else [model.ARQ.project_id == scope]
+
+    @rest.expose(types.uuid, wtypes.text, paged=True)
+    def get_all(self, page, instance=None, bind_state=None):
+        rest.call().context.can('cyborg:arq:get_all')
+        conditions = self._visible()
+        if instance is not None:
+            conditions.append(model.ARQ.instance_uuid == instance)
+        if bind_state is not None:
+            if bind_state != 'resolved':
+                raise exception.Invalid(reason='Invalid bind_state: expected resolved.')
+            if instance is not None:
+                self._refuse_changing(instance, conditions)
+            conditions.append(model.ARQ.state.in_(model.ARQ.RESOLVED))
+        return self.list(*conditions, page=page)
+
+    @staticmethod
+    def _refuse_changing(instance: str, conditions: list[typing.Any]) -> None:
+        changing = sa.select(model.ARQ.id).where(
+            *conditions, model.ARQ.state.not_in(model.ARQ.RESOLVED)
+        )
+        with rest.call().database.reader() as session:
+            if session.scalar(changing.limit(1)):
+                raise exception.StillChanging(instance=instance)
+
+    @rest.expose(types.uuid)
+    def get_one(self, uuid):
+        rest.call().context.can('cyborg:arq:get_one')
+        return self.fetch(uuid, *self._visible())
+
+    @rest.expose(status=201, body=CREATE)
+    def post(self, body):
+        rest.call().context.can('cyborg:arq:create')
+        uuids = rest.call().conductor.create_arqs(
+            profile=body['device_profile_name'], token=str(uuidlib.uuid4())
+        )
+        with rest.call().database.reader() as session:
+            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
+            return {'arqs': [self.show(arq) for arq in arqs]}
+
+    @rest.expose(status=202, body=UPDATE)
+    def patch(self, body):
+        rest.call().context.can('cyborg:arq:update')
+        _require_service_token()
+        if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
+            rest.call().conductor.bind(wishes=[_wish(*item) for item in body.items()])
+        elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
+            rest.call().conductor.unbind(uuids=[types.uuid.validate(uuid) for uuid in body])
+        else:
+            raise exception.Invalid(
+                reason='Invalid op: expected add in all operations of the request, or remove in '
+                'all.'
+            )
+
+    @rest.expose(types.uuid, types.names, types.uuid, status=204)
+    def delete(self, uuid=None, arqs=None, instance=None):
+        rest.call().context.can('cyborg:arq:delete')
+        # openstacksdk deletes by the path; Nova by one of the arguments.
+        if sum(given is not None for given in (uuid, arqs, instance)) != 1:
+            raise exception.Invalid(reason='Expected either ?arqs=UUID,UUID or ?instance=UUID.')
+        if instance is not None:
+            _require_service_token()
+            rest.call().conductor.delete_arqs_of(instance=instance)
+            return
+        uuids = [uuid] if uuid is not None else [_uuid(each) for each in arqs]
+        self._refuse_held(uuids)
+        missing = rest.call().conductor.delete_arqs(uuids=uuids)
+        if missing:
+            # Nova relies on it: those that exist are deleted all the same.
+            raise exception.NotFound(what='ARQ', id=', '.join(missing))
+
+    def _refuse_held(self, uuids: list[str]) -> None:
+        """A request that an instance holds is the Compute service's to delete."""
+        if _may_act_for_instances():
+            return
+        held = sa.select(model.ARQ.uuid, model.ARQ.instance_uuid).where(
+            model.ARQ.uuid.in_(uuids), model.ARQ.instance_uuid.is_not(None), *self._visible()
+        )
+        with rest.call().database.reader() as session:
+            row = session.execute(held.limit(1)).one_or_none()
+        if row is not None:
+            raise exception.ARQHeldByInstance(uuid=row.uuid, instance=row.instance_uuid)
+
+
+def _may_act_for_instances() -> bool:
+    """Whether a service vouches for the request; without Keystone there is none to ask."""
+    conf = rest.call().conf
+    if conf.api.auth_strategy != 'keystone':
+        return True
+    wanted = set(conf.keystone_authtoken.service_token_roles)
+    return bool(wanted & set(rest.call().context.service_roles))
+
+
+def _require_service_token() -> None:
+    if not _may_act_for_instances():
+        raise exception.ServiceTokenRequired()
+
+
+def _uuid(text: str) -> str:
+    try:
+        return types.uuid.validate(text)
+    except ValueError as error:
+        raise exception.Invalid(reason=f'Invalid arqs: {error}.') from None
+
+
+def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
+    """Where a request is to be bound, as the conductor wants to know it."""
+    given = {operation['path'][1:]: operation.get('value') or '' for operation in patch}
+    for name in ('hostname', 'device_rp_uuid', 'instance_uuid'):
+        if not given.get(name):
+            raise exception.Invalid(reason=f'Invalid patch of {uuid}: /{name} is missing or empty.')
+    for name in ('device_rp_uuid', 'instance_uuid'):
+        try:
+            given[name] = types.uuid.validate(given[name])
+        except ValueError as error:
+            raise exception.Invalid(reason=f'Invalid /{name} of {uuid}: {error}.') from None
+    return {'uuid': types.uuid.validate(uuid), **given, 'project_id': _owner(given)}
+
+
+def _owner(given: dict[str, str]) -> str:
+    """Whose the request is from now on: the caller's, unless an administrator says."""
+    ctxt = rest.call().context
+    if 'project_id' not in given:
+        return ctxt.project_id or ''
+    if rest.call().version < (2, 1):
+        raise exception.NotAcceptable(
+            reason='Request not acceptable. The minimal required API version should be 2.1'
+        )
+    if not ctxt.is_admin:
+        raise exception.NotAuthorized(resource='cyborg:arq:update /project_id')
+    if not given['project_id']:
+        raise exception.Invalid(reason='Invalid /project_id: expected the id of a project.')
+    return given['project_id'].replace('-', '')

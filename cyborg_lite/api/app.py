@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline: all that a request goes through, from the outside in."""
+
+from __future__ import annotations
+
+import collections.abc
+import json
+import typing
+
+from oslo_config import cfg
+from oslo_middleware import basic_auth
+from oslo_middleware import catch_errors
+from oslo_middleware import cors
+from oslo_middleware import healthcheck
+from oslo_middleware import http_proxy_to_wsgi
+from oslo_middleware import request_id
+from oslo_policy import policy as oslo_policy
+import webob
+import webob.dec
+import webob.exc
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import policy
+from cyborg_lite import rpc
+from cyborg_lite.api import rest
+from cyborg_lite.api import root
+from cyborg_lite.api import types
+from cyborg_lite.api import version
+from cyborg_lite.db import engine
+
+Wsgi = collections.abc.Callable[..., typing.Any]
+
+#: Discovery comes before a client knows whom to ask for a token.
+PUBLIC = ('', '/', '/v2', '/v2/')
+
+#: Who everyone is where nobody can be asked: the administrator of one project.
+ALONE = {
+    'X-Identity-Status': 'Confirmed',
+    'X-User-Id': 'admin',
+    'X-Project-Id': '00000000000000000000000000000001',
+    'X-Roles': 'admin,manager,member,reader',
+}
+
+
+def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> Wsgi:
+    """The WSGI application of the API."""
+    app: Wsgi = Front(root.application(), conf, database, bus)
+    app = _authenticated(app, conf)
+    app = SizeLimit(app, conf.api.max_request_body_size)
+    app = cors.CORS(app, conf)
+    app = _by_path({'/healthcheck': healthcheck.Healthcheck(None, conf)}, app)
+    app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
+    app = catch_errors.CatchErrors(app)
+    return typing.cast('Wsgi', request_id.RequestId(app))
+
+
+def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
+    """The application behind whoever says who the caller is."""
+    if conf.api.auth_strategy == 'keystone':
+        from keystonemiddleware import auth_token
+
+        checked = auth_token.AuthProtocol(app, {'oslo_config_config': conf})
+        return _by_path(dict.fromkeys(PUBLIC, app), checked)
+    identified = Alone(app)
+    if conf.api.auth_strategy == 'noauth':
+        return identified
+    users = conf.api.http_basic_auth_user_file
+    checked = basic_auth.BasicAuthMiddleware(identified, users)
+    return _by_path(dict.fromkeys(PUBLIC, app), checked)
+
+
+def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
+    def chosen(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        return apps.get(environ.get('PATH_INFO', ''), other)(environ, start_response)
+
+    return chosen
+
+
+class Alone:
+    """Says that the caller is the administrator, whatever the request itself says."""
+
+    def __init__(self, app: Wsgi) -> None:
+        self._app = app
+
+    @webob.dec.wsgify
+    def __call__(self, request: webob.Request) -> typing.Any:
+        for name in [name for name in request.headers if name.lower().startswith('x-')]:
+            del request.headers[name]
+        request.headers.update(ALONE)
+        return self._app
+
+
+class SizeLimit:
+    """Refuses a body that is too large before anything reads it."""
+
+    def __init__(self, app: Wsgi, most: int) -> None:
+        self._app = app
+        self._most = most
+
+    @webob.dec.wsgify
+    def __call__(self, request: webob.Request) -> typing.Any:
+        if request.content_length is None and request.is_body_readable:
+            # Chunked: nobody knows its length before it is read.
+            body = request.body_file.read(self._most + 1)
+            request.body = body
+        if (request.content_length or 0) > self._most:
+            return _error(413, f'The body is too large: expected {self._most} bytes at most.')
+        return self._app
+
+
+class Front:
+    """Agrees on the microversion, knows the caller, and gives errors their form."""
+
+    def __init__(
+        self, app: Wsgi, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus
+    ) -> None:
+        self._app = app
+        self._conf = conf
+        self._database = database
+        self._bus = bus
+        self._enforcer = policy.enforcer(conf)
+
+    @webob.dec.wsgify
+    def __call__(self, request: webob.Request) -> typing.Any:
+        if request.method == 'OPTIONS':
+            return webob.Response(status=200, content_type='application/json')
+        try:
+            _refuse_unreadable(request)
+            agreed = version.negotiate(request.headers.get(version.HEADER))
+        except exception.Invalid as error:
+            return _error(error.code, error.message)
+        except exception.NotAcceptable as error:
+            known = {} if isinstance(error, version.Unparsable) else version.headers(None)
+            return _error(error.code, error.message, known)
+        response = self._answer(request, agreed)
+        if request.path_info not in ('', '/'):
+            response.headers.update(version.headers(agreed))
+        return response
+
+    def _answer(self, request: webob.Request, agreed: tuple[int, int]) -> webob.Response:
+        request.environ['cyborg_lite.call'] = rest.Call(
+            context=_context(request, self._enforcer),
+            version=agreed,
+            body=request.body,
+            content_type=request.content_type,
+            conf=self._conf,
+            database=self._database,
+            bus=self._bus,
+        )
+        # The body is for us to read: pecan would take its keys for arguments of the URL.
+        inner = request.copy_get()
+        inner.method = 'GET' if request.method == 'HEAD' else request.method
+        response = inner.get_response(self._app)
+        if response.status_int >= 400 and response.body:
+            return _error_of(response)
+        return response
+
+
+def _context(request: webob.Request, enforcer: oslo_policy.Enforcer) -> context.RequestContext:
+    made = context.RequestContext.from_environ(request.environ, enforcer=enforcer)
+    made.is_admin = 'admin' in made.roles
+    return made
+
+
+def _refuse_unreadable(request: webob.Request) -> None:
+    try:
+        types.refuse_unstorable([request.path_info, *(t for kv in request.GET.items() for t in kv)])
+    except ValueError:
+        raise exception.Invalid(reason='Invalid URL: expected UTF-8 without NUL.') from None
+
+
+def _error_of(response: webob.Response) -> webob.Response:
+    """An error answer in the form that clients know: JSON text within JSON.
+
+    openstacksdk and Tempest read the inner object; upstream has always sent both.
+    """
+    try:
+        inner = response.json
+    except ValueError:
+        inner = None
+    if not isinstance(inner, dict) or 'faultstring' not in inner:
+        title = response.status.partition(' ')[2]
+        inner = {'code': response.status_int, 'title': title, 'description': _words(response)}
+    answer = _error(response.status_int, inner)
+    for name in ('Allow', 'WWW-Authenticate'):
+        if name in response.headers:
+            answer.headers[name] = response.headers[name]
+    return answer
+
+
+def _words(response: webob.Response) -> str:
+    known = webob.exc.status_map.get(response.status_int)
+    return known.explanation if known else response.status
+
+
+def _error(
+    status: int, said: str | dict[str, typing.Any], headers: dict[str, str] | None = None
+) -> webob.Response:
+    answer = webob.Response(status=status, content_type='application/json', charset='UTF-8')
+    if isinstance(said, str):
+        title = answer.status.partition(' ')[2]
+        said = {'code': status, 'title': title, 'description': said}
+    answer.body = json.dumps({'error_message': json.dumps(said)}).encode()
+    answer.headers.update(headers or {})
+    return answer

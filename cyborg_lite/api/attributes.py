@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/attributes"""
+
+from __future__ import annotations
+
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+
+CREATE: types.Schema = {
+    'type': 'object',
+    'required': ['deployable_id', 'key', 'value'],
+    'additionalProperties': False,
+    'properties': {
+        'deployable_id': {
+            'type': ['integer', 'string'],
+            'description': 'the number or the uuid of a deployable',
+        },
+        'key': {'type': 'string', 'minLength': 1, 'maxLength': 255},
+        'value': {'type': 'string', 'maxLength': 255},
+    },
+}
+
+
+class Attributes(rest.Controller):
+    """What is known of a deployable."""
+
+    kind, path, what = model.Attribute, 'attributes', 'Attribute'
+
+    @rest.expose(int, wtypes.text, paged=True)
+    def get_all(self, page, deployable_id=None, key=None):
+        rest.call().context.can('cyborg:attribute:get_all')
+        wanted = {'deployable_id': deployable_id, 'key': key}
+        conditions = [getattr(model.Attribute, k) == v for k, v in wanted.items() if v is not None]
+        return self.list(*conditions, page=page)
+
+    @rest.expose(types.uuid)
+    def get_one(self, uuid):
+        rest.call().context.can('cyborg:attribute:get_one')
+        return self.fetch(uuid)
+
+    @rest.expose(status=201, body={'type': 'object'})
+    def post(self, body):
+        rest.call().context.can('cyborg:attribute:create')
+        # openstacksdk and OpenStackClient wrap what they send; the API reference does not.
+        attribute = body.get('attribute', body)
+        types.check(attribute, CREATE, rest.call().strict)
+        uuid = rest.call().conductor.create_attribute(
+            deployable=_deployable(attribute['deployable_id']),
+            key=attribute['key'],
+            value=attribute['value'],
+        )
+        return self.fetch(uuid)
+
+    @rest.expose(types.uuid, status=204)
+    def delete(self, uuid):
+        rest.call().context.can('cyborg:attribute:delete')
+        rest.call().conductor.delete_attribute(uuid=uuid)
+
+
+def _deployable(given: int | str) -> int | str:
+    """A number, which may come as text, or a uuid."""
+    if isinstance(given, int) or (given.isascii() and given.isdigit()):
+        number = int(str(given)[:20])
+        if 0 < number < 2**31:
+            return number
+        raise exception.NotFound(what='Deployable', id=number)
+    try:
+        return types.uuid.validate(given)
+    except ValueError as error:
+        raise exception.Invalid(reason=f'Invalid deployable_id: {error}, or a number.') from None

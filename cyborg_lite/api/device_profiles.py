@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/device_profiles"""
+
+from __future__ import annotations
+
+import re
+import typing
+
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+from cyborg_lite.db import query
+
+CREATE: types.Schema = {
+    'type': 'array',
+    'minItems': 1,
+    'maxItems': 1,
+    'description': 'a list of exactly one device profile',
+    'items': {
+        'type': 'object',
+        'required': ['groups'],
+        'additionalProperties': False,
+        'properties': {
+            'name': {'type': ['string', 'null'], 'description': 'letters, digits, - and _'},
+            'uuid': {'type': 'string', 'format': 'uuid'},
+            'description': {'type': ['string', 'null'], 'maxLength': 255},
+            'groups': {
+                'type': 'array',
+                'minItems': 1,
+                'maxItems': 100,
+                'items': {
+                    'type': 'object',
+                    'maxProperties': 100,
+                    'additionalProperties': {'type': ['string', 'integer'], 'maxLength': 255},
+                },
+            },
+        },
+    },
+}
+
+#: The most accelerators that one group may ask for of one class.
+MOST = 1000
+
+
+class DeviceProfiles(rest.Controller):
+    """What workloads may ask for."""
+
+    kind, path, what = model.DeviceProfile, 'device_profiles', 'Device profile'
+
+    @rest.expose(types.names, paged=True)
+    def get_all(self, page, name=None):
+        rest.call().context.can('cyborg:device_profile:get_all')
+        conditions = [] if name is None else [model.DeviceProfile.name.in_(name)]
+        return self.list(*conditions, page=page)
+
+    @rest.expose(wtypes.text)
+    def get_one(self, id):
+        rest.call().context.can('cyborg:device_profile:get_one')
+        # Wrapped, as no other resource is: openstacksdk takes it out again.
+        return {'device_profile': self._fetch(id)}
+
+    def _fetch(self, id: str) -> dict[str, typing.Any]:
+        try:
+            return self.fetch(types.uuid.validate(id))
+        except ValueError:
+            if rest.call().version < (2, 2):
+                raise exception.NotAcceptable(
+                    reason='Request not acceptable. The minimal required API version should be 2.2'
+                ) from None
+        with rest.call().database.reader() as session:
+            rows = query.find(session, self.kind, self.kind.name == id)
+            if not rows:
+                raise exception.NotFound(what=self.what, id=id)
+            return self.show(rows[0])
+
+    @rest.expose(status=201, body=CREATE)
+    def post(self, body):
+        rest.call().context.can('cyborg:device_profile:create')
+        given = body[0]
+        profile = {
+            'name': _name(given.get('name')),
+            'groups': [_group(group, number) for number, group in enumerate(given['groups'])],
+            'description': given.get('description'),
+        }
+        if given.get('uuid'):
+            profile['uuid'] = types.uuid.validate(given['uuid'])
+        try:
+            uuid = rest.call().conductor.create_device_profile(profile=profile)
+        except exception.Duplicate as error:
+            if error.kwargs['field'] == 'uuid':
+                raise _wart(error) from None
+            raise
+        return self.fetch(uuid)
+
+    @rest.expose(wtypes.text, types.names, status=204)
+    def delete(self, id=None, value=None):
+        rest.call().context.can('cyborg:device_profile:delete')
+        if (id is None) == (not value):
+            raise exception.Invalid(
+                reason='Expected either a name or uuid in the path or ?value=NAME,NAME.'
+            )
+        for each in [id] if id is not None else value:
+            rest.call().conductor.delete_device_profile(id=each)
+
+
+def _wart(error: exception.CyborgError) -> exception.CyborgError:
+    """The error; to an old microversion a 500, which Tempest asserts in three cases."""
+    if not rest.call().strict:
+        error.code = 500
+    return error
+
+
+def _name(name: str | None) -> str:
+    if not name:
+        raise _wart(exception.Invalid(reason='Invalid name: expected 1 to 255 characters.'))
+    if not re.fullmatch('[a-zA-Z0-9-_]+', name):
+        raise exception.Invalid(reason='Invalid name: expected letters, digits, - and _ only.')
+    if len(name) > 255:
+        raise _wart(exception.Invalid(reason='Invalid name: expected 255 characters at most.'))
+    return name
+
+
+def _group(group: dict[str, str | int], number: int) -> dict[str, str]:
+    """A group as it is kept: blanks about names are gone, and amounts are text."""
+    kept: dict[str, str] = {}
+    for key, value in group.items():
+        prefix, _, name = key.partition(':')
+        name, text = name.strip(), str(value).strip()
+        where = f'groups[{number}] {key[:100]!r}'
+        if prefix not in _CHECKS:
+            raise exception.Invalid(
+                reason=f'Invalid {where}: expected a key that begins with resources:, trait: or '
+                'accel:.'
+            )
+        if f'{prefix}:{name}' in kept:
+            raise exception.Invalid(reason=f'Invalid {where}: it is given twice.')
+        _CHECKS[prefix](where, name, text)
+        kept[f'{prefix}:{name}'] = text
+    return kept
+
+
+def _check_resources(where: str, name: str, amount: str) -> None:
+    if not re.fullmatch('FPGA|GPU|VGPU|PGPU|CUSTOM_[A-Z0-9_]{1,248}', name):
+        raise exception.Invalid(
+            reason=f'Invalid {where}: expected the resource class FPGA, GPU, VGPU, PGPU or '
+            'CUSTOM_..., in capitals.'
+        )
+    if not re.fullmatch('[0-9]{1,9}', amount) or not 1 <= int(amount) <= MOST:
+        raise exception.Invalid(
+            reason=f'Invalid {where}: expected an amount, a number from 1 to {MOST}.'
+        )
+
+
+def _check_trait(where: str, name: str, value: str) -> None:
+    if not re.fullmatch('CUSTOM_[A-Z0-9_]{1,248}', name):
+        raise exception.Invalid(
+            reason=f'Invalid {where}: expected a trait CUSTOM_..., in capitals.'
+        )
+    if value not in ('required', 'forbidden'):
+        raise exception.Invalid(reason=f'Invalid {where}: expected required or forbidden.')
+
+
+def _check_accel(where: str, name: str, value: str) -> None:
+    if not name:
+        raise exception.Invalid(reason=f'Invalid {where}: expected a name after accel:.')
+
+
+_CHECKS = {'resources': _check_resources, 'trait': _check_trait, 'accel': _check_accel}

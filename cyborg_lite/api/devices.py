@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/devices"""
+
+from __future__ import annotations
+
+import typing
+
+from wsme import types as wtypes
+
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+
+
+class Devices(rest.Controller):
+    """The accelerators of the hosts."""
+
+    kind, path, what = model.Device, 'devices', 'Device'
+    _custom_actions: typing.ClassVar = {'enable': ['POST'], 'disable': ['POST']}
+
+    @rest.expose(wtypes.text, wtypes.text, wtypes.text, [types.Filter], paged=True)
+    def get_all(self, page, type=None, vendor=None, hostname=None, filters=None):
+        rest.call().context.can('cyborg:device:get_all')
+        dotted, _ = rest.split_filters(filters, ())
+        wanted = {'type': type, 'vendor': vendor, 'hostname': hostname}
+        conditions = [getattr(model.Device, k) == v for k, v in wanted.items() if v is not None]
+        return self.list(*conditions, page=page | dotted)
+
+    @rest.expose(wtypes.text)
+    def get_one(self, uuid):
+        rest.call().context.can('cyborg:device:get_one')
+        return self.fetch(uuid)
+
+    # openstacksdk accepts any status here, and Tempest 204 only.
+
+    @rest.expose(wtypes.text, status=204)
+    def enable(self, uuid):
+        rest.call().context.can('cyborg:device:enable')
+        rest.call().conductor.set_device_status(uuid=uuid, status='enabled')
+
+    @rest.expose(wtypes.text, status=204)
+    def disable(self, uuid):
+        rest.call().context.can('cyborg:device:disable')
+        rest.call().conductor.set_device_status(uuid=uuid, status='maintaining')

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all resources share: how a method is exposed, and how a list is made."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import json
+import typing
+import urllib.parse
+
+from oslo_config import cfg
+from oslo_log import log
+import oslo_messaging as messaging
+import pecan
+from pecan import rest
+from sqlalchemy import orm
+import webob.exc
+from wsme import api as wsme_api
+from wsme import exc as wsme_exc
+from wsme import types as wtypes
+from wsme.rest import args as wsme_args
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite import rpc
+from cyborg_lite.api import types
+from cyborg_lite.api import version
+from cyborg_lite.db import engine
+from cyborg_lite.db import query
+
+LOG = log.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Call:
+    """One request: who asks, at which microversion, what, and what it takes to answer."""
+
+    context: context.RequestContext
+    version: model.Version
+    body: bytes
+    content_type: str
+    conf: cfg.ConfigOpts
+    database: engine.Database
+    bus: rpc.Bus
+
+    @property
+    def strict(self) -> bool:
+        """Whether warts that old clients need are gone."""
+        return self.version >= version.STRICT
+
+    @property
+    def conductor(self) -> rpc.Peer:
+        return self.bus.conductor(self.context, timeout=self.conf.api.response_timeout)
+
+
+def call() -> Call:
+    """The request that this thread answers."""
+    return typing.cast('Call', pecan.request.environ['cyborg_lite.call'])
+
+
+#: the arguments that every list takes
+PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
+
+
+def expose(
+    *arguments: typing.Any,
+    status: int = 200,
+    body: types.Schema | None = None,
+    paged: bool = False,
+) -> collections.abc.Callable[[typing.Any], typing.Any]:
+    """Make a method answer requests.
+
+    :param arguments: the wsme types of the method's arguments, which come from the URL.
+    :param status: the status of an answer; it has no content if the method returns None.
+    :param body: the JSON schema of the argument ``body``, which comes from the body.
+    :param paged: whether it is a list: its argument ``page`` has what PAGE names.
+    """
+
+    def decorate(method: collections.abc.Callable[..., typing.Any]) -> typing.Any:
+        definition, spec = _define(method, arguments, paged)
+
+        @functools.wraps(method)
+        def answer(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> bytes:
+            try:
+                args, kwargs = wsme_args.get_args(
+                    definition, args, kwargs, pecan.request.GET, None, b'', None
+                )
+                if body is not None:
+                    kwargs['body'] = _body(body)
+                if paged:
+                    kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
+                pecan.response.status, result = status, method(self, *args, **kwargs)
+            except webob.exc.HTTPException:
+                raise
+            except Exception as error:
+                pecan.response.status, result = _fault(error)
+            return _render(result)
+
+        exposed = pecan.expose(content_type='application/json')(answer)
+        # pecan routes by the signature of what was written, not of what wraps it.
+        pecan.util._cfg(exposed)['argspec'] = spec
+        return exposed
+
+    return decorate
+
+
+def _render(result: dict[str, typing.Any] | None) -> bytes:
+    if result is None:
+        pecan.response.content_type = None
+        return b''
+    return json.dumps(result).encode()
+
+
+def _define(
+    method: collections.abc.Callable[..., typing.Any], kinds: tuple[typing.Any, ...], paged: bool
+) -> tuple[wsme_api.FunctionDefinition, inspect.FullArgSpec]:
+    """What wsme and what pecan have to know of a method: its arguments in the URL."""
+    spec = inspect.getfullargspec(method)
+    optional = spec.args[len(spec.args) - len(spec.defaults or ()) :]
+    names = [name for name in spec.args[1:] if name not in ('body', 'page')]
+    if paged:
+        names, optional = [*names, *PAGE], [*optional, *PAGE]
+        kinds = (*kinds, *(wtypes.text for _ in PAGE))
+    definition = wsme_api.FunctionDefinition(method)
+    definition.set_options(None, {})
+    definition.arguments = [
+        wsme_api.FunctionArgument(name, kind, name not in optional, None)
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+    definition.resolve_types(wtypes.registry)
+    defaults = tuple(None for name in names if name in optional)
+    return definition, spec._replace(args=['self', *names], defaults=defaults, varkw=None)
+
+
+def _body(schema: types.Schema) -> typing.Any:
+    if call().content_type not in ('', 'application/json'):
+        raise exception.UnsupportedMediaType(given=call().content_type)
+    value = types.parse(call().body)
+    types.check(value, schema, call().strict)
+    return value
+
+
+def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
+    """The status and the body that tell a client of an error, in WSME's form."""
+    if isinstance(error, messaging.MessagingTimeout):
+        status, text = 503, 'No conductor answered in time. Try again.'
+    elif isinstance(error, exception.CyborgError):
+        status, text = error.code, error.message
+    elif isinstance(error, wsme_exc.ClientSideError):
+        status, text = error.code, error.faultstring
+    else:
+        status, text = 500, 'An unexpected error occurred.'
+        LOG.error('Unexpected error', exc_info=error)
+    if status == exception.StillChanging.code:
+        return status, None
+    # openstacksdk and Tempest read the inner JSON of the two (see cyborg_lite.api.app).
+    side = 'Client' if status < 500 else 'Server'
+    return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
+
+
+class Controller(rest.RestController):
+    """A resource: its collection's name in URLs, and its rows."""
+
+    kind: type[model.Base]
+    path: str
+    #: the name of the list in an answer; the path by default
+    collection = ''
+    #: how the resource is called in errors
+    what: str
+    #: relationships that are shown, to be loaded with the rows
+    options: tuple[typing.Any, ...] = ()
+
+    def _lookup_child(self, name: str) -> typing.Any:
+        # What is not exposed is no part of a URL: a profile may be called "kind".
+        child = super()._lookup_child(name)
+        return child if pecan.util.iscontroller(child) else None
+
+    def links(self, row: model.Base) -> list[dict[str, str]]:
+        return [{'rel': 'self', 'href': f'{root_url()}/v2/{self.path}/{row.uuid}'}]
+
+    def show(self, row: model.Base) -> dict[str, typing.Any]:
+        return types.show(row, call().version, self.links(row))
+
+    def get_row(self, session: orm.Session, uuid: str, *conditions: typing.Any) -> model.Base:
+        return query.get(
+            session, self.kind, uuid, *conditions, what=self.what, options=self.options
+        )
+
+    def fetch(self, uuid: str, *conditions: typing.Any) -> dict[str, typing.Any]:
+        """The row of this uuid, as it is shown."""
+        with call().database.reader() as session:
+            return self.show(self.get_row(session, uuid, *conditions))
+
+    def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """A page of the rows that meet all conditions, with the link to the next if there is one.
+
+        The list is the first key: Tempest looks no further.
+        """
+        most = call().conf.api.max_limit
+        wanted = _page(self.kind, most, **page)
+        more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
+        with call().database.reader() as session:
+            rows = query.find(session, self.kind, *conditions, page=more, options=self.options)
+            shown = [self.show(row) for row in rows[: wanted.limit]]
+        name = self.collection or self.path
+        answer: dict[str, typing.Any] = {name: shown}
+        if len(rows) > len(shown) and shown:
+            answer[f'{name}_links'] = [{'rel': 'next', 'href': _next(shown[-1]['uuid'])}]
+        return answer
+
+
+def _page(
+    kind: type[model.Base],
+    most: int,
+    limit: str | None = None,
+    marker: str | None = None,
+    sort_key: str | None = None,
+    sort_dir: str | None = None,
+) -> query.Page:
+    if limit is not None and not (limit.isascii() and limit.isdigit()):
+        raise exception.Invalid(reason=f'Invalid limit {limit!r}: expected a number, 0 or more.')
+    columns = {f.name for f in types.fields(kind, call().version) if f.column is not None}
+    sortable = sorted(columns | {'id'})
+    if sort_key is not None and sort_key not in sortable:
+        raise exception.Invalid(
+            reason=f'Invalid sort_key {sort_key!r}: expected one of {", ".join(sortable)}.'
+        )
+    if sort_dir not in (None, 'asc', 'desc'):
+        raise exception.Invalid(reason=f'Invalid sort_dir {sort_dir!r}: expected asc or desc.')
+    return query.Page(
+        limit=most if limit is None else min(int(limit[:9]), most),
+        marker=marker,
+        sort_key=sort_key or 'id',
+        sort_dir=sort_dir or 'asc',
+    )
+
+
+def split_filters(
+    filters: list[types.Filter] | None, fields: collections.abc.Container[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Upstream's dotted filters, as those of a page and those of these fields.
+
+    :raises cyborg_lite.exception.Invalid: when a field is neither.
+    """
+    page: dict[str, str] = {}
+    rest_: dict[str, str] = {}
+    for each in filters or ():
+        if each.field in ('limit', 'marker', 'sort_key', 'sort_dir'):
+            page[each.field] = each.value
+        elif each.field in fields:
+            rest_[each.field] = each.value
+        else:
+            raise exception.Invalid(reason=f'Cannot filter by {each.field!r}.')
+    return page, rest_
+
+
+def root_url() -> str:
+    """Where clients reach the root of the API, without a slash at its end."""
+    return (call().conf.api.public_endpoint or pecan.request.application_url).rstrip('/')
+
+
+def _next(marker: str) -> str:
+    arguments = [(k, v) for k, v in pecan.request.GET.items() if k != 'marker']
+    path = root_url() + pecan.request.path_info
+    return f'{path}?{urllib.parse.urlencode([*arguments, ("marker", marker)])}'
