@@ -17,6 +17,7 @@ from oslo_db import options as db_options
 from oslo_log import log
 from oslo_middleware import cors
 from oslo_policy import opts as policy_options
+from oslo_reports import opts as report_options
 
 DEFAULT_OPTS = [
     cfg.HostAddressOpt(
@@ -89,10 +90,11 @@ AGENT_OPTS = [
     ),
     cfg.IntOpt(
         'report_interval',
-        default=60,
+        default=20,
         min=1,
         mutable=True,
-        help='How often this host is scanned and reported, in seconds.',
+        help='How often this host is scanned and reported, in seconds. A host that has not '
+        'reported for two and a half times as long is down, and nothing of it is given out.',
     ),
     cfg.IntOpt(
         'driver_timeout',
@@ -154,6 +156,7 @@ def new(**defaults: typing.Any) -> cfg.ConfigOpts:
     )
     log.register_options(conf)
     policy_options.set_defaults(conf)
+    report_options.set_defaults(conf)
     for name, value in defaults.items():
         group, _, option = name.rpartition('__')
         conf.set_default(option, value, group=group or None)

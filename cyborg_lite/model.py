@@ -193,15 +193,37 @@ class Host(Base):
 
     __tablename__ = 'hosts'
 
-    name: orm.Mapped[str] = own(sa.String(255), unique=True)
+    name: orm.Mapped[str] = own(sa.String(255), unique=True, doc='The name of the host.')
     boot_id: orm.Mapped[str] = own(sa.String(36), hidden=True)
     # Boots that are over: a report that was sent before a reboot may arrive after it.
     past_boots: orm.Mapped[list[str]] = own(sa.JSON, default=list, hidden=True)
     sequence: orm.Mapped[int] = own(sa.BigInteger, default=0, hidden=True)
     # Null while the next report has to be read even if it is like the last one.
     digest: orm.Mapped[str | None] = own(sa.String(64), hidden=True)
-    seen_at: orm.Mapped[datetime.datetime] = own(sa.DateTime, default=timeutils.utcnow)
-    drivers: orm.Mapped[dict[str, Facts]] = own(sa.JSON, default=dict)
+    seen_at: orm.Mapped[datetime.datetime] = own(
+        sa.DateTime, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
+    )
+    # How often the host means to report, in seconds.
+    interval: orm.Mapped[int] = own(sa.Integer, default=20, hidden=True)
+    drivers: orm.Mapped[dict[str, Facts]] = own(
+        sa.JSON,
+        default=dict,
+        doc='The drivers by name, each with its state (``ok`` or ``degraded``), the reason, and '
+        'the number of devices that it found.',
+    )
+
+    found: orm.Mapped[list[Device]] = orm.relationship(back_populates='host', order_by='Device.id')
+
+    @shown
+    def state(self) -> str:
+        """``up``, or ``down`` when two reports in a row have not come."""
+        late = timeutils.utcnow() - self.seen_at
+        return 'down' if late.total_seconds() > 2.5 * self.interval else 'up'
+
+    @shown
+    def devices(self) -> list[str]:
+        """The UUIDs of the devices of the host."""
+        return [device.uuid for device in self.found]
 
 
 class Device(Base):
@@ -241,6 +263,7 @@ class Device(Base):
     # How many reports in a row have lacked the device.
     absences: orm.Mapped[int] = own(sa.Integer, default=0, hidden=True)
 
+    host: orm.Mapped[Host] = orm.relationship(back_populates='found')
     deployables: orm.Mapped[list[Deployable]] = _parts('Deployable', parent='device')
 
     @shown
@@ -259,7 +282,9 @@ class Device(Base):
         """Why no accelerator of this device may be given out, if there is a reason."""
         if self.status != 'enabled':
             return f'is {self.status}'
-        return 'is missing from its host' if self.absences else None
+        if self.absences:
+            return 'is missing from its host'
+        return 'is in a host that is down' if self.host.state == 'down' else None
 
 
 class Deployable(Base):

@@ -61,6 +61,8 @@ _TABLE = (
     ('deployable:get_all', MANAGER, 'GET /v2/deployables', 'List deployables.'),
     ('deployable:get_one', MANAGER, 'GET /v2/deployables/{id}', 'Show a deployable.'),
     ('deployable:program', ADMIN, 'PATCH /v2/deployables/{id}/program', 'Program a deployable.'),
+    ('host:get_all', MANAGER, 'GET /v2/hosts', 'List hosts.'),
+    ('host:get_one', MANAGER, 'GET /v2/hosts/{id}', 'Show a host.'),
     ('attribute:get_all', MANAGER, 'GET /v2/attributes', 'List attributes.'),
     ('attribute:get_one', MANAGER, 'GET /v2/attributes/{id}', 'Show an attribute.'),
     ('attribute:create', ADMIN, 'POST /v2/attributes', 'Add an attribute to a deployable.'),

@@ -53,6 +53,7 @@ class Manager:
                 host=self.host.name,
                 boot_id=self._boot_id,
                 sequence=_sequence(),
+                interval=self._conf.agent.report_interval,
                 digest=hashlib.sha256(text).hexdigest(),
                 **content,
             )

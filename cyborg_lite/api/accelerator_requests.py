@@ -83,7 +83,7 @@ class AcceleratorRequests(rest.Controller):
         rest.call().context.can('cyborg:arq:get_one')
         return self.fetch(uuid, *self._visible())
 
-    @rest.expose(status=201, body=CREATE)
+    @rest.expose(status=201, body=CREATE, wrap='arqs')
     def post(self, body):
         rest.call().context.can('cyborg:arq:create')
         uuids = rest.call().conductor.create_arqs(
@@ -91,7 +91,7 @@ class AcceleratorRequests(rest.Controller):
         )
         with rest.call().database.reader() as session:
             arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
-            return {'arqs': [self.show(arq) for arq in arqs]}
+            return [self.show(arq) for arq in arqs]
 
     @rest.expose(status=202, body=UPDATE)
     def patch(self, body):

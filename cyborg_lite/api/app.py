@@ -32,7 +32,7 @@ from cyborg_lite.db import engine
 Wsgi = collections.abc.Callable[..., typing.Any]
 
 #: Discovery comes before a client knows whom to ask for a token.
-PUBLIC = ('', '/', '/v2', '/v2/')
+PUBLIC = ('', '/', '/v2', '/v2/', '/v2/openapi.json')
 
 #: Who everyone is where nobody can be asked: the administrator of one project.
 ALONE = {

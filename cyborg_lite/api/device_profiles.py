@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import typing
 
 from wsme import types as wtypes
 
@@ -12,7 +11,6 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
-from cyborg_lite.db import query
 
 CREATE: types.Schema = {
     'type': 'array',
@@ -56,13 +54,10 @@ class DeviceProfiles(rest.Controller):
         conditions = [] if name is None else [model.DeviceProfile.name.in_(name)]
         return self.list(*conditions, page=page)
 
-    @rest.expose(wtypes.text)
+    # Wrapped, as no other resource is: openstacksdk takes it out again.
+    @rest.expose(wtypes.text, wrap='device_profile')
     def get_one(self, id):
         rest.call().context.can('cyborg:device_profile:get_one')
-        # Wrapped, as no other resource is: openstacksdk takes it out again.
-        return {'device_profile': self._fetch(id)}
-
-    def _fetch(self, id: str) -> dict[str, typing.Any]:
         try:
             return self.fetch(types.uuid.validate(id))
         except ValueError:
@@ -70,11 +65,7 @@ class DeviceProfiles(rest.Controller):
                 raise exception.NotAcceptable(
                     reason='Request not acceptable. The minimal required API version should be 2.2'
                 ) from None
-        with rest.call().database.reader() as session:
-            rows = query.find(session, self.kind, self.kind.name == id)
-            if not rows:
-                raise exception.NotFound(what=self.what, id=id)
-            return self.show(rows[0])
+        return self.fetch(id, by='name')
 
     @rest.expose(status=201, body=CREATE)
     def post(self, body):

@@ -16,7 +16,6 @@ from oslo_log import log
 import oslo_messaging as messaging
 import pecan
 from pecan import rest
-from sqlalchemy import orm
 import webob.exc
 from wsme import api as wsme_api
 from wsme import exc as wsme_exc
@@ -66,22 +65,37 @@ def call() -> Call:
 PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
 
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """How a method answers requests: declared once, served, and shown in the OpenAPI document."""
+
+    #: the arguments in the URL: name, type, whether it must be given
+    arguments: tuple[wsme_api.FunctionArgument, ...]
+    #: the status of an answer; it has no content if the method returns None
+    status: int
+    #: the JSON schema of the body, which is the argument ``body``
+    body: types.Schema | None
+    #: whether it is a list: the argument ``page`` has what PAGE names
+    paged: bool
+    #: the key under which the answer shows what the method returns
+    wrap: str | None
+
+
 def expose(
-    *arguments: typing.Any,
+    *kinds: typing.Any,
     status: int = 200,
     body: types.Schema | None = None,
     paged: bool = False,
+    wrap: str | None = None,
 ) -> collections.abc.Callable[[typing.Any], typing.Any]:
-    """Make a method answer requests.
+    """Make a method answer requests as an Operation says.
 
-    :param arguments: the wsme types of the method's arguments, which come from the URL.
-    :param status: the status of an answer; it has no content if the method returns None.
-    :param body: the JSON schema of the argument ``body``, which comes from the body.
-    :param paged: whether it is a list: its argument ``page`` has what PAGE names.
+    :param kinds: the wsme types of the method's arguments in the URL.
     """
 
     def decorate(method: collections.abc.Callable[..., typing.Any]) -> typing.Any:
-        definition, spec = _define(method, arguments, paged)
+        definition, spec = _define(method, kinds, paged)
+        operation = Operation(tuple(definition.arguments), status, body, paged, wrap)
 
         @functools.wraps(method)
         def answer(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> bytes:
@@ -94,6 +108,7 @@ def expose(
                 if paged:
                     kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
                 pecan.response.status, result = status, method(self, *args, **kwargs)
+                result = {wrap: result} if wrap else result
             except webob.exc.HTTPException:
                 raise
             except Exception as error:
@@ -103,6 +118,7 @@ def expose(
         exposed = pecan.expose(content_type='application/json')(answer)
         # pecan routes by the signature of what was written, not of what wraps it.
         pecan.util._cfg(exposed)['argspec'] = spec
+        exposed.operation = operation
         return exposed
 
     return decorate
@@ -167,6 +183,8 @@ class Controller(rest.RestController):
 
     kind: type[model.Base]
     path: str
+    #: the column by which one row is asked for
+    id = 'uuid'
     #: the name of the list in an answer; the path by default
     collection = ''
     #: how the resource is called in errors
@@ -180,20 +198,16 @@ class Controller(rest.RestController):
         return child if pecan.util.iscontroller(child) else None
 
     def links(self, row: model.Base) -> list[dict[str, str]]:
-        return [{'rel': 'self', 'href': f'{root_url()}/v2/{self.path}/{row.uuid}'}]
+        return [{'rel': 'self', 'href': f'{root_url()}/v2/{self.path}/{getattr(row, self.id)}'}]
 
     def show(self, row: model.Base) -> dict[str, typing.Any]:
         return types.show(row, call().version, self.links(row))
 
-    def get_row(self, session: orm.Session, uuid: str, *conditions: typing.Any) -> model.Base:
-        return query.get(
-            session, self.kind, uuid, *conditions, what=self.what, options=self.options
-        )
-
-    def fetch(self, uuid: str, *conditions: typing.Any) -> dict[str, typing.Any]:
-        """The row of this uuid, as it is shown."""
+    def fetch(self, id: str, *conditions: typing.Any, by: str = '') -> dict[str, typing.Any]:
+        """The row of this id, as it is shown."""
         with call().database.reader() as session:
-            return self.show(self.get_row(session, uuid, *conditions))
+            shown = functools.partial(query.get, what=self.what, options=self.options)
+            return self.show(shown(session, self.kind, id, *conditions, by=by or self.id))
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """A page of the rows that meet all conditions, with the link to the next if there is one.

@@ -13,6 +13,8 @@ from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
 from cyborg_lite.api import devices
+from cyborg_lite.api import hosts
+from cyborg_lite.api import openapi
 from cyborg_lite.api import rest
 from cyborg_lite.api import version
 
@@ -33,8 +35,11 @@ class V2(pecan_rest.RestController):
     devices = devices.Devices()
     deployables = deployables.Deployables()
     attributes = attributes.Attributes()
+    hosts = hosts.Hosts()
     device_profiles = device_profiles.DeviceProfiles()
     accelerator_requests = accelerator_requests.AcceleratorRequests()
+
+    openapi = openapi.Document()
 
     @rest.expose()
     def get_all(self):

@@ -174,7 +174,8 @@ def _providers(
         sa.select(model.Deployable)
         .where(model.Deployable.rp_uuid.in_(rp_uuids))
         .options(
-            orm.joinedload(model.Deployable.device), orm.joinedload(model.Deployable.attributes)
+            orm.joinedload(model.Deployable.device).joinedload(model.Device.host),
+            orm.joinedload(model.Deployable.attributes),
         )
     )
     return {row.rp_uuid: row for row in session.scalars(query).unique()}

@@ -30,6 +30,8 @@ class Report(typing.TypedDict):
     #: which boot of the host this is, and the order of reports within it
     boot_id: str
     sequence: int
+    #: after how many seconds the next one is due
+    interval: int
     #: equal if and only if devices and drivers are equal
     digest: str
     devices: list[model.Facts]
@@ -63,7 +65,9 @@ def _heartbeat(session: orm.Session, report: Report) -> bool:
             model.Host.digest == report['digest'],
             model.Host.sequence < report['sequence'],
         )
-        .values(seen_at=timeutils.utcnow(), sequence=report['sequence'])
+        .values(
+            seen_at=timeutils.utcnow(), sequence=report['sequence'], interval=report['interval']
+        )
     )
     return _moved(session, alive) == 1
 
@@ -90,7 +94,7 @@ def _claim(session: orm.Session, report: Report) -> model.Host | None:
         host.past_boots = [host.boot_id, *host.past_boots][:PAST_BOOTS]
         host.boot_id = report['boot_id']
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
-    host.drivers = report['drivers']
+    host.drivers, host.interval = report['drivers'], report['interval']
     # Devices link to the host by name: it has to be there first.
     session.flush()
     return host

@@ -30,20 +30,22 @@ class Page:
 def get(
     session: orm.Session,
     kind: type[Row],
-    uuid: str,
+    id: str,
     *conditions: sa.ColumnElement[bool],
     what: str,
+    by: str = 'uuid',
     options: collections.abc.Sequence[typing.Any] = (),
 ) -> Row:
-    """The row with this uuid.
+    """The row with this id.
 
     :param what: the name of the resource, as the error is to call it.
+    :param by: the column that the id is of.
     :raises cyborg_lite.exception.NotFound: when there is none that meets the conditions.
     """
-    query = sa.select(kind).where(kind.uuid == uuid, *conditions).options(*options)
+    query = sa.select(kind).where(getattr(kind, by) == id, *conditions).options(*options)
     row = session.scalars(query).unique().one_or_none()
     if row is None:
-        raise exception.NotFound(what=what, id=uuid)
+        raise exception.NotFound(what=what, id=id)
     return row
 
 

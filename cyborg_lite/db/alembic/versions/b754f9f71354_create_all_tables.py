@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Create all tables"""
 
+import typing
+
 from alembic import op
 import sqlalchemy as sa
 
@@ -23,6 +25,7 @@ def upgrade() -> None:
         sa.Column('sequence', sa.BigInteger(), nullable=False),
         sa.Column('digest', sa.String(64)),
         sa.Column('seen_at', sa.DateTime(), nullable=False),
+        sa.Column('interval', sa.Integer(), nullable=False),
         sa.Column('drivers', sa.JSON(), nullable=False),
     )
     _create(
@@ -88,7 +91,11 @@ def _create(table: str, *columns: sa.schema.SchemaItem) -> None:
 
 
 def _link(
-    name: str, target: str, type_: type = sa.Integer, nullable: bool = False, unique: bool = False
-) -> sa.Column:
+    name: str,
+    target: str,
+    type_: typing.Any = sa.Integer,
+    nullable: bool = False,
+    unique: bool = False,
+) -> sa.Column[int]:
     key = sa.ForeignKey(target)
     return sa.Column(name, type_, key, nullable=nullable, index=True, unique=unique or None)

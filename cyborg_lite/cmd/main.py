@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite``: the whole service in one process, and a recorder of hosts."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from oslo_config import cfg
+
+from cyborg_lite import conf as options
+from cyborg_lite import driver
+from cyborg_lite.agent import drivers
+from cyborg_lite.cmd import up
+from cyborg_lite.driver import description
+from cyborg_lite.driver import recording
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (description.HostError, cfg.Error, up.Refused, OSError) as error:
+        print(f'cyborg-lite: {error}', file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    up.add_parser(commands)
+    record = commands.add_parser(
+        'record',
+        help='pack what drivers see of this machine, for a bug report',
+        description='Writes a tarball of what drivers read of this machine: the attributes of its '
+        "PCI functions, the names of its device nodes, what vendors' tools print. "
+        '"cyborg-lite up --host FILE" shows what was recorded.',
+    )
+    record.add_argument(
+        'file', nargs='?', type=pathlib.Path, help='the tarball to write (HOSTNAME.tar.gz)'
+    )
+    record.add_argument('--config-file', action='append', help='a configuration file')
+    record.set_defaults(run=_record)
+    return parser
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    conf = options.load(files=arguments.config_file)
+    host = driver.Host.local(conf.host)
+    file = arguments.file or pathlib.Path(f'{conf.host}.tar.gz')
+    print(f'Looking at {conf.host}...', file=sys.stderr)
+    # What drivers ask tools for is recorded as they ask.
+    findings = drivers.Drivers(conf, host).discover()
+    recording.record(host, file)
+    for name, state in findings.drivers.items():
+        print(f'{name}: {state.devices} device(s) {state.reason}'.rstrip())
+    print(f'Wrote {file}. Look at it with: cyborg-lite up --host {file}')

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite-status``: check before an upgrade that nothing stands in its way."""
+
+from __future__ import annotations
+
+import sys
+
+from oslo_config import cfg
+from oslo_db import exception as db_exception
+from oslo_upgradecheck import common_checks
+from oslo_upgradecheck import upgradecheck
+
+from cyborg_lite import conf as options
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
+
+
+class Checks(upgradecheck.UpgradeCommands):
+    """``upgrade check``: 0 if all is well, 1 for warnings, 2 for what has to be mended first."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        super().__init__()
+        self.conf = conf
+
+    def _check_database(self) -> upgradecheck.Result:
+        try:
+            version, head = migration.version(engine.Database(self.conf).engine), migration.head()
+        except db_exception.DBError as error:
+            return upgradecheck.Result(
+                upgradecheck.Code.FAILURE, f'The database cannot be read: {error}'
+            )
+        if version != head:
+            return upgradecheck.Result(
+                upgradecheck.Code.WARNING,
+                f'The database is at {version or "no revision"}, this release needs '
+                f'{head}: run cyborg-lite-dbsync upgrade.',
+            )
+        return upgradecheck.Result(upgradecheck.Code.SUCCESS)
+
+    def _check_policy_json(self) -> upgradecheck.Result:
+        return common_checks.check_policy_json(self, self.conf)
+
+    _upgrade_checks = (
+        ('Database schema', _check_database),
+        ('Policy file JSON to YAML migration', (_check_policy_json, {})),
+    )
+
+
+def main() -> int:
+    conf = options.new()
+    return upgradecheck.main(conf, 'cyborg_lite', Checks(conf), argv=sys.argv[1:])

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite up``: API, conductor and agents in one process."""
+
+from __future__ import annotations
+
+import argparse
+import collections.abc
+import ipaddress
+import json
+import os
+import pathlib
+import signal
+import sys
+import textwrap
+import typing
+import uuid
+
+from oslo_config import cfg
+import prettytable
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import conf as options
+from cyborg_lite import driver
+from cyborg_lite import model
+from cyborg_lite import service
+from cyborg_lite.db import query
+from cyborg_lite.driver import host as hosts
+
+COLUMNS = (
+    'Host', 'Device', 'Type', 'Vendor', 'Model', 'Address', 'NUMA node', 'Driver', 'Free/total',
+)  # fmt: skip
+
+
+class Refused(Exception):
+    """What was asked for is not done: the message says why, and what to do instead."""
+
+
+def add_parser(commands: typing.Any) -> None:
+    state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
+    parser = commands.add_parser(
+        'up',
+        help='run the service: API, conductor and agents in one process',
+        description='Finds the accelerators of this machine, or of hosts that were described or '
+        'recorded, and gives them out over a REST API until it is interrupted.',
+    )
+    parser.add_argument(
+        '--host',
+        action='append',
+        default=[],
+        help=f'a host in place of this machine: one of {", ".join(sorted(hosts.shipped()))}, a '
+        'host description (.yaml), or a directory or tarball that holds a recorded sys/; can be '
+        'given many times',
+    )
+    parser.add_argument('--port', type=int, default=6666, help='the port to listen on (6666)')
+    parser.add_argument(
+        '--bind',
+        default='127.0.0.1',
+        metavar='ADDRESS',
+        help='the address to listen on (127.0.0.1); any other than a loopback address needs '
+        'http_basic or keystone as [api] auth_strategy',
+    )
+    parser.add_argument(
+        '--state-dir',
+        type=pathlib.Path,
+        default=pathlib.Path(state) / 'cyborg-lite',
+        help='where the database and the log are kept (%(default)s)',
+    )
+    parser.add_argument('--config-file', action='append', default=[], help='a configuration file')
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    conf = _configure(arguments)
+    _refuse_open_noauth(conf, arguments.bind)
+    found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
+    _refuse_twins(found)
+    embedded = service.Embedded(conf, found or [driver.Host.local(conf.host)])
+    # Before anything starts: a port that is taken ends it here.
+    server = service.listen(embedded.application, arguments.bind, arguments.port)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _start(embedded)
+        _introduce(embedded, f'http://{_in_url(arguments.bind)}:{server.bind_addr[1]}')
+        server.serve()
+    except KeyboardInterrupt:
+        print('\nStopping.', file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        server.stop()
+        embedded.stop()
+
+
+def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
+    arguments.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    conf = options.load(
+        files=arguments.config_file,
+        api__auth_strategy='noauth',
+        database__connection=service.database_url(arguments.state_dir.absolute()),
+        log_file=str(arguments.state_dir / 'cyborg-lite.log'),
+    )
+    service.prepare(conf)
+    return conf
+
+
+def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
+    """Without authentication everyone who reaches the address is administrator."""
+    if conf.api.auth_strategy != 'noauth':
+        return
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        loopback = address == 'localhost'
+    if not loopback:
+        raise Refused(
+            f'refusing to listen on {address} without authentication: everyone who reaches it '
+            'would be administrator. Listen on 127.0.0.1, or set auth_strategy = http_basic in '
+            'the [api] section of a --config-file.'
+        )
+
+
+def _refuse_twins(found: list[driver.Host]) -> None:
+    names = [host.name for host in found]
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise Refused(f'two hosts have the name {", ".join(twins)}: each needs its own')
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _in_url(address: str) -> str:
+    return f'[{address}]' if ':' in address else address
+
+
+def _start(embedded: service.Embedded) -> None:
+    """Start, and wait for the first report of each host."""
+    names = ', '.join(agent.host.name for agent in embedded.agents)
+    print(f'Looking for accelerators on {names}...', file=sys.stderr)
+    embedded.start()
+    for agent in embedded.agents:
+        agent.reported.wait()
+
+
+def _introduce(embedded: service.Embedded, url: str) -> None:
+    with embedded.database.reader() as session:
+        rows = list(_rows(session))
+        example = _example(session)
+        drivers = {host.name: host.drivers for host in query.find(session, model.Host)}
+    if rows:
+        table = prettytable.PrettyTable(COLUMNS, align='l')
+        table.add_rows(rows)
+        print(table)
+    else:
+        print('No accelerator was found.')
+    _explain(embedded, drivers, bool(rows))
+    print(f'\nThe API answers at {url}/ (Ctrl-C ends it).')
+    if example:
+        print(_requests(f'{url}/v2', *example))
+    sys.stdout.flush()
+
+
+def _rows(session: orm.Session) -> collections.abc.Iterator[list[typing.Any]]:
+    held = dict(
+        session.execute(
+            sa.select(model.AttachHandle.deployable_id, sa.func.count())
+            .join(model.ARQ)
+            .group_by(model.AttachHandle.deployable_id)
+        )
+        .tuples()
+        .all()
+    )
+    loaded = orm.selectinload(model.Device.deployables)
+    for device in query.find(session, model.Device, options=[loaded]):
+        for part in device.deployables:
+            total = part.num_accelerators
+            free = total - held.get(part.id, 0)
+            numa_node = '' if device.numa_node is None else device.numa_node
+            yield [
+                *(device.hostname, device.uuid, device.type, device.vendor, device.model),
+                *(device.address, numa_node, part.driver_name, f'{free}/{total}'),
+            ]
+
+
+def _explain(
+    embedded: service.Embedded, drivers: dict[str, dict[str, model.Facts]], found: bool
+) -> None:
+    """Say which drivers could not look and, where nothing was found, which ones did."""
+    for agent in embedded.agents:
+        for name, state in drivers.get(agent.host.name, {}).items():
+            if state['state'] != 'ok':
+                print(f'{agent.host.name}: {name} is degraded: {state["reason"]}')
+            elif not found:
+                print(f'{agent.host.name}: {name} looked in {agent.host.root} and found nothing')
+    if not found:
+        known = ' '.join(f'--host {name}' for name in sorted(hosts.shipped()))
+        print(f'Try hosts that come with cyborg_lite:\n  cyborg-lite up {known}')
+
+
+def _example(session: orm.Session) -> tuple[str, str, str] | None:
+    """A class, a provider that has one free, and its host."""
+    free = (
+        sa.select(model.Deployable)
+        .join(model.Deployable.attach_handles)
+        .join(model.Deployable.device)
+        .outerjoin(model.ARQ)
+        .where(model.ARQ.id.is_(None), model.Device.status == 'enabled')
+        .limit(1)
+    )
+    part = session.scalars(free).first()
+    return (str(part.resource_class), part.rp_uuid, part.device.hostname) if part else None
+
+
+def _requests(url: str, resource_class: str, provider: str, hostname: str) -> str:
+    """The three requests that get an accelerator, to be pasted into a shell."""
+    name = 'one-' + resource_class.removeprefix('CUSTOM_').lower()
+    profile = json.dumps([{'name': name, 'groups': [{f'resources:{resource_class}': '1'}]}])
+    wish = json.dumps({'device_profile_name': name})
+    values = {
+        'hostname': hostname,
+        'device_rp_uuid': provider,
+        'instance_uuid': str(uuid.uuid4()),
+    }
+    patch = [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
+    bind = f'{{"\'$ARQ\'": {json.dumps(patch)}}}'
+    post = "-H 'Content-Type: application/json'"
+    first_uuid = 'import json, sys; print(json.load(sys.stdin)["arqs"][0]["uuid"])'
+    return textwrap.dedent(
+        f"""
+        Ask for one:
+          curl -s {url}/device_profiles {post} -d '{profile}'
+          ARQ=$(curl -s {url}/accelerator_requests {post} -d '{wish}' \\
+            | python3 -c '{first_uuid}')
+          curl -s -X PATCH {url}/accelerator_requests {post} -d '{bind}'
+        and see what you got:
+          curl -s {url}/accelerator_requests/$ARQ"""
+    )

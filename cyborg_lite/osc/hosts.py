@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack accelerator host list | show"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+
+from osc_lib.cli import format_columns
+from osc_lib.command import command
+
+from cyborg_lite import osc
+
+
+class ListHosts(osc.Command, command.Lister):
+    """List the hosts whose agents report accelerators."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        columns = ('name', 'state', 'last seen', 'devices', 'degraded drivers')
+        rows = (
+            (
+                host['name'],
+                host['state'],
+                host['seen_at'],
+                len(host['devices']),
+                format_columns.ListColumn(_degraded(host)),
+            )
+            for host in self.ask_all('hosts')
+        )
+        return columns, rows
+
+
+class ShowHost(osc.Command, command.ShowOne):
+    """Show a host: when it was last seen, its drivers and its devices."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('host', metavar='<host>', help='Name of the host')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        host = self.ask(f'/hosts/{osc.quoted(parsed_args.host)}')
+        drivers = {
+            name: ': '.join(filter(None, (driver['state'], driver['reason'])))
+            for name, driver in host['drivers'].items()
+        }
+        shown = {
+            'name': host['name'],
+            'state': host['state'],
+            'last seen': host['seen_at'],
+            'drivers': format_columns.DictColumn(drivers),
+            'devices': format_columns.ListColumn(host['devices']),
+        }
+        return zip(*shown.items(), strict=True)  # type: ignore[return-value]
+
+
+def _degraded(host: dict[str, typing.Any]) -> list[str]:
+    return [name for name, driver in host['drivers'].items() if driver['state'] != 'ok']

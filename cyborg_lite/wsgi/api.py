@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg_lite.wsgi.api:application``, for uWSGI, gunicorn, mod_wsgi.
+
+The configuration is read from the usual places, or from the file that the environment variable
+``CYBORG_LITE_CONFIG_FILE`` names.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
+from cyborg_lite import conf as options
+from cyborg_lite import rpc
+from cyborg_lite import service
+from cyborg_lite.api import app
+from cyborg_lite.db import engine
+
+
+def _application() -> app.Wsgi:
+    file = os.environ.get('CYBORG_LITE_CONFIG_FILE')
+    conf = options.load(files=[file] if file else None)
+    service.prepare(conf)
+    return app.application(conf, engine.Database(conf), rpc.Bus(conf))
+
+
+application = _application()
