@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver's answer has to be: one bad card, or one bad string, harms only itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+
+import os_resource_classes
+import os_traits
+
+from cyborg_lite import driver
+
+Seen = set[tuple[str, str]]
+
+#: Source: the placement API reference, resource classes and traits.
+RESOURCE_CLASS = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
+TRAIT = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
+STANDARD_TRAITS = frozenset(os_traits.get_traits())
+#: What Nova needs of a handle that is a PCI function, each in hexadecimal digits.
+PCI = {'domain', 'bus', 'device', 'function'}
+#: The most that a card may tell of itself, in bytes of JSON.
+BOARD = 16384
+#: The service puts the host's name before the name of a deployable.
+NAME = 128
+
+
+def check(devices: typing.Any, seen: Seen | None = None) -> tuple[list[driver.Device], list[str]]:
+    """The devices that can be reported, and what is to be said of the rest.
+
+    A trait that is none is dropped and its device kept; a device with anything else amiss is
+    left out.
+
+    :param devices: what ``discover`` returned, whatever it is
+    :param seen: what is taken on the host already.  Hand one set to the checks of all drivers,
+        and no accelerator is reported by two: it would be given to two tenants
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(devices, list | tuple):
+        return [], [f'expected a list of devices, not {type(devices).__name__}']
+    good, complaints = [], []
+    for number, device in enumerate(devices):
+        try:
+            taken, dropped = _device(device, seen)
+        except Exception as reason:  # a driver may put anything anywhere
+            complaints.append(f'device {number} left out: {reason}')
+        else:
+            seen |= taken
+            complaints += [f'device {number} ({device.address}): {text}' for text in dropped]
+            good.append(device)
+    return good, complaints
+
+
+def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
+    """What the device takes, and the complaints that do not keep it out."""
+    if not isinstance(device, driver.Device):
+        raise ValueError(f'expected a Device, not {type(device).__name__}')
+    for name in ('address', 'type', 'vendor', 'model'):
+        _text(name, getattr(device, name), _width(driver.Device, name))
+    node = device.numa_node
+    if node is not None and (type(node) is not int or not 0 <= node < 65536):
+        raise ValueError(f'numa_node: expected a number or None, not {node!r:.64}')
+    _board('board', device.board)
+    _board('vendor_board', device.vendor_board)
+    taken: Seen = set()
+    _take(taken, seen, 'address', device.address)
+    dropped: list[str] = []
+    for deployable in device.deployables:
+        dropped += _deployable(deployable, taken, seen)
+    return taken, dropped
+
+
+def _deployable(deployable: driver.Deployable, taken: Seen, seen: Seen) -> list[str]:
+    _text('deployable name', deployable.name, NAME)
+    _text('driver_name', deployable.driver_name, _width(driver.Deployable, 'driver_name'))
+    _take(taken, seen, 'deployable name', deployable.name)
+    for attribute in deployable.attributes:
+        _text('attribute key', attribute.key, 255)
+        # Only a trait may go alone: see _drop_traits.
+        if not attribute.key.startswith('trait'):
+            _text(f'attribute {attribute.key}', attribute.value, 255)
+    resource_class = deployable.resource_class
+    standard = resource_class in os_resource_classes.STANDARDS
+    if not standard and not RESOURCE_CLASS.fullmatch(resource_class or ''):
+        raise ValueError(f'resource class: {resource_class!r:.80} is no standard nor CUSTOM_ one')
+    for handle in deployable.attach_handles:
+        _take(taken, seen, 'attach handle', _handle(handle))
+    return _drop_traits(deployable)
+
+
+def _drop_traits(deployable: driver.Deployable) -> list[str]:
+    bad = [
+        attribute
+        for attribute in deployable.attributes
+        if attribute.key.startswith('trait') and not is_trait(attribute.value)
+    ]
+    for attribute in bad:
+        deployable.attributes.remove(attribute)
+    return [f'dropped {attribute.value!r:.80}, which is no trait' for attribute in bad]
+
+
+def is_trait(value: typing.Any) -> bool:
+    """Whether placement takes the value for a trait."""
+    return isinstance(value, str) and (value in STANDARD_TRAITS or bool(TRAIT.fullmatch(value)))
+
+
+def _handle(handle: driver.AttachHandle) -> str:
+    """What tells the handle from others."""
+    kind, info = handle.attach_type, handle.attach_info
+    _text('attach_type', kind, _width(driver.AttachHandle, 'attach_type'))
+    if not isinstance(info, dict) or not info:
+        raise ValueError(f'attach_info: expected a mapping of texts, not {info!r:.80}')
+    for key, value in info.items():
+        _text('attach_info key', key, 64)
+        _text(f'attach_info {key}', value, 255)
+    if kind.endswith('PCI'):
+        _pci(info)
+    return json.dumps(info, sort_keys=True)
+
+
+def _pci(info: dict[str, str]) -> None:
+    if missing := PCI - info.keys():
+        raise ValueError(f'attach_info: {", ".join(sorted(missing))} is missing')
+    for key in PCI:
+        if not re.fullmatch('[0-9a-f]{1,8}', info[key]):
+            raise ValueError(f'attach_info {key}: {info[key]!r:.64} is not hexadecimal')
+
+
+def _take(taken: Seen, seen: Seen, kind: str, name: str) -> None:
+    if (kind, name) in taken or (kind, name) in seen:
+        raise ValueError(f'{kind} {name!r:.160} is there twice')
+    taken.add((kind, name))
+
+
+def _board(name: str, value: typing.Any) -> None:
+    try:
+        size = len(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f'{name}: not JSON: {error}') from error
+    if not isinstance(value, dict | None) or size > BOARD:
+        raise ValueError(f'{name}: expected a mapping, at most {BOARD} bytes of JSON')
+
+
+def _text(name: str, value: typing.Any, width: int) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'{name}: expected a text, not {value!r:.64}')
+    if len(value) > width or not value.isprintable():
+        raise ValueError(f'{name}: expected up to {width} printable characters: {value!r:.64}')
+
+
+def _width(row: type[driver.Device | driver.Deployable | driver.AttachHandle], name: str) -> int:
+    """How many characters the row's column holds."""
+    return typing.cast('int', row.__table__.columns[name].type.length)  # type: ignore[attr-defined]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts written down: a short YAML text becomes a tree such as sysfs shows.
+
+::
+
+    name: example                   # of the host; by default that of the file
+    functions:                      # each entry: functions that are alike
+    - id: 8086:37c8                 # vendor and device
+      class: 0b4000
+      revision: 04                  # optional, as are all below but "at"
+      subsystem: 8086:35cf
+      driver: c6xx                  # the kernel driver that is bound
+      at:                           # addresses by NUMA node; node -1 is none
+        0: [0000:3d:00.0, 0000:3f:00.0]
+      virtual: {id: 8086:37c9, total: 16, enabled: 16, offset: 8, stride: 1}
+      files: {board_name: u250}     # further attributes of sysfs
+    dev: [davinci0, davinci1]       # names in /dev
+    tools:                          # what vendor tools print: tool, arguments, text
+      npu-smi: {info: '...', info -m: '...'}
+
+Every scalar is text as it stands: to YAML 1.1 the address 0000:01:00.0 would be a number.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import pathlib
+import re
+import typing
+
+import yaml
+
+from cyborg_lite.driver import sysfs
+
+Data = dict[str, typing.Any]
+
+#: The most that is read of a description, in characters.
+LIMIT = 1 << 20
+
+
+class Text(typing.NamedTuple):
+    """A text: its pattern, and how that reads in words."""
+
+    pattern: str
+    words: str
+
+
+class Each(typing.NamedTuple):
+    """A mapping of any keys of one form to values of one form."""
+
+    key: Text
+    value: typing.Any
+
+
+ID = Text(r'[0-9a-f]{4}:[0-9a-f]{4}', 'vendor and device id, four hexadecimal digits each')
+COUNT = Text(r'[0-9]{1,3}', 'a number below 1000')
+WORD = Text(r'\w[\w.+-]{0,63}', 'a name')
+PATH = Text(r'\w[\w.+-]*(/\w[\w.+-]*)*', 'a path without .. in it')
+TEXT = Text(r'(?s).*', 'a text')
+
+#: The form of each place: a dict is a mapping of these keys, of which those with ! are needed.
+FUNCTION = {
+    'id!': ID,
+    'class!': Text(r'[0-9a-f]{6}', 'six hexadecimal digits'),
+    'at!': Each(
+        Text(r'-1|[0-9]{1,4}', 'a NUMA node, or -1'),
+        [Text(sysfs.BDF.pattern, 'a PCI address, DDDD:BB:DD.F')],
+    ),
+    'revision': Text(r'[0-9a-f]{2}', 'two hexadecimal digits'),
+    'subsystem': ID,
+    'driver': WORD,
+    'files': Each(PATH, TEXT),
+    'virtual': {'id!': ID, 'total!': COUNT, 'enabled': COUNT, 'offset': COUNT, 'stride': COUNT},
+}
+DESCRIPTION = {
+    'name': Text(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,62}', 'a host name'),
+    'functions': [FUNCTION],
+    'dev': [PATH],
+    'tools': Each(WORD, Each(Text(r'[^/\x00-\x1f]{1,200}', 'arguments without a slash'), TEXT)),
+}
+
+
+class HostError(ValueError):
+    """A host cannot be laid out: the message says what was expected, and where."""
+
+
+def load(path: pathlib.Path) -> Data:
+    """The description that the file holds, checked.
+
+    :raises HostError: naming the file and the place in it, when it cannot be read or is none.
+    """
+    try:
+        with path.open(encoding='utf-8') as file:
+            return parse(file.read(LIMIT))
+    except (OSError, ValueError) as error:
+        raise HostError(f'{path}: {error}') from error
+
+
+def parse(text: str) -> Data:
+    """The description that the text holds, checked.
+
+    :raises HostError: naming the place, when it is none.
+    """
+    try:
+        # The base loader makes texts, lists and mappings, and nothing else.
+        data = yaml.load(text, yaml.BaseLoader)  # noqa: S506
+    except (yaml.YAMLError, RecursionError) as error:
+        raise HostError(f'not YAML: {error}') from error
+    _check(data, DESCRIPTION, '')
+    return typing.cast('Data', data)
+
+
+def _check(value: typing.Any, form: typing.Any, place: str) -> None:
+    if isinstance(form, Text):
+        sound = isinstance(value, str) and re.fullmatch(form.pattern, value)
+        _expect(sound, place, f'{form.words}, not {str(value)[:64]!r}')
+    elif isinstance(form, list):
+        _expect(isinstance(value, list), place, 'a list')
+        for number, item in enumerate(value):
+            _check(item, form[0], f'{place}[{number}]')
+    else:
+        _expect(isinstance(value, dict), place, 'a mapping')
+        _check_mapping(value, form, place)
+
+
+def _check_mapping(value: Data, form: typing.Any, place: str) -> None:
+    forms = {} if isinstance(form, Each) else {key.rstrip('!'): form[key] for key in form}
+    for key in forms.keys() - value.keys():
+        _expect(f'{key}!' not in form, f'{place}.{key}', 'a value')
+    for key, item in value.items():
+        inner = f'{place}.{str(key)[:64]}'
+        if isinstance(form, Each):
+            _check(key, form.key, inner)
+        else:
+            _expect(key in forms, inner, f'one of {", ".join(forms)}')
+        _check(item, forms.get(key, getattr(form, 'value', None)), inner)
+
+
+def _expect(sound: object, place: str, words: str) -> None:
+    if not sound:
+        raise HostError(f'{place.lstrip(".") or "the description"}: expected {words}')
+
+
+def output(tool: str, args: collections.abc.Iterable[str]) -> pathlib.PurePath:
+    """Where a recorded host keeps what a tool printed."""
+    return pathlib.PurePath('tools', tool, f'{"_".join(args) or "default"}.txt')
+
+
+def write(data: Data, root: pathlib.Path) -> None:
+    """Lay the described host out below an empty directory.
+
+    :raises HostError: when two functions have one address.
+    """
+    (root / sysfs.DEVICES).mkdir(parents=True)
+    for function in data.get('functions', []):
+        for node, addresses in function['at'].items():
+            for bdf in addresses:
+                _write_card(root, bdf, node, function)
+    for name in data.get('dev', []):
+        _write(root / 'dev' / name, '')
+    for tool, outputs in data.get('tools', {}).items():
+        for command, text in outputs.items():
+            _write(root / output(tool, command.split()), text)
+
+
+def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data) -> None:
+    """One physical function, and the virtual ones that are enabled on it."""
+    home = pathlib.PurePath(f'devices/pci{bdf[:-5]}')
+    card = _write_function(root, home / bdf, node, data)
+    virtual = data.get('virtual')
+    if not virtual:
+        return
+    enabled = virtual.get('enabled', '0')
+    _write(card / 'sriov_totalvfs', virtual['total'])
+    _write(card / 'sriov_numvfs', enabled)
+    first = _routing_id(bdf) + int(virtual.get('offset', '1'))
+    for number in range(int(enabled)):
+        name = _address(bdf, first + number * int(virtual.get('stride', '1')))
+        alike = {'id': virtual['id'], 'class': data['class']}
+        # Beside the physical one, even if it is on the next bus.
+        function = _write_function(root, home / name, node, alike)
+        (function / 'physfn').symlink_to(f'../{bdf}')
+        (card / f'virtfn{number}').symlink_to(f'../{name}')
+
+
+def _routing_id(bdf: str) -> int:
+    part = sysfs.address(bdf)
+    return int(part['bus'], 16) << 8 | int(part['device'], 16) << 3 | int(part['function'])
+
+
+def _address(bdf: str, routing_id: int) -> str:
+    """The address in the domain of another; source: PCI Express, Routing ID."""
+    if routing_id > 0xFFFF:
+        raise HostError(f'{bdf}: its virtual functions run past the last bus')
+    bus, rest = divmod(routing_id, 256)
+    return f'{bdf.partition(":")[0]}:{bus:02x}:{rest >> 3:02x}.{rest & 7}'
+
+
+def _write_function(
+    root: pathlib.Path, place: pathlib.PurePath, node: str, data: Data
+) -> pathlib.Path:
+    path = root / 'sys' / place
+    listed = root / sysfs.DEVICES / place.name
+    if listed.is_symlink():
+        raise HostError(f'{place.name}: there are two functions at this address')
+    listed.symlink_to(pathlib.PurePath('../../..') / place)
+    vendor, device = data['id'].split(':')
+    files = {'vendor': f'0x{vendor}', 'device': f'0x{device}', 'class': f'0x{data["class"]}'}
+    files |= {'numa_node': node, 'revision': f'0x{data.get("revision", "00")}'}
+    if 'subsystem' in data:
+        vendor, device = data['subsystem'].split(':')
+        files |= {'subsystem_vendor': f'0x{vendor}', 'subsystem_device': f'0x{device}'}
+    for name, text in (files | data.get('files', {})).items():
+        _write(path / name, text)
+    if 'driver' in data:
+        (path / 'driver').symlink_to(f'../../../bus/pci/drivers/{data["driver"]}')
+    return path
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{text}\n' if text else '')

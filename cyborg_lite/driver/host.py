@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that drivers look at: this machine, or one that was described or recorded."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import importlib.resources
+import os
+import pathlib
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+import typing
+
+from cyborg_lite.driver import description
+from cyborg_lite.driver import recording
+from cyborg_lite.driver import sysfs
+
+#: The most that is read of a tool's output, in bytes.
+OUTPUT = 1 << 20
+#: Where vendors put their tools, though a service's PATH seldom has it.
+TOOL_DIRS = ('/usr/local/bin', '/usr/local/sbin')
+
+
+class ToolError(Exception):
+    """A vendor's tool is there and gave no answer: the message says which, and what it did."""
+
+
+class Host:
+    """A machine as its drivers see it: files below a root, and tools that print text."""
+
+    def __init__(self, name: str, root: pathlib.Path, recorded: bool = True) -> None:
+        self.name = name
+        self.tree = sysfs.Tree(root)
+        self.root = self.tree.root
+        #: True if the files are a copy, so that nothing else of this machine belongs to it
+        self.recorded = recorded
+        #: what tools printed last, by tool and arguments: :mod:`recording` packs it
+        self.outputs: dict[tuple[str, ...], str] = {}
+
+    @classmethod
+    def local(cls, name: str) -> Host:
+        """This machine."""
+        return cls(name, pathlib.Path('/'), recorded=False)
+
+    def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
+        """What the tool prints, at most 1 MiB; None where the host has no such tool.
+
+        :param timeout: in seconds
+        :raises ToolError: when it fails, prints more, or takes longer.
+        """
+        if self.recorded:
+            content = self.tree.load(self.root / description.output(tool, args), OUTPUT)
+            output = None if content is None else content.decode(errors='replace')
+        else:
+            places = (os.environ.get('PATH', os.defpath), *TOOL_DIRS)
+            path = shutil.which(tool, path=os.pathsep.join(places))
+            output = _run([path, *args], timeout) if path else None
+        if output is not None:
+            self.outputs[tool, *args] = output
+        return output
+
+
+def shipped() -> dict[str, str]:
+    """The host descriptions that come with us: name and text."""
+    files = (importlib.resources.files('cyborg_lite') / 'hosts').iterdir()
+    return {f.name[:-5]: f.read_text() for f in files if f.name.endswith('.yaml')}
+
+
+def find(spec: str, workdir: pathlib.Path) -> Host:
+    """The host that the user means.
+
+    :param spec: the name of one that we ship, the path of a description, or of a directory or
+        tarball that holds a recorded ``sys/``
+    :param workdir: where a described or packed host is laid out, anew each time
+    :raises HostError: when it is none of these, or not as it should be.
+    """
+    path = pathlib.Path(spec)
+    known = shipped()
+    if spec in known or path.suffix in ('.yaml', '.yml'):
+        described = description.parse(known[spec]) if spec in known else description.load(path)
+        name = described.get('name') or _name(path)
+        with _fresh(workdir / name) as root:
+            description.write(described, root)
+        return Host(name, workdir / name)
+    if os.path.isdir(path):
+        return Host(_name(path), recording.locate(path))
+    if os.path.isfile(path):
+        name = _name(path)
+        with _fresh(workdir / name) as root:
+            recording.unpack(path, root)
+            recording.locate(root)
+        return Host(name, recording.locate(workdir / name))
+    raise description.HostError(
+        f'no host {spec[:256]!r}: expected one that comes with us ({", ".join(sorted(known))}), '
+        'a host description (.yaml), or a directory or tarball that holds a recorded sys/'
+    )
+
+
+def _name(path: pathlib.Path) -> str:
+    """A host's name from that of its file."""
+    stem = re.sub(r'\.(ya?ml|tar(\.\w+)?|t[gbx]z2?)$', '', os.path.basename(os.path.abspath(path)))
+    name = re.sub(r'[^A-Za-z0-9_.-]+', '-', stem).strip('-._')[:63]
+    if not name:
+        raise description.HostError(f'{str(path)!r} gives the host no name')
+    return name
+
+
+@contextlib.contextmanager
+def _fresh(place: pathlib.Path) -> collections.abc.Iterator[pathlib.Path]:
+    """A new directory, which takes the place of whatever was there once it is complete."""
+    new = place.with_name(f'.{place.name}.new')
+    new.parent.mkdir(parents=True, exist_ok=True)
+    for old in (new, place):
+        if old.is_symlink() or old.is_file():
+            raise description.HostError(f'{old} is in the way: expected a directory of ours')
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        shutil.rmtree(place, ignore_errors=True)
+        new.rename(place)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _run(argv: list[str], timeout: float) -> str:
+    tool = os.path.basename(argv[0])
+    command = ' '.join([tool, *argv[1:]])
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {'LC_ALL': 'C'},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ToolError(f'{command}: cannot be started: {error}') from error
+    with process:
+        try:
+            output, errors = _output(process, time.monotonic() + timeout)
+        except BaseException as error:
+            # The group as well: a tool that hangs has often started another that does.
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, ToolError):
+                raise ToolError(f'{command}: {error}') from None
+            if isinstance(error, TimeoutError | subprocess.TimeoutExpired):
+                raise ToolError(f'{command}: no answer within {timeout:g} s') from None
+            raise
+    if process.returncode:
+        said = (errors.strip() or output.strip())[-256:]
+        raise ToolError(f'{command}: exit status {process.returncode}: {said!r}')
+    return output
+
+
+def _output(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, str]:
+    """What the process writes to its two outputs until it ends."""
+    texts = {stream: bytearray() for stream in (process.stdout, process.stderr) if stream}
+    with selectors.DefaultSelector() as selector:
+        for stream in texts:
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                stream = typing.cast('typing.IO[bytes]', key.fileobj)
+                part = os.read(key.fd, 65536)
+                texts[stream] += part
+                if not part:
+                    selector.unregister(stream)
+                if len(texts[stream]) > OUTPUT:
+                    raise ToolError(f'printed more than {OUTPUT} bytes')
+    process.wait(max(0.1, deadline - time.monotonic()))
+    output, errors = (text.decode(errors='replace') for text in texts.values())
+    return output, errors

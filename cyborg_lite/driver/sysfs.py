@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The PCI functions of a host, read from sysfs under a root that can be moved.
+
+What a host or a recorded tree says is not to be trusted: a file may be endless, binary or
+no file at all, a link may lead in a circle or out of the tree.  Whatever cannot be read as
+expected is absent here, and nothing raises.
+
+Source: Documentation/ABI/testing/sysfs-bus-pci and Documentation/PCI/sysfs-pci.rst of Linux.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import itertools
+import os
+import pathlib
+import re
+import stat
+
+#: A PCI address; domains are wider than 16 bits behind some controllers (VMD: 10000:00:02.0).
+BDF = re.compile(
+    r'(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[01][0-9a-f])\.(?P<function>[0-7])'
+)
+#: Where the kernel lists the functions.
+DEVICES = pathlib.PurePath('sys/bus/pci/devices')
+#: The most that is read of a file, in bytes: an attribute of sysfs is one page at most.
+LIMIT = 4096
+#: The most entries that are read of a directory.
+ENTRIES = 65536
+
+
+def address(bdf: str) -> dict[str, str]:
+    """The attach info of a PCI function: domain, bus, device and function, hexadecimal, no 0x.
+
+    :raises ValueError: when the text is no PCI address.
+    """
+    match = BDF.fullmatch(bdf)
+    if not match:
+        raise ValueError(f'{bdf[:64]!r} is not a PCI address (expected DDDD:BB:DD.F)')
+    return match.groupdict()
+
+
+def normal(text: str) -> str | None:
+    """A PCI address as sysfs writes it, from how tools do (``00000000:C1:00.0``); None if none."""
+    match = BDF.fullmatch(text.strip().lower())
+    return f'{int(match["domain"], 16):04x}{match[0][match.end("domain") :]}' if match else None
+
+
+def _load(path: pathlib.Path, limit: int) -> bytes | None:
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, 'rb') as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return file.read(limit) if regular else None
+    except OSError:
+        return None
+
+
+class Tree:
+    """The files below one root: the whole of what a driver may read of a host."""
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self.root = pathlib.Path(os.path.realpath(root))
+
+    def inside(self, path: pathlib.Path) -> pathlib.Path | None:
+        """Where the path leads in the end, if that exists and is below the root."""
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError, ValueError):
+            return None
+        return real if real.is_relative_to(self.root) else None
+
+    def load(self, path: pathlib.Path, limit: int) -> bytes | None:
+        """At most so many bytes of a regular file; None for whatever else is there."""
+        real = self.inside(path)
+        return _load(real, limit) if real else None
+
+    def names(self, path: pathlib.Path) -> list[str]:
+        """The names in a directory, sorted; none where there is no directory."""
+        real = self.inside(path)
+        if real is None:
+            return []
+        try:
+            with os.scandir(real) as entries:
+                return sorted(e.name for e in itertools.islice(entries, ENTRIES))
+        except OSError:
+            return []
+
+    def functions(self) -> list[Function]:
+        """All PCI functions, in order of their addresses."""
+        found = []
+        for name in self.names(self.root / DEVICES):
+            real = self.inside(self.root / DEVICES / name) if BDF.fullmatch(name) else None
+            if real:
+                found.append(Function(self, real, name))
+        return found
+
+
+class Function:
+    """One PCI function: a physical one, or a virtual one of it.
+
+    Its path is free of links already.
+    """
+
+    def __init__(self, tree: Tree, path: pathlib.Path, bdf: str) -> None:
+        self.tree = tree
+        self.path = path
+        self.bdf = bdf
+
+    def read(self, name: str) -> str | None:
+        """The text of an attribute, stripped; None where it is absent or no text."""
+        path = self.path / name
+        # An attribute is no link, so only one in a directory below has to be looked for.
+        content = self.tree.load(path, LIMIT) if '/' in name else _load(path, LIMIT)
+        text = (content or b'\xff').decode('ascii', 'replace').strip()
+        return text if text.replace('\n', '').isprintable() and '\ufffd' not in text else None
+
+    def _hex(self, name: str, digits: int) -> str:
+        text = (self.read(name) or '').lower().removeprefix('0x')
+        return text if re.fullmatch(f'[0-9a-f]{{{digits}}}', text) else ''
+
+    def _number(self, name: str) -> int | None:
+        text = self.read(name) or ''
+        return int(text) if re.fullmatch('[0-9]{1,5}', text) else None
+
+    @functools.cached_property
+    def ids(self) -> tuple[str, str]:
+        """Vendor and device id, four hexadecimal digits each, in lower case; '' if unreadable."""
+        return self._hex('vendor', 4), self._hex('device', 4)
+
+    @functools.cached_property
+    def pci_class(self) -> str:
+        """Class, subclass and programming interface, six hexadecimal digits; '' if unreadable."""
+        return self._hex('class', 6)
+
+    @property
+    def numa_node(self) -> int | None:
+        """The NUMA node; None where the kernel writes -1 or nothing."""
+        return self._number('numa_node')
+
+    @property
+    def address(self) -> dict[str, str]:
+        return address(self.bdf)
+
+    @property
+    def is_virtual(self) -> bool:
+        # A link that dangles still says so: recorded trees lack what they point to.
+        return os.path.lexists(self.path / 'physfn')
+
+    @property
+    def numvfs(self) -> int:
+        """How many virtual functions are enabled."""
+        return self._number('sriov_numvfs') or 0
+
+    @property
+    def virtual_functions(self) -> collections.abc.Iterator[Function]:
+        """The virtual functions of this one, in order of their numbers."""
+        links = [n for n in self.tree.names(self.path) if re.fullmatch('virtfn[0-9]{1,5}', n)]
+        for name in sorted(links, key=lambda name: int(name[6:])):
+            target = self.tree.inside(self.path / name)
+            if target and BDF.fullmatch(target.name):
+                function = Function(self.tree, target, target.name)
+                # A link of a broken tree may lead to another card.
+                if function.is_virtual:
+                    yield function

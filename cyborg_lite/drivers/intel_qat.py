@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intel QuickAssist: compression and cryptography."""
+
+from __future__ import annotations
+
+from cyborg_lite.driver import pci
+
+
+class IntelQat(pci.PciDriver):
+    """Source: pci.ids, and Documentation/ABI/testing/sysfs-driver-qat of Linux."""
+
+    name, type, resource_class = 'intel_qat', 'QAT', 'CUSTOM_QAT'
+    classes = ('0b40',)
+    models = {
+        ('8086', '0435'): 'DH895xCC',
+        ('8086', '19e2'): 'C3xxx',
+        ('8086', '37c8'): 'C62x',
+        ('8086', '4940'): '4xxx',
+        ('8086', '4942'): '401xx',
+        ('8086', '4944'): '402xx',
+        ('8086', '4946'): '420xx',
+        ('8086', '6f54'): 'D15xx',
+    }
