@@ -86,9 +86,12 @@ class Drivers:
         self._degrade(entry_point.name, f'it does not load: {_tell(error)}')
 
     def _degrade(self, name: str, reason: str) -> None:
-        if self._states.get(name, State()).reason != reason:
-            LOG.warning('Driver %s is degraded: %s', name, reason)
-        self._states[name] = State('degraded', reason)
+        self._set(name, State('degraded', reason))
+
+    def _set(self, name: str, state: State) -> None:
+        if state.reason and self._states.get(name, State()).reason != state.reason:
+            LOG.warning('Driver %s is %s: %s', name, state.state, state.reason)
+        self._states[name] = state
 
     def discover(self) -> Findings:
         """Ask every driver, at the same time; one that raises or is late harms no other.
@@ -100,35 +103,35 @@ class Drivers:
             if name not in self._asked:
                 self._asked[name] = _ask(name, each)
         concurrent.futures.wait(self._asked.values(), self._conf.agent.driver_timeout)
-        found: list[model.Device] = []
-        for name in self._drivers:
-            found += self._answer(name)
-        # The order of enabled_drivers decides whose a device is that two of them found.
-        devices, complaints = contract.check(found)
-        for complaint in complaints:
-            LOG.warning('Of two drivers the first has it: %s', complaint)
-        names = [name for name in self._conf.agent.enabled_drivers if name in self._states]
+        devices: list[model.Device] = []
+        seen: contract.Seen = set()
+        names = self._conf.agent.enabled_drivers
+        # Their order decides whose a device is that two of them found.
+        for name in names:
+            if name in self._drivers:
+                devices += self._answer(name, seen)
         return Findings(devices, {name: self._states[name] for name in names})
 
-    def _answer(self, name: str) -> list[model.Device]:
+    def _answer(self, name: str, seen: contract.Seen) -> list[model.Device]:
         future = self._asked[name]
         if not future.done():
             self._degrade(name, f'no answer within {self._conf.agent.driver_timeout} s')
             return []
         del self._asked[name]
         try:
-            devices, complaints = contract.check(future.result())
+            found = future.result()
         except Exception as error:
             self._degrade(name, f'discover() failed: {_tell(error)}')
             return []
+        devices, complaints = contract.check(found, seen)
         for device in devices:
             for deployable in device.deployables:
                 deployable.driver_name = name
-        if complaints:
-            self._degrade(name, '; '.join(complaints)[:1000])
-        else:
-            self._states[name] = State()
-        self._states[name].devices = len(devices)
+        # A trait that was dropped costs itself; a device that was left out may be there for all
+        # we know, and must not count as gone.
+        whole = isinstance(found, list | tuple) and len(devices) == len(found)
+        reason = '; '.join(complaints)[:1000]
+        self._set(name, State('ok' if whole else 'degraded', reason, len(devices)))
         return devices
 
 

@@ -188,7 +188,7 @@ def _number(text: str) -> int | None:
 
 def _memory(cell: str) -> int:
     """The size of the last memory that is there, in MB: HBM comes after the host's; else 0."""
-    return next((int(size) for size in USAGE.findall(cell) if int(size)), 0)
+    return next((int(size) for size in reversed(USAGE.findall(cell)) if int(size)), 0)
 
 
 def parse_mapping(text: str) -> list[Facts]:
