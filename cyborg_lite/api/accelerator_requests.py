@@ -91,7 +91,7 @@ class AcceleratorRequests(rest.Controller):
         )
         with rest.call().database.reader() as session:
             arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
-            return [self.show(arq) for arq in arqs]
+            return self.show(*arqs)
 
     @rest.expose(status=202, body=UPDATE)
     def patch(self, body):

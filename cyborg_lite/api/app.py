@@ -147,6 +147,7 @@ class Front:
             conf=self._conf,
             database=self._database,
             bus=self._bus,
+            root=(self._conf.api.public_endpoint or request.application_url).rstrip('/'),
         )
         # The body is for us to read: pecan would take its keys for arguments of the URL.
         inner = request.copy_get()

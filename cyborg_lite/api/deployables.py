@@ -41,11 +41,16 @@ class Deployables(rest.Controller):
     """The parts of devices that are given out."""
 
     kind, path, what = model.Deployable, 'deployables', 'Deployable'
-    options = (orm.selectinload(model.Deployable.attributes),)
+    # One statement, however long the page is.
+    options = (
+        orm.joinedload(model.Deployable.attributes).load_only(
+            model.Attribute.key, model.Attribute.value
+        ),
+    )
 
-    def links(self, row):
-        bookmark = f'{rest.root_url()}/deployables/{row.uuid}'
-        return [*super().links(row), {'rel': 'bookmark', 'href': bookmark}]
+    def links(self, row, root):
+        bookmark = f'{root}/deployables/{row.uuid}'
+        return [*super().links(row, root), {'rel': 'bookmark', 'href': bookmark}]
 
     @rest.expose([types.Filter], paged=True)
     def get_all(self, page, filters=None):

@@ -14,7 +14,7 @@ class Hosts(rest.Controller):
     """The machines whose agents report."""
 
     kind, path, id, what = model.Host, 'hosts', 'name', 'Host'
-    options = (orm.selectinload(model.Host.found).load_only(model.Device.uuid),)
+    options = (orm.joinedload(model.Host.found).load_only(model.Device.uuid),)
 
     @rest.expose(paged=True)
     def get_all(self, page):

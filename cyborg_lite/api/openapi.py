@@ -77,7 +77,7 @@ class Document(pecan_rest.RestController):
 
     @rest.expose()
     def get_all(self):
-        return _document() | {'servers': [{'url': rest.root_url()}]}
+        return _document() | {'servers': [{'url': rest.call().root}]}
 
 
 @functools.cache

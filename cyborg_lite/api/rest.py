@@ -46,6 +46,9 @@ class Call:
     database: engine.Database
     bus: rpc.Bus
 
+    #: where clients reach the root of the API, without a slash at its end
+    root: str
+
     @property
     def strict(self) -> bool:
         """Whether warts that old clients need are gone."""
@@ -197,17 +200,20 @@ class Controller(rest.RestController):
         child = super()._lookup_child(name)
         return child if pecan.util.iscontroller(child) else None
 
-    def links(self, row: model.Base) -> list[dict[str, str]]:
-        return [{'rel': 'self', 'href': f'{root_url()}/v2/{self.path}/{getattr(row, self.id)}'}]
+    def links(self, row: typing.Any, root: str) -> list[dict[str, str]]:
+        return [{'rel': 'self', 'href': f'{root}/v2/{self.path}/{getattr(row, self.id)}'}]
 
-    def show(self, row: model.Base) -> dict[str, typing.Any]:
-        return types.show(row, call().version, self.links(row))
+    def show(self, *rows: model.Base) -> list[dict[str, typing.Any]]:
+        """The rows as this request is to see them."""
+        fields, root = types.fields(self.kind, call().version), call().root
+        return [types.show(row, fields) | {'links': self.links(row, root)} for row in rows]
 
     def fetch(self, id: str, *conditions: typing.Any, by: str = '') -> dict[str, typing.Any]:
         """The row of this id, as it is shown."""
         with call().database.reader() as session:
-            shown = functools.partial(query.get, what=self.what, options=self.options)
-            return self.show(shown(session, self.kind, id, *conditions, by=by or self.id))
+            get = functools.partial(query.get, what=self.what, options=self.options)
+            [row] = self.show(get(session, self.kind, id, *conditions, by=by or self.id))
+            return row
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """A page of the rows that meet all conditions, with the link to the next if there is one.
@@ -219,7 +225,7 @@ class Controller(rest.RestController):
         more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
         with call().database.reader() as session:
             rows = query.find(session, self.kind, *conditions, page=more, options=self.options)
-            shown = [self.show(row) for row in rows[: wanted.limit]]
+            shown = self.show(*rows[: wanted.limit])
         name = self.collection or self.path
         answer: dict[str, typing.Any] = {name: shown}
         if len(rows) > len(shown) and shown:
@@ -272,12 +278,7 @@ def split_filters(
     return page, rest_
 
 
-def root_url() -> str:
-    """Where clients reach the root of the API, without a slash at its end."""
-    return (call().conf.api.public_endpoint or pecan.request.application_url).rstrip('/')
-
-
 def _next(marker: str) -> str:
     arguments = [(k, v) for k, v in pecan.request.GET.items() if k != 'marker']
-    path = root_url() + pecan.request.path_info
+    path = call().root + pecan.request.path_info
     return f'{path}?{urllib.parse.urlencode([*arguments, ("marker", marker)])}'

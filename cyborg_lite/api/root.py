@@ -25,7 +25,7 @@ def _document(id: str) -> dict[str, typing.Any]:
         'status': 'CURRENT',
         'min_version': version.text(version.MIN),
         'max_version': version.text(version.MAX),
-        'links': [{'rel': 'self', 'href': f'{rest.root_url()}/v2'}],
+        'links': [{'rel': 'self', 'href': f'{rest.call().root}/v2'}],
     }
 
 

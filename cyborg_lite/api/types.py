@@ -73,13 +73,9 @@ def fields(kind: type[model.Base], version: model.Version) -> tuple[model.Field,
     return tuple(field for field in kind.fields() if field.version <= version)
 
 
-def show(
-    row: model.Base, version: model.Version, links: list[dict[str, str]]
-) -> dict[str, typing.Any]:
-    """A row as JSON has it, at a microversion."""
-    shown = {field.name: _plain(getattr(row, field.name)) for field in fields(type(row), version)}
-    shown['links'] = links
-    return shown
+def show(row: model.Base, fields: tuple[model.Field, ...]) -> dict[str, typing.Any]:
+    """These fields of a row, as JSON has them."""
+    return {field.name: _plain(getattr(row, field.name)) for field in fields}
 
 
 def _plain(value: typing.Any) -> typing.Any:
