@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import json
 import typing
 
@@ -11,6 +12,7 @@ from oslo_config import cfg
 from oslo_middleware import basic_auth
 from oslo_middleware import catch_errors
 from oslo_middleware import cors
+from oslo_middleware import exceptions as middleware_exceptions
 from oslo_middleware import healthcheck
 from oslo_middleware import http_proxy_to_wsgi
 from oslo_middleware import request_id
@@ -37,7 +39,6 @@ PUBLIC = ('', '/', '/v2', '/v2/', '/v2/openapi.json')
 #: Who everyone is where nobody can be asked: the administrator of one project.
 ALONE = {
     'X-Identity-Status': 'Confirmed',
-    'X-User-Id': 'admin',
     'X-Project-Id': '00000000000000000000000000000001',
     'X-Roles': 'admin,manager,member,reader',
 }
@@ -62,12 +63,22 @@ def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
 
         checked = auth_token.AuthProtocol(app, {'oslo_config_config': conf})
         return _by_path(dict.fromkeys(PUBLIC, app), checked)
-    identified = Alone(app)
     if conf.api.auth_strategy == 'noauth':
-        return identified
-    users = conf.api.http_basic_auth_user_file
-    checked = basic_auth.BasicAuthMiddleware(identified, users)
+        return Alone(app, _anyone)
+    file = conf.api.http_basic_auth_user_file
+    _validate_users(file)
+    checked = Alone(app, functools.partial(_basic, file))
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
+
+
+def _validate_users(file: str) -> None:
+    try:
+        basic_auth.validate_auth_file(file)
+    except middleware_exceptions.ConfigInvalid:
+        raise cfg.ConfigFileValueError(
+            f'[api] http_basic_auth_user_file: {file} is no readable file of lines NAME:HASH; '
+            'write one with: htpasswd -B -c FILE NAME'
+        ) from None
 
 
 def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
@@ -80,15 +91,38 @@ def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
 class Alone:
     """Says that the caller is the administrator, whatever the request itself says."""
 
-    def __init__(self, app: Wsgi) -> None:
+    def __init__(self, app: Wsgi, who: collections.abc.Callable[[webob.Request], str]) -> None:
+        """:param who: the name of the caller; raises an HTTPException if that is not known."""
         self._app = app
+        self._who = who
 
     @webob.dec.wsgify
     def __call__(self, request: webob.Request) -> typing.Any:
+        try:
+            user = self._who(request)
+        except webob.exc.HTTPException as error:
+            # In the form that keystonemiddleware gives it.
+            said = {'code': 401, 'title': 'Unauthorized', 'message': error.detail or str(error)}
+            headers = {'WWW-Authenticate': 'Basic realm="cyborg_lite"'}
+            return webob.Response(json_body={'error': said}, status=401, headers=headers)
         for name in [name for name in request.headers if name.lower().startswith('x-')]:
             del request.headers[name]
-        request.headers.update(ALONE)
+        request.headers.update(ALONE | {'X-User-Id': user})
         return self._app
+
+
+def _anyone(request: webob.Request) -> str:
+    return 'admin'
+
+
+def _basic(file: str, request: webob.Request) -> str:
+    """Who the request says it is, if the password is that in the file."""
+    try:
+        name, password = basic_auth.parse_token(basic_auth.parse_header(request.environ))
+        basic_auth.authenticate(file, name, password)
+    except ValueError as error:  # not bcrypt, or not text
+        raise webob.exc.HTTPUnauthorized(str(error)) from error
+    return str(name)
 
 
 class SizeLimit:
