@@ -87,6 +87,12 @@ class Bus:
         self._transport.cleanup()
 
 
+def stop(server: messaging.RPCServer) -> None:
+    """Take no more calls, and finish those in hand."""
+    server.stop()
+    server.wait()
+
+
 class Peer:
     """A manager elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections.abc
 from importlib import metadata
 import pathlib
+import threading
 import typing
 import uuid
 
@@ -13,6 +14,7 @@ from cheroot import wsgi
 from oslo_config import cfg
 from oslo_log import log
 from oslo_reports import guru_meditation_report
+from oslo_service import service
 
 from cyborg_lite import driver
 from cyborg_lite import rpc
@@ -23,6 +25,45 @@ from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
 VERSION = metadata.version('cyborg-lite')
+
+
+class Running(typing.Protocol):
+    """Something that is started once, and stopped: it finishes what is in hand first."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Conductor:
+    """Answers calls, in threads."""
+
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> None:
+        self._conf = conf
+        self._bus = bus
+        self.manager = conductor_manager.Manager(conf, database)
+
+    def start(self) -> None:
+        self._server = self._bus.serve(rpc.CONDUCTOR, self._conf.host, self.manager)
+
+    def stop(self) -> None:
+        rpc.stop(self._server)
+
+
+class Agent:
+    """Reports a host, and answers calls for it."""
+
+    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
+        self._bus = bus
+        self.manager = agent_manager.Manager(conf, bus, host)
+
+    def start(self) -> None:
+        self._server = self._bus.serve(rpc.AGENT, self.manager.host.name, self.manager)
+        self.manager.start()
+
+    def stop(self) -> None:
+        self.manager.stop()
+        rpc.stop(self._server)
 
 
 class Embedded:
@@ -41,25 +82,48 @@ class Embedded:
         # The transport is one in the whole process, whoever else is in it.
         self.bus = rpc.Bus(conf, 'fake://', exchange=str(uuid.uuid4()))
         self.application = app.application(conf, self.database, self.bus)
-        self.conductor = conductor_manager.Manager(conf, self.database)
-        self.agents = [agent_manager.Manager(conf, self.bus, host) for host in hosts]
-        self._servers: list[typing.Any] = []
+        self.agents = [Agent(conf, self.bus, host) for host in hosts]
+        self._services: list[Running] = [Conductor(conf, self.database, self.bus), *self.agents]
 
     def start(self) -> None:
-        self._servers.append(self.bus.serve(rpc.CONDUCTOR, self.conf.host, self.conductor))
-        for agent in self.agents:
-            self._servers.append(self.bus.serve(rpc.AGENT, agent.host.name, agent))
-            agent.start()
+        for each in self._services:
+            each.start()
 
     def stop(self) -> None:
-        """Finish what is in hand, and take no more."""
-        for agent in self.agents:
-            agent.stop()
-        for server in reversed(self._servers):
-            server.stop()
-            server.wait()
+        for each in reversed(self._services):
+            each.stop()
         self.bus.close()
         self.database.close()
+
+
+class Daemon(service.ServiceBase):
+    """One of the above in a process of its own, until SIGTERM; SIGHUP reads options anew."""
+
+    def __init__(self, make: collections.abc.Callable[[], Running]) -> None:
+        """:param make: called in the process that is to run it, after the fork."""
+        self._make = make
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        self._running = self._make()
+        self._running.start()
+
+    def stop(self) -> None:
+        self._running.stop()
+        self._ended.set()
+
+    def wait(self) -> None:
+        self._ended.wait()
+
+    def reset(self) -> None:
+        """Options that can be changed are read anew where they are used."""
+
+
+def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> int:
+    """Run a service until it is told to stop; returns the exit status."""
+    prepare(conf)
+    launcher = service.launch(conf, Daemon(make), restart_method='mutate')
+    return int(launcher.wait() or 0)
 
 
 def prepare(conf: cfg.ConfigOpts) -> None:

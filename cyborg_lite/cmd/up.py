@@ -136,11 +136,11 @@ def _in_url(address: str) -> str:
 
 def _start(embedded: service.Embedded) -> None:
     """Start, and wait for the first report of each host."""
-    names = ', '.join(agent.host.name for agent in embedded.agents)
+    names = ', '.join(agent.manager.host.name for agent in embedded.agents)
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
     embedded.start()
     for agent in embedded.agents:
-        agent.reported.wait()
+        agent.manager.reported.wait()
 
 
 def _introduce(embedded: service.Embedded, url: str) -> None:
@@ -187,12 +187,12 @@ def _explain(
     embedded: service.Embedded, drivers: dict[str, dict[str, model.Facts]], found: bool
 ) -> None:
     """Say which drivers could not look and, where nothing was found, which ones did."""
-    for agent in embedded.agents:
-        for name, state in drivers.get(agent.host.name, {}).items():
+    for host in (agent.manager.host for agent in embedded.agents):
+        for name, state in drivers.get(host.name, {}).items():
             if state['state'] != 'ok':
-                print(f'{agent.host.name}: {name} is degraded: {state["reason"]}')
+                print(f'{host.name}: {name} is degraded: {state["reason"]}')
             elif not found:
-                print(f'{agent.host.name}: {name} looked in {agent.host.root} and found nothing')
+                print(f'{host.name}: {name} looked in {host.root} and found nothing')
     if not found:
         known = ' '.join(f'--host {name}' for name in sorted(hosts.shipped()))
         print(f'Try hosts that come with cyborg_lite:\n  cyborg-lite up {known}')

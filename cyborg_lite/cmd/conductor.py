@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite-conductor``: keeps what agents report, and decides; any number of them run."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from oslo_config import cfg
+
+from cyborg_lite import conf as options
+from cyborg_lite import rpc
+from cyborg_lite import service
+from cyborg_lite.db import engine
+
+
+def main() -> int:
+    conf = options.load(sys.argv[1:])
+    return service.run(conf, functools.partial(_make, conf))
+
+
+def _make(conf: cfg.ConfigOpts) -> service.Running:
+    return service.Conductor(conf, engine.Database(conf), rpc.Bus(conf))
