@@ -12,7 +12,6 @@ import socket
 import typing
 
 from oslo_config import cfg
-from oslo_config import types
 from oslo_db import options as db_options
 from oslo_log import log
 from oslo_middleware import cors
@@ -119,9 +118,8 @@ CONDUCTOR_OPTS = [
 ]
 
 PCI_OPTS = [
-    cfg.MultiOpt(
+    cfg.MultiStrOpt(
         'device_spec',
-        item_type=types.String(),
         default=[],
         help='PCI devices that the pci driver reports, each a JSON object: '
         '``vendor_id`` and ``product_id`` (four hexadecimal digits), ``class_id`` (two to six), '
