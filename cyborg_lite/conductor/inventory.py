@@ -102,23 +102,39 @@ def _claim(session: orm.Session, report: Report) -> model.Host | None:
 
 def _reconcile(session: orm.Session, report: Report, absences: int) -> bool:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
-    known = _known(session, report['host'])
+    known = {device.identity: device for device in _known(session, report['host'])}
     held = _held(session, report['host']) if known else set()
     found = {device.identity: device for device in _found(report)}
-    for device in known:
-        if device.identity in found:
+    for identity, device in list(known.items()):
+        if identity in found:
             device.absences = 0
-            _update(device, found.pop(device.identity), held)
+            _prune(device, found[identity], held)
+        elif not _stays(device, report['drivers'], held, absences):
+            session.delete(known.pop(identity))
+    # What goes is gone before what comes: a name may pass from one card to another.
+    session.flush()
+    waiting = _leave_out_twins(session, known, found)
+    for identity, device in found.items():
+        if identity in known:
+            _update(known[identity], device)
         else:
-            _miss(session, device, report['drivers'], held, absences)
+            session.add(device)
     session.flush()
-    session.add_all(_without_clashes(session, list(found.values())))
-    session.flush()
-    kept = [device for device in known if device not in session.deleted]
-    return not any(device.absences for device in kept) and not any(
-        handle.lost for device in kept for part in device.deployables
-        for handle in part.attach_handles
-    )  # fmt: skip
+    return not waiting and not any(_is_missing(device) for device in known.values())
+
+
+def _is_missing(row: model.Base) -> bool:
+    """Whether this row, or one below, waits to be deleted or to come back."""
+    if isinstance(row, model.Device | model.AttachHandle):
+        missing = row.absences if isinstance(row, model.Device) else row.lost
+        if missing:
+            return True
+    return any(_is_missing(child) for child in _children(row))
+
+
+def _children(row: model.Base) -> collections.abc.Iterator[model.Base]:
+    for part in row.parts:
+        yield from getattr(row, part)
 
 
 def _known(session: orm.Session, hostname: str) -> list[model.Device]:
@@ -158,88 +174,102 @@ def _found(report: Report) -> collections.abc.Iterator[model.Device]:
         yield device
 
 
-def _update(known: model.Base, found: model.Base, held: set[int]) -> None:
-    """Give the known row the facts of the found one, and the same to its parts."""
-    for column in known.columns('fact'):
-        value = getattr(found, column.name)
-        if getattr(known, column.name) != value:
-            setattr(known, column.name, value)
+def _prune(known: model.Base, found: model.Base, held: set[int]) -> None:
+    """Take away what the report lacks: but what a request holds stays, and is lost."""
     for part in known.parts:
-        rows = list(getattr(found, part))
-        # A row has one parent: let go here before it is taken there.
-        setattr(found, part, [])
-        setattr(known, part, _merge(getattr(known, part), rows, held))
-
-
-def _merge(
-    known: collections.abc.Iterable[model.Base], found: list[model.Base], held: set[int]
-) -> list[model.Base]:
-    """The found rows, each as the known row of its identity if there is one, and what must stay."""
-    rest = {row.identity: row for row in known}
-    merged = []
-    for row in found:
-        twin = rest.pop(row.identity, None)
-        if twin is None:
-            merged.append(row)
-        else:
-            _update(twin, row, held)
-            merged.append(twin)
-    for row in merged:
-        _set_lost(row, False)
-    stay = [row for row in rest.values() if not row.reported or _is_held(row, held)]
-    for row in stay:
-        _set_lost(row, True)
-    return merged + stay
+        twins = {row.identity: row for row in getattr(found, part)}
+        for row in list(getattr(known, part)):
+            if row.identity in twins:
+                _set_lost(row, False)
+                _prune(row, twins[row.identity], held)
+            elif _is_held(row, held):
+                _set_lost(row, True)
+            elif row.reported:
+                getattr(known, part).remove(row)
 
 
 def _set_lost(row: model.Base, lost: bool) -> None:
-    if isinstance(row, model.AttachHandle) and row.lost != lost:
+    """Note that a handle is lost, or all below; that they are found again, one by one."""
+    if isinstance(row, model.AttachHandle):
         row.lost = lost
-    if lost:
-        for part in row.parts:
-            for child in getattr(row, part):
-                _set_lost(child, lost)
+    for child in _children(row) if lost else ():
+        _set_lost(child, lost)
 
 
 def _is_held(row: model.Base, held: set[int]) -> bool:
     """Whether a request holds this handle, or one below."""
     if isinstance(row, model.AttachHandle):
         return row.id in held
-    return any(_is_held(child, held) for part in row.parts for child in getattr(row, part))
+    return any(_is_held(child, held) for child in _children(row))
 
 
-def _miss(
-    session: orm.Session,
-    device: model.Device,
-    drivers: dict[str, model.Facts],
-    held: set[int],
-    absences: int,
-) -> None:
-    """Note that a report lacks the device; delete it when that has been so for long enough."""
+def _stays(
+    device: model.Device, drivers: dict[str, model.Facts], held: set[int], absences: int
+) -> bool:
+    """Note that a report lacks the device; False when that has been so for long enough."""
     silent = {name for name, driver in drivers.items() if driver['state'] != 'ok'}
     if silent & {deployable.driver_name for deployable in device.deployables}:
-        return  # its driver could not look: that says nothing of the device
+        return True  # its driver could not look: that says nothing of the device
     device.absences = min(device.absences + 1, absences)
-    if device.absences == absences and not _is_held(device, held):
-        LOG.info('Device %s of host %s is gone', device.address, device.hostname)
-        session.delete(device)
+    if device.absences < absences or _is_held(device, held):
+        return True
+    LOG.info('Device %s of host %s is gone', device.address, device.hostname)
+    return False
 
 
-def _without_clashes(
-    session: orm.Session, devices: list[model.Device]
-) -> collections.abc.Iterator[model.Device]:
-    """The new devices whose names are free: a missing device may still have one of them."""
-    names = [deployable.name for device in devices for deployable in device.deployables]
-    if not names:
-        return
-    query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(names))
-    taken = set(session.scalars(query_))
-    for device in devices:
-        clash = taken & {deployable.name for deployable in device.deployables}
-        if clash:
-            LOG.warning('Device %s waits: %s is still the name of another', device.address, clash)
-        else:
-            yield device
+def _leave_out_twins(
+    session: orm.Session, known: dict[str, model.Device], found: dict[str, model.Device]
+) -> bool:
+    """Take from the found devices what another row still is, and say whether there was any.
+
+    A missing device, or a lost handle, may have the name of a new provider or be the very
+    accelerator of a new handle: given out again, it would have two holders.
+    """
+    parts = [part for device in known.values() for part in device.deployables]
+    handles = {handle.identity for part in parts for handle in part.attach_handles}
+    names = {part.name: part.device.identity for part in parts}
+    new = {part.name for device in found.values() for part in device.deployables} - names.keys()
+    query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(new))
+    elsewhere = set(session.scalars(query_)) if new else set()
+    left_out: list[str] = []
+    for identity, device in list(found.items()):
+        before = len(left_out)
+        for part in list(device.deployables):
+            if part.name in elsewhere or names.get(part.name, identity) != identity:
+                device.deployables.remove(part)
+                left_out.append(part.name)
+            else:
+                own = {h.identity for p in parts if p.name == part.name for h in p.attach_handles}
+                left_out += _leave_out_handles(part, handles - own)
+        if identity not in known and len(left_out) > before:
+            del found[identity]  # it waits as a whole
+    if left_out:
+        LOG.warning('Still of another device, and so not reported: %s', ', '.join(left_out))
+    return bool(left_out)
+
+
+def _leave_out_handles(part: model.Deployable, taken: set[str]) -> list[str]:
+    twins = [handle for handle in part.attach_handles if handle.identity in taken]
+    for handle in twins:
+        part.attach_handles.remove(handle)
+    return [f'{part.name} {handle.attach_info}' for handle in twins]
+
+
+def _update(known: model.Base, found: model.Base) -> None:
+    """Give the known row the facts of the found one, and the same to its parts."""
+    for column in known.columns('fact'):
+        value = getattr(found, column.name)
+        if getattr(known, column.name) != value:
+            setattr(known, column.name, value)
+    for part in known.parts:
+        rows = {row.identity: row for row in getattr(known, part)}
+        for row in list(getattr(found, part)):
+            if row.identity in rows:
+                _update(rows[row.identity], row)
+            else:
+                # A row has one parent: let go there before it is taken here.
+                getattr(found, part).remove(row)
+                getattr(known, part).append(row)
 
 
 def set_status(session: orm.Session, ctxt: context.RequestContext, uuid: str, status: str) -> None:
