@@ -226,7 +226,7 @@ def _leave_out_twins(
     accelerator of a new handle: given out again, it would have two holders.
     """
     parts = [part for device in known.values() for part in device.deployables]
-    handles = {handle.identity for part in parts for handle in part.attach_handles}
+    holders = {handle.identity: part.name for part in parts for handle in part.attach_handles}
     names = {part.name: part.device.identity for part in parts}
     new = {part.name for device in found.values() for part in device.deployables} - names.keys()
     query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(new))
@@ -239,8 +239,7 @@ def _leave_out_twins(
                 device.deployables.remove(part)
                 left_out.append(part.name)
             else:
-                own = {h.identity for p in parts if p.name == part.name for h in p.attach_handles}
-                left_out += _leave_out_handles(part, handles - own)
+                left_out += _leave_out_handles(part, holders)
         if identity not in known and len(left_out) > before:
             del found[identity]  # it waits as a whole
     if left_out:
@@ -248,8 +247,8 @@ def _leave_out_twins(
     return bool(left_out)
 
 
-def _leave_out_handles(part: model.Deployable, taken: set[str]) -> list[str]:
-    twins = [handle for handle in part.attach_handles if handle.identity in taken]
+def _leave_out_handles(part: model.Deployable, holders: dict[str, str]) -> list[str]:
+    twins = [h for h in part.attach_handles if holders.get(h.identity, part.name) != part.name]
     for handle in twins:
         part.attach_handles.remove(handle)
     return [f'{part.name} {handle.attach_info}' for handle in twins]
