@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service in one process, for tests: the real parts, a database of its own, no web server."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import itertools
+import json
+import pathlib
+import typing
+import uuid
+
+from sqlalchemy import event
+import webtest
+
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import model
+from cyborg_lite import service
+
+HOST = 'host-1'
+INSTANCE = '5c2fd2f1-ecf0-4a1d-9d0a-0f3c7d7a1b01'
+
+
+class Service:
+    """API and conductor over SQLite; agents only if hosts are given."""
+
+    def __init__(self, directory: pathlib.Path, hosts=(), **defaults: typing.Any) -> None:
+        url = service.database_url(directory)
+        settings = {'api__auth_strategy': 'noauth', 'database__connection': url} | defaults
+        self.conf = options.load(files=[], **settings)
+        self.embedded = service.Embedded(self.conf, hosts)
+        self.database = self.embedded.database
+        self.api = Api(webtest.TestApp(self.embedded.application))
+        self._sequence = itertools.count(1)
+        self.embedded.start()
+
+    def stop(self) -> None:
+        self.embedded.stop()
+
+    @property
+    def conductor(self):
+        return self.embedded.bus.conductor(context.service())
+
+    def report(self, *devices: model.Device, host: str = HOST, **more: typing.Any) -> None:
+        """Report as an agent does; ``more`` replaces what the report says of itself."""
+        facts = [device.facts() for device in devices]
+        report = {
+            'host': host,
+            'boot_id': 'boot-1',
+            'interval': 3600,
+            'sequence': next(self._sequence),
+            'digest': json.dumps(facts)[-64:],
+            'devices': facts,
+            'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
+        }
+        self.conductor.report(**(report | more))
+
+    def rows(self, kind: type[model.Base]) -> list[typing.Any]:
+        with self.database.reader() as session:
+            rows = session.query(kind).order_by(kind.id).all()
+            session.expunge_all()
+            return rows
+
+    @contextlib.contextmanager
+    def statements(self) -> collections.abc.Iterator[list[str]]:
+        """The SQL statements that are sent meanwhile, those that begin transactions included."""
+        seen: list[str] = []
+
+        def see(_connection, _cursor, statement, *_):
+            seen.append(statement)
+
+        event.listen(self.database.engine, 'before_cursor_execute', see)
+        try:
+            yield seen
+        finally:
+            event.remove(self.database.engine, 'before_cursor_execute', see)
+
+    def profile(self, name: str = 'profile-1', **resources: int) -> dict[str, typing.Any]:
+        """Create a device profile of one group; one FPGA by default."""
+        group = {f'resources:{k}': str(v) for k, v in (resources or {'FPGA': 1}).items()}
+        return self.api.post('/v2/device_profiles', [{'name': name, 'groups': [group]}]).json
+
+    def arqs(self, profile: str = 'profile-1') -> list[str]:
+        """Create the requests of a profile; returns their uuids."""
+        answer = self.api.post('/v2/accelerator_requests', {'device_profile_name': profile})
+        return [arq['uuid'] for arq in answer.json['arqs']]
+
+
+class Api:
+    """Requests to the API: ``api.get(path)``; whatever the status, the answer is returned."""
+
+    def __init__(self, app: webtest.TestApp, **headers: str) -> None:
+        self._app = app
+        self._headers = headers
+
+    def at(self, version: str) -> Api:
+        """The same API at a microversion."""
+        header = {'OpenStack-API-Version': f'accelerator {version}'}
+        return Api(self._app, **(self._headers | header))
+
+    def request(self, method: str, path: str, body: typing.Any = None, **headers: str):
+        content = {} if body is None else {'Content-Type': 'application/json'}
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        return self._app.request(
+            path,
+            method=method,
+            body=body or b'',
+            headers=self._headers | content | headers,
+            expect_errors=True,
+        )
+
+    def get(self, path: str, **headers: str):
+        return self.request('GET', path, **headers)
+
+    def post(self, path: str, body: typing.Any = None, **headers: str):
+        return self.request('POST', path, body, **headers)
+
+    def patch(self, path: str, body: typing.Any = None, **headers: str):
+        return self.request('PATCH', path, body, **headers)
+
+    def delete(self, path: str, **headers: str):
+        return self.request('DELETE', path, **headers)
+
+    def bind(self, *arqs: str, provider: str, host: str = HOST, instance: str | None = None):
+        return self.patch(
+            '/v2/accelerator_requests',
+            {arq: wish(provider, host, instance or str(uuid.uuid4())) for arq in arqs},
+        )
+
+    def unbind(self, *arqs: str):
+        remove = [{'path': '/hostname', 'op': 'remove'}]
+        return self.patch('/v2/accelerator_requests', {arq: remove for arq in arqs})
+
+
+def wish(provider: str, host: str, instance: str) -> list[dict[str, str]]:
+    """The patch that binds a request."""
+    values = {'hostname': host, 'device_rp_uuid': provider, 'instance_uuid': instance}
+    return [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
+
+
+def fault(answer) -> str:
+    """What an error answer says, out of its two layers of JSON."""
+    inner = json.loads(answer.json['error_message'])
+    return inner.get('faultstring') or inner['description']
+
+
+def card(
+    bus: str = '3b', handles: int | collections.abc.Iterable[int] = 1, **more: typing.Any
+) -> model.Device:
+    """A device as a driver reports it, with a handle for each function."""
+    functions = range(handles) if isinstance(handles, int) else handles
+    address = f'0000:{bus}:00.0'
+    resource_class = more.pop('resource_class', 'FPGA')
+    part = model.Deployable(
+        name=address,
+        driver_name='fake',
+        resource_class=resource_class,
+        traits=more.pop('traits', ['CUSTOM_FAKE_DEVICE']),
+        attach_handles=[
+            model.AttachHandle(
+                attach_type='TEST_PCI',
+                attach_info={'domain': '0000', 'bus': bus, 'device': '00', 'function': f'{n:x}'},
+            )
+            for n in functions
+        ],
+    )
+    facts = {'type': 'FPGA', 'vendor': '0xABCD', 'model': 'miss model info', 'address': address}
+    return model.Device(**(facts | more), deployables=[part])

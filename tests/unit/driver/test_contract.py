@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a driver's answer, whatever it is."""
+
+from __future__ import annotations
+
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.driver import contract
+from cyborg_lite.driver import testing
+
+INFO = {'domain': '0000', 'bus': '01', 'device': '00', 'function': '0'}
+
+
+def device(number: int = 0, part: dict | None = None, handle: dict | None = None, **changes):
+    """A sound device, but for the changes to it, to its deployable and to its handle."""
+    address = f'0000:{number:02x}:00.0'
+    handles = [
+        driver.AttachHandle(
+            **{'attach_type': 'PCI', 'attach_info': INFO | {'bus': f'{number:02x}'}}
+            | (handle or {})
+        )
+    ]
+    deployable = driver.Deployable(
+        **{
+            'name': address,
+            'driver_name': 'test',
+            'resource_class': 'CUSTOM_NPU',
+            'traits': ['CUSTOM_NPU_910B'],
+            'attach_handles': handles,
+        }
+        | (part or {})
+    )
+    usual = {'type': 'AICHIP', 'vendor': '19e5', 'model': 'Ascend', 'address': address}
+    return driver.Device(**usual | {'deployables': [deployable]} | changes)
+
+
+def test_sound_devices_pass():
+    devices = [device(1, numa_node=3, board={'a': 1}), device(2), device(3, deployables=[])]
+    assert contract.check(devices) == (devices, [])
+
+
+def test_standard_names_pass():
+    good, complaints = contract.check(
+        [device(part={'resource_class': 'PGPU', 'traits': ['HW_NUMA_ROOT', 'CUSTOM_A']})]
+    )
+    assert (len(good), complaints) == (1, [])
+
+
+@pytest.mark.parametrize('answer', [None, 7, 'devices', {}, object(), (d for d in [])])
+def test_no_list(answer):
+    good, [complaint] = contract.check(answer)
+    assert good == []
+    assert complaint.startswith('expected a list of devices, not ')
+
+
+@pytest.mark.parametrize('thing', [None, 7, 'x', {'type': 'GPU'}, driver.Deployable()])
+def test_a_thing_that_is_no_device(thing):
+    sound = device(1)
+    good, [complaint] = contract.check([thing, sound])
+    assert good == [sound]
+    assert complaint.startswith('device 0 left out: expected a Device, not ')
+
+
+class Trap:
+    """Raises at whatever is done with it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError('trap')
+
+    def __repr__(self):
+        raise RuntimeError('trap')
+
+
+UNSOUND = [
+    (dict(address=None), 'address'),
+    (dict(address=''), 'address'),
+    (dict(address='a' * 256), 'address: expected up to 255'),
+    (dict(type='a' * 33), 'type: expected up to 32'),
+    (dict(vendor=0x19E5), 'vendor: expected a text'),
+    (dict(vendor=None), 'vendor'),
+    (dict(model='a\x00b'), 'model: expected up to 255 printable'),
+    (dict(model='\udcff'), 'model'),
+    (dict(model='  '), 'model: expected a text'),
+    (dict(numa_node=-1), 'numa_node'),
+    (dict(numa_node=True), 'numa_node'),
+    (dict(numa_node='0'), 'numa_node'),
+    (dict(board=['x']), 'board: expected a mapping'),
+    (dict(board={'x': b'bytes'}), 'board: not JSON'),
+    (dict(vendor_board={'x': float('nan')}), 'vendor_board: not JSON'),
+    (dict(vendor_board={'x': 'y' * 20000}), 'vendor_board: expected a mapping, at most'),
+    (dict(part={'name': None}), 'deployable name'),
+    (dict(part={'name': 'x' * 129}), 'deployable name: expected up to 128'),
+    (dict(part={'driver_name': None}), 'driver_name'),
+    (dict(part={'resource_class': 'NPU'}), "resource class: 'NPU'"),
+    (dict(part={'resource_class': 'CUSTOM_npu'}), 'resource class'),
+    (dict(part={'resource_class': 'CUSTOM_' + 'A' * 249}), 'resource class|attribute rc'),
+    (dict(part={'resource_class': 'CUSTOM_\n'}), 'attribute rc'),
+    (dict(part={'resource_class': None}), 'attribute rc'),
+    (dict(handle={'attach_type': None}), 'attach_type'),
+    (dict(handle={'attach_type': 'x' * 17}), 'attach_type'),
+    (dict(handle={'attach_info': None}), 'attach_info'),
+    (dict(handle={'attach_info': {}}), 'attach_info'),
+    (dict(handle={'attach_info': []}), 'attach_info'),
+    (dict(handle={'attach_info': {'domain': '0000'}}), 'bus, device, function is missing'),
+    (dict(handle={'attach_info': INFO | {'bus': 1}}), 'attach_info bus: expected a text'),
+    (dict(handle={'attach_info': INFO | {'bus': '0x01'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {1: 'x'}}), 'attach_info key'),
+    (dict(numa_node=Trap()), 'trap'),
+    (dict(handle={'attach_info': Trap()}), ''),
+]
+
+
+@pytest.mark.parametrize(('changes', 'reason'), UNSOUND)
+def test_one_unsound_device_is_left_out(changes, reason):
+    sound = [device(1), device(2)]
+    good, [complaint] = contract.check([sound[0], device(**changes), sound[1]])
+    assert good == sound
+    assert complaint.startswith('device 1 left out: ')
+    assert re.search(reason, complaint)
+
+
+def test_a_deployable_without_a_resource_class():
+    part = driver.Deployable(name='x', driver_name='test')
+    _, [complaint] = contract.check([device(deployables=[part])])
+    assert 'resource class: None' in complaint
+
+
+@pytest.mark.parametrize('trait', ['CUSTOM_a', '910B', '', 'HW_NO_SUCH', 'CUSTOM_', None, 'X\x00'])
+def test_a_bad_trait_goes_and_its_device_stays(trait):
+    subject = device(part={'traits': ['CUSTOM_GOOD', 'CUSTOM_X']})
+    subject.deployables[0].attributes[-1].value = trait
+    good, [complaint] = contract.check([subject])
+    assert good == [subject]
+    assert subject.deployables[0].traits == ['CUSTOM_GOOD']
+    assert subject.deployables[0].resource_class == 'CUSTOM_NPU'
+    assert complaint == f'device 0 (0000:00:00.0): dropped {trait!r}, which is no trait'
+
+
+@pytest.mark.parametrize(
+    ('second', 'reason'),
+    [
+        (dict(number=1), "address '0000:01:00.0' is there twice"),
+        (dict(number=2, part={'name': '0000:01:00.0'}), 'deployable name .* is there twice'),
+        (dict(number=2, handle={'attach_info': INFO}), 'attach handle .* is there twice'),
+    ],
+)
+def test_nothing_is_there_twice(second, reason):
+    first, again = device(1), device(**second)
+    good, [complaint] = contract.check([first, again])
+    assert good == [first]
+    assert re.search(reason, complaint)
+
+
+def test_nothing_is_reported_by_two_drivers():
+    seen = set()
+    assert contract.check([device(1)], seen)[1] == []
+    good, [complaint] = contract.check([device(1), device(2)], seen)
+    assert [d.address for d in good] == ['0000:02:00.0']
+    assert 'is there twice' in complaint
+
+
+def test_a_device_that_is_left_out_takes_nothing():
+    bad = device(1, model=None)
+    assert [d.model for d in contract.check([bad, device(1)])[0]] == ['Ascend']
+    late = device(1, handle={'attach_info': {}})
+    assert [d.model for d in contract.check([late, device(1)])[0]] == ['Ascend']
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@hypothesis.given(
+    st.dictionaries(
+        st.sampled_from(
+            ['type', 'vendor', 'model', 'address', 'numa_node', 'board', 'vendor_board']
+        ),
+        JUNK,
+    )
+)
+@hypothesis.settings(deadline=None)
+def test_nothing_raises(changes):
+    subject = device(**changes)
+    good, complaints = contract.check([subject])
+    assert (good, complaints) == ([subject], []) or (good == [] and len(complaints) == 1)
+
+
+class Changing(driver.Driver):
+    name = 'changing'
+    looks = 0
+
+    def discover(self):
+        self.looks += 1
+        return [device(model=f'look {self.looks}')]
+
+
+class Careless(driver.Driver):
+    name = 'careless'
+
+    def discover(self):
+        return [device(), device()]
+
+
+def test_authors_are_told(tmp_path):
+    host = driver.Host('host', tmp_path)
+    with pytest.raises(AssertionError, match='changing: two looks differ'):
+        testing.discover(Changing, host)
+    with pytest.raises(AssertionError, match='careless: device 1 left out: address'):
+        testing.discover(Careless, host)

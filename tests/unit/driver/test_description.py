@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host description may say, and the tree that it makes."""
+
+from __future__ import annotations
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+import yaml
+
+from cyborg_lite import driver
+from cyborg_lite.driver import description
+
+ONE = {'id': '8086:37c8', 'class': '0b4000', 'at': {'0': ['0000:3d:00.0']}}
+
+
+def lay_out(tmp_path, **data) -> driver.Host:
+    description.write(description.parse(yaml.safe_dump(data)), tmp_path / 'host')
+    return driver.Host('host', tmp_path / 'host')
+
+
+def test_everything(tmp_path):
+    host = lay_out(
+        tmp_path,
+        functions=[
+            ONE
+            | {
+                'revision': '04',
+                'subsystem': '8086:35cf',
+                'driver': 'c6xx',
+                'virtual': {'id': '8086:37c9', 'total': '16', 'enabled': '16', 'offset': '8'},
+                'files': {'qat/state': 'up'},
+            },
+            {'id': '19e5:d802', 'class': '120000', 'at': {'-1': ['10000:01:00.0']}},
+        ],
+        dev=['davinci0', 'vfio/6'],
+        tools={'npu-smi': {'info -m': 'table\n', 'default': 'help\n'}},
+    )
+    card, *virtual, wide = host.tree.functions()
+    assert card.ids == ('8086', '37c8')
+    assert (card.pci_class, card.numa_node, card.numvfs) == ('0b4000', 0, 16)
+    assert card.read('subsystem_device') == '0x35cf'
+    assert card.read('revision') == '0x04'
+    assert card.read('sriov_totalvfs') == '16'
+    assert card.read('qat/state') == 'up'
+    assert (card.path / 'driver').readlink().name == 'c6xx'
+    assert [f.bdf for f in card.virtual_functions] == [f.bdf for f in virtual]
+    assert (virtual[0].bdf, virtual[-1].bdf) == ('0000:3d:01.0', '0000:3d:02.7')
+    assert virtual[0].ids == ('8086', '37c9')
+    assert (wide.bdf, wide.numa_node) == ('10000:01:00.0', None)
+    assert (host.root / 'dev/vfio/6').is_file()
+    assert host.run('npu-smi', 'info', '-m') == 'table\n\n'
+    assert host.run('npu-smi') == 'help\n\n'
+
+
+def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
+    virtual = {'id': '8086:37c9', 'total': '3', 'enabled': '3', 'offset': '254', 'stride': '2'}
+    host = lay_out(tmp_path, functions=[ONE | {'virtual': virtual}])
+    functions = [f.bdf for f in host.tree.functions()[0].virtual_functions]
+    assert functions == ['0000:3d:1f.6', '0000:3e:00.0', '0000:3e:00.2']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('[]', r'^the description: expected a mapping$'),
+        ('', 'the description: expected a mapping'),
+        ('{', '^not YAML: '),
+        ('a: &a [*a]', 'not YAML|a: expected one of'),
+        ('? [1]\n: 2', 'not YAML'),
+        ('[' * 5000, 'not YAML'),
+        ('colour: red', r'^colour: expected one of name, functions, dev, tools$'),
+        ('name: -x', r"^name: expected a host name, not '-x'$"),
+        ('name: [x]', 'name: expected a host name'),
+        ('functions: {}', r'^functions: expected a list$'),
+        ('functions: [x]', r'^functions\[0\]: expected a mapping$'),
+        ('functions: [{}]', r'^functions\[0\]\.(id|class|at): expected a value$'),
+        ('functions: [{id: 1, class: 120000, at: {}}]', r'functions\[0\]\.id: expected vendor'),
+        (
+            'functions: [{id: 19e5:d802, class: 1200, at: {}}]',
+            r"^functions\[0\]\.class: expected six hexadecimal digits, not '1200'$",
+        ),
+        (
+            'functions: [{id: 19e5:d802, class: 120000, at: {0: [01:00.0]}}]',
+            r'functions\[0\]\.at\.0\[0\]: expected a PCI address',
+        ),
+        ('functions: [{id: 19e5:d802, class: 120000, at: {x: []}}]', 'at.x: expected a NUMA node'),
+        (
+            'functions: [{id: 19e5:d802, class: 120000, at: {}, virtual: {id: 19e5:d805}}]',
+            r'virtual\.total: expected a value',
+        ),
+        (
+            'functions: [{id: 19e5:d802, class: 120000, at: {}, files: {../x: y}}]',
+            r'files\.\.\./x: expected a path without \.\.',
+        ),
+        ('dev: [../../etc/passwd]', r'dev\[0\]: expected a path without'),
+        ('dev: [/etc/passwd]', r'dev\[0\]: expected a path without'),
+        ('tools: {a/b: {}}', 'tools.a/b: expected a name'),
+        ('tools: {x: {../y: z}}', r'tools\.x\.\.\./y: expected arguments without a slash'),
+        ('tools: {x: {y: [z]}}', 'tools.x.y: expected a text'),
+        ('tools: {x: y}', 'tools.x: expected a mapping'),
+        ('name: !!python/object/apply:os.getcwd []', 'name: expected a host name'),
+    ],
+)
+def test_what_is_no_description(text, message):
+    with pytest.raises(driver.HostError, match=message):
+        description.parse(text)
+
+
+def test_the_file_is_named(tmp_path):
+    (tmp_path / 'x.yaml').write_text('name: "!"')
+    with pytest.raises(driver.HostError, match=r'/x\.yaml: name: expected a host name'):
+        description.load(tmp_path / 'x.yaml')
+    (tmp_path / 'x.yaml').write_bytes(b'\xff\xfe\xff')
+    with pytest.raises(driver.HostError, match=r'/x\.yaml: '):
+        description.load(tmp_path / 'x.yaml')
+
+
+def test_addresses_that_are_there_twice(tmp_path):
+    with pytest.raises(driver.HostError, match='0000:3d:00.0: there are two functions'):
+        lay_out(tmp_path, functions=[ONE, ONE])
+
+
+def test_virtual_functions_past_the_last_bus(tmp_path):
+    virtual = {'id': '8086:37c9', 'total': '9', 'enabled': '9'}
+    last = ONE | {'at': {'0': ['0000:ff:1f.7']}, 'virtual': virtual}
+    with pytest.raises(driver.HostError, match='past the last bus'):
+        lay_out(tmp_path, functions=[last])
+
+
+@hypothesis.given(st.text(max_size=200))
+@hypothesis.settings(deadline=None)
+def test_any_text_is_a_description_or_a_clear_error(text):
+    try:
+        description.parse(text)
+    except driver.HostError as error:
+        assert 'expected' in str(error) or 'not YAML' in str(error)

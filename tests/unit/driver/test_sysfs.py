@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trees that no kernel would show, and what is read of them."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import hypothesis
+from hypothesis import strategies as st
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.driver import sysfs
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / 'root' / sysfs.DEVICES).mkdir(parents=True)
+    return sysfs.Tree(tmp_path / 'root')
+
+
+def add(tree, bdf='0000:01:00.0', **files):
+    """A function with the usual attributes, some of them changed; None leaves one out."""
+    path = tree.root / sysfs.DEVICES / bdf
+    path.mkdir()
+    usual = {'vendor': '0x19e5\n', 'device': '0xD802\n', 'class': '0x120000\n', 'numa_node': '1\n'}
+    for name, content in (usual | files).items():
+        if content is not None:
+            (path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def only(tree) -> sysfs.Function:
+    [function] = tree.functions()
+    return function
+
+
+def test_a_function(tree):
+    add(tree)
+    function = only(tree)
+    assert function.ids == ('19e5', 'd802')
+    assert function.pci_class == '120000'
+    assert function.numa_node == 1
+    assert function.address == {'domain': '0000', 'bus': '01', 'device': '00', 'function': '0'}
+    assert not function.is_virtual
+    assert list(function.virtual_functions) == []
+
+
+@pytest.mark.parametrize(
+    'content',
+    [None, b'', b'\x00\xff\xfe', b'0x19e', b'0x19e5 and more', b'0x19e5\x00', b'-1', '\u0663' * 4],
+)
+def test_an_id_that_is_none(tree, content):
+    add(tree, vendor=content)
+    assert only(tree).ids == ('', 'd802')
+
+
+@pytest.mark.parametrize('content', [None, '-1', '', 'x', '9' * 400, '\u0663', b'\xff'])
+def test_no_numa_node(tree, content):
+    add(tree, numa_node=content)
+    assert only(tree).numa_node is None
+
+
+@pytest.mark.parametrize(
+    'name', ['0000:01:00', 'x', '0000:01:00.8', '0000:01:20.0', '000:01:00.0', '0000:01:00.0 ']
+)
+def test_names_that_are_no_addresses_are_no_functions(tree, name):
+    add(tree, name)
+    assert tree.functions() == []
+
+
+def test_an_endless_file_is_no_attribute(tree):
+    path = add(tree, vendor=None)
+    (path / 'vendor').symlink_to('/dev/zero')
+    assert only(tree).ids == ('', 'd802')
+
+
+def test_an_endless_regular_file_is_read_to_a_bound(tree):
+    path = add(tree)
+    with open(path / 'vendor', 'wb') as file:
+        file.truncate(1 << 40)
+    assert len(tree.load(path / 'vendor', sysfs.LIMIT)) == sysfs.LIMIT
+    assert only(tree).ids == ('', 'd802')
+
+
+def test_a_pipe_does_not_wait_for_its_writer(tree):
+    path = add(tree, vendor=None)
+    os.mkfifo(path / 'vendor')
+    assert only(tree).ids == ('', 'd802')
+
+
+def test_a_directory_is_no_attribute(tree):
+    (add(tree, vendor=None) / 'vendor').mkdir()
+    assert only(tree).ids == ('', 'd802')
+
+
+def test_links_in_a_circle(tree):
+    path = add(tree, vendor=None)
+    (path / 'vendor').symlink_to('device2')
+    (path / 'device2').symlink_to('vendor')
+    (path / 'virtfn0').symlink_to('virtfn0')
+    (tree.root / sysfs.DEVICES / '0000:02:00.0').symlink_to('0000:02:00.0')
+    assert only(tree).ids == ('', 'd802')
+    assert list(only(tree).virtual_functions) == []
+
+
+def test_links_out_of_the_tree_lead_nowhere(tree, tmp_path):
+    secret = tmp_path / 'secret'
+    secret.mkdir()
+    (secret / 'vendor').write_text('0x10de')
+    path = add(tree, vendor=None)
+    (path / 'vendor').symlink_to(secret / 'vendor')
+    (tree.root / sysfs.DEVICES / '0000:02:00.0').symlink_to('../../../../../secret')
+    assert only(tree).ids == ('', 'd802')
+    assert tree.names(secret) == []
+    assert tree.load(tree.root / '../secret/vendor', 10) is None
+
+
+def test_a_root_beside_is_not_below(tree, tmp_path):
+    (tmp_path / 'root2').mkdir()
+    (tmp_path / 'root2/file').write_text('x')
+    assert tree.load(tmp_path / 'root2/file', 9) is None
+
+
+def test_virtual_functions_in_order(tree):
+    path = add(tree, sriov_numvfs='12')
+    for number in range(12):
+        virtual = add(tree, f'0000:01:{1 + number // 8:02x}.{number % 8}')
+        (virtual / 'physfn').symlink_to('../0000:01:00.0')
+        (path / f'virtfn{number}').symlink_to(f'../{virtual.name}')
+    card = tree.functions()[0]
+    assert card.numvfs == 12
+    functions = [f.bdf for f in card.virtual_functions]
+    assert functions == sorted(functions)
+    assert len(functions) == 12
+    assert [f.is_virtual for f in tree.functions()] == [False] + [True] * 12
+
+
+def test_a_virtual_function_that_is_another_card_is_none(tree):
+    path = add(tree)
+    add(tree, '0000:02:00.0')
+    (path / 'virtfn0').symlink_to('../0000:02:00.0')
+    (path / 'virtfn1').symlink_to('.')
+    assert list(tree.functions()[0].virtual_functions) == []
+
+
+def test_a_directory_without_end(tree, monkeypatch):
+    monkeypatch.setattr(sysfs, 'ENTRIES', 3)
+    for number in range(8):
+        add(tree, f'0000:01:00.{number}')
+    assert len(tree.functions()) == 3
+
+
+def test_no_sysfs_at_all(tmp_path):
+    assert sysfs.Tree(tmp_path / 'nowhere').functions() == []
+
+
+@hypothesis.given(st.binary(max_size=64))
+@hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_any_bytes_are_an_id_or_none(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp('any')
+    (path / sysfs.DEVICES / '0000:01:00.0').mkdir(parents=True)
+    for name in ('vendor', 'device', 'class', 'numa_node', 'sriov_numvfs'):
+        (path / sysfs.DEVICES / '0000:01:00.0' / name).write_bytes(content)
+    function = only(sysfs.Tree(path))
+    assert all(re.fullmatch('([0-9a-f]{4})?', part) for part in function.ids)
+    assert re.fullmatch('([0-9a-f]{6})?', function.pci_class)
+    assert function.numvfs >= 0
+    assert function.numa_node is None or function.numa_node >= 0
+
+
+@hypothesis.given(st.text(max_size=40) | st.from_regex(sysfs.BDF, fullmatch=True))
+@hypothesis.settings(deadline=None)
+def test_any_text_is_an_address_or_none(text):
+    normal = sysfs.normal(text)
+    if normal is None:
+        with pytest.raises(ValueError, match='not a PCI address'):
+            sysfs.address(text)
+    else:
+        assert sysfs.normal(normal) == normal
+        assert set(sysfs.address(normal)) == {'domain', 'bus', 'device', 'function'}
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('0000:DA:00.0', '0000:da:00.0'),
+        ('00000000:01:00.0', '0000:01:00.0'),
+        ('00010000:00:02.0', '10000:00:02.0'),
+        (' 0000:01:00.0 ', '0000:01:00.0'),
+        ('01:00.0', None),
+        ('-', None),
+    ],
+)
+def test_addresses_as_tools_write_them(text, expected):
+    assert sysfs.normal(text) == expected
+
+
+@hypothesis.given(st.lists(st.text(max_size=300), max_size=4))
+@hypothesis.settings(deadline=None)
+def test_any_words_are_a_trait_or_none(words):
+    trait = driver.trait(*words)
+    assert trait is None or re.fullmatch('CUSTOM_[A-Z0-9_]{1,248}', trait)
+
+
+@pytest.mark.parametrize(
+    ('words', 'expected'),
+    [
+        (['NPU', '910B4-1'], 'CUSTOM_NPU_910B4_1'),
+        (['nvidia', '1g.10gb+me'], 'CUSTOM_NVIDIA_1G_10GB_ME'),
+        (['NPU', ' '], None),
+        (['\u96c7'], None),
+        ([], None),
+        (['x' * 300], None),
+    ],
+)
+def test_traits(words, expected):
+    assert driver.trait(*words) == expected

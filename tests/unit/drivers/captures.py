@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts made from what real machines printed; the captures are read where they lie."""
+
+from __future__ import annotations
+
+import functools
+import lzma
+import os
+import pathlib
+import re
+import xml.etree.ElementTree
+
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.driver import description
+from cyborg_lite.driver import sysfs
+
+ROOT = pathlib.Path(__file__).parents[4] / 'shared/hw/fixtures/open'
+
+CLASSES = {
+    'Ethernet controller': '020000',
+    'Non-Volatile memory controller': '010802',
+    'PCI bridge': '060400',
+    'Processing accelerators': '120000',
+    'RAID bus controller': '010400',
+    'SATA controller': '010600',
+    'Serial Attached SCSI controller': '010700',
+    'Signal processing controller': '118000',
+    'VGA compatible controller': '030000',
+}
+VENDORS = {
+    'Broadcom / LSI': '1000',
+    'DERA Storage': '1d78',
+    'Huawei Technologies': '19e5',
+    'Intel Corporation': '8086',
+    'Red Hat': '1af4',
+}
+
+
+def path(name: str) -> pathlib.Path:
+    """Where a capture lies; skips the test where there are none."""
+    if not ROOT.is_dir():
+        pytest.skip(f'no captures of real machines at {ROOT}')
+    return ROOT / name
+
+
+def text(name: str) -> str:
+    content = path(name).read_bytes()
+    return (lzma.decompress(content) if name.endswith('.xz') else content).decode()
+
+
+def host(tmp_path: pathlib.Path, functions: list[dict], tools: dict | None = None) -> driver.Host:
+    """A host with these functions and tools, laid out as a description is."""
+    data = description.parse('{}') | {'functions': functions, 'tools': tools or {}}
+    description.write(data, tmp_path / 'capture')
+    return driver.Host('capture', tmp_path / 'capture')
+
+
+def function(bdf: str, ids: str, pci_class: str = '120000', node: str = '0', **more) -> dict:
+    return {'id': ids, 'class': pci_class, 'at': {node: [bdf]}} | more
+
+
+def from_lspci(text: str) -> list[dict]:
+    """From lines of lspci, with ``-n``, ``-nn``, ``-D`` or plain."""
+    pattern = re.compile(
+        r'\s*(?P<bdf>(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]) (?P<kind>[^:[]+?)'
+        r'(?: \[(?P<code>[0-9a-f]{4})\])?: (?P<name>.*?)(?:\s*\(rev (?P<revision>\w\w)\))?\s*'
+    )
+    found = {}
+    for line in text.splitlines():
+        if match := pattern.fullmatch(line):
+            name, kind = match['name'], match['kind']
+            known = re.search('([0-9a-f]{4}:[0-9a-f]{4})', name)
+            unnamed = re.search('Device ([0-9a-f]{4})', name)
+            vendor = next((VENDORS[v] for v in VENDORS if v in name), 'ffff')
+            ids = known[1] if known else f'{vendor}:{unnamed[1] if unnamed else "ffff"}'
+            code = f'{match["code"] or kind}00'
+            pci_class = CLASSES.get(kind) or code
+            bdf = match['bdf'] if match['bdf'].count(':') == 2 else f'0000:{match["bdf"]}'
+            found[bdf] = function(bdf, ids, pci_class, revision=match['revision'] or '00')
+    return list(found.values())
+
+
+def from_udev(text: str) -> list[dict]:
+    """From blocks of ``udevadm info --export-db``."""
+    functions = []
+    for block in text.split('\n\n'):
+        told = dict(re.findall(r'^E: (PCI_\w+|SUBSYSTEM)=(\S+)$', block, re.MULTILINE))
+        if told.get('SUBSYSTEM') == 'pci':
+            ids, pci_class = told['PCI_ID'].lower(), told['PCI_CLASS'].lower().zfill(6)
+            functions.append(function(told['PCI_SLOT_NAME'], ids, pci_class))
+    return functions
+
+
+def from_nvidia_xml(text: str) -> list[dict]:
+    """From ``nvidia-smi -q -x``; MIG devices and all."""
+    functions = []
+    for gpu in xml.etree.ElementTree.fromstring(text).iter('gpu'):
+        ids = gpu.findtext('pci/pci_device_id').removeprefix('0x').lower()
+        bdf = sysfs.normal(gpu.findtext('pci/pci_bus_id'))
+        functions.append(function(bdf, f'{ids[4:]}:{ids[:4]}', '030200'))
+    return functions
+
+
+def from_npu_smi(text: str, ids: str) -> list[dict]:
+    """The functions that a table of ``npu-smi info`` shows, with these ids."""
+    buses = dict.fromkeys(re.findall(r'\b\w{4}:\w\w:\w\w\.\d\b', text.lower()))
+    return [function(bus, ids) for bus in buses]
+
+
+def umockdev(tmp_path: pathlib.Path, text: str) -> driver.Host:
+    """A host from a umockdev record: attributes and links as they are."""
+    root = tmp_path / 'umockdev'
+    devices = root / sysfs.DEVICES
+    devices.mkdir(parents=True)
+    for block in text.split('\n\n'):
+        lines = [line.partition(': ')[::2] for line in block.splitlines()]
+        places = [value for key, value in lines if key == 'P']
+        if not places:
+            continue
+        place = root / 'sys' / places[0].lstrip('/')
+        place.mkdir(parents=True, exist_ok=True)
+        if 'E: SUBSYSTEM=pci' in block.splitlines():
+            (devices / place.name).symlink_to(os.path.relpath(place, devices))
+        for key, value in lines:
+            name, _, content = value.partition('=')
+            target = place / name
+            if key == 'A':
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(content.replace('\\n', '\n'))
+            elif key == 'L':
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(content)
+    return driver.Host('umockdev', root)
+
+
+@functools.cache
+def every() -> list[str]:
+    """The captures there are, for a check that none is forgotten."""
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob('*') if p.is_file())

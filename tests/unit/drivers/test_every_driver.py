@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One contract, every driver that we ship, every host that we ship."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+
+from oslo_config import cfg
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite import drivers
+from cyborg_lite.driver import contract
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import recording
+from cyborg_lite.driver import testing
+
+
+def shipped() -> list[type[driver.Driver]]:
+    found = []
+    for name in sorted(m.name for m in pkgutil.iter_modules(drivers.__path__)):
+        module = importlib.import_module(f'cyborg_lite.drivers.{name}')
+        for title, kind in inspect.getmembers(module, inspect.isclass):
+            own = kind.__module__ == module.__name__ and not title.startswith('_')
+            if own and issubclass(kind, driver.Driver):
+                found.append(kind)
+    return found
+
+
+DRIVERS = shipped()
+
+
+@pytest.fixture
+def conf():
+    conf = cfg.ConfigOpts()
+    conf.register_opts([cfg.MultiStrOpt('device_spec', default=[])], 'pci')
+    conf.set_override('device_spec', ['{"vendor_id": "8086", "product_id": "0b25"}'], 'pci')
+    return conf
+
+
+@pytest.mark.parametrize('kind', DRIVERS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize('name', sorted(hosts.shipped()))
+def test_contract(tmp_path, conf, kind, name):
+    testing.discover(kind, hosts.find(name, tmp_path), conf)
+
+
+@pytest.mark.parametrize('kind', DRIVERS, ids=lambda kind: kind.name)
+def test_nothing_is_found_in_nothing(tmp_path, conf, kind):
+    assert bool(testing.discover(kind, driver.Host('bare', tmp_path), conf)) == (
+        kind.name == 'fake'
+    )
+
+
+def test_names_are_those_of_the_files():
+    names = [kind.name for kind in DRIVERS]
+    assert names == [kind.__module__.rpartition('.')[2] for kind in DRIVERS]
+    assert {'fake', 'huawei_ascend', 'intel_qat', 'nvidia_gpu', 'pci', 'xilinx_fpga'} <= {*names}
+
+
+FOUND = {
+    'atlas-300i-duo': [('huawei_ascend', 'Ascend 310P3', 'CUSTOM_NPU', 1)] * 4,
+    'atlas-800t-a2': [('huawei_ascend', 'Ascend 910B3', 'CUSTOM_NPU', 1)] * 8,
+    'hgx-8gpu': [('nvidia_gpu', 'NVIDIA H100 80GB HBM3', 'PGPU', 1)] * 8,
+    'mixed-alveo-qat': [
+        ('intel_qat', 'C62x', 'CUSTOM_QAT', 16),
+        ('pci', 'PCI 8086:0b25', 'CUSTOM_PCI', 1),
+        ('xilinx_fpga', 'Alveo U250', 'FPGA', 1),
+    ],
+}
+
+
+def devices(host: driver.Host, conf: cfg.ConfigOpts) -> list[driver.Device]:
+    """What all drivers but the fake one find, as an agent would ask: nothing twice."""
+    found, seen = [], set()
+    for kind in DRIVERS:
+        if kind.name != 'fake':
+            good, complaints = contract.check(kind(host, conf).discover(), seen)
+            assert complaints == []
+            found += good
+    return found
+
+
+def seen_of(device: driver.Device) -> tuple[str, str, str, int]:
+    [part] = device.deployables
+    return part.driver_name, device.model, part.resource_class, len(part.attach_handles)
+
+
+@pytest.mark.parametrize('name', sorted(hosts.shipped()))
+def test_what_a_host_has(tmp_path, conf, name):
+    assert [seen_of(d) for d in devices(hosts.find(name, tmp_path), conf)] == FOUND[name]
+
+
+@pytest.mark.parametrize('name', sorted(hosts.shipped()))
+def test_a_recording_shows_the_same(tmp_path, conf, name):
+    host = hosts.find(name, tmp_path / 'first')
+    before = [device.facts() for device in devices(host, conf)]
+    recording.record(host, tmp_path / 'copy.tar.gz')
+    copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path / 'second')
+    assert [device.facts() for device in devices(copy, conf)] == before
+    assert copy.name == 'copy'
+
+
+def test_this_machine_breaks_no_driver(conf):
+    """Whatever it has: its own sysfs, and the vendor's tools that are there."""
+    for kind in DRIVERS:
+        testing.discover(kind, driver.Host.local('here'), conf)
+
+
+def test_ten_thousand_functions_are_read_once_or_twice_each(tmp_path, conf, monkeypatch):
+    functions = tmp_path / 'sys/bus/pci/devices'
+    functions.mkdir(parents=True)
+    for number in range(10_000):
+        bus, rest = divmod(number, 256)
+        function = functions / f'0000:{bus:02x}:{rest >> 3:02x}.{rest & 7}'
+        function.mkdir()
+        for name, text in {'vendor': '0x19e5', 'device': '0xa120', 'class': '0x060400'}.items():
+            (function / name).write_text(text)
+    opened = []
+    open_ = os.open
+    monkeypatch.setattr(os, 'open', lambda *args: opened.append(args) or open_(*args))
+    for kind in DRIVERS:
+        opened.clear()
+        found = kind(driver.Host('many', tmp_path), conf).discover()
+        assert len(found) == (kind.name == 'fake')
+        # Two ids, the class, and for the pci driver how many virtual functions are enabled.
+        assert len(opened) <= 4 * 10_000, kind.name

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alveo cards: two functions, one of them for tenants."""
+
+from __future__ import annotations
+
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import xilinx_fpga
+from tests.unit.drivers import captures
+
+
+def discover(tmp_path, *ids: str) -> list[driver.Device]:
+    functions = [captures.function(f'0000:3b:00.{n}', one) for n, one in enumerate(ids)]
+    return testing.discover(xilinx_fpga.XilinxFpga, captures.host(tmp_path, functions))
+
+
+@pytest.mark.parametrize(
+    ('manager', 'user', 'model'),
+    [
+        ('5000', '5001', 'Alveo U200'),
+        ('5004', '5005', 'Alveo U250'),
+        ('500c', '500d', 'Alveo U280'),
+        ('5020', '5021', 'Alveo U50'),
+    ],
+)
+def test_tenants_get_the_users_function(tmp_path, manager, user, model):
+    [card] = discover(tmp_path, f'10ee:{manager}', f'10ee:{user}')
+    assert (card.type, card.model, card.address) == ('FPGA', model, '0000:3b:00.0')
+    [deployable] = card.deployables
+    assert deployable.resource_class == 'FPGA'
+    assert [h.attach_info['function'] for h in deployable.attach_handles] == ['1']
+    assert f'CUSTOM_FPGA_PRODUCT_ID_{user.upper()}' in deployable.traits
+    assert 'CUSTOM_FPGA_XILINX' in deployable.traits
+
+
+@pytest.mark.parametrize(
+    'ids', [('10ee:d00c',), ('10ee:5000',), ('10ee:5000', '10ee:5005'), ('10ee:5000', '8086:5001')]
+)
+def test_a_card_without_a_users_function_is_not_given_out(tmp_path, ids):
+    [card] = discover(tmp_path, *ids)
+    assert card.deployables[0].attach_handles == []
+
+
+def test_a_users_function_alone_is_no_card(tmp_path):
+    assert discover(tmp_path, '10ee:5001') == []
