@@ -12,6 +12,7 @@ import typing
 import urllib.parse
 
 from oslo_config import cfg
+from oslo_db import exception as db_exception
 from oslo_log import log
 import oslo_messaging as messaging
 import pecan
@@ -45,7 +46,6 @@ class Call:
     conf: cfg.ConfigOpts
     database: engine.Database
     bus: rpc.Bus
-
     #: where clients reach the root of the API, without a slash at its end
     root: str
 
@@ -64,6 +64,12 @@ def call() -> Call:
     return typing.cast('Call', pecan.request.environ['cyborg_lite.call'])
 
 
+#: what says that a conductor, the bus or the database is away for now
+UNREACHABLE = (
+    messaging.MessagingTimeout,
+    messaging.MessageDeliveryFailure,
+    db_exception.DBConnectionError,
+)
 #: the arguments that every list takes
 PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
@@ -165,8 +171,9 @@ def _body(schema: types.Schema) -> typing.Any:
 
 def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     """The status and the body that tell a client of an error, in WSME's form."""
-    if isinstance(error, messaging.MessagingTimeout):
-        status, text = 503, 'No conductor answered in time. Try again.'
+    if isinstance(error, UNREACHABLE):
+        status, text = 503, 'What it takes to answer cannot be reached. Try again.'
+        LOG.warning('Answered with 503: %s', error)
     elif isinstance(error, exception.CyborgError):
         status, text = error.code, error.message
     elif isinstance(error, wsme_exc.ClientSideError):

@@ -68,18 +68,24 @@ def find(
         kind,
         page.limit,
         keys,
-        marker=_marker(session, kind, page),
+        marker=_marker(session, kind, page, conditions),
         # Nulls come last in either direction, on every engine.
         sort_dirs=[f'{page.sort_dir}-nullslast' if key != 'id' else page.sort_dir for key in keys],
     )
     return list(session.scalars(query).unique())
 
 
-def _marker(session: orm.Session, kind: type[Row], page: Page) -> typing.Any:
+def _marker(
+    session: orm.Session,
+    kind: type[Row],
+    page: Page,
+    conditions: tuple[sa.ColumnElement[bool], ...],
+) -> typing.Any:
     if page.marker is None:
         return None
     columns = sa.select(kind.id, getattr(kind, page.sort_key).label(page.sort_key))
-    row = session.execute(columns.where(kind.uuid == page.marker)).one_or_none()
+    # Who may not see a row is not told that it is there.
+    row = session.execute(columns.where(kind.uuid == page.marker, *conditions)).one_or_none()
     if row is None:
         raise exception.Invalid(
             reason=f'Invalid marker {page.marker!r}: expected the uuid of the last item of the '
