@@ -11,6 +11,7 @@ import collections.abc
 import socket
 import typing
 
+from keystoneauth1 import loading
 from oslo_config import cfg
 from oslo_db import options as db_options
 from oslo_log import log
@@ -115,6 +116,13 @@ CONDUCTOR_OPTS = [
         help='After how many reports in a row without a device the device is deleted. Until then '
         'it is kept but not given out; a device that is held by a request is never deleted.',
     ),
+    cfg.IntOpt(
+        'outbox_interval',
+        default=10,
+        min=1,
+        help='How often a conductor looks for what Placement and Nova are still to be told, in '
+        'seconds. What it writes itself it sends at once: this is for what another one left.',
+    ),
 ]
 
 PCI_OPTS = [
@@ -138,6 +146,13 @@ _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
 }
 
 
+#: The services that we call; one whose group has no auth_type is done without.
+_CLIENTS = {
+    'placement': {'service_type': 'placement', 'valid_interfaces': ['internal', 'public']},
+    'nova': {'service_type': 'compute', 'valid_interfaces': ['internal', 'public']},
+}
+
+
 def new(**defaults: typing.Any) -> cfg.ConfigOpts:
     """All options, and no values yet.
 
@@ -147,6 +162,12 @@ def new(**defaults: typing.Any) -> cfg.ConfigOpts:
     for group, opts in _GROUPS.items():
         conf.register_opts(opts, group=group)
     conf.register_opts(db_options.database_opts, group='database')
+    for group, defaults_ in _CLIENTS.items():
+        loading.register_auth_conf_options(conf, group)
+        loading.register_session_conf_options(conf, group)
+        loading.register_adapter_conf_options(conf, group)
+        for option, value in defaults_.items():
+            conf.set_default(option, value, group=group)
     cors.set_defaults(
         allow_headers=['Content-Type', 'OpenStack-API-Version', 'X-Auth-Token'],
         expose_headers=['OpenStack-API-Version', 'X-OpenStack-Request-ID'],

@@ -282,9 +282,7 @@ class Device(Base):
         """Why no accelerator of this device may be given out, if there is a reason."""
         if self.status != 'enabled':
             return f'is {self.status}'
-        if self.absences:
-            return 'is missing from its host'
-        return 'is in a host that is down' if self.host.state == 'down' else None
+        return 'is missing from its host' if self.absences else None
 
 
 class Deployable(Base):
@@ -301,6 +299,10 @@ class Deployable(Base):
     rp_uuid: orm.Mapped[str] = own(
         sa.String(36), unique=True, doc='The UUID of the resource provider.'
     )
+    # What Placement was, or is to be, told of the provider.
+    announced: orm.Mapped[dict[str, typing.Any] | None] = own(
+        sa.JSON(none_as_null=True), hidden=True
+    )
     bitstream_id: orm.Mapped[str | None] = own(
         sa.String(36), doc='The image that the device is programmed with; null if none.'
     )
@@ -309,7 +311,7 @@ class Deployable(Base):
     )
 
     device: orm.Mapped[Device] = orm.relationship(back_populates='deployables')
-    attributes: orm.Mapped[list[Attribute]] = _parts('Attribute')
+    attributes: orm.Mapped[list[Attribute]] = _parts('Attribute', parent='deployable')
     attach_handles: orm.Mapped[list[AttachHandle]] = _parts('AttachHandle')
     if typing.TYPE_CHECKING:
         handle_count: int  # counted by the query, see the end of this module
@@ -368,6 +370,7 @@ class Attribute(Base):
     deployable_id: orm.Mapped[int] = link(
         'deployables.id', hidden=False, doc='The internal number of the deployable.'
     )
+    deployable: orm.Mapped[Deployable] = orm.relationship(back_populates='attributes')
     # True for what an operator added through the API: no report takes it away.
     added: orm.Mapped[bool] = own(sa.Boolean, default=False, hidden=True)
 
@@ -462,6 +465,21 @@ class ARQ(Base):
     def attach_handle_info(self) -> dict[str, str]:
         """What to attach, for PCI domain, bus, device and function; empty until bound."""
         return self.attach_handle.attach_info if self.attach_handle else {}
+
+
+class Message(Base):
+    """Something that another service is still to be told."""
+
+    __tablename__ = 'messages'
+    __table_args__ = (sa.UniqueConstraint('kind', 'key'),)
+
+    kind: orm.Mapped[str] = own(sa.String(16), hidden=True)
+    key: orm.Mapped[str] = own(sa.String(36), hidden=True)
+    payload: orm.Mapped[dict[str, typing.Any]] = own(sa.JSON, default=dict, hidden=True)
+    attempts: orm.Mapped[int] = own(sa.Integer, default=0, hidden=True)
+    due_at: orm.Mapped[datetime.datetime] = own(sa.DateTime, index=True, hidden=True)
+    # Another one whenever the message is replaced: who has sent the old one must not delete it.
+    stamp: orm.Mapped[str] = own(sa.String(36), hidden=True)
 
 
 Deployable.handle_count = orm.column_property(  # type: ignore[assignment]

@@ -93,10 +93,13 @@ class AcceleratorRequests(rest.Controller):
             arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
             return self.show(*arqs)
 
-    @rest.expose(status=202, body=UPDATE)
-    def patch(self, body):
+    # openstacksdk names the request in the path as well.
+    @rest.expose(types.uuid, status=202, body=UPDATE)
+    def patch(self, uuid=None, body=None):
         rest.call().context.can('cyborg:arq:update')
         _require_service_token()
+        if uuid is not None and [_uuid(each) for each in body] != [uuid]:
+            raise exception.Invalid(reason=f'Invalid body: expected {uuid}, as in the path, alone.')
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
             rest.call().conductor.bind(wishes=[_wish(*item) for item in body.items()])
         elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
@@ -118,6 +121,8 @@ class AcceleratorRequests(rest.Controller):
             rest.call().conductor.delete_arqs_of(instance=instance)
             return
         uuids = [uuid] if uuid is not None else [_uuid(each) for each in arqs]
+        if not uuids:
+            raise exception.Invalid(reason='Invalid arqs: expected at least one uuid.')
         self._refuse_held(uuids)
         missing = rest.call().conductor.delete_arqs(uuids=uuids)
         if missing:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -24,6 +25,9 @@ CREATE: types.Schema = {
     },
 }
 
+#: Beyond the numbers that deployables have.
+MOST = 2**31
+
 
 class Attributes(rest.Controller):
     """What is known of a deployable."""
@@ -35,6 +39,8 @@ class Attributes(rest.Controller):
         rest.call().context.can('cyborg:attribute:get_all')
         wanted = {'deployable_id': deployable_id, 'key': key}
         conditions = [getattr(model.Attribute, k) == v for k, v in wanted.items() if v is not None]
+        if deployable_id is not None and not 0 < deployable_id < MOST:
+            conditions = [sa.false()]  # there is no such deployable, and no such number in SQL
         return self.list(*conditions, page=page)
 
     @rest.expose(types.uuid)
@@ -63,9 +69,9 @@ class Attributes(rest.Controller):
 
 def _deployable(given: int | str) -> int | str:
     """A number, which may come as text, or a uuid."""
-    if isinstance(given, int) or (given.isascii() and given.isdigit()):
-        number = int(str(given)[:20])
-        if 0 < number < 2**31:
+    if not isinstance(given, str) or (given.isascii() and given.isdigit()):
+        number = int(given) if not isinstance(given, str) else int(given[:20])
+        if 0 < number < MOST:
             return number
         raise exception.NotFound(what='Deployable', id=number)
     try:

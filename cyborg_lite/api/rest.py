@@ -17,6 +17,7 @@ from oslo_log import log
 import oslo_messaging as messaging
 import pecan
 from pecan import rest
+import sqlalchemy as sa
 import webob.exc
 from wsme import api as wsme_api
 from wsme import exc as wsme_exc
@@ -188,6 +189,17 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
 
 
+class Place(rest.RestController):
+    """A place in the tree of URLs that has a document, and other places below it."""
+
+    @pecan.expose()
+    def _route(self, args: list[str], request: typing.Any = None) -> typing.Any:
+        known = isinstance(getattr(self, args[0], None), rest.RestController) if args else True
+        if not known and args[0]:
+            pecan.abort(404)
+        return super()._route(args, request)
+
+
 class Controller(rest.RestController):
     """A resource: its collection's name in URLs, and its rows."""
 
@@ -250,7 +262,11 @@ def _page(
 ) -> query.Page:
     if limit is not None and not (limit.isascii() and limit.isdigit()):
         raise exception.Invalid(reason=f'Invalid limit {limit!r}: expected a number, 0 or more.')
-    columns = {f.name for f in types.fields(kind, call().version) if f.column is not None}
+    columns = {
+        field.name
+        for field in types.fields(kind, call().version)
+        if field.column is not None and not isinstance(field.column.type, sa.JSON)
+    }
     sortable = sorted(columns | {'id'})
     if sort_key is not None and sort_key not in sortable:
         raise exception.Invalid(
@@ -276,6 +292,8 @@ def split_filters(
     page: dict[str, str] = {}
     rest_: dict[str, str] = {}
     for each in filters or ():
+        if wtypes.Unset in (each.field, each.value):
+            raise exception.Invalid(reason='Expected filters.field and filters.value in pairs.')
         if each.field in ('limit', 'marker', 'sort_key', 'sort_dir'):
             page[each.field] = each.value
         elif each.field in fields:

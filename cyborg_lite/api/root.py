@@ -6,7 +6,6 @@ from __future__ import annotations
 import typing
 
 import pecan
-from pecan import rest as pecan_rest
 
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import attributes
@@ -29,7 +28,7 @@ def _document(id: str) -> dict[str, typing.Any]:
     }
 
 
-class V2(pecan_rest.RestController):
+class V2(rest.Place):
     """/v2"""
 
     devices = devices.Devices()
@@ -48,7 +47,7 @@ class V2(pecan_rest.RestController):
         return _document('v2.0')
 
 
-class Root(pecan_rest.RestController):
+class Root(rest.Place):
     """/"""
 
     v2 = V2()

@@ -19,6 +19,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
 
 #: From which states a request may come into each.
@@ -101,12 +102,22 @@ def bind(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish])
         handles = _free_handles(session, providers.get(rp_uuid), rp_uuid, wanted)
         for wish, handle in zip(together, handles, strict=True):
             _move(session, [wish['uuid']], 'Bound', attach_handle_id=handle, **_place(wish))
+    _notify(session, wishes, 'completed')
 
 
 def fail(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish]) -> None:
     """Note that these requests could not be bound, and where they should have been."""
     for wish in wishes:
         _move(session, [wish['uuid']], 'BindFailed', must=False, **_place(wish))
+    _notify(session, wishes, 'failed')
+
+
+def _notify(session: orm.Session, wishes: list[Wish], status: str) -> None:
+    """Have Nova told, one call for each instance."""
+    events: dict[str, model.Facts] = collections.defaultdict(dict)
+    for wish in wishes:
+        events[wish['instance_uuid']][wish['uuid']] = status
+    outbox.put(session, outbox.EVENT, events)
 
 
 def unbind(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> None:
@@ -213,6 +224,8 @@ def _refuse_unfit(provider: model.Deployable, arqs: list[model.ARQ]) -> None:
     reason = None
     if provider.device.obstacle:
         reason = f'its device {provider.device.obstacle}'
+    elif provider.device.host.state == 'down':
+        reason = f'its host {provider.device.hostname} is down'
     for arq in arqs:
         asked = profiles.resources(arq.device_profile.groups[arq.device_profile_group_id])
         if provider.resource_class not in asked:

@@ -15,6 +15,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
@@ -104,6 +105,7 @@ def _reconcile(session: orm.Session, report: Report, absences: int) -> bool:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
     known = {device.identity: device for device in _known(session, report['host'])}
     held = _held(session, report['host']) if known else set()
+    before = {part.rp_uuid for device in known.values() for part in device.deployables}
     found = {device.identity: device for device in _found(report)}
     for identity, device in list(known.items()):
         if identity in found:
@@ -119,7 +121,12 @@ def _reconcile(session: orm.Session, report: Report, absences: int) -> bool:
             _update(known[identity], device)
         else:
             session.add(device)
+            known[identity] = device
     session.flush()
+    parts = [part for device in known.values() for part in device.deployables]
+    outbox.announce(session, parts)
+    gone = before - {part.rp_uuid for part in parts}
+    outbox.put(session, outbox.PROVIDER, {rp_uuid: {} for rp_uuid in gone})
     return not waiting and not any(_is_missing(device) for device in known.values())
 
 
@@ -278,6 +285,7 @@ def set_status(session: orm.Session, ctxt: context.RequestContext, uuid: str, st
     """
     device = query.get(session, model.Device, uuid, what='Device')
     device.status = status
+    outbox.announce(session, device.deployables)
 
 
 def add_attribute(
@@ -297,6 +305,7 @@ def add_attribute(
     attribute = model.Attribute(key=key, value=value, added=True)
     row.attributes.append(attribute)
     session.flush()
+    outbox.announce(session, [row])
     return attribute.uuid
 
 
@@ -305,4 +314,7 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
 
     :raises cyborg_lite.exception.NotFound: when there is no such attribute.
     """
-    session.delete(query.get(session, model.Attribute, uuid, what='Attribute'))
+    attribute = query.get(session, model.Attribute, uuid, what='Attribute')
+    part = attribute.deployable
+    part.attributes.remove(attribute)
+    outbox.announce(session, [part])

@@ -16,6 +16,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
 from cyborg_lite.db import engine
 
@@ -46,7 +47,7 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
         exception_checker=_lost_race,
     )
     def call(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
-        with self.database.writer() as session:
+        with self.outbox.session() as session:
             return function(session, ctxt, **kwargs)
 
     return typing.cast('Function[Answer]', call)
@@ -57,7 +58,7 @@ class Manager:
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self.conf = conf
-        self.database = database
+        self.outbox = outbox.Sender(conf, database)
 
     set_device_status = _transaction(inventory.set_status)
     create_attribute = _transaction(inventory.add_attribute)

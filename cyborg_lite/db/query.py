@@ -7,7 +7,6 @@ import collections.abc
 import dataclasses
 import typing
 
-from oslo_db.sqlalchemy import utils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -61,34 +60,42 @@ def find(
     :raises cyborg_lite.exception.Invalid: when the marker or the sort key is unknown.
     """
     page = page or Page()
-    query = sa.select(kind).where(*conditions).options(*options)
-    keys = [page.sort_key] if page.sort_key in ('id', 'uuid') else [page.sort_key, 'id']
-    query = utils.paginate_query(
-        query,
-        kind,
-        page.limit,
-        keys,
-        marker=_marker(session, kind, page, conditions),
+    column = getattr(kind, page.sort_key)
+    query = sa.select(kind).where(*conditions).options(*options).limit(page.limit)
+    if page.marker is not None:
+        query = query.where(_after(session, kind, page, conditions))
+    direction = sa.desc if page.sort_dir == 'desc' else sa.asc
+    if column.property.columns[0].nullable:
         # Nulls come last in either direction, on every engine.
-        sort_dirs=[f'{page.sort_dir}-nullslast' if key != 'id' else page.sort_dir for key in keys],
-    )
+        query = query.order_by(column.is_(None))
+    # Ids tell equal values apart.
+    query = query.order_by(direction(column), direction(kind.id))
     return list(session.scalars(query).unique())
 
 
-def _marker(
+def _after(
     session: orm.Session,
     kind: type[Row],
     page: Page,
     conditions: tuple[sa.ColumnElement[bool], ...],
-) -> typing.Any:
-    if page.marker is None:
-        return None
-    columns = sa.select(kind.id, getattr(kind, page.sort_key).label(page.sort_key))
+) -> sa.ColumnElement[bool]:
+    """That a row comes after the one that the marker names.
+
+    oslo.db's paginate_query returns rows twice where the marker's value is null.
+    """
+    column = getattr(kind, page.sort_key)
     # Who may not see a row is not told that it is there.
-    row = session.execute(columns.where(kind.uuid == page.marker, *conditions)).one_or_none()
+    found = sa.select(column, kind.id).where(kind.uuid == page.marker, *conditions)
+    row = session.execute(found).one_or_none()
     if row is None:
         raise exception.Invalid(
             reason=f'Invalid marker {page.marker!r}: expected the uuid of the last item of the '
             'page before.'
         )
-    return row
+    value, id = row
+    descending = page.sort_dir == 'desc'
+    further = kind.id < id if descending else kind.id > id
+    if value is None:
+        return sa.and_(column.is_(None), further)
+    beyond = column < value if descending else column > value
+    return sa.or_(beyond, sa.and_(column == value, further), column.is_(None))

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column('name', sa.String(255), nullable=False, unique=True),
         sa.Column('driver_name', sa.String(100), nullable=False),
         sa.Column('rp_uuid', sa.String(36), nullable=False, unique=True),
+        sa.Column('announced', sa.JSON()),
         sa.Column('bitstream_id', sa.String(36)),
         _link('device_id', 'devices.id'),
     )
@@ -56,6 +57,16 @@ def upgrade() -> None:
         sa.Column('attach_info', sa.JSON(), nullable=False),
         _link('deployable_id', 'deployables.id'),
         sa.Column('lost', sa.Boolean(), nullable=False),
+    )
+    _create(
+        'messages',
+        sa.Column('kind', sa.String(16), nullable=False),
+        sa.Column('key', sa.String(36), nullable=False),
+        sa.Column('payload', sa.JSON(), nullable=False),
+        sa.Column('attempts', sa.Integer(), nullable=False),
+        sa.Column('due_at', sa.DateTime(), nullable=False, index=True),
+        sa.Column('stamp', sa.String(36), nullable=False),
+        sa.UniqueConstraint('kind', 'key'),
     )
     _create(
         'attributes',

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The services that we call: thin, over keystoneauth."""
+
+from __future__ import annotations
+
+from keystoneauth1 import adapter
+from keystoneauth1 import loading
+from oslo_config import cfg
+
+
+def configured(conf: cfg.ConfigOpts, group: str) -> bool:
+    """Whether the operator has said how to reach a service."""
+    return conf[group].auth_type is not None
+
+
+def connect(conf: cfg.ConfigOpts, group: str, microversion: str) -> adapter.Adapter:
+    """A service of the catalogue, spoken to as the user of its group of options."""
+    auth = loading.load_auth_from_conf_options(conf, group)
+    session = loading.load_session_from_conf_options(conf, group, auth=auth)
+    return loading.load_adapter_from_conf_options(
+        conf,
+        group,
+        session=session,
+        auth=auth,
+        default_microversion=microversion,
+        additional_headers={'Accept': 'application/json'},
+    )

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other services are to be told: written with the change itself, sent after, and again.
+
+A message is a row.  Whichever conductor takes it has it for a time; if it dies meanwhile another
+takes it over.  What is sent is the state as it is then, so that a message that is sent twice, or
+that stands for many changes, does no harm.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import datetime
+import threading
+import uuid as uuidlib
+
+from oslo_config import cfg
+from oslo_log import log
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import clients
+from cyborg_lite import model
+from cyborg_lite.clients import nova
+from cyborg_lite.clients import placement
+from cyborg_lite.db import engine
+
+LOG = log.getLogger(__name__)
+
+#: How long a conductor may take to send a message before another takes it over, in seconds.
+LEASE = 60
+#: The longest wait between two tries, in seconds.
+PATIENCE = 300
+
+PROVIDER = 'provider'
+EVENT = 'event'
+#: Under this name a session knows which kinds there is somebody for.
+KINDS = 'cyborg_lite.outbox'
+
+
+def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> None:
+    """Have these sent, by their keys: a message that waits already is replaced.
+
+    Where there is nobody to be told, nothing is written.
+    """
+    if not messages or kind not in session.info.get(KINDS, ()):
+        return
+    same = sa.select(model.Message).where(
+        model.Message.kind == kind, model.Message.key.in_(messages)
+    )
+    waiting = {row.key: row for row in session.scalars(same)}
+    for key, payload in messages.items():
+        row = waiting.get(key) or model.Message(kind=kind, key=key)
+        row.payload, row.attempts, row.due_at = payload, 0, timeutils.utcnow()
+        row.stamp = str(uuidlib.uuid4())
+        session.add(row)
+
+
+def announce(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> None:
+    """Have Placement told of those deployables that it does not know as they are."""
+    if PROVIDER not in session.info.get(KINDS, ()):
+        return
+    changed = []
+    for part in parts:
+        wanted = describe(part)
+        if part.announced != wanted:
+            part.announced = wanted
+            changed.append(part.rp_uuid)
+    put(session, PROVIDER, {rp_uuid: {} for rp_uuid in changed})
+
+
+def describe(part: model.Deployable) -> model.Facts:
+    """A deployable as Placement is to know it."""
+    total = len(part.attach_handles)
+    lost = sum(handle.lost for handle in part.attach_handles)
+    return {
+        'uuid': part.rp_uuid,
+        'name': part.name,
+        'parent': part.device.hostname,
+        'resource_class': part.resource_class or 'CUSTOM_PCI',
+        'total': total,
+        'reserved': total if part.device.obstacle else lost,
+        'traits': sorted({*part.traits, 'OWNER_CYBORG'}),
+    }
+
+
+class Sender:
+    """Sends what waits, in a thread of each conductor."""
+
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
+        self._database = database
+        self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}
+        if clients.configured(conf, 'placement'):
+            client = clients.connect(conf, 'placement', placement.MICROVERSION)
+            self._placement = placement.Placement(client)
+            self._send[PROVIDER] = self._publish
+        if clients.configured(conf, 'nova'):
+            self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
+            self._send[EVENT] = self._nova.notify
+        self._interval = conf.conductor.outbox_interval
+        self._woken = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name='outbox', daemon=True)
+
+    @contextlib.contextmanager
+    def session(self) -> collections.abc.Iterator[orm.Session]:
+        """A transaction that may put messages; they are sent as soon as it is over."""
+        with self._database.writer() as session:
+            session.info[KINDS] = self._send.keys()
+            yield session
+        self._woken.set()
+
+    def start(self) -> None:
+        if self._send:
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+        if self._send:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._woken.clear()
+            try:
+                while not self._stopping and self.send_one():
+                    pass
+            except Exception:
+                LOG.exception('The outbox cannot be read')
+            self._woken.wait(self._interval)
+
+    def send_one(self) -> bool:
+        """Send the message that has waited longest; False if none is due."""
+        message = self._take()
+        if message is None:
+            return False
+        mine = sa.and_(model.Message.id == message.id, model.Message.stamp == message.stamp)
+        try:
+            self._send[message.kind](message.key, message.payload)
+        except Exception as error:  # whatever it is, what waits must not be lost
+            wait = min(2.0**message.attempts, PATIENCE)
+            LOG.warning('%s %s waits for %d s: %s', message.kind, message.key, wait, error)
+            due = timeutils.utcnow() + datetime.timedelta(seconds=wait)
+            self._settle(sa.update(model.Message).where(mine).values(due_at=due))
+        else:
+            self._settle(sa.delete(model.Message).where(mine))
+        return True
+
+    def _take(self) -> model.Message | None:
+        """A message that is due: until its lease ends nobody else takes it."""
+        now = timeutils.utcnow()
+        query = (
+            sa.select(model.Message)
+            .where(model.Message.due_at <= now, model.Message.kind.in_(self._send))
+            .order_by(model.Message.due_at, model.Message.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        with self._database.writer() as session:
+            message = session.scalars(query).one_or_none()
+            if message is not None:
+                message.due_at = now + datetime.timedelta(seconds=LEASE)
+                message.attempts += 1
+                session.flush()
+                session.refresh(message)
+                session.expunge(message)
+            return message
+
+    def _settle(self, statement: sa.Update | sa.Delete) -> None:
+        with self._database.writer() as session:
+            session.execute(statement.execution_options(synchronize_session=False))
+
+    def _publish(self, rp_uuid: str, _payload: model.Facts) -> None:
+        query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
+        with self._database.reader() as session:
+            wanted = session.scalar(query)
+        if wanted is None:
+            self._placement.remove(rp_uuid)
+        else:
+            traits = tuple(wanted['traits'])
+            self._placement.publish(placement.Provider(**(wanted | {'traits': traits})))
