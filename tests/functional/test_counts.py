@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What requests cost, in SQL statements and RPC calls; and that long lists lose nothing."""
+
+import collections
+import contextlib
+import unittest.mock
+
+import pytest
+
+from cyborg_lite import model
+from cyborg_lite import rpc
+from tests import support
+
+MANY = 1000
+ARQS = '/v2/accelerator_requests'
+
+
+@contextlib.contextmanager
+def calls():
+    """The RPC calls that are made meanwhile, by the names of the methods."""
+    seen = []
+    plain = rpc.Peer.__getattr__
+
+    def see(peer, method):
+        seen.append(method)
+        return plain(peer, method)
+
+    with unittest.mock.patch.object(rpc.Peer, '__getattr__', see):
+        yield seen
+
+
+@pytest.fixture(scope='module')
+def crowded(tmp_path_factory):
+    """A service with many of each; only to be read."""
+    made = support.Service(tmp_path_factory.mktemp('crowded'))
+    devices = [
+        support.card(f'{n:03x}', handles=1, vendor=f'{n % 7:04x}', numa_node=(None, 0, 1)[n % 3])
+        for n in range(MANY)
+    ]
+    made.report(*devices)
+    groups = [{'resources:FPGA': '1'}]
+    with made.database.writer() as session:
+        session.add_all(
+            model.DeviceProfile(name=f'p{n}', groups=groups, description=None if n % 3 else 'third')
+            for n in range(MANY - 1)
+        )
+    made.profile(FPGA=MANY)
+    made.arqs()
+    [part] = made.api.get('/v2/deployables?limit=1').json['deployables']
+    [arq] = made.api.get(f'{ARQS}?limit=1').json['arqs']
+    assert made.api.bind(arq['uuid'], provider=part['rp_uuid']).status_int == 202
+    yield made
+    made.stop()
+
+
+LISTS = {
+    'devices': 'devices',
+    'deployables': 'deployables',
+    'attributes': 'attributes',
+    'device_profiles': 'device_profiles',
+    'accelerator_requests': 'arqs',
+}
+
+
+def walk(api, path, key):
+    """The uuids of a list, page by page."""
+    pages, seen = [], set()
+    while path:
+        answer = api.get(path)
+        assert answer.status_int == 200
+        page = [row['uuid'] for row in answer.json[key]]
+        assert not seen.intersection(page), 'a row came twice'
+        pages.append(page)
+        seen.update(page)
+        [path] = [link['href'] for link in answer.json.get(f'{key}_links', ())] or [None]
+    return pages
+
+
+@pytest.mark.parametrize('version', ['2.0', '2.50'])
+@pytest.mark.parametrize(('name', 'key'), LISTS.items())
+def test_a_list_of_many_takes_three_statements(crowded, name, key, version):
+    api = crowded.api.at(version)
+    with crowded.statements() as statements, calls() as made:
+        answer = api.get(f'/v2/{name}').json
+    assert len(answer[key]) == MANY
+    assert len(statements) <= 3, statements
+    assert made == []
+
+
+@pytest.mark.parametrize(('name', 'key'), LISTS.items())
+def test_each_page_takes_three_statements(crowded, name, key):
+    first = crowded.api.get(f'/v2/{name}?limit=500').json
+    [link] = first[f'{key}_links']
+    with crowded.statements() as statements:
+        second = crowded.api.get(link['href']).json
+    assert len(second[key]) == 500
+    assert len(statements) <= 3, statements
+
+
+@pytest.mark.parametrize(
+    'query',
+    ['devices?vendor=0001&hostname=host-1', 'attributes?key=rc', 'accelerator_requests?bind_state='
+     'resolved', 'device_profiles?name=p1,p2,p3'],
+)  # fmt: skip
+def test_a_filter_takes_no_statement_more(crowded, query):
+    with crowded.statements() as statements:
+        assert crowded.api.get(f'/v2/{query}').status_int == 200
+    assert len(statements) <= 3, statements
+
+
+@pytest.mark.parametrize('direction', ['asc', 'desc'])
+@pytest.mark.parametrize(
+    ('name', 'sort_key'),
+    [
+        ('devices', 'id'),
+        ('devices', 'uuid'),
+        ('devices', 'vendor'),
+        ('devices', 'hostname'),
+        ('devices', 'created_at'),
+        ('devices', 'updated_at'),
+        ('devices', 'numa_node'),
+        ('devices', 'status'),
+        ('deployables', 'name'),
+        ('deployables', 'bitstream_id'),
+        ('attributes', 'key'),
+        ('device_profiles', 'name'),
+        ('device_profiles', 'description'),
+        ('accelerator_requests', 'state'),
+        ('accelerator_requests', 'instance_uuid'),
+        ('accelerator_requests', 'updated_at'),
+    ],
+)
+def test_a_walk_over_all_pages_loses_and_doubles_nothing(crowded, name, sort_key, direction):
+    api = crowded.api.at('2.50')
+    path = f'/v2/{name}?sort_key={sort_key}&sort_dir={direction}&limit='
+    pages = walk(api, f'{path}137', LISTS[name])
+    uuids = [uuid for page in pages for uuid in page]
+    kind = {'attributes': model.Attribute, 'accelerator_requests': model.ARQ}.get(name)
+    kind = kind or {'devices': model.Device, 'deployables': model.Deployable}.get(name)
+    rows = crowded.rows(kind or model.DeviceProfile)
+    assert collections.Counter(uuids) == collections.Counter(row.uuid for row in rows)
+    assert [len(page) for page in pages[:-1]] == [137] * (len(pages) - 1)
+    # Great pages or small ones, the order is the same.
+    assert [uuid for page in walk(api, f'{path}1000', LISTS[name]) for uuid in page] == uuids
+    known = {row.uuid: getattr(row, sort_key) for row in rows}
+    values = [known[uuid] for uuid in uuids if known[uuid] is not None]
+    assert values == sorted(values, reverse=direction == 'desc')
+    assert [known[uuid] for uuid in uuids[: len(values)]] == values, 'nulls come last'
+
+
+@pytest.mark.parametrize('limit', [1, 2, 999, 1000, 1001])
+def test_pages_of_any_size_hold_all(crowded, limit):
+    pages = walk(crowded.api, f'/v2/devices?vendor=0001&limit={limit}', 'devices')
+    assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
+    assert len({uuid for page in pages for uuid in page}) == len(range(1, MANY, 7))
+
+
+@pytest.mark.parametrize('count', [1, 10, 100])
+def test_creating_requests_takes_eight_statements_and_one_call(service, count):
+    service.profile(FPGA=count)
+    with service.statements() as statements, calls() as made:
+        assert len(service.arqs()) == count
+    assert len(statements) <= 8, statements
+    assert made == ['create_arqs']
+
+
+def test_creating_requests_of_many_groups_takes_no_more(service):
+    groups = [{'resources:FPGA': '2', 'resources:CUSTOM_NPU': '3'} for _ in range(10)]
+    service.api.post('/v2/device_profiles', [{'name': 'groups', 'groups': groups}])
+    with service.statements() as statements, calls() as made:
+        assert len(service.arqs('groups')) == 50
+    assert len(statements) <= 8, statements
+    assert made == ['create_arqs']
+
+
+@pytest.mark.parametrize('count', [1, 4, 16])
+def test_binding_takes_six_statements_and_two_for_each(service, count):
+    service.report(support.card(handles=16))
+    service.profile(FPGA=count)
+    arqs = service.arqs()
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    with service.statements() as statements, calls() as made:
+        answer = service.api.bind(*arqs, provider=provider, instance=support.INSTANCE)
+    assert answer.status_int == 202
+    assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound'}
+    assert len(statements) <= 6 + 2 * count, statements
+    assert made == ['bind']
+
+
+def test_binding_costs_the_same_however_many_others_are_bound(service):
+    service.report(support.card(handles=16))
+    service.profile()
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    costs = set()
+    for _ in range(16):
+        [arq] = service.arqs()
+        with service.statements() as statements:
+            assert service.api.bind(arq, provider=provider).status_int == 202
+        costs.add(len(statements))
+    assert len(costs) == 1
+
+
+@pytest.mark.parametrize('count', [1, 4])
+def test_the_whole_cycle_takes_25_statements_and_four_calls(service, count):
+    """What Nova does for an instance: create, bind, look, delete."""
+    service.report(support.card(handles=16))
+    service.profile(FPGA=count)
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    with service.statements() as statements, calls() as made:
+        arqs = service.arqs()
+        bound = service.api.bind(*arqs, provider=provider, instance=support.INSTANCE)
+        shown = service.api.get(f'{ARQS}?instance={support.INSTANCE}').json['arqs']
+        gone = service.api.delete(f'{ARQS}?instance={support.INSTANCE}')
+    assert [bound.status_int, gone.status_int] == [202, 204]
+    assert [arq['state'] for arq in shown] == ['Bound'] * count
+    assert service.rows(model.ARQ) == []
+    assert len(statements) <= 25, statements
+    assert len(made) <= 4, made
+
+
+@pytest.mark.parametrize('count', [1, 100])
+def test_deleting_requests_costs_the_same_for_any_number(service, count):
+    service.profile(FPGA=count)
+    arqs = service.arqs()
+    with service.statements() as statements, calls() as made:
+        assert service.api.delete(f'{ARQS}?arqs={",".join(arqs)}').status_int == 204
+    assert service.rows(model.ARQ) == []
+    assert len(statements) <= 4, statements
+    assert made == ['delete_arqs']

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thousands of generated requests, sound and unsound, by two personas.
+
+Whatever is asked, the answer is one that /v2/openapi.json declares, and nobody is shown what
+belongs to another project.  FUZZ_SEED=N asks for other requests than those of every run.
+"""
+
+import collections
+import os
+import uuid
+
+from hypothesis import strategies as st
+from oslo_middleware import request_id
+import pytest
+import schemathesis
+from schemathesis.specs.openapi import checks
+import webtest
+
+from cyborg_lite import model
+from cyborg_lite.api import app
+from cyborg_lite.api import openapi
+from cyborg_lite.api import root
+from tests import support
+
+SEED = int(os.environ.get('FUZZ_SEED', '1'))
+#: the requests that are generated for each operation, beside those at the boundaries
+EXAMPLES = 70
+#: the least that each persona asks
+LEAST = 2500
+
+ARQS = '/v2/accelerator_requests'
+ADMINS, MEMBERS = app.ALONE['X-Project-Id'], 'f' * 32
+IDENTITY = {
+    'HTTP_X_USER_ID': 'member',
+    'HTTP_X_PROJECT_ID': MEMBERS,
+    'HTTP_X_ROLES': 'member,reader',
+}
+
+
+def member_of(service):
+    """The API to a member of another project, as keystonemiddleware hands requests on."""
+    front = app.Front(root.application(), service.conf, service.database, service.embedded.bus)
+
+    def identified(environ, start_response):
+        return front(environ | IDENTITY, start_response)
+
+    limit = service.conf.api.max_request_body_size
+    return request_id.RequestId(app.SizeLimit(identified, limit))
+
+
+class World:
+    """A service with rows of two projects; what is deleted comes back."""
+
+    def __init__(self, directory):
+        self.service = support.Service(directory)
+        self.apps = {'admin': self.service.embedded.application, 'member': member_of(self.service)}
+        self.apis = [support.Api(webtest.TestApp(each)) for each in self.apps.values()]
+        self.seen = collections.Counter()
+        self.secrets = set()
+        self.refill()
+
+    def refill(self):
+        devices = [support.card(bus, handles=8) for bus in ('3b', '3c')]
+        self.service.report(*devices, host='host-1.example.com')
+        admin = self.apis[0]
+        if len(self.service.rows(model.ARQ)) > 100:
+            with self.service.database.writer() as session:
+                session.query(model.ARQ).delete()
+        for device in self.service.rows(model.Device):
+            admin.post(f'/v2/devices/{device.uuid}/enable')
+        for name, count in {'one': 1, 'three': 3}.items():
+            groups = [{'resources:FPGA': count}]
+            admin.post('/v2/device_profiles', [{'name': name, 'groups': groups}])
+        for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
+            if sum(arq.project_id == project for arq in self.service.rows(model.ARQ)) < 4:
+                made = api.post(ARQS, {'device_profile_name': 'three'}).json['arqs']
+                provider = self.service.rows(model.Deployable)[0].rp_uuid
+                api.bind(made[0]['uuid'], provider=provider)
+        self._learn()
+
+    def _learn(self):
+        arqs = self.service.rows(model.ARQ)
+        profiles = self.service.rows(model.DeviceProfile)
+        self.known = {
+            'accelerator_requests': [arq.uuid for arq in arqs],
+            'instance': [arq.instance_uuid for arq in arqs if arq.instance_uuid],
+            'device_profiles': [x for row in profiles for x in (row.uuid, row.name)],
+            'hosts': [host.name for host in self.service.rows(model.Host)],
+            'rp': [part.rp_uuid for part in self.service.rows(model.Deployable)],
+        }
+        for kind in (model.Device, model.Deployable, model.Attribute):
+            self.known[kind.__tablename__] = [row.uuid for row in self.service.rows(kind)]
+        theirs = [arq for arq in arqs if arq.project_id != MEMBERS]
+        self.secrets = {ADMINS, *(x for arq in theirs for x in (arq.uuid, arq.instance_uuid) if x)}
+
+    def some(self, kind, number):
+        rows = self.known[kind] or [str(uuid.UUID(int=number))]
+        return rows[number % len(rows)]
+
+    def about_what_is(self, case, number):
+        """The case, about rows that are there."""
+        if number % 2 == 0:
+            return case
+        kind = case.path.split('/')[2]
+        for name in case.path_parameters:
+            case.path_parameters[name] = self.some(kind, number)
+        lists = {'arqs': 'accelerator_requests', 'value': 'device_profiles', 'marker': kind}
+        for name in set(case.query) & {'instance', *lists}:
+            case.query[name] = self.some(lists.get(name, name), number)
+        if case.path == ARQS and case.method == 'POST':
+            case.body = {'device_profile_name': self.some('device_profiles', number)}
+        if case.path == ARQS and case.method == 'PATCH':
+            case.body = {self.some(kind, number): self._patch(number // 8)}
+        if case.path == '/v2/attributes' and case.method == 'POST':
+            case.body = {'deployable_id': 1, 'key': f'key{number}', 'value': ''}
+        return case
+
+    def _patch(self, number):
+        if number % 3 == 0:
+            return [{'path': '/hostname', 'op': 'remove'}]
+        taken = self.some('instance', number)
+        instance = taken if number % 3 == 1 else str(uuid.UUID(int=number))
+        return support.wish(self.some('rp', number), 'host-1', instance)
+
+    def ask(self, case, *more):
+        version = case.headers.get('OpenStack-API-Version')
+        strict = [checks.negative_data_rejection] if version == 'accelerator 2.50' else []
+        answer = case.call_and_validate(checks=[*CHECKS, *strict, *more])
+        self.seen[answer.status_code] += 1
+        if case.method != 'GET' and answer.status_code < 300:
+            self.refill()
+
+
+def no_server_error(context, answer, case):
+    warts = case.operation.label == 'POST /v2/device_profiles' and answer.status_code == 500
+    version = case.headers.get('OpenStack-API-Version') or 'accelerator 2.0'
+    assert answer.status_code < 500 or (warts and version < 'accelerator 2.5'), answer.text
+
+
+CHECKS = [
+    no_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.unsupported_method,
+]
+
+
+class Persona:
+    """The document and its requests; the application comes when the tests run."""
+
+    def __init__(self, name):
+        self._name = name
+        self.world = None
+        config = schemathesis.Config(seed=SEED)
+        config.projects.default.generation.update(max_examples=EXAMPLES)
+        self.schema = schemathesis.openapi.from_dict(openapi.document(), config=config)
+        self.schema.app = self
+
+        @self.schema.hook
+        def before_generate_case(context, strategy):
+            numbered = st.tuples(strategy, st.integers(0, 1000))
+            return numbered.map(lambda drawn: self.world.about_what_is(*drawn))
+
+    def __call__(self, environ, start_response):
+        return self.world.apps[self._name](environ, start_response)
+
+
+ADMIN, MEMBER = Persona('admin'), Persona('member')
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    made = World(tmp_path_factory.mktemp('world'))
+    ADMIN.world = MEMBER.world = made
+    yield made
+    made.service.stop()
+
+
+@pytest.fixture
+def asked(world):
+    """How often each status was seen in the test."""
+    world.seen.clear()
+    yield world.seen
+    print(f'FUZZ_SEED={SEED}:', dict(world.seen))
+
+
+@ADMIN.schema.parametrize()
+def test_an_admin_gets_what_is_declared(case, asked, world):
+    world.ask(case)
+
+
+@MEMBER.schema.parametrize()
+def test_a_member_is_shown_nothing_of_another_project(case, asked, world):
+    def no_secret(context, answer, case):
+        shown = {secret for secret in world.secrets if secret in answer.text}
+        sent = f'{answer.request.url} {answer.request.body}'
+        assert not {secret for secret in shown if secret not in sent}
+
+    world.ask(case, no_secret)

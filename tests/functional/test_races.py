@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many callers at once: whoever comes first, nothing is given twice and nobody sees a 5xx."""
+
+import collections
+import concurrent.futures
+import random
+import threading
+import uuid
+
+import pytest
+import webtest
+
+from cyborg_lite import model
+from tests import support
+
+ARQS = '/v2/accelerator_requests'
+GROUPS = [{'resources:FPGA': '1'}]
+
+
+@pytest.fixture
+def race(service):
+    """Run all callables at once, each with an API of its own; returns what each returned."""
+
+    def run(*runners):
+        ready = threading.Barrier(len(runners), timeout=60)
+
+        def start(runner):
+            api = support.Api(webtest.TestApp(service.embedded.application))
+            ready.wait()
+            return runner(api)
+
+        with concurrent.futures.ThreadPoolExecutor(len(runners)) as pool:
+            return list(pool.map(start, runners))
+
+    return run
+
+
+def holders(service):
+    """By handle, the requests that hold it; and each state tells whether one is held."""
+    found = collections.defaultdict(list)
+    for arq in service.rows(model.ARQ):
+        assert (arq.attach_handle_id is not None) == (arq.state == 'Bound'), vars(arq)
+        if arq.attach_handle_id is not None:
+            found[arq.attach_handle_id].append(arq.uuid)
+    assert all(len(arqs) == 1 for arqs in found.values())
+    return found
+
+
+def provider(service):
+    return service.rows(model.Deployable)[0].rp_uuid
+
+
+def test_64_callers_share_15_handles(service, race):
+    service.report(support.card(handles=15))
+    service.profile(FPGA=64)
+    arqs, rp_uuid = service.arqs(), provider(service)
+    answers = race(*(lambda api, arq=arq: api.bind(arq, provider=rp_uuid) for arq in arqs))
+    statuses = collections.Counter(answer.status_int for answer in answers)
+    assert statuses == {202: 15, 404: 49}
+    assert len(holders(service)) == 15
+    for arq, answer in zip(arqs, answers, strict=True):
+        shown = service.api.get(f'{ARQS}/{arq}').json
+        if answer.status_int == 202:
+            assert shown['state'] == 'Bound'
+            assert shown['attach_handle_info']['function']
+        else:
+            assert 'free attach handle' in support.fault(answer)
+            assert shown['state'] == 'BindFailed'
+            assert (shown['attach_handle_uuid'], shown['attach_handle_info']) == (None, {})
+
+
+def test_callers_that_want_many_get_all_or_none(service, race):
+    service.report(support.card(handles=15))
+    service.profile(FPGA=4)
+    rp_uuid = provider(service)
+    lots = [service.arqs() for _ in range(8)]
+    answers = race(
+        *(
+            lambda api, lot=lot, n=n: api.bind(
+                *lot, provider=rp_uuid, instance=str(uuid.UUID(int=n))
+            )
+            for n, lot in enumerate(lots)
+        )
+    )
+    assert collections.Counter(answer.status_int for answer in answers) == {202: 3, 404: 5}
+    assert len(holders(service)) == 12
+    states = {arq.uuid: arq.state for arq in service.rows(model.ARQ)}
+    assert all(len({states[arq] for arq in lot}) == 1 for lot in lots)
+
+
+def test_one_request_is_bound_once(service, race):
+    service.report(support.card(handles=16))
+    service.profile()
+    [arq], rp_uuid = service.arqs(), provider(service)
+    answers = race(*[lambda api: api.bind(arq, provider=rp_uuid)] * 16)
+    assert collections.Counter(answer.status_int for answer in answers) == {202: 1, 409: 15}
+    assert list(holders(service).values()) == [[arq]]
+
+
+def test_one_instance_is_bound_once(service, race):
+    service.report(support.card(handles=16))
+    service.profile(FPGA=16)
+    arqs, rp_uuid = service.arqs(), provider(service)
+    answers = race(
+        *(
+            lambda api, arq=arq: api.bind(arq, provider=rp_uuid, instance=support.INSTANCE)
+            for arq in arqs
+        )
+    )
+    assert collections.Counter(answer.status_int for answer in answers) == {202: 1, 400: 15}
+    assert len(holders(service)) == 1
+
+
+@pytest.mark.parametrize(
+    ('field', 'version', 'statuses'),
+    [('name', '2.0', {201: 1, 409: 31}), ('uuid', '2.50', {201: 1, 409: 31})],
+)
+def test_a_profile_is_created_once(service, race, field, version, statuses):
+    def create(n):
+        same = {'name': 'same'} if field == 'name' else {'uuid': support.INSTANCE}
+        body = [{'name': f'p{n}', 'groups': GROUPS} | same]
+        return lambda api: api.at(version).post('/v2/device_profiles', body)
+
+    answers = race(*(create(n) for n in range(32)))
+    assert collections.Counter(answer.status_int for answer in answers) == statuses
+    refused = [support.fault(answer) for answer in answers if answer.status_int == 409]
+    assert all('already exists' in text for text in refused)
+    assert len(service.rows(model.DeviceProfile)) == 1
+
+
+def test_an_attribute_is_created_once(service, race):
+    service.report(support.card())
+    body = {'deployable_id': 1, 'key': 'colour', 'value': 'red'}
+    answers = race(*[lambda api: api.post('/v2/attributes', body)] * 16)
+    assert collections.Counter(answer.status_int for answer in answers) == {201: 1, 409: 15}
+
+
+def test_a_profile_goes_or_is_used(service, race):
+    """Deleting a profile while requests of it are created: one of the two is refused."""
+    for n in range(8):
+        service.profile(f'p{n}')
+
+    def create(n):
+        return lambda api: api.post(ARQS, {'device_profile_name': f'p{n}'})
+
+    def delete(n):
+        return lambda api: api.delete(f'/v2/device_profiles/p{n}')
+
+    answers = race(*(make(n) for n in range(8) for make in (create, delete)))
+    pairs = {(created.status_int, deleted.status_int) for created, deleted in
+             zip(answers[::2], answers[1::2], strict=True)}  # fmt: skip
+    assert pairs <= {(201, 409), (404, 204)}
+    assert len(service.rows(model.ARQ)) == len(service.rows(model.DeviceProfile))
+
+
+@pytest.mark.parametrize('seed', [1, 2])
+def test_a_storm_leaves_no_handle_with_two_holders(service, race, seed):
+    """Bind, unbind and delete the same requests from all sides, while the device comes and goes."""
+    service.report(support.card(handles=4))
+    service.profile(FPGA=12)
+    rp_uuid = provider(service)
+    [device] = service.rows(model.Device)
+    arqs = service.arqs()
+    actions = {
+        'bind': (lambda api, arq: api.bind(arq, provider=rp_uuid), {202, 400, 404, 409}),
+        'unbind': (lambda api, arq: api.unbind(arq), {202, 404}),
+        'delete': (lambda api, arq: api.delete(f'{ARQS}/{arq}'), {204, 404}),
+        'create': (lambda api, _: api.post(ARQS, {'device_profile_name': 'profile-1'}), {201}),
+        'look': (lambda api, arq: api.get(f'{ARQS}/{arq}'), {200, 404}),
+        'list': (lambda api, _: api.get(f'{ARQS}?bind_state=resolved'), {200}),
+        'disable': (lambda api, _: api.post(f'/v2/devices/{device.uuid}/disable'), {204}),
+        'enable': (lambda api, _: api.post(f'/v2/devices/{device.uuid}/enable'), {204}),
+    }
+    weights = [10, 6, 1, 1, 3, 1, 1, 3]
+
+    def storm(number):
+        chance = random.Random(f'{seed} {number}')
+
+        def blow(api):
+            for _ in range(20):
+                [name] = chance.choices(list(actions), weights)
+                act, expected = actions[name]
+                answer = act(api, chance.choice(arqs))
+                assert answer.status_int in expected, (name, answer.status, answer.body)
+                seen[name, answer.status_int] += 1
+
+        return blow
+
+    seen = collections.Counter()
+    race(*(storm(number) for number in range(12)))
+    assert len(holders(service)) <= 4
+    # It was a storm: some were bound, and some were refused.
+    assert seen['bind', 202]
+    assert seen['bind', 404] + seen['bind', 409]
+    # And after it all is as before: what is unbound can be bound.
+    service.api.post(f'/v2/devices/{device.uuid}/enable')
+    left = [arq.uuid for arq in service.rows(model.ARQ)]
+    assert service.api.unbind(*left).status_int == 202
+    assert not holders(service)
+    assert service.api.bind(*left[:4], provider=rp_uuid).status_int == 202
+    assert len(holders(service)) == 4

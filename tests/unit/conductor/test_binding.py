@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+import itertools
+import threading
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import binding
+from tests.support import card
+from tests.unit.conductor import direct
+
+STATES = ('Initial', 'BindStarted', 'Bound', 'BindFailed', 'Unbound', 'UnbindFailed', 'Deleting')
+
+#: Where each operation leads from each state; what is not here changes nothing.
+MOVES = {
+    **{(state, 'bind'): 'Bound' for state in ('Initial', 'Unbound')},
+    **{(state, 'fail'): 'BindFailed' for state in ('Initial', 'Unbound', 'BindStarted')},
+    **{(state, 'unbind'): 'Unbound' for state in STATES if state != 'Deleting'},
+    **{(state, 'delete'): None for state in STATES},
+}
+WALK = list(itertools.product(STATES, ('bind', 'fail', 'unbind', 'delete')))
+
+
+def force(conductor, arq, state):
+    """Put a request into a state; one that is Bound holds an accelerator."""
+    if state == 'Bound':
+        conductor.take(arq)
+    with conductor.database.writer() as session:
+        session.execute(sa.update(model.ARQ).where(model.ARQ.uuid == arq).values(state=state))
+
+
+def operate(conductor, operation, arq):
+    if operation == 'bind':
+        conductor.take(arq)
+    elif operation == 'fail':
+        conductor._fail(wishes=[conductor.wish(arq)])
+    elif operation == 'unbind':
+        conductor.unbind(uuids=[arq])
+    else:
+        conductor.delete_arqs(uuids=[arq])
+
+
+@pytest.fixture
+def one(conductor):
+    """A conductor that knows a card of two accelerators."""
+    conductor.report(card(handles=2))
+    return conductor
+
+
+# States
+
+
+@pytest.mark.parametrize(('state', 'operation'), WALK)
+def test_every_state_and_operation(one, state, operation):
+    [arq] = one.arqs()
+    force(one, arq, state)
+    before = one.dump()
+    if operation == 'bind' and (state, operation) not in MOVES:
+        with pytest.raises(exception.Conflict, match=f'ARQ {arq} is {state}'):
+            operate(one, operation, arq)
+    else:
+        operate(one, operation, arq)
+    after = {row.uuid: row for row in one.rows(model.ARQ)}.get(arq)
+    if (state, operation) not in MOVES:
+        assert one.dump() == before
+    else:
+        assert (after and after.state) == MOVES[state, operation]
+        assert bool(after and after.attach_handle_id) == (MOVES[state, operation] == 'Bound')
+
+
+def test_the_table_is_what_is_walked():
+    """A state that the table gains has to be walked, too."""
+    assert set(binding.SOURCES) <= set(STATES)
+    assert set().union(*binding.SOURCES.values()) == set(STATES)
+    assert set(model.ARQ.RESOLVED) <= set(STATES)
+    ends = {'bind': 'Bound', 'fail': 'BindFailed', 'unbind': 'Unbound'}
+    walked = {(state, operation) for state, operation in MOVES if operation in ends}
+    for state, operation in walked:
+        assert state in binding.SOURCES[ends[operation]]
+
+
+@pytest.mark.parametrize('state', STATES)
+def test_every_state_can_be_stored(conductor, state):
+    """P5: upstream's database does not know UnbindFailed."""
+    conductor.report(card())
+    [arq] = conductor.arqs()
+    force(conductor, arq, state)
+    assert conductor.arq(arq).state == state
+    assert state in binding.SOURCES or state == 'Initial'
+    # SQLite would store more than the column is to hold.
+    columns = sa.inspect(conductor.database.engine).get_columns('accelerator_requests')
+    [stored] = [column['type'] for column in columns if column['name'] == 'state']
+    assert len(state) <= stored.length
+
+
+# Create
+
+
+def test_create_makes_a_request_for_each_accelerator(conductor):
+    groups = [{'resources:FPGA': '2', 'trait:CUSTOM_A': 'required'}, {'resources:PGPU': '1'}]
+    conductor.create_device_profile(profile={'name': 'mixed', 'groups': groups})
+    token = str(uuid.uuid4())
+    uuids = conductor.create_arqs(direct.member('p7'), profile='mixed', token=token)
+    rows = {row.uuid: row for row in conductor.rows(model.ARQ)}
+    assert [rows[u].device_profile_group_id for u in uuids] == [0, 0, 1]
+    assert {(r.state, r.project_id, r.attach_handle_id) for r in rows.values()} == {
+        ('Initial', 'p7', None)
+    }
+
+
+def test_create_that_arrives_twice_creates_once(conductor):
+    conductor.create_device_profile(profile={'name': 'a', 'groups': [{'resources:FPGA': '3'}]})
+    token = str(uuid.uuid4())
+    first = conductor.create_arqs(profile='a', token=token)
+    before = conductor.dump()
+    assert conductor.create_arqs(profile='a', token=token) == first
+    assert conductor.dump() == before
+    assert len(conductor.create_arqs(profile='a', token=str(uuid.uuid4()))) == 3
+    assert len(conductor.rows(model.ARQ)) == 6
+
+
+def test_create_of_nothing(conductor):
+    """A group without resources is taken, and asks for nothing."""
+    conductor.create_device_profile(profile={'name': 'a', 'groups': [{'accel:x': 'y'}]})
+    assert conductor.create_arqs(profile='a', token=str(uuid.uuid4())) == []
+
+
+def test_create_of_an_unknown_profile(conductor):
+    with pytest.raises(exception.NotFound, match='Device profile none not found'):
+        conductor.create_arqs(profile='none', token=str(uuid.uuid4()))
+
+
+@pytest.mark.parametrize('count', [1, 100])
+def test_create_costs_the_same_whatever_the_number(conductor, count):
+    conductor.create_device_profile(
+        profile={'name': 'a', 'groups': [{'resources:FPGA': str(count)}]}
+    )
+    with conductor.statements() as seen:
+        conductor.create_arqs(profile='a', token=str(uuid.uuid4()))
+    assert len(seen) <= 8, seen
+
+
+# Bind
+
+
+def test_bind_links_a_handle(one):
+    [arq] = one.arqs()
+    instance = str(uuid.uuid4())
+    one.bind(wishes=[one.wish(arq, instance_uuid=instance, project_id='p9')])
+    row, [first, _] = one.arq(arq), one.rows(model.AttachHandle)
+    assert (row.state, row.attach_handle_id) == ('Bound', first.id)
+    assert (row.hostname, row.device_rp_uuid) == ('host-1', direct.provider())
+    assert (row.instance_uuid, row.project_id) == (instance, 'p9')
+
+
+@pytest.mark.parametrize('count', [1, 2, 8])
+def test_bind_costs_two_statements_each(conductor, count):
+    conductor.report(card(handles=8))
+    arqs = conductor.arqs(count)
+    with conductor.statements() as seen:
+        conductor.take(*arqs)
+    assert len(seen) <= 6 + 2 * count, seen
+
+
+def test_bind_is_all_or_none(one):
+    arqs = one.arqs(3)
+    with pytest.raises(exception.NoFreeHandle, match=r'has 2 free .* 3 were asked'):
+        one.take(*arqs)
+    rows = one.rows(model.ARQ)
+    assert {(row.state, row.attach_handle_id) for row in rows} == {('BindFailed', None)}
+    one.hold(count=2)
+
+
+def test_bind_over_two_providers_is_all_or_none(conductor):
+    conductor.report(card('3b'), card('5e', resource_class='PGPU'))
+    good, bad = conductor.arqs(2)
+    instance = str(uuid.uuid4())
+    wishes = [
+        conductor.wish(good, '3b', instance_uuid=instance),
+        conductor.wish(bad, '5e', instance_uuid=instance),
+    ]
+    with pytest.raises(exception.ProviderUnfit, match=f'gives PGPU, and ARQ {bad} wants FPGA'):
+        conductor.bind(wishes=wishes)
+    assert {row.attach_handle_id for row in conductor.rows(model.ARQ)} == {None}
+    conductor.hold('3b')
+
+
+def test_bind_to_an_unknown_provider(one):
+    [arq] = one.arqs()
+    with pytest.raises(exception.ProviderNotFound):
+        one.take(arq, bus='7a')
+    # It says where it should have been bound, and waits for nothing more.
+    row = one.arq(arq)
+    assert (row.state, row.device_rp_uuid) == ('BindFailed', direct.provider('7a'))
+    assert row.instance_uuid
+
+
+def test_bind_of_an_unknown_request(one):
+    nobody = str(uuid.uuid4())
+    with pytest.raises(exception.NotFound, match=f'ARQ {nobody} not found'):
+        one.take(nobody)
+
+
+def test_bind_again_for_an_instance_that_has_requests(one):
+    [first], [second] = one.arqs(), one.arqs()
+    instance = str(uuid.uuid4())
+    one.bind(wishes=[one.wish(first, instance_uuid=instance)])
+    with pytest.raises(exception.Invalid, match=f'Instance {instance} already has accelerator'):
+        one.bind(wishes=[one.wish(second, instance_uuid=instance)])
+    assert one.arq(second).state == 'Initial'
+
+
+def test_bind_of_one_request_named_twice(one):
+    [arq] = one.arqs()
+    with pytest.raises(exception.Conflict):
+        one.take(arq, arq)
+    assert one.arq(arq).attach_handle_id is None
+
+
+def test_bind_gives_no_handle_twice(one):
+    one.hold(count=2)
+    held = [row.attach_handle_id for row in one.rows(model.ARQ)]
+    assert len(set(held)) == 2
+    [more] = one.arqs()
+    with pytest.raises(exception.NoFreeHandle):
+        one.take(more)
+
+
+def test_the_database_refuses_to_give_a_handle_twice(one):
+    """I1 does not rest on our queries."""
+    one.hold()
+    [more] = one.arqs()
+    [taken] = {row.attach_handle_id for row in one.rows(model.ARQ)} - {None}
+    with pytest.raises(Exception, match='UNIQUE'), one.database.writer() as session:
+        session.execute(
+            sa.update(model.ARQ).where(model.ARQ.uuid == more).values(attach_handle_id=taken)
+        )
+
+
+def test_64_threads_race_for_15_handles(twins):
+    twins[0].report(card(handles=15))
+    arqs = twins[0].arqs(64)
+    barrier, outcomes = threading.Barrier(64), []
+
+    def race(conductor, arq):
+        barrier.wait()
+        try:
+            conductor.take(arq)
+        except exception.NoFreeHandle:
+            outcomes.append('refused')
+        else:
+            outcomes.append('bound')
+
+    threads = [
+        threading.Thread(target=race, args=[twins[number % 2], arq])
+        for number, arq in enumerate(arqs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (outcomes.count('bound'), outcomes.count('refused')) == (15, 49)
+    rows = twins[0].rows(model.ARQ)
+    held = [row.attach_handle_id for row in rows if row.state == 'Bound']
+    assert len(set(held)) == 15
+    assert {row.attach_handle_id for row in rows if row.state != 'Bound'} == {None}
+
+
+# Unbind and delete
+
+
+def test_double_unbind_leaves_one_holder(one):
+    """P4: the second unbind upstream frees what another request holds by now."""
+    [first] = one.hold()
+    handle = one.arq(first).attach_handle_id
+    one.unbind(uuids=[first])
+    [second] = one.hold()
+    assert one.arq(second).attach_handle_id == handle
+    one.unbind(uuids=[first])
+    assert (one.arq(first).state, one.arq(first).attach_handle_id) == ('Unbound', None)
+    assert (one.arq(second).state, one.arq(second).attach_handle_id) == ('Bound', handle)
+    [third] = one.hold()
+    assert one.arq(third).attach_handle_id != handle
+
+
+def test_unbind_frees_and_forgets(one):
+    [arq] = one.hold()
+    one.unbind(uuids=[arq])
+    row = one.arq(arq)
+    assert row.state == 'Unbound'
+    assert (row.attach_handle_id, row.hostname, row.device_rp_uuid, row.instance_uuid) == (
+        (None,) * 4
+    )
+    assert row.project_id == 'p1'
+    one.take(arq)
+    assert one.arq(arq).state == 'Bound'
+
+
+def test_unbind_of_many_is_all_or_none(one):
+    [arq] = one.hold()
+    with pytest.raises(exception.NotFound):
+        one.unbind(uuids=[arq, str(uuid.uuid4())])
+    assert one.arq(arq).state == 'Bound'
+
+
+def test_delete_frees(one):
+    arqs = one.hold(count=2)
+    assert one.delete_arqs(uuids=arqs) == []
+    assert one.rows(model.ARQ) == []
+    one.hold(count=2)
+
+
+def test_delete_tells_what_is_unknown_and_deletes_the_rest(one):
+    [arq] = one.hold()
+    nobody = str(uuid.uuid4())
+    assert one.delete_arqs(uuids=[nobody, arq]) == [nobody]
+    assert one.rows(model.ARQ) == []
+
+
+def test_delete_by_instance(one):
+    [mine], [other] = one.hold(), one.hold()
+    instance = one.arq(mine).instance_uuid
+    for _ in range(2):
+        one.delete_arqs_of(instance=instance)
+        assert [row.uuid for row in one.rows(model.ARQ)] == [other]
+
+
+# Another project's requests look like none
+
+
+@pytest.mark.parametrize('operation', ['bind', 'unbind'])
+def test_request_of_another_project(one, operation):
+    [arq] = one.arqs(ctxt=direct.member('p1'))
+    if operation == 'unbind':
+        one.take(arq)
+    before = one.dump()
+    stranger = direct.member('p2')
+    with pytest.raises(exception.NotFound) as foreign:
+        _operate_as(one, stranger, operation, arq)
+    assert one.dump() == before
+    nobody = str(uuid.uuid4())
+    with pytest.raises(exception.NotFound) as unknown:
+        _operate_as(one, stranger, operation, nobody)
+    assert str(foreign.value).replace(arq, nobody) == str(unknown.value)
+
+
+def _operate_as(conductor, ctxt, operation, arq):
+    if operation == 'bind':
+        conductor.bind(ctxt, wishes=[conductor.wish(arq)])
+    else:
+        conductor.unbind(ctxt, uuids=[arq])
+
+
+def test_delete_of_another_project(one):
+    [arq] = one.hold()
+    stranger = direct.member('p2')
+    assert one.delete_arqs(stranger, uuids=[arq]) == [arq]
+    one.delete_arqs_of(stranger, instance=one.arq(arq).instance_uuid)
+    assert one.arq(arq).state == 'Bound'
+    one.delete_arqs_of(direct.member('p1'), instance=one.arq(arq).instance_uuid)
+    assert one.rows(model.ARQ) == []
+
+
+def test_caller_without_a_project_has_no_requests(one):
+    [arq] = one.hold()
+    nobody = direct.member(None)
+    assert one.delete_arqs(nobody, uuids=[arq]) == [arq]

@@ -1,0 +1,496 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+import uuid
+
+import pytest
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.driver import description
+from cyborg_lite.driver import host
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import huawei_ascend
+from tests.support import card
+from tests.unit.conductor import direct
+from tests.unit.conductor.direct import DEGRADED
+
+HOST = """
+functions:
+- id: 19e5:d100
+  class: 120000
+  at: {0: [0000:3b:00.0]}
+- id: 19e5:d802
+  class: 120000
+  at: {1: [0000:5e:00.0]}
+"""
+
+
+def together(*calls):
+    """Call each in a thread of its own, all at once; returns what they raised."""
+    barrier, raised = threading.Barrier(len(calls)), []
+
+    def run(call):
+        barrier.wait()
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=[call]) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_ascend_cards_make_complete_rows(conductor, tmp_path):
+    """P1: upstream stops half way through the row of a 310, and never sees a 910B."""
+    description.write(description.parse(HOST), tmp_path / 'root')
+    machine = host.Host('host-1', tmp_path / 'root')
+    conductor.report(*testing.discover(huawei_ascend.HuaweiAscend, machine))
+    rows = conductor.rows(model.Device)
+    assert [(d.model, d.type, d.vendor, d.numa_node) for d in rows] == [
+        ('Ascend 310', 'AICHIP', '19e5', 0),
+        ('Ascend 910B', 'AICHIP', '19e5', 1),
+    ]
+    attributes = {(a.deployable_id, a.key): a.value for a in conductor.rows(model.Attribute)}
+    for part, trait in zip(conductor.rows(model.Deployable), ('310', '910B'), strict=True):
+        assert attributes[part.id, 'rc'] == 'CUSTOM_NPU'
+        assert f'CUSTOM_NPU_{trait}' in attributes.values()
+    assert len(conductor.rows(model.AttachHandle)) == 2
+
+
+def test_same_address_in_two_hosts(conductor):
+    """P2: upstream gives both cards the uuid of one provider."""
+    conductor.report(card(), host='host-1')
+    conductor.report(card(), host='host-2')
+    names = {part.name: part.rp_uuid for part in conductor.rows(model.Deployable)}
+    assert names == {
+        name: str(uuid.uuid3(uuid.NAMESPACE_DNS, name))
+        for name in ('host-1_0000:3b:00.0', 'host-2_0000:3b:00.0')
+    }
+
+
+def test_facts_that_change_are_written_and_rows_stay(conductor):
+    conductor.report(card(model='Old', traits=['CUSTOM_A', 'CUSTOM_B']))
+    before = conductor.device()
+    conductor.report(card(model='New', traits=['CUSTOM_B'], numa_node=1))
+    after = conductor.device()
+    assert (after.id, after.uuid) == (before.id, before.uuid)
+    assert (after.model, after.numa_node) == ('New', 1)
+    attributes = {a.key: a.value for a in conductor.rows(model.Attribute)}
+    assert attributes == {'rc': 'FPGA', 'trait0': 'CUSTOM_B'}
+
+
+def test_facts_of_a_newer_agent_are_ignored(conductor):
+    report = conductor.told(card())
+    report['devices'][0]['colour'] = 'blue'
+    report['devices'][0]['deployables'][0]['parts'] = [1]
+    conductor.report(**report)
+    assert conductor.device().model == 'miss model info'
+
+
+# What is absent
+
+
+def test_one_empty_report_keeps_all(conductor):
+    """P8: upstream deletes every device of the host."""
+    conductor.report(card('3b'), card('5e', handles=4))
+    before = conductor.dump('hosts', 'devices')
+    conductor.report()
+    assert conductor.dump('hosts', 'devices') == before
+    assert [device.absences for device in conductor.rows(model.Device)] == [1, 1]
+
+
+def test_absence_deletes_what_is_free_after_three_reports(conductor):
+    conductor.report(card('3b', handles=2), card('5e'))
+    for absences in (1, 2):
+        conductor.report(card('5e'))
+        assert conductor.device('3b').absences == absences
+        assert len(conductor.rows(model.AttachHandle)) == 3
+    conductor.report(card('5e'))
+    assert [device.address for device in conductor.rows(model.Device)] == ['0000:5e:00.0']
+    assert len(conductor.rows(model.AttachHandle)) == 1
+
+
+def test_absences_in_a_row_are_what_counts(conductor):
+    for _ in range(3):
+        conductor.report(card())
+        conductor.report()
+        conductor.report()
+    assert conductor.device().absences == 2
+
+
+def test_absences_option(directory):
+    conductor = direct.Conductor(directory, conductor__absences=1)
+    conductor.report(card())
+    conductor.report()
+    assert conductor.device() is None
+    conductor.close()
+
+
+def test_absence_in_one_host_is_not_absence_in_another(conductor):
+    conductor.report(card(), host='host-1')
+    conductor.report(card(), host='host-2')
+    for _ in range(4):
+        conductor.report(host='host-2')
+    assert [device.hostname for device in conductor.rows(model.Device)] == ['host-1']
+
+
+def test_held_device_is_missing_and_never_deleted(conductor):
+    """P8: upstream aborts this report and all that follow."""
+    conductor.report(card('3b', handles=2), card('5e'))
+    [arq] = conductor.hold('3b')
+    for _ in range(5):
+        conductor.report(card('5e'))
+    assert conductor.device('3b').absences == 3
+    assert conductor.arq(arq).state == 'Bound'
+    [other] = conductor.arqs()
+    with pytest.raises(exception.ProviderUnfit):
+        conductor.take(other, bus='3b')
+    # Reports go on to be taken in.
+    conductor.report(card('5e', model='New'), card('7a'))
+    assert conductor.device('5e').model == 'New'
+    assert conductor.device('7a') is not None
+
+
+def test_missing_device_comes_back_whole(conductor):
+    conductor.report(card(handles=2))
+    [arq] = conductor.hold()
+    before = conductor.dump('hosts', 'devices')
+    for _ in range(5):
+        conductor.report()
+    conductor.report(card(handles=2))
+    assert conductor.dump('hosts', 'devices') == before
+    conductor.hold()
+    assert conductor.arq(arq).state == 'Bound'
+
+
+def test_missing_device_goes_once_it_is_free(conductor):
+    conductor.report(card())
+    arqs = conductor.hold()
+    for _ in range(5):
+        conductor.report()
+    conductor.unbind(uuids=arqs)
+    conductor.report()
+    assert conductor.device() is None
+    assert conductor.arq(*arqs).state == 'Unbound'
+
+
+def test_free_handles_of_a_missing_device_are_not_given_out(conductor):
+    conductor.report(card(handles=2))
+    conductor.report()
+    [arq] = conductor.arqs()
+    with pytest.raises(exception.ProviderUnfit):
+        conductor.take(arq)
+    assert conductor.arq(arq).attach_handle_id is None
+
+
+@pytest.mark.parametrize('times', [1, 5])
+def test_devices_of_a_degraded_driver_are_untouched(conductor, times):
+    """P9: a driver that could not look says nothing of its devices."""
+    conductor.report(card('3b', handles=2), card('5e'))
+    before = conductor.dump('hosts')
+    for _ in range(times):
+        conductor.report(drivers=DEGRADED)
+    assert conductor.dump('hosts') == before
+    [host_] = conductor.rows(model.Host)
+    assert host_.drivers == DEGRADED
+    conductor.hold()
+
+
+def test_degraded_driver_does_not_cover_for_another(conductor):
+    conductor.report(card(), drivers={'fake': {'state': 'ok'}, 'other': {'state': 'ok'}})
+    conductor.report(drivers={'fake': {'state': 'ok'}, 'other': {'state': 'degraded'}})
+    assert conductor.device().absences == 1
+
+
+# Handles
+
+
+def test_lacking_handle_alone_goes(conductor):
+    """P12: upstream deletes handle 16 where handle 3 is lacking."""
+    conductor.report(card(handles=16))
+    before = {row.attach_info['function']: row.uuid for row in conductor.rows(model.AttachHandle)}
+    conductor.report(card(handles=[n for n in range(16) if n != 3]))
+    after = {row.attach_info['function']: row.uuid for row in conductor.rows(model.AttachHandle)}
+    assert after == {function: uuid for function, uuid in before.items() if function != '3'}
+
+
+def test_held_handle_that_is_lacking_stays_and_is_given_to_nobody_else(conductor):
+    conductor.report(card(handles=[3, 4]))
+    [arq] = conductor.hold()
+    [held] = [
+        row for row in conductor.rows(model.AttachHandle) if row.attach_info['function'] == '3'
+    ]
+    assert conductor.arq(arq).attach_handle_id == held.id
+    conductor.report(card(handles=[4]))
+    assert {r.attach_info['function']: r.lost for r in conductor.rows(model.AttachHandle)} == {
+        '3': True,
+        '4': False,
+    }
+    assert conductor.arq(arq).attach_handle_id == held.id
+    # Freed, it is not given out...
+    conductor.unbind(uuids=[arq])
+    conductor.hold()
+    [other] = conductor.arqs()
+    with pytest.raises(exception.NoFreeHandle):
+        conductor.take(other)
+    # ... and goes with the next report, though that is like the last one.
+    conductor.report(card(handles=[4]))
+    assert conductor.handles() == ['4']
+
+
+def test_lost_handle_comes_back(conductor):
+    conductor.report(card(handles=2))
+    conductor.hold(count=2)
+    conductor.report(card(handles=[]))
+    conductor.report(card(handles=2))
+    assert [row.lost for row in conductor.rows(model.AttachHandle)] == [False, False]
+
+
+def test_held_accelerator_is_not_given_again_below_another_device(conductor):
+    """The drivers' view of a card may change while it is held: the function stays one."""
+    conductor.report(card('3b', handles=[1]))
+    conductor.hold('3b')
+    whole = card('3b', handles=[1])
+    whole.address = whole.deployables[0].name = '0000:3b:00.1'
+    conductor.report(whole)
+    [other] = conductor.arqs()
+    rp_uuid = str(uuid.uuid3(uuid.NAMESPACE_DNS, 'host-1_0000:3b:00.1'))
+    with pytest.raises(exception.CyborgError):
+        conductor.take(other, device_rp_uuid=rp_uuid)
+
+
+# Late and doubled reports
+
+
+def test_report_taken_twice_is_taken_once(conductor):
+    report = conductor.told(card())
+    conductor.report(**report)
+    before = conductor.dump()
+    conductor.report(**report)
+    assert conductor.dump() == before
+
+
+def test_older_report_is_dropped(conductor):
+    old, new = conductor.told(card('3b')), conductor.told(card('3b'), card('5e'))
+    conductor.report(**new)
+    before = conductor.dump()
+    conductor.report(**old)
+    assert conductor.dump() == before
+
+
+def test_absences_are_counted_once_per_report(conductor):
+    conductor.report(card())
+    empty = conductor.told()
+    for _ in range(4):
+        conductor.report(**empty)
+    assert conductor.device().absences == 1
+
+
+def test_report_of_an_old_boot_is_dropped(conductor):
+    conductor.report(card('3b'), boot_id='boot-1', sequence=900)
+    # A new boot counts anew.
+    conductor.report(card('3b'), card('5e'), boot_id='boot-2', sequence=1)
+    before = conductor.dump()
+    conductor.report(card('7a'), boot_id='boot-1', sequence=901)
+    assert conductor.dump() == before
+    assert len(conductor.rows(model.Device)) == 2
+    conductor.report(boot_id='boot-2', sequence=2)
+    assert conductor.device('3b').absences == 1
+
+
+def test_boots_beyond_the_last_are_remembered_for_a_while(conductor):
+    for number in range(12):
+        conductor.report(boot_id=f'boot-{number}', sequence=1)
+    [host_] = conductor.rows(model.Host)
+    assert host_.past_boots == [f'boot-{number}' for number in range(10, 2, -1)]
+
+
+@pytest.mark.parametrize('attempt', range(5))
+def test_two_conductors_take_one_report(twins, attempt):
+    """P11: upstream turns two devices into four."""
+    report = twins[0].told(card('3b'), card('5e'))
+    assert not together(*[lambda each=each: each.report(**report) for each in twins])
+    assert len(twins[0].rows(model.Device)) == 2
+    assert len(twins[0].rows(model.AttachHandle)) == 2
+
+
+@pytest.mark.parametrize('attempt', range(5))
+def test_two_conductors_take_different_reports(twins, attempt):
+    reports = [
+        twins[0].told(card('3b'), card('5e'), drivers={'fake': {'state': 'ok', 'devices': n}})
+        for n in range(4)
+    ]
+    calls = [
+        lambda each=each, report=report: each.report(**report)
+        for report in reports
+        for each in twins
+    ]
+    assert not together(*calls)
+    assert len(twins[0].rows(model.Device)) == 2
+    [host_] = twins[0].rows(model.Host)
+    assert (host_.sequence, host_.drivers) == (4, reports[-1]['drivers'])
+
+
+# What it costs
+
+
+def test_unchanged_report_is_a_heartbeat(conductor):
+    devices = [card('3b', handles=16), card('5e', handles=16)]
+    conductor.report(*devices)
+    before, [first] = conductor.dump('hosts'), conductor.rows(model.Host)
+    with conductor.statements() as seen:
+        conductor.report(*devices)
+    assert len(seen) <= 2, seen
+    assert conductor.dump('hosts') == before
+    [second] = conductor.rows(model.Host)
+    assert second.sequence > first.sequence
+    assert second.seen_at >= first.seen_at
+
+
+def test_first_report_of_16_handles(conductor):
+    with conductor.statements() as seen:
+        conductor.report(card(handles=16))
+    assert len(seen) <= 12, seen
+
+
+def test_heartbeat_after_a_device_has_gone(conductor):
+    conductor.report(card('3b'), card('5e'))
+    for _ in range(3):
+        conductor.report(card('5e'))
+    with conductor.statements() as seen:
+        conductor.report(card('5e'))
+    assert len(seen) <= 2, seen
+
+
+def test_unchanged_report_after_something_was_released_is_read(conductor):
+    """Equal to the last one, it still has to be looked at: the lost handle may go now."""
+    conductor.report(card(handles=2))
+    arqs = conductor.hold(count=2)
+    conductor.report(card(handles=[0]))
+    conductor.report(card(handles=[0]))
+    conductor.delete_arqs(uuids=arqs)
+    conductor.report(card(handles=[0]))
+    assert conductor.handles() == ['0']
+
+
+# A device whose name is taken
+
+
+def test_card_at_a_new_address_waits_for_the_name_of_the_missing_one(conductor):
+    conductor.report(card('3b'))
+    moved = card('5e')
+    moved.deployables[0].name = '0000:3b:00.0'
+    for _ in range(3):
+        conductor.report(moved)
+    conductor.report(moved)
+    assert [device.address for device in conductor.rows(model.Device)] == ['0000:5e:00.0']
+
+
+def test_name_that_another_host_has_harms_only_its_device(conductor):
+    """Two hosts may spell one name: ``a`` with ``b_c``, and ``a_b`` with ``c``."""
+    conductor.report(card(), host='a_b')
+    other = card('3b')
+    other.deployables[0].name = 'b_0000:3b:00.0'
+    conductor.report(other, card('5e'), host='a')
+    assert conductor.device('3b', host='a') is None
+    assert conductor.device('5e', host='a') is not None
+    for _ in range(3):
+        conductor.report(host='a_b')
+    # Free now, though this report is like the last one.
+    conductor.report(other, card('5e'), host='a')
+    assert conductor.device('3b', host='a') is not None
+
+
+def test_deployable_that_passes_to_another_card(conductor, monkeypatch):
+    """One report may say that two cards have changed their parts."""
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # between the tries
+    conductor.report(card('3b'), card('5e'))
+    first, second = card('3b'), card('5e')
+    first.deployables[0].name, second.deployables[0].name = '0000:5e:00.0', '0000:3b:00.0'
+    conductor.report(first, second)
+    assert len(conductor.rows(model.Deployable)) == 2
+
+
+# What operators do
+
+
+def test_disable_is_of_one_device(conductor):
+    """P3: upstream reserves the provider whose number the device has."""
+    # The second device has the third deployable.
+    pair = card('3b')
+    pair.deployables.append(card('3c').deployables[0])
+    conductor.report(pair, card('5e'), card('7a'))
+    conductor.set_device_status(uuid=conductor.device('5e').uuid, status='maintaining')
+    assert [(d.address, d.status) for d in conductor.rows(model.Device)] == [
+        ('0000:3b:00.0', 'enabled'),
+        ('0000:5e:00.0', 'maintaining'),
+        ('0000:7a:00.0', 'enabled'),
+    ]
+    [arq] = conductor.arqs()
+    with pytest.raises(exception.ProviderUnfit, match='maintaining'):
+        conductor.take(arq, bus='5e')
+    conductor.hold('3b')
+    conductor.hold('7a')
+
+
+def test_disabled_stays_disabled_over_reports(conductor):
+    conductor.report(card())
+    uuid_ = conductor.device().uuid
+    for _ in range(2):
+        conductor.set_device_status(uuid=uuid_, status='maintaining')
+    conductor.report(card(model='New'))
+    assert conductor.device().status == 'maintaining'
+    conductor.set_device_status(uuid=uuid_, status='enabled')
+    conductor.hold()
+
+
+def test_disable_keeps_what_is_bound(conductor):
+    conductor.report(card())
+    [arq] = conductor.hold()
+    conductor.set_device_status(uuid=conductor.device().uuid, status='maintaining')
+    assert conductor.arq(arq).state == 'Bound'
+
+
+def test_status_of_an_unknown_device(conductor):
+    with pytest.raises(exception.NotFound, match='Device nobody not found'):
+        conductor.set_device_status(uuid='nobody', status='enabled')
+
+
+def test_added_attribute_survives_reports(conductor):
+    conductor.report(card(traits=['CUSTOM_A']))
+    [part] = conductor.rows(model.Deployable)
+    conductor.create_attribute(deployable=part.id, key='rack', value='12')
+    conductor.report(card(traits=['CUSTOM_B', 'CUSTOM_C']))
+    for _ in range(2):
+        conductor.report()
+    conductor.report(card(traits=['CUSTOM_B']))
+    attributes = {a.key: a.value for a in conductor.rows(model.Attribute)}
+    assert attributes == {'rc': 'FPGA', 'trait0': 'CUSTOM_B', 'rack': '12'}
+
+
+def test_attribute_by_number_or_uuid_of_the_deployable(conductor):
+    conductor.report(card())
+    [part] = conductor.rows(model.Deployable)
+    made = conductor.create_attribute(deployable=part.uuid, key='a', value='1')
+    assert made in [a.uuid for a in conductor.rows(model.Attribute)]
+    with pytest.raises(exception.Duplicate, match='key a already exists'):
+        conductor.create_attribute(deployable=part.id, key='a', value='2')
+    conductor.delete_attribute(uuid=made)
+    with pytest.raises(exception.NotFound):
+        conductor.delete_attribute(uuid=made)
+    for nobody in (part.id + 1, 'nobody'):
+        with pytest.raises(exception.NotFound, match=f'Deployable {nobody} not found'):
+            conductor.create_attribute(deployable=nobody, key='b', value='1')
+
+
+def test_added_attribute_goes_with_its_device(conductor):
+    conductor.report(card())
+    [part] = conductor.rows(model.Deployable)
+    conductor.create_attribute(deployable=part.id, key='rack', value='12')
+    for _ in range(3):
+        conductor.report()
+    assert conductor.rows(model.Attribute) == []

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from cyborg_lite.db import engine
+
+
+@pytest.fixture
+def host(database):
+    with database.writer() as session:
+        session.add(model.Host(name='host-1', boot_id='boot-1'))
+
+
+def sequence(session):
+    return session.scalar(sa.select(model.Host.sequence))
+
+
+def test_writers_wait_for_each_other(database, conf, host):
+    """Each reads and writes: without waiting, one would read before the other has written."""
+    databases = [database, engine.Database(conf)]
+    barrier, raised = threading.Barrier(16), []
+
+    def increment(number):
+        barrier.wait()
+        try:
+            with databases[number % 2].writer() as session:
+                seen = sequence(session)
+                session.execute(sa.update(model.Host).values(sequence=seen + 1))
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=increment, args=[number]) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not raised
+    with database.reader() as session:
+        assert sequence(session) == 16
+    databases[1].close()
+
+
+def test_readers_do_not_wait_for_a_writer(database, host):
+    with database.writer() as writing:
+        writing.execute(sa.update(model.Host).values(sequence=7))
+        with database.reader() as reading:
+            assert sequence(reading) == 0
+    with database.reader() as reading:
+        assert sequence(reading) == 7
+
+
+def test_writer_undoes_what_fails(database, host):
+    with pytest.raises(ValueError), database.writer() as session:
+        session.execute(sa.update(model.Host).values(sequence=7))
+        raise ValueError
+    with database.reader() as session:
+        assert sequence(session) == 0
+
+
+def test_links_are_checked(database):
+    """SQLite checks foreign keys only if it is told to."""
+    with pytest.raises(Exception, match='FOREIGN KEY'), database.writer() as session:
+        session.execute(
+            sa.insert(model.Deployable).values(
+                name='a', driver_name='fake', rp_uuid='b', device_id=99
+            )
+        )
+
+
+def test_sqlite_lets_readers_and_a_writer_work_side_by_side(database):
+    with database.reader() as session:
+        assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
