@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import hashlib
 import itertools
 import json
 import pathlib
@@ -51,7 +52,7 @@ class Service:
             'boot_id': 'boot-1',
             'interval': 3600,
             'sequence': next(self._sequence),
-            'digest': json.dumps(facts)[-64:],
+            'digest': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
             'devices': facts,
             'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
         }

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Placement is told, by the real Placement application."""
+
+import hashlib
+import uuid
+
+from keystoneauth1 import exceptions
+from placement.tests.functional.fixtures import placement as fixtures
+import pytest
+
+from cyborg_lite import clients
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import model
+from cyborg_lite import service
+from cyborg_lite.clients import placement
+from cyborg_lite.conductor import manager
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
+from tests import support
+
+CARD = support.card(handles=16)
+NAME = 'host-1_0000:3b:00.0'
+RP_UUID = str(uuid.uuid3(uuid.NAMESPACE_DNS, NAME))
+
+
+class Cloud:
+    """A conductor, and the Placement that it speaks to."""
+
+    def __init__(self, directory, endpoint):
+        file = directory / 'cyborg_lite.conf'
+        file.write_text(
+            f'[placement]\nauth_type = admin_token\ntoken = admin\nendpoint = {endpoint}\n'
+            f'endpoint_override = {endpoint}\n'
+            f'[database]\nconnection = {service.database_url(directory)}\n'
+        )
+        conf = options.load(files=[str(file)])
+        self.database = engine.Database(conf)
+        migration.upgrade(self.database.engine)
+        self.manager = manager.Manager(conf, self.database)
+        self.client = clients.connect(conf, 'placement', placement.MICROVERSION)
+        self.calls = []
+        self._sequence = 0
+        self._watch(self.manager.outbox._placement)
+
+    def _watch(self, ours):
+        call = ours._call
+
+        def watched(method, url, *args, **kwargs):
+            self.calls.append((method, url))
+            return call(method, url, *args, **kwargs)
+
+        ours._call = watched
+
+    def report(self, *devices):
+        self._sequence += 1
+        facts = [device.facts() for device in devices]
+        self.manager.report(
+            context.service(),
+            host='host-1',
+            boot_id='boot-1',
+            sequence=self._sequence,
+            interval=3600,
+            digest=hashlib.sha256(str(facts).encode()).hexdigest(),
+            devices=facts,
+            drivers={'fake': {'state': 'ok', 'reason': '', 'devices': len(devices)}},
+        )
+
+    def send(self):
+        """Send what is due; a message that fails waits."""
+        self.calls.clear()
+        while self.manager.outbox.send_one():
+            pass
+
+    def waiting(self):
+        with self.database.reader() as session:
+            return [row.key for row in session.query(model.Message)]
+
+    def hurry(self):
+        """Let all that waits be due."""
+        with self.database.writer() as session:
+            for row in session.query(model.Message):
+                row.due_at = row.created_at
+
+    def add_root(self):
+        root = {'name': 'host-1', 'uuid': str(uuid.uuid4())}
+        return self.client.post('/resource_providers', json=root).json()
+
+    def inventory(self):
+        url = f'/resource_providers/{RP_UUID}/inventories'
+        return self.client.get(url).json()['inventories']
+
+    def traits(self):
+        return set(self.client.get(f'/resource_providers/{RP_UUID}/traits').json()['traits'])
+
+    def device(self):
+        with self.database.reader() as session:
+            return session.query(model.Device).one().uuid
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with fixtures.PlacementFixture() as real:
+        yield Cloud(tmp_path, real.endpoint)
+
+
+@pytest.fixture
+def known(cloud):
+    """The same, after a first report that was sent."""
+    cloud.root = cloud.add_root()
+    cloud.report(CARD)
+    cloud.send()
+    return cloud
+
+
+def test_a_card_becomes_a_provider_below_its_host(known):
+    provider = known.client.get(f'/resource_providers/{RP_UUID}').json()
+    assert provider['name'] == NAME
+    assert provider['parent_provider_uuid'] == known.root['uuid']
+    fpga = known.inventory()['FPGA']
+    assert (fpga['total'], fpga['max_unit'], fpga['reserved']) == (16, 16, 0)
+    assert known.traits() == {'CUSTOM_FAKE_DEVICE', 'OWNER_CYBORG'}
+    assert not known.waiting()
+
+
+def test_an_unchanged_report_calls_nobody(known):
+    known.report(CARD)
+    known.send()
+    assert known.calls == []
+
+
+def test_a_change_takes_three_calls(known):
+    known.report(support.card(handles=15))
+    known.send()
+    assert len(known.calls) == 3, known.calls
+    assert known.inventory()['FPGA']['total'] == 15
+
+
+def test_a_disabled_device_is_reserved_and_an_enabled_one_is_not(known):
+    for status, reserved in (('maintaining', 16), ('enabled', 0)):
+        known.manager.set_device_status(context.service(), uuid=known.device(), status=status)
+        known.send()
+        fpga = known.inventory()['FPGA']
+        # Upstream loses max_unit at the first disable.
+        assert (fpga['reserved'], fpga['max_unit']) == (reserved, 16)
+
+
+def test_a_missing_device_is_reserved_and_a_gone_one_is_removed(known):
+    known.report()
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 16
+    for _ in range(2):
+        known.report()
+    known.send()
+    with pytest.raises(exceptions.NotFound):
+        known.inventory()
+
+
+def test_a_trait_that_a_card_no_longer_has_goes(known):
+    known.report(support.card(handles=16, traits=['CUSTOM_OTHER']))
+    known.send()
+    assert known.traits() == {'CUSTOM_OTHER', 'OWNER_CYBORG'}
+
+
+def test_a_host_without_a_root_provider_waits_for_it(cloud):
+    cloud.report(CARD)
+    cloud.send()
+    assert cloud.waiting() == [RP_UUID]
+    cloud.add_root()
+    cloud.hurry()
+    cloud.send()
+    assert cloud.inventory()['FPGA']['total'] == 16
+    assert not cloud.waiting()
+
+
+def test_a_generation_that_somebody_else_has_moved_is_read_again(known, monkeypatch):
+    ours = known.manager.outbox._placement
+    generation = ours._generation
+    stale = iter([0])
+    monkeypatch.setattr(ours, '_generation', lambda p: next(stale, None) or generation(p))
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 15
+
+
+def test_an_allocation_of_another_is_never_removed(known):
+    consumer = str(uuid.uuid4())
+    allocation = {
+        'allocations': {RP_UUID: {'resources': {'FPGA': 1}}},
+        'project_id': 'p',
+        'user_id': 'u',
+        'consumer_generation': None,
+        'consumer_type': 'INSTANCE',
+    }
+    known.client.put(f'/allocations/{consumer}', json=allocation)
+    for _ in range(3):
+        known.report()
+    known.send()
+    assert known.client.get(f'/allocations/{consumer}').json()['allocations']
+    # It is tried again until Nova has let go.
+    assert known.waiting() == [RP_UUID]
+    known.client.delete(f'/allocations/{consumer}')
+    known.hurry()
+    known.send()
+    with pytest.raises(exceptions.NotFound):
+        known.inventory()
+
+
+def test_a_change_while_a_message_is_sent_is_not_lost(known, monkeypatch):
+    """Who has sent the old state must not take away the message of the new one."""
+    ours = known.manager.outbox._placement
+    publish = ours.publish
+
+    def change_meanwhile(provider):
+        publish(provider)
+        monkeypatch.undo()
+        known.report(support.card(handles=14))
+
+    known.report(support.card(handles=15))
+    monkeypatch.setattr(ours, 'publish', change_meanwhile)
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 14
+
+
+def test_a_conductor_that_dies_leaves_its_message_to_another(known):
+    known.report(support.card(handles=15))
+    assert known.manager.outbox._take() is not None
+    assert known.manager.outbox._take() is None
+    known.hurry()
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 15
