@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import ipaddress
 import json
 import typing
 
@@ -102,9 +103,11 @@ class Alone:
             user = self._who(request)
         except webob.exc.HTTPException as error:
             # In the form that keystonemiddleware gives it.
-            said = {'code': 401, 'title': 'Unauthorized', 'message': error.detail or str(error)}
-            headers = {'WWW-Authenticate': 'Basic realm="cyborg_lite"'}
-            return webob.Response(json_body={'error': said}, status=401, headers=headers)
+            said = {'code': error.code, 'title': error.title, 'message': error.detail or str(error)}
+            answer = webob.Response(json_body={'error': said}, status=error.code)
+            if error.code == 401:
+                answer.headers['WWW-Authenticate'] = 'Basic realm="cyborg_lite"'
+            return answer
         for name in [name for name in request.headers if name.lower().startswith('x-')]:
             del request.headers[name]
         request.headers.update(ALONE | {'X-User-Id': user})
@@ -112,6 +115,10 @@ class Alone:
 
 
 def _anyone(request: webob.Request) -> str:
+    """Nobody is asked, but only who is on this machine is served."""
+    address = request.remote_addr
+    if address and not ipaddress.ip_address(address).is_loopback:
+        raise webob.exc.HTTPForbidden('Without authentication only loopback is served.')
     return 'admin'
 
 
