@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that tests start and end."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+#: Where the commands of this environment are.
+BIN = pathlib.Path(sys.executable).parent
+#: How long a process may take to start, or to end, in seconds.
+PATIENCE = 90
+
+
+class Server:
+    """A process that serves: ``ready`` is what it printed when it could."""
+
+    def __init__(self, process: subprocess.Popen[str], ready: re.Match[str]) -> None:
+        self.process = process
+        self.ready = ready
+
+    def stop(self) -> int:
+        """Ask it to end; returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def serving(
+    *command: str | pathlib.Path, ready: str, log: pathlib.Path, **environ: str
+) -> collections.abc.Iterator[Server]:
+    """A server, from when it prints what matches ``ready``; all that it prints is in ``log``."""
+    process = subprocess.Popen(
+        [BIN / command[0], *command[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=clean(**environ),
+        start_new_session=True,
+    )
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    with log.open('w') as output:
+        found = None
+        for line in process.stdout:
+            output.write(line)
+            if found := re.search(ready, line):
+                break
+        watchdog.cancel()
+        if found is None:
+            process.wait()
+            raise AssertionError(f'{command[0]} did not start:\n{log.read_text()[-5000:]}')
+        drain = threading.Thread(target=lambda: output.writelines(process.stdout))
+        drain.start()
+        try:
+            yield Server(process, found)
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                # Its workers as well, were it to leave any behind.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                drain.join()
+
+
+def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENCE, **environ: str):
+    """Run a command of this environment to its end."""
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=clean(**environ),
+        check=False,
+    )
+    if check and done.returncode:
+        words = ' '.join(str(word) for word in command)
+        raise AssertionError(f'{words}: status {done.returncode}\n{done.stdout}{done.stderr}')
+    return done
+
+
+def clean(**environ: str) -> dict[str, str]:
+    """Our environment, without the cloud or the proxy of whoever runs the tests."""
+    kept = {k: v for k, v in os.environ.items() if not re.match(r'OS_|.*_proxy$', k, re.I)}
+    return kept | environ

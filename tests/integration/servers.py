@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RabbitMQ, PostgreSQL and MariaDB, each of its own on a port of loopback.
+
+They are Debian's packages: see bindep.txt.  One that is not installed fails the tests.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import glob
+import os
+import pathlib
+import shutil
+import socket
+
+from tests.integration import process
+
+Url = collections.abc.Iterator[str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def _find(*patterns: str) -> str:
+    for pattern in patterns:
+        for path in sorted(glob.glob(pattern), reverse=True):
+            return path
+    raise AssertionError(f'{patterns[0]} is not installed: see bindep.txt')
+
+
+@contextlib.contextmanager
+def rabbitmq(place: pathlib.Path) -> Url:
+    place.mkdir()
+    port, distribution, mapper = free_port(), free_port(), free_port()
+    environ = {
+        'HOME': str(place),  # its cookie
+        'RABBITMQ_NODENAME': f'cyborg-lite-{port}@localhost',
+        'RABBITMQ_NODE_IP_ADDRESS': '127.0.0.1',
+        'RABBITMQ_NODE_PORT': str(port),
+        'RABBITMQ_DIST_PORT': str(distribution),
+        'RABBITMQ_MNESIA_BASE': str(place / 'data'),
+        'RABBITMQ_LOG_BASE': str(place / 'log'),
+        'RABBITMQ_ENABLED_PLUGINS_FILE': str(place / 'plugins'),
+        'ERL_EPMD_ADDRESS': '127.0.0.1',
+        'ERL_EPMD_PORT': str(mapper),
+    }
+    command = _find('/usr/lib/rabbitmq/bin/rabbitmq-server')
+    running = process.serving(
+        command, ready='Starting broker.*completed', log=place / 'output', **environ
+    )
+    try:
+        with running:
+            yield f'rabbit://guest:guest@127.0.0.1:{port}/'
+    finally:
+        # Erlang's port mapper outlives the broker.
+        process.run(shutil.which('epmd'), '-port', str(mapper), '-kill', check=False, **environ)
+
+
+@contextlib.contextmanager
+def mariadb(place: pathlib.Path) -> Url:
+    place.mkdir()
+    data, port = place / 'data', free_port()
+    process.run(
+        _find('/usr/bin/mariadb-install-db'),
+        '--no-defaults',
+        '--user=root',
+        '--auth-root-authentication-method=normal',
+        '--skip-test-db',
+        f'--datadir={data}',
+    )
+    running = process.serving(
+        _find('/usr/sbin/mariadbd'),
+        '--no-defaults',
+        '--user=root',
+        '--bind-address=127.0.0.1',
+        f'--datadir={data}',
+        f'--port={port}',
+        f'--socket={place}/socket',
+        ready='ready for connections',
+        log=place / 'output',
+    )
+    with running:
+        client = _find('/usr/bin/mariadb')
+        process.run(
+            client, '--no-defaults', f'--socket={place}/socket', '-e', 'CREATE DATABASE cyborg'
+        )
+        yield f'mysql+pymysql://root@127.0.0.1:{port}/cyborg?charset=utf8mb4'
+
+
+@contextlib.contextmanager
+def postgresql(place: pathlib.Path) -> Url:
+    place.mkdir()
+    data, port = place / 'data', free_port()
+    bin_ = pathlib.Path(_find('/usr/lib/postgresql/*/bin/initdb')).parent
+    # It refuses to run as root.
+    as_user = [_find('/usr/sbin/runuser'), '-u', 'postgres', '--'] if os.geteuid() == 0 else []
+    if as_user:
+        shutil.chown(place, 'postgres')
+        for parent in place.parents:
+            if parent.stat().st_uid == 0 and parent.is_relative_to('/tmp/pytest-of-root'):
+                parent.chmod(0o755)
+    process.run(*as_user, bin_ / 'initdb', '-D', data, '-A', 'trust', '-U', 'cyborg')
+    running = process.serving(
+        *as_user,
+        bin_ / 'postgres',
+        *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
+        *('-c', 'max_connections=200'),
+        ready='ready to accept connections',
+        log=place / 'output',
+    )
+    with running:
+        environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
+        process.run(bin_ / 'createdb', 'cyborg', **environ)
+        yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+
+
+DATABASES = {'mariadb': mariadb, 'postgresql': postgresql}

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""API, conductors and agent as processes of their own, over RabbitMQ and each database."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import time
+import uuid
+
+import pytest
+import requests
+
+from tests import support
+from tests.integration import process
+from tests.integration import servers
+
+CONF = """
+[DEFAULT]
+host = {host}
+debug = true
+transport_url = {bus}
+[api]
+auth_strategy = noauth
+response_timeout = 20
+[database]
+connection = {database}
+[oslo_messaging_rabbit]
+rabbit_quorum_queue = true
+rabbit_transient_quorum_queue = true
+[agent]
+enabled_drivers = fake
+report_interval = 1
+"""
+
+
+@dataclasses.dataclass
+class Cloud:
+    url: str
+    conductors: list[process.Server]
+    agent: process.Server
+
+    def get(self, path):
+        return requests.get(f'{self.url}{path}', timeout=60).json()
+
+    def ask(self, method, path, body=None):
+        return requests.request(method, f'{self.url}{path}', json=body, timeout=60)
+
+    def cycle(self):
+        """Create a request, bind it, see it bound, delete it."""
+        answer = self.ask('POST', '/accelerator_requests', {'device_profile_name': 'one'})
+        [arq] = answer.json()['arqs']
+        provider = self.get('/deployables')['deployables'][0]['rp_uuid']
+        patch = {arq['uuid']: support.wish(provider, 'node-1', str(uuid.uuid4()))}
+        assert self.ask('PATCH', '/accelerator_requests', patch).status_code == 202
+        assert self.get(f'/accelerator_requests/{arq["uuid"]}')['state'] == 'Bound'
+        path = f'/accelerator_requests?arqs={arq["uuid"]}'
+        assert self.ask('DELETE', path).status_code == 204
+
+
+def until(condition, patience=60):
+    """Wait for what processes do in their own time; how long is bounded."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, 'it did not come to pass'
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope='module')
+def bus(tmp_path_factory):
+    with servers.rabbitmq(tmp_path_factory.mktemp('bus') / 'rabbitmq') as url:
+        yield url
+
+
+@pytest.fixture(scope='module', params=servers.DATABASES)
+def cloud(request, bus, tmp_path_factory):
+    place = tmp_path_factory.mktemp(request.param)
+    with contextlib.ExitStack() as stack:
+        database = stack.enter_context(servers.DATABASES[request.param](place / 'database'))
+        yield _start(stack, place, bus, database, f'host-{request.param}')
+
+
+def _start(stack, place: pathlib.Path, bus: str, database: str, host: str) -> Cloud:
+    conf = place / 'cyborg-lite.conf'
+    conf.write_text(CONF.format(bus=bus, database=database, host=host))
+    process.run('cyborg-lite-dbsync', '--config-file', conf, 'upgrade')
+
+    def start(name, ready, number=0):
+        return stack.enter_context(
+            process.serving(
+                name, '--config-file', conf, ready=ready, log=place / f'{name}-{number}'
+            )
+        )
+
+    conductors = [
+        start('cyborg-lite-conductor', 'Creating new RPC server|start', n) for n in (1, 2)
+    ]
+    agent = start('cyborg-lite-agent', 'Creating new RPC server|start')
+    port = servers.free_port()
+    stack.enter_context(
+        process.serving(
+            'gunicorn',
+            'cyborg_lite.wsgi.api:application',
+            *('--bind', f'127.0.0.1:{port}', '--workers', '2', '--threads', '8'),
+            ready='Booting worker',
+            log=place / 'gunicorn',
+            CYBORG_LITE_CONFIG_FILE=str(conf),
+        )
+    )
+    made = Cloud(f'http://127.0.0.1:{port}/v2', conductors, agent)
+    until(lambda: _answers(made) and made.get('/hosts')['hosts'])
+    group = {'resources:FPGA': '1'}
+    made.ask('POST', '/device_profiles', [{'name': 'one', 'groups': [group]}])
+    return made
+
+
+def _answers(cloud: Cloud) -> bool:
+    try:
+        return cloud.ask('GET', '').status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def test_an_agent_reports_and_a_request_is_bound(cloud):
+    [host] = cloud.get('/hosts')['hosts']
+    assert host['state'] == 'up'
+    assert host['drivers']['fake']['state'] == 'ok'
+    cloud.cycle()
+
+
+def test_sixteen_accelerators_go_to_sixteen_requests(cloud):
+    groups = [{'resources:FPGA': '16'}]
+    cloud.ask('POST', '/device_profiles', [{'name': 'sixteen', 'groups': groups}])
+    answer = cloud.ask('POST', '/accelerator_requests', {'device_profile_name': 'sixteen'})
+    arqs = [arq['uuid'] for arq in answer.json()['arqs']]
+    provider = cloud.get('/deployables')['deployables'][0]['rp_uuid']
+    wish = support.wish(provider, 'node-1', support.INSTANCE)
+    assert cloud.ask('PATCH', '/accelerator_requests', dict.fromkeys(arqs, wish)).status_code == 202
+    bound = cloud.get(f'/accelerator_requests?instance={support.INSTANCE}')['arqs']
+    assert len({arq['attach_handle_uuid'] for arq in bound}) == 16
+    path = f'/accelerator_requests?instance={support.INSTANCE}'
+    assert cloud.ask('DELETE', path).status_code == 204
+
+
+def test_what_a_killed_conductor_did_another_does(cloud):
+    first = cloud.conductors[0].process
+    # Its worker as well, which shares its group.
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait(30)
+    for _ in range(3):
+        cloud.cycle()
+
+
+def test_a_conductor_and_an_agent_end_when_they_are_told(cloud):
+    assert cloud.agent.stop() == 0
+    assert cloud.conductors[1].stop() == 0
+    # The API still reads, and says when nobody decides.
+    assert cloud.get('/devices')['devices']
+    body = {'device_profile_name': 'one'}
+    assert cloud.ask('POST', '/accelerator_requests', body).status_code == 503
