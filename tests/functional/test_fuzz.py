@@ -20,14 +20,16 @@ from cyborg_lite import model
 from cyborg_lite.api import app
 from cyborg_lite.api import openapi
 from cyborg_lite.api import root
+from cyborg_lite.api import version
 from tests import support
 
 SEED = int(os.environ.get('FUZZ_SEED', '1'))
 #: the requests that are generated for each operation, beside those at the boundaries
-EXAMPLES = 70
-#: the least that each persona asks
-LEAST = 2500
+EXAMPLES = 90
+#: the least that each persona asks of each operation, for 5,000 of all
+LEAST = 5000 // (2 * len(openapi.ROUTES)) + 1
 
+VERSIONS = [version.text(each) for each in version.VERSIONS]
 ARQS = '/v2/accelerator_requests'
 ADMINS, MEMBERS = app.ALONE['X-Project-Id'], 'f' * 32
 IDENTITY = {
@@ -55,27 +57,29 @@ class World:
         self.service = support.Service(directory)
         self.apps = {'admin': self.service.embedded.application, 'member': member_of(self.service)}
         self.apis = [support.Api(webtest.TestApp(each)) for each in self.apps.values()]
-        self.seen = collections.Counter()
+        self._changed = set()
+        self.seen = collections.defaultdict(collections.Counter)
         self.secrets = set()
         self.refill()
 
     def refill(self):
-        devices = [support.card(bus, handles=8) for bus in ('3b', '3c')]
-        self.service.report(*devices, host='host-1.example.com')
-        admin = self.apis[0]
-        if len(self.service.rows(model.ARQ)) > 100:
+        rows, [admin, _] = self.service.rows, self.apis
+        if len(rows(model.Attribute)) < 4:
+            cards = [support.card(bus, handles=8) for bus in ('3b', '3c')]
+            self.service.report(*cards, host='host-1.example.com', digest=str(uuid.uuid4()))
+        for device in rows(model.Device):
+            if device.status != 'enabled':
+                admin.post(f'/v2/devices/{device.uuid}/enable')
+        for name in {'one', 'three'} - {profile.name for profile in rows(model.DeviceProfile)}:
+            groups = [{'resources:FPGA': {'one': 1, 'three': 3}[name]}]
+            admin.post('/v2/device_profiles', [{'name': name, 'groups': groups}])
+        if len(rows(model.ARQ)) > 100:
             with self.service.database.writer() as session:
                 session.query(model.ARQ).delete()
-        for device in self.service.rows(model.Device):
-            admin.post(f'/v2/devices/{device.uuid}/enable')
-        for name, count in {'one': 1, 'three': 3}.items():
-            groups = [{'resources:FPGA': count}]
-            admin.post('/v2/device_profiles', [{'name': name, 'groups': groups}])
         for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
-            if sum(arq.project_id == project for arq in self.service.rows(model.ARQ)) < 4:
+            if sum(arq.project_id == project for arq in rows(model.ARQ)) < 4:
                 made = api.post(ARQS, {'device_profile_name': 'three'}).json['arqs']
-                provider = self.service.rows(model.Deployable)[0].rp_uuid
-                api.bind(made[0]['uuid'], provider=provider)
+                api.bind(made[0]['uuid'], provider=rows(model.Deployable)[0].rp_uuid)
         self._learn()
 
     def _learn(self):
@@ -98,9 +102,12 @@ class World:
         return rows[number % len(rows)]
 
     def about_what_is(self, case, number):
-        """The case, about rows that are there."""
-        if number % 2 == 0:
+        """The case as it is, or about rows that are there, at any version."""
+        number, chosen = divmod(number, 2)
+        if not chosen:
             return case
+        self._changed.add(case.id)
+        case.headers[version.HEADER] = f'accelerator {VERSIONS[number % len(VERSIONS)]}'
         kind = case.path.split('/')[2]
         for name in case.path_parameters:
             case.path_parameters[name] = self.some(kind, number)
@@ -122,19 +129,23 @@ class World:
         instance = taken if number % 3 == 1 else str(uuid.UUID(int=number))
         return support.wish(self.some('rp', number), 'host-1', instance)
 
-    def ask(self, case, *more):
-        version = case.headers.get('OpenStack-API-Version')
-        strict = [checks.negative_data_rejection] if version == 'accelerator 2.50' else []
-        answer = case.call_and_validate(checks=[*CHECKS, *strict, *more])
-        self.seen[answer.status_code] += 1
+    def ask(self, case, persona, *more):
+        # Only the newest version refuses fields that nobody knows.
+        strict = case.headers.get(version.HEADER) == f'accelerator {VERSIONS[-1]}'
+        strict = strict and case.id not in self._changed
+        more += (checks.negative_data_rejection,) if strict else ()
+        answer = case.call_and_validate(checks=[*CHECKS, *more])
+        seen = answer.status_code if case.method == case.operation.method.upper() else 'undeclared'
+        self.seen[persona, case.operation.label][seen] += 1
         if case.method != 'GET' and answer.status_code < 300:
             self.refill()
 
 
 def no_server_error(context, answer, case):
-    warts = case.operation.label == 'POST /v2/device_profiles' and answer.status_code == 500
-    version = case.headers.get('OpenStack-API-Version') or 'accelerator 2.0'
-    assert answer.status_code < 500 or (warts and version < 'accelerator 2.5'), answer.text
+    """Fails but for the answers of 500 that Tempest asserts, up to 2.3."""
+    asked = case.headers.get(version.HEADER, '')
+    wart = answer.status_code == 500 and case.operation.label == 'POST /v2/device_profiles'
+    assert answer.status_code < 500 or (wart and VERSIONS[-1] not in asked), answer.text
 
 
 CHECKS = [
@@ -143,7 +154,6 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_headers_conformance,
     checks.response_schema_conformance,
-    checks.unsupported_method,
 ]
 
 
@@ -154,9 +164,10 @@ class Persona:
         self._name = name
         self.world = None
         config = schemathesis.Config(seed=SEED)
-        config.projects.default.generation.update(max_examples=EXAMPLES)
-        self.schema = schemathesis.openapi.from_dict(openapi.document(), config=config)
-        self.schema.app = self
+        config.projects.default.generation.update(max_examples=EXAMPLES, database='none')
+        document = schemathesis.openapi.from_dict(openapi.document(), config=config)
+        document.app = self
+        self.schema = document.exclude(path=list(openapi.DOCUMENTS))
 
         @self.schema.hook
         def before_generate_case(context, strategy):
@@ -176,26 +187,24 @@ def world(tmp_path_factory):
     ADMIN.world = MEMBER.world = made
     yield made
     made.service.stop()
-
-
-@pytest.fixture
-def asked(world):
-    """How often each status was seen in the test."""
-    world.seen.clear()
-    yield world.seen
-    print(f'FUZZ_SEED={SEED}:', dict(world.seen))
+    print(f'FUZZ_SEED={SEED}', *made.seen.items(), sep='\n')
+    for (persona, label), seen in made.seen.items():
+        assert sum(seen.values()) >= LEAST, label
+        # An administrator comes through, but where no driver can do what is asked.
+        through = {status for status in seen if status in (200, 201, 202, 204)}
+        assert through or persona != 'admin' or label.endswith('/program'), label
 
 
 @ADMIN.schema.parametrize()
-def test_an_admin_gets_what_is_declared(case, asked, world):
-    world.ask(case)
+def test_an_admin_gets_what_is_declared(case, world):
+    world.ask(case, 'admin')
 
 
 @MEMBER.schema.parametrize()
-def test_a_member_is_shown_nothing_of_another_project(case, asked, world):
+def test_a_member_is_shown_nothing_of_another_project(case, world):
     def no_secret(context, answer, case):
         shown = {secret for secret in world.secrets if secret in answer.text}
         sent = f'{answer.request.url} {answer.request.body}'
         assert not {secret for secret in shown if secret not in sent}
 
-    world.ask(case, no_secret)
+    world.ask(case, 'member', no_secret)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import datetime
 import threading
 import uuid
 
+from oslo_utils import timeutils
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -115,11 +118,14 @@ def test_absence_deletes_what_is_free_after_three_reports(conductor):
 
 
 def test_absences_in_a_row_are_what_counts(conductor):
+    conductor.report(card())
+    uuid_ = conductor.device().uuid
     for _ in range(3):
+        conductor.report()
+        conductor.report()
+        assert conductor.device().absences == 2
         conductor.report(card())
-        conductor.report()
-        conductor.report()
-    assert conductor.device().absences == 2
+    assert (conductor.device().uuid, conductor.device().absences) == (uuid_, 0)
 
 
 def test_absences_option(directory):
@@ -494,3 +500,22 @@ def test_added_attribute_goes_with_its_device(conductor):
     for _ in range(3):
         conductor.report()
     assert conductor.rows(model.Attribute) == []
+
+
+# Hosts that fall silent
+
+
+def test_host_that_is_down_gives_out_nothing(conductor):
+    """I11: nobody knows what its cards are; what is bound stays bound."""
+    conductor.report(card(handles=3), interval=20)
+    [before] = conductor.hold()
+    with conductor.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(seconds=51)
+        session.execute(sa.update(model.Host).values(seen_at=past))
+    [refused] = conductor.arqs()
+    with pytest.raises(exception.ProviderUnfit, match='host-1 is down'):
+        conductor.take(refused)
+    assert conductor.arq(before).state == 'Bound'
+    # A heartbeat is enough.
+    conductor.report(card(handles=3), interval=20)
+    conductor.hold()
