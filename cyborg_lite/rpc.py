@@ -22,6 +22,8 @@ CONDUCTOR = 'cyborg_lite.conductor'
 AGENT = 'cyborg_lite.agent'
 VERSION = '1.0'
 
+Server: typing.TypeAlias = messaging.MessageHandlingServer
+
 
 class _Serializer(messaging.NoOpSerializer):
     """Carries the caller along."""
@@ -53,7 +55,7 @@ class Bus:
             conf, url=url, allowed_remote_exmods=[exception.__name__]
         )
 
-    def serve(self, topic: str, server: str, manager: object) -> messaging.RPCServer:
+    def serve(self, topic: str, server: str, manager: object) -> Server:
         """Start to answer calls of the manager's methods, in threads."""
         made = messaging.get_rpc_server(
             self._transport,
@@ -87,10 +89,11 @@ class Bus:
         self._transport.cleanup()
 
 
-def stop(server: messaging.RPCServer) -> None:
-    """Take no more calls, and finish those in hand."""
-    server.stop()
-    server.wait()
+def stop(server: Server | None) -> None:
+    """Take no more calls, and finish those in hand; None is one that was never started."""
+    if server is not None:
+        server.stop()
+        server.wait()
 
 
 class Peer:

@@ -41,6 +41,7 @@ class Conductor:
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> None:
         self._conf = conf
         self._bus = bus
+        self._server: rpc.Server | None = None
         self.manager = conductor_manager.Manager(conf, database)
 
     def start(self) -> None:
@@ -57,6 +58,7 @@ class Agent:
 
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
         self._bus = bus
+        self._server: rpc.Server | None = None
         self.manager = agent_manager.Manager(conf, bus, host)
 
     def start(self) -> None:

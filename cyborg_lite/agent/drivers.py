@@ -118,11 +118,10 @@ class Drivers:
             self._degrade(name, f'no answer within {self._conf.agent.driver_timeout} s')
             return []
         del self._asked[name]
-        try:
-            found = future.result()
-        except Exception as error:
+        if error := future.exception():
             self._degrade(name, f'discover() failed: {_tell(error)}')
             return []
+        found = future.result()
         devices, complaints = contract.check(found, seen)
         for device in devices:
             for deployable in device.deployables:

@@ -239,8 +239,8 @@ def _parameters(route: Route) -> list[Json]:
         if f'{{{name}}}' in route.path:
             schema = _KINDS[kind]
             found.append({'in': 'path', 'name': name, 'required': True, 'schema': schema})
-        elif '{' in route.path:
-            continue
+        elif '{' in route.path or name in ('id', 'uuid'):
+            continue  # it is for another route of the method
         elif isinstance(kind, wtypes.ArrayType):
             # The dotted form, which is all of a list of objects that a URL can carry.
             found += [

@@ -52,7 +52,7 @@ def add_parser(commands: typing.Any) -> None:
         'host description (.yaml), or a directory or tarball that holds a recorded sys/; can be '
         'given many times',
     )
-    parser.add_argument('--port', type=int, default=6666, help='the port to listen on (6666)')
+    parser.add_argument('--port', type=_port, default=6666, help='the port to listen on (6666)')
     parser.add_argument(
         '--bind',
         default='127.0.0.1',
@@ -68,6 +68,12 @@ def add_parser(commands: typing.Any) -> None:
     )
     parser.add_argument('--config-file', action='append', default=[], help='a configuration file')
     parser.set_defaults(run=run)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise argparse.ArgumentTypeError(f'expected a number from 0 to 65535, not {text!r}')
+    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> None:

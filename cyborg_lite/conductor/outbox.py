@@ -118,7 +118,7 @@ class Sender:
     def stop(self) -> None:
         self._stopping = True
         self._woken.set()
-        if self._send:
+        if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers as others may write them: entry points of these tests lead here."""
+
+import threading
+
+from cyborg_lite import driver
+from tests import support
+
+#: Set to let hung drivers go.
+RELEASED = threading.Event()
+
+
+class Good(driver.Driver):
+    name = 'good'
+    buses = ('3b',)
+
+    def discover(self):
+        return [support.card(bus) for bus in self.buses]
+
+
+class Other(Good):
+    name = 'other'
+    buses = ('3b', '5e')
+
+
+class Moody(Good):
+    """Does what it is told to."""
+
+    name = 'moody'
+    mood: Exception | None = None
+
+    def discover(self):
+        if self.mood:
+            raise self.mood
+        return super().discover()
+
+
+class Raising(driver.Driver):
+    name = 'raising'
+
+    def discover(self):
+        raise OSError('no such card')
+
+
+class Exiting(driver.Driver):
+    name = 'exiting'
+
+    def discover(self):
+        raise SystemExit('out of here')
+
+
+class Hanging(driver.Driver):
+    name = 'hanging'
+
+    def discover(self):
+        RELEASED.wait()
+        return [support.card('7a')]
+
+
+class Rubbish(driver.Driver):
+    name = 'rubbish'
+
+    def discover(self):
+        return [support.card('7a'), 'a card', support.card('7b', traits=['no trait'])]
+
+
+class Stillborn(driver.Driver):
+    name = 'stillborn'
+
+    def __init__(self, host, conf):
+        raise RuntimeError('no library')
+
+    def discover(self):
+        return []
+
+
+class Abstract(driver.Driver):
+    name = 'abstract'
+
+
+class Upstream:
+    """Has a discover(), and not the contract."""
+
+    def discover(self):
+        return []
+
+
+def function():
+    """No class at all."""

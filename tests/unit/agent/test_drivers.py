@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+import threading
+
+import pytest
+
+from cyborg_lite.agent import drivers
+from tests.unit.agent import cards
+from tests.unit.agent.conftest import conf
+
+CARDS = 'tests.unit.agent.cards'
+
+
+def buses(findings):
+    return [device.address[5:7] for device in findings.devices]
+
+
+def states(findings):
+    return {name: state.state for name, state in findings.drivers.items()}
+
+
+def hung():
+    return [thread for thread in threading.enumerate() if thread.name == 'discover-hanging']
+
+
+@pytest.fixture
+def let_go():
+    """Wait until no hung driver is left."""
+
+    def wait():
+        cards.RELEASED.set()
+        for thread in hung():
+            thread.join()
+
+    yield wait
+    wait()
+    cards.RELEASED.clear()
+
+
+def test_driver_is_loaded_by_its_entry_point(load):
+    findings = load(cards.Good).discover()
+    assert findings.drivers == {'good': drivers.State('ok', '', 1)}
+    [device] = findings.devices
+    assert device.deployables[0].driver_name == 'good'
+
+
+def test_only_enabled_drivers_are_loaded(entry_points, host):
+    entry_points({'good': f'{CARDS}:Good', 'raising': f'{CARDS}:Raising'})
+    assert states(drivers.Drivers(conf('good'), host).discover()) == {'good': 'ok'}
+
+
+def test_driver_of_upstreams_group_that_meets_the_contract(entry_points, host):
+    entry_points({}, {'good': f'{CARDS}:Good'})
+    assert buses(drivers.Drivers(conf('good'), host).discover()) == ['3b']
+
+
+def test_ours_goes_before_upstreams_of_the_same_name(entry_points, host):
+    entry_points({'good': f'{CARDS}:Good'}, {'good': f'{CARDS}:Upstream'})
+    assert states(drivers.Drivers(conf('good'), host).discover()) == {'good': 'ok'}
+
+
+@pytest.mark.parametrize(
+    ('target', 'reason'),
+    [
+        (None, 'no entry point of that name in the group cyborg_lite.drivers'),
+        (f'{CARDS}:Nothing', 'it does not load: '),
+        ('no.such.module:Driver', "it does not load: ModuleNotFoundError: No module named 'no'"),
+        (f'{CARDS}:Upstream', f'{CARDS} does not derive from cyborg_lite.driver.Driver'),
+        (f'{CARDS}:function', f'{CARDS} does not derive from cyborg_lite.driver.Driver'),
+        (f'{CARDS}:RELEASED', 'does not derive from cyborg_lite.driver.Driver'),
+        (f'{CARDS}:Stillborn', 'it does not start: RuntimeError: no library'),
+        (f'{CARDS}:Abstract', "it does not start: TypeError: Can't instantiate abstract class"),
+    ],
+)
+@pytest.mark.parametrize('group', ['ours', 'theirs'])
+def test_driver_that_cannot_be_had_says_why(entry_points, host, target, reason, group):
+    points = {'bad': target} if target else {}
+    good = {'good': f'{CARDS}:Good'}
+    entry_points(*((good | points, {}) if group == 'ours' else (good, points)))
+    findings = drivers.Drivers(conf('bad', 'good'), host).discover()
+    assert states(findings) == {'bad': 'degraded', 'good': 'ok'}
+    assert reason in findings.drivers['bad'].reason
+    assert buses(findings) == ['3b']
+
+
+@pytest.mark.parametrize(
+    ('kind', 'reason'),
+    [
+        (cards.Raising, 'discover() failed: OSError: no such card'),
+        (cards.Exiting, 'discover() failed: SystemExit: out of here'),
+    ],
+)
+def test_driver_that_fails_harms_no_other(load, kind, reason):
+    """P9: upstream's agent reports nothing at all."""
+    findings = load(kind, cards.Good).discover()
+    assert findings.drivers[kind.name] == drivers.State('degraded', reason, 0)
+    assert findings.drivers['good'] == drivers.State('ok', '', 1)
+    assert buses(findings) == ['3b']
+
+
+def test_driver_that_hangs_harms_no_other(load, let_go):
+    loaded = load(cards.Hanging, cards.Good, timeout=0.05)
+    for _ in range(4):
+        findings = loaded.discover()
+        assert states(findings) == {'hanging': 'degraded', 'good': 'ok'}
+        assert findings.drivers['hanging'].reason == 'no answer within 0.05 s'
+        assert buses(findings) == ['3b']
+    # However often it was asked.
+    assert len(hung()) == 1
+    let_go()
+    # What it answers at last counts, and it is asked anew.
+    findings = loaded.discover()
+    assert states(findings) == {'hanging': 'ok', 'good': 'ok'}
+    assert buses(findings) == ['7a', '3b']
+
+
+def test_hung_driver_does_not_keep_the_process(load, let_go):
+    load(cards.Hanging, timeout=0.01).discover()
+    [thread] = hung()
+    assert thread.daemon
+
+
+def test_drivers_are_asked_at_the_same_time(load):
+    """Each waits for the other: one after the other they would wait for ever."""
+    barrier = threading.Barrier(2)
+
+    def kind(name):
+        def discover(self):
+            barrier.wait(timeout=20)
+            return []
+
+        made = type(name, (cards.Good,), {'name': name, 'discover': discover})
+        setattr(cards, name, made)
+        made.__module__, made.__qualname__ = cards.__name__, name
+        return made
+
+    try:
+        assert states(load(kind('first'), kind('second')).discover()) == {
+            'first': 'ok',
+            'second': 'ok',
+        }
+    finally:
+        del cards.first, cards.second
+
+
+def test_driver_recovers(load, monkeypatch):
+    loaded = load(cards.Moody)
+    for mood, state, found in ((None, 'ok', 1), (OSError('busy'), 'degraded', 0), (None, 'ok', 1)):
+        monkeypatch.setattr(cards.Moody, 'mood', mood)
+        findings = loaded.discover()
+        assert (findings.drivers['moody'].state, len(findings.devices)) == (state, found)
+    assert findings.drivers['moody'].reason == ''
+
+
+def test_rubbish_among_devices_harms_only_itself(load):
+    findings = load(cards.Rubbish).discover()
+    assert buses(findings) == ['7a', '7b']
+    state = findings.drivers['rubbish']
+    assert (state.state, state.devices) == ('degraded', 2)
+    assert 'device 1 left out: expected a Device, not str' in state.reason
+    assert "'no trait'" in state.reason
+
+
+@pytest.mark.parametrize(
+    ('kinds', 'owner'), [((cards.Good, cards.Other), 'good'), ((cards.Other, cards.Good), 'other')]
+)
+def test_first_enabled_driver_has_a_device_that_two_find(load, kinds, owner):
+    findings = load(*kinds).discover()
+    owners = {device.address[5:7]: device.deployables[0].driver_name for device in findings.devices}
+    assert owners == {'3b': owner, '5e': 'other'}
+    [loser] = {'good', 'other'} - {owner}
+    assert "address '0000:3b:00.0' is there twice" in findings.drivers[loser].reason
+    assert findings.drivers[owner] == drivers.State('ok', '', len(kinds[0].buses))
+
+
+def test_states_are_in_the_order_of_the_option(load):
+    findings = load(cards.Raising, cards.Good, cards.Exiting).discover()
+    assert list(findings.drivers) == ['raising', 'good', 'exiting']

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+import pathlib
+import threading
+
+import oslo_messaging as messaging
+import pytest
+
+from cyborg_lite import context
+from cyborg_lite.agent import manager
+from tests.unit.agent import cards
+from tests.unit.agent.conftest import conf
+
+
+class Bus:
+    """A conductor that keeps what it is told, or fails as it is told to."""
+
+    def __init__(self):
+        self.reports, self.contexts, self.errors = [], [], []
+        self.told = threading.Semaphore(0)
+
+    def conductor(self, ctxt):
+        self.contexts.append(ctxt)
+        return self
+
+    def report(self, **report):
+        self.reports.append(report)
+        self.told.release()
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+@pytest.fixture
+def bus():
+    return Bus()
+
+
+@pytest.fixture
+def agent(entry_points, host, bus):
+    entry_points({'moody': 'tests.unit.agent.cards:Moody'})
+    return manager.Manager(conf('moody', interval=17), bus, host)
+
+
+def test_report(agent, bus):
+    told = agent.report()
+    [report] = bus.reports
+    facts = report['devices'][0]
+    assert report['host'] == 'host-1'
+    assert report['boot_id'] == pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    assert report['interval'] == 17
+    assert report['drivers'] == told == {'moody': {'state': 'ok', 'reason': '', 'devices': 1}}
+    assert facts['address'] == '0000:3b:00.0'
+    assert facts['deployables'][0]['attach_handles'][0]['attach_info']['bus'] == '3b'
+    assert facts['deployables'][0]['driver_name'] == 'moody'
+    assert bus.contexts[0].is_admin
+
+
+def test_report_for_someone_is_in_his_name(agent, bus):
+    caller = context.RequestContext(user_id='u1', overwrite=False)
+    agent.report(caller)
+    assert bus.contexts == [caller]
+
+
+def test_sequence_grows(agent, bus):
+    for _ in range(50):
+        agent.report()
+    sequence = [report['sequence'] for report in bus.reports]
+    assert sequence == sorted(set(sequence))
+
+
+def test_sequence_grows_over_restarts(agent, bus, host):
+    agent.report()
+    manager.Manager(conf('moody'), bus, host).report()
+    first, second = bus.reports
+    assert first['sequence'] < second['sequence']
+    assert first['boot_id'] == second['boot_id']
+
+
+def test_digest_is_equal_if_and_only_if_the_content_is(agent, bus, host, monkeypatch):
+    agent.report()
+    agent.report()
+    # Another agent of the same content, after a restart.
+    manager.Manager(conf('moody'), bus, host).report()
+    monkeypatch.setattr(cards.Moody, 'buses', ('5e',))
+    agent.report()
+    monkeypatch.setattr(cards.Moody, 'buses', ())
+    agent.report()
+    # The same devices, and a driver that is otherwise.
+    monkeypatch.setattr(cards.Moody, 'mood', OSError('busy'))
+    agent.report()
+    monkeypatch.setattr(cards.Moody, 'mood', OSError('broken'))
+    agent.report()
+    digests = [report['digest'] for report in bus.reports]
+    assert len(set(digests[:3])) == 1
+    assert len(set(digests)) == 5
+    assert all(len(digest) == 64 for digest in digests)
+
+
+def test_agent_reports_at_start(agent, bus):
+    agent.start()
+    assert agent.reported.wait(20)
+    agent.stop()
+    assert len(bus.reports) == 1
+
+
+def test_agent_reports_again_and_again(entry_points, host, bus):
+    entry_points({'good': 'tests.unit.agent.cards:Good'})
+    agent = manager.Manager(conf('good', interval=0.001), bus, host)
+    agent.start()
+    for _ in range(5):
+        assert bus.told.acquire(timeout=20)
+    agent.stop()
+    assert [report['devices'] for report in bus.reports[:5]] == [bus.reports[0]['devices']] * 5
+
+
+def test_agent_reports_at_once_when_asked(agent, bus):
+    agent.start()
+    assert agent.reported.wait(20)
+    agent.report(context.service())
+    agent.stop()
+    first, second = bus.reports
+    assert first['sequence'] < second['sequence']
+
+
+@pytest.mark.parametrize(
+    'error', [messaging.MessagingTimeout('nobody'), ValueError('nonsense'), OSError('gone')]
+)
+def test_conductor_that_fails_does_not_end_the_reports(entry_points, host, bus, error):
+    entry_points({'good': 'tests.unit.agent.cards:Good'})
+    bus.errors = [error, error]
+    agent = manager.Manager(conf('good', interval=0.001), bus, host)
+    agent.start()
+    for _ in range(4):
+        assert bus.told.acquire(timeout=20)
+    agent.stop()
+    assert len(bus.reports) >= 4
+
+
+def test_whoever_waits_for_the_first_report_waits_for_a_try_only(agent, bus):
+    bus.errors = [messaging.MessagingTimeout('nobody')]
+    agent.start()
+    assert agent.reported.wait(20)
+    agent.stop()
+
+
+def test_reports_do_not_pass_each_other(entry_points, host, bus):
+    """The conductor would drop the older one as late."""
+    entry_points({'good': 'tests.unit.agent.cards:Good'})
+    agent = manager.Manager(conf('good'), bus, host)
+    threads = [threading.Thread(target=agent.report) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sequence = [report['sequence'] for report in bus.reports]
+    assert sequence == sorted(sequence)
+    assert len(sequence) == 8
+
+
+def test_agent_that_never_began_can_be_stopped(agent):
+    """Ctrl-C may come before the agents are started."""
+    agent.stop()

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite up`` as a process, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
+#: How long anything may take, in seconds; nothing comes near it.
+BOUND = 60
+#: Whatever proxy the machine has.
+ENVIRONMENT = os.environ | {'no_proxy': '127.0.0.1', 'NO_PROXY': '127.0.0.1'}
+
+
+class Up:
+    """``with Up(directory, '--host', 'a') as up:`` has started, and said what it found."""
+
+    def __init__(self, directory: pathlib.Path, *arguments: str) -> None:
+        self._errors = (directory / 'errors').open('w+')
+        # A free port each, and the files of a configuration in the directory alone.
+        argv = [COMMAND, 'up', '--port', '0', '--state-dir', directory / 'state', *arguments]
+        self._process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=ENVIRONMENT
+        )
+
+    def __enter__(self) -> Up:
+        guard = threading.Timer(BOUND, self._process.kill)
+        guard.start()
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if line.startswith('The API answers at'):
+                break
+        self.url = re.search(r'http://[\w.:]+', lines[-1])[0] if lines else None
+        self.lines = lines
+        guard.cancel()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    @property
+    def text(self) -> str:
+        return ''.join(self.lines)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table."""
+        cells = [
+            [cell.strip() for cell in line.strip().strip('|').split('|')]
+            for line in self.lines
+            if line.startswith('|')
+        ]
+        return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
+
+    def requests(self) -> str:
+        """The requests that it prints, as they stand."""
+        found = []
+        for line in self._process.stdout:
+            if line.startswith('  '):
+                found.append(line)
+            if line.rstrip().endswith('/$ARQ'):
+                break
+        return ''.join(found)
+
+    def get(self, path: str) -> dict:
+        return json.loads(shell(f'curl -s {self.url}{path}'))
+
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        """Ctrl-C; returns the exit status."""
+        self._process.send_signal(number)
+        return self._process.wait(timeout=BOUND)
+
+    def errors(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()
+
+
+def shell(text: str) -> str:
+    """What bash prints, given this on its standard input."""
+    return subprocess.run(
+        ['bash', '-e'],
+        input=text,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env=ENVIRONMENT,
+    ).stdout

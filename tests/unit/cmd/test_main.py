@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+import sys
+import tarfile
+
+import pytest
+
+from cyborg_lite.cmd import main
+from tests.unit.cmd import process
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run_(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['cyborg-lite', *arguments])
+        return main.main()
+
+    return run_
+
+
+def test_record(run, tmp_path, capsys):
+    """This machine, packed; and shown again by ``up``."""
+    file = tmp_path / 'mine.tar.gz'
+    assert run('record', str(file)) == 0
+    said = capsys.readouterr()
+    assert f'Wrote {file}. Look at it with: cyborg-lite up --host {file}' in said.out
+    for name in ('huawei_ascend', 'nvidia_gpu', 'intel_qat', 'xilinx_fpga', 'pci'):
+        assert f'\n{name}: ' in f'\n{said.out}'
+    with tarfile.open(file) as tar:
+        assert 'sys/bus/pci/devices' in tar.getnames()
+    with process.Up(tmp_path, '--host', str(file)) as up:
+        assert 'mine: ' in up.text or up.rows()
+        assert up.interrupt() == 0
+
+
+def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
+    assert run('record', str(tmp_path / 'no' / 'a.tar.gz')) == 1
+    assert 'cyborg-lite: [Errno 2] No such file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [[], ['nothing'], ['up', '--port', 'x'], ['up', 'x']])
+def test_misuse(run, arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    assert exit_.value.code == 2
+    assert 'usage: cyborg-lite' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['up', '--help'], ['record', '--help']])
+def test_help(run, arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    assert exit_.value.code == 0
+    assert 'usage: cyborg-lite' in capsys.readouterr().out

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house stands as ARCHITECTURE.md draws it."""
+
+import ast
+import graphlib
+from importlib import metadata
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from oslo_db.sqlalchemy import test_migrations
+import pytest
+
+import cyborg_lite
+from cyborg_lite import conf as options
+from cyborg_lite import model
+from cyborg_lite import service
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
+
+ROOT = pathlib.Path(cyborg_lite.__file__).parent
+FILES = sorted(ROOT.rglob('*.py'))
+
+#: What each room may import of the others.  Rooms are what is directly below the package.
+ROOMS = {
+    # the ground
+    'model': set(),
+    'conf': set(),
+    'exception': set(),
+    'context': {'exception'},
+    'policy': {'conf'},
+    # upon it
+    'clients': set(),
+    'osc': set(),
+    'rpc': {'context', 'exception'},
+    'db': {'exception', 'model'},
+    'driver': {'model'},
+    'drivers': {'driver'},
+    # the three services: they know nothing of each other
+    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
+    'conductor': {'clients', 'context', 'db', 'exception', 'model'},
+    'agent': {'context', 'driver', 'model', 'rpc'},
+    # what puts them together
+    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc'},
+    'cmd': {'agent', 'conf', 'db', 'driver', 'model', 'rpc', 'service'},
+    'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service'},
+}
+GROUPS = (
+    'console_scripts',
+    'cyborg_lite.drivers',
+    'openstack.accelerator.v2',
+    'oslo.config.opts',
+    'oslo.policy.enforcer',
+    'oslo.policy.policies',
+)
+#: Tests of no one file.
+MORE = {
+    'test_house',
+    'conductor/test_machine',
+    'drivers/test_captures',
+    'drivers/test_every_driver',
+}
+ENTRY_POINTS = [
+    point for point in metadata.distribution('cyborg-lite').entry_points if point.group in GROUPS
+]
+COMMANDS = [point.module for point in ENTRY_POINTS if point.group == 'console_scripts']
+
+
+def name(file):
+    parts = file.relative_to(ROOT.parent).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def room(module):
+    return module.split('.')[1] if '.' in module else ''
+
+
+def imports(file):
+    """The modules that a file imports, wherever in it; relative imports do not occur."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, file
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def entered(file):
+    """The rooms of ours that a file imports from, its own aside."""
+    ours = {room(module) for module in imports(file) if module.startswith('cyborg_lite.')}
+    return ours - {room(name(file))}
+
+
+def fresh(*modules):
+    """Import modules in a process of its own; returns whether eventlet came along."""
+    text = ''.join(f'import {module}\n' for module in modules)
+    text += "import sys\nprint('eventlet' in sys.modules)"
+    return subprocess.run(
+        [sys.executable, '-c', text], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize('file', FILES, ids=name)
+def test_imports_run_down(file):
+    if file != ROOT / '__init__.py':
+        assert entered(file) <= ROOMS[room(name(file))]
+
+
+def test_the_package_itself_imports_nothing():
+    assert list(imports(ROOT / '__init__.py')) == []
+
+
+def test_the_table_has_no_edge_that_is_not_used():
+    used = {each: set() for each in ROOMS}
+    for file in FILES:
+        if file != ROOT / '__init__.py':
+            used[room(name(file))] |= entered(file)
+    assert used == ROOMS
+
+
+def test_there_is_a_way_down_from_every_room():
+    assert list(graphlib.TopologicalSorter(ROOMS).static_order())
+
+
+def test_the_services_meet_in_rpc_alone():
+    services = {'api', 'conductor', 'agent'}
+    for each in services:
+        assert not ROOMS[each] & (services | {'service', 'cmd', 'wsgi'})
+    # The conductor alone writes; the agent alone touches hardware.
+    assert 'db' not in ROOMS['agent']
+    assert not {'driver', 'drivers'} & (ROOMS['api'] | ROOMS['conductor'])
+    assert 'drivers' not in set().union(*ROOMS.values())
+
+
+def test_only_the_conductor_writes():
+    for file in FILES:
+        if room(name(file)) not in ('conductor', 'db'):
+            assert '.writer(' not in file.read_text(), file
+
+
+@pytest.mark.parametrize('file', FILES, ids=name)
+def test_nothing_asks_for_eventlet(file):
+    assert not [module for module in imports(file) if module.split('.')[0] == 'eventlet']
+
+
+@pytest.mark.parametrize('module', [*COMMANDS, 'tests'])
+def test_native_threads(module):
+    """oslo.service takes eventlet where it is installed, and itself installs it."""
+    assert fresh(module) == 'False'
+
+
+def test_native_threads_whatever_is_imported():
+    modules = [name(f) for f in FILES if 'alembic' not in f.parts and 'wsgi' not in f.parts]
+    assert fresh('cyborg_lite.cmd', *modules) == 'False'
+
+
+def test_whatever_starts_the_service_chooses_threads_first():
+    """The package ``cmd`` does; a command is in it, and the WSGI module imports it first."""
+    ours = [m for m in imports(ROOT / 'wsgi' / 'api.py') if m.startswith('cyborg_lite')]
+    assert ours[0] == 'cyborg_lite.cmd'
+    assert {room(command) for command in COMMANDS} == {'cmd'}
+
+
+@pytest.mark.parametrize('point', ENTRY_POINTS, ids=lambda point: f'{point.group}-{point.name}')
+def test_entry_point_loads(point):
+    assert callable(point.load())
+
+
+def test_every_group_has_entry_points():
+    assert {point.group for point in ENTRY_POINTS} == set(GROUPS)
+
+
+def test_every_driver_has_an_entry_point():
+    points = {p.name: p.load() for p in ENTRY_POINTS if p.group == 'cyborg_lite.drivers'}
+    modules = {f.stem for f in (ROOT / 'drivers').glob('*.py')} - {'__init__'}
+    assert set(points) == modules == {driver.name for driver in points.values()}
+    # All that ship are enabled, but the fake one.
+    enabled = options.load(files=[]).agent.enabled_drivers
+    assert set(enabled) == modules - {'fake'}
+
+
+class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.TestCase):
+    """oslo.db's comparison, over a database of its own."""
+
+    def setUp(self):
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        url = service.database_url(pathlib.Path(directory))
+        self.database = engine.Database(options.load(files=[], database__connection=url))
+        self.addCleanup(self.database.close)
+
+    def db_sync(self, engine):
+        migration.upgrade(engine)
+
+    def get_engine(self):
+        return self.database.engine
+
+    def get_metadata(self):
+        return model.Base.metadata
+
+    def include_object(self, object_, name, type_, reflected, compare_to):
+        return not (type_ == 'table' and name == 'alembic_version')
+
+
+@pytest.mark.parametrize('file', FILES, ids=name)
+def test_file_is_not_too_long(file):
+    assert len(file.read_text().splitlines()) <= 500
+
+
+@pytest.mark.parametrize('file', FILES, ids=name)
+def test_file_says_its_licence_and_its_purpose(file):
+    text = file.read_text()
+    assert text.startswith('# SPDX-License-Identifier: Apache-2.0\n')
+    assert file.name == '__init__.py' or ast.get_docstring(ast.parse(text))
+
+
+def test_tests_mirror_the_source():
+    """Each test file is named after the file or the room that it tests."""
+    here = pathlib.Path(__file__).parent
+    known = {file.relative_to(ROOT).with_suffix('') for file in FILES}
+    known |= {place.parent for place in known}
+    for test in here.rglob('test_*.py'):
+        place = test.relative_to(here).with_suffix('')
+        if str(place) not in MORE:
+            assert place.with_name(place.name.removeprefix('test_')) in known

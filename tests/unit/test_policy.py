@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rule for every persona: the matrix is CONTRACT.md 1.6, new defaults."""
+
+import itertools
+
+import pytest
+
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import policy
+
+#: With the roles that Keystone implies.
+PERSONAS = {
+    'none': [],
+    'reader': ['reader'],
+    'member': ['member', 'reader'],
+    'manager': ['manager', 'member', 'reader'],
+    'admin': ['admin', 'manager', 'member', 'reader'],
+    'service': ['service'],
+}
+
+#: Who may, in the own project and in another's.
+ADMIN = ({'admin'}, {'admin'})
+READER = ({'reader', 'member', 'manager', 'admin'}, {'admin'})
+MANAGER = ({'manager', 'admin'}, {'admin'})
+MEMBER_OR_SERVICE = ({'member', 'manager', 'admin', 'service'}, {'service'})
+
+EXPECTED = {
+    'device_profile:get_all': READER,
+    'device_profile:get_one': READER,
+    'device_profile:create': ADMIN,
+    'device_profile:delete': ADMIN,
+    'arq:get_all': READER,
+    'arq:get_one': READER,
+    'arq:create': MEMBER_OR_SERVICE,
+    'arq:delete': MEMBER_OR_SERVICE,
+    'arq:update': MEMBER_OR_SERVICE,
+    'device:get_all': MANAGER,
+    'device:get_one': MANAGER,
+    'device:enable': ADMIN,
+    'device:disable': ADMIN,
+    'deployable:get_all': MANAGER,
+    'deployable:get_one': MANAGER,
+    'deployable:program': ADMIN,
+    'attribute:get_all': MANAGER,
+    'attribute:get_one': MANAGER,
+    'attribute:create': ADMIN,
+    'attribute:delete': ADMIN,
+    # Ours, as all that shows the cloud from within.
+    'host:get_all': MANAGER,
+    'host:get_one': MANAGER,
+}
+BASE = {
+    'project_reader_or_admin': READER,
+    'project_manager_or_admin': MANAGER,
+    'project_member_or_service': MEMBER_OR_SERVICE,
+}
+RULES = {rule.name: rule for rule in policy.list_rules()}
+MATRIX = list(
+    itertools.product(
+        [*(f'cyborg:{name}' for name in EXPECTED), *BASE], PERSONAS, ['own', 'another']
+    )
+)
+
+
+@pytest.fixture(scope='module')
+def enforcer():
+    return policy.enforcer(options.load(files=[]))
+
+
+def test_the_matrix_has_every_rule():
+    assert set(RULES) == {f'cyborg:{name}' for name in EXPECTED} | set(BASE)
+
+
+@pytest.mark.parametrize(('rule', 'persona', 'project'), MATRIX)
+def test_rule(enforcer, rule, persona, project):
+    caller = context.RequestContext(
+        enforcer, roles=PERSONAS[persona], project_id='p1', user_id='u1', overwrite=False
+    )
+    target = {'project_id': 'p1' if project == 'own' else 'p2'}
+    own, others = (EXPECTED | BASE)[rule.removeprefix('cyborg:')]
+    assert caller.allows(rule, target) == (persona in (own if project == 'own' else others))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_no_rule_holds_for_empty_credentials(enforcer, rule):
+    """CVE-2026-40213: one rule held for everybody."""
+    for target in ({}, {'project_id': None}, {'project_id': 'p1'}, None):
+        assert not context.RequestContext(enforcer, overwrite=False).allows(rule, target)
+    assert not enforcer.authorize(rule, {'project_id': None}, {})
+
+
+@pytest.mark.parametrize('rule', [f'cyborg:{name}' for name in EXPECTED])
+@pytest.mark.parametrize('scope', [{'system_scope': 'all'}, {'domain_id': 'd1'}])
+def test_only_a_project_is_a_scope(enforcer, rule, scope):
+    """Not even an administrator's token of the system counts."""
+    caller = context.RequestContext(enforcer, roles=PERSONAS['admin'], **scope, overwrite=False)
+    assert not caller.allows(rule)
+
+
+def test_refusal_names_the_rule(enforcer):
+    caller = context.RequestContext(enforcer, roles=['reader'], project_id='p1', overwrite=False)
+    caller.can('cyborg:arq:get_all')
+    with pytest.raises(exception.NotAuthorized) as refused:
+        caller.can('cyborg:arq:create')
+    assert refused.value.code == 403
+    assert str(refused.value) == ('Access was denied to the following resource: cyborg:arq:create')
+
+
+@pytest.mark.parametrize('name', [f'cyborg:{name}' for name in EXPECTED])
+def test_rule_is_documented(name):
+    rule = RULES[name]
+    assert rule.description[0].isupper()
+    assert rule.description.endswith('.')
+    assert rule.scope_types == ['project']
+    for operation in rule.operations:
+        assert operation['method'] in ('GET', 'POST', 'PATCH', 'DELETE')
+        assert operation['path'].startswith('/v2/')
+
+
+def test_operators_rules_go_before_ours(tmp_path):
+    (tmp_path / 'policy.yaml').write_text('"cyborg:arq:get_all": "role:auditor"\n')
+    (tmp_path / 'a.conf').write_text(f'[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n')
+    enforcer = policy.enforcer(options.load(files=[str(tmp_path / 'a.conf')]))
+    for role, allowed in (('auditor', True), ('reader', False)):
+        caller = context.RequestContext(enforcer, roles=[role], project_id='p1', overwrite=False)
+        assert caller.allows('cyborg:arq:get_all') == allowed

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import sys
+import uuid
+
+import oslo_messaging as messaging
+from oslo_messaging._drivers import common
+from oslo_messaging.rpc import dispatcher
+import pytest
+
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import rpc
+
+CALLER = context.RequestContext(
+    auth_token='secret-1',
+    service_token='secret-2',
+    user_id='u1',
+    project_id='p1',
+    roles=['member'],
+    request_id='req-1',
+    overwrite=False,
+)
+
+
+class Manager:
+    def __init__(self):
+        self.contexts = []
+
+    def echo(self, ctxt, **kwargs):
+        self.contexts.append(ctxt)
+        return kwargs
+
+    @messaging.expected_exceptions(exception.CyborgError)
+    def refuse(self, ctxt, kind, **kwargs):
+        raise getattr(exception, kind)(**kwargs)
+
+    def _hidden(self, ctxt):
+        return 'seen'
+
+
+@pytest.fixture(scope='module')
+def manager():
+    return Manager()
+
+
+@pytest.fixture(scope='module')
+def bus(manager):
+    """One for all: to stop a server takes a second."""
+    made = rpc.Bus(options.load(files=[]), 'fake://', exchange=str(uuid.uuid4()))
+    servers = [
+        made.serve(rpc.CONDUCTOR, 'host-1', manager),
+        made.serve(rpc.AGENT, 'host-1', manager),
+    ]
+    yield made
+    for server in servers:
+        server.stop()
+        server.wait()
+    made.close()
+
+
+def test_method_is_called_by_its_name(bus):
+    wishes = [{'uuid': 'a', 'hostname': None, 'n': 1}]
+    assert bus.conductor(CALLER).echo(wishes=wishes) == {'wishes': wishes}
+    assert bus.agent(CALLER, 'host-1').echo(a=1) == {'a': 1}
+
+
+def test_caller_goes_along(bus, manager):
+    bus.conductor(CALLER).echo()
+    there = manager.contexts[-1]
+    assert isinstance(there, context.RequestContext)
+    assert (there.user_id, there.project_id, there.roles) == ('u1', 'p1', ['member'])
+    assert (there.request_id, there.is_admin) == ('req-1', False)
+    assert there.scope == 'p1'
+    bus.conductor(context.service()).echo()
+    assert manager.contexts[-1].is_admin
+
+
+def test_token_stays(bus, manager, monkeypatch):
+    sent = []
+    transport = type(bus._transport)
+    send = transport._send
+
+    def spy(self, target, ctxt, message, **kwargs):
+        sent.append(json.dumps([ctxt, message]))
+        return send(self, target, ctxt, message, **kwargs)
+
+    monkeypatch.setattr(transport, '_send', spy)
+    bus.conductor(CALLER).echo(a=1)
+    [text] = sent
+    assert 'u1' in text
+    assert 'secret' not in text
+    assert manager.contexts[-1].auth_token is None
+
+
+ERRORS = [
+    exception.NotFound(what='ARQ', id='a'),
+    exception.NoFreeHandle(provider='a', free=0, wanted=2),
+    exception.Duplicate(what='Device profile', field='name', value='a'),
+    exception.Conflict(reason='no {blank} here'),
+    exception.Invalid(reason='a\nb'),
+    exception.ServiceTokenRequired(),
+]
+
+
+def wired(error):
+    """The error as it is after a real transport: the one in memory hands it over as it is."""
+    try:
+        raise error
+    except Exception:
+        text = common.serialize_remote_exception(sys.exc_info())
+    return common.deserialize_remote_exception(text, [exception.__name__])
+
+
+@pytest.mark.parametrize('error', ERRORS, ids=lambda error: type(error).__name__)
+def test_error_of_ours_is_rebuilt(error):
+    rebuilt = wired(error)
+    assert isinstance(rebuilt, type(error))
+    assert (rebuilt.code, rebuilt.kwargs) == (error.code, error.kwargs)
+    # What a client is told: str() of a rebuilt one has the traceback.
+    assert rebuilt.message == error.message
+    # Rebuilt again: a conductor may ask another.
+    assert wired(rebuilt).message == error.message
+
+
+def test_error_of_others_is_not_rebuilt(bus):
+    class Unknown(Exception):
+        pass
+
+    assert isinstance(wired(Unknown('no')), messaging.RemoteError)
+    assert exception.__name__ in bus._transport._driver._allowed_remote_exmods
+
+
+def test_error_of_ours_reaches_the_caller(bus):
+    with pytest.raises(exception.NotFound) as raised:
+        bus.conductor(CALLER).refuse(kind='NotFound', what='ARQ', id='a')
+    assert raised.value.message == 'ARQ a not found.'
+
+
+@pytest.mark.parametrize('method', ['_hidden', 'nothing', '__init__'])
+def test_what_is_no_method_for_others(bus, method):
+    with pytest.raises(dispatcher.NoSuchMethod):
+        bus.conductor(CALLER)._client.call(CALLER, method)
+
+
+def test_nobody_answers(bus):
+    with pytest.raises(messaging.MessagingTimeout):
+        bus.agent(CALLER, 'host-2', timeout=0).echo()
+
+
+def test_exchanges_keep_apart(bus):
+    other = rpc.Bus(options.load(files=[]), 'fake://', exchange='another')
+    with pytest.raises(messaging.MessagingTimeout):
+        other.conductor(CALLER, timeout=0).echo()
+    other.close()
