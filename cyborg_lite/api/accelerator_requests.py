@@ -50,7 +50,7 @@ class AcceleratorRequests(rest.Controller):
     kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
     collection = 'arqs'
 
-    def _visible(self) -> list[typing.Any]:
+    def scope(self) -> list[typing.Any]:
         """Another project's request looks like none."""
         scope = rest.call().context.scope
         return [] if scope is None else [model.ARQ.project_id == scope]
@@ -58,21 +58,22 @@ class AcceleratorRequests(rest.Controller):
     @rest.expose(types.uuid, wtypes.text, paged=True)
     def get_all(self, page, instance=None, bind_state=None):
         rest.call().context.can('cyborg:arq:get_all')
-        conditions = self._visible()
+        conditions = []
         if instance is not None:
             conditions.append(model.ARQ.instance_uuid == instance)
         if bind_state is not None:
             if bind_state != 'resolved':
                 raise exception.Invalid(reason='Invalid bind_state: expected resolved.')
             if instance is not None:
-                self._refuse_changing(instance, conditions)
+                self._refuse_changing(instance)
             conditions.append(model.ARQ.state.in_(model.ARQ.RESOLVED))
         return self.list(*conditions, page=page)
 
-    @staticmethod
-    def _refuse_changing(instance: str, conditions: list[typing.Any]) -> None:
+    def _refuse_changing(self, instance: str) -> None:
         changing = sa.select(model.ARQ.id).where(
-            *conditions, model.ARQ.state.not_in(model.ARQ.RESOLVED)
+            model.ARQ.instance_uuid == instance,
+            model.ARQ.state.not_in(model.ARQ.RESOLVED),
+            *self.scope(),
         )
         with rest.call().database.reader() as session:
             if session.scalar(changing.limit(1)):
@@ -81,7 +82,7 @@ class AcceleratorRequests(rest.Controller):
     @rest.expose(types.uuid)
     def get_one(self, uuid):
         rest.call().context.can('cyborg:arq:get_one')
-        return self.fetch(uuid, *self._visible())
+        return self.fetch(uuid)
 
     @rest.expose(status=201, body=CREATE, wrap='arqs')
     def post(self, body):
@@ -134,7 +135,7 @@ class AcceleratorRequests(rest.Controller):
         if _may_act_for_instances():
             return
         held = sa.select(model.ARQ.uuid, model.ARQ.instance_uuid).where(
-            model.ARQ.uuid.in_(uuids), model.ARQ.instance_uuid.is_not(None), *self._visible()
+            model.ARQ.uuid.in_(uuids), model.ARQ.instance_uuid.is_not(None), *self.scope()
         )
         with rest.call().database.reader() as session:
             row = session.execute(held.limit(1)).one_or_none()

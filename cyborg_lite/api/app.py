@@ -194,9 +194,9 @@ class Front:
         inner = request.copy_get()
         inner.method = 'GET' if request.method == 'HEAD' else request.method
         response = inner.get_response(self._app)
-        if response.status_int >= 400 and response.body:
-            return _error_of(response)
-        return response
+        if not response.body:
+            response.headers.pop('Content-Type', None)
+        return _error_of(response) if response.status_int >= 400 and response.body else response
 
 
 def _context(request: webob.Request, enforcer: oslo_policy.Enforcer) -> context.RequestContext:

@@ -227,11 +227,15 @@ class Controller(rest.RestController):
         fields, root = types.fields(self.kind, call().version), call().root
         return [types.show(row, fields) | {'links': self.links(row, root)} for row in rows]
 
-    def fetch(self, id: str, *conditions: typing.Any, by: str = '') -> dict[str, typing.Any]:
+    def scope(self) -> list[typing.Any]:
+        """The conditions that a row meets which the caller may see."""
+        return []
+
+    def fetch(self, id: str, by: str = '') -> dict[str, typing.Any]:
         """The row of this id, as it is shown."""
         with call().database.reader() as session:
             get = functools.partial(query.get, what=self.what, options=self.options)
-            [row] = self.show(get(session, self.kind, id, *conditions, by=by or self.id))
+            [row] = self.show(get(session, self.kind, id, *self.scope(), by=by or self.id))
             return row
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -243,7 +247,8 @@ class Controller(rest.RestController):
         wanted = _page(self.kind, most, **page)
         more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
         with call().database.reader() as session:
-            rows = query.find(session, self.kind, *conditions, page=more, options=self.options)
+            seen = {'scope': self.scope(), 'options': self.options}
+            rows = query.find(session, self.kind, *conditions, page=more, **seen)
             shown = self.show(*rows[: wanted.limit])
         name = self.collection or self.path
         answer: dict[str, typing.Any] = {name: shown}

@@ -53,17 +53,20 @@ def find(
     kind: type[Row],
     *conditions: sa.ColumnElement[bool],
     page: Page | None = None,
+    scope: collections.abc.Sequence[sa.ColumnElement[bool]] = (),
     options: collections.abc.Sequence[typing.Any] = (),
 ) -> list[Row]:
     """The rows that meet all conditions, in the order of the page.
 
+    :param scope: the conditions that a marker has to meet as well: who may not see a row is not
+        told that it is there. The others it need not meet any more.
     :raises cyborg_lite.exception.Invalid: when the marker or the sort key is unknown.
     """
     page = page or Page()
     column = getattr(kind, page.sort_key)
-    query = sa.select(kind).where(*conditions).options(*options).limit(page.limit)
+    query = sa.select(kind).where(*scope, *conditions).options(*options).limit(page.limit)
     if page.marker is not None:
-        query = query.where(_after(session, kind, page, conditions))
+        query = query.where(_after(session, kind, page, scope))
     direction = sa.desc if page.sort_dir == 'desc' else sa.asc
     if column.property.columns[0].nullable:
         # Nulls come last in either direction, on every engine.
@@ -77,15 +80,14 @@ def _after(
     session: orm.Session,
     kind: type[Row],
     page: Page,
-    conditions: tuple[sa.ColumnElement[bool], ...],
+    scope: collections.abc.Sequence[sa.ColumnElement[bool]],
 ) -> sa.ColumnElement[bool]:
     """That a row comes after the one that the marker names.
 
     oslo.db's paginate_query returns rows twice where the marker's value is null.
     """
     column = getattr(kind, page.sort_key)
-    # Who may not see a row is not told that it is there.
-    found = sa.select(column, kind.id).where(kind.uuid == page.marker, *conditions)
+    found = sa.select(column, kind.id).where(kind.uuid == page.marker, *scope)
     row = session.execute(found).one_or_none()
     if row is None:
         raise exception.Invalid(

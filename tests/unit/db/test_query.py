@@ -80,11 +80,17 @@ def test_find_with_conditions(session):
     assert [row.uuid for row in rows] == ['uuid-4']
 
 
-def test_marker_that_the_conditions_exclude_is_unknown(session):
+def test_marker_that_is_out_of_scope_is_unknown(session):
     """Who may not see a row is not told that it is there."""
     page = query.Page(marker='uuid-3')
     with pytest.raises(exception.Invalid, match='Invalid marker'):
-        query.find(session, model.Device, model.Device.numa_node == 1, page=page)
+        query.find(session, model.Device, scope=[model.Device.numa_node == 1], page=page)
+
+
+def test_marker_need_not_meet_the_conditions_any_more(session):
+    """A request may be unbound while a list of the bound ones is walked."""
+    page = query.Page(marker='uuid-3')
+    query.find(session, model.Device, model.Device.numa_node == 1, page=page)
 
 
 def test_get(session):
