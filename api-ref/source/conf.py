@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the API reference is built: tox -e api-ref."""
 
-extensions = ['os_api_ref', 'openstackdocstheme']
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'ext'))
+
+extensions = ['os_api_ref', 'openstackdocstheme', 'validator']
 
 project = 'cyborg_lite'
 copyright = 'The cyborg_lite developers'

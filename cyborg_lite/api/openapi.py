@@ -185,7 +185,8 @@ def _operation(route: Route) -> Json:
         },
     }
     if route.operation.body is not None:
-        body = _BODIES.get((route.controller, route.name), lambda: route.operation.body)()
+        refined = _BODIES.get((route.controller, route.name))
+        body = refined() if refined else route.operation.body
         shown['requestBody'] = {'required': True} | _json(body)
     return shown
 

@@ -25,7 +25,7 @@ from tests import support
 
 SEED = int(os.environ.get('FUZZ_SEED', '1'))
 #: the requests that are generated for each operation, beside those at the boundaries
-EXAMPLES = 90
+EXAMPLES = 92
 #: the least that each persona asks of each operation, for 5,000 of all
 LEAST = 5000 // (2 * len(openapi.ROUTES)) + 1
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One conversation that makes every request of the API; some of it is the reference's samples.
+
+``python -m tests.functional.samples`` writes them to api-ref/samples.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import random
+import re
+import tempfile
+import typing
+import uuid
+
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import huawei_ascend
+from tests import support
+
+DIRECTORY = pathlib.Path(__file__).parents[2] / 'api-ref/samples'
+HOST = 'atlas-800t-a2'
+UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+TIME = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00')
+
+
+class Exchange(typing.NamedTuple):
+    """A request, and its answer."""
+
+    method: str
+    path: str
+    body: typing.Any
+    answer: typing.Any
+    #: the names of the samples that these are; empty for none
+    asked: str
+    answered: str
+
+    @property
+    def route(self) -> str:
+        return f'{self.method} {self.path}'
+
+
+class Conversation:
+    """The requests so far."""
+
+    def __init__(self, api: support.Api) -> None:
+        self._api = api
+        self.exchanges: list[Exchange] = []
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *ids: str,
+        query: str = '',
+        body: typing.Any = None,
+        asked: str = '',
+        answered: str = '',
+    ) -> typing.Any:
+        """Make a request; returns what the answer holds."""
+        url = re.sub(r'\{\w+\}', '{}', path).format(*ids) + query
+        answer = self._api.request(method, url, body)
+        self.exchanges.append(Exchange(method, path, body, answer, asked, answered))
+        return answer.json if answer.body else None
+
+
+def converse(service: support.Service, version: str) -> list[Exchange]:
+    """Ask for everything that there is, at a microversion."""
+    with tempfile.TemporaryDirectory() as directory:
+        host = hosts.find(HOST, pathlib.Path(directory))
+        [npu, *_] = testing.discover(huawei_ascend.HuaweiAscend, host)
+    drivers = {'huawei_ascend': {'state': 'ok', 'reason': '', 'devices': 1}}
+    service.report(npu, host=HOST, drivers=drivers)
+    made = Conversation(service.api.at(version))
+    for path, name in ('/', 'get'), ('/v2', 'v2-get'), ('/v2/openapi.json', ''):
+        made.ask('GET', path, answered=name and f'versions/{name}')
+    made.ask('GET', '/v2/hosts', answered='hosts/list')
+    made.ask('GET', '/v2/hosts/{name}', HOST, answered='hosts/get')
+    _devices(made)
+    part = _deployables(made)
+    _attributes(made)
+    profile = _profiles(made)
+    _requests(made, part['rp_uuid'])
+    made.ask('DELETE', '/v2/device_profiles/{id}', profile['uuid'])
+    made.ask('DELETE', '/v2/device_profiles', query='?value=none')
+    return made.exchanges
+
+
+def _devices(made: Conversation) -> None:
+    [device] = made.ask('GET', '/v2/devices', answered='devices/list')['devices']
+    made.ask('GET', '/v2/devices/{uuid}', device['uuid'], answered='devices/get')
+    for action in ('disable', 'enable'):
+        made.ask('POST', f'/v2/devices/{{uuid}}/{action}', device['uuid'])
+
+
+def _deployables(made: Conversation) -> typing.Any:
+    path = '/v2/deployables'
+    [part] = made.ask('GET', path, answered='deployables/list')['deployables']
+    made.ask('GET', f'{path}/{{uuid}}', part['uuid'], answered='deployables/get')
+    program = {'path': '/program', 'op': 'replace', 'value': [{'image_uuid': str(uuid.uuid4())}]}
+    made.ask(
+        'PATCH', f'{path}/{{uuid}}/program', part['uuid'], body=[program],
+        asked='deployables/program',
+    )  # fmt: skip
+    return part
+
+
+def _attributes(made: Conversation) -> None:
+    path, body = '/v2/attributes', {'deployable_id': 1, 'key': 'rack', 'value': '12'}
+    # The first page, with a link to the next.
+    made.ask('GET', path, query='?limit=1', answered='attributes/list')
+    added = made.ask('POST', path, body=body, asked='attributes/create',
+                     answered='attributes/create')  # fmt: skip
+    made.ask('GET', f'{path}/{{uuid}}', added['uuid'], answered='attributes/get')
+    made.ask('DELETE', f'{path}/{{uuid}}', added['uuid'])
+
+
+def _profiles(made: Conversation) -> typing.Any:
+    path = '/v2/device_profiles'
+    groups = [{'resources:CUSTOM_NPU': '1', 'trait:CUSTOM_NPU_910B3': 'required'}]
+    body = [{'name': 'npu', 'groups': groups, 'description': 'One Ascend 910B3'}]
+    profile = made.ask('POST', path, body=body, asked='device_profiles/create',
+                       answered='device_profiles/create')  # fmt: skip
+    made.ask('GET', path, answered='device_profiles/list')
+    made.ask('GET', f'{path}/{{id}}', profile['uuid'], answered='device_profiles/get')
+    return profile
+
+
+def _requests(made: Conversation, provider: str) -> None:
+    path, name = '/v2/accelerator_requests', 'accelerator_requests'
+    create = {'device_profile_name': 'npu'}
+    [arq] = made.ask('POST', path, body=create, asked=f'{name}/create',
+                     answered=f'{name}/create')['arqs']  # fmt: skip
+    bind = support.wish(provider, HOST, str(uuid.uuid4()))
+    made.ask('PATCH', path, body={arq['uuid']: bind}, asked=f'{name}/bind')
+    made.ask('GET', path, answered=f'{name}/list')
+    made.ask('GET', f'{path}/{{uuid}}', arq['uuid'], answered=f'{name}/get')
+    unbind = [{'path': each['path'], 'op': 'remove'} for each in bind]
+    made.ask('PATCH', path, body={arq['uuid']: unbind}, asked=f'{name}/unbind')
+    made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
+    made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
+
+
+def texts(exchanges: list[Exchange]) -> dict[str, str]:
+    """The samples by file name, with uuids, times and the URL that are the same every time."""
+    found = {}
+    for each in exchanges:
+        if each.asked:
+            found[f'{each.asked}-req.json'] = each.body
+        if each.answered:
+            found[f'{each.answered}-resp.json'] = each.answer.json
+    whole = json.dumps(found)
+    for old, new in _stand_ins(whole).items():
+        whole = whole.replace(old, new)
+    return {
+        name: json.dumps(content, indent=4) + '\n' for name, content in json.loads(whole).items()
+    }
+
+
+def _stand_ins(text: str) -> dict[str, str]:
+    chance = random.Random(910)
+    uuids = {
+        old: str(uuid.UUID(int=chance.getrandbits(128), version=4))
+        for old in dict.fromkeys(UUID.findall(text))
+    }
+    times = dict.fromkeys(TIME.findall(text), '2026-11-21T09:30:00+00:00')
+    return uuids | times | {'http://localhost': 'http://127.0.0.1:6666'}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        service = support.Service(pathlib.Path(directory))
+        try:
+            made = texts(converse(service, '2.50'))
+        finally:
+            service.stop()
+    for name, text in made.items():
+        (DIRECTORY / name).write_text(text)
+
+
+if __name__ == '__main__':
+    main()
