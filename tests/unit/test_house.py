@@ -11,6 +11,7 @@ import tempfile
 import unittest
 
 from oslo_db.sqlalchemy import test_migrations
+from oslo_service import backend
 import pytest
 
 import cyborg_lite
@@ -149,6 +150,11 @@ def test_nothing_asks_for_eventlet(file):
 def test_native_threads(module):
     """oslo.service takes eventlet where it is installed, and itself installs it."""
     assert fresh(module) == 'False'
+
+
+def test_native_threads_are_chosen():
+    """Else oslo.service takes eventlet where a service is launched."""
+    assert backend.get_backend_type() == backend.BackendType.THREADING
 
 
 def test_native_threads_whatever_is_imported():

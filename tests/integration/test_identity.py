@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may do what, with the tokens of a real Keystone."""
+
+import json
+
+import pytest
+import requests
+
+from tests import support
+
+NOTHING = '11111111-2222-4333-8444-555555555555'
+PERSONAS = ('admin', 'manager', 'member', 'reader', 'service')
+READERS = {'admin', 'manager', 'member', 'reader'}
+MANAGERS = {'admin', 'manager'}
+ADMINS = {'admin'}
+MEMBERS = {'admin', 'manager', 'member', 'service'}
+
+PROFILE = [{'name': 'no one', 'groups': [{'resources:FPGA': '1'}]}]
+PROGRAM = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': NOTHING}]}]
+ATTRIBUTE = {'deployable_id': NOTHING, 'key': 'colour', 'value': 'red'}
+WISH = {NOTHING: support.wish(NOTHING, 'nowhere', NOTHING)}
+
+#: Every rule: who may, the request, and what whoever may is answered.
+RULES = {
+    'device_profile:get_all': (READERS, 'GET', '/device_profiles', None, 200),
+    'device_profile:get_one': (READERS, 'GET', f'/device_profiles/{NOTHING}', None, 404),
+    'device_profile:create': (ADMINS, 'POST', '/device_profiles', PROFILE, 400),
+    'device_profile:delete': (ADMINS, 'DELETE', f'/device_profiles/{NOTHING}', None, 404),
+    'arq:get_all': (READERS, 'GET', '/accelerator_requests', None, 200),
+    'arq:get_one': (READERS, 'GET', f'/accelerator_requests/{NOTHING}', None, 404),
+    'arq:create': (
+        MEMBERS, 'POST', '/accelerator_requests', {'device_profile_name': 'nothing'}, 404,
+    ),
+    'arq:delete': (MEMBERS, 'DELETE', f'/accelerator_requests?arqs={NOTHING}', None, 404),
+    'arq:update': (MEMBERS, 'PATCH', '/accelerator_requests', WISH, 404),
+    'device:get_all': (MANAGERS, 'GET', '/devices', None, 200),
+    'device:get_one': (MANAGERS, 'GET', f'/devices/{NOTHING}', None, 404),
+    'device:enable': (ADMINS, 'POST', f'/devices/{NOTHING}/enable', None, 404),
+    'device:disable': (ADMINS, 'POST', f'/devices/{NOTHING}/disable', None, 404),
+    'deployable:get_all': (MANAGERS, 'GET', '/deployables', None, 200),
+    'deployable:get_one': (MANAGERS, 'GET', f'/deployables/{NOTHING}', None, 404),
+    'deployable:program': (ADMINS, 'PATCH', f'/deployables/{NOTHING}/program', PROGRAM, 404),
+    'host:get_all': (MANAGERS, 'GET', '/hosts', None, 200),
+    'host:get_one': (MANAGERS, 'GET', '/hosts/nowhere', None, 404),
+    'attribute:get_all': (MANAGERS, 'GET', '/attributes', None, 200),
+    'attribute:get_one': (MANAGERS, 'GET', f'/attributes/{NOTHING}', None, 404),
+    'attribute:create': (ADMINS, 'POST', '/attributes', ATTRIBUTE, 404),
+    'attribute:delete': (ADMINS, 'DELETE', f'/attributes/{NOTHING}', None, 404),
+}  # fmt: skip
+
+
+def denied(answer, rule):
+    fault = json.loads(answer.json()['error_message'])
+    assert answer.status_code == 403
+    assert fault == {
+        'faultcode': 'Client',
+        'faultstring': f'Access was denied to the following resource: cyborg:{rule}',
+        'debuginfo': None,
+    }
+
+
+def test_every_rule_is_here():
+    from cyborg_lite import policy
+
+    rules = {rule.name for rule in policy.list_rules()}
+    assert {f'cyborg:{rule}' for rule in RULES} == {r for r in rules if r.startswith('cyborg:')}
+
+
+@pytest.mark.parametrize('persona', PERSONAS)
+@pytest.mark.parametrize('rule', RULES)
+def test_persona(api, rule, persona):
+    allowed, method, path, body, status = RULES[rule]
+    answer = api(persona, service='service').request(path, method, json=body)
+    if persona in allowed:
+        assert answer.status_code == status, answer.text
+    else:
+        denied(answer, rule)
+
+
+@pytest.mark.parametrize('service', [None, 'service'])
+@pytest.mark.parametrize('rule', RULES)
+def test_a_system_scoped_administrator_is_nobody(api, rule, service):
+    _, method, path, body, _ = RULES[rule]
+    denied(api('system-admin', service=service).request(path, method, json=body), rule)
+
+
+@pytest.mark.parametrize('headers', [{}, {'X-Auth-Token': 'gAAAAAnonsense'}])
+@pytest.mark.parametrize('rule', RULES)
+def test_no_token_or_a_wrong_one(service, cloud, rule, headers):
+    _, method, path, body, _ = RULES[rule]
+    # What a caller says of himself is not believed.
+    said = {'X-Roles': 'admin', 'X-Identity-Status': 'Confirmed', 'X-Project-Id': 'x'}
+    answer = requests.request(
+        method, f'{service.url}/v2{path}', json=body, headers=headers | said, timeout=30
+    )
+    assert answer.status_code == 401
+    error = answer.json()['error']
+    assert (error['code'], error['title']) == (401, 'Unauthorized')
+    assert error['message']
+    assert answer.headers['WWW-Authenticate'] == f'Keystone uri="{cloud.url}"'
+    assert answer.headers['x-openstack-request-id'].startswith('req-')
+
+
+@pytest.mark.parametrize('path', ['', '/', '/v2', '/v2/', '/v2/openapi.json', '/healthcheck'])
+def test_what_needs_no_token(service, path):
+    assert requests.get(service.url + path, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize('persona', ['manager', 'member', 'reader', 'service'])
+def test_what_is_hidden_from_other_projects(api, arq, persona):
+    """Whatever the verb, a request of another project looks like none."""
+    other = api(persona, 'b', service='service')
+    answers = [other.get(f'/accelerator_requests/{arq}')]
+    if persona != 'reader':
+        wish = support.wish(NOTHING, 'nowhere', NOTHING)
+        answers += [
+            other.delete(f'/accelerator_requests/{arq}'),
+            other.delete(f'/accelerator_requests?arqs={arq}'),
+            other.patch('/accelerator_requests', json={arq: wish}),
+            other.patch(
+                '/accelerator_requests', json={arq: [{'op': 'remove', 'path': '/hostname'}]}
+            ),
+        ]
+    expected = {404} if persona != 'service' else {403, 404}
+    assert {answer.status_code for answer in answers} == expected
+    assert api('member').get(f'/accelerator_requests/{arq}').json()['state'] == 'Initial'
+
+
+def test_what_is_hidden_from_other_projects_in_lists(api, arq, bound, instance):
+    other = api('member', 'b')
+    for filters in ('', f'?instance={instance}', '?bind_state=resolved', '?limit=1'):
+        assert other.get(f'/accelerator_requests{filters}').json()['arqs'] == []
+    both = f'?bind_state=resolved&instance={instance}'
+    assert other.get(f'/accelerator_requests{both}').json()['arqs'] == []
+    known = other.get(f'/accelerator_requests?marker={arq}')
+    unknown = other.get(f'/accelerator_requests?marker={NOTHING}')
+    assert known.status_code == unknown.status_code
+    assert known.text == unknown.text.replace(NOTHING, arq)
+
+
+def test_a_request_is_of_the_project_that_asks(api, arq, cloud):
+    project = api('reader').get(f'/accelerator_requests/{arq}').json()['project_id']
+    assert project == cloud.projects['a']
+
+
+def test_an_administrator_of_any_project_sees_all(api, arq):
+    admin = api('admin', 'b')
+    assert admin.get(f'/accelerator_requests/{arq}').status_code == 200
+    assert arq in [each['uuid'] for each in admin.get('/accelerator_requests').json()['arqs']]
+
+
+def test_device_profiles_are_of_all_projects(api, profile):
+    shown = api('reader', 'b').get(f'/device_profiles?name={profile}').json()
+    assert [each['name'] for each in shown['device_profiles']] == [profile]
