@@ -113,12 +113,13 @@ def test_what_is_hidden_from_other_projects(api, arq, persona):
     answers = [other.get(f'/accelerator_requests/{arq}')]
     if persona != 'reader':
         wish = support.wish(NOTHING, 'nowhere', NOTHING)
+        unbind = [{'op': 'remove', 'path': '/hostname'}]
         answers += [
             other.delete(f'/accelerator_requests/{arq}'),
             other.delete(f'/accelerator_requests?arqs={arq}'),
             other.patch('/accelerator_requests', json={arq: wish}),
             other.patch(
-                '/accelerator_requests', json={arq: [{'op': 'remove', 'path': '/hostname'}]}
+                '/accelerator_requests', json={arq: unbind}
             ),
         ]
     expected = {404} if persona != 'service' else {403, 404}
