@@ -118,9 +118,7 @@ def test_what_is_hidden_from_other_projects(api, arq, persona):
             other.delete(f'/accelerator_requests/{arq}'),
             other.delete(f'/accelerator_requests?arqs={arq}'),
             other.patch('/accelerator_requests', json={arq: wish}),
-            other.patch(
-                '/accelerator_requests', json={arq: unbind}
-            ),
+            other.patch('/accelerator_requests', json={arq: unbind}),
         ]
     expected = {404} if persona != 'service' else {403, 404}
     assert {answer.status_code for answer in answers} == expected
