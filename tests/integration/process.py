@@ -93,4 +93,4 @@ def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENC
 def clean(**environ: str) -> dict[str, str]:
     """Our environment, without the cloud or the proxy of whoever runs the tests."""
     kept = {k: v for k, v in os.environ.items() if not re.match(r'OS_|.*_proxy$', k, re.I)}
-    return kept | environ
+    return kept | {'OS_CLIENT_CONFIG_FILE': os.devnull} | environ

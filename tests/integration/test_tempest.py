@@ -2,6 +2,7 @@
 """Tempest's API tests of Cyborg, by ``tempest run``."""
 
 import configparser
+import re
 import subprocess
 
 import pytest
@@ -59,8 +60,6 @@ def test_tempest(workspace, tmp_path):
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-20000:]
-    results = dict(
-        line.strip(' -').split(': ') for line in done.stdout.splitlines() if line.startswith(' - ')
-    )
+    results = dict(re.findall(r'^ - ([\w ]+): (\d+)$', done.stdout, re.M))
     assert int(results['Passed']) >= 33, results
     assert (results['Failed'], results['Skipped'], results['Unexpected Success']) == ('0',) * 3
