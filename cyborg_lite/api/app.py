@@ -193,6 +193,8 @@ class Front:
         # The body is for us to read: pecan would take its keys for arguments of the URL.
         inner = request.copy_get()
         inner.method = 'GET' if request.method == 'HEAD' else request.method
+        # Upstream takes /v2/devices.json for /v2/devices.
+        inner.path_info = inner.path_info.removesuffix('.json')
         response = inner.get_response(self._app)
         if not response.body:
             response.headers.pop('Content-Type', None)

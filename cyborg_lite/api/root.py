@@ -65,4 +65,7 @@ class Root(rest.Place):
 
 
 def application() -> typing.Any:
-    return pecan.make_app(Root(), force_canonical=False, debug=False)
+    # A host's name may end in .com: what follows a dot is no file type.
+    return pecan.make_app(
+        Root(), force_canonical=False, debug=False, guess_content_type_from_ext=False
+    )

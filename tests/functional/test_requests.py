@@ -162,3 +162,10 @@ def test_without_authentication_nobody_says_who_they_are(service):
     headers = {'X-Project-Id': 'f' * 32, 'X-Roles': 'reader', 'X-User-Id': 'eve'}
     answer = service.api.post(ARQS, {'device_profile_name': 'profile-1'}, **headers)
     assert answer.json['arqs'][0]['project_id'] == '00000000000000000000000000000001'
+
+
+def test_a_host_is_shown_by_its_full_name(service):
+    """What follows the last dot is no file type."""
+    for name in ('node-1.example.com', 'node-1.example.exe', 'node-1.html'):
+        service.report(support.card(), host=name)
+        assert service.api.get(f'/v2/hosts/{name}').json['name'] == name
