@@ -108,11 +108,6 @@ class Machine(stateful.RuleBasedStateMachine):
             if card.absences == ABSENCES and not self.held(bus):
                 del self.cards[bus]
 
-    @stateful.precondition(lambda self: any(map(self.held, BUSES)))
-    @stateful.rule()
-    def report_lacks_what_is_held(self):
-        self.report({bus: set(FUNCTIONS) - self.held(bus) for bus in BUSES}, False, 1)
-
     @stateful.precondition(lambda self: self.last)
     @stateful.rule()
     def report_arrives_again(self):
@@ -165,13 +160,6 @@ class Machine(stateful.RuleBasedStateMachine):
             place = _place(given[each])
             assert place in {(bus, function) for function in free}
             self.arqs[each] = Request('Bound', place)
-
-    @stateful.precondition(lambda self: any(card.lost for card in self.cards.values()))
-    @stateful.rule()
-    def unbind_what_is_lost(self):
-        for each, arq in list(self.arqs.items()):
-            if arq.handle and arq.handle[1] in self.cards[arq.handle[0]].lost:
-                self.unbind(each)
 
     @stateful.rule(each=requests)
     def unbind(self, each):
