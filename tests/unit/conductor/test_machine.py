@@ -19,7 +19,7 @@ from tests import support
 from tests.unit.conductor import direct
 
 hypothesis.settings.register_profile(
-    'gate', max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None
+    'gate', max_examples=50, stateful_step_count=30, deadline=None, derandomize=True, database=None
 )
 hypothesis.settings.register_profile(
     'nightly', max_examples=1000, stateful_step_count=50, deadline=None
