@@ -92,9 +92,12 @@ def test_no_rule_holds_for_empty_credentials(enforcer, rule):
 
 
 @pytest.mark.parametrize('rule', [f'cyborg:{name}' for name in EXPECTED])
-@pytest.mark.parametrize('scope', [{'system_scope': 'all'}, {'domain_id': 'd1'}])
+@pytest.mark.parametrize('scope', [{'system_scope': 'all'}, {'domain_id': 'd1'}, {}])
 def test_only_a_project_is_a_scope(enforcer, rule, scope):
-    """Not even an administrator's token of the system counts."""
+    """Not even an administrator's token of the system counts.
+
+    Beside a service token keystonemiddleware says nothing of the system: there is no scope then.
+    """
     caller = context.RequestContext(enforcer, roles=PERSONAS['admin'], **scope, overwrite=False)
     assert not caller.allows(rule)
 
