@@ -41,49 +41,58 @@ _BASE = [
     )
 ]
 
+#: Rules: name, who may by default, the requests that it guards, what they do.
 _TABLE = (
-    ('device_profile:get_all', READER, 'GET /v2/device_profiles', 'List device profiles.'),
-    ('device_profile:get_one', READER, 'GET /v2/device_profiles/{id}', 'Show a device profile.'),
-    ('device_profile:create', ADMIN, 'POST /v2/device_profiles', 'Create a device profile.'),
-    ('device_profile:delete', ADMIN, 'DELETE /v2/device_profiles/{id}', 'Delete device profiles.'),
-    ('arq:get_all', READER, 'GET /v2/accelerator_requests', 'List accelerator requests.'),
-    ('arq:get_one', READER, 'GET /v2/accelerator_requests/{id}', 'Show an accelerator request.'),
-    ('arq:create', MEMBER_OR_SERVICE, 'POST /v2/accelerator_requests',
+    ('device_profile:get_all', READER, ('GET /v2/device_profiles',), 'List device profiles.'),
+    ('device_profile:get_one', READER, ('GET /v2/device_profiles/{id}',), 'Show a device profile.'),
+    ('device_profile:create', ADMIN, ('POST /v2/device_profiles',), 'Create a device profile.'),
+    ('device_profile:delete', ADMIN,
+     ('DELETE /v2/device_profiles', 'DELETE /v2/device_profiles/{id}'),
+     'Delete device profiles.'),
+    ('arq:get_all', READER, ('GET /v2/accelerator_requests',), 'List accelerator requests.'),
+    ('arq:get_one', READER, ('GET /v2/accelerator_requests/{uuid}',),
+     'Show an accelerator request.'),
+    ('arq:create', MEMBER_OR_SERVICE, ('POST /v2/accelerator_requests',),
      'Create the accelerator requests of a device profile.'),
-    ('arq:delete', MEMBER_OR_SERVICE, 'DELETE /v2/accelerator_requests',
+    ('arq:delete', MEMBER_OR_SERVICE,
+     ('DELETE /v2/accelerator_requests', 'DELETE /v2/accelerator_requests/{uuid}'),
      'Delete accelerator requests.'),
-    ('arq:update', MEMBER_OR_SERVICE, 'PATCH /v2/accelerator_requests',
+    ('arq:update', MEMBER_OR_SERVICE,
+     ('PATCH /v2/accelerator_requests', 'PATCH /v2/accelerator_requests/{uuid}'),
      'Bind or unbind accelerator requests.'),
-    ('device:get_all', MANAGER, 'GET /v2/devices', 'List devices.'),
-    ('device:get_one', MANAGER, 'GET /v2/devices/{id}', 'Show a device.'),
-    ('device:enable', ADMIN, 'POST /v2/devices/{id}/enable', 'Enable a device.'),
-    ('device:disable', ADMIN, 'POST /v2/devices/{id}/disable', 'Disable a device.'),
-    ('deployable:get_all', MANAGER, 'GET /v2/deployables', 'List deployables.'),
-    ('deployable:get_one', MANAGER, 'GET /v2/deployables/{id}', 'Show a deployable.'),
-    ('deployable:program', ADMIN, 'PATCH /v2/deployables/{id}/program', 'Program a deployable.'),
-    ('host:get_all', MANAGER, 'GET /v2/hosts', 'List hosts.'),
-    ('host:get_one', MANAGER, 'GET /v2/hosts/{id}', 'Show a host.'),
-    ('attribute:get_all', MANAGER, 'GET /v2/attributes', 'List attributes.'),
-    ('attribute:get_one', MANAGER, 'GET /v2/attributes/{id}', 'Show an attribute.'),
-    ('attribute:create', ADMIN, 'POST /v2/attributes', 'Add an attribute to a deployable.'),
-    ('attribute:delete', ADMIN, 'DELETE /v2/attributes/{id}', 'Delete an attribute.'),
+    ('device:get_all', MANAGER, ('GET /v2/devices',), 'List devices.'),
+    ('device:get_one', MANAGER, ('GET /v2/devices/{uuid}',), 'Show a device.'),
+    ('device:enable', ADMIN, ('POST /v2/devices/{uuid}/enable',), 'Enable a device.'),
+    ('device:disable', ADMIN, ('POST /v2/devices/{uuid}/disable',), 'Disable a device.'),
+    ('deployable:get_all', MANAGER, ('GET /v2/deployables',), 'List deployables.'),
+    ('deployable:get_one', MANAGER, ('GET /v2/deployables/{uuid}',), 'Show a deployable.'),
+    ('deployable:program', ADMIN,
+     ('PATCH /v2/deployables/{uuid}/program', 'PATCH /v2/deployables/{uuid}/program/{again}'),
+     'Program a deployable.'),
+    ('host:get_all', MANAGER, ('GET /v2/hosts',), 'List hosts.'),
+    ('host:get_one', MANAGER, ('GET /v2/hosts/{name}',), 'Show a host.'),
+    ('attribute:get_all', MANAGER, ('GET /v2/attributes',), 'List attributes.'),
+    ('attribute:get_one', MANAGER, ('GET /v2/attributes/{uuid}',), 'Show an attribute.'),
+    ('attribute:create', ADMIN, ('POST /v2/attributes',), 'Add an attribute to a deployable.'),
+    ('attribute:delete', ADMIN, ('DELETE /v2/attributes/{uuid}',), 'Delete an attribute.'),
 )  # fmt: skip
 
 
 def list_rules() -> list[policy.RuleDefault]:
     """Every rule with its default, for the enforcer and for oslopolicy-sample-generator."""
-    documented = []
-    for name, check, operation, description in _TABLE:
-        method, path = operation.split(' ')
-        documented.append(
-            policy.DocumentedRuleDefault(
-                name=f'cyborg:{name}',
-                check_str=check,
-                scope_types=['project'],
-                description=description,
-                operations=[{'method': method, 'path': path}],
-            )
+    documented = [
+        policy.DocumentedRuleDefault(
+            name=f'cyborg:{name}',
+            check_str=check,
+            scope_types=['project'],
+            description=description,
+            operations=[
+                {'method': method, 'path': path}
+                for method, path in (request.split() for request in requests)
+            ],
         )
+        for name, check, requests, description in _TABLE
+    ]
     return _BASE + documented
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import http
 import ipaddress
 import json
 import typing
@@ -26,6 +27,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import policy
 from cyborg_lite import rpc
+from cyborg_lite.api import openapi
 from cyborg_lite.api import rest
 from cyborg_lite.api import root
 from cyborg_lite.api import types
@@ -180,6 +182,10 @@ class Front:
         return response
 
     def _answer(self, request: webob.Request, agreed: tuple[int, int]) -> webob.Response:
+        served = openapi.methods(request.path_info)
+        if request.method not in served:
+            allow = {'Allow': ', '.join(served)} if served else {}
+            return _plain_error(405 if served else 404, allow)
         request.environ['cyborg_lite.call'] = rest.Call(
             context=_context(request, self._enforcer),
             version=agreed,
@@ -224,18 +230,12 @@ def _error_of(response: webob.Response) -> webob.Response:
     except ValueError:
         inner = None
     if not isinstance(inner, dict) or 'faultstring' not in inner:
-        title = response.status.partition(' ')[2]
-        inner = {'code': response.status_int, 'title': title, 'description': _words(response)}
-    answer = _error(response.status_int, inner)
-    for name in ('Allow', 'WWW-Authenticate'):
-        if name in response.headers:
-            answer.headers[name] = response.headers[name]
-    return answer
+        return _plain_error(response.status_int)
+    return _error(response.status_int, inner)
 
 
-def _words(response: webob.Response) -> str:
-    known = webob.exc.status_map.get(response.status_int)
-    return known.explanation if known else response.status
+def _plain_error(status: int, headers: dict[str, str] | None = None) -> webob.Response:
+    return _error(status, f'{http.HTTPStatus(status).description}.', headers)
 
 
 def _error(

@@ -7,6 +7,7 @@ import copy
 import datetime
 import functools
 import http
+import re
 import typing
 
 from pecan import rest as pecan_rest
@@ -59,6 +60,9 @@ ROUTES = (
     Route('GET', '/v2/deployables', deployables.Deployables, 'get_all'),
     Route('GET', '/v2/deployables/{uuid}', deployables.Deployables, 'get_one'),
     Route('PATCH', '/v2/deployables/{uuid}/program', deployables.Deployables, 'patch', (409,)),
+    Route(
+        'PATCH', '/v2/deployables/{uuid}/program/{again}', deployables.Deployables, 'patch', (409,)
+    ),
     Route('GET', '/v2/attributes', attributes.Attributes, 'get_all'),
     Route('GET', '/v2/attributes/{uuid}', attributes.Attributes, 'get_one'),
     Route('POST', '/v2/attributes', attributes.Attributes, 'post', (404, 409)),
@@ -73,6 +77,7 @@ ROUTES = (
     Route('GET', '/v2/accelerator_requests/{uuid}', _ARQS, 'get_one'),
     Route('POST', '/v2/accelerator_requests', _ARQS, 'post', (404,)),
     Route('PATCH', '/v2/accelerator_requests', _ARQS, 'patch', (404, 409)),
+    Route('PATCH', '/v2/accelerator_requests/{uuid}', _ARQS, 'patch', (409,)),
     Route('DELETE', '/v2/accelerator_requests', _ARQS, 'delete', (404,)),
     Route('DELETE', '/v2/accelerator_requests/{uuid}', _ARQS, 'delete'),
     Route('GET', '/v2/hosts', hosts.Hosts, 'get_all'),
@@ -137,6 +142,20 @@ _HEADERS: Json = {
     name: {'required': True, 'schema': _TEXT}
     for name in (version.HEADER, *version.headers(None), 'X-Openstack-Request-Id')
 }
+
+
+def methods(path: str) -> list[str]:
+    """The methods that are served at a path; none if nothing is."""
+    path = path.removesuffix('.json').rstrip('/') or '/'
+    found = {method for form, method in _forms() if form.fullmatch(path)}
+    return sorted(found | {'HEAD'} if 'GET' in found else found)
+
+
+@functools.cache
+def _forms() -> list[tuple[re.Pattern[str], str]]:
+    served = [(route.path, route.method) for route in ROUTES]
+    served += [(path.removesuffix('.json'), 'GET') for path in DOCUMENTS]
+    return [(re.compile(re.sub(r'\{\w+\}', '[^/]+', path)), method) for path, method in served]
 
 
 class Document(pecan_rest.RestController):
@@ -240,7 +259,7 @@ def _parameters(route: Route) -> list[Json]:
         if f'{{{name}}}' in route.path:
             schema = _KINDS[kind]
             found.append({'in': 'path', 'name': name, 'required': True, 'schema': schema})
-        elif '{' in route.path or name in ('id', 'uuid'):
+        elif '{' in route.path or name in rest.KEYS:
             continue  # it is for another route of the method
         elif isinstance(kind, wtypes.ArrayType):
             # The dotted form, which is all of a list of objects that a URL can carry.

@@ -71,6 +71,8 @@ UNREACHABLE = (
     messaging.MessageDeliveryFailure,
     db_exception.DBConnectionError,
 )
+#: the arguments that say which row is meant: they stand in the path, and nowhere else
+KEYS = {'id', 'uuid'}
 #: the arguments that every list takes
 PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
@@ -110,6 +112,8 @@ def expose(
         @functools.wraps(method)
         def answer(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> bytes:
             try:
+                for name in KEYS.intersection(pecan.request.GET):
+                    raise wsme_exc.UnknownArgument(name)
                 args, kwargs = wsme_args.get_args(
                     definition, args, kwargs, pecan.request.GET, None, b'', None
                 )
@@ -187,17 +191,6 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     # openstacksdk and Tempest read the inner JSON of the two (see cyborg_lite.api.app).
     side = 'Client' if status < 500 else 'Server'
     return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
-
-
-class Place(rest.RestController):
-    """A place in the tree of URLs that has a document, and other places below it."""
-
-    @pecan.expose()
-    def _route(self, args: list[str], request: typing.Any = None) -> typing.Any:
-        known = isinstance(getattr(self, args[0], None), rest.RestController) if args else True
-        if not known and args[0]:
-            pecan.abort(404)
-        return super()._route(args, request)
 
 
 class Controller(rest.RestController):

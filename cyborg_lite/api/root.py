@@ -6,6 +6,7 @@ from __future__ import annotations
 import typing
 
 import pecan
+from pecan import rest as pecan_rest
 
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import attributes
@@ -28,7 +29,7 @@ def _document(id: str) -> dict[str, typing.Any]:
     }
 
 
-class V2(rest.Place):
+class V2(pecan_rest.RestController):
     """/v2"""
 
     devices = devices.Devices()
@@ -47,7 +48,7 @@ class V2(rest.Place):
         return _document('v2.0')
 
 
-class Root(rest.Place):
+class Root(pecan_rest.RestController):
     """/"""
 
     v2 = V2()

@@ -103,6 +103,8 @@ def _deployables(made: Conversation) -> typing.Any:
         'PATCH', f'{path}/{{uuid}}/program', part['uuid'], body=[program],
         asked='deployables/program',
     )  # fmt: skip
+    made.ask('PATCH', f'{path}/{{uuid}}/program/{{again}}', part['uuid'], part['uuid'],
+             body=[program])  # fmt: skip
     return part
 
 
@@ -138,6 +140,7 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('GET', f'{path}/{{uuid}}', arq['uuid'], answered=f'{name}/get')
     unbind = [{'path': each['path'], 'op': 'remove'} for each in bind]
     made.ask('PATCH', path, body={arq['uuid']: unbind}, asked=f'{name}/unbind')
+    made.ask('PATCH', f'{path}/{{uuid}}', arq['uuid'], body={arq['uuid']: unbind})
     made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
     made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
 
