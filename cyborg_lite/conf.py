@@ -117,6 +117,13 @@ CONDUCTOR_OPTS = [
         'it is kept but not given out; a device that is held by a request is never deleted.',
     ),
     cfg.IntOpt(
+        'healing_interval',
+        default=10,
+        min=1,
+        help='How often a conductor looks for hosts that have fallen silent, in seconds. Placement '
+        'is told to schedule nothing to them until they report again.',
+    ),
+    cfg.IntOpt(
         'outbox_interval',
         default=10,
         min=1,

@@ -205,6 +205,10 @@ class Host(Base):
     )
     # How often the host means to report, in seconds.
     interval: orm.Mapped[int] = own(sa.Integer, default=20, hidden=True)
+    # True once a conductor has noticed that the host is down.
+    silent: orm.Mapped[bool] = own(
+        sa.Boolean, default=False, server_default=sa.false(), hidden=True
+    )
     drivers: orm.Mapped[dict[str, Facts]] = own(
         sa.JSON,
         default=dict,
@@ -214,11 +218,15 @@ class Host(Base):
 
     found: orm.Mapped[list[Device]] = orm.relationship(back_populates='host', order_by='Device.id')
 
+    @staticmethod
+    def alive_since(interval: int) -> datetime.datetime:
+        """Who means to report so often, and has not done so since then, is down."""
+        return timeutils.utcnow() - datetime.timedelta(seconds=2.5 * interval)
+
     @shown
     def state(self) -> str:
         """``up``, or ``down`` when two reports in a row have not come."""
-        late = timeutils.utcnow() - self.seen_at
-        return 'down' if late.total_seconds() > 2.5 * self.interval else 'up'
+        return 'down' if self.seen_at < self.alive_since(self.interval) else 'up'
 
     @shown
     def devices(self) -> list[str]:
@@ -282,7 +290,9 @@ class Device(Base):
         """Why no accelerator of this device may be given out, if there is a reason."""
         if self.status != 'enabled':
             return f'is {self.status}'
-        return 'is missing from its host' if self.absences else None
+        if self.absences:
+            return 'is missing from its host'
+        return f'is in {self.hostname}, which is down' if self.host.state == 'down' else None
 
 
 class Deployable(Base):

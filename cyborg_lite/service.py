@@ -47,9 +47,11 @@ class Conductor:
     def start(self) -> None:
         self._server = self._bus.serve(rpc.CONDUCTOR, self._conf.host, self.manager)
         self.manager.outbox.start()
+        self.manager.healer.start()
 
     def stop(self) -> None:
         rpc.stop(self._server)
+        self.manager.healer.stop()
         self.manager.outbox.stop()
 
 

@@ -224,8 +224,6 @@ def _refuse_unfit(provider: model.Deployable, arqs: list[model.ARQ]) -> None:
     reason = None
     if provider.device.obstacle:
         reason = f'its device {provider.device.obstacle}'
-    elif provider.device.host.state == 'down':
-        reason = f'its host {provider.device.hostname} is down'
     for arq in arqs:
         asked = profiles.resources(arq.device_profile.groups[arq.device_profile_group_id])
         if provider.resource_class not in asked:

@@ -53,7 +53,7 @@ def receive(
     if host is None:
         LOG.info('A late report of host %s was dropped', report['host'])
         return
-    settled = _reconcile(session, report, absences)
+    settled = _reconcile(session, host, report, absences)
     host.digest = report['digest'] if settled else None
 
 
@@ -64,6 +64,8 @@ def _heartbeat(session: orm.Session, report: Report) -> bool:
             model.Host.name == report['host'],
             model.Host.boot_id == report['boot_id'],
             model.Host.digest == report['digest'],
+            # Placement is to be told that it is back.
+            ~model.Host.silent,
             model.Host.sequence < report['sequence'],
         )
         .values(
@@ -95,13 +97,13 @@ def _claim(session: orm.Session, report: Report) -> model.Host | None:
         host.past_boots = [host.boot_id, *host.past_boots][:PAST_BOOTS]
         host.boot_id = report['boot_id']
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
-    host.drivers, host.interval = report['drivers'], report['interval']
+    host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
     # Devices link to the host by name: it has to be there first.
     session.flush()
     return host
 
 
-def _reconcile(session: orm.Session, report: Report, absences: int) -> bool:
+def _reconcile(session: orm.Session, host: model.Host, report: Report, absences: int) -> bool:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
     known = {device.identity: device for device in _known(session, report['host'])}
     held = _held(session, report['host']) if known else set()
@@ -123,6 +125,9 @@ def _reconcile(session: orm.Session, report: Report, absences: int) -> bool:
             session.add(device)
             known[identity] = device
     session.flush()
+    for device in known.values():
+        # Known already: no need to ask the database for each.
+        orm.attributes.set_committed_value(device, 'host', host)
     parts = [part for device in known.values() for part in device.deployables]
     outbox.announce(session, parts)
     gone = before - {part.rp_uuid for part in parts}

@@ -15,6 +15,7 @@ import oslo_messaging as messaging
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -59,6 +60,7 @@ class Manager:
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self.conf = conf
         self.outbox = outbox.Sender(conf, database)
+        self.healer = healing.Healer(conf, self.outbox)
 
     set_device_status = _transaction(inventory.set_status)
     create_attribute = _transaction(inventory.add_attribute)

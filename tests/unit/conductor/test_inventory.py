@@ -513,7 +513,7 @@ def test_host_that_is_down_gives_out_nothing(conductor):
         past = timeutils.utcnow() - datetime.timedelta(seconds=51)
         session.execute(sa.update(model.Host).values(seen_at=past))
     [refused] = conductor.arqs()
-    with pytest.raises(exception.ProviderUnfit, match='host-1 is down'):
+    with pytest.raises(exception.ProviderUnfit, match='host-1, which is down'):
         conductor.take(refused)
     assert conductor.arq(before).state == 'Bound'
     # A heartbeat is enough.
