@@ -144,12 +144,23 @@ PCI_OPTS = [
     ),
 ]
 
+UPGRADE_OPTS = [
+    cfg.StrOpt(
+        service,
+        help=f'The newest version of the RPC API in which {service}s are called. Pin it to that of '
+        'the old release, such as 1.0, before the first service is upgraded, and take the pin away '
+        'after the last. By default that of this release.',
+    )
+    for service in ('conductor', 'agent')
+]
+
 _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
     None: DEFAULT_OPTS,
     'api': API_OPTS,
     'agent': AGENT_OPTS,
     'conductor': CONDUCTOR_OPTS,
     'pci': PCI_OPTS,
+    'upgrade_levels': UPGRADE_OPTS,
 }
 
 

@@ -48,6 +48,8 @@ class Bus:
         :param exchange: what keeps its messages apart from those of others on the transport.
         """
         self._exchange = exchange
+        pins = conf.upgrade_levels
+        self._newest = {CONDUCTOR: pins.conductor, AGENT: pins.agent}
         # oslo.messaging reads these of our options, but registers them with the global ones only.
         conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
         conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
@@ -76,11 +78,14 @@ class Bus:
         """The agent of this host."""
         return self._peer(ctxt, timeout, topic=AGENT, server=hostname)
 
-    def _peer(self, ctxt: context.RequestContext, timeout: int | None, **target: str) -> Peer:
+    def _peer(
+        self, ctxt: context.RequestContext, timeout: int | None, topic: str, **target: str
+    ) -> Peer:
         client = messaging.get_rpc_client(
             self._transport,
-            messaging.Target(exchange=self._exchange, version=VERSION, **target),
+            messaging.Target(exchange=self._exchange, version=VERSION, topic=topic, **target),
             timeout=timeout,
+            version_cap=self._newest[topic],
             serializer=_Serializer(),
         )
         return Peer(client, ctxt)

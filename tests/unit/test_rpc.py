@@ -154,3 +154,21 @@ def test_exchanges_keep_apart(bus):
     with pytest.raises(messaging.MessagingTimeout):
         other.conductor(CALLER, timeout=0).echo()
     other.close()
+
+
+@pytest.mark.parametrize(('service', 'pin'), [('conductor', '0.9'), ('agent', '0.9')])
+def test_nothing_newer_than_the_pin_is_sent(service, pin):
+    """While services of an older release run, they are not sent what they cannot read."""
+    conf = options.load(files=[], **{f'upgrade_levels__{service}': pin})
+    made = rpc.Bus(conf, 'fake://', exchange=str(uuid.uuid4()))
+    peers = {'conductor': made.conductor(CALLER), 'agent': made.agent(CALLER, 'host-1')}
+    with pytest.raises(messaging.RPCVersionCapError, match=pin):
+        peers[service].echo()
+    made.close()
+
+
+def test_what_the_pin_allows_is_sent(bus):
+    conf = options.load(files=[], upgrade_levels__conductor=rpc.VERSION)
+    pinned = rpc.Bus(conf, 'fake://', exchange=bus._exchange)
+    assert pinned.conductor(CALLER).echo(a=1) == {'a': 1}
+    pinned.close()
