@@ -33,6 +33,9 @@ from sqlalchemy import orm
 Facts = dict[str, typing.Any]
 Version = tuple[int, int]
 
+#: JSON with keys in order: made once, it costs a third of json.dumps().
+_as_text = json.JSONEncoder(sort_keys=True).encode
+
 
 def _column(
     kind: str,
@@ -150,7 +153,7 @@ class Base(orm.DeclarativeBase):
 
     @property
     def identity(self) -> str:
-        return json.dumps([getattr(self, name) for name in self.keys], sort_keys=True)
+        return _as_text([getattr(self, name) for name in self.keys])
 
     @property
     def reported(self) -> bool:
@@ -278,12 +281,12 @@ class Device(Base):
     def std_board_info(self) -> str:
         """What every board of this kind tells of itself: a JSON object, as text."""
         # JSON in a string: openstacksdk and the CLI print it as it is.
-        return json.dumps(self.board or {}, sort_keys=True)
+        return _as_text(self.board or {})
 
     @shown
     def vendor_board_info(self) -> str:
         """What only boards of this vendor tell: a JSON object, as text."""
-        return json.dumps(self.vendor_board or {}, sort_keys=True)
+        return _as_text(self.vendor_board or {})
 
     @property
     def obstacle(self) -> str | None:
@@ -344,7 +347,7 @@ class Deployable(Base):
     @shown
     def attributes_list(self) -> str:
         """The attributes: a JSON list of objects of one key each, as text."""
-        return json.dumps([{a.key: a.value} for a in self.attributes])
+        return _as_text([{a.key: a.value} for a in self.attributes])
 
     # The attributes are the one place where class and traits are kept.
 

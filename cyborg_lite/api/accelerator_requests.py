@@ -7,6 +7,7 @@ import typing
 import uuid as uuidlib
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -49,6 +50,15 @@ class AcceleratorRequests(rest.Controller):
 
     kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
     collection = 'arqs'
+    # What is shown of them, and no more: there are as many as requests.
+    options = (
+        orm.joinedload(model.ARQ.device_profile).load_only(model.DeviceProfile.name),
+        orm.joinedload(model.ARQ.attach_handle).load_only(
+            model.AttachHandle.uuid,
+            model.AttachHandle.attach_type,
+            model.AttachHandle.attach_info,
+        ),
+    )
 
     def scope(self) -> list[typing.Any]:
         """Another project's request looks like none."""

@@ -217,8 +217,8 @@ class Controller(rest.RestController):
 
     def show(self, *rows: model.Base) -> list[dict[str, typing.Any]]:
         """The rows as this request is to see them."""
-        fields, root = types.fields(self.kind, call().version), call().root
-        return [types.show(row, fields) | {'links': self.links(row, root)} for row in rows]
+        show, root = types.shown(self.kind, call().version), call().root
+        return [show(row) | {'links': self.links(row, root)} for row in rows]
 
     def scope(self) -> list[typing.Any]:
         """The conditions that a row meets which the caller may see."""
