@@ -115,9 +115,7 @@ class Base(orm.DeclarativeBase):
         doc='The UUID of the resource.',
     )
     created_at: orm.Mapped[datetime.datetime] = own(
-        sa.DateTime,
-        default=timeutils.utcnow,
-        doc='When the resource was created, ISO 8601, UTC.',
+        sa.DateTime, default=timeutils.utcnow, doc='When the resource was created, ISO 8601, UTC.'
     )
     updated_at: orm.Mapped[datetime.datetime | None] = own(
         sa.DateTime,
@@ -209,9 +207,7 @@ class Host(Base):
     # How often the host means to report, in seconds.
     interval: orm.Mapped[int] = own(sa.Integer, default=20, hidden=True)
     # True once a conductor has noticed that the host is down.
-    silent: orm.Mapped[bool] = own(
-        sa.Boolean, default=False, server_default=sa.false(), hidden=True
-    )
+    silent: orm.Mapped[bool] = own(sa.Boolean, server_default=sa.false(), hidden=True)
     drivers: orm.Mapped[dict[str, Facts]] = own(
         sa.JSON,
         default=dict,
