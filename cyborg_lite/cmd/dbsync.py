@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-dbsync``: bring a database to the schema of this release."""
+"""``cyborg-lite-dbsync``: bring a database to what this release needs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,78 @@ import sys
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
+import prettytable
 
 from cyborg_lite import conf as options
+from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='cyborg-lite-dbsync', description=__doc__)
-    parser.add_argument('--config-file', action='append', help='a configuration file')
-    commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
-    commands.add_parser('upgrade', help='apply the migrations that are missing')
-    commands.add_parser('version', help='print the revision of the database')
-    revision = commands.add_parser('revision', help='write a migration to what the models say')
-    revision.add_argument('-m', '--message', required=True, help='what the migration does')
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
         database = engine.Database(options.load(files=arguments.config_file))
-        _run(arguments, database)
+        return int(arguments.run(arguments, database) or 0)
     except (cfg.Error, db_exception.DBError) as error:
         print(f'cyborg-lite-dbsync: {error}', file=sys.stderr)
         return 1
-    return 0
 
 
-def _run(arguments: argparse.Namespace, database: engine.Database) -> None:
-    if arguments.command == 'upgrade':
-        migration.upgrade(database.engine)
-    elif arguments.command == 'revision':
-        migration.revision(database.engine, arguments.message)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='cyborg-lite-dbsync',
+        description=__doc__,
+    )
+    parser.add_argument('--config-file', action='append', help='a configuration file')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    upgrade = commands.add_parser('upgrade', help='apply the migrations that are missing')
+    upgrade.set_defaults(run=_upgrade)
+    version = commands.add_parser('version', help='print the revision of the database')
+    version.set_defaults(run=_version)
+    revision = commands.add_parser('revision', help='write a migration to what the models say')
+    revision.add_argument('-m', '--message', required=True, help='what the migration does')
+    revision.set_defaults(run=_revision)
+    online = commands.add_parser(
+        'online_data_migrations',
+        help='bring rows of an older release to this one, while the service runs',
+        description='Exits with 0 when nothing remains, with 1 when more does, with 2 for errors.',
+    )
+    online.add_argument(
+        '--max-count', type=_count, default=sys.maxsize, help='how many rows at most (all)'
+    )
+    online.set_defaults(run=_migrate)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f'expected a number from 1 on, not {text!r}')
+    return int(text)
+
+
+def _upgrade(arguments: argparse.Namespace, database: engine.Database) -> None:
+    migration.upgrade(database.engine)
+    _version(arguments, database)
+
+
+def _revision(arguments: argparse.Namespace, database: engine.Database) -> None:
+    migration.revision(database.engine, arguments.message)
+    _version(arguments, database)
+
+
+def _version(_arguments: argparse.Namespace, database: engine.Database) -> None:
     print(migration.version(database.engine) or 'empty')
+
+
+def _migrate(arguments: argparse.Namespace, database: engine.Database) -> int:
+    progress = data_migration.run(database, arguments.max_count)
+    table = prettytable.PrettyTable(('Migration', 'Found', 'Done'), align='l')
+    table.add_rows([[name, now.found, now.done] for name, now in progress.items()])
+    print(table)
+    errors = [f'{name}: {now.error}' for name, now in progress.items() if now.error]
+    for error in errors:
+        print(f'cyborg-lite-dbsync: {error}', file=sys.stderr)
+    if errors:
+        return 2
+    return int(any(now.done < now.found for now in progress.values()))

@@ -11,6 +11,7 @@ from oslo_upgradecheck import common_checks
 from oslo_upgradecheck import upgradecheck
 
 from cyborg_lite import conf as options
+from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
@@ -37,11 +38,30 @@ class Checks(upgradecheck.UpgradeCommands):
             )
         return upgradecheck.Result(upgradecheck.Code.SUCCESS)
 
+    def _check_data_migrations(self) -> upgradecheck.Result:
+        try:
+            with engine.Database(self.conf).reader() as session:
+                remaining = data_migration.remaining(session)
+        except db_exception.DBError:
+            # Its schema is not of this release: the check before says so.
+            return upgradecheck.Result(
+                upgradecheck.Code.WARNING, 'What remains to be migrated cannot be read.'
+            )
+        if remaining:
+            rows = ', '.join(f'{name}: {count}' for name, count in remaining.items())
+            return upgradecheck.Result(
+                upgradecheck.Code.WARNING,
+                f'Rows of an older release remain ({rows}): run cyborg-lite-dbsync '
+                'online_data_migrations.',
+            )
+        return upgradecheck.Result(upgradecheck.Code.SUCCESS)
+
     def _check_policy_json(self) -> upgradecheck.Result:
         return common_checks.check_policy_json(self, self.conf)
 
     _upgrade_checks = (
         ('Database schema', _check_database),
+        ('Online data migrations', _check_data_migrations),
         ('Policy file JSON to YAML migration', (_check_policy_json, {})),
     )
 

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import sqlite3
 import sys
 
 import pytest
+import sqlalchemy as sa
 
+from cyborg_lite import conf as options
+from cyborg_lite import model
 from cyborg_lite.cmd import dbsync
+from cyborg_lite.db import data_migration
+from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
 
@@ -36,7 +42,57 @@ def test_database_that_cannot_be_reached(run):
     assert 'Traceback' not in error
 
 
-@pytest.mark.parametrize('arguments', [[], ['downgrade'], ['revision']])
+@pytest.fixture
+def old_hosts(run, tmp_path, monkeypatch):
+    """Three rows of an older release, and the migration of them."""
+    run('upgrade')
+    url = f'sqlite:///{tmp_path}/a.sqlite'
+    database = engine.Database(options.load(files=[], database__connection=url))
+    with database.writer() as session:
+        session.add_all(model.Host(name=name, boot_id='', interval=0) for name in 'abc')
+    database.close()
+    pending = sa.select(model.Host).where(model.Host.interval == 0)
+
+    def migrate(host):
+        if host.name == 'bad':
+            raise ValueError('no interval')
+        host.interval = 20
+
+    made = data_migration.DataMigration('intervals', pending, migrate)
+    monkeypatch.setattr(data_migration, 'MIGRATIONS', (made,))
+
+
+def cells(said):
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in said.splitlines()][3:-1]
+
+
+def test_online_data_migrations(run, old_hosts):
+    status, said, _ = run('online_data_migrations', '--max-count', '2')
+    assert (status, cells(said)) == (1, [['intervals', '3', '2']])
+    status, said, _ = run('online_data_migrations', '--max-count', '2')
+    assert (status, cells(said)) == (0, [['intervals', '1', '1']])
+    status, said, _ = run('online_data_migrations')
+    assert (status, cells(said)) == (0, [['intervals', '0', '0']])
+
+
+def test_online_data_migrations_that_fail(run, old_hosts, tmp_path):
+    with sqlite3.connect(tmp_path / 'a.sqlite') as connection:
+        connection.execute("UPDATE hosts SET name = 'bad' WHERE name = 'b'")
+    status, said, error = run('online_data_migrations')
+    assert (status, cells(said)) == (2, [['intervals', '3', '0']])
+    assert 'intervals: ValueError: no interval' in error
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['downgrade'],
+        ['revision'],
+        ['online_data_migrations', '--max-count', '0'],
+        ['online_data_migrations', '--max-count', 'x'],
+    ],
+)
 def test_misuse(run, arguments):
     with pytest.raises(SystemExit) as exit_:
         run(*arguments)

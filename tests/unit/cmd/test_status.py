@@ -2,9 +2,12 @@
 import sys
 
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import conf as options
+from cyborg_lite import model
 from cyborg_lite.cmd import status
+from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
@@ -22,14 +25,32 @@ def run(tmp_path, monkeypatch, capsys):
     return run_
 
 
-def test_database_of_this_release(run, tmp_path):
+@pytest.fixture
+def database(tmp_path):
     url = f'sqlite:///{tmp_path}/a.sqlite'
-    database = engine.Database(options.load(files=[], database__connection=url))
-    migration.upgrade(database.engine)
-    database.close()
+    made = engine.Database(options.load(files=[], database__connection=url))
+    migration.upgrade(made.engine)
+    yield made
+    made.close()
+
+
+def test_database_of_this_release(run, database):
     code, said = run()
     assert code == 0
-    assert said.count('Result: Success') == 2
+    assert said.count('Result: Success') == 3
+
+
+def test_rows_of_an_older_release(run, database, monkeypatch):
+    pending = sa.select(model.Host).where(model.Host.interval == 0)
+    made = data_migration.DataMigration('intervals', pending, lambda host: None)
+    monkeypatch.setattr(data_migration, 'MIGRATIONS', (made,))
+    with database.writer() as session:
+        session.add(model.Host(name='a', boot_id='', interval=0))
+    code, said = run()
+    assert code == 1
+    said = ' '.join(said.replace('|', ' ').split())
+    assert 'Rows of an older release remain (intervals: 1): run' in said
+    assert 'online_data_migrations' in said
 
 
 def test_database_that_is_older(run):
