@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-dbsync``: bring a database to what this release needs."""
+"""``cyborg-lite-dbsync``: bring a database to what this release needs, or import one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import sys
 from oslo_config import cfg
 from oslo_db import exception as db_exception
 import prettytable
+import sqlalchemy as sa
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+from cyborg_lite.db import upstream
 
 
 def main() -> int:
@@ -21,7 +24,13 @@ def main() -> int:
     try:
         database = engine.Database(options.load(files=arguments.config_file))
         return int(arguments.run(arguments, database) or 0)
-    except (cfg.Error, db_exception.DBError) as error:
+    except (
+        cfg.Error,
+        db_exception.DBError,
+        exception.CyborgError,
+        sa.exc.SQLAlchemyError,
+        ImportError,
+    ) as error:
         print(f'cyborg-lite-dbsync: {error}', file=sys.stderr)
         return 1
 
@@ -30,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cyborg-lite-dbsync',
         description=__doc__,
+        # What others must not see in the list of processes may stand in a file.
+        fromfile_prefix_chars='@',
     )
     parser.add_argument('--config-file', action='append', help='a configuration file')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
@@ -49,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
         '--max-count', type=_count, default=sys.maxsize, help='how many rows at most (all)'
     )
     online.set_defaults(run=_migrate)
+    import_ = commands.add_parser(
+        'import',
+        help='fill an empty database from one of OpenStack Cyborg',
+        description='Reads a database of OpenStack Cyborg, 2024.1 to 2026.2, whose services are '
+        'stopped. All is written in one transaction, or nothing.',
+    )
+    import_.add_argument(
+        '--from', dest='source', required=True, metavar='URL', help='of the database to read'
+    )
+    import_.add_argument('--project', help='whose the requests become that have no project')
+    import_.set_defaults(run=_import)
     return parser
 
 
@@ -83,3 +105,12 @@ def _migrate(arguments: argparse.Namespace, database: engine.Database) -> int:
     if errors:
         return 2
     return int(any(now.done < now.found for now in progress.values()))
+
+
+def _import(arguments: argparse.Namespace, database: engine.Database) -> None:
+    outcome = upstream.take_over(database, arguments.source, arguments.project)
+    table = prettytable.PrettyTable(('Table', 'Rows', 'Imported'), align='l')
+    table.add_rows([[name, *counts] for name, counts in outcome.counts.items()])
+    print(table)
+    for note in outcome.notes:
+        print(note)

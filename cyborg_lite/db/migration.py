@@ -33,7 +33,12 @@ def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
 def version(engine: sa.Engine) -> str | None:
     """The revision of the database; None if it is empty."""
     with engine.connect() as connection:
-        return migration.MigrationContext.configure(connection).get_current_revision()
+        return version_of(connection)
+
+
+def version_of(connection: sa.Connection) -> str | None:
+    """The revision of whatever database this is; None if alembic has made none."""
+    return migration.MigrationContext.configure(connection).get_current_revision()
 
 
 def revision(engine: sa.Engine, message: str) -> None:

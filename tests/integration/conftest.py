@@ -35,7 +35,7 @@ class Service:
 
 @contextlib.contextmanager
 def up(place: pathlib.Path, conf: str):
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     # Libraries as well: by default they say little.
     logs = '[DEFAULT]\ndebug = true\ndefault_log_levels = keystonemiddleware=DEBUG\n'
     (place / 'conf').write_text(f'{logs}{DRIVERS}{conf}')

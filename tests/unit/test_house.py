@@ -45,7 +45,7 @@ ROOMS = {
     'agent': {'context', 'driver', 'model', 'rpc'},
     # what puts them together
     'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc'},
-    'cmd': {'agent', 'conf', 'db', 'driver', 'model', 'rpc', 'service'},
+    'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'service'},
     'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service'},
 }
 GROUPS = (

@@ -11,6 +11,7 @@ from cyborg_lite.cmd import dbsync
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+from tests.unit.db import cyborg as cyborg_
 
 
 @pytest.fixture
@@ -83,12 +84,60 @@ def test_online_data_migrations_that_fail(run, old_hosts, tmp_path):
     assert 'intervals: ValueError: no interval' in error
 
 
+def test_import(run, tmp_path):
+    cyborg = cyborg_.Cyborg(f'sqlite:///{tmp_path}/cyborg.sqlite')
+    card, profile = cyborg.gpu(), cyborg.profile()
+    bound, second = cyborg.bound(profile, card), cyborg.bound(profile, card)
+    cyborg.close()
+    status, _, error = run('import', '--from', cyborg.url)
+    assert (status, 'cyborg-lite-dbsync upgrade first' in error) == (1, True)
+    run('upgrade')
+    status, said, error = run('import', '--from', cyborg.url)
+    assert (status, error) == (0, '')
+    *table, note = said.splitlines()
+    assert ['extended_accelerator_requests', '2', '2'] in cells('\n'.join(table))
+    assert note.startswith(f'ARQ {second.uuid} was Bound and is BindFailed: ARQ {bound.uuid}')
+    status, said, error = run('import', '--from', cyborg.url)
+    assert (status, said) == (1, '')
+    assert 'create an empty one' in error
+
+
+def test_import_by_a_file_of_arguments(run, tmp_path):
+    """Who may list processes does not see the password."""
+    run('upgrade')
+    cyborg_.Cyborg(f'sqlite:///{tmp_path}/cyborg.sqlite').close()
+    (tmp_path / 'arguments').write_text(f'--from\nsqlite:///{tmp_path}/cyborg.sqlite\n')
+    assert run('import', f'@{tmp_path}/arguments')[0] == 0
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'no url: SECRET',
+        'nothing://cyborg:SECRET@127.0.0.1/cyborg',
+        'mysql+nothing://cyborg:SECRET@127.0.0.1/cyborg',
+        'mysql+pymysql://cyborg:SECRET@127.0.0.1:1/cyborg',
+        'postgresql://cyborg:SECRET@127.0.0.1:1/cyborg',
+        'sqlite:////nowhere/at/all.sqlite',
+        'sqlite://',
+    ],
+)
+def test_import_of_what_cannot_be_read(run, url):
+    run('upgrade')
+    status, said, error = run('import', '--from', url)
+    assert (status, said) == (1, '')
+    assert error.startswith('cyborg-lite-dbsync: ')
+    assert 'Traceback' not in error
+    assert 'SECRET' not in error
+
+
 @pytest.mark.parametrize(
     'arguments',
     [
         [],
         ['downgrade'],
         ['revision'],
+        ['import'],
         ['online_data_migrations', '--max-count', '0'],
         ['online_data_migrations', '--max-count', 'x'],
     ],

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A database that OpenStack Cyborg itself has made and filled is taken over."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+import requests
+
+from tests.integration import conftest
+from tests.integration import process
+from tests.integration import servers
+
+
+@pytest.fixture(scope='module')
+def cyborg():
+    """Where the commands of OpenStack Cyborg are."""
+    home = pathlib.Path(sys.prefix) / 'cyborg'
+    if not (home / 'complete').exists():
+        process.run('python', '-m', 'venv', '--clear', home)
+        wanted = ['openstack-cyborg==17.0.0', 'pymysql']
+        process.run(home / 'bin' / 'pip', 'install', '-q', *wanted, timeout=600)
+        (home / 'complete').touch()
+    return home / 'bin'
+
+
+def fill(cyborg, place, url, command):
+    """Make a database of upstream's and fill it; returns what is in it."""
+    conf = place / 'cyborg.conf'
+    conf.write_text(f'[DEFAULT]\nhost = {conftest.HOST}\n[database]\nconnection = {url}\n')
+    process.run(cyborg / 'cyborg-dbsync', '--config-file', conf, command)
+    script = pathlib.Path(__file__).with_name('fill_cyborg.py')
+    told = process.run(cyborg / 'python', script, '--config-file', conf).stdout
+    return json.loads(told.splitlines()[-1])
+
+
+def import_(place, url, source):
+    conf = place / 'cyborg-lite.conf'
+    conf.write_text(f'[database]\nconnection = {url}\n')
+    process.run('cyborg-lite-dbsync', '--config-file', conf, 'upgrade')
+    done = process.run('cyborg-lite-dbsync', '--config-file', conf, 'import', '--from', source)
+    table, notes = done.stdout.split('\n+')[:-1], done.stdout.rpartition('+\n')[2]
+    assert notes == ''
+    return [line.strip('|').split() for line in ''.join(table).splitlines() if '|' in line]
+
+
+def test_imported_rows_are_those_that_the_agent_reports(cyborg, tmp_path):
+    """Upstream's schema on SQLite; then ours runs on what was imported."""
+    source = f'sqlite:///{tmp_path}/cyborg.sqlite'
+    before = fill(cyborg, tmp_path, source, 'create_schema')
+    place = tmp_path / 'up'
+    (place / 'state').mkdir(parents=True)
+    import_(tmp_path, f'sqlite:///{place}/state/cyborg_lite.sqlite', source)
+    drivers = '[agent]\nenabled_drivers = fake\n[api]\nauth_strategy = noauth\n'
+    with conftest.up(place, drivers) as service:
+
+        def get(path):
+            return requests.get(f'{service.url}/v2/{path}', timeout=60).json()
+
+        assert [device['uuid'] for device in get('devices')['devices']] == before['devices']
+        parts = get('deployables')['deployables']
+        assert [part['rp_uuid'] for part in parts] == before['providers']
+        assert parts[0]['num_accelerators'] == 16
+        arqs = {
+            arq['uuid']: [arq['state'], arq['instance_uuid'], arq['attach_handle_uuid']]
+            for arq in get('accelerator_requests')['arqs']
+        }
+        assert arqs == before['arqs']
+        assert sorted(state for state, *_ in arqs.values()) == ['Bound', 'Bound', 'Initial']
+
+
+def test_upstreams_migrations(cyborg, tmp_path):
+    """Upstream's migrations run on MariaDB; what they make goes to PostgreSQL."""
+    with (
+        servers.mariadb(tmp_path / 'mariadb') as source,
+        servers.postgresql(tmp_path / 'postgresql') as target,
+    ):
+        fill(cyborg, tmp_path, source, 'upgrade')
+        assert ['extended_accelerator_requests', '|', '3', '|', '3'] in import_(
+            tmp_path, target, source
+        )
