@@ -98,6 +98,9 @@ def stop(server: Server | None) -> None:
     """Take no more calls, and finish those in hand; None is one that was never started."""
     if server is not None:
         server.stop()
+        # While it closes its connection it would still take calls from the broker, acknowledge and
+        # forget them. Left open until the process ends, they go to another server.
+        server.listener.cleanup = lambda: None
         server.wait()
 
 
