@@ -103,7 +103,10 @@ class Embedded:
 
 
 class Daemon(service.ServiceBase):
-    """One of the above in a process of its own, until SIGTERM; SIGHUP reads options anew."""
+    """One of the above in a process of its own, until SIGTERM.
+
+    Upon SIGHUP the launcher reads the options anew, and starts another one in place of this.
+    """
 
     def __init__(self, make: collections.abc.Callable[[], Running]) -> None:
         """:param make: called in the process that is to run it, after the fork."""
@@ -122,7 +125,7 @@ class Daemon(service.ServiceBase):
         self._ended.wait()
 
     def reset(self) -> None:
-        """Options that can be changed are read anew where they are used."""
+        """Demanded of a service; where services run in threads nobody calls it."""
 
 
 def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> int:

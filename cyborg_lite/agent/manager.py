@@ -22,6 +22,9 @@ from cyborg_lite.agent import drivers
 
 LOG = log.getLogger(__name__)
 
+#: How long the end of a report is waited for, in seconds.
+PATIENCE = 5
+
 
 class Manager:
     """The agent of one host."""
@@ -63,9 +66,10 @@ class Manager:
         self._thread.start()
 
     def stop(self) -> None:
+        """End; a report in hand is not waited for for long, as the next one says it all again."""
         self._stopped.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         wait = 0

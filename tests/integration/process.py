@@ -26,6 +26,10 @@ class Server:
         self.process = process
         self.ready = ready
 
+    def reload(self) -> None:
+        """Ask it to read its configuration anew."""
+        self.process.send_signal(signal.SIGHUP)
+
     def stop(self) -> int:
         """Ask it to end; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
@@ -48,7 +52,7 @@ def serving(
     )
     watchdog = threading.Timer(PATIENCE, process.kill)
     watchdog.start()
-    with log.open('w') as output:
+    with log.open('w', buffering=1) as output:
         found = None
         for line in process.stdout:
             output.write(line)

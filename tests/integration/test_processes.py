@@ -11,7 +11,9 @@ import uuid
 
 import pytest
 import requests
+import sqlalchemy as sa
 
+from cyborg_lite import model
 from tests import support
 from tests.integration import process
 from tests.integration import servers
@@ -38,6 +40,8 @@ report_interval = 1
 @dataclasses.dataclass
 class Cloud:
     url: str
+    conf: pathlib.Path
+    database: str
     conductors: list[process.Server]
     agent: process.Server
 
@@ -108,7 +112,7 @@ def _start(stack, place: pathlib.Path, bus: str, database: str, host: str) -> Cl
             CYBORG_LITE_CONFIG_FILE=str(conf),
         )
     )
-    made = Cloud(f'http://127.0.0.1:{port}/v2', conductors, agent)
+    made = Cloud(f'http://127.0.0.1:{port}/v2', conf, database, conductors, agent)
     until(lambda: _answers(made) and made.get('/hosts')['hosts'])
     group = {'resources:FPGA': '1'}
     made.ask('POST', '/device_profiles', [{'name': 'one', 'groups': [group]}])
@@ -141,6 +145,26 @@ def test_sixteen_accelerators_go_to_sixteen_requests(cloud):
     assert len({arq['attach_handle_uuid'] for arq in bound}) == 16
     path = f'/accelerator_requests?instance={support.INSTANCE}'
     assert cloud.ask('DELETE', path).status_code == 204
+
+
+def test_options_are_changed_while_processes_run(cloud):
+    """SIGHUP: the next worker has those that are mutable, and goes on with the work."""
+    text = cloud.conf.read_text().replace('report_interval = 1', 'report_interval = 2')
+    cloud.conf.write_text(text.replace('debug = true', 'debug = false'))
+    cloud.agent.reload()
+    engine = sa.create_engine(cloud.database)
+    with engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
+        until(lambda: connection.scalar(sa.select(model.Host.interval)) == 2)
+    engine.dispose()
+    logs = [cloud.conf.with_name(f'cyborg-lite-conductor-{n}') for n in (1, 2)]
+    for conductor in cloud.conductors:
+        conductor.reload()
+    until(lambda: all('graceful exiting of service' in log.read_text() for log in logs))
+    cloud.cycle()
+    for log in logs:
+        ended = log.read_text().rpartition('graceful exiting of service')[2]
+        assert ' DEBUG ' not in ended, ended
+    assert all(each.process.poll() is None for each in (*cloud.conductors, cloud.agent))
 
 
 def test_what_a_killed_conductor_did_another_does(cloud):

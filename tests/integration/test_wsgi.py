@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API under a web server that is not ours."""
 
+import time
+
 import bcrypt
 import pytest
 import requests
@@ -48,3 +50,33 @@ def test_gunicorn(conf, tmp_path):
         assert gunicorn.stop() == 0
     log = (tmp_path / 'log').read_text()
     assert 'Traceback' not in log, log
+
+
+def test_gunicorn_reads_options_anew(tmp_path):
+    """SIGHUP: workers are replaced, and requests go on to be answered."""
+    file = tmp_path / 'conf'
+    text = (
+        '[DEFAULT]\ntransport_url = fake://\n[api]\nauth_strategy = noauth\n'
+        'public_endpoint = http://before.example\n'
+        f'[database]\nconnection = sqlite:///{tmp_path}/database\n'
+    )
+    file.write_text(text)
+    server = process.serving(
+        *('gunicorn', '--bind', '127.0.0.1:0', '--workers', '2', APPLICATION),
+        ready=r'Listening at: (http://127.0.0.1:\d+)',
+        log=tmp_path / 'log',
+        CYBORG_LITE_CONFIG_FILE=str(file),
+        HOME=str(tmp_path),
+    )
+
+    def link():
+        return requests.get(gunicorn.ready[1], timeout=60).json()['versions'][0]['links'][0]['href']
+
+    with server as gunicorn:
+        assert link().startswith('http://before.example')
+        file.write_text(text.replace('before', 'after'))
+        gunicorn.reload()
+        end = time.monotonic() + process.PATIENCE
+        while not link().startswith('http://after.example'):
+            assert time.monotonic() < end
+        assert gunicorn.stop() == 0

@@ -157,3 +157,15 @@ def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
 def test_agent_that_never_began_can_be_stopped(agent):
     """Ctrl-C may come before the agents are started."""
     agent.stop()
+
+
+def test_agent_does_not_wait_for_a_conductor_that_hangs(agent, bus, monkeypatch):
+    """The next report says it all again; a host that goes down must not be kept up."""
+    answered = threading.Event()
+    monkeypatch.setattr(manager, 'PATIENCE', 0.01)
+    monkeypatch.setattr(bus, 'report', lambda **_: bus.told.release() or answered.wait(20))
+    agent.start()
+    assert bus.told.acquire(timeout=20)
+    agent.stop()
+    assert agent._thread.is_alive()
+    answered.set()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The units are sound, as far as systemd can tell without running them."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from tests.integration import process
+
+UNITS = sorted((pathlib.Path(__file__).parents[2] / 'etc' / 'systemd').glob('*.service'))
+
+
+@pytest.fixture
+def analyze():
+    command = shutil.which('systemd-analyze')
+    assert command, 'systemd-analyze is not installed: see bindep.txt'
+
+    def run(*arguments):
+        done = process.run(command, '--no-pager', *arguments, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(params=UNITS, ids=lambda unit: unit.stem)
+def unit(request, tmp_path):
+    """A unit that names the commands of this environment."""
+    text = request.param.read_text()
+    # systemd does not look for what it is not to run.
+    assert '/usr/bin/' in text
+    copy = tmp_path / request.param.name
+    copy.write_text(text.replace('/usr/bin/', f'{process.BIN}/'))
+    return copy
+
+
+def test_there_is_a_unit_for_each_service():
+    assert [unit.stem for unit in UNITS] == [
+        'cyborg-lite-agent',
+        'cyborg-lite-api',
+        'cyborg-lite-conductor',
+    ]
+
+
+def test_unit_is_sound(analyze, unit):
+    assert analyze('verify', '--man=no', unit) == (0, '')
+
+
+def test_unit_names_a_command_that_there_is(analyze, unit):
+    """So that the test above can fail."""
+    unit.write_text(unit.read_text().replace(f'{process.BIN}/', '/nowhere/'))
+    status, said = analyze('verify', '--man=no', unit)
+    assert status
+    assert 'is not executable' in said
+
+
+def test_unit_is_hardened(analyze, unit):
+    # Ten is not hardened at all; the agent's vendors' tools need device nodes.
+    threshold = '40' if 'agent' in unit.name else '20'
+    status, said = analyze('security', '--offline=true', f'--threshold={threshold}', unit)
+    assert status == 0, said
+
+
+def test_vendors_tools_reach_their_device_nodes():
+    """Each of these closes the device nodes that it does not name: systemd.exec(5)."""
+    [agent] = [unit for unit in UNITS if 'agent' in unit.name]
+    settings = {line.partition('=')[0] for line in agent.read_text().splitlines()}
+    assert not settings & {'PrivateDevices', 'ProtectClock', 'DeviceAllow', 'DevicePolicy'}
