@@ -58,6 +58,7 @@ GROUPS = (
 )
 #: Tests of no one file.
 MORE = {
+    'test_devstack',
     'test_house',
     'conductor/test_machine',
     'drivers/test_captures',
