@@ -14,6 +14,7 @@ from cheroot import wsgi
 from oslo_config import cfg
 from oslo_log import log
 from oslo_reports import guru_meditation_report
+from oslo_reports.generators import conf as generator
 from oslo_service import service
 
 from cyborg_lite import driver
@@ -138,7 +139,10 @@ def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> in
 def prepare(conf: cfg.ConfigOpts) -> None:
     """What every process does first: set up its log, and a report of its state for SIGUSR2."""
     log.setup(conf, 'cyborg_lite', version=VERSION)
-    guru_meditation_report.TextGuruMeditation.setup_autorun(_Version(), conf=conf)
+    report = guru_meditation_report.TextGuruMeditation
+    # By itself it tells of the global options, of which none is ours.
+    report.register_section('Options', generator.ConfigReportGenerator(conf))
+    report.setup_autorun(_Version(), conf=conf)
 
 
 class _Version:

@@ -16,7 +16,8 @@ def configured(conf: cfg.ConfigOpts, group: str) -> bool:
 def connect(conf: cfg.ConfigOpts, group: str, microversion: str) -> adapter.Adapter:
     """A service of the catalogue, spoken to as the user of its group of options."""
     auth = loading.load_auth_from_conf_options(conf, group)
-    session = loading.load_session_from_conf_options(conf, group, auth=auth)
+    # Whoever could redirect us would get our token, and choose what we reach.
+    session = loading.load_session_from_conf_options(conf, group, auth=auth, redirect=False)
     return loading.load_adapter_from_conf_options(
         conf,
         group,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+import urllib.parse
 
 from keystoneauth1 import adapter
 from oslo_log import log
@@ -123,7 +124,8 @@ class Placement:
 
     def _ensure_name(self, kind: str, name: str) -> None:
         if name.startswith('CUSTOM_') and name not in self._known:
-            answer = self._call('PUT', f'/{kind}/{name}')
+            # A trait may be what a user has written: it is a name, and never a path.
+            answer = self._call('PUT', f'/{kind}/{urllib.parse.quote(name, safe="")}')
             if answer.status_code not in (201, 204):
                 raise _refused(answer)
             self._known.add(name)

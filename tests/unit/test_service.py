@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
+import signal
 import socket
 
+from keystonemiddleware import auth_token
+from oslo_reports import guru_meditation_report
 import pytest
 
+from cyborg_lite import clients
 from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import driver
 from cyborg_lite import model
+from cyborg_lite import rpc
 from cyborg_lite import service
 from cyborg_lite.db import query
 from tests import support
@@ -72,3 +78,63 @@ def test_version_is_known():
     report = service._Version()
     assert report.version_string_with_package() == service.VERSION
     assert report.product_string() == report.vendor_string() == 'cyborg_lite'
+
+
+#: Where operators write passwords.
+SECRETS = """
+[DEFAULT]
+transport_url = rabbit://cyborg:SECRET-bus@127.0.0.1/
+[database]
+connection = mysql+pymysql://cyborg:SECRET-database@127.0.0.1/cyborg
+slave_connection = mysql+pymysql://cyborg:SECRET-slave@127.0.0.1/cyborg
+[placement]
+auth_type = password
+auth_url = http://127.0.0.1:1/
+password = SECRET-placement
+[nova]
+auth_type = v3applicationcredential
+auth_url = http://127.0.0.1:1/
+application_credential_id = 1
+application_credential_secret = SECRET-nova
+[keystone_authtoken]
+auth_type = password
+auth_url = http://127.0.0.1:1/
+password = SECRET-keystone
+memcache_secret_key = SECRET-cache
+"""
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    """A configuration whose passwords are known to whoever asks for them."""
+    (tmp_path / 'a.conf').write_text(SECRETS)
+    conf = options.load(files=[str(tmp_path / 'a.conf')])
+    # As the services do when they start: these options are known from then on.
+    rpc.Bus(conf, 'fake://')
+    clients.connect(conf, 'placement', '1.39')
+    clients.connect(conf, 'nova', '2.82')
+    auth_token.AuthProtocol(None, {'oslo_config_config': conf})
+    return conf
+
+
+def test_log_of_the_configuration_keeps_secrets(secrets, caplog):
+    secrets.log_opt_values(logging.getLogger('test'), logging.WARNING)
+    for name in ('transport_url', 'database.connection', 'placement.password',
+                 'nova.application_credential_secret', 'keystone_authtoken.password'):  # fmt: skip
+        assert any(name in line and '****' in line for line in caplog.messages), name
+    assert 'SECRET' not in caplog.text
+
+
+def test_report_of_a_process_keeps_secrets(secrets, monkeypatch):
+    """What SIGUSR2 writes to the log: it tells of our options, but for these."""
+    report = guru_meditation_report.TextGuruMeditation
+    monkeypatch.setattr(report, 'persistent_sections', [], raising=False)
+    monkeypatch.setattr(service.log, 'setup', lambda *_, **__: None)
+    handler = signal.getsignal(signal.SIGUSR2)
+    service.prepare(secrets)
+    signal.signal(signal.SIGUSR2, handler)
+    text = report(service._Version()).run()
+    assert 'report_interval = 20' in text
+    for name in ('transport_url', 'connection', 'password', 'application_credential_secret'):
+        assert f'{name} = ***' in text, name
+    assert 'SECRET' not in text
