@@ -22,15 +22,6 @@ PASSWORD = 'not-to-be-found-in-a-log'
 REGION = 'RegionOne'
 PERSONAS = ('admin', 'manager', 'member', 'reader', 'service')
 PROJECTS = ('a', 'b')
-#: Keystone's WSGI application on a port of its own. One thread: on SQLite, writers would meet.
-SERVE = """
-from cheroot import wsgi
-from keystone.wsgi import api
-server = wsgi.Server(('127.0.0.1', 0), api.application, numthreads=1)
-server.prepare()
-print(f'Listening at http://127.0.0.1:{server.bind_addr[1]}', flush=True)
-server.serve()
-"""
 #: How long one request may take, in seconds.
 TIMEOUT = 60
 
@@ -144,9 +135,9 @@ def cloud(place: pathlib.Path) -> collections.abc.Iterator[Cloud]:
     keys = pathlib.Path(place, 'tokens')
     owner = [keys.parent.owner(), keys.parent.group()]
     manage('fernet_setup', '--keystone-user', owner[0], '--keystone-group', owner[1])
-    server = process.serving(
-        *('python', '-c', SERVE),
-        ready=r'Listening at (http://127.0.0.1:\d+)',
+    server = process.application(
+        'keystone.wsgi.api',
+        threads=1,  # on SQLite, writers would meet
         log=place / 'keystone.log',
         OS_KEYSTONE_CONFIG_FILES=str(file),
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+from concurrent import futures
 import contextlib
 import os
 import pathlib
@@ -12,11 +13,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 #: Where the commands of this environment are.
 BIN = pathlib.Path(sys.executable).parent
 #: How long a process may take to start, or to end, in seconds.
 PATIENCE = 90
+#: A WSGI application on a port of its own.
+SERVE = """
+from cheroot import wsgi
+from {module} import application
+server = wsgi.Server(('127.0.0.1', 0), application, numthreads={threads})
+server.prepare()
+print(f'Listening at http://127.0.0.1:{{server.bind_addr[1]}}', flush=True)
+server.serve()
+"""
 
 
 class Server:
@@ -75,6 +86,30 @@ def serving(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 drain.join()
+
+
+def application(module: str, *, threads: int, log: pathlib.Path, **environ: str):
+    """A neighbour's API: ``ready[1]`` is its URL."""
+    return serving(
+        *('python', '-c', SERVE.format(module=module, threads=threads)),
+        ready=r'Listening at (http://127.0.0.1:\d+)',
+        log=log,
+        **environ,
+    )
+
+
+def enter(stack: contextlib.ExitStack, *managers: contextlib.AbstractContextManager):
+    """Enter these at the same time; returns what each gives."""
+    with futures.ThreadPoolExecutor(len(managers)) as pool:
+        return list(pool.map(stack.enter_context, managers))
+
+
+def until(condition: collections.abc.Callable[[], object], patience: int = 60) -> None:
+    """Wait for what processes do in their own time; how long is bounded."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end, 'it did not come to pass'
+        time.sleep(0.1)
 
 
 def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENCE, **environ: str):

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import pathlib
 import signal
-import time
 import uuid
 
 import pytest
@@ -63,14 +62,6 @@ class Cloud:
         assert self.ask('DELETE', path).status_code == 204
 
 
-def until(condition, patience=60):
-    """Wait for what processes do in their own time; how long is bounded."""
-    end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, 'it did not come to pass'
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope='module')
 def bus(tmp_path_factory):
     with servers.rabbitmq(tmp_path_factory.mktemp('bus') / 'rabbitmq') as url:
@@ -113,7 +104,7 @@ def _start(stack, place: pathlib.Path, bus: str, database: str, host: str) -> Cl
         )
     )
     made = Cloud(f'http://127.0.0.1:{port}/v2', conf, database, conductors, agent)
-    until(lambda: _answers(made) and made.get('/hosts')['hosts'])
+    process.until(lambda: _answers(made) and made.get('/hosts')['hosts'])
     group = {'resources:FPGA': '1'}
     made.ask('POST', '/device_profiles', [{'name': 'one', 'groups': [group]}])
     return made
@@ -154,12 +145,12 @@ def test_options_are_changed_while_processes_run(cloud):
     cloud.agent.reload()
     engine = sa.create_engine(cloud.database)
     with engine.connect().execution_options(isolation_level='AUTOCOMMIT') as connection:
-        until(lambda: connection.scalar(sa.select(model.Host.interval)) == 2)
+        process.until(lambda: connection.scalar(sa.select(model.Host.interval)) == 2)
     engine.dispose()
     logs = [cloud.conf.with_name(f'cyborg-lite-conductor-{n}') for n in (1, 2)]
     for conductor in cloud.conductors:
         conductor.reload()
-    until(lambda: all('graceful exiting of service' in log.read_text() for log in logs))
+    process.until(lambda: all('graceful exiting of service' in log.read_text() for log in logs))
     cloud.cycle()
     for log in logs:
         ended = log.read_text().rpartition('graceful exiting of service')[2]
