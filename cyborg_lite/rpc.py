@@ -87,6 +87,8 @@ class Bus:
             timeout=timeout,
             version_cap=self._newest[topic],
             serializer=_Serializer(),
+            # While there is no queue yet, be told so at once: nobody would ever answer.
+            transport_options=messaging.TransportOptions(at_least_once=True),
         )
         return Peer(client, ctxt)
 

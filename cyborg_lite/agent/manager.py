@@ -76,8 +76,8 @@ class Manager:
         while not self._stopped.wait(wait):
             try:
                 self.report()
-            except messaging.MessagingException as error:
-                LOG.warning('Host %s could not be reported: %s', self.host.name, error)
+            except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
+                LOG.warning('Host %s could not be reported: %r', self.host.name, error)
             except Exception:
                 LOG.exception('Host %s could not be reported', self.host.name)
             self.reported.set()

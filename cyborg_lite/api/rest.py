@@ -69,6 +69,7 @@ def call() -> Call:
 UNREACHABLE = (
     messaging.MessagingTimeout,
     messaging.MessageDeliveryFailure,
+    messaging.MessageUndeliverable,
     db_exception.DBConnectionError,
 )
 #: the arguments that say which row is meant: they stand in the path, and nowhere else
@@ -178,7 +179,7 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     """The status and the body that tell a client of an error, in WSME's form."""
     if isinstance(error, UNREACHABLE):
         status, text = 503, 'What it takes to answer cannot be reached. Try again.'
-        LOG.warning('Answered with 503: %s', error)
+        LOG.warning('Answered with 503: %r', error)
     elif isinstance(error, exception.CyborgError):
         status, text = error.code, error.message
     elif isinstance(error, wsme_exc.ClientSideError):

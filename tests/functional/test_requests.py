@@ -137,11 +137,15 @@ def test_an_instance_that_is_resolved_is_shown(service, state):
     assert [shown['uuid'] for shown in answer.json['arqs']] == [arq]
 
 
-def test_a_conductor_that_does_not_answer_is_a_503(service):
-    client = service.embedded.bus
-    with unittest.mock.patch.object(
-        type(client), 'conductor', side_effect=oslo_messaging.MessagingTimeout('traceback')
-    ):
+@pytest.mark.parametrize(
+    'error',
+    [
+        oslo_messaging.MessagingTimeout('traceback'),
+        oslo_messaging.MessageUndeliverable('basic.return', 'cyborg_lite', 'conductor', {}),
+    ],
+)
+def test_a_conductor_that_does_not_answer_is_a_503(service, error):
+    with unittest.mock.patch.object(type(service.embedded.bus), 'conductor', side_effect=error):
         answer = service.api.post(PROFILES, [{'name': 'a', 'groups': GROUPS}])
     assert answer.status_int == 503
     assert 'Try again' in support.fault(answer)

@@ -8,11 +8,15 @@ import pathlib
 import signal
 import uuid
 
+import oslo_messaging as messaging
 import pytest
 import requests
 import sqlalchemy as sa
 
+from cyborg_lite import conf as options
+from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite import rpc
 from tests import support
 from tests.integration import process
 from tests.integration import servers
@@ -115,6 +119,14 @@ def _answers(cloud: Cloud) -> bool:
         return cloud.ask('GET', '').status_code == 200
     except requests.ConnectionError:
         return False
+
+
+def test_who_asks_before_anybody_listens_is_told_at_once(bus):
+    """An agent that starts before the first conductor would wait for a minute."""
+    alone = rpc.Bus(options.load(files=[]), bus, exchange='alone')
+    with pytest.raises(messaging.MessageUndeliverable):
+        alone.conductor(context.service(), timeout=60).report()
+    alone.close()
 
 
 def test_an_agent_reports_and_a_request_is_bound(cloud):

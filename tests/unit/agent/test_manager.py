@@ -121,8 +121,12 @@ def test_agent_reports_at_once_when_asked(agent, bus):
     assert first['sequence'] < second['sequence']
 
 
+UNDELIVERABLE = messaging.MessageUndeliverable('basic.return', 'cyborg_lite', 'conductor', {})
+
+
 @pytest.mark.parametrize(
-    'error', [messaging.MessagingTimeout('nobody'), ValueError('nonsense'), OSError('gone')]
+    'error',
+    [messaging.MessagingTimeout('nobody'), UNDELIVERABLE, ValueError('nonsense'), OSError('gone')],
 )
 def test_conductor_that_fails_does_not_end_the_reports(entry_points, host, bus, error):
     entry_points({'good': 'tests.unit.agent.cards:Good'})
@@ -133,6 +137,17 @@ def test_conductor_that_fails_does_not_end_the_reports(entry_points, host, bus, 
         assert bus.told.acquire(timeout=20)
     agent.stop()
     assert len(bus.reports) >= 4
+
+
+@pytest.mark.parametrize('error', [messaging.MessagingTimeout('nobody'), UNDELIVERABLE])
+def test_conductor_that_is_not_there_is_a_warning_of_one_line(agent, bus, caplog, error):
+    bus.errors = [error]
+    agent.start()
+    assert agent.reported.wait(20)
+    agent.stop()
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert type(error).__name__ in caplog.text
+    assert 'Traceback' not in caplog.text
 
 
 def test_whoever_waits_for_the_first_report_waits_for_a_try_only(agent, bus):
