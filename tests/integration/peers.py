@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of Nova and of Glance as the clients and we ourselves ask for."""
+"""As much of Nova, Glance and Neutron as the clients, Nova and we ourselves ask for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import json
 import threading
 import typing
+import uuid as uuidlib
 
 from cheroot import wsgi
 import webob
@@ -15,6 +16,22 @@ import webob.dec
 
 SERVER = '0f3c9a52-5d7e-4a5c-8d3c-2f6d8a1b7c90'
 IMAGE = '9a17439a-85d0-4c53-a3d3-0f68a2eac896'
+#: What is said of an image; Nova takes for its own properties what the schema does not name.
+FACTS = {
+    'id': '',
+    'name': 'one',
+    'status': 'active',
+    'container_format': 'bare',
+    'disk_format': 'raw',
+    'created_at': '2026-01-01T00:00:00Z',
+    'updated_at': '2026-01-01T00:00:00Z',
+    'min_disk': 0,
+    'min_ram': 0,
+    'size': 1,
+    'owner': None,
+    'visibility': 'public',
+}
+SCHEMA = {'name': 'image', 'properties': {name: {} for name in FACTS}}
 
 
 class Peers:
@@ -23,6 +40,7 @@ class Peers:
     def __init__(self) -> None:
         self.url = ''
         self._events: list[dict[str, str]] = []
+        self._images = {IMAGE: FACTS | {'id': IMAGE}}
         self._told = threading.Condition()
 
     def events(self, instance: str, number: int, timeout: float = 30) -> list[dict[str, str]]:
@@ -46,16 +64,32 @@ class Peers:
                 return self._listen(request)
             case 'GET', ['compute', 'v2.1']:
                 return self._version('compute/v2.1', 'v2.1', version='2.96', min_version='2.1')
-            case 'GET', ['image', *_, uuid] if uuid == IMAGE:
-                return webob.Response(json_body={'id': uuid, 'status': 'active'})
-            case 'GET', ['image', 'v2']:
-                return self._version('image/v2', 'v2.16')
+            case method, ['image', *path]:
+                return self._image(method, path, request)
+            case 'GET', ['network', *_, ('extensions' | 'networks' | 'ports') as kind]:
+                return webob.Response(json_body={kind: []})
         return webob.Response(status=404)
 
     def _version(self, path: str, id: str, **more: str) -> webob.Response:
         links = [{'rel': 'self', 'href': f'{self.url}/{path}/'}]
         document = {'id': id, 'status': 'CURRENT', 'links': links} | more
         return webob.Response(json_body={'version': document})
+
+    def _image(self, method: str, path: list[str], request: webob.Request) -> webob.Response:
+        match method, path:
+            case 'GET', [*_, 'images', uuid] if uuid in self._images:
+                return webob.Response(json_body=self._images[uuid])
+            case 'DELETE', [*_, 'images', uuid] if self._images.pop(uuid, None):
+                return webob.Response(status=204)
+            case 'POST', [*_, 'images']:
+                image = FACTS | {'id': str(uuidlib.uuid4())} | json.loads(request.body)
+                self._images[image['id']] = image
+                return webob.Response(status=201, json_body=image)
+            case 'GET', [*_, 'schemas', 'image']:
+                return webob.Response(json_body=SCHEMA)
+            case 'GET', ['v2']:
+                return self._version('image/v2', 'v2.16')
+        return webob.Response(status=404)
 
     def _listen(self, request: webob.Request) -> webob.Response:
         events = json.loads(request.body)['events']

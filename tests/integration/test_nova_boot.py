@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nova boots servers with accelerators, and deletes them: all but Glance and Neutron is real."""
+
+import contextlib
+import pathlib
+import re
+
+from keystoneauth1 import adapter
+from keystoneauth1 import exceptions
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from tests import support
+from tests.integration import cloud as cloud_
+from tests.integration import compute
+from tests.integration import peers as peers_
+from tests.integration import process
+from tests.integration import servers
+
+CONF = """
+[DEFAULT]
+host = {host}
+debug = true
+transport_url = {bus}
+[database]
+connection = {database}
+[oslo_messaging_rabbit]
+rabbit_quorum_queue = true
+rabbit_transient_quorum_queue = true
+[agent]
+enabled_drivers = fake
+report_interval = 1
+"""
+#: The name of their provider, and how many accelerators the fake driver has.
+ACCELERATORS = f'{compute.HOST}_FakeDevice'
+ALL = 16
+#: of Nova: the first in which a server may have no network
+MICROVERSION = '2.37'
+
+
+class Site:
+    """A cloud of one host, as its administrator sees it."""
+
+    def __init__(self, cloud: cloud_.Cloud, database: str, log: pathlib.Path) -> None:
+        self.cloud = cloud
+        self.log = log
+        self.accelerator = self.ask('accelerator')
+        self.compute = self.ask('compute')
+        self.placement = self.ask('placement', 'service', 'b')
+        self._engine = sa.create_engine(database)
+
+    def ask(self, service: str, persona: str = 'admin', project: str = 'a') -> adapter.Adapter:
+        return adapter.Adapter(
+            self.cloud.session(f'{persona}-{project}', project),
+            service_type=service,
+            default_microversion=MICROVERSION if service == 'compute' else None,
+        )
+
+    def is_ready(self) -> bool:
+        """Whether Nova has found its host, and Placement knows of the accelerators."""
+        found = self.compute.get('/os-hypervisors').json()['hypervisors']
+        return bool(found) and self.reserved() == 0
+
+    def providers(self) -> dict[str, str]:
+        """The uuids of the providers by their names."""
+        found = self.placement.get('/resource_providers').json()['resource_providers']
+        return {provider['name']: provider['uuid'] for provider in found}
+
+    def reserved(self) -> int | None:
+        """How many of the accelerators Placement must not give out; None if it knows of none."""
+        provider = self.providers().get(ACCELERATORS)
+        if provider is None:
+            return None
+        path = f'/resource_providers/{provider}/inventories'
+        found = self.placement.get(path).json()['inventories']
+        return found['FPGA']['reserved'] if found else None
+
+    def arqs(self) -> list[dict]:
+        return self.accelerator.get('/accelerator_requests').json()['arqs']
+
+    def held(self) -> dict[str, str]:
+        """By the uuid of each handle that a request holds, the provider that it is of."""
+        query = (
+            sa.select(model.AttachHandle.uuid, model.Deployable.rp_uuid)
+            .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
+            .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
+        )
+        return dict(self._all(query))
+
+    def answers(self, instance: str) -> list[str]:
+        """What Nova answered to events of an instance, once there is nothing left to be told."""
+        process.until(lambda: not self._all(sa.select(model.Message.id)))
+        return re.findall(rf'Nova answered (\d+) to events of {instance}', self.log.read_text())
+
+    def _all(self, query: sa.Select) -> list:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def flavor(self, accelerators: int) -> str:
+        """The id of a flavor with so many accelerators."""
+        name = f'fpga-{accelerators}'
+        group = {'resources:FPGA': str(accelerators), 'trait:CUSTOM_FAKE_DEVICE': 'required'}
+        self.accelerator.post('/device_profiles', json=[{'name': name, 'groups': [group]}])
+        flavor = {'id': name, 'name': name, 'ram': 64, 'vcpus': 1, 'disk': 1}
+        self.compute.post('/flavors', json={'flavor': flavor})
+        specs = {'extra_specs': {'accel:device_profile': name}}
+        self.compute.post(f'/flavors/{name}/os-extra_specs', json=specs)
+        return name
+
+
+class Server:
+    """A server of project a, from when it is asked for."""
+
+    def __init__(self, site: Site, flavor: str) -> None:
+        self._site = site
+        self._compute = site.ask('compute', 'member')
+        wanted = {'name': 'one', 'flavorRef': flavor, 'imageRef': peers_.IMAGE, 'networks': 'none'}
+        made = self._compute.post('/servers', json={'server': wanted})
+        self.uuid = made.json()['server']['id']
+
+    def show(self) -> dict:
+        return self._site.compute.get(f'/servers/{self.uuid}').json()['server']
+
+    def until(self, status: str) -> None:
+        """Wait until it is in this state, or in error, and at rest."""
+
+        def rests() -> bool:
+            shown = self.show()
+            return shown['status'] in (status, 'ERROR') and not shown['OS-EXT-STS:task_state']
+
+        process.until(rests)
+        shown = self.show()
+        assert shown['status'] == status, shown.get('fault')
+
+    def act(self, action: str, status: str, **how: str) -> None:
+        self._compute.post(f'/servers/{self.uuid}/action', json={action: how or None})
+        self.until(status)
+
+    def arqs(self) -> list[dict]:
+        api = self._site.ask('accelerator', 'member')
+        return api.get(f'/accelerator_requests?instance={self.uuid}').json()['arqs']
+
+    def allocated(self) -> dict[str, dict[str, int]]:
+        """By provider, what Placement has given to it."""
+        found = self._site.placement.get(f'/allocations/{self.uuid}').json()['allocations']
+        return {provider: given['resources'] for provider, given in found.items()}
+
+    def delete(self, persona: str = 'member', project: str = 'a') -> None:
+        self._site.ask('compute', persona, project).delete(f'/servers/{self.uuid}')
+        process.until(self.is_gone)
+        process.until(lambda: not self.allocated())
+
+    def is_gone(self) -> bool:
+        try:
+            self.show()
+        except exceptions.NotFound:
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def accelerators(place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str):
+    """Conductor, agent and API of ours; gives the file in which the conductor logs."""
+    place.mkdir()
+    conf = place / 'cyborg-lite.conf'
+    sections = [CONF.format(host=compute.HOST, bus=bus, database=database)]
+    sections += [cloud.section(name) for name in ('placement', 'nova')]
+    strict = {'service_token_roles': 'service', 'service_token_roles_required': 'true'}
+    sections.append(cloud.section('keystone_authtoken', www_authenticate_uri=cloud.url, **strict))
+    conf.write_text(''.join(sections))
+    process.run('cyborg-lite-dbsync', '--config-file', conf, 'upgrade')
+    conductor, agent = (
+        process.serving(
+            *(f'cyborg-lite-{name}', '--config-file', conf),
+            ready='Run service',
+            log=place / name,
+        )
+        for name in ('conductor', 'agent')
+    )
+    api = process.application(
+        'cyborg_lite.wsgi.api',
+        threads=8,
+        log=place / 'api',
+        CYBORG_LITE_CONFIG_FILE=str(conf),
+    )
+    with contextlib.ExitStack() as stack:
+        running, _ = process.enter(stack, api, conductor)
+        cloud.register('accelerator', f'{running.ready[1]}/v2')
+        # It ends before the conductor, for whose answer it may wait.
+        stack.enter_context(agent)
+        yield place / 'conductor'
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    place = tmp_path_factory.mktemp('site')
+    with contextlib.ExitStack() as stack:
+        edges, database, bus, cloud = process.enter(
+            stack,
+            peers_.peers(),
+            servers.mariadb(place / 'mariadb'),
+            servers.rabbitmq(place / 'rabbitmq'),
+            cloud_.cloud(place / 'keystone'),
+        )
+        stack.enter_context(compute.placement(place / 'placement', cloud, database))
+        stack.enter_context(compute.nova(place / 'nova', cloud, database, bus, edges.url))
+        log = stack.enter_context(accelerators(place / 'accelerators', cloud, database, bus))
+        made = Site(cloud, database, log)
+        process.until(made.is_ready)
+        yield made
+
+
+@pytest.fixture(scope='module')
+def flavor(site):
+    """A flavor with one accelerator."""
+    return site.flavor(1)
+
+
+@pytest.fixture(autouse=True)
+def no_trace(site):
+    """Whatever becomes of a server: of one that is deleted nothing is left."""
+    yield
+    assert site.arqs() == []
+    assert site.held() == {}
+
+
+@pytest.fixture
+def boot(site):
+    """``boot(flavor)``: a server that is deleted in the end."""
+    made = []
+
+    def make(flavor):
+        made.append(Server(site, flavor))
+        return made[-1]
+
+    yield make
+    for server in made:
+        if not server.is_gone():
+            server.delete()
+
+
+@pytest.fixture
+def taken(site):
+    """The requests of others than Nova, to which all accelerators are bound."""
+    name = site.flavor(ALL)
+    vouched = site.cloud.api('member', service='service')
+    made = vouched.post('/accelerator_requests', json={'device_profile_name': name})
+    arqs = [arq['uuid'] for arq in made.json()['arqs']]
+    wish = support.wish(site.providers()[ACCELERATORS], compute.HOST, support.INSTANCE)
+    vouched.patch('/accelerator_requests', json=dict.fromkeys(arqs, wish))
+    assert len(site.held()) == ALL
+    yield arqs
+    vouched.delete(f'/accelerator_requests?instance={support.INSTANCE}')
+
+
+def test_a_server_has_its_accelerator_until_it_is_deleted(site, boot, flavor):
+    server = boot(flavor)
+    server.until('ACTIVE')
+    arqs = server.arqs()
+    [arq] = arqs
+    assert arq['state'] == 'Bound'
+    assert arq['hostname'] == compute.HOST
+    assert arq['project_id'] == site.cloud.projects['a']
+    provider = arq['device_rp_uuid']
+    assert server.allocated() == {
+        provider: {'FPGA': 1},
+        site.providers()[compute.HOST]: {'VCPU': 1, 'MEMORY_MB': 64, 'DISK_GB': 1},
+    }
+    assert site.held() == {arq['attach_handle_uuid']: provider}
+    # 207: the server was on no host yet, and Nova looks at the request when it is.
+    [answer] = site.answers(server.uuid)
+    assert answer in ('200', '207')
+    server.act('os-stop', 'SHUTOFF')
+    server.act('os-start', 'ACTIVE')
+    server.act('reboot', 'ACTIVE', type='HARD')
+    server.act('rebuild', 'ACTIVE', imageRef=peers_.IMAGE)
+    assert server.arqs() == arqs
+
+
+def test_servers_that_start_at_once(site, boot, flavor):
+    one, other = boot(flavor), boot(flavor)
+    for server in (one, other):
+        server.until('ACTIVE')
+    handles = [arq['attach_handle_uuid'] for arq in one.arqs() + other.arqs()]
+    assert len(set(handles)) == 2
+    one.delete()
+    assert list(site.held()) == handles[1:]
+    # Nova sends the token of whoever deletes.
+    other.delete('admin', 'b')
+
+
+def test_a_server_that_wants_more_than_there_is(site, boot):
+    server = boot(site.flavor(ALL + 1))
+    server.until('ERROR')
+    assert 'No valid host' in server.show()['fault']['message']
+    assert site.arqs() == []
+
+
+def test_a_server_whose_accelerators_others_than_nova_hold(site, boot, flavor, taken):
+    """Placement does not know: Nova is told so as it binds, and clears away."""
+    # Of this instance Nova knows nothing, which is an answer too.
+    assert site.answers(support.INSTANCE) == ['207']
+    server = boot(flavor)
+    server.until('ERROR')
+    assert {arq['uuid'] for arq in site.arqs()} == set(taken)
+
+
+def test_a_disabled_device_gets_no_server(site, boot, flavor):
+    [device] = site.accelerator.get('/devices').json()['devices']
+    path = f'/devices/{device["uuid"]}'
+    site.accelerator.post(f'{path}/disable')
+    process.until(lambda: site.reserved() == ALL)
+    server = boot(flavor)
+    server.until('ERROR')
+    assert 'No valid host' in server.show()['fault']['message']
+    assert site.arqs() == []
+    site.accelerator.post(f'{path}/enable')
+    process.until(lambda: site.reserved() == 0)
+    boot(flavor).until('ACTIVE')
+
+
+def test_a_shelved_server_lets_its_accelerator_go(site, boot, flavor):
+    server = boot(flavor)
+    server.until('ACTIVE')
+    server.act('shelve', 'SHELVED_OFFLOADED')
+    assert server.arqs() == []
+    assert server.allocated() == {}
+    server.act('unshelve', 'ACTIVE')
+    [arq] = server.arqs()
+    assert arq['state'] == 'Bound'
+    assert site.held() == {arq['attach_handle_uuid']: arq['device_rp_uuid']}
