@@ -25,8 +25,9 @@ DEFAULT_OPTS = [
         default=socket.gethostname(),
         sample_default='<the host name of this machine>',
         help='The name of this host in all that the agent reports. It is the first part of the '
-        'name of each resource provider, so a change makes new providers. It need be neither a '
-        'fully qualified name nor the name that Nova uses.',
+        'name of each resource provider, so a change makes new providers. Any name will do, but '
+        'where Placement is told it has to be the one that nova-compute gives to its compute node '
+        '(``hypervisor_hostname``), below which the providers are made.',
     ),
 ]
 
