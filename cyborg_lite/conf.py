@@ -128,8 +128,10 @@ CONDUCTOR_OPTS = [
         'outbox_interval',
         default=10,
         min=1,
+        max=15,
         help='How often a conductor looks for what Placement and Nova are still to be told, in '
-        'seconds. What it writes itself it sends at once: this is for what another one left.',
+        'seconds. What it writes itself it sends at once: this is for what another one left, '
+        'which is taken over within a minute.',
     ),
 ]
 
@@ -170,6 +172,8 @@ _CLIENTS = {
     'placement': {'service_type': 'placement', 'valid_interfaces': ['internal', 'public']},
     'nova': {'service_type': 'compute', 'valid_interfaces': ['internal', 'public']},
 }
+#: How long one of them may take to answer, in seconds; by itself keystoneauth waits for ever.
+_CLIENT_TIMEOUT = 20
 
 
 def new(**defaults: typing.Any) -> cfg.ConfigOpts:
@@ -185,6 +189,7 @@ def new(**defaults: typing.Any) -> cfg.ConfigOpts:
         loading.register_auth_conf_options(conf, group)
         loading.register_session_conf_options(conf, group)
         loading.register_adapter_conf_options(conf, group)
+        conf.set_default('timeout', _CLIENT_TIMEOUT, group=group)
         for option, value in defaults_.items():
             conf.set_default(option, value, group=group)
     cors.set_defaults(

@@ -489,6 +489,8 @@ class Message(Base):
     due_at: orm.Mapped[datetime.datetime] = own(sa.DateTime, index=True, hidden=True)
     # Another one whenever the message is replaced: who has sent the old one must not delete it.
     stamp: orm.Mapped[str] = own(sa.String(36), hidden=True)
+    # Another one whenever it is taken to be sent; null while nobody sends it.
+    lease: orm.Mapped[str | None] = own(sa.String(36), hidden=True)
 
 
 Deployable.handle_count = orm.column_property(  # type: ignore[assignment]

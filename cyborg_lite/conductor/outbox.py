@@ -28,8 +28,9 @@ from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
-#: How long a conductor may take to send a message before another takes it over, in seconds.
-LEASE = 60
+#: How long a conductor may take to send a message before another takes it over, in seconds. It and
+#: the longest ``outbox_interval`` are a minute: what a dead conductor had in hand is late by no more.
+LEASE = 45
 #: The longest wait between two tries, in seconds.
 PATIENCE = 300
 
@@ -40,7 +41,8 @@ KINDS = 'cyborg_lite.outbox'
 
 
 def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> None:
-    """Have these sent, by their keys: a message that waits already is replaced.
+    """Have these sent, by their keys: a message that waits already is replaced, and one that is
+    being sent is sent again after that.
 
     Where there is nobody to be told, nothing is written.
     """
@@ -52,8 +54,9 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
     waiting = {row.key: row for row in session.scalars(same)}
     for key, payload in messages.items():
         row = waiting.get(key) or model.Message(kind=kind, key=key)
-        row.payload, row.attempts, row.due_at = payload, 0, timeutils.utcnow()
-        row.stamp = str(uuidlib.uuid4())
+        row.payload, row.attempts, row.stamp = payload, 0, str(uuidlib.uuid4())
+        if row.lease is None:
+            row.due_at = timeutils.utcnow()
         session.add(row)
 
 
@@ -136,16 +139,15 @@ class Sender:
         message = self._take()
         if message is None:
             return False
-        mine = sa.and_(model.Message.id == message.id, model.Message.stamp == message.stamp)
         try:
             self._send[message.kind](message.key, message.payload)
         except Exception as error:  # whatever it is, what waits must not be lost
             wait = min(2.0**message.attempts, PATIENCE)
             LOG.warning('%s %s waits for %d s: %s', message.kind, message.key, wait, error)
             due = timeutils.utcnow() + datetime.timedelta(seconds=wait)
-            self._settle(sa.update(model.Message).where(mine).values(due_at=due))
+            self._settle(message, sa.update(model.Message).values(due_at=due, lease=None))
         else:
-            self._settle(sa.delete(model.Message).where(mine))
+            self._settle(message, sa.delete(model.Message))
         return True
 
     def _take(self) -> model.Message | None:
@@ -162,22 +164,36 @@ class Sender:
             message = session.scalars(query).one_or_none()
             if message is not None:
                 message.due_at = now + datetime.timedelta(seconds=LEASE)
+                message.lease = str(uuidlib.uuid4())
                 message.attempts += 1
                 session.flush()
                 session.refresh(message)
                 session.expunge(message)
             return message
 
-    def _settle(self, statement: sa.Update | sa.Delete) -> None:
+    def _settle(self, message: model.Message, statement: sa.Update | sa.Delete) -> None:
+        """End a lease with this statement; a message that was replaced meanwhile is due at once.
+
+        Nothing is done to one that another conductor has taken over.
+        """
+        mine = sa.and_(model.Message.id == message.id, model.Message.lease == message.lease)
+        again = sa.update(model.Message).values(due_at=timeutils.utcnow(), lease=None)
         with self._database.writer() as session:
-            session.execute(statement.execution_options(synchronize_session=False))
+            for each in (statement.where(model.Message.stamp == message.stamp), again):
+                session.execute(each.where(mine).execution_options(synchronize_session=False))
 
     def _publish(self, rp_uuid: str, _payload: model.Facts) -> None:
+        sent: model.Facts | None = {}
+        # Who was slower than his lease may have undone what another one has sent since.
+        while (wanted := self._wanted(rp_uuid)) != sent:
+            if wanted is None:
+                self._placement.remove(rp_uuid)
+            else:
+                traits = tuple(wanted['traits'])
+                self._placement.publish(placement.Provider(**(wanted | {'traits': traits})))
+            sent = wanted
+
+    def _wanted(self, rp_uuid: str) -> model.Facts | None:
         query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
         with self._database.reader() as session:
-            wanted = session.scalar(query)
-        if wanted is None:
-            self._placement.remove(rp_uuid)
-        else:
-            traits = tuple(wanted['traits'])
-            self._placement.publish(placement.Provider(**(wanted | {'traits': traits})))
+            return session.scalar(query)

@@ -7,6 +7,7 @@ import uuid
 from keystoneauth1 import exceptions
 from placement.tests.functional.fixtures import placement as fixtures
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import clients
 from cyborg_lite import conf as options
@@ -34,11 +35,11 @@ class Cloud:
             f'endpoint_override = {endpoint}\n'
             f'[database]\nconnection = {service.database_url(directory)}\n'
         )
-        conf = options.load(files=[str(file)])
-        self.database = engine.Database(conf)
+        self.conf = options.load(files=[str(file)])
+        self.database = engine.Database(self.conf)
         migration.upgrade(self.database.engine)
-        self.manager = manager.Manager(conf, self.database)
-        self.client = clients.connect(conf, 'placement', placement.MICROVERSION)
+        self.manager = manager.Manager(self.conf, self.database)
+        self.client = clients.connect(self.conf, 'placement', placement.MICROVERSION)
         self.calls = []
         self._sequence = 0
         self._watch(self.manager.outbox._placement)
@@ -229,3 +230,46 @@ def test_a_conductor_that_dies_leaves_its_message_to_another(known):
     known.hurry()
     known.send()
     assert known.inventory()['FPGA']['total'] == 15
+
+
+def test_nobody_else_sends_what_is_being_sent(known):
+    """Two who send the old and the new state at a time could end with the old one."""
+    known.report(support.card(handles=15))
+    held = known.manager.outbox._take()
+    known.report(support.card(handles=14))
+    assert known.manager.outbox._take() is None
+    known.manager.outbox._settle(held, sa.delete(model.Message))
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 14
+    assert not known.waiting()
+
+
+def test_who_was_too_slow_ends_nobody_elses_lease(known):
+    known.report(support.card(handles=15))
+    slow = known.manager.outbox._take()
+    known.hurry()
+    assert known.manager.outbox._take() is not None
+    known.manager.outbox._settle(slow, sa.delete(model.Message))
+    assert known.waiting() == [RP_UUID]
+    assert known.manager.outbox._take() is None
+
+
+def test_who_was_too_slow_mends_what_he_has_undone(known, monkeypatch):
+    """He sends an old state after another one has sent the new one."""
+    other = manager.Manager(known.conf, known.database)
+    ours = known.manager.outbox._placement
+    publish = ours.publish
+
+    def stall(provider):
+        monkeypatch.undo()
+        known.report(support.card(handles=14))
+        known.hurry()
+        assert other.outbox.send_one()
+        assert known.inventory()['FPGA']['total'] == 14
+        publish(provider)
+        assert known.inventory()['FPGA']['total'] == 15
+
+    known.report(support.card(handles=15))
+    monkeypatch.setattr(ours, 'publish', stall)
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 14

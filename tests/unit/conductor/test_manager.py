@@ -4,6 +4,7 @@ import inspect
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
 import pytest
+from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -38,7 +39,7 @@ def failing(monkeypatch, *errors):
 
 @pytest.mark.parametrize(
     'error', [db_exception.DBDeadlock(), db_exception.DBDuplicateEntry(),
-              db_exception.DBReferenceError('t', 'c', 'k', 'k')],
+              db_exception.DBReferenceError('t', 'c', 'k', 'k'), orm_exception.StaleDataError()],
 )  # fmt: skip
 def test_lost_race_is_run_again(conductor, monkeypatch, eager, error):
     runs = failing(monkeypatch, error, error)
