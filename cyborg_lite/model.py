@@ -267,6 +267,8 @@ class Device(Base):
         since='2.3',
         doc='``enabled``, or ``maintaining`` while the device is disabled.',
     )
+    # Counts the orders to enable or disable it: one that comes late meets no row.
+    revision: orm.Mapped[int] = own(sa.Integer, server_default='0', default=0, hidden=True)
     # How many reports in a row have lacked the device.
     absences: orm.Mapped[int] = own(sa.Integer, default=0, hidden=True)
 
@@ -447,6 +449,9 @@ class ARQ(Base):
     project_id: orm.Mapped[str] = own(
         sa.String(255), index=True, doc='The project that owns the request.'
     )
+    # Counts the moves from state to state: who asks for one says which he saw, so that what was
+    # asked long ago meets no row.
+    revision: orm.Mapped[int] = own(sa.Integer, server_default='0', default=0, hidden=True)
     # Unique: this link is the allocation, and the database refuses to make it twice.
     attach_handle_id: orm.Mapped[int | None] = link('attach_handles.id', unique=True)
 

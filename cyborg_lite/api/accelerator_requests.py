@@ -112,9 +112,13 @@ class AcceleratorRequests(rest.Controller):
         if uuid is not None and [_uuid(each) for each in body] != [uuid]:
             raise exception.Invalid(reason=f'Invalid body: expected {uuid}, as in the path, alone.')
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
-            rest.call().conductor.bind(wishes=[_wish(*item) for item in body.items()])
+            wishes = [_wish(*item) for item in body.items()]
+            seen = self._seen(model.ARQ.uuid.in_([wish['uuid'] for wish in wishes]))
+            rest.call().conductor.bind(wishes=wishes, seen=seen)
         elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
-            rest.call().conductor.unbind(uuids=[types.uuid.validate(uuid) for uuid in body])
+            uuids = [types.uuid.validate(uuid) for uuid in body]
+            seen = self._seen(model.ARQ.uuid.in_(uuids))
+            rest.call().conductor.unbind(uuids=uuids, seen=seen)
         else:
             raise exception.Invalid(
                 reason='Invalid op: expected add in all operations of the request, or remove in '
@@ -129,7 +133,8 @@ class AcceleratorRequests(rest.Controller):
             raise exception.Invalid(reason='Expected either ?arqs=UUID,UUID or ?instance=UUID.')
         if instance is not None:
             _require_service_token()
-            rest.call().conductor.delete_arqs_of(instance=instance)
+            seen = self._seen(model.ARQ.instance_uuid == instance)
+            rest.call().conductor.delete_arqs_of(instance=instance, seen=seen)
             return
         uuids = [uuid] if uuid is not None else [_uuid(each) for each in arqs]
         if not uuids:
@@ -139,6 +144,12 @@ class AcceleratorRequests(rest.Controller):
         if missing:
             # Nova relies on it: those that exist are deleted all the same.
             raise exception.NotFound(what='ARQ', id=', '.join(missing))
+
+    def _seen(self, condition: typing.Any) -> dict[str, int]:
+        """What the caller saw, for a conductor: a call that comes late moves nothing else."""
+        query_ = sa.select(model.ARQ.uuid, model.ARQ.revision).where(condition, *self.scope())
+        with rest.call().database.reader() as session:
+            return {row.uuid: row.revision for row in session.execute(query_)}
 
     def _refuse_held(self, uuids: list[str]) -> None:
         """A request that an instance holds is the Compute service's to delete."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import typing
 
 from wsme import types as wtypes
 
@@ -94,7 +95,14 @@ class DeviceProfiles(rest.Controller):
                 reason='Expected either a name or uuid in the path or ?value=NAME,NAME.'
             )
         for each in [id] if id is not None else value:
-            rest.call().conductor.delete_device_profile(id=each)
+            # By its uuid: a call that comes late spares the next profile of the name.
+            rest.call().conductor.delete_device_profile(id=self._find(each)['uuid'])
+
+    def _find(self, id: str) -> dict[str, typing.Any]:
+        try:
+            return self.fetch(id, by='name')
+        except exception.NotFound:
+            return self.fetch(id)
 
 
 def _wart(error: exception.CyborgError) -> exception.CyborgError:

@@ -10,6 +10,7 @@ from wsme import types as wtypes
 from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+from cyborg_lite.db import query
 
 
 class Devices(rest.Controller):
@@ -36,9 +37,14 @@ class Devices(rest.Controller):
     @rest.expose(wtypes.text, status=204)
     def enable(self, uuid):
         rest.call().context.can('cyborg:device:enable')
-        rest.call().conductor.set_device_status(uuid=uuid, status='enabled')
+        self._set_status(uuid, 'enabled')
 
     @rest.expose(wtypes.text, status=204)
     def disable(self, uuid):
         rest.call().context.can('cyborg:device:disable')
-        rest.call().conductor.set_device_status(uuid=uuid, status='maintaining')
+        self._set_status(uuid, 'maintaining')
+
+    def _set_status(self, uuid: str, status: str) -> None:
+        with rest.call().database.reader() as session:
+            seen = query.get(session, self.kind, uuid, what=self.what).revision
+        rest.call().conductor.set_device_status(uuid=uuid, status=status, seen=seen)

@@ -35,6 +35,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+#: By uuid, the revisions of requests that a caller saw; None if he does not say.
+Seen = dict[str, int] | None
+
+
 class Wish(typing.TypedDict):
     """Where a request is to be bound."""
 
@@ -78,7 +82,9 @@ def create(
     return uuids
 
 
-def bind(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish]) -> None:
+def bind(
+    session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish], seen: Seen = None
+) -> None:
     """Give each request a free accelerator of its provider: all of them or none.
 
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
@@ -86,7 +92,9 @@ def bind(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish])
     :raises cyborg_lite.exception.Invalid: when an instance has requests already.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
-    arqs = {arq.uuid: arq for arq in _load(session, ctxt, [wish['uuid'] for wish in wishes])}
+    uuids = [wish['uuid'] for wish in wishes]
+    arqs = {arq.uuid: arq for arq in _load(session, ctxt, uuids)}
+    _refuse_moved(arqs.values(), seen)
     for arq in arqs.values():
         if arq.state not in SOURCES['BindStarted']:
             raise exception.Conflict(
@@ -101,15 +109,24 @@ def bind(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish])
         wanted = [arqs[wish['uuid']] for wish in together]
         handles = _free_handles(session, providers.get(rp_uuid), rp_uuid, wanted)
         for wish, handle in zip(together, handles, strict=True):
-            _move(session, [wish['uuid']], 'Bound', attach_handle_id=handle, **_place(wish))
+            if not _move(session, [wish['uuid']], 'Bound', attach_handle_id=handle, **_place(wish)):
+                raise _changed(wish['uuid'])
     _notify(session, wishes, 'completed')
 
 
-def fail(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish]) -> None:
-    """Note that these requests could not be bound, and where they should have been."""
+def fail(
+    session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish], seen: Seen = None
+) -> None:
+    """Note that these requests could not be bound, and where they should have been.
+
+    One that another call has bound meanwhile stays so, and nobody is told otherwise.
+    """
+    failed = []
     for wish in wishes:
-        _move(session, [wish['uuid']], 'BindFailed', must=False, **_place(wish))
-    _notify(session, wishes, 'failed')
+        since = [] if seen is None else [model.ARQ.revision == seen[wish['uuid']]]
+        if _move(session, [wish['uuid']], 'BindFailed', *since, **_place(wish)):
+            failed.append(wish)
+    _notify(session, failed, 'failed')
 
 
 def _notify(session: orm.Session, wishes: list[Wish], status: str) -> None:
@@ -120,17 +137,20 @@ def _notify(session: orm.Session, wishes: list[Wish], status: str) -> None:
     outbox.put(session, outbox.EVENT, events)
 
 
-def unbind(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> None:
+def unbind(
+    session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
+) -> None:
     """Free what these requests hold; one that holds nothing stays as it is.
 
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
+    :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
     """
-    _load(session, ctxt, uuids)
+    arqs = _load(session, ctxt, uuids)
+    _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     _move(
         session,
-        uuids,
+        [arq.uuid for arq in arqs if not _has_moved(arq, seen)],
         'Unbound',
-        must=False,
         attach_handle_id=None,
         hostname=None,
         device_rp_uuid=None,
@@ -145,9 +165,14 @@ def delete(session: orm.Session, ctxt: context.RequestContext, uuids: list[str])
     return [uuid for uuid in uuids if uuid not in found]
 
 
-def delete_of(session: orm.Session, ctxt: context.RequestContext, instance: str) -> None:
+def delete_of(
+    session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
+) -> None:
     """Delete the requests of an instance, if it has any."""
     gone = sa.delete(model.ARQ).where(model.ARQ.instance_uuid == instance)
+    if seen is not None:
+        # Those that the instance has been given since are others.
+        gone = gone.where(model.ARQ.uuid.in_(seen))
     if ctxt.scope is not None:
         gone = gone.where(model.ARQ.project_id == ctxt.scope)
     session.execute(gone)
@@ -168,6 +193,21 @@ def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) 
     if missing:
         raise exception.NotFound(what='ARQ', id=', '.join(sorted(missing)))
     return arqs
+
+
+def _refuse_moved(arqs: collections.abc.Iterable[model.ARQ], seen: Seen) -> None:
+    moved = [arq.uuid for arq in arqs if _has_moved(arq, seen)]
+    if moved:
+        raise _changed(*moved)
+
+
+def _has_moved(arq: model.ARQ, seen: Seen) -> bool:
+    """Whether a request has moved since the caller saw it."""
+    return seen is not None and seen.get(arq.uuid) != arq.revision
+
+
+def _changed(*uuids: str) -> exception.CyborgError:
+    return exception.Conflict(reason=f'ARQ {", ".join(uuids)} changed meanwhile: try again.')
 
 
 def _refuse_taken_instances(session: orm.Session, instances: set[str]) -> None:
@@ -242,15 +282,14 @@ def _move(
     session: orm.Session,
     uuids: list[str],
     state: str,
-    must: bool = True,
+    *conditions: sa.ColumnElement[bool],
     **values: typing.Any,
-) -> None:
-    """Bring requests into a state, those that are in one that it may come from."""
+) -> int:
+    """Bring into a state those requests that it may come from; returns how many."""
     moved = session.execute(
         sa.update(model.ARQ)
-        .where(model.ARQ.uuid.in_(uuids), model.ARQ.state.in_(SOURCES[state]))
-        .values(state=state, **values)
+        .where(model.ARQ.uuid.in_(uuids), model.ARQ.state.in_(SOURCES[state]), *conditions)
+        .values(state=state, revision=model.ARQ.revision + 1, **values)
         .execution_options(synchronize_session=False)
     )
-    if must and typing.cast('sa.CursorResult[typing.Any]', moved).rowcount != len(uuids):
-        raise exception.Conflict(reason=f'ARQ {", ".join(uuids)} changed meanwhile: try again.')
+    return typing.cast('sa.CursorResult[typing.Any]', moved).rowcount

@@ -283,14 +283,24 @@ def _update(known: model.Base, found: model.Base) -> None:
                 getattr(known, part).append(row)
 
 
-def set_status(session: orm.Session, ctxt: context.RequestContext, uuid: str, status: str) -> None:
+def set_status(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    uuid: str,
+    status: str,
+    seen: int | None = None,
+) -> None:
     """Enable or disable a device, as often as you like.
 
+    :param seen: the revision of the device that the caller saw: a later order than his stands.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
     device = query.get(session, model.Device, uuid, what='Device')
-    device.status = status
-    outbox.announce(session, device.deployables)
+    since = [] if seen is None else [model.Device.revision == seen]
+    order = sa.update(model.Device).where(model.Device.id == device.id, *since)
+    if _moved(session, order.values(status=status, revision=model.Device.revision + 1)):
+        session.refresh(device)
+        outbox.announce(session, device.deployables)
 
 
 def add_attribute(

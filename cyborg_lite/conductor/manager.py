@@ -85,13 +85,15 @@ class Manager:
     ) -> None:
         self._report(ctxt, report=report, absences=self.conf.conductor.absences)
 
-    def bind(self, ctxt: context.RequestContext, wishes: list[binding.Wish]) -> None:
+    def bind(
+        self, ctxt: context.RequestContext, wishes: list[binding.Wish], seen: binding.Seen = None
+    ) -> None:
         """Bind all, or note that none could be: in a transaction of its own, as the first is
         undone.
         """
         try:
-            self._bind(ctxt, wishes=wishes)
+            self._bind(ctxt, wishes=wishes, seen=seen)
         except messaging.ExpectedException as expected:
             if isinstance(expected.exc_info[1], exception.CannotBind):
-                self._fail(ctxt, wishes=wishes)
+                self._fail(ctxt, wishes=wishes, seen=seen)
             raise

@@ -28,8 +28,8 @@ from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
-#: How long a conductor may take to send a message before another takes it over, in seconds. It and
-#: the longest ``outbox_interval`` are a minute: what a dead conductor had in hand is late by no more.
+#: How long a conductor may take to send a message before another takes it over, in seconds. With
+#: the longest ``outbox_interval`` it is a minute: so late is what a dead conductor had in hand.
 LEASE = 45
 #: The longest wait between two tries, in seconds.
 PATIENCE = 300

@@ -11,6 +11,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import service
+from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -52,19 +53,19 @@ class Bound:
             self.provider = session.query(model.Deployable).one().rp_uuid
 
     def bind(self, provider=None):
-        self.manager.bind(
-            CALLER,
-            wishes=[
-                {
-                    'uuid': arq,
-                    'hostname': 'node-1',
-                    'device_rp_uuid': provider or self.provider,
-                    'instance_uuid': support.INSTANCE,
-                    'project_id': 'p',
-                }
-                for arq in self.arqs
-            ],
-        )
+        self.manager.bind(CALLER, wishes=self.wishes(provider))
+
+    def wishes(self, provider=None):
+        return [
+            {
+                'uuid': arq,
+                'hostname': 'node-1',
+                'device_rp_uuid': provider or self.provider,
+                'instance_uuid': support.INSTANCE,
+                'project_id': 'p',
+            }
+            for arq in self.arqs
+        ]
 
     def states(self):
         with self.database.reader() as session:
@@ -148,3 +149,14 @@ def test_nova_is_told_again_and_the_bind_stands(nova, bound, status):
     assert len(nova.request_history) == 2
     assert bound.states() == ['Bound', 'Bound']
     assert not bound.waiting()
+
+
+def test_nova_is_not_told_of_a_failure_where_another_call_has_bound(nova, bound):
+    """The same call came twice: one found nothing free, the other did, and was first."""
+    nova.post(EVENTS, json={}, status_code=200)
+    bound.bind()
+    with bound.manager.outbox.session() as session:
+        binding.fail(session, CALLER, bound.wishes())
+    while bound.manager.outbox.send_one():
+        pass
+    assert told(nova) == [events(bound.arqs, 'completed')]

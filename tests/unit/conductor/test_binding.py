@@ -328,6 +328,76 @@ def test_delete_by_instance(one):
         assert [row.uuid for row in one.rows(model.ARQ)] == [other]
 
 
+# Calls that come late
+
+
+def seen(conductor, *arqs):
+    """What the API tells a conductor of what the caller saw."""
+    return {row.uuid: row.revision for row in conductor.rows(model.ARQ) if row.uuid in arqs}
+
+
+def test_late_unbind_frees_nothing_of_the_next_instance(one):
+    [arq] = one.hold()
+    before = seen(one, arq)
+    one.unbind(uuids=[arq], seen=before)
+    one.take(arq)
+    instance = one.arq(arq).instance_uuid
+    with pytest.raises(exception.Conflict, match=f'ARQ {arq} changed meanwhile'):
+        one.unbind(uuids=[arq], seen=before)
+    assert (one.arq(arq).state, one.arq(arq).instance_uuid) == ('Bound', instance)
+
+
+def test_late_unbind_of_what_is_free_changes_nothing(one):
+    [arq] = one.hold()
+    before = seen(one, arq)
+    one.unbind(uuids=[arq], seen=before)
+    rows = one.dump()
+    one.unbind(uuids=[arq], seen=before)
+    assert one.dump() == rows
+
+
+def test_late_unbind_of_many_frees_none_of_the_others(one):
+    arqs = one.hold(count=2)
+    before = seen(one, *arqs)
+    one.unbind(uuids=arqs[:1])
+    one.take(arqs[0])
+    with pytest.raises(exception.Conflict):
+        one.unbind(uuids=arqs, seen=before)
+    assert {one.arq(arq).state for arq in arqs} == {'Bound'}
+
+
+@pytest.mark.parametrize('bus', ['3b', '7a'])
+def test_late_bind_of_what_was_unbound_binds_nothing(one, bus):
+    """Neither does one that would fail say so."""
+    [arq] = one.arqs()
+    before = seen(one, arq)
+    one.unbind(uuids=[arq])
+    rows = one.dump()
+    with pytest.raises(exception.Conflict, match=f'ARQ {arq} changed meanwhile'):
+        one.bind(wishes=[one.wish(arq, bus)], seen=before)
+    assert one.dump() == rows
+
+
+def test_late_failure_of_what_is_bound_by_now(one):
+    [arq] = one.arqs()
+    before = seen(one, arq)
+    one.take(arq)
+    one.unbind(uuids=[arq])
+    rows = one.dump()
+    one._fail(wishes=[one.wish(arq)], seen=before)
+    assert one.dump() == rows
+
+
+def test_late_delete_by_instance_spares_what_the_instance_got_since(one):
+    [old], [new] = one.hold(), one.arqs()
+    instance = one.arq(old).instance_uuid
+    before = seen(one, old)
+    one.delete_arqs_of(instance=instance, seen=before)
+    one.take(new, instance_uuid=instance)
+    one.delete_arqs_of(instance=instance, seen=before)
+    assert one.arq(new).state == 'Bound'
+
+
 # Another project's requests look like none
 
 

@@ -519,3 +519,16 @@ def test_host_that_is_down_gives_out_nothing(conductor):
     # A heartbeat is enough.
     conductor.report(card(handles=3), interval=20)
     conductor.hold()
+
+
+def test_late_order_to_disable_leaves_a_device_enabled(conductor):
+    conductor.report(card())
+    device = conductor.device()
+    for status in ('maintaining', 'enabled'):
+        conductor.set_device_status(uuid=device.uuid, status=status)
+    conductor.set_device_status(uuid=device.uuid, status='maintaining', seen=device.revision)
+    assert conductor.device().status == 'enabled'
+    conductor.set_device_status(
+        uuid=device.uuid, status='maintaining', seen=conductor.device().revision
+    )
+    assert conductor.device().status == 'maintaining'
