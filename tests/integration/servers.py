@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 
 from tests.integration import process
 
@@ -94,28 +95,36 @@ def mariadb(place: pathlib.Path) -> Url:
 @contextlib.contextmanager
 def postgresql(place: pathlib.Path) -> Url:
     place.mkdir()
-    data, port = place / 'data', free_port()
     bin_ = pathlib.Path(_find('/usr/lib/postgresql/*/bin/initdb')).parent
-    # It refuses to run as root.
+    port = free_port()
+    with _home_of_postgresql() as (home, as_user):
+        data = home / 'data'
+        process.run(*as_user, bin_ / 'initdb', '-D', data, '-A', 'trust', '-U', 'cyborg')
+        running = process.serving(
+            *as_user,
+            bin_ / 'postgres',
+            *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
+            *('-c', 'max_connections=200'),
+            ready='ready to accept connections',
+            log=place / 'output',
+        )
+        with running:
+            environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
+            process.run(bin_ / 'createdb', 'cyborg', **environ)
+            yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+
+
+@contextlib.contextmanager
+def _home_of_postgresql() -> collections.abc.Iterator[tuple[pathlib.Path, list[str]]]:
+    """A directory for its data, and what begins its commands: it refuses to run as root.
+
+    Not below pytest's own directory: another run of pytest closes that to all others any time.
+    """
     as_user = [_find('/usr/sbin/runuser'), '-u', 'postgres', '--'] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(place, 'postgres')
-        for parent in place.parents:
-            if parent.stat().st_uid == 0 and parent.is_relative_to('/tmp/pytest-of-root'):
-                parent.chmod(0o755)
-    process.run(*as_user, bin_ / 'initdb', '-D', data, '-A', 'trust', '-U', 'cyborg')
-    running = process.serving(
-        *as_user,
-        bin_ / 'postgres',
-        *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
-        *('-c', 'max_connections=200'),
-        ready='ready to accept connections',
-        log=place / 'output',
-    )
-    with running:
-        environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
-        process.run(bin_ / 'createdb', 'cyborg', **environ)
-        yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+    with tempfile.TemporaryDirectory(prefix='cyborg-lite-') as home:
+        if as_user:
+            shutil.chown(home, 'postgres')
+        yield pathlib.Path(home), as_user
 
 
 DATABASES = {'mariadb': mariadb, 'postgresql': postgresql}
