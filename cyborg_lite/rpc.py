@@ -100,10 +100,22 @@ def stop(server: Server | None) -> None:
     """Take no more calls, and finish those in hand; None is one that was never started."""
     if server is not None:
         server.stop()
-        # While it closes its connection it would still take calls from the broker, acknowledge and
-        # forget them. Left open until the process ends, they go to another server.
-        server.listener.cleanup = lambda: None
+        _hang_up(server.listener)
         server.wait()
+
+
+def _hang_up(listener: typing.Any) -> None:
+    """Let the broker have back what it has sent us and we have not taken, for others to take.
+
+    By itself oslo.messaging stays connected until the last call in hand is finished: what the
+    broker still sends would wait for that. And it says goodbye: while it waits for the answer it
+    takes what comes, acknowledges it, and forgets it.
+    """
+    connection = getattr(listener._poll_style_listener, 'conn', None)
+    if connection is not None:
+        connection._heartbeat_stop()
+        connection.connection.collect()
+        connection.connection = None
 
 
 class Peer:

@@ -102,8 +102,8 @@ class Peers:
 
 
 @contextlib.contextmanager
-def peers() -> collections.abc.Iterator[Peers]:
-    made = Peers()
+def peers(kind: type[Peers] = Peers) -> collections.abc.Iterator[typing.Any]:
+    made = kind()
     server = wsgi.Server(('127.0.0.1', 0), typing.cast('typing.Any', made))
     server.prepare()
     made.url = f'http://127.0.0.1:{server.bind_addr[1]}'

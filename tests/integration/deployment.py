@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service as processes of their own over one database and one bus, for tests that end them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import time
+import typing
+
+import oslo_messaging as messaging
+
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import model
+from cyborg_lite import rpc
+from cyborg_lite.db import engine
+from tests.integration import process
+from tests.integration import servers
+
+CALLER = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
+ROOT = pathlib.Path(__file__).parents[2]
+CONF = """
+[DEFAULT]
+host = {host}
+debug = true
+transport_url = {bus}
+[database]
+connection = {database}
+[oslo_messaging_rabbit]
+rabbit_quorum_queue = true
+rabbit_transient_quorum_queue = true
+"""
+
+
+def until(condition, patience: float = 90):
+    """Wait for what processes do in their own time; how long is bounded. Returns what it said."""
+    end = time.monotonic() + patience
+    while not (said := condition()):
+        assert time.monotonic() < end, f'it did not come to pass: {condition}'
+        time.sleep(0.05)
+    return said
+
+
+class Deployment:
+    """Processes of the service, with a door of the tests' own to database and bus."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        place: pathlib.Path,
+        bus: str,
+        database: str,
+        conf: str,
+        failpoints: pathlib.Path | None = None,
+    ) -> None:
+        """:param failpoints: where processes are told at which point to die, if they are to."""
+        self._stack = stack
+        self._place = place
+        self._failpoints = failpoints
+        self.file = place / 'cyborg-lite.conf'
+        # The bus outlives databases: each has its conductors on an exchange of virtual hosts' own.
+        text = CONF.format(bus=bus, database=database, host=f'host-{place.name}')
+        self.file.write_text(text + conf)
+        process.run('cyborg-lite-dbsync', '--config-file', self.file, 'upgrade')
+        self.conf = options.load(files=[str(self.file)])
+        self.database = engine.Database(self.conf)
+        stack.callback(self.database.close)
+        self.bus = rpc.Bus(self.conf)
+        stack.callback(self.bus.close)
+
+    def start(self, command: str, *arguments: str, number: int = 0) -> process.Server:
+        words = [command, *arguments]
+        if self._failpoints:
+            words = ['python', '-m', 'tests.integration.failpoints', *words]
+        return self._stack.enter_context(
+            process.serving(
+                *words,
+                ready='Selected multiprocessing start method|Booting worker',
+                log=self._place / f'{command}-{number}',
+                FAILPOINTS=str(self._failpoints),
+                CYBORG_LITE_CONFIG_FILE=str(self.file),
+                PYTHONPATH=str(ROOT),
+            )
+        )
+
+    def conductor(self, number: int = 0) -> process.Server:
+        """One of many: each has a host of its own."""
+        own = self._place / f'conductor-{number}.conf'
+        own.write_text(f'[DEFAULT]\nhost = conductor-{number}\n')
+        files = ['--config-file', str(self.file), '--config-file', str(own)]
+        return self.start('cyborg-lite-conductor', *files, number=number)
+
+    def answers(self, number: int) -> bool:
+        """Whether this conductor answers calls, and not just one of all."""
+        peer = self.bus._peer(CALLER, 5, topic=rpc.CONDUCTOR, server=f'conductor-{number}')
+        try:
+            peer.unbind(uuids=[])
+        except messaging.MessagingTimeout:
+            return False
+        return True
+
+    def agent(self) -> process.Server:
+        return self.start('cyborg-lite-agent', '--config-file', str(self.file))
+
+    def api(self) -> tuple[str, process.Server]:
+        """An API with one worker, and its URL."""
+        address = f'127.0.0.1:{servers.free_port()}'
+        application = 'cyborg_lite.wsgi.api:application'
+        server = self.start('gunicorn', application, '--bind', address, '--threads', '8')
+        return f'http://{address}/v2', server
+
+    def call(self, method: str, timeout: int = 60, **kwargs: typing.Any) -> typing.Any:
+        """What a conductor answers."""
+        return getattr(self.bus.conductor(CALLER, timeout), method)(**kwargs)
+
+    def rows(self, kind: type[model.Base]) -> list[typing.Any]:
+        with self.database.reader() as session:
+            rows = session.query(kind).order_by(kind.id).all()
+            session.expunge_all()
+            return rows
+
+
+def workers(server: process.Server) -> list[int]:
+    """The processes that do the work of a service: the command itself only minds them."""
+    tasks = pathlib.Path(f'/proc/{server.process.pid}/task').glob('*/children')
+    return [int(pid) for children in tasks for pid in children.read_text().split()]
+
+
+def kill(server: process.Server) -> None:
+    """End a service as a power cut does, and whoever would start it anew."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait(30)
