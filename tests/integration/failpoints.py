@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points at which a service can be made to die, set from outside: it knows nothing of them.
+
+``python -m tests.integration.failpoints COMMAND ARGUMENT...`` runs a command of this environment
+with a point before and after each commit of a writer, each call over the bus and its answer, and
+each HTTP request.  A point's name reads ``conductor commit bind before``.
+
+The directory that ``FAILPOINTS`` names holds what a test and the processes tell each other: who
+reaches the point that the file ``armed`` names renames it to ``fired`` and is gone, as by kill -9;
+``reached`` lists the points that were come by.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import functools
+from importlib import metadata
+import inspect
+import os
+import pathlib
+import re
+import sys
+import threading
+import typing
+import urllib.parse
+
+from oslo_messaging.rpc import dispatcher
+import requests
+from sqlalchemy import event
+from sqlalchemy import orm
+
+from cyborg_lite import rpc
+from cyborg_lite import service  # noqa: F401 - so that what is forked is warm
+from cyborg_lite.conductor import manager
+from cyborg_lite.conductor import outbox
+from cyborg_lite.db import engine
+
+#: By the command, what the service is called in the names of points.
+SERVICES = {
+    'cyborg-lite-agent': 'agent',
+    'cyborg-lite-conductor': 'conductor',
+    'gunicorn': 'api',
+}
+#: The exit status of who died at a point; gunicorn takes 3 and 4 for itself.
+STATUS = 77
+
+
+def public(kind: type) -> list[str]:
+    """What may be called over the bus of a manager."""
+    own = {'start', 'stop'}  # of the process itself
+    return [n for n, f in vars(kind).items() if callable(f) and n[0] != '_' and n not in own]
+
+
+#: The functions that run in a transaction of their own, by the manager's names for them.
+TRANSACTIONS = [name for name, f in vars(manager.Manager).items() if hasattr(f, '__wrapped__')]
+#: What the outbox writes for itself, and not in a transaction of those.
+SENDING = [
+    name
+    for name, function in vars(outbox.Sender).items()
+    if inspect.isfunction(function)
+    and '_database.writer()' in inspect.getsource(function)
+    and name != outbox.Sender.session.__name__
+]
+#: What is asked of whom over HTTP; ``*`` stands for a name or a uuid.
+REQUESTS = {
+    'api': ['GET /v3', 'POST /v3/auth/tokens', 'GET /v3/auth/tokens'],
+    'conductor': [
+        'GET /v3',
+        'POST /v3/auth/tokens',
+        'PUT /placement/resource_classes/*',
+        'PUT /placement/traits/*',
+        'GET /placement/resource_providers',
+        'GET /placement/resource_providers/*',
+        'POST /placement/resource_providers',
+        'PUT /placement/resource_providers/*/inventories',
+        'PUT /placement/resource_providers/*/traits',
+        'DELETE /placement/resource_providers/*',
+        'POST /compute/v2.1/os-server-external-events',
+    ],
+}
+
+
+def _points() -> collections.abc.Iterator[str]:
+    for method in public(manager.Manager):
+        caller = 'agent' if method == 'report' else 'api'
+        yield from (f'{caller} call {method} {when}' for when in ('before', 'after'))
+        yield from (f'conductor answer {method} {when}' for when in ('before', 'after'))
+    for name in [*TRANSACTIONS, *SENDING]:
+        yield from (f'conductor commit {_plain(name)} {when}' for when in ('before', 'after'))
+    for name, requests_ in REQUESTS.items():
+        for request in requests_:
+            yield from (f'{name} request {request} {when}' for when in ('before', 'after'))
+
+
+def _plain(name: str) -> str:
+    return name.lstrip('_')
+
+
+POINTS = list(_points())
+
+
+class Points:
+    """The points of this process."""
+
+    def __init__(self, place: pathlib.Path, name: str) -> None:
+        self._place = place
+        self._name = name
+        self._transaction = threading.local()
+
+    def reach(self, *words: str) -> None:
+        point = ' '.join([self._name, *words])
+        with (self._place / 'reached').open('a') as reached:
+            reached.write(f'{point}\n')
+        armed = self._place / 'armed'
+        with contextlib.suppress(FileNotFoundError):
+            if armed.read_text() == point:
+                armed.rename(self._place / 'fired')
+                os._exit(STATUS)
+
+    @contextlib.contextmanager
+    def around(self, *words: str) -> collections.abc.Iterator[None]:
+        """A point before and, if it comes to an end, one after."""
+        self.reach(*words, 'before')
+        yield
+        self.reach(*words, 'after')
+
+    def install(self) -> None:
+        self._watch_commits()
+        self._watch_calls()
+        self._watch_requests()
+
+    def _watch_commits(self) -> None:
+        for kind, names in ((manager.Manager, TRANSACTIONS), (outbox.Sender, SENDING)):
+            for name in names:
+                setattr(kind, name, self._named(_plain(name), getattr(kind, name)))
+        writer = engine.Database.writer
+
+        @contextlib.contextmanager
+        def watched(database: engine.Database) -> typing.Iterator[orm.Session]:
+            with writer(database) as session:
+                # One that has no name has no point in the list, and is found by that.
+                session.info['point'] = getattr(self._transaction, 'name', 'of nobody')
+                yield session
+
+        engine.Database.writer = watched
+        event.listen(orm.Session, 'after_flush', lambda session, _: _note_write(session))
+        event.listen(orm.Session, 'do_orm_execute', _note_statement)
+        for when in ('before', 'after'):
+            event.listen(orm.Session, f'{when}_commit', functools.partial(self._commit, when))
+
+    def _named(self, name: str, function: typing.Any) -> typing.Any:
+        @functools.wraps(function)
+        def named(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+            self._transaction.name = name
+            try:
+                return function(*args, **kwargs)
+            finally:
+                del self._transaction.name
+
+        return named
+
+    def _commit(self, when: str, session: orm.Session) -> None:
+        if when == 'before':
+            session.flush()  # as the commit would do next
+        if session.info.get('wrote'):
+            self.reach('commit', session.info['point'], when)
+
+    def _watch_calls(self) -> None:
+        calling, dispatch = rpc.Peer.__getattr__, dispatcher.RPCDispatcher.dispatch
+
+        def call(peer: rpc.Peer, method: str) -> typing.Any:
+            def watched(**kwargs: typing.Any) -> typing.Any:
+                with self.around('call', method):
+                    return calling(peer, method)(**kwargs)
+
+            return watched
+
+        def answer(self_: typing.Any, incoming: typing.Any) -> typing.Any:
+            method = incoming.message['method']
+            self.reach('answer', method, 'before')
+            try:
+                return dispatch(self_, incoming)
+            finally:
+                self.reach('answer', method, 'after')
+
+        rpc.Peer.__getattr__ = call
+        dispatcher.RPCDispatcher.dispatch = answer
+
+    def _watch_requests(self) -> None:
+        send = requests.Session.send
+
+        def watched(session: requests.Session, request: requests.PreparedRequest, **kwargs):
+            with self.around('request', f'{request.method} {_path(request.url)}'):
+                return send(session, request, **kwargs)
+
+        requests.Session.send = watched
+
+
+def _note_write(session: orm.Session) -> None:
+    # One that only looks, as the outbox does now and then, changes nothing.
+    session.info['wrote'] = 'point' in session.info
+
+
+def _note_statement(state: orm.ORMExecuteState) -> None:
+    if not state.is_select:
+        _note_write(state.session)
+
+
+def _path(url: str) -> str:
+    path = urllib.parse.urlsplit(url).path.rstrip('/')
+    return re.sub(r'/(CUSTOM_\w+|[0-9a-f]{8}-[0-9a-f-]{27})', '/*', path)
+
+
+class Control:
+    """The test's end of it."""
+
+    def __init__(self, place: pathlib.Path) -> None:
+        self.place = place
+        place.mkdir()
+
+    def arm(self, point: str) -> None:
+        (self.place / 'fired').unlink(missing_ok=True)
+        new = self.place / 'new'
+        new.write_text(point)
+        new.rename(self.place / 'armed')
+
+    def disarm(self) -> None:
+        (self.place / 'armed').unlink(missing_ok=True)
+
+    def fired(self) -> bool:
+        return (self.place / 'fired').exists()
+
+    def reached(self) -> set[str]:
+        return set((self.place / 'reached').read_text().splitlines())
+
+
+def main() -> int:
+    command = sys.argv[1]
+    sys.argv[:] = sys.argv[1:]
+    Points(pathlib.Path(os.environ['FAILPOINTS']), SERVICES[command]).install()
+    [entry] = metadata.entry_points(group='console_scripts', name=command)
+    return entry.load()()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service dies at each of its points, is started again, and nothing is lost or given twice.
+
+After each death the invariants I1, I2, I4 to I9 are checked.  I3 and I13 speak of quota and of
+cleaning, which the service does not have.  One cloud serves for all points: who dies is started
+again by the process that minds it.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import signal
+import time
+import uuid
+
+from keystoneauth1 import adapter
+from keystoneauth1 import exceptions
+import oslo_messaging as messaging
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from cyborg_lite.clients import placement as client
+from tests import support
+from tests.integration import deployment as deployment_
+from tests.integration import failpoints
+from tests.integration import invariants
+from tests.integration import placement as placement_
+from tests.integration import servers
+
+CONF = """
+[api]
+auth_strategy = keystone
+response_timeout = 2
+[conductor]
+absences = 1
+outbox_interval = 1
+[agent]
+enabled_drivers = fake
+report_interval = 2
+"""
+HOST = 'node-1'
+ARQS = '/accelerator_requests'
+REMOVE = [{'path': '/hostname', 'op': 'remove'}]
+#: In CI all points die on one database; the others are walked at night.
+DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
+
+
+@pytest.fixture(scope='module')
+def bus(place):
+    with servers.rabbitmq(place / 'rabbitmq') as url:
+        yield url
+
+
+@pytest.fixture(scope='module')
+def placement(place, cloud):
+    with placement_.placement(place / 'placement', cloud):
+        session = cloud.session('service-b', 'b')
+        yield adapter.Adapter(
+            session,
+            service_type='placement',
+            raise_exc=False,
+            default_microversion=client.MICROVERSION,
+        )
+
+
+@pytest.fixture(scope='module', params=DATABASES)
+def region(request, place, bus, cloud, peers, placement):
+    conf = CONF + ''.join(map(cloud.section, ('keystone_authtoken', 'nova', 'placement')))
+    here = place / request.param
+    here.mkdir()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(DATABASE_SERVERS[request.param](here / 'database'))
+        control = failpoints.Control(here / 'failpoints')
+        made = deployment_.Deployment(stack, here, bus, url, conf, control.place)
+        for name in (HOST, made.conf.host):
+            placement.post('/resource_providers', json={'name': name})
+        running = Region(cloud, made, control, peers, placement)
+        for _ in range(2):
+            running.cycle()
+        running.rest()
+        yield running
+
+
+@contextlib.contextmanager
+def sqlite(place):
+    place.mkdir()
+    yield f'sqlite:///{place}/database'
+
+
+DATABASE_SERVERS = {'sqlite': sqlite, **servers.DATABASES}
+
+
+class Client:
+    """Asks until it is answered, as Nova and others do; what it saw is in ``history``."""
+
+    def __init__(self, api):
+        self._api = api
+        self.history = []
+
+    def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=()):
+        """Ask, and again while it is unknown whether it was done.
+
+        :param done: what then says as well that it is done.
+        """
+        wanted = {*wanted}
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            answer = self._try(method, path, body)
+            status = answer.status_code if answer is not None else 0
+            self.history.append((method, path, status))
+            if status in wanted:
+                return answer
+            assert status in (0, 503), (answer.text, self.history)
+            wanted |= {*done}
+        raise AssertionError(f'No answer: {self.history[-5:]}')
+
+    def _try(self, method, path, body):
+        try:
+            return self._api.request(path, method, json=body)
+        except exceptions.ClientException:
+            return None
+
+
+class Region:
+    """A cloud, and what its clients know of it."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, cloud, deployment, control, peers, placement):
+        self.cloud, self.deployment, self.control = cloud, deployment, control
+        self.peers, self.placement = peers, placement
+        self.services = {'conductor': deployment.conductor(), 'agent': deployment.agent()}
+        url, self.services['api'] = deployment.api()
+        made = cloud.api('admin', service='service')
+        self.api = adapter.Adapter(made.session, endpoint_override=url, raise_exc=False)
+        stranger = cloud.api('member', 'b').session
+        self.stranger = adapter.Adapter(stranger, endpoint_override=url, raise_exc=False)
+        self.client = Client(self.api)
+        self.left = None
+
+    # What clients and a host do
+
+    def cycle(self):
+        """Everything that can be asked: first what takes the last cycle away, then anew."""
+        self.client.history.clear()
+        if self.left:
+            self.left.clear()
+        self.left = Cycle(self, next(self._numbers))
+        self.left.build()
+
+    def report(self, *devices):
+        """As an agent: what is not answered is reported again."""
+        facts = [device.facts() for device in devices]
+        deployment_.until(lambda: self._report(facts))
+
+    def _report(self, facts):
+        self.told = {
+            'host': HOST,
+            'boot_id': 'boot-1',
+            'sequence': time.monotonic_ns(),
+            'interval': 3600,
+            'digest': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
+            'devices': facts,
+            'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
+        }
+        try:
+            self.deployment.call('report', timeout=2, **self.told)
+        except messaging.MessagingTimeout:
+            return False
+        return True
+
+    # What befalls it
+
+    def restart(self, name):
+        for pid in deployment_.workers(self.services[name]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def rest(self):
+        """Wait until nobody is to be told of anything."""
+        deployment_.until(self._resting)
+
+    def _resting(self):
+        self._let_leases_end()
+        return not self.deployment.rows(model.Message)
+
+    def _let_leases_end(self):
+        """What the dead had in hand would be taken over later: that is a test of its own."""
+        with self.deployment.database.writer() as session:
+            session.execute(sa.update(model.Message).values(due_at=model.Message.created_at))
+
+    # What holds
+
+    def wrong(self):
+        yield from invariants.in_database(self.deployment)
+        yield from invariants.in_placement(self.deployment, self.placement)
+        yield from self.left.wrong()
+        yield from self._late()
+
+    def _late(self):
+        """I8: what was reported already changes nothing."""
+        before = self._dump()
+        self.deployment.call('report', **self.told)
+        if self._dump() != before:
+            yield 'I8: a report that came again changed something'
+
+    def _dump(self):
+        """All rows, but those of hosts: another one reports meanwhile."""
+        tables = [t for t in model.Base.metadata.sorted_tables if t.name != 'hosts']
+        with self.deployment.database.reader() as session:
+            return [sorted(map(str, session.execute(sa.select(table)))) for table in tables]
+
+
+class Cycle:
+    """Five requests, each of which ends in another state, and the rest that can be asked."""
+
+    def __init__(self, region, number):
+        self.region, self.number = region, number
+        self.ask = region.client.ask
+        self.profile = f'profile-{number}'
+        self.pair, self.failed = str(uuid.uuid4()), str(uuid.uuid4())
+        self.card = support.card('3b', handles=4)
+        self.tried = support.card('3c')
+        self.passing = support.card(f'{0x100 + number:x}', resource_class=f'CUSTOM_CARD_{number}')
+
+    def build(self):
+        self.region.report(self.card, self.tried, self.passing)
+        parts = self.ask('GET', '/deployables').json()['deployables']
+        self.parts = {part['name'].partition('_')[2]: part for part in parts}
+        group = {'resources:FPGA': '5'}
+        body = [{'name': self.profile, 'groups': [group]}]
+        self.ask('POST', '/device_profiles', body, done=[409])
+        body = {'device_profile_name': self.profile}
+        made = self.ask('POST', ARQS, body).json()['arqs']
+        self.first, self.second, self.freed, self.refused, self.fresh = (a['uuid'] for a in made)
+        # Bound already, says a second try.
+        self.bind(self.pair, self.card, self.first, self.second, done=[409])
+        self.bind(str(uuid.uuid4()), self.card, self.freed, done=[409])
+        self.ask('PATCH', ARQS, {self.freed: REMOVE})
+        self.bind(self.failed, self.passing, self.refused, wanted=[409])
+        device = self.parts[self.tried.address]['device_id']
+        rows = self.region.deployment.rows(model.Device)
+        [self.device] = [row.uuid for row in rows if row.id == device]
+        # I4: nothing of it is given out.
+        self.ask('POST', f'/devices/{self.device}/disable')
+        self.bind(str(uuid.uuid4()), self.tried, self.freed, wanted=[409])
+        self.ask('PATCH', ARQS, {self.freed: REMOVE})
+        self.attribute = {
+            'deployable_id': self.parts[self.tried.address]['uuid'],
+            'key': f'trait-{self.number}',
+            'value': f'CUSTOM_TRAIT_{self.number}',
+        }
+        self.ask('POST', '/attributes', self.attribute, done=[409])
+        self.states = {
+            **dict.fromkeys([self.first, self.second], 'Bound'),
+            **{self.freed: 'Unbound', self.refused: 'BindFailed', self.fresh: 'Initial'},
+        }
+
+    def bind(self, instance, card, *arqs, **more):
+        wish = support.wish(self.parts[card.address]['rp_uuid'], HOST, instance)
+        self.ask('PATCH', ARQS, dict.fromkeys(arqs, wish), **more)
+
+    def clear(self):
+        self.ask('DELETE', f'{ARQS}?instance={self.pair}')
+        rest = ','.join([self.freed, self.refused, self.fresh])
+        self.ask('DELETE', f'{ARQS}?arqs={rest}', done=[404])
+        # Of a request whose answer was lost its owner learns by looking.
+        for arq in self.ask('GET', ARQS).json()['arqs']:
+            self.ask('DELETE', f'{ARQS}/{arq["uuid"]}', done=[404])
+        self.ask('POST', f'/devices/{self.device}/enable')
+        found = self.ask('GET', f'/attributes?key={self.attribute["key"]}').json()['attributes']
+        for attribute in found:
+            self.ask('DELETE', f'/attributes/{attribute["uuid"]}', done=[404])
+        self.ask('DELETE', f'/device_profiles/{self.profile}', done=[404])
+
+    def wrong(self):
+        """What is not as the answers said: of I4, I6, I7 and I9."""
+        rows = {row.uuid: row for row in self.region.deployment.rows(model.ARQ)}
+        for arq, state in self.states.items():
+            found = rows.pop(arq, None)
+            if (found and found.state) != state:
+                yield f'I6: ARQ {arq} is {found and found.state}, and was answered to be {state}'
+        for row in rows.values():
+            # An answer was lost: nobody knows the request, and it holds nothing.
+            if row.state != 'Initial':
+                yield f'I6: ARQ {row.uuid} is {row.state}, and nobody knows it'
+        yield from self._told()
+        yield from self._devices()
+        yield from self._strange()
+
+    def _told(self):
+        events = [
+            event
+            for instance in (self.pair, self.failed)
+            for event in self.region.peers.events(instance, 1, timeout=0)
+        ]
+        told = {(event['tag'], event['status']) for event in events}
+        wanted = {(self.first, 'completed'), (self.second, 'completed'), (self.refused, 'failed')}
+        if told != wanted:
+            yield f'I6: Nova was told {told}, and was to be told {wanted}'
+
+    def _devices(self):
+        devices = {row.address: row for row in self.region.deployment.rows(model.Device)}
+        for card in (self.card, self.tried, self.passing):
+            if card.address not in devices:
+                yield f'I9: {card.address} is gone'
+                return
+        if devices[self.tried.address].status != 'maintaining':
+            yield 'I6: the disabled device is enabled'
+
+    def _strange(self):
+        """I7: what another project's request looks like, and none."""
+        none = str(uuid.uuid4())
+        mine, other = (self.region.stranger.get(f'{ARQS}/{each}') for each in (self.first, none))
+        texts = mine.text.replace(self.first, none), other.text
+        if (mine.status_code, texts[0]) != (404, texts[1]):
+            yield f'I7: {mine.status_code} {mine.text}'
+
+
+# The tests
+
+
+def test_every_point_is_come_by_and_has_its_place(region):
+    """A new transaction, call or request is to get its point, and the cycle is to reach it."""
+    assert region.control.reached() == set(failpoints.POINTS)
+
+
+def test_what_holds_without_a_death(region):
+    assert list(region.wrong()) == []
+
+
+@pytest.mark.parametrize('point', failpoints.POINTS)
+def test_death(region, point):
+    service = point.partition(' ')[0]
+    region.control.arm(point)
+    try:
+        region.cycle()
+        if not region.control.fired() and service != 'agent':
+            # Only one that is young comes by.
+            region.restart(service)
+            region.cycle()
+        deployment_.until(region.control.fired)
+    finally:
+        region.control.disarm()
+    region.rest()
+    assert list(region.wrong()) == [], region.client.history
