@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages that are lost, doubled or late do no harm: the API among real conductors and a broker.
+
+The API is a part of the test's process, which spoils what it sends.
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+import uuid
+
+import oslo_messaging as messaging
+import pytest
+import webtest
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite import rpc
+from cyborg_lite.api import app
+from cyborg_lite.conductor import manager
+from tests import support
+from tests.integration import deployment as deployment_
+from tests.integration import failpoints
+from tests.integration import invariants
+from tests.integration import servers
+
+CONF = '[api]\nauth_strategy = noauth\n'
+ARQS = '/v2/accelerator_requests'
+HANDLES = 4
+
+
+@pytest.fixture(scope='module')
+def deployment(tmp_path_factory):
+    place = tmp_path_factory.mktemp('messages')
+    with contextlib.ExitStack() as stack:
+        bus = stack.enter_context(servers.rabbitmq(place / 'rabbitmq'))
+        url = stack.enter_context(servers.postgresql(place / 'database'))
+        made = deployment_.Deployment(stack, place, bus, url, CONF)
+        for number in range(2):
+            made.conductor(number)
+        yield made
+
+
+class Spoiler:
+    """What befalls the first call of a method; the others pass."""
+
+    def __init__(self, method, fault):
+        self._method = method
+        self._fault = getattr(self, f'_{fault}')
+        self._kept = []
+        self.struck = False
+
+    def install(self, monkeypatch):
+        plain = rpc.Peer.__getattr__
+
+        def call(peer, method):
+            send = plain(peer, method)
+            if method != self._method or self.struck:
+                return send
+            self.struck = True
+            return lambda **kwargs: self._fault(lambda: send(**kwargs))
+
+        monkeypatch.setattr(rpc.Peer, '__getattr__', call)
+
+    def arrive(self):
+        """What is late comes, once more."""
+        for send in self._kept:
+            with contextlib.suppress(exception.CyborgError):
+                send()
+        if self._method.startswith('create'):
+            # Once, and before what was made is deleted: nobody remembers that it was, and it
+            # would be made again. It holds nothing, and who looks sees it.
+            self._kept.clear()
+
+    def _lost(self, send):
+        raise messaging.MessagingTimeout
+
+    def _unanswered(self, send):
+        send()
+        raise messaging.MessagingTimeout
+
+    def _late(self, send):
+        self._kept.append(send)
+        raise messaging.MessagingTimeout
+
+    def _repeated(self, send):
+        self._kept.append(send)
+        return send()
+
+    def _doubled(self, send):
+        answers = []
+
+        def answer():
+            try:
+                answers.append(send())
+            except exception.CyborgError as error:
+                answers.append(error)
+
+        twins = [threading.Thread(target=answer) for _ in range(2)]
+        for twin in twins:
+            twin.start()
+        for twin in twins:
+            twin.join()
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
+
+
+class Scenario:
+    """A client that goes on after each answer, and asks again where there was none."""
+
+    def __init__(self, deployment, number):
+        self.deployment = deployment
+        api = app.application(deployment.conf, deployment.database, deployment.bus)
+        self.api = support.Api(webtest.TestApp(api)).at('2.50')
+        self.profile = f'profile-{number}'
+        self.host = f'node-{number}'
+        self.key = f'colour-{number}'
+        self.card = support.card(handles=HANDLES)
+        self.other = support.card('5e', resource_class='PGPU')
+        #: what the client was told: states of requests, and whether things are there
+        self.states = {}
+        self.there = {}
+        # What a scenario before this one has left, if it failed.
+        self._forget_unknown()
+
+    def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=()):
+        answer = self.api.request(method, path, body)
+        if answer.status_int == 503:
+            answer = self.api.request(method, path, body)
+            wanted = (*wanted, *done)
+        assert answer.status_int in wanted, answer.body
+        return answer
+
+    def steps(self):
+        """Each thing that can be asked, after which another makes its late message harmful."""
+        self.report(self.card, self.other)
+        yield
+        self.create_profile()
+        yield
+        body = {'device_profile_name': self.profile}
+        arqs = [arq['uuid'] for arq in self.ask('POST', ARQS, body).json['arqs']]
+        self.states = dict.fromkeys(arqs, 'Initial')
+        yield
+        first, second, third = arqs
+        instance, taken = str(uuid.uuid4()), str(uuid.uuid4())
+        for _ in range(2):
+            self.bind(first, instance)
+            yield
+            self.unbind(first)
+            yield
+        self.bind(first, str(uuid.uuid4()))
+        yield
+        self.bind(second, taken, self.other)
+        yield
+        self.unbind(second)
+        yield
+        self.bind(second, taken)
+        yield
+        self.ask('DELETE', f'{ARQS}?instance={taken}')
+        del self.states[second]
+        yield
+        self.bind(third, taken)
+        yield
+        self.ask('DELETE', f'{ARQS}?arqs={first}', done=[404])
+        del self.states[first]
+        yield
+        yield from self._set_status()
+        yield from self._attribute()
+        self.ask('DELETE', f'{ARQS}/{third}', done=[404])
+        del self.states[third]
+        self._forget_unknown()
+        yield
+        for _ in range(2):
+            self.ask('DELETE', f'/v2/device_profiles/{self.profile}', done=[404])
+            self.there['profile'] = False
+            yield
+            self.create_profile()
+            yield
+        self.report(self.card)
+        yield
+        self.report(self.card, self.other)
+        yield
+
+    def _set_status(self):
+        for action, status in [('disable', 'maintaining'), ('enable', 'enabled')] * 2:
+            [device] = self._rows(model.Device, hostname=self.host, address=self.card.address)
+            self.ask('POST', f'/v2/devices/{device.uuid}/{action}')
+            self.there['status'] = status
+            yield
+
+    def _attribute(self):
+        for _ in range(2):
+            body = {'deployable_id': self._provider(self.card).id, 'key': self.key, 'value': 'red'}
+            self.ask('POST', '/v2/attributes', body, done=[409])
+            self.there['attribute'] = True
+            yield
+            [attribute] = self._rows(model.Attribute, key=self.key)
+            self.ask('DELETE', f'/v2/attributes/{attribute.uuid}', done=[404])
+            self.there['attribute'] = False
+            yield
+
+    def _forget_unknown(self):
+        """Requests whose answer was lost: their owner finds them in the list."""
+        for arq in self.api.get(ARQS).json['arqs']:
+            self.ask('DELETE', f'{ARQS}/{arq["uuid"]}')
+
+    def report(self, *devices):
+        facts = [device.facts() for device in devices]
+        for _ in range(2):
+            told = {
+                'host': self.host, 'boot_id': 'boot-1', 'sequence': time.monotonic_ns(),
+                'interval': 3600, 'digest': str(len(facts)), 'devices': facts, 'drivers': {},
+            }  # fmt: skip
+            with contextlib.suppress(messaging.MessagingTimeout):
+                self.deployment.call('report', **told)
+                break
+        self.there['devices'] = len(devices)
+
+    def create_profile(self):
+        body = [{'name': self.profile, 'groups': [{'resources:FPGA': '3'}]}]
+        self.ask('POST', '/v2/device_profiles', body, done=[409])
+        self.there['profile'] = True
+
+    def bind(self, arq, instance, card=None):
+        good = card is None
+        rp_uuid = self._provider(card or self.card).rp_uuid
+        wish = {arq: support.wish(rp_uuid, self.host, instance)}
+        self.ask('PATCH', ARQS, wish, wanted=[202] if good else [409], done=[409])
+        self.states[arq] = 'Bound' if good else 'BindFailed'
+
+    def unbind(self, arq):
+        self.ask('PATCH', ARQS, {arq: [{'path': '/hostname', 'op': 'remove'}]})
+        self.states[arq] = 'Unbound'
+
+    def _provider(self, card):
+        [part] = self._rows(model.Deployable, name=f'{self.host}_{card.address}')
+        return part
+
+    def _rows(self, kind, **values):
+        rows = self.deployment.rows(kind)
+        return [row for row in rows if all(getattr(row, k) == v for k, v in values.items())]
+
+    def wrong(self):
+        yield from invariants.in_database(self.deployment)
+        rows = {row.uuid: row for row in self.deployment.rows(model.ARQ)}
+        found = {uuid: row.state for uuid, row in rows.items() if uuid in self.states}
+        if found != self.states:
+            yield f'{found}, and was answered to be {self.states}'
+        for row in rows.values():
+            if row.uuid not in self.states and row.state != 'Initial':
+                yield f'ARQ {row.uuid} is {row.state}, and nobody knows it'
+        there = dict(self.there)
+        if there != (seen := self._seen()):
+            yield f'{seen}, and was answered to be {there}'
+
+    def _seen(self):
+        devices = self._rows(model.Device, hostname=self.host)
+        seen = {
+            'devices': len([device for device in devices if not device.absences]),
+            'profile': bool(self._rows(model.DeviceProfile, name=self.profile)),
+            'attribute': bool(self._rows(model.Attribute, key=self.key)),
+            'status': devices[0].status,
+        }
+        return {name: value for name, value in seen.items() if name in self.there}
+
+
+METHODS = failpoints.public(manager.Manager)
+FAULTS = ('lost', 'unanswered', 'late', 'repeated', 'doubled')
+_numbers = itertools.count(1)
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+@pytest.mark.parametrize('method', METHODS)
+def test_spoiled_message(deployment, monkeypatch, method, fault):
+    spoiler = Spoiler(method, fault)
+    spoiler.install(monkeypatch)
+    scenario = Scenario(deployment, next(_numbers))
+    for number, _ in enumerate(scenario.steps()):
+        spoiler.arrive()
+        assert list(scenario.wrong()) == [], f'after step {number}'
+    assert spoiler.struck
