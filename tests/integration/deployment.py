@@ -61,7 +61,6 @@ class Deployment:
         self._place = place
         self._failpoints = failpoints
         self.file = place / 'cyborg-lite.conf'
-        # The bus outlives databases: each has its conductors on an exchange of virtual hosts' own.
         text = CONF.format(bus=bus, database=database, host=f'host-{place.name}')
         self.file.write_text(text + conf)
         process.run('cyborg-lite-dbsync', '--config-file', self.file, 'upgrade')
