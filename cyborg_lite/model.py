@@ -65,9 +65,7 @@ def link(target: str, hidden: bool = True, **kwargs: typing.Any) -> orm.MappedCo
 
 
 class shown(property):  # noqa: N801 - reads as the decorator that it is
-    """A property that the API shows beside the columns: it follows from other rows."""
-
-    since = '2.0'
+    """A property that the API always shows beside the columns: it follows from other rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +144,7 @@ class Base(orm.DeclarativeBase):
                 options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
                 base = typing.get_origin(options[0]) or options[0]
                 nullable = type(None) in options
-                derived.append(Field(name, base, nullable, value.since, value.__doc__ or '', None))
+                derived.append(Field(name, base, nullable, '2.0', value.__doc__ or '', None))
         return tuple(columns + derived)
 
     @property
@@ -183,9 +181,8 @@ class Base(orm.DeclarativeBase):
 
 
 def _parts(target: str, parent: str | None = None) -> typing.Any:
-    order = f'{target}.id'
     return orm.relationship(
-        target, cascade='all, delete-orphan', order_by=order, back_populates=parent
+        target, cascade='all, delete-orphan', order_by=f'{target}.id', back_populates=parent
     )
 
 
@@ -252,9 +249,7 @@ class Device(Base):
         sa.String(255), since='2.50', doc='Where the host has the device: for PCI DDDD:BB:DD.F.'
     )
     numa_node: orm.Mapped[int | None] = fact(
-        sa.Integer,
-        since='2.50',
-        doc='The NUMA node that the device is attached to; null if the host does not say.',
+        sa.Integer, since='2.50', doc='The NUMA node of the device; null if the host does not say.'
     )
     board: orm.Mapped[dict[str, typing.Any] | None] = fact(sa.JSON, hidden=True)
     vendor_board: orm.Mapped[dict[str, typing.Any] | None] = fact(sa.JSON, hidden=True)
@@ -278,7 +273,6 @@ class Device(Base):
     @shown
     def std_board_info(self) -> str:
         """What every board of this kind tells of itself: a JSON object, as text."""
-        # JSON in a string: openstacksdk and the CLI print it as it is.
         return _as_text(self.board or {})
 
     @shown
@@ -449,8 +443,7 @@ class ARQ(Base):
     project_id: orm.Mapped[str] = own(
         sa.String(255), index=True, doc='The project that owns the request.'
     )
-    # Counts the moves from state to state: who asks for one says which he saw, so that what was
-    # asked long ago meets no row.
+    # Counts its moves: who asks for one says which he saw, so that a late call meets no row.
     revision: orm.Mapped[int] = own(sa.Integer, server_default='0', default=0, hidden=True)
     # Unique: this link is the allocation, and the database refuses to make it twice.
     attach_handle_id: orm.Mapped[int | None] = link('attach_handles.id', unique=True)
