@@ -29,7 +29,9 @@ class Service:
 
     def __init__(self, directory: pathlib.Path, hosts=(), **defaults: typing.Any) -> None:
         url = service.database_url(directory)
-        settings = {'api__auth_strategy': 'noauth', 'database__connection': url} | defaults
+        settings = {'api__auth_strategy': 'noauth', 'database__connection': url}
+        # What it does of itself would be counted with what it is asked for.
+        settings |= {'conductor__healing_interval': 3600} | defaults
         self.conf = options.load(files=[], **settings)
         self.embedded = service.Embedded(self.conf, hosts)
         self.database = self.embedded.database

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import threading
+
 from oslo_config import cfg
 from oslo_log import log
-from oslo_service import loopingcall
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -21,13 +22,23 @@ class Healer:
     def __init__(self, conf: cfg.ConfigOpts, sender: outbox.Sender) -> None:
         self._outbox = sender
         self._interval = conf.conductor.healing_interval
-        self._loop = loopingcall.FixedIntervalLoopingCall(self.heal)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='healer', daemon=True)
 
     def start(self) -> None:
-        self._loop.start(self._interval, initial_delay=self._interval, stop_on_exception=False)
+        self._thread.start()
 
     def stop(self) -> None:
-        self._loop.stop()
+        self._stopped.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval):
+            try:
+                self.heal()
+            except Exception:
+                LOG.exception('Hosts that are down could not be looked for')
 
     def heal(self) -> None:
         with self._outbox.session() as session:
