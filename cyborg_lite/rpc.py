@@ -111,8 +111,9 @@ def _hang_up(listener: typing.Any) -> None:
     broker still sends would wait for that. And it says goodbye: while it waits for the answer it
     takes what comes, acknowledges it, and forgets it.
     """
-    connection = getattr(listener._poll_style_listener, 'conn', None)
-    if connection is not None:
+    pooled = getattr(listener._poll_style_listener, 'conn', None)
+    if pooled is not None:
+        connection = pooled.connection
         connection._heartbeat_stop()
         connection.connection.collect()
         connection.connection = None

@@ -168,7 +168,7 @@ class Region:
         }
         try:
             self.deployment.call('report', timeout=2, **self.told)
-        except messaging.MessagingTimeout:
+        except (messaging.MessagingTimeout, messaging.MessageUndeliverable):
             return False
         return True
 
