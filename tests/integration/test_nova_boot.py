@@ -30,7 +30,8 @@ rabbit_quorum_queue = true
 rabbit_transient_quorum_queue = true
 [agent]
 enabled_drivers = fake
-report_interval = 1
+# A host that is silent for longer than two of these gets no server, however busy the machine is.
+report_interval = 5
 """
 #: The name of their provider, and how many accelerators the fake driver has.
 ACCELERATORS = f'{compute.HOST}_FakeDevice'
