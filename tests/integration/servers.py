@@ -13,6 +13,7 @@ import os
 import pathlib
 import shutil
 import socket
+import tempfile
 
 from tests.integration import process
 
@@ -96,28 +97,30 @@ def mariadb(place: pathlib.Path) -> Url:
 @contextlib.contextmanager
 def postgresql(place: pathlib.Path) -> Url:
     place.mkdir()
-    data, port = place / 'data', free_port()
+    port = free_port()
     bin_ = pathlib.Path(_find('/usr/lib/postgresql/*/bin/initdb')).parent
-    # It refuses to run as root.
+    # It refuses to run as root, and pytest's directories are closed to anyone but their owner.
     as_user = [_find('/usr/sbin/runuser'), '-u', 'postgres', '--'] if os.geteuid() == 0 else []
-    if as_user:
-        shutil.chown(place, 'postgres')
-        for parent in place.parents:
-            if parent.stat().st_uid == 0 and parent.is_relative_to('/tmp/pytest-of-root'):
-                parent.chmod(0o755)
-    process.run(*as_user, bin_ / 'initdb', '-D', data, '-A', 'trust', '-U', 'cyborg')
-    running = process.serving(
-        *as_user,
-        bin_ / 'postgres',
-        *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
-        *('-c', 'max_connections=200', '-c', 'fsync=off'),
-        ready='ready to accept connections',
-        log=place / 'output',
-    )
-    with running:
-        environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
-        process.run(bin_ / 'createdb', 'cyborg', **environ)
-        yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+    with tempfile.TemporaryDirectory() as data:
+        if as_user:
+            shutil.chown(data, 'postgres')
+        process.run(
+            *as_user,
+            bin_ / 'initdb',
+            *('-D', data, '-A', 'trust', '-U', 'cyborg', '-E', 'UTF8', '--locale', 'C.UTF-8'),
+        )
+        running = process.serving(
+            *as_user,
+            bin_ / 'postgres',
+            *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
+            *('-c', 'max_connections=200', '-c', 'fsync=off'),
+            ready='ready to accept connections',
+            log=place / 'output',
+        )
+        with running:
+            environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
+            process.run(bin_ / 'createdb', 'cyborg', **environ)
+            yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
 
 
 DATABASES = {'mariadb': mariadb, 'postgresql': postgresql}
