@@ -20,10 +20,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.option.database != 'sqlite':
-        idle = [item for item in items if 'databases' not in item.fixturenames]
-        items[:] = [item for item in items if 'databases' in item.fixturenames]
-        config.hook.pytest_deselected(items=idle)
+    """With a server, what keeps no rows is left out; without one, what needs it."""
+    plain = config.option.database == 'sqlite'
+
+    def fits(item):
+        return 'server' not in item.fixturenames if plain else 'databases' in item.fixturenames
+
+    config.hook.pytest_deselected(items=[item for item in items if not fits(item)])
+    items[:] = filter(fits, items)
 
 
 @pytest.fixture(scope='session')
@@ -38,6 +42,11 @@ def databases(pytestconfig, tmp_path_factory):
 def database_url(databases):
     with databases.empty() as url:
         yield url
+
+
+@pytest.fixture
+def server(databases):
+    """For tests of what only a server does: let many write at the same time."""
 
 
 @pytest.fixture
