@@ -86,6 +86,7 @@ def bind(session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish])
     :raises cyborg_lite.exception.Invalid: when an instance has requests already.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
+    _wait_for_turn(session, {wish['device_rp_uuid'] for wish in wishes})
     arqs = {arq.uuid: arq for arq in _load(session, ctxt, [wish['uuid'] for wish in wishes])}
     for arq in arqs.values():
         if arq.state not in SOURCES['BindStarted']:
@@ -162,12 +163,25 @@ def _visible(
 
 def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[model.ARQ]:
     """These requests, locked, in no certain order."""
-    query = _visible(ctxt, sa.select(model.ARQ), uuids).with_for_update(of=model.ARQ)
-    arqs = list(session.scalars(query))
+    # MariaDB locks whatever is joined, and a profile is of many requests.
+    query = _visible(ctxt, sa.select(model.ARQ), uuids).options(orm.lazyload('*'))
+    arqs = list(session.scalars(query.with_for_update()))
     missing = set(uuids) - {arq.uuid for arq in arqs}
     if missing:
         raise exception.NotFound(what='ARQ', id=', '.join(sorted(missing)))
     return arqs
+
+
+def _wait_for_turn(session: orm.Session, rp_uuids: set[str]) -> None:
+    """Lock the hosts of these providers, as a report does: what follows sees all that was done."""
+    hosts = (
+        sa.select(model.Host.id)
+        .join(model.Device)
+        .join(model.Deployable)
+        .where(model.Deployable.rp_uuid.in_(rp_uuids))
+        .order_by(model.Host.id)
+    )
+    session.execute(hosts.with_for_update(of=model.Host))
 
 
 def _refuse_taken_instances(session: orm.Session, instances: set[str]) -> None:
@@ -211,8 +225,6 @@ def _free_handles(
         )
         .order_by(model.AttachHandle.id)
         .limit(len(arqs))
-        # Those who ask at the same time each see handles of their own.
-        .with_for_update(skip_locked=True)
     )
     handles = list(session.scalars(query))
     if len(handles) < len(arqs):

@@ -11,6 +11,7 @@ from oslo_config import cfg
 from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
+from sqlalchemy.orm import exc as orm_exc
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -26,8 +27,13 @@ Function = collections.abc.Callable[..., Answer]
 
 
 def _lost_race(error: Exception) -> bool:
-    """Whether a constraint stopped us: tried again, the plain check in front of it will tell."""
-    return isinstance(error, (db_exception.DBDuplicateEntry, db_exception.DBReferenceError))
+    """Whether a constraint stopped us, or a row went away under our hands: tried again, the plain
+    check in front of it will tell.
+    """
+    return isinstance(
+        error,
+        db_exception.DBDuplicateEntry | db_exception.DBReferenceError | orm_exc.StaleDataError,
+    )
 
 
 def _transaction(function: Function[Answer]) -> Function[Answer]:
