@@ -65,6 +65,8 @@ def rabbitmq(place: pathlib.Path) -> Url:
 def mariadb(place: pathlib.Path) -> Url:
     place.mkdir()
     data, port = place / 'data', free_port()
+    # One that starts deletes what it takes for its own temporary tables.
+    environ = {'TMPDIR': str(place)}
     process.run(
         _find('/usr/bin/mariadb-install-db'),
         '--no-defaults',
@@ -72,6 +74,7 @@ def mariadb(place: pathlib.Path) -> Url:
         '--auth-root-authentication-method=normal',
         '--skip-test-db',
         f'--datadir={data}',
+        **environ,
     )
     running = process.serving(
         _find('/usr/sbin/mariadbd'),
@@ -85,6 +88,7 @@ def mariadb(place: pathlib.Path) -> Url:
         *('--innodb-flush-log-at-trx-commit=2', '--innodb-doublewrite=0', '--sync-binlog=0'),
         ready='ready for connections',
         log=place / 'output',
+        **environ,
     )
     with running:
         client = _find('/usr/bin/mariadb')
