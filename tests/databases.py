@@ -79,15 +79,24 @@ class Served:
         self._idle.append(url)
 
 
+#: The tables in which there was ever a row.
+_USED = """
+SELECT table_name FROM information_schema.tables
+WHERE table_schema = database() AND auto_increment > 1
+"""
+
+
 def _clear(url: sa.URL) -> None:
     """Delete all rows; what comes next is numbered from one again."""
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    tables = set(sa.inspect(engine).get_table_names()) - {'alembic_version'}
-    if engine.dialect.name == 'postgresql' and tables:
-        _do(url, f'TRUNCATE {", ".join(tables)} RESTART IDENTITY')
-    else:
-        truncate = [f'TRUNCATE TABLE {table}' for table in tables]
-        _do(url, 'SET lock_wait_timeout = 60', 'SET foreign_key_checks = 0', *truncate)
+    if engine.dialect.name == 'postgresql':
+        tables = set(sa.inspect(engine).get_table_names()) - {'alembic_version'}
+        _do(url, *([f'TRUNCATE {", ".join(tables)} RESTART IDENTITY'] if tables else []))
+        return
+    with engine.connect() as connection:
+        tables = set(connection.scalars(sa.text(_USED)))
+    truncate = [f'TRUNCATE TABLE {table}' for table in tables]
+    _do(url, 'SET lock_wait_timeout = 60', 'SET foreign_key_checks = 0', *truncate)
 
 
 def _do(url: sa.URL, *statements: str) -> None:
