@@ -51,8 +51,15 @@ def fill_b754f9f71354(connection, tables):
     add('messages', kind='provider', key=support.INSTANCE, **due)
 
 
+def fill_8c41d07be2f6(connection, tables):
+    """A host that has fallen silent."""
+    host = {'name': 'host-2', 'uuid': 'host-2', 'boot_id': 'boot-1', 'sequence': 1, 'interval': 20}
+    host |= {'created_at': sa.func.now(), 'seen_at': sa.func.now(), 'silent': True}
+    connection.execute(sa.insert(tables['hosts']).values(past_boots='[]', drivers='{}', **host))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
-FILL = {'b754f9f71354': fill_b754f9f71354}
+FILL = {'b754f9f71354': fill_b754f9f71354, '8c41d07be2f6': fill_8c41d07be2f6}
 
 
 def revisions():
@@ -110,6 +117,7 @@ def test_the_rows_can_be_read_by_the_models(fresh):
         assert arq.attach_handle_info == {'bus': '3c'}
         assert arq.device_profile.groups == [{'resources:FPGA': '1'}]
         [part] = session.query(model.Deployable)
+        assert [host.silent for host in session.query(model.Host)] == [False, True]
         assert (part.handle_count, part.device.host.name) == (2, 'hôst-1 😀')
         assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
 

@@ -18,9 +18,9 @@ TOLD = (outbox.PROVIDER,)
 
 
 @pytest.fixture
-def conductor(directory, monkeypatch):
+def conductor(database_url, monkeypatch):
     """A conductor with somebody to tell of providers."""
-    made = direct.Conductor(directory)
+    made = direct.Conductor(database_url)
     monkeypatch.setattr(made._manager.outbox, '_send', dict.fromkeys(TOLD))
     yield made
     made.close()
