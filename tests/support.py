@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import pathlib
 import typing
 import uuid
 
@@ -25,12 +24,11 @@ INSTANCE = '5c2fd2f1-ecf0-4a1d-9d0a-0f3c7d7a1b01'
 
 
 class Service:
-    """API and conductor over SQLite; agents only if hosts are given."""
+    """API and conductor over a database; agents only if hosts are given."""
 
-    def __init__(self, directory: pathlib.Path, hosts=(), **defaults: typing.Any) -> None:
-        url = service.database_url(directory)
-        settings = {'api__auth_strategy': 'noauth', 'database__connection': url}
-        # What it does of itself would be counted with what it is asked for.
+    def __init__(self, database_url: str, hosts=(), **defaults: typing.Any) -> None:
+        settings = {'api__auth_strategy': 'noauth', 'database__connection': database_url}
+        # What comes by itself would be counted among the statements of a test.
         settings |= {'conductor__healing_interval': 3600} | defaults
         self.conf = options.load(files=[], **settings)
         self.embedded = service.Embedded(self.conf, hosts)

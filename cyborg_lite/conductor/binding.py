@@ -92,15 +92,8 @@ def bind(
     :raises cyborg_lite.exception.Invalid: when an instance has requests already.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
-    uuids = [wish['uuid'] for wish in wishes]
-    arqs = {arq.uuid: arq for arq in _load(session, ctxt, uuids)}
-    _refuse_moved(arqs.values(), seen)
-    for arq in arqs.values():
-        if arq.state not in SOURCES['BindStarted']:
-            raise exception.Conflict(
-                reason=f'ARQ {arq.uuid} is {arq.state}: unbind it before it is bound again.'
-            )
-    _refuse_taken_instances(session, {wish['instance_uuid'] for wish in wishes})
+    _wait_for_turn(session, {wish['device_rp_uuid'] for wish in wishes})
+    arqs = _load_free(session, ctxt, wishes, seen)
     by_provider = collections.defaultdict(list)
     for wish in wishes:
         by_provider[wish['device_rp_uuid']].append(wish)
@@ -109,8 +102,10 @@ def bind(
         wanted = [arqs[wish['uuid']] for wish in together]
         handles = _free_handles(session, providers.get(rp_uuid), rp_uuid, wanted)
         for wish, handle in zip(together, handles, strict=True):
-            if not _move(session, [wish['uuid']], 'Bound', attach_handle_id=handle, **_place(wish)):
-                raise _changed(wish['uuid'])
+            since = model.ARQ.revision == arqs[wish['uuid']].revision
+            uuids, place = [wish['uuid']], _place(wish)
+            if not _move(session, uuids, 'Bound', since, attach_handle_id=handle, **place):
+                raise _changed(*uuids)
     _notify(session, wishes, 'completed')
 
 
@@ -160,7 +155,7 @@ def unbind(
 
 def delete(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[str]:
     """Delete these requests and free what they hold; returns the uuids that do not exist."""
-    found = set(session.scalars(_visible(ctxt, sa.select(model.ARQ.uuid), uuids)))
+    found = set(session.scalars(sa.select(model.ARQ.uuid).where(_visible(ctxt, uuids))))
     session.execute(sa.delete(model.ARQ).where(model.ARQ.uuid.in_(found)))
     return [uuid for uuid in uuids if uuid not in found]
 
@@ -178,21 +173,68 @@ def delete_of(
     session.execute(gone)
 
 
-def _visible(
-    ctxt: context.RequestContext, query: sa.Select[typing.Any], uuids: list[str]
-) -> sa.Select[typing.Any]:
-    query = query.where(model.ARQ.uuid.in_(uuids))
-    return query if ctxt.scope is None else query.where(model.ARQ.project_id == ctxt.scope)
+def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:
+    """That a request is one of these, and the caller may see it."""
+    these = model.ARQ.uuid.in_(uuids)
+    return these if ctxt.scope is None else sa.and_(these, model.ARQ.project_id == ctxt.scope)
+
+
+def _load_free(
+    session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish], seen: Seen
+) -> dict[str, model.ARQ]:
+    """The requests that are wished to be bound, by uuid: each may be, and its instance has none.
+
+    They are not locked: one that moves until it is bound is found out by its revision.
+    """
+    uuids = [wish['uuid'] for wish in wishes]
+    instances = {wish['instance_uuid'] for wish in wishes}
+    visible = _visible(ctxt, uuids)
+    # Both questions are of the same table.
+    query = sa.select(model.ARQ, visible).where(
+        sa.or_(visible, model.ARQ.instance_uuid.in_(instances))
+    )
+    rows = session.execute(query).all()
+    arqs = {arq.uuid: arq for arq, ours in rows if ours}
+    _refuse_missing(uuids, arqs)
+    _refuse_moved(arqs.values(), seen)
+    for arq in arqs.values():
+        if arq.state not in SOURCES['BindStarted']:
+            raise exception.Conflict(
+                reason=f'ARQ {arq.uuid} is {arq.state}: unbind it before it is bound again.'
+            )
+    for arq, _ in rows:
+        if arq.instance_uuid in instances:
+            raise exception.Invalid(
+                reason=f'Instance {arq.instance_uuid} already has accelerator requests'
+            )
+    return arqs
 
 
 def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[model.ARQ]:
     """These requests, locked, in no certain order."""
-    query = _visible(ctxt, sa.select(model.ARQ), uuids).with_for_update(of=model.ARQ)
-    arqs = list(session.scalars(query))
-    missing = set(uuids) - {arq.uuid for arq in arqs}
-    if missing:
-        raise exception.NotFound(what='ARQ', id=', '.join(sorted(missing)))
+    # MariaDB locks whatever is joined, and a profile is of many requests.
+    query = sa.select(model.ARQ).where(_visible(ctxt, uuids)).options(orm.lazyload('*'))
+    arqs = list(session.scalars(query.with_for_update()))
+    _refuse_missing(uuids, {arq.uuid for arq in arqs})
     return arqs
+
+
+def _refuse_missing(uuids: list[str], found: collections.abc.Container[str]) -> None:
+    missing = sorted(uuid for uuid in uuids if uuid not in found)
+    if missing:
+        raise exception.NotFound(what='ARQ', id=', '.join(missing))
+
+
+def _wait_for_turn(session: orm.Session, rp_uuids: set[str]) -> None:
+    """Lock the hosts of these providers, as a report does: what follows sees all that was done."""
+    hosts = (
+        sa.select(model.Host.id)
+        .join(model.Device)
+        .join(model.Deployable)
+        .where(model.Deployable.rp_uuid.in_(rp_uuids))
+        .order_by(model.Host.id)
+    )
+    session.execute(hosts.with_for_update(of=model.Host))
 
 
 def _refuse_moved(arqs: collections.abc.Iterable[model.ARQ], seen: Seen) -> None:
@@ -208,14 +250,6 @@ def _has_moved(arq: model.ARQ, seen: Seen) -> bool:
 
 def _changed(*uuids: str) -> exception.CyborgError:
     return exception.Conflict(reason=f'ARQ {", ".join(uuids)} changed meanwhile: try again.')
-
-
-def _refuse_taken_instances(session: orm.Session, instances: set[str]) -> None:
-    taken = session.scalar(
-        sa.select(model.ARQ.instance_uuid).where(model.ARQ.instance_uuid.in_(instances)).limit(1)
-    )
-    if taken:
-        raise exception.Invalid(reason=f'Instance {taken} already has accelerator requests')
 
 
 def _providers(
@@ -251,8 +285,6 @@ def _free_handles(
         )
         .order_by(model.AttachHandle.id)
         .limit(len(arqs))
-        # Those who ask at the same time each see handles of their own.
-        .with_for_update(skip_locked=True)
     )
     handles = list(session.scalars(query))
     if len(handles) < len(arqs):

@@ -32,8 +32,9 @@ def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
     :raises cyborg_lite.exception.NotFound: when there is none.
     :raises cyborg_lite.exception.Conflict: while requests refer to it.
     """
-    profile = _find(session, model.DeviceProfile.name, id) or _find(
-        session, model.DeviceProfile.uuid, id
+    # Locked: of two who delete it one is told that it is gone.
+    profile = _find(session, model.DeviceProfile.name, id, lock=True) or _find(
+        session, model.DeviceProfile.uuid, id, lock=True
     )
     if profile is None:
         raise exception.NotFound(what='Device profile', id=id)
@@ -68,6 +69,7 @@ def resources(group: dict[str, str]) -> dict[str, int]:
 
 
 def _find(
-    session: orm.Session, column: orm.InstrumentedAttribute[str], value: str
+    session: orm.Session, column: orm.InstrumentedAttribute[str], value: str, lock: bool = False
 ) -> model.DeviceProfile | None:
-    return session.scalars(sa.select(model.DeviceProfile).where(column == value)).one_or_none()
+    query = sa.select(model.DeviceProfile).where(column == value)
+    return session.scalars(query.with_for_update() if lock else query).one_or_none()

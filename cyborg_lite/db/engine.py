@@ -27,6 +27,8 @@ class Database:
         self.engine: sa.Engine = self._facade.writer.get_engine()
         if self.engine.dialect.name == 'sqlite':
             _prepare_sqlite(self.engine)
+        if self.engine.dialect.name == 'mysql':
+            _prepare_mysql(self.engine)
 
     @contextlib.contextmanager
     def reader(self) -> typing.Iterator[orm.Session]:
@@ -42,6 +44,22 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _prepare_mysql(engine: sa.Engine) -> None:
+    """Let a transaction see what others have committed, and lock no row that is not there.
+
+    PostgreSQL's default; by MariaDB's, two who add different hosts or profiles run into a
+    deadlock.
+    """
+
+    @event.listens_for(engine, 'connect')
+    def connect(connection: typing.Any, _record: typing.Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED')
+
+    # oslo.db has tried a connection before it knew of this.
+    engine.dispose()
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:

@@ -17,6 +17,7 @@ import uuid
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import huawei_ascend
+from tests import databases
 from tests import support
 
 DIRECTORY = pathlib.Path(__file__).parents[2] / 'api-ref/samples'
@@ -172,8 +173,8 @@ def _stand_ins(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        service = support.Service(pathlib.Path(directory))
+    with databases.Files().new() as url:
+        service = support.Service(url)
         try:
             made = texts(converse(service, '2.50'))
         finally:

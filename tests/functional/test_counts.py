@@ -30,9 +30,16 @@ def calls():
 
 
 @pytest.fixture(scope='module')
-def crowded(tmp_path_factory):
+def crowded(databases):
     """A service with many of each; only to be read."""
-    made = support.Service(tmp_path_factory.mktemp('crowded'))
+    with databases.empty() as url:
+        made = support.Service(url)
+        _crowd(made)
+        yield made
+        made.stop()
+
+
+def _crowd(made):
     devices = [
         support.card(f'{n:03x}', handles=1, vendor=f'{n % 7:04x}', numa_node=(None, 0, 1)[n % 3])
         for n in range(MANY)
@@ -49,8 +56,6 @@ def crowded(tmp_path_factory):
     [part] = made.api.get('/v2/deployables?limit=1').json['deployables']
     [arq] = made.api.get(f'{ARQS}?limit=1').json['arqs']
     assert made.api.bind(arq['uuid'], provider=part['rp_uuid']).status_int == 202
-    yield made
-    made.stop()
 
 
 LISTS = {

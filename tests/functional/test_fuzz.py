@@ -53,8 +53,8 @@ def member_of(service):
 class World:
     """A service with rows of two projects; what is deleted comes back."""
 
-    def __init__(self, directory):
-        self.service = support.Service(directory)
+    def __init__(self, database_url):
+        self.service = support.Service(database_url)
         self.apps = {'admin': self.service.embedded.application, 'member': member_of(self.service)}
         self.apis = [support.Api(webtest.TestApp(each)) for each in self.apps.values()]
         self._changed = set()
@@ -189,11 +189,12 @@ ADMIN, MEMBER = Persona('admin'), Persona('member')
 
 
 @pytest.fixture(scope='module')
-def world(tmp_path_factory):
-    made = World(tmp_path_factory.mktemp('world'))
-    ADMIN.world = MEMBER.world = made
-    yield made
-    made.service.stop()
+def world(databases):
+    with databases.empty() as url:
+        made = World(url)
+        ADMIN.world = MEMBER.world = made
+        yield made
+        made.service.stop()
     print(f'FUZZ_SEED={SEED}', *made.seen.items(), sep='\n')
     for (persona, label), seen in made.seen.items():
         assert sum(seen.values()) >= LEAST, label

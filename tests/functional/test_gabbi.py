@@ -6,6 +6,7 @@ run alone, and pytest-xdist may deal out the tests of one file: what comes befor
 """
 
 import concurrent.futures
+import contextlib
 import json
 import pathlib
 import unittest
@@ -70,8 +71,8 @@ class Cloud:
     GPU that gives two.
     """
 
-    def __init__(self, directory):
-        self.service = support.Service(directory)
+    def __init__(self, database_url):
+        self.service = support.Service(database_url)
         numa = {'numa_node': 1, 'board': {'product_id': '0xd802'}, 'vendor_board': {'slot': 4}}
         npu = {'type': 'AICHIP', 'vendor': '19e5', 'model': 'Ascend 910B', **numa}
         gpu = {'type': 'GPU', 'vendor': '10de', 'model': 'A100'}
@@ -130,17 +131,18 @@ SUITES = [Suite(path) for path in sorted(GABBITS.glob('*.yaml'))]
 
 
 @pytest.fixture(scope='module')
-def started(tmp_path_factory):
+def started(databases):
     """Starts the service of a suite, once; all are stopped at the end."""
 
     def start(suite):
         if suite.cloud is None:
-            suite.cloud = Cloud(tmp_path_factory.mktemp(suite.name))
+            suite.cloud = Cloud(urls.enter_context(databases.empty()))
         return suite.cloud
 
-    yield start
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(lambda suite: suite.cloud and suite.cloud.service.stop(), SUITES))
+    with contextlib.ExitStack() as urls:
+        yield start
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(lambda suite: suite.cloud and suite.cloud.service.stop(), SUITES))
 
 
 @pytest.mark.parametrize(('suite', 'case'), [p for s in SUITES for p in s.parameters()])

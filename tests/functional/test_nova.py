@@ -10,7 +10,6 @@ from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite import service
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
@@ -25,12 +24,12 @@ CALLER = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
 class Bound:
     """A conductor with two requests, a card for them, and a Nova to be told."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, database_url):
         file = directory / 'cyborg_lite.conf'
         file.write_text(
             f'[nova]\nauth_type = admin_token\ntoken = t\nendpoint = {URL}\n'
             f'endpoint_override = {URL}\n'
-            f'[database]\nconnection = {service.database_url(directory)}\n'
+            f'[database]\nconnection = {database_url}\n'
         )
         conf = options.load(files=[str(file)])
         self.database = engine.Database(conf)
@@ -88,8 +87,10 @@ def nova():
 
 
 @pytest.fixture
-def bound(tmp_path):
-    return Bound(tmp_path)
+def bound(tmp_path, database_url):
+    made = Bound(tmp_path, database_url)
+    yield made
+    made.database.close()
 
 
 def events(arqs, status):

@@ -30,10 +30,11 @@ each_route = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope='module')
-def service(tmp_path_factory):
-    made = support.Service(tmp_path_factory.mktemp('service'))
-    yield made
-    made.stop()
+def service(databases):
+    with databases.empty() as url:
+        made = support.Service(url)
+        yield made
+        made.stop()
 
 
 @pytest.fixture(scope='module')
@@ -146,8 +147,8 @@ def test_rules_and_routes_are_the_same(service, monkeypatch):
 
 
 @pytest.mark.parametrize('asked', VERSIONS)
-def test_every_answer_is_declared_at_every_version(tmp_path, asked):
-    service = support.Service(tmp_path)
+def test_every_answer_is_declared_at_every_version(database_url, asked):
+    service = support.Service(database_url)
     try:
         exchanges = samples.converse(service, asked)
         document = at(service.api.get('/v2/openapi.json').json, asked)

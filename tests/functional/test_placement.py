@@ -13,7 +13,6 @@ from cyborg_lite import clients
 from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import model
-from cyborg_lite import service
 from cyborg_lite.clients import placement
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
@@ -28,12 +27,12 @@ RP_UUID = str(uuid.uuid3(uuid.NAMESPACE_DNS, NAME))
 class Cloud:
     """A conductor, and the Placement that it speaks to."""
 
-    def __init__(self, directory, endpoint):
+    def __init__(self, directory, database_url, endpoint):
         file = directory / 'cyborg_lite.conf'
         file.write_text(
             f'[placement]\nauth_type = admin_token\ntoken = admin\nendpoint = {endpoint}\n'
             f'endpoint_override = {endpoint}\n'
-            f'[database]\nconnection = {service.database_url(directory)}\n'
+            f'[database]\nconnection = {database_url}\n'
         )
         self.conf = options.load(files=[str(file)])
         self.database = engine.Database(self.conf)
@@ -100,9 +99,11 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(tmp_path, database_url):
     with fixtures.PlacementFixture() as real:
-        yield Cloud(tmp_path, real.endpoint)
+        made = Cloud(tmp_path, database_url, real.endpoint)
+        yield made
+        made.database.close()
 
 
 @pytest.fixture

@@ -10,7 +10,10 @@ import uuid
 import pytest
 import webtest
 
+from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite.conductor import manager
+from cyborg_lite.db import engine
 from tests import support
 
 ARQS = '/v2/accelerator_requests'
@@ -126,6 +129,87 @@ def test_a_profile_is_created_once(service, race, field, version, statuses):
     refused = [support.fault(answer) for answer in answers if answer.status_int == 409]
     assert all('already exists' in text for text in refused)
     assert len(service.rows(model.DeviceProfile)) == 1
+
+
+def test_a_profile_is_deleted_once(service, race):
+    for n in range(8):
+        service.profile(f'p{n}')
+
+    def delete(n):
+        return lambda api: api.delete(f'/v2/device_profiles/p{n}')
+
+    answers = race(*(delete(n) for n in range(8) for _ in range(4)))
+    assert collections.Counter(answer.status_int for answer in answers) == {204: 8, 404: 24}
+
+
+def test_a_name_comes_and_goes(service, race):
+    """Whoever creates and deletes a profile of one name: each that was deleted had been created."""
+
+    def create(api):
+        return api.post('/v2/device_profiles', [{'name': 'same', 'groups': GROUPS}])
+
+    def delete(api):
+        return api.delete('/v2/device_profiles/same')
+
+    def churn(api):
+        return [(create(api).status_int, delete(api).status_int) for _ in range(4)]
+
+    pairs = [pair for pairs in race(*[churn] * 12) for pair in pairs]
+    created, deleted = (collections.Counter(statuses) for statuses in zip(*pairs, strict=True))
+    # What was created and is gone before it can be shown is a 404 as well.
+    assert created.keys() <= {201, 404, 409}
+    assert deleted.keys() <= {204, 404}
+    left = created[201] + created[404] - deleted[204]
+    assert left == len(service.rows(model.DeviceProfile))
+
+
+@pytest.fixture
+def conductors(service):
+    """Two that work on the database of the service, as in processes of their own."""
+    databases = [engine.Database(service.conf) for _ in range(2)]
+    yield [manager.Manager(service.conf, database) for database in databases]
+    for database in databases:
+        database.close()
+
+
+def report(host, *devices, sequence=1):
+    facts = [device.facts() for device in devices]
+    said = {'host': host, 'boot_id': 'boot-1', 'sequence': sequence, 'interval': 3600}
+    return said | {'digest': str(sequence), 'devices': facts, 'drivers': {}}
+
+
+def test_two_conductors_that_take_one_report_keep_two_devices(service, race, conductors):
+    """Upstream keeps four."""
+    reports = [report(f'host-{n}', support.card('3b', 2), support.card('3c', 2)) for n in range(8)]
+    race(
+        *(
+            lambda _, said=said, conductor=conductor: conductor.report(context.service(), **said)
+            for said in reports
+            for conductor in conductors * 2
+        )
+    )
+    assert len(service.rows(model.Host)) == 8
+    assert len(service.rows(model.Device)) == 16
+    assert len(service.rows(model.Deployable)) == 16
+    assert len(service.rows(model.AttachHandle)) == 32
+
+
+def test_the_last_report_is_what_stays(service, race, conductors):
+    """Whichever conductor takes which: a card more in each, and the last has two."""
+    cards = [support.card(f'{n:02x}') for n in range(8)]
+    said = [report('host-1', *cards[: n + 1], sequence=n + 1) for n in range(7)]
+    said.append(report('host-1', *cards[:2], sequence=8))
+    race(
+        *(
+            lambda _, each=each, conductor=conductor: conductor.report(context.service(), **each)
+            for each in said
+            for conductor in conductors
+        )
+    )
+    present = [row.address for row in service.rows(model.Device) if not row.absences]
+    assert sorted(present) == ['0000:00:00.0', '0000:01:00.0']
+    [host] = service.rows(model.Host)
+    assert (host.sequence, host.boot_id) == (8, 'boot-1')
 
 
 def test_an_attribute_is_created_once(service, race):

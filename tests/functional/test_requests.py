@@ -18,12 +18,12 @@ GROUPS = [{'resources:FPGA': '1'}]
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(database_url):
     """Make services with settings of their own."""
     made = []
 
     def start(**settings):
-        made.append(support.Service(tmp_path, **settings))
+        made.append(support.Service(database_url, **settings))
         return made[-1]
 
     yield start

@@ -235,8 +235,8 @@ def test_wait_for_a_status_and_for_a_deletion(sdk, arq, wish):
 
 
 @pytest.mark.parametrize('most', [1, 2, 3])
-def test_lists_are_followed_page_by_page(tmp_path, most):
-    small = support.Service(tmp_path, api__max_limit=most)
+def test_lists_are_followed_page_by_page(database_url, most):
+    small = support.Service(database_url, api__max_limit=most)
     small.report(*(support.card(f'{n:02x}') for n in range(3)))
     small.profile(FPGA=3)
     small.arqs()

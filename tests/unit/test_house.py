@@ -7,19 +7,12 @@ from importlib import metadata
 import pathlib
 import subprocess
 import sys
-import tempfile
-import unittest
 
-from oslo_db.sqlalchemy import test_migrations
 from oslo_service import backend
 import pytest
 
 import cyborg_lite
 from cyborg_lite import conf as options
-from cyborg_lite import model
-from cyborg_lite import service
-from cyborg_lite.db import engine
-from cyborg_lite.db import migration
 
 ROOT = pathlib.Path(cyborg_lite.__file__).parent
 FILES = sorted(ROOT.rglob('*.py'))
@@ -186,28 +179,6 @@ def test_every_driver_has_an_entry_point():
     # All that ship are enabled, but the fake one.
     enabled = options.load(files=[]).agent.enabled_drivers
     assert set(enabled) == modules - {'fake'}
-
-
-class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.TestCase):
-    """oslo.db's comparison, over a database of its own."""
-
-    def setUp(self):
-        directory = self.enterContext(tempfile.TemporaryDirectory())
-        url = service.database_url(pathlib.Path(directory))
-        self.database = engine.Database(options.load(files=[], database__connection=url))
-        self.addCleanup(self.database.close)
-
-    def db_sync(self, engine):
-        migration.upgrade(engine)
-
-    def get_engine(self):
-        return self.database.engine
-
-    def get_metadata(self):
-        return model.Base.metadata
-
-    def include_object(self, object_, name, type_, reflected, compare_to):
-        return not (type_ == 'table' and name == 'alembic_version')
 
 
 @pytest.mark.parametrize('file', FILES, ids=name)

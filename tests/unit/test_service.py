@@ -43,15 +43,14 @@ def test_embedded_with_agents(conf, tmp_path):
     embedded.stop()
 
 
-def test_two_in_one_process_do_not_hear_each_other(tmp_path):
+def test_two_in_one_process_do_not_hear_each_other(databases):
     """The transport in memory is one for the process."""
-    (tmp_path / 'a').mkdir()
-    (tmp_path / 'b').mkdir()
-    one, other = support.Service(tmp_path / 'a'), support.Service(tmp_path / 'b')
-    one.report(*[support.card(f'{number}a') for number in range(4)])
-    assert (len(one.rows(model.Device)), len(other.rows(model.Device))) == (4, 0)
-    one.stop()
-    other.stop()
+    with databases.empty() as one_url, databases.empty() as other_url:
+        one, other = support.Service(one_url), support.Service(other_url)
+        one.report(*[support.card(f'{number}a') for number in range(4)])
+        assert (len(one.rows(model.Device)), len(other.rows(model.Device))) == (4, 0)
+        one.stop()
+        other.stop()
 
 
 def test_embedded_that_never_began_can_be_stopped(conf, tmp_path):

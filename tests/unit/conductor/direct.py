@@ -7,8 +7,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-import pathlib
 import typing
 import uuid
 
@@ -18,7 +16,6 @@ import sqlalchemy as sa
 from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import model
-from cyborg_lite import service
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -27,9 +24,6 @@ from tests import support
 ADMIN = context.RequestContext(is_admin=True, project_id='p1', overwrite=False)
 OK = {'fake': {'state': 'ok', 'reason': '', 'devices': 0}}
 DEGRADED = {'fake': {'state': 'degraded', 'reason': 'it raised', 'devices': 0}}
-
-#: Where a commit costs no disk.
-MEMORY = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
 
 Rows = dict[str, list[tuple[typing.Any, ...]]]
 
@@ -44,9 +38,8 @@ class Conductor:
     rows = support.Service.rows
     statements = support.Service.statements
 
-    def __init__(self, directory: pathlib.Path, **defaults: typing.Any) -> None:
-        url = service.database_url(directory)
-        self.conf = options.load(files=[], database__connection=url, **defaults)
+    def __init__(self, database_url: str, **defaults: typing.Any) -> None:
+        self.conf = options.load(files=[], database__connection=database_url, **defaults)
         self.database = engine.Database(self.conf)
         migration.upgrade(self.database.engine)
         self._manager = manager.Manager(self.conf, self.database)

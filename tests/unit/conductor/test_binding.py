@@ -3,6 +3,7 @@ import itertools
 import threading
 import uuid
 
+from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
 
@@ -234,7 +235,7 @@ def test_the_database_refuses_to_give_a_handle_twice(one):
     one.hold()
     [more] = one.arqs()
     [taken] = {row.attach_handle_id for row in one.rows(model.ARQ)} - {None}
-    with pytest.raises(Exception, match='UNIQUE'), one.database.writer() as session:
+    with pytest.raises(db_exception.DBDuplicateEntry), one.database.writer() as session:
         session.execute(
             sa.update(model.ARQ).where(model.ARQ.uuid == more).values(attach_handle_id=taken)
         )

@@ -128,8 +128,8 @@ def test_absences_in_a_row_are_what_counts(conductor):
     assert (conductor.device().uuid, conductor.device().absences) == (uuid_, 0)
 
 
-def test_absences_option(directory):
-    conductor = direct.Conductor(directory, conductor__absences=1)
+def test_absences_option(database_url):
+    conductor = direct.Conductor(database_url, conductor__absences=1)
     conductor.report(card())
     conductor.report()
     assert conductor.device() is None

@@ -4,8 +4,6 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
-import tempfile
 import uuid
 
 import hypothesis
@@ -15,6 +13,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from tests import databases
 from tests import support
 from tests.unit.conductor import direct
 
@@ -58,8 +57,8 @@ class Machine(stateful.RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.cleanup = contextlib.ExitStack()
-        path = self.cleanup.enter_context(tempfile.TemporaryDirectory(dir=direct.MEMORY))
-        self.conductor = direct.Conductor(pathlib.Path(path))
+        url = self.cleanup.enter_context(databases.Files().new())
+        self.conductor = direct.Conductor(url)
         self.cleanup.callback(self.conductor.close)
         self.conductor.create_device_profile(
             profile={'name': 'one', 'groups': [{'resources:FPGA': '1'}]}

@@ -2,14 +2,14 @@
 import pytest
 
 from cyborg_lite import conf as options
-from cyborg_lite import service
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
 
 @pytest.fixture
-def conf(tmp_path):
-    return options.load(files=[], database__connection=service.database_url(tmp_path))
+def conf(databases):
+    with databases.new() as url:
+        yield options.load(files=[], database__connection=url)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
 
+from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
 
@@ -27,7 +28,8 @@ def test_writers_wait_for_each_other(database, conf, host):
         barrier.wait()
         try:
             with databases[number % 2].writer() as session:
-                seen = sequence(session)
+                # SQLite locks all when it begins, whatever it is asked for.
+                seen = session.scalar(sa.select(model.Host.sequence).with_for_update())
                 session.execute(sa.update(model.Host).values(sequence=seen + 1))
         except Exception as error:
             raised.append(error)
@@ -62,7 +64,7 @@ def test_writer_undoes_what_fails(database, host):
 
 def test_links_are_checked(database):
     """SQLite checks foreign keys only if it is told to."""
-    with pytest.raises(Exception, match='FOREIGN KEY'), database.writer() as session:
+    with pytest.raises(db_exception.DBReferenceError), database.writer() as session:
         session.execute(
             sa.insert(model.Deployable).values(
                 name='a', driver_name='fake', rp_uuid='b', device_id=99
@@ -71,5 +73,7 @@ def test_links_are_checked(database):
 
 
 def test_sqlite_lets_readers_and_a_writer_work_side_by_side(database):
+    if database.engine.dialect.name != 'sqlite':
+        pytest.skip('this is about SQLite alone')
     with database.reader() as session:
         assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'

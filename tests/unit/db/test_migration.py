@@ -7,10 +7,9 @@ from cyborg_lite.db import migration
 
 
 def schema(engine):
-    with engine.connect() as connection:
-        return connection.execute(
-            sa.text('SELECT type, name, sql FROM sqlite_master ORDER BY type, name')
-        ).all()
+    found = sa.MetaData()
+    found.reflect(engine)
+    return [str(sa.schema.CreateTable(table)) for table in found.sorted_tables]
 
 
 def test_upgrade_of_an_empty_database(empty):

@@ -13,6 +13,7 @@ from cyborg_lite import model
 from cyborg_lite.agent import drivers
 from cyborg_lite.db import upstream
 from cyborg_lite.driver import host as hosts
+from tests import databases
 from tests.unit.conductor import direct
 from tests.unit.db import cyborg as cyborg_
 
@@ -21,7 +22,7 @@ CARD = '0000:3b:00.0'
 
 @pytest.fixture
 def tmp_path():
-    with tempfile.TemporaryDirectory(dir=direct.MEMORY) as path:
+    with tempfile.TemporaryDirectory(dir=databases.MEMORY) as path:
         yield pathlib.Path(path)
 
 
@@ -33,9 +34,9 @@ def cyborg(tmp_path):
 
 
 @pytest.fixture
-def conductor(tmp_path):
+def conductor(database_url):
     """A conductor over the database that is to be filled."""
-    made = direct.Conductor(tmp_path)
+    made = direct.Conductor(database_url)
     yield made
     made.close()
 

@@ -98,6 +98,9 @@ def _create(table: str, *columns: sa.schema.SchemaItem) -> None:
         *columns,
         sa.Column('created_at', sa.DateTime(), nullable=False),
         sa.Column('updated_at', sa.DateTime()),
+        # Texts are equal if their bytes are, as in the other databases.
+        mysql_charset='utf8mb4',
+        mysql_collate='utf8mb4_nopad_bin',
     )
 
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Empty databases for tests: files of SQLite, or databases of a server started for them."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+import tempfile
+import typing
+
+import sqlalchemy as sa
+
+from cyborg_lite import service
+from tests.integration import servers
+
+
+def _has_room(directory: str) -> bool:
+    """Whether files can be written there; a container may have a few megabytes only."""
+    return os.access(directory, os.W_OK) and shutil.disk_usage(directory).free > 2**30
+
+
+ENGINES = ('sqlite', *servers.DATABASES)
+
+#: Where a commit costs no disk.
+MEMORY = '/dev/shm' if _has_room('/dev/shm') else None
+
+Url = collections.abc.Iterator[str]
+
+
+class Databases(typing.Protocol):
+    """As many databases as are wanted at once, by their URLs."""
+
+    def empty(self) -> contextlib.AbstractContextManager[str]:
+        """A database in which there is no row."""
+
+    def new(self) -> contextlib.AbstractContextManager[str]:
+        """A database in which there is nothing, not even a table."""
+
+
+class Files:
+    """Databases of SQLite: a file is soon made, and each is used once."""
+
+    @contextlib.contextmanager
+    def new(self) -> Url:
+        with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
+            yield service.database_url(pathlib.Path(directory))
+
+    empty = new
+
+
+class Served:
+    """Databases of a server: tables take long to make, so they are emptied and used again."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self._idle: list[str] = []
+        self._numbers = itertools.count(1)
+
+    @contextlib.contextmanager
+    def new(self) -> Url:
+        name = f'test_{next(self._numbers)}'
+        _do(self._url, f'CREATE DATABASE {name}')
+        yield self._url.set(database=name).render_as_string(hide_password=False)
+        _do(self._url, f'DROP DATABASE {name}')
+
+    @contextlib.contextmanager
+    def empty(self) -> Url:
+        if not self._idle:
+            name = f'test_{next(self._numbers)}'
+            _do(self._url, f'CREATE DATABASE {name}')
+            self._idle.append(self._url.set(database=name).render_as_string(hide_password=False))
+        url = self._idle.pop()
+        yield url
+        _clear(sa.make_url(url))
+        self._idle.append(url)
+
+
+#: The tables in which there was ever a row.
+_USED = """
+SELECT table_name FROM information_schema.tables
+WHERE table_schema = database() AND auto_increment > 1
+"""
+
+
+def _clear(url: sa.URL) -> None:
+    """Delete all rows; what comes next is numbered from one again."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    if engine.dialect.name == 'postgresql':
+        tables = set(sa.inspect(engine).get_table_names()) - {'alembic_version'}
+        _do(url, *([f'TRUNCATE {", ".join(tables)} RESTART IDENTITY'] if tables else []))
+        return
+    with engine.connect() as connection:
+        tables = set(connection.scalars(sa.text(_USED)))
+    truncate = [f'TRUNCATE TABLE {table}' for table in tables]
+    _do(url, 'SET lock_wait_timeout = 60', 'SET foreign_key_checks = 0', *truncate)
+
+
+def _do(url: sa.URL, *statements: str) -> None:
+    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level='AUTOCOMMIT')
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+@contextlib.contextmanager
+def of(engine: str, place: pathlib.Path) -> collections.abc.Iterator[Databases]:
+    """Databases of an engine, and its server as long as they are needed."""
+    if engine == 'sqlite':
+        yield Files()
+    else:
+        with servers.DATABASES[engine](place / engine) as url:
+            yield Served(url)

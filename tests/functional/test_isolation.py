@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two who write at the same time, step by step; SQLite lets them do so one after the other only."""
+
+import contextlib
+import re
+
+from oslo_db import exception as db_exception
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import manager
+from cyborg_lite.db import engine
+from tests import support
+
+pytestmark = pytest.mark.usefixtures('server')
+
+CALLER = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
+
+
+#: What is raised when a lock cannot be had in time.
+LOCKED = (db_exception.DBDeadlock, sa.exc.OperationalError)
+
+#: The report of a host that has lost its device.
+NOTHING = {
+    'host': support.HOST,
+    'boot_id': 'boot-1',
+    'sequence': 99,
+    'interval': 3600,
+    'digest': 'none',
+    'devices': [],
+    'drivers': {},
+}
+
+
+@pytest.fixture
+def other(service):
+    """Another conductor; it waits for a lock a second at most."""
+    made = engine.Database(service.conf)
+    waits = {'mysql': 'SET innodb_lock_wait_timeout = 1', 'postgresql': "SET lock_timeout = '1s'"}
+
+    @event.listens_for(made.engine, 'connect')
+    def connect(connection, _record):
+        with connection.cursor() as cursor:
+            cursor.execute(waits[made.engine.dialect.name])
+        connection.commit()
+
+    made.engine.dispose()
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def before(service, statement, act):
+    """Act once, just before a statement is sent that matches."""
+    left = [act]
+
+    def see(_connection, _cursor, sent, *_):
+        if left and re.search(statement, sent, re.S):
+            left.pop()()
+
+    event.listen(service.database.engine, 'before_cursor_execute', see)
+    try:
+        yield
+    finally:
+        event.remove(service.database.engine, 'before_cursor_execute', see)
+    assert not left, 'the statement was never sent'
+
+
+def wish(service, host, bus='3b', **more):
+    """For a new request, the card on this bus."""
+    name = f'{host}_0000:{bus}:00.0'
+    [rp_uuid] = [part.rp_uuid for part in service.rows(model.Deployable) if part.name == name]
+    [arq] = service.arqs()
+    place = {'hostname': host, 'device_rp_uuid': rp_uuid, 'instance_uuid': arq}
+    return {'uuid': arq, 'project_id': 'p', **place, **more}
+
+
+def test_requests_of_one_profile_are_bound_on_two_hosts_at_the_same_time(service, other):
+    for host in ('host-1', 'host-2'):
+        service.report(support.card(), host=host)
+    service.profile()
+    first, second = wish(service, 'host-1'), wish(service, 'host-2')
+    with service.database.writer() as session:
+        binding.bind(session, CALLER, [first])
+        with other.writer() as more:
+            binding.bind(more, CALLER, [second])
+    assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound'}
+
+
+def test_an_instance_waits_until_it_is_known_whether_it_has_requests(service, other):
+    service.report(support.card('3b'), support.card('3c'))
+    service.profile()
+    first, second = (
+        wish(service, 'host-1', bus, instance_uuid=support.INSTANCE) for bus in ('3b', '3c')
+    )
+    with service.database.writer() as session:
+        binding.bind(session, CALLER, [first])
+        with pytest.raises(LOCKED, match='(?i)lock'), other.writer() as more:
+            binding.bind(more, CALLER, [second])
+    with pytest.raises(exception.Invalid, match='already has'), other.writer() as more:
+        binding.bind(more, CALLER, [second])
+
+
+def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
+    """Who looks for a row that is not there keeps nobody from adding another."""
+    nobody = sa.select(model.Host).where(model.Host.name == 'host-1').with_for_update()
+    with service.database.writer() as session:
+        assert session.scalar(nobody) is None
+        with other.writer() as more:
+            more.add(model.Host(name='host-2', boot_id='boot-1'))
+        session.add(model.Host(name='host-1', boot_id='boot-1'))
+    assert [host.name for host in service.rows(model.Host)] == ['host-2', 'host-1']
+
+
+def test_a_report_waits_for_the_one_before(service, other):
+    """Else the older one, which has found itself to be the newest, could have the last word."""
+    service.report(support.card())
+    outcome = []
+
+    def newer():
+        try:
+            with other.writer() as session:
+                inventory.receive(session, CALLER, NOTHING, 3)
+        except LOCKED:
+            outcome.append('waits')
+        else:
+            outcome.append('is taken')
+
+    with before(service, 'UPDATE hosts .* WHERE hosts.id', newer):
+        service.report(support.card(handles=2))
+    assert outcome == ['waits']
+    assert len(service.rows(model.AttachHandle)) == 2
+
+
+def test_a_device_that_goes_while_it_is_disabled_is_not_found(service, other):
+    service.report(support.card())
+    [device] = service.rows(model.Device)
+
+    def remove():
+        with other.writer() as session:
+            session.delete(session.get(model.Device, device.id))
+
+    with before(service, 'UPDATE devices', remove):
+        answer = service.api.post(f'/v2/devices/{device.uuid}/disable')
+    assert answer.status_int == 404
+
+
+def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
+    """The device went missing while the bind had begun, and not yet looked."""
+    service.report(support.card())
+    service.profile()
+    wanted = wish(service, 'host-1')
+    conductor = manager.Manager(service.conf, other)
+
+    def report():
+        conductor.report(CALLER, **NOTHING)
+
+    with before(service, 'SELECT hosts.id', report):
+        answer = service.api.bind(wanted['uuid'], provider=wanted['device_rp_uuid'], host='host-1')
+    assert answer.status_int == 409
+    assert 'missing' in support.fault(answer)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every migration, over a database that somebody has used, and beside a release that serves."""
+
+import json
+import pathlib
+import unittest
+
+from alembic import script
+from alembic.operations import base
+from alembic.operations import ops
+from oslo_db.sqlalchemy import test_migrations
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import conf as options
+from cyborg_lite import model
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
+from tests import support
+
+SCRIPTS = pathlib.Path(migration.__file__).with_name('alembic')
+
+
+def fill_b754f9f71354(connection, tables):
+    """A host with a card, one of whose two accelerators is held, and something to tell."""
+
+    def add(name, /, **values):
+        table, values = tables[name], {'uuid': name, 'created_at': sa.func.now()} | values
+        for column, value in values.items():
+            # MariaDB has no type of its own for JSON.
+            if isinstance(value, dict | list) and not isinstance(table.c[column].type, sa.JSON):
+                values[column] = json.dumps(value)
+        connection.execute(sa.insert(table).values(**values))
+        return connection.scalar(sa.select(sa.func.max(table.c.id)))
+
+    common = {'interval': 20, 'seen_at': sa.func.now(), 'past_boots': [], 'drivers': {}}
+    add('hosts', name='hôst-1 😀', boot_id='boot-1', sequence=2**40, **common)
+    facts = {'type': 'FPGA', 'vendor': 'é' * 255, 'model': '一', 'address': '0000:3b:00.0'}
+    state = {'hostname': 'hôst-1 😀', 'status': 'enabled', 'absences': 0}
+    device = add('devices', **facts, **state)
+    names = {'name': 'card', 'driver_name': 'fake', 'rp_uuid': support.INSTANCE}
+    part = add('deployables', **names, device_id=device, announced={'total': 2})
+    add('attributes', key='rc', value='FPGA', deployable_id=part, added=False)
+    handle = {'attach_type': 'PCI', 'deployable_id': part, 'lost': False}
+    add('attach_handles', uuid='free', attach_info={'bus': '3b'}, **handle)
+    held = add('attach_handles', attach_info={'bus': '3c'}, **handle)
+    profile = add('device_profiles', name='p', groups=[{'resources:FPGA': '1'}])
+    owner = {'device_profile_id': profile, 'device_profile_group_id': 0, 'project_id': 'p'}
+    add('accelerator_requests', state='Bound', attach_handle_id=held, **owner)
+    due = {'due_at': sa.func.now(), 'attempts': 3, 'stamp': 's', 'payload': {}}
+    add('messages', kind='provider', key=support.INSTANCE, **due)
+
+
+def fill_8c41d07be2f6(connection, tables):
+    """A host that has fallen silent."""
+    host = {'name': 'host-2', 'uuid': 'host-2', 'boot_id': 'boot-1', 'sequence': 1, 'interval': 20}
+    host |= {'created_at': sa.func.now(), 'seen_at': sa.func.now(), 'silent': True}
+    connection.execute(sa.insert(tables['hosts']).values(past_boots='[]', drivers='{}', **host))
+
+
+def fill_4c1e7a90b2d8(connection, tables):
+    """Something to tell, which a conductor is about to."""
+    message = {'uuid': 'leased', 'created_at': sa.func.now(), 'due_at': sa.func.now()}
+    message |= {'kind': 'event', 'key': support.INSTANCE, 'attempts': 1, 'stamp': 's'}
+    connection.execute(sa.insert(tables['messages']).values(payload='{}', lease='l', **message))
+
+
+def fill_e2b6d05f3a71(connection, tables):
+    """A request and a device that have moved."""
+    for table in ('accelerator_requests', 'devices'):
+        connection.execute(sa.update(tables[table]).values(revision=3))
+
+
+#: By revision, what puts rows into what it has made: a new one brings its own.
+FILL = {
+    'b754f9f71354': fill_b754f9f71354,
+    '8c41d07be2f6': fill_8c41d07be2f6,
+    '4c1e7a90b2d8': fill_4c1e7a90b2d8,
+    'e2b6d05f3a71': fill_e2b6d05f3a71,
+}
+
+
+def revisions():
+    """All revisions, the first one first."""
+    found = script.ScriptDirectory(str(SCRIPTS)).walk_revisions()
+    return [each.revision for each in found][::-1]
+
+
+def contents(connection):
+    """The tables as they are, and the rows of each by their columns."""
+    found = sa.MetaData()
+    found.reflect(connection)
+    rows = {
+        name: [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+        for name, table in found.tables.items()
+        if name != 'alembic_version'
+    }
+    return found.tables, rows
+
+
+@pytest.fixture
+def fresh(databases):
+    """A database that has not even tables."""
+    with databases.new() as url:
+        conf = options.load(files=[], database__connection=url)
+        made = engine.Database(conf)
+        yield made
+        made.close()
+
+
+def test_each_migration_keeps_the_rows_of_those_before(fresh):
+    known = {}
+    for revision in revisions():
+        assert revision in FILL, f'{revision} brings no rows to be migrated: add them to FILL'
+        migration.upgrade(fresh.engine, revision)
+        with fresh.engine.begin() as connection:
+            tables, now = contents(connection)
+            for name, rows in known.items():
+                for old, new in zip(rows, now[name], strict=True):
+                    assert old.items() <= new.items(), name
+            FILL[revision](connection, tables)
+            _, known = contents(connection)
+    assert migration.version(fresh.engine) == migration.head()
+    assert known.keys() == model.Base.metadata.tables.keys()
+    assert all(known.values()), 'each table has a row'
+
+
+def test_the_rows_can_be_read_by_the_models(fresh):
+    for revision in revisions():
+        migration.upgrade(fresh.engine, revision)
+        with fresh.engine.begin() as connection:
+            FILL[revision](connection, contents(connection)[0])
+    with fresh.reader() as session:
+        [arq] = session.query(model.ARQ)
+        assert (arq.attach_handle_info, arq.revision) == ({'bus': '3c'}, 3)
+        assert arq.device_profile.groups == [{'resources:FPGA': '1'}]
+        [part] = session.query(model.Deployable)
+        assert [host.silent for host in session.query(model.Host)] == [False, True]
+        assert (part.handle_count, part.device.host.name) == (2, 'hôst-1 😀')
+        assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
+
+
+def test_every_text_of_mariadb_is_compared_by_its_bytes(fresh):
+    if fresh.engine.dialect.name != 'mysql':
+        pytest.skip('this is about MariaDB alone')
+    migration.upgrade(fresh.engine)
+    columns = sa.text(
+        'SELECT table_name, column_name, collation_name FROM information_schema.columns'
+        " WHERE table_schema = database() AND table_name <> 'alembic_version'"
+        " AND collation_name NOT IN ('utf8mb4_nopad_bin', 'utf8mb4_bin')"
+    )
+    with fresh.engine.connect() as connection:
+        assert connection.execute(columns).all() == []
+
+
+class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.TestCase):
+    """oslo.db's comparison."""
+
+    @pytest.fixture(autouse=True)
+    def _begin(self, fresh):
+        self.database = fresh
+
+    def db_sync(self, engine):
+        migration.upgrade(engine)
+
+    def get_engine(self):
+        return self.database.engine
+
+    def get_metadata(self):
+        return model.Base.metadata
+
+    def include_object(self, object_, name, type_, reflected, compare_to):
+        return not (type_ == 'table' and name == 'alembic_version')
+
+
+def expands(operation, created):
+    """Whether a release that knows nothing of the operation reads and writes as before.
+
+    :param created: the tables that its migration has made
+    """
+    if isinstance(operation, ops.AddColumnOp):
+        return bool(operation.column.nullable or operation.column.server_default)
+    if isinstance(operation, ops.CreateIndexOp):
+        return not operation.unique or operation.table_name in created
+    return isinstance(operation, ops.CreateTableOp)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The operations that migrations invoke from now on."""
+    found = []
+    invoke = base.AbstractOperations.invoke
+
+    def see(self, operation):
+        found.append(operation)
+        return invoke(self, operation)
+
+    monkeypatch.setattr(base.AbstractOperations, 'invoke', see)
+    return found
+
+
+def test_migrations_only_add(fresh, seen):
+    """A release that serves meanwhile goes on: what it knows stays as it was."""
+    for revision in revisions():
+        seen.clear()
+        migration.upgrade(fresh.engine, revision)
+        created = {each.table_name for each in seen if isinstance(each, ops.CreateTableOp)}
+        assert seen, revision
+        for operation in seen:
+            assert expands(operation, created), (revision, operation.to_diff_tuple())
+
+
+NUMBER = sa.Column('number', sa.Integer(), nullable=False)
+
+
+@pytest.mark.parametrize(
+    'operation',
+    [
+        ops.DropTableOp('hosts'),
+        ops.DropColumnOp('hosts', 'digest'),
+        ops.RenameTableOp('hosts', 'machines'),
+        ops.AlterColumnOp('hosts', 'digest', modify_nullable=False),
+        ops.AddColumnOp('hosts', NUMBER),
+        ops.CreateIndexOp('a', 'hosts', ['digest'], unique=True),
+        ops.CreateUniqueConstraintOp('a', 'hosts', ['digest']),
+        ops.ExecuteSQLOp('DELETE FROM hosts'),
+    ],
+    ids=lambda operation: type(operation).__name__,
+)
+def test_what_takes_something_away_is_no_expansion(operation):
+    assert not expands(operation, {'devices'})
+
+
+def test_no_migration_goes_back():
+    for revision in script.ScriptDirectory(str(SCRIPTS)).walk_revisions():
+        assert not hasattr(revision.module, 'downgrade')
