@@ -17,6 +17,7 @@ import contextlib
 import functools
 from importlib import metadata
 import inspect
+import itertools
 import os
 import pathlib
 import re
@@ -32,6 +33,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import rpc
 from cyborg_lite import service  # noqa: F401 - so that what is forked is warm
+from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import manager
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
@@ -54,14 +56,18 @@ def public(kind: type) -> list[str]:
 
 #: The functions that run in a transaction of their own, by the manager's names for them.
 TRANSACTIONS = [name for name, f in vars(manager.Manager).items() if hasattr(f, '__wrapped__')]
-#: What the outbox writes for itself, and not in a transaction of those.
-SENDING = [
-    name
-    for name, function in vars(outbox.Sender).items()
-    if inspect.isfunction(function)
-    and '_database.writer()' in inspect.getsource(function)
-    and name != outbox.Sender.session.__name__
-]
+#: What a conductor writes unasked, by whoever does so: all that opens a transaction itself, but
+#: for the door that opens them for others.
+UNASKED = {
+    kind: [
+        name
+        for name, function in vars(kind).items()
+        if inspect.isfunction(function)
+        and re.search(r'_database\.writer\(\)|_outbox\.session\(\)', inspect.getsource(function))
+        and name != outbox.Sender.session.__name__
+    ]
+    for kind in (outbox.Sender, healing.Healer)
+}
 #: What is asked of whom over HTTP; ``*`` stands for a name or a uuid.
 REQUESTS = {
     'api': ['GET /v3', 'POST /v3/auth/tokens', 'GET /v3/auth/tokens'],
@@ -86,7 +92,7 @@ def _points() -> collections.abc.Iterator[str]:
         caller = 'agent' if method == 'report' else 'api'
         yield from (f'{caller} call {method} {when}' for when in ('before', 'after'))
         yield from (f'conductor answer {method} {when}' for when in ('before', 'after'))
-    for name in [*TRANSACTIONS, *SENDING]:
+    for name in [*TRANSACTIONS, *itertools.chain(*UNASKED.values())]:
         yield from (f'conductor commit {_plain(name)} {when}' for when in ('before', 'after'))
     for name, requests_ in REQUESTS.items():
         for request in requests_:
@@ -131,7 +137,7 @@ class Points:
         self._watch_requests()
 
     def _watch_commits(self) -> None:
-        for kind, names in ((manager.Manager, TRANSACTIONS), (outbox.Sender, SENDING)):
+        for kind, names in [(manager.Manager, TRANSACTIONS), *UNASKED.items()]:
             for name in names:
                 setattr(kind, name, self._named(_plain(name), getattr(kind, name)))
         writer = engine.Database.writer

@@ -61,7 +61,8 @@ def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter)
 
 def _wanted(part: model.Deployable) -> tuple[dict[str, tuple[int, int]], set[str]]:
     total = len(part.attach_handles)
-    unfit = part.device.status != 'enabled' or part.device.absences
+    device = part.device
+    unfit = device.status != 'enabled' or device.absences or device.host.silent
     reserved = total if unfit else sum(handle.lost for handle in part.attach_handles)
     traits = {a.value for a in part.attributes if a.key.startswith('trait')}
     [resource_class] = [a.value for a in part.attributes if a.key == 'rc']

@@ -7,6 +7,7 @@ again by the process that minds it.
 """
 
 import contextlib
+import datetime
 import hashlib
 import itertools
 import json
@@ -37,11 +38,14 @@ response_timeout = 2
 [conductor]
 absences = 1
 outbox_interval = 1
+healing_interval = 1
 [agent]
 enabled_drivers = fake
-report_interval = 2
+report_interval = 3600
 """
 HOST = 'node-1'
+#: One that falls silent in each cycle.
+SILENT = 'node-2'
 ARQS = '/accelerator_requests'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 #: In CI all points die on one database; the others are walked at night.
@@ -75,13 +79,14 @@ def region(request, place, bus, cloud, peers, placement):
         url = stack.enter_context(DATABASE_SERVERS[request.param](here / 'database'))
         control = failpoints.Control(here / 'failpoints')
         made = deployment_.Deployment(stack, here, bus, url, conf, control.place)
-        for name in (HOST, made.conf.host):
+        for name in (HOST, SILENT, made.conf.host):
             placement.post('/resource_providers', json={'name': name})
         running = Region(cloud, made, control, peers, placement)
         for _ in range(2):
             running.cycle()
         running.rest()
         yield running
+        running.leave()
 
 
 @contextlib.contextmanager
@@ -141,24 +146,36 @@ class Region:
         self.client = Client(self.api)
         self.left = None
 
+    def leave(self):
+        """Take its providers from Placement, which the next database knows nothing of."""
+        known = self.placement.get('/resource_providers').json()['resource_providers']
+        for each in sorted(known, key=lambda each: each['parent_provider_uuid'] is None):
+            self.placement.delete(f'/resource_providers/{each["uuid"]}')
+
     # What clients and a host do
 
-    def cycle(self):
-        """Everything that can be asked: first what takes the last cycle away, then anew."""
+    def cycle(self, point=None):
+        """Everything that can be asked: first what takes the last cycle away, then anew.
+
+        :param point: to be armed in between: what is lost then is not made good by what follows.
+        """
         self.client.history.clear()
         if self.left:
             self.left.clear()
+        if point:
+            self.rest()
+            self.control.arm(point)
         self.left = Cycle(self, next(self._numbers))
         self.left.build()
 
-    def report(self, *devices):
+    def report(self, *devices, host=HOST):
         """As an agent: what is not answered is reported again."""
         facts = [device.facts() for device in devices]
-        deployment_.until(lambda: self._report(facts))
+        deployment_.until(lambda: self._report(host, facts))
 
-    def _report(self, facts):
+    def _report(self, host, facts):
         self.told = {
-            'host': HOST,
+            'host': host,
             'boot_id': 'boot-1',
             'sequence': time.monotonic_ns(),
             'interval': 3600,
@@ -172,6 +189,13 @@ class Region:
             return False
         return True
 
+    def fall_silent(self):
+        """A host reports, and then for a long time not."""
+        self.report(support.card('5e'), host=SILENT)
+        with self.deployment.database.writer() as session:
+            old = sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1))
+            session.execute(old.where(model.Host.name == SILENT))
+
     # What befalls it
 
     def restart(self, name):
@@ -180,12 +204,13 @@ class Region:
                 os.kill(pid, signal.SIGKILL)
 
     def rest(self):
-        """Wait until nobody is to be told of anything."""
+        """Wait until nothing is left to be noticed, nor to be told to anybody."""
         deployment_.until(self._resting)
 
     def _resting(self):
         self._let_leases_end()
-        return not self.deployment.rows(model.Message)
+        [silent] = [row.silent for row in self.deployment.rows(model.Host) if row.name == SILENT]
+        return silent and not self.deployment.rows(model.Message)
 
     def _let_leases_end(self):
         """What the dead had in hand would be taken over later: that is a test of its own."""
@@ -254,6 +279,7 @@ class Cycle:
             'value': f'CUSTOM_TRAIT_{self.number}',
         }
         self.ask('POST', '/attributes', self.attribute, done=[409])
+        self.region.fall_silent()
         self.states = {
             **dict.fromkeys([self.first, self.second], 'Bound'),
             **{self.freed: 'Unbound', self.refused: 'BindFailed', self.fresh: 'Initial'},
@@ -335,10 +361,11 @@ def test_what_holds_without_a_death(region):
 @pytest.mark.parametrize('point', failpoints.POINTS)
 def test_death(region, point):
     service = point.partition(' ')[0]
-    region.control.arm(point)
     try:
-        region.cycle()
-        if not region.control.fired() and service != 'agent':
+        region.cycle(point)
+        if not region.control.fired():
+            region.cycle()  # by what takes the last one away
+        if not region.control.fired():
             # Only one that is young comes by.
             region.restart(service)
             region.cycle()
