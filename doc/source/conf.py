@@ -14,7 +14,7 @@ project = 'cyborg_lite'
 copyright = 'The cyborg_lite developers'
 
 config_generator_config_file = '../../etc/cyborg_lite/cyborg-lite-config-generator.conf'
-sample_config_basename = '_static/cyborg-lite'
+sample_config_basename = '_static/cyborg_lite'
 policy_generator_config_file = '../../etc/cyborg_lite/cyborg-lite-policy-generator.conf'
 sample_policy_basename = '_static/cyborg-lite'
 
