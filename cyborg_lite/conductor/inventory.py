@@ -301,6 +301,9 @@ def set_status(
     if _moved(session, order.values(status=status, revision=model.Device.revision + 1)):
         session.refresh(device)
         outbox.announce(session, device.deployables)
+    else:
+        # A later order stands, unless the device is gone.
+        query.get(session, model.Device, uuid, what='Device')
 
 
 def add_attribute(
