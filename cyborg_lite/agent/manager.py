@@ -51,12 +51,14 @@ class Manager:
                 'drivers': {n: dataclasses.asdict(s) for n, s in findings.drivers.items()},
             }
             text = json.dumps(content, sort_keys=True).encode()
-            conductor = self._bus.conductor(ctxt or context.service())
+            interval = self._conf.agent.report_interval
+            # If no answer comes, the next report does in time to say that the host is up.
+            conductor = self._bus.conductor(ctxt or context.service(), timeout=interval)
             conductor.report(
                 host=self.host.name,
                 boot_id=self._boot_id,
                 sequence=_sequence(),
-                interval=self._conf.agent.report_interval,
+                interval=interval,
                 digest=hashlib.sha256(text).hexdigest(),
                 **content,
             )

@@ -7,10 +7,19 @@ import contextlib
 import typing
 
 from oslo_config import cfg
+from oslo_db import exception as db_exception
 from oslo_db.sqlalchemy import enginefacade
+from oslo_db.sqlalchemy import exc_filters
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
+
+
+# oslo.db knows how libpq said it before PostgreSQL 14.
+@exc_filters.filters('postgresql', sa.exc.OperationalError, r'.*connection to server .* failed: ')
+def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.NoReturn:
+    """A database that cannot be reached is one: what can wait for it does, others say so."""
+    raise db_exception.DBConnectionError(error)
 
 
 @enginefacade.transaction_context_provider

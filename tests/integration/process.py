@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import typing
 
 #: Where the commands of this environment are.
 BIN = pathlib.Path(sys.executable).parent
@@ -33,9 +34,54 @@ server.serve()
 class Server:
     """A process that serves: ``ready`` is what it printed when it could."""
 
-    def __init__(self, process: subprocess.Popen[str], ready: re.Match[str]) -> None:
-        self.process = process
-        self.ready = ready
+    process: subprocess.Popen[str]
+    ready: re.Match[str]
+    _drain: threading.Thread
+
+    def __init__(
+        self,
+        *command: str | pathlib.Path,
+        ready: str,
+        log: pathlib.Path,
+        environ: dict[str, str],
+    ) -> None:
+        self._command = [BIN / command[0], *command[1:]]
+        self._ready = ready
+        self._log = log
+        self._environ = environ
+
+    def start(self) -> None:
+        """Start it, and wait until it can serve."""
+        self.process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=clean(**self._environ),
+            start_new_session=True,
+        )
+        watchdog = threading.Timer(PATIENCE, self.process.kill)
+        watchdog.start()
+        output = self._log.open('a', buffering=1)
+        found = None
+        for line in self.process.stdout:
+            output.write(line)
+            if found := re.search(self._ready, line):
+                break
+        watchdog.cancel()
+        if found is None:
+            self.process.wait()
+            output.close()
+            said = self._log.read_text()[-5000:]
+            raise AssertionError(f'{self._command[0]} did not start:\n{said}')
+        self.ready = found
+        self._drain = threading.Thread(target=self._keep, args=(output,))
+        self._drain.start()
+
+    def _keep(self, output: typing.TextIO) -> None:
+        with output:
+            output.writelines(self.process.stdout)
 
     def reload(self) -> None:
         """Ask it to read its configuration anew."""
@@ -46,46 +92,40 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
+    def end(self) -> None:
+        self.process.terminate()
+        self._bury()
+
+    def restart(self, how: signal.Signals) -> None:
+        """End it and all of its workers by a signal, and start it again as it was."""
+        self._signal(how)
+        self._bury()
+        self.start()
+
+    def _bury(self) -> None:
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            # Its workers as well, were it to leave any behind.
+            self._signal(signal.SIGKILL)
+            self._drain.join()
+
+    def _signal(self, how: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, how)
+
 
 @contextlib.contextmanager
 def serving(
     *command: str | pathlib.Path, ready: str, log: pathlib.Path, **environ: str
 ) -> collections.abc.Iterator[Server]:
     """A server, from when it prints what matches ``ready``; all that it prints is in ``log``."""
-    process = subprocess.Popen(
-        [BIN / command[0], *command[1:]],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=clean(**environ),
-        start_new_session=True,
-    )
-    watchdog = threading.Timer(PATIENCE, process.kill)
-    watchdog.start()
-    with log.open('w', buffering=1) as output:
-        found = None
-        for line in process.stdout:
-            output.write(line)
-            if found := re.search(ready, line):
-                break
-        watchdog.cancel()
-        if found is None:
-            process.wait()
-            raise AssertionError(f'{command[0]} did not start:\n{log.read_text()[-5000:]}')
-        drain = threading.Thread(target=lambda: output.writelines(process.stdout))
-        drain.start()
-        try:
-            yield Server(process, found)
-        finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                # Its workers as well, were it to leave any behind.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                drain.join()
+    server = Server(*command, ready=ready, log=log, environ=environ)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.end()
 
 
 def application(module: str, *, threads: int, log: pathlib.Path, **environ: str):

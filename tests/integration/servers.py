@@ -17,7 +17,20 @@ import tempfile
 
 from tests.integration import process
 
-Url = collections.abc.Iterator[str]
+
+class Address(str):
+    """The URL of a server, and its process."""
+
+    server: process.Server
+
+    @classmethod
+    def of(cls, server: process.Server, url: str) -> Address:
+        made = cls(url)
+        made.server = server
+        return made
+
+
+Url = collections.abc.Iterator[Address]
 
 
 def free_port() -> int:
@@ -54,8 +67,8 @@ def rabbitmq(place: pathlib.Path) -> Url:
         command, ready='Starting broker.*completed', log=place / 'output', **environ
     )
     try:
-        with running:
-            yield f'rabbit://guest:guest@127.0.0.1:{port}/'
+        with running as server:
+            yield Address.of(server, f'rabbit://guest:guest@127.0.0.1:{port}/')
     finally:
         # Erlang's port mapper outlives the broker.
         process.run(shutil.which('epmd'), '-port', str(mapper), '-kill', check=False, **environ)
@@ -90,12 +103,13 @@ def mariadb(place: pathlib.Path) -> Url:
         log=place / 'output',
         **environ,
     )
-    with running:
+    with running as server:
         client = _find('/usr/bin/mariadb')
         process.run(
             client, '--no-defaults', f'--socket={place}/socket', '-e', 'CREATE DATABASE cyborg'
         )
-        yield f'mysql+pymysql://root@127.0.0.1:{port}/cyborg?charset=utf8mb4'
+        url = f'mysql+pymysql://root@127.0.0.1:{port}/cyborg?charset=utf8mb4'
+        yield Address.of(server, url)
 
 
 @contextlib.contextmanager
@@ -121,10 +135,11 @@ def postgresql(place: pathlib.Path) -> Url:
             ready='ready to accept connections',
             log=place / 'output',
         )
-        with running:
+        with running as server:
             environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
             process.run(bin_ / 'createdb', 'cyborg', **environ)
-            yield f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+            url = f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+            yield Address.of(server, url)
 
 
 DATABASES = {'mariadb': mariadb, 'postgresql': postgresql}

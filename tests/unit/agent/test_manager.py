@@ -15,11 +15,12 @@ class Bus:
     """A conductor that keeps what it is told, or fails as it is told to."""
 
     def __init__(self):
-        self.reports, self.contexts, self.errors = [], [], []
+        self.reports, self.contexts, self.timeouts, self.errors = [], [], [], []
         self.told = threading.Semaphore(0)
 
-    def conductor(self, ctxt):
+    def conductor(self, ctxt, timeout):
         self.contexts.append(ctxt)
+        self.timeouts.append(timeout)
         return self
 
     def report(self, **report):
@@ -58,6 +59,12 @@ def test_report_for_someone_is_in_his_name(agent, bus):
     caller = context.RequestContext(user_id='u1', overwrite=False)
     agent.report(caller)
     assert bus.contexts == [caller]
+
+
+def test_answer_is_not_waited_for_beyond_the_next_report(agent, bus):
+    """A host that has not reported for two and a half times as long is down."""
+    agent.report()
+    assert bus.timeouts == [17]
 
 
 def test_sequence_grows(agent, bus):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+import types
 
 from oslo_db import exception as db_exception
+from oslo_db.sqlalchemy import exc_filters
 import pytest
 import sqlalchemy as sa
 
@@ -77,3 +79,25 @@ def test_sqlite_lets_readers_and_a_writer_work_side_by_side(database):
         pytest.skip('this is about SQLite alone')
     with database.reader() as session:
         assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        'connection to server at "127.0.0.1", port 5432 failed: Connection refused\n\tIs it up?',
+        'connection to server at "::1", port 5432 failed: FATAL:  the database is starting up',
+        'could not connect to server: Connection refused',
+    ],
+)
+def test_postgresql_that_cannot_be_reached_is_known_as_such(said):
+    """By what libpq says, which changed with PostgreSQL 14: else nobody would try again."""
+    error = sa.exc.OperationalError(None, None, Exception(said))
+    dialect = types.SimpleNamespace(name='postgresql')
+    failed = types.SimpleNamespace(
+        dialect=dialect,
+        sqlalchemy_exception=error,
+        original_exception=error.orig,
+        connection=None,
+        is_disconnect=False,
+    )
+    assert isinstance(exc_filters.handler(failed), db_exception.DBConnectionError)

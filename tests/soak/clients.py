@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who uses a cloud: 32 clients of two projects, and an operator; each notes what he was told."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import contextlib
+import random
+import threading
+import time
+import typing
+import uuid
+
+import requests
+
+from tests import support
+from tests.soak import agents
+from tests.soak import cloud as cloud_
+from tests.soak import history
+from tests.soak import hooks
+
+PROJECTS = ('a', 'b')
+#: How long a client waits for a connection, and for an answer, in seconds.
+TIMEOUT = (3, 10)
+#: A conflict of which a client cannot tell whether he himself has brought it about.
+MOVED = ('changed meanwhile', 'unbind it before')
+#: How many accelerators a request may ask for.
+MOST = 4
+REMOVE = [{'path': '/hostname', 'op': 'remove'}]
+#: How many accelerators somebody else has, in Placement.
+ALLOCATIONS = 10
+#: How often a client asks again while nobody tells him what became of it.
+TRIES = 6
+
+
+class Answer(typing.NamedTuple):
+    """What came of a request."""
+
+    #: 0 if nothing came
+    status: int
+    body: typing.Any
+
+    @property
+    def outcome(self) -> str:
+        if 200 <= self.status < 300:
+            return 'ok'
+        if not 400 <= self.status < 500:
+            return 'unknown'
+        return 'unknown' if any(each in str(self.body) for each in MOVED) else 'fail'
+
+
+class Client(threading.Thread):
+    """One caller of either API, who does one thing after another until he is to stop."""
+
+    def __init__(self, cloud: cloud_.Cloud, seed: str, number: int) -> None:
+        super().__init__(name=f'client-{number}', daemon=True)
+        self.number = number
+        self.history: list[history.Operation] = []
+        self.statuses: collections.Counter[str] = collections.Counter()
+        self.error: BaseException | None = None
+        self._cloud = cloud
+        self._draw = random.Random(f'client {number} {seed}')
+        self._project = PROJECTS[number % len(PROJECTS)]
+        self._headers = {hooks.PROJECT: self._project, hooks.ROLES: 'member,reader'}
+        self._session = requests.Session()
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self.cycle()
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def cycle(self) -> None:
+        raise NotImplementedError
+
+    def pause(self, least: float, most: float) -> None:
+        self._stopped.wait(self._draw.uniform(least, most))
+
+    def ask(self, method: str, path: str, body: typing.Any = None) -> Answer:
+        url = self._draw.choice(self._cloud.urls)
+        try:
+            answer = self._session.request(
+                method, url + path, json=body, headers=self._headers, timeout=TIMEOUT
+            )
+            # A proxy of a stopped service, or a cut connection, may leave half an answer.
+            found = Answer(answer.status_code, answer.json() if answer.content else None)
+        except (requests.RequestException, ValueError):
+            found = Answer(0, None)
+        self.statuses[f'{method} {found.status}'] += 1
+        return found
+
+    def note(
+        self, kind: str, method: str, path: str, body: typing.Any = None, **more: typing.Any
+    ) -> tuple[history.Operation, Answer]:
+        """Ask, and note it: from before it is asked, were this never to return."""
+        noted = history.Operation(
+            self.number, kind, invoked=time.monotonic(), project=self._project, **more
+        )
+        self.history.append(noted)
+        answer = self.ask(method, path, body)
+        noted.outcome = answer.outcome
+        noted.returned = time.monotonic()
+        return noted, answer
+
+
+class Workload(Client):
+    """Asks for accelerators, holds them, and gives them back."""
+
+    def __init__(
+        self,
+        cloud: cloud_.Cloud,
+        seed: str,
+        number: int,
+        providers: list[cloud_.Provider],
+        others: list[Workload],
+    ) -> None:
+        """:param others: all clients: what those of the other project have is tried at times."""
+        super().__init__(cloud, seed, number)
+        self._others = others
+        self.arqs: tuple[str, ...] = ()
+        self._by_class = collections.defaultdict(list)
+        for provider in providers:
+            self._by_class[provider.resource_class].append(provider)
+        self._instance = ''
+        #: whether nobody knows if an accelerator was given back
+        self._loose = False
+
+    def cycle(self) -> None:
+        resource_class = self._draw.choice(sorted(self._by_class))
+        number = self._draw.randint(1, MOST)
+        if not self._create(f'{resource_class}-{number}'):
+            self.pause(0.1, 0.5)
+            return
+        for _ in range(self._draw.randint(1, 4)):
+            if not self._use(resource_class):
+                break
+        if self._draw.random() < 0.05:
+            self._trespass()
+        self._delete()
+
+    def _create(self, profile: str) -> bool:
+        noted, answer = self.note(
+            'create', 'POST', '/accelerator_requests', {'device_profile_name': profile}
+        )
+        if noted.outcome != 'ok':
+            return False
+        self.arqs = noted.arqs = tuple(arq['uuid'] for arq in answer.body['arqs'])
+        self._loose = False
+        return True
+
+    def _use(self, resource_class: str) -> bool:
+        """Bind, hold, unbind; False if it is better to begin anew."""
+        if not self._bind(self._choose(resource_class)):
+            return self._draw.random() < 0.5
+        self._read(self._draw.random() < 0.5)
+        # Some hold for long, so that others find all taken.
+        self.pause(*((0.5, 3) if self._draw.random() < 0.1 else (0, 0.2)))
+        if self._draw.random() < 0.3:
+            self._read(True)
+        if self._stopped.is_set() or self._draw.random() < 0.4:
+            return False
+        return self._unbind()
+
+    def _choose(self, resource_class: str) -> list[cloud_.Provider]:
+        """Where Placement might have sent us, by a view of it that is old."""
+        known = self._by_class[resource_class]
+        # Some are in great demand.
+        known = known[:8] if self._draw.random() < 0.3 else known
+        if self._draw.random() < 0.5:
+            return [self._draw.choice(known)] * len(self.arqs)
+        return [self._draw.choice(known) for _ in self.arqs]
+
+    def _bind(self, providers: list[cloud_.Provider]) -> bool:
+        self._instance = str(uuid.UUID(int=self._draw.getrandbits(128), version=4))
+        body = {
+            arq: support.wish(provider.uuid, provider.host, self._instance)
+            for arq, provider in zip(self.arqs, providers, strict=True)
+        }
+        noted, answer = self.note(
+            'bind',
+            'PATCH',
+            '/accelerator_requests',
+            body,
+            arqs=self.arqs,
+            instance=self._instance,
+            providers=tuple(provider.uuid for provider in providers),
+        )
+        if noted.outcome == 'unknown':
+            # Who is not told looks, and it may still come.
+            for _ in range(self._draw.randint(0, 3)):
+                self._read(False)
+        return noted.outcome == 'ok'
+
+    def _read(self, together: bool) -> None:
+        """Look at each request, or at what the instance has."""
+        if together:
+            query = f'?instance={self._instance}'
+            noted, answer = self.note(
+                'list',
+                'GET',
+                f'/accelerator_requests{query}',
+                arqs=self.arqs,
+                instance=self._instance,
+            )
+            if noted.outcome == 'ok':
+                noted.seen = {row['uuid']: show(row) for row in answer.body['arqs']}
+            return
+        arq = self._draw.choice(self.arqs)
+        noted, answer = self.note('read', 'GET', f'/accelerator_requests/{arq}', arqs=(arq,))
+        if noted.outcome == 'ok':
+            noted.seen = {arq: show(answer.body)}
+
+    def _unbind(self) -> bool:
+        body = {arq: REMOVE for arq in self.arqs}
+        noted, _ = self.note('unbind', 'PATCH', '/accelerator_requests', body, arqs=self.arqs)
+        self._loose |= noted.outcome == 'unknown'
+        if noted.outcome == 'unknown' and self._draw.random() < 0.5:
+            return self._unbind()  # as the answer says: ask again
+        if self._draw.random() < 0.5:
+            self._read(self._draw.random() < 0.5)
+        return noted.outcome == 'ok'
+
+    def _delete(self) -> None:
+        """Until somebody says that they are gone."""
+        arqs, self.arqs = self.arqs, ()
+        for _ in range(TRIES):
+            path = f'/accelerator_requests?arqs={",".join(arqs)}'
+            if self._holds() and self._draw.random() < 0.5:
+                path = f'/accelerator_requests?instance={self._instance}'
+            noted, answer = self.note('delete', 'DELETE', path, arqs=arqs)
+            if answer.status == 404:
+                # What was asked for before, and not answered, has come to pass.
+                noted.outcome = 'ok'
+            if noted.outcome == 'ok' or self._stopped.is_set():
+                return
+            self.pause(0.1, 1)
+
+    def _holds(self) -> bool:
+        """Whether the instance has them for certain: so it was told last."""
+        changes = ('create', 'bind', 'unbind', 'delete')
+        last = next(each for each in reversed(self.history) if each.kind in changes)
+        return not self._loose and last.kind == 'bind' and last.outcome == 'ok'
+
+    def _trespass(self) -> None:
+        """Try what is another project's."""
+        other = self._draw.choice(self._others)
+        if other.number % len(PROJECTS) == self.number % len(PROJECTS) or not other.arqs:
+            return
+        arq = other.arqs[0]
+        method, path, body = self._draw.choice(
+            [
+                ('GET', f'/accelerator_requests/{arq}', None),
+                ('DELETE', f'/accelerator_requests?arqs={arq}', None),
+                ('PATCH', '/accelerator_requests', {arq: REMOVE}),
+            ]
+        )
+        self.note('trespass', method, path, body, arqs=(arq,))
+
+
+class Operator(Client):
+    """Disables and enables devices, and pulls cards and puts them back."""
+
+    def __init__(
+        self, cloud: cloud_.Cloud, seed: str, number: int, providers: list[cloud_.Provider]
+    ) -> None:
+        super().__init__(cloud, seed, number)
+        self._headers = cloud_.ADMIN
+        self._project = 'admin'
+        cards = {host.name: agents.Cards(host) for host in cloud.hosts}
+        # A card that comes back after long is a new device, of which no order is known.
+        self._cards = {name: cards[name] for name in sorted(cards)[::2]}
+        self._devices = collections.defaultdict(list)
+        stay = [provider for provider in providers if provider.host not in self._cards]
+        for provider in stay:
+            self._devices[provider.device].append(provider.uuid)
+        # What cannot be deleted while it is allocated would be waited for.
+        cloud.allocate(stay[:ALLOCATIONS])
+        self._addresses = sorted(
+            {(each.host, each.address) for each in providers if each.host in self._cards}
+        )
+
+    def cycle(self) -> None:
+        host, address = self._draw.choice(self._addresses)
+        # It is pulled already.
+        with contextlib.suppress(FileNotFoundError):
+            self._cards[host].pull(address)
+        device = self._draw.choice(sorted(self._devices))
+        self._order('disable', device)
+        self.pause(0.2, 3)
+        for _ in range(TRIES):
+            if self._order('enable', device):
+                break
+        if self._draw.random() < 0.3:
+            self.put_back()
+
+    def put_back(self) -> None:
+        for each in self._cards.values():
+            each.put_back()
+
+    def _order(self, kind: str, device: str) -> bool:
+        providers = tuple(self._devices[device])
+        noted, _ = self.note(kind, 'POST', f'/devices/{device}/{kind}', providers=providers)
+        return noted.outcome == 'ok'
+
+
+def show(row: dict[str, typing.Any]) -> history.Seen:
+    """A request as the API shows it."""
+    info = row['attach_handle_info']
+    address = '{domain}:{bus}:{device}.{function}'.format(**info) if info else ''
+    return history.Seen(
+        row['state'],
+        f'{row["hostname"]} {address}' if info else '',
+        row['device_rp_uuid'] or '',
+        row['instance_uuid'] or '',
+        row['project_id'],
+    )
+
+
+def population(
+    cloud: cloud_.Cloud, seed: str, number: int
+) -> collections.abc.Iterator[Workload | Operator]:
+    """The operator, and so many clients."""
+    providers = cloud.providers()
+    workloads: list[Workload] = []
+    yield Operator(cloud, seed, number, providers)
+    for each in range(number):
+        workloads.append(Workload(cloud, seed, each, providers, workloads))
+    yield from workloads

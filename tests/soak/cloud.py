@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All of it as processes: APIs, conductors, agents of many hosts, Placement, database, broker."""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import uuid
+
+from keystoneauth1 import adapter
+from keystoneauth1 import session
+from keystoneauth1 import token_endpoint
+import requests
+import sqlalchemy as sa
+
+from cyborg_lite import driver
+from cyborg_lite import model
+from cyborg_lite.clients import placement as client
+from tests.integration import deployment as deployment_
+from tests.integration import invariants
+from tests.integration import process
+from tests.integration import servers
+from tests.soak import agents
+from tests.soak import control as control_
+from tests.soak import hooks
+
+CONF = """
+[DEFAULT]
+debug = false
+[api]
+auth_strategy = noauth
+response_timeout = 6
+[agent]
+report_interval = 5
+[placement]
+auth_type = admin_token
+token = admin
+endpoint = {placement}
+endpoint_override = {placement}
+timeout = 3
+"""
+PLACEMENT = """
+[placement_database]
+connection = sqlite:///{place}/placement.sqlite
+sync_on_startup = true
+[api]
+auth_strategy = noauth2
+"""
+#: How many of each run.
+APIS, CONDUCTORS, AGENTS = 2, 2, 4
+#: How long all hosts may take to be known, in seconds.
+PATIENCE = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """What a client can ask for."""
+
+    uuid: str
+    resource_class: str
+    handles: int
+    host: str
+    device: str
+    address: str
+
+
+class Cloud(deployment_.Deployment):
+    """A running one."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        place: pathlib.Path,
+        hosts: int,
+        bug: str = '',
+    ) -> None:
+        """:param hosts: how many each agents' process has."""
+        self._stack, self._place, self._bug = stack, place, bug
+        self.control = control_.Control(place / 'control')
+        self.broker, self.engine, placement = process.enter(
+            stack,
+            servers.rabbitmq(place / 'rabbitmq'),
+            servers.postgresql(place / 'database'),
+            self._placement_server(),
+        )
+        self.placement = _connect(f'{placement.ready[1]}/placement')
+        conf = CONF.format(placement=self.placement.endpoint_override)
+        super().__init__(stack, place, self.broker, self.engine, conf)
+        self._hurry()
+        self.hosts: list[driver.Host] = []
+        self._allocated: dict[str, str] = {}
+        self.urls: list[str] = []
+        for number in range(AGENTS):
+            (place / f'agents-{number}').mkdir()
+            self.hosts += agents.lay_out(place / f'agents-{number}', hosts)
+        for host in self.hosts:
+            answer = self.placement.post('/resource_providers', json={'name': host.name})
+            assert answer.status_code == 200, answer.text
+        services = self._services()
+        started = process.enter(stack, *services.values())
+        self.services = dict(zip(services, started, strict=True))
+        # None need be told to end: what they would do then is tested elsewhere.
+        stack.callback(self._kill)
+
+    def _placement_server(self) -> contextlib.AbstractContextManager[process.Server]:
+        place = self._place / 'placement'
+        place.mkdir()
+        (place / 'placement.conf').write_text(PLACEMENT.format(place=place))
+        return process.serving(
+            *('python', '-m', 'tests.soak.placement', self._place / 'control'),
+            ready=r'Listening at (http://127.0.0.1:\d+)',
+            log=place / 'log',
+            OS_PLACEMENT_CONFIG_DIR=str(place),
+            PYTHONPATH=str(deployment_.ROOT),
+        )
+
+    def _services(self) -> dict[str, contextlib.AbstractContextManager[process.Server]]:
+        made = {}
+        conf = ['--config-file', str(self.file)]
+        for number in range(CONDUCTORS):
+            own = self._place / f'conductor-{number}.conf'
+            own.write_text(f'[DEFAULT]\nhost = conductor-{number}\n')
+            more = ['--config-file', str(own)]
+            name = f'conductor-{number}'
+            made[name] = self._serving(name, 'cyborg-lite-conductor', *conf, *more)
+        for number in range(APIS):
+            address = f'127.0.0.1:{servers.free_port()}'
+            self.urls.append(f'http://{address}/v2')
+            application = 'cyborg_lite.wsgi.api:application'
+            options = ['--bind', address, '--threads', '16', '--timeout', '60']
+            name = f'api-{number}'
+            made[name] = self._serving(name, 'gunicorn', application, *options)
+        for number in range(AGENTS):
+            name = f'agents-{number}'
+            made[name] = self._serving(name, 'agents', str(self._place / name), *conf)
+        return made
+
+    def _serving(
+        self, name: str, *command: str
+    ) -> contextlib.AbstractContextManager[process.Server]:
+        return process.serving(
+            *('python', '-m', 'tests.soak.hooks', name, *command),
+            ready='Selected multiprocessing start method|Booting worker',
+            log=self._place / f'{name}.log',
+            SOAK_PLACE=str(self._place / 'control'),
+            SOAK_BUG=self._bug,
+            CYBORG_LITE_CONFIG_FILE=str(self.file),
+            PYTHONPATH=str(deployment_.ROOT),
+        )
+
+    def _hurry(self) -> None:
+        """What is written outlives the death of a process, and need not outlive a power cut."""
+        with self.database.engine.connect().execution_options(isolation_level='AUTOCOMMIT') as door:
+            door.execute(sa.text('ALTER SYSTEM SET fsync = off'))
+            door.execute(sa.text('SELECT pg_reload_conf()'))
+
+    def _kill(self) -> None:
+        for service in self.services.values():
+            deployment_.kill(service)
+
+    def providers(self) -> list[Provider]:
+        """What there is at this moment."""
+        with self.database.reader() as session_:
+            return [
+                Provider(
+                    part.rp_uuid,
+                    part.resource_class,
+                    len(part.attach_handles),
+                    part.device.hostname,
+                    part.device.uuid,
+                    part.device.address,
+                )
+                for part in session_.query(model.Deployable).order_by(model.Deployable.name)
+            ]
+
+    def settle(self, patience: int = PATIENCE) -> None:
+        """Wait until every host has reported, and nobody is to be told of anything."""
+        process.until(lambda: self._count(model.Host) == len(self.hosts), patience)
+        process.until(lambda: not self._count(model.Message), patience)
+        for url in self.urls:
+            process.until(functools.partial(_answers, url))
+
+    def _count(self, kind: type[model.Base]) -> int:
+        with self.database.reader() as session_:
+            return session_.query(kind).count()
+
+    def resting(self) -> collections.abc.Iterator[str]:
+        """What is still to come to rest, in so far as it is quickly seen."""
+        for host in self.rows(model.Host):
+            if host.state != 'up' or host.silent:
+                yield f'I11: host {host.name} is not up'
+            if host.digest is None:
+                yield f'I9: of host {host.name} something is missing'
+        for message in self.rows(model.Message):
+            yield f'I6: {message.kind} {message.key} waits'
+
+    def allocate(self, providers: collections.abc.Iterable[Provider]) -> None:
+        """Have one of each in Placement for somebody else, as Nova does."""
+        for provider in providers:
+            consumer = str(uuid.uuid4())
+            resources = {'resources': {provider.resource_class: 1}}
+            body = {
+                'allocations': {provider.uuid: resources},
+                'consumer_generation': None,
+                'consumer_type': 'INSTANCE',
+                'project_id': 'p',
+                'user_id': 'u',
+            }
+            answer = self.placement.put(f'/allocations/{consumer}', json=body)
+            assert answer.status_code == 204, answer.text
+            self._allocated[consumer] = provider.uuid
+
+    def wrong(self) -> collections.abc.Iterator[str]:
+        """What is wrong once it is at rest."""
+        for consumer, provider in self._allocated.items():
+            answer = self.placement.get(f'/allocations/{consumer}')
+            if provider not in answer.json()['allocations']:
+                yield f'I5: the allocation of {consumer} is gone'
+        yield from invariants.in_database(self)
+        yield from invariants.in_placement(self, self.placement)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(f'{url}/hosts', headers=ADMIN, timeout=10).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+#: Who may do everything.
+ADMIN = {hooks.PROJECT: 'admin', hooks.ROLES: 'admin,manager,member,reader'}
+
+
+def _connect(endpoint: str) -> adapter.Adapter:
+    auth = token_endpoint.Token(endpoint, 'admin')
+    return adapter.Adapter(
+        session.Session(auth=auth),
+        endpoint_override=endpoint,
+        raise_exc=False,
+        default_microversion=client.MICROVERSION,
+        service_type='placement',
+    )

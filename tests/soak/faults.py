@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What befalls a cloud: drawn from a seed beforehand, done in time, and counted."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import contextlib
+import dataclasses
+import functools
+import os
+import random
+import signal
+import threading
+import time
+
+import sqlalchemy as sa
+
+from tests.integration import deployment as deployment_
+from tests.soak import cloud as cloud_
+
+#: How many of each kind befall it in five minutes.
+RATES = {
+    'kill': 120,
+    'stop': 60,
+    'message': 100,
+    'placement': 100,
+    'deadlock': 40,
+    'disconnect': 40,
+    'database restart': 20,
+    'broker restart': 8,
+    'clock': 12,
+}
+MINUTES = 5
+#: What is done one after another, each row in a thread of its own.
+LANES = (
+    ('kill', 'stop', 'clock'),
+    ('message', 'placement', 'deadlock', 'disconnect'),
+    ('database restart',),
+    ('broker restart',),
+)
+MESSAGE = ('lost', 'unanswered', 'late', 'doubled')
+PLACEMENT = ('conflict', 'unavailable', 'silent', 'late')
+#: Which part of the services that are killed dies with all that minds it.
+WHOLE = 0.2
+#: How long a service is stopped, in seconds: at most a part of the whole.
+STOPS = (3, 20)
+#: For how long a clock is wrong, and by how much, in seconds.
+JUMPS = (2, 8)
+JUMP = 60
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Fault:
+    """What is to happen, so many seconds after the start."""
+
+    at: float
+    kind: str
+    #: the service, or how it happens
+    target: str = ''
+    seconds: float = 0
+    #: of a kill, that all dies that minds the service; of a clock, that it goes back
+    other: bool = False
+
+
+def plan(seed: str, seconds: float) -> list[Fault]:
+    """Faults for so long a time, as many of each kind as befit it."""
+    draw = random.Random(f'faults {seed}')
+    scale = seconds / 60 / MINUTES
+    made = []
+    for kind, rate in RATES.items():
+        for _ in range(max(1, round(rate * scale))):
+            # The last moments are quiet enough for a restart to end.
+            at = draw.uniform(0, seconds)
+            made.append(_fault(draw, at, kind, scale))
+    return sorted(made)
+
+
+def _fault(draw: random.Random, at: float, kind: str, scale: float) -> Fault:
+    services = [
+        *(f'conductor-{number}' for number in range(cloud_.CONDUCTORS)),
+        *(f'api-{number}' for number in range(cloud_.APIS)),
+        *(f'agents-{number}' for number in range(cloud_.AGENTS)),
+    ]
+    target, seconds = '', 0.0
+    if kind in ('kill', 'stop', 'clock'):
+        target = draw.choice(services)
+    if kind == 'clock':
+        seconds = draw.uniform(*JUMPS)
+    elif kind == 'stop':
+        least, most = STOPS
+        seconds = draw.uniform(least, most) * max(scale, 0.3)
+    elif kind == 'message':
+        target = draw.choice(MESSAGE)
+    elif kind == 'placement':
+        target = draw.choice(PLACEMENT)
+    elif kind == 'deadlock':
+        target = 'detected'
+    elif kind.endswith('restart'):
+        target = draw.choice(['SIGTERM', 'SIGKILL'])
+    rare = draw.random() < (0.5 if kind == 'clock' else WHOLE)
+    return Fault(at, kind, target, seconds, rare)
+
+
+class Injector:
+    """Does what was planned, late rather than never."""
+
+    def __init__(self, cloud: cloud_.Cloud, faults: list[Fault]) -> None:
+        self._cloud = cloud
+        self._timers: list[threading.Timer] = []
+        self._issued = 0
+        self.done: collections.Counter[str] = collections.Counter()
+        self.errors: list[str] = []
+        self._begun = 0.0
+        self._threads = [
+            threading.Thread(target=self._run, args=([f for f in faults if f.kind in lane],))
+            for lane in LANES
+        ]
+
+    def start(self) -> None:
+        self._begun = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Wait until all is done, and undo what can be undone."""
+        for thread in self._threads:
+            thread.join()
+        for timer in self._timers:
+            timer.join()
+        for name in self._cloud.services:
+            self._cloud.control.set_clock(name, 0)
+        self.done.subtract(self._cloud.control.withdraw())
+
+    def _run(self, faults: list[Fault]) -> None:
+        for fault in faults:
+            time.sleep(max(0.0, self._begun + fault.at - time.monotonic()))
+            try:
+                if getattr(self, '_' + fault.kind.replace(' ', '_'))(fault) is not False:
+                    self.done[fault.kind] += 1
+            except Exception as error:
+                self.errors.append(f'{fault}: {error!r}')
+
+    def _kill(self, fault: Fault) -> None:
+        server = self._cloud.services[fault.target]
+        if fault.other:
+            server.restart(signal.SIGKILL)
+            return
+        for pid in deployment_.until(functools.partial(deployment_.workers, server), 30):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _stop(self, fault: Fault) -> None:
+        group = self._cloud.services[fault.target].process.pid
+        os.killpg(group, signal.SIGSTOP)
+        self._later(fault.seconds, functools.partial(_continue, group))
+
+    def _clock(self, fault: Fault) -> None:
+        set_clock = functools.partial(self._cloud.control.set_clock, fault.target)
+        set_clock(-JUMP if fault.other else JUMP)
+        self._later(fault.seconds, lambda: set_clock(0))
+
+    def _later(self, seconds: float, do: collections.abc.Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, do)
+        timer.start()
+        self._timers.append(timer)
+
+    def _message(self, fault: Fault) -> None:
+        self._issue(fault)
+
+    def _placement(self, fault: Fault) -> None:
+        self._issue(fault)
+
+    def _deadlock(self, fault: Fault) -> None:
+        self._issue(fault)
+
+    def _issue(self, fault: Fault) -> None:
+        self._issued += 1
+        self._cloud.control.issue(fault.kind, fault.target, self._issued)
+
+    def _disconnect(self, fault: Fault) -> bool:
+        """End a connection to the database, and what goes on over it."""
+        query = (
+            'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user '
+            "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
+            "ORDER BY state = 'idle', random() LIMIT 1"
+        )
+        with contextlib.suppress(sa.exc.DBAPIError), self._cloud.database.engine.begin() as door:
+            return bool(door.execute(sa.text(query)).scalar())
+        return False
+
+    def _database_restart(self, fault: Fault) -> None:
+        # Either at once, as after a crash: SIGQUIT, or in order: SIGINT.
+        how = signal.SIGINT if fault.target == 'SIGTERM' else signal.SIGQUIT
+        self._cloud.engine.server.restart(how)
+
+    def _broker_restart(self, fault: Fault) -> None:
+        self._cloud.broker.server.restart(signal.Signals[fault.target])
+
+
+def _continue(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGCONT)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What befalls a service from outside: messages, deadlocks, a clock that jumps.
+
+``python -m tests.soak.hooks NAME COMMAND ARGUMENT...`` runs a command of this environment, or the
+module of the soak that ``-m`` names, under a name of its own among its like.  ``SOAK_PLACE`` names
+the directory of :mod:`control`, and ``SOAK_BUG`` a bug that is planted.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import datetime
+from importlib import metadata
+import os
+import pathlib
+import random
+import sys
+import threading
+import time
+import typing
+
+from oslo_messaging.rpc import dispatcher
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import orm
+import webob
+import webob.dec
+
+from cyborg_lite import service  # noqa: F401 - so that what is forked is warm
+from cyborg_lite.api import app
+from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import manager
+from tests.soak import agents
+from tests.soak import control as control_
+
+#: How late a message comes, or comes again, in seconds.
+LATE = (0.5, 8.0)
+#: Where a caller says who he is, as keystonemiddleware would.
+PROJECT, ROLES = 'X-Project-Id', 'X-Roles'
+
+
+def watch_messages(control: control_.Control) -> None:
+    """Lose a call, lose its answer, let it come late, or twice."""
+    dispatch = dispatcher.RPCDispatcher.dispatch
+
+    def spoiled(self: typing.Any, incoming: typing.Any) -> typing.Any:
+        fault = control.take('message')
+        if fault == 'late':
+            time.sleep(random.uniform(*LATE))
+        if fault in ('lost', 'unanswered'):
+            incoming.reply = lambda *args, **kwargs: None
+        if fault == 'lost':
+            return None
+        try:
+            return dispatch(self, incoming)
+        finally:
+            if fault == 'doubled':
+                _again(lambda: dispatch(self, incoming), incoming.message['method'])
+
+    dispatcher.RPCDispatcher.dispatch = spoiled
+
+
+def _again(call: collections.abc.Callable[[], typing.Any], method: str) -> None:
+    """The same message comes later once more, and nobody waits for the answer."""
+    if method == 'create_arqs':
+        # What was deleted meanwhile would be made again: nobody remembers it. It holds nothing.
+        return call()
+    timer = threading.Timer(random.uniform(*LATE), lambda: _quietly(call))
+    timer.daemon = True
+    timer.start()
+    return None
+
+
+def _quietly(call: collections.abc.Callable[[], typing.Any]) -> None:
+    try:
+        call()
+    except Exception as error:
+        print(f'A message that came twice: {error!r}', file=sys.stderr)
+
+
+def watch_commits(control: control_.Control) -> None:
+    """Let PostgreSQL end a transaction with what it says of a deadlock."""
+
+    def deadlock(session: orm.Session) -> None:
+        if control.take('deadlock'):
+            session.connection().execute(sa.text(DEADLOCK))
+
+    event.listen(orm.Session, 'before_commit', deadlock)
+
+
+DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$"
+
+
+class Clock:
+    """What oslo.utils asks for the time, in place of the system."""
+
+    def __init__(self, clock: control_.Clock) -> None:
+        self._clock = clock
+
+    def pop(self, _index: int) -> datetime.datetime:
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        return now + datetime.timedelta(seconds=self._clock.seconds())
+
+
+def set_clock(clock: control_.Clock) -> None:
+    now = time.time
+    time.time = lambda: now() + clock.seconds()
+    timeutils._override_time = Clock(clock)
+
+
+class Told:
+    """Believes what a caller says of himself: there is no Keystone to ask."""
+
+    def __init__(self, application: app.Wsgi, _who: object) -> None:
+        self._app = application
+
+    @webob.dec.wsgify
+    def __call__(self, request: webob.Request) -> typing.Any:
+        given = {name: request.headers.get(name, '') for name in (PROJECT, ROLES)}
+        request.headers.update({'X-Identity-Status': 'Confirmed', 'X-User-Id': 'one'} | given)
+        return self._app
+
+
+def _give_twice(
+    _session: orm.Session, provider: typing.Any, _rp_uuid: str, arqs: list[typing.Any]
+) -> list[int]:
+    """Whoever holds it."""
+    return [handle.id for handle in provider.attach_handles if not handle.lost][: len(arqs)]
+
+
+def _keep(*_args: object, **_kwargs: object) -> None:
+    """Say that it was given back."""
+
+
+def plant(bug: str) -> None:
+    """Break one promise."""
+    if bug == 'given twice':
+        binding._free_handles = _give_twice
+    elif bug == 'kept':
+        manager.Manager.unbind = _keep
+
+
+def main() -> int:
+    _, name, *command = sys.argv
+    control = control_.Control(pathlib.Path(os.environ['SOAK_PLACE']))
+    set_clock(control.clock(name))
+    app.Alone = Told
+    if name.startswith('conductor'):
+        watch_messages(control)
+        watch_commits(control)
+        plant(os.environ.get('SOAK_BUG', ''))
+    sys.argv[:] = command
+    if command[0] == 'agents':
+        return agents.main()
+    [entry] = metadata.entry_points(group='console_scripts', name=command[0])
+    return entry.load()()
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a thousand hosts of eight devices take to be known, and what their reports cost then.
+
+``tox -e bench``; no test: what it says depends on the machine.  Hosts are reports that a few
+threads send over RabbitMQ; two conductors write them to PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import functools
+import os
+import pathlib
+import tempfile
+import time
+import typing
+
+from cyborg_lite import context
+from cyborg_lite import model
+from tests import support
+from tests.integration import deployment as deployment_
+from tests.integration import process
+from tests.integration import servers
+
+TICK = os.sysconf('SC_CLK_TCK')
+DEVICES = 8
+CONDUCTORS = 2
+#: How many agents' reports are under way at a time.
+THREADS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--hosts', type=int, default=1000)
+    hosts = [f'host-{number}' for number in range(parser.parse_args().hosts)]
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        place = pathlib.Path(directory)
+        bus, database = process.enter(
+            stack, servers.rabbitmq(place / 'bus'), servers.postgresql(place / 'database')
+        )
+        cloud = deployment_.Deployment(stack, place, bus, database, '[DEFAULT]\ndebug = false\n')
+        conductors = [cloud.conductor(number) for number in range(CONDUCTORS)]
+        for number in range(CONDUCTORS):
+            process.until(functools.partial(cloud.answers, number))
+        for name in ('from cold', 'unchanged', 'unchanged'):
+            tell(name, cloud, conductors, hosts)
+        print(f'{len(cloud.rows(model.Host))} hosts, {len(cloud.rows(model.Device))} devices')
+
+
+def tell(
+    name: str,
+    cloud: deployment_.Deployment,
+    conductors: list[process.Server],
+    hosts: list[str],
+) -> None:
+    """Have each host report once."""
+    cpu, begun = spent(conductors), time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(functools.partial(report, cloud), hosts))
+    took, cpu = time.monotonic() - begun, spent(conductors) - cpu
+    print(
+        f'{name}: {len(hosts)} reports of {DEVICES} devices in {took:.1f} s; '
+        f'{cpu / len(hosts) * 1000:.2f} ms of conductor CPU each',
+        flush=True,
+    )
+
+
+def report(cloud: deployment_.Deployment, host: str) -> None:
+    cloud.bus.conductor(context.service(), timeout=300).report(
+        host=host,
+        boot_id='boot-1',
+        sequence=time.monotonic_ns(),
+        interval=3600,
+        digest='the same',
+        devices=devices(),
+        drivers={'fake': {'state': 'ok', 'reason': '', 'devices': DEVICES}},
+    )
+
+
+def devices() -> list[dict[str, typing.Any]]:
+    return [support.card(f'{number:02x}').facts() for number in range(DEVICES)]
+
+
+def spent(services: list[process.Server]) -> float:
+    """The CPU time of those that do the work, in seconds."""
+    pids = [pid for service in services for pid in deployment_.workers(service)]
+    stats = [pathlib.Path(f'/proc/{pid}/stat').read_text() for pid in pids]
+    # Source: proc(5); the name before it may have blanks.
+    fields = [stat.rpartition(')')[2].split() for stat in stats]
+    return sum(int(field[11]) + int(field[12]) for field in fields) / TICK
+
+
+if __name__ == '__main__':
+    main()

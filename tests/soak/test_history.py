@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be true is accepted, and what cannot is found."""
+
+import random
+
+import hypothesis
+from hypothesis import strategies
+import pytest
+
+from tests.soak import history
+
+PROVIDERS = {'rp-1': ['one 0', 'one 1'], 'rp-2': ['two 0']}
+CLIENTS = 3
+Seen = history.Seen
+
+
+class World:
+    """A service that keeps its promises, and clients of it that are not always answered.
+
+    What is asked takes effect at one moment between question and answer; of what is not answered
+    it does so at any moment after the question, or never.
+    """
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+        self.history: list[history.Operation] = []
+        self.arqs: dict[str, Seen] = {}
+        self.disabled: set[str] = set()
+        self.loose: list = []
+        self._now = 0.0
+
+    def step(self) -> None:
+        client = self.draw.randrange(CLIENTS)
+        if self.loose and self.draw.random() < 0.3:
+            self.loose.pop(self.draw.randrange(len(self.loose)))()
+        mine = [f'arq-{client}-{n}' for n in range(2)]
+        arq = self.draw.choice(mine)
+        kinds = ['bind', 'bind', 'read', 'unbind', 'list', 'delete', 'disable', 'enable']
+        kind = self.draw.choice(kinds) if arq in self.arqs else 'create'
+        getattr(self, f'_{kind}')(client, arq)
+
+    def _ask(self, operation, effect, answered=0.8):
+        operation.invoked = self._tick()
+        self.history.append(operation)
+        answered = self.draw.random() < answered
+        if answered or self.draw.random() < 0.3:
+            done = effect()
+        else:
+            self.loose.append(effect)
+            done = False
+        if answered:
+            operation.outcome = 'ok' if done else 'fail'
+        self._tick()
+        operation.returned = self._tick()
+
+    def _tick(self) -> float:
+        self._now += 1
+        return self._now
+
+    def _make(self, kind, client, *arqs, **more):
+        return history.Operation(client, kind, arqs, project='p', **more)
+
+    def _create(self, client, arq):
+        # A name once used is gone for good.
+        if any(arq in each.arqs for each in self.history):
+            return
+
+        def effect():
+            self.arqs[arq] = Seen('Initial', project='p')
+            return True
+
+        self._ask(self._make('create', client, arq), effect, answered=1)
+
+    def _bind(self, client, arq):
+        provider = self.draw.choice(sorted(PROVIDERS))
+        instance = f'instance-{self._now}'
+
+        def effect():
+            held = {seen.handle for seen in self.arqs.values()}
+            free = [each for each in PROVIDERS[provider] if each not in held]
+            if arq not in self.arqs or self.arqs[arq].state == 'Bound':
+                return False
+            if not free or provider in self.disabled:
+                return False
+            self.arqs[arq] = Seen('Bound', free[0], provider, instance, 'p')
+            return True
+
+        made = self._make('bind', client, arq, providers=(provider,), instance=instance)
+        self._ask(made, effect)
+        if made.outcome == 'fail' and self.arqs.get(arq, Seen('')).state == 'Bound':
+            made.outcome = 'unknown'  # as the clients have it of such a conflict
+
+    def _read(self, client, arq):
+        made = self._make('read', client, arq)
+
+        def effect():
+            if arq in self.arqs:
+                made.seen = {arq: self.arqs[arq]}
+            return arq in self.arqs
+
+        self._ask(made, effect, answered=1)
+
+    def _list(self, client, arq):
+        instance = self.arqs[arq].instance
+        made = self._make('list', client, arq, instance=instance)
+
+        def effect():
+            made.seen = {a: s for a, s in self.arqs.items() if instance and s.instance == instance}
+            return True
+
+        self._ask(made, effect, answered=1)
+
+    def _unbind(self, client, arq):
+        def effect():
+            if arq in self.arqs:
+                self.arqs[arq] = Seen('Unbound', project='p')
+            return arq in self.arqs
+
+        self._ask(self._make('unbind', client, arq), effect)
+
+    def _delete(self, client, arq):
+        def effect():
+            return self.arqs.pop(arq, None) is not None
+
+        self._ask(self._make('delete', client, arq), effect)
+
+    def _disable(self, client, arq):
+        self._order('disable', self.disabled.add)
+
+    def _enable(self, client, arq):
+        self._order('enable', self.disabled.discard)
+
+    def _order(self, kind, effect):
+        provider = self.draw.choice(sorted(PROVIDERS))
+        made = self._make(kind, CLIENTS, providers=(provider,))
+        self._ask(made, lambda: [effect(provider)])
+
+    def wrong(self) -> list[str]:
+        return list(history.check(self.history, self.arqs))
+
+
+def run(draw: random.Random, steps: int = 60) -> World:
+    made = World(draw)
+    for _ in range(steps):
+        made.step()
+    return made
+
+
+@hypothesis.given(strategies.randoms(use_true_random=False))
+@hypothesis.settings(max_examples=300)
+def test_what_can_be_true_is_accepted(draw):
+    assert run(draw).wrong() == []
+
+
+def lose(world: World) -> bool:
+    """A request that is certainly there is gone in the end."""
+    deleted = {a for o in world.history if o.kind == 'delete' for a in o.arqs}
+    for arq in world.arqs:
+        if arq not in deleted:
+            del world.arqs[arq]
+            return True
+    return False
+
+
+def keep(world: World) -> bool:
+    """What was deleted is there."""
+    for operation in world.history:
+        if operation.kind == 'delete' and operation.outcome == 'ok':
+            world.arqs[operation.arqs[0]] = Seen('Initial', project='p')
+            return True
+    return False
+
+
+def release(world: World) -> bool:
+    """What is bound by the last word of its client is not in the end."""
+    last = {}
+    for operation in world.history:
+        if operation.kind in ('bind', 'unbind', 'delete'):
+            for arq in operation.arqs:
+                last.setdefault(arq, []).append((operation.kind, operation.outcome))
+    for arq, said in last.items():
+        certain = [kind for kind, outcome in said if outcome != 'fail']
+        if ('bind', 'ok') in said[-1:] and not {'unbind', 'delete'} & {*certain}:
+            world.arqs[arq] = Seen('Unbound', project='p')
+            return True
+    return False
+
+
+def show_a_stranger(world: World) -> bool:
+    """A list has what is another project's."""
+    for operation in world.history:
+        for arq, seen in operation.seen.items():
+            operation.seen = {arq: seen._replace(project='another')}
+            return True
+    return False
+
+
+def bind_unasked(world: World) -> bool:
+    """Something is bound that nobody has bound."""
+    for arq, seen in world.arqs.items():
+        if seen.state == 'Initial':
+            world.arqs[arq] = Seen('Bound', 'three 0', 'rp-3', 'nobody', 'p')
+            return True
+    return False
+
+
+@pytest.mark.parametrize('mutate', [lose, keep, release, show_a_stranger, bind_unasked])
+def test_what_cannot_be_true_is_found(mutate):
+    applied = 0
+    for seed in range(200):
+        world = run(random.Random(seed))
+        if mutate(world):
+            applied += 1
+            assert world.wrong(), seed
+    assert applied > 20
+
+
+def operation(kind, invoked, returned, outcome='ok', arq='a', client=0, **more):
+    more = {'project': 'p'} | more
+    return history.Operation(client, kind, (arq,), invoked, returned, outcome, **more)
+
+
+def bound(arq, handle='one 0', instance=None):
+    return {arq: Seen('Bound', handle, 'rp-1', instance or f'of {arq}', 'p')}
+
+
+def holding(arq, since, client=0):
+    """A request is created, bound and seen to be bound; each takes a tenth of a second."""
+    more = {'arq': arq, 'client': client}
+    place = {'providers': ('rp-1',), 'instance': f'of {arq}'}
+    yield operation('create', since, since + 0.1, **more)
+    yield operation('bind', since + 0.2, since + 0.3, **more, **place)
+    yield operation('read', since + 0.4, since + 0.5, **more, seen=bound(arq))
+
+
+def gone(arq, invoked, returned, outcome='ok', client=0):
+    return operation('delete', invoked, returned, outcome, arq, client)
+
+
+def test_two_hold_one_at_the_same_time():
+    told = [*holding('a', 0), *holding('b', 1, client=1), gone('a', 5, 6), gone('b', 5, 6)]
+    [wrong] = history.check(told, {})
+    assert wrong.startswith('I1: one 0 was held by a until 5')
+
+
+def test_one_holds_after_another():
+    told = [*holding('a', 0), gone('a', 0.8, 2), *holding('b', 1, client=1)]
+    assert list(history.check(told, bound('b'))) == []
+
+
+def test_two_hold_one_in_the_end():
+    told = [*holding('a', 0), *holding('b', 1, client=1)]
+    wrong = list(history.check(told, bound('a') | bound('b')))
+    assert [each for each in wrong if each.endswith('in the end')]
+
+
+def test_a_release_that_is_not_answered_may_have_come():
+    told = [*holding('a', 0), gone('a', 0.8, 9, 'unknown'), *holding('b', 1, client=1)]
+    for final in ({}, {'a': Seen('Unbound', project='p')}):
+        assert list(history.check(told, final | bound('b'))) == []
+
+
+def test_an_accelerator_is_lost_by_nobody():
+    told = [*holding('a', 0), operation('read', 1, 2, seen={'a': Seen('Unbound', project='p')})]
+    assert 'found it Unbound, and it was bound' in next(history.check(told, bound('a')))
+
+
+def test_an_accelerator_is_not_exchanged():
+    told = [*holding('a', 0), operation('read', 1, 2, seen=bound('a', 'one 1'))]
+    assert [each for each in history.check(told, bound('a', 'one 1')) if each.startswith('I2')]
+
+
+def test_one_answer_does_not_show_an_accelerator_twice():
+    both = bound('a', instance='i') | bound('b', instance='i')
+    told = [operation('list', 1, 2, seen=both, instance='i')]
+    assert 'showed one 0 2 times' in next(history.check(told, {}))
+
+
+def test_what_is_disabled_is_not_given():
+    order = {'providers': ('rp-1',)}
+    told = [operation('disable', 0, 1, arq='', **order), *holding('a', 2)]
+    assert next(history.check(told, bound('a'))).startswith('I4')
+
+
+@pytest.mark.parametrize('outcome', ['ok', 'unknown'])
+def test_what_may_be_enabled_again_may_be_given(outcome):
+    order = {'providers': ('rp-1',), 'arq': ''}
+    told = [
+        operation('disable', 0, 1, **order),
+        operation('enable', 1.5, 1.6, outcome, **order),
+        *holding('a', 2),
+    ]
+    assert list(history.check(told, bound('a'))) == []
+
+
+def test_another_project_s_request_is_out_of_reach():
+    told = [*holding('a', 0), operation('trespass', 1, 2, client=1)]
+    assert [each for each in history.check(told, bound('a')) if each.startswith('I7')]
+
+
+def test_no_request_is_left_half_done():
+    told = [operation('create', 0, 1)]
+    assert list(history.check(told, {'a': Seen('BindStarted', project='p')}))
