@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import signal
+
 import hypothesis
 import pytest
 
 from tests import databases as databases_
 from tests import support
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says nothing on a machine that does other things as well.
 hypothesis.settings.register_profile('project', deadline=None)

@@ -116,8 +116,9 @@ class World:
             case.query[name] = self.some(lists.get(name, name), number)
         if case.path == ARQS and case.method == 'POST':
             case.body = {'device_profile_name': self.some('device_profiles', number)}
-        if case.path == ARQS and case.method == 'PATCH':
-            case.body = {self.some(kind, number): self._patch(number // 8)}
+        if case.path.startswith(ARQS) and case.method == 'PATCH':
+            uuid_ = case.path_parameters.get('uuid') or self.some(kind, number)
+            case.body = {uuid_: self._patch(number // 8)}
         if case.path == '/v2/attributes' and case.method == 'POST':
             case.body = {'deployable_id': 1, 'key': f'key{number}', 'value': ''}
         return case
