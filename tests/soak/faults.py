@@ -70,7 +70,6 @@ def plan(seed: str, seconds: float) -> list[Fault]:
     made = []
     for kind, rate in RATES.items():
         for _ in range(max(1, round(rate * scale))):
-            # The last moments are quiet enough for a restart to end.
             at = draw.uniform(0, seconds)
             made.append(_fault(draw, at, kind, scale))
     return sorted(made)
