@@ -38,6 +38,10 @@ class Control:
                     return name.split('.')[1]
         return None
 
+    def waiting(self) -> bool:
+        """Whether there is a fault that has befallen nobody yet."""
+        return any(self._faults.iterdir())
+
     def withdraw(self) -> list[str]:
         """Take back what has befallen nobody; returns the kinds."""
         left = []
