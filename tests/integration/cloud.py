@@ -57,6 +57,8 @@ class Cloud:
         self.identity.create_endpoint(
             service_id=service.id, interface='public', region_id=REGION, url=url
         )
+        # The tokens of before have a catalogue without it.
+        self._sessions.clear()
 
     def session(self, user: str, project: str | None) -> session.Session:
         """A session of a user in a project; in the whole system if there is none."""
