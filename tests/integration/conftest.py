@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-import sys
 import uuid
 
 import bcrypt
@@ -169,10 +168,5 @@ def bound(nova, arq, provider, instance):
 @pytest.fixture(scope='session')
 def old_client():
     """The commands of the last client that has none of its own for accelerators."""
-    home = pathlib.Path(sys.prefix) / 'old-client'
-    if not (home / 'complete').exists():
-        process.run('python', '-m', 'venv', '--clear', home)
-        wanted = ['python-openstackclient<10.4', 'python-cyborgclient']
-        process.run(home / 'bin' / 'pip', 'install', '-q', *wanted, timeout=600)
-        (home / 'complete').touch()
-    return home / 'bin' / 'openstack'
+    wanted = 'python-openstackclient<10.4', 'python-cyborgclient'
+    return process.environment('old-client', *wanted) / 'openstack'

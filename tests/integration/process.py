@@ -169,6 +169,16 @@ def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENC
     return done
 
 
+def environment(name: str, *packages: str) -> pathlib.Path:
+    """Where the commands of a virtual environment within this one are; it is made once."""
+    home = pathlib.Path(sys.prefix) / name
+    if not (home / 'complete').exists():
+        run('python', '-m', 'venv', '--clear', home)
+        run(home / 'bin' / 'pip', 'install', '-q', *packages, timeout=600)
+        (home / 'complete').touch()
+    return home / 'bin'
+
+
 def clean(**environ: str) -> dict[str, str]:
     """Our environment, without the cloud or the proxy of whoever runs the tests."""
     kept = {k: v for k, v in os.environ.items() if not re.match(r'OS_|.*_proxy$', k, re.I)}

@@ -3,7 +3,6 @@
 
 import json
 import pathlib
-import sys
 
 import pytest
 import requests
@@ -16,13 +15,7 @@ from tests.integration import servers
 @pytest.fixture(scope='module')
 def cyborg():
     """Where the commands of OpenStack Cyborg are."""
-    home = pathlib.Path(sys.prefix) / 'cyborg'
-    if not (home / 'complete').exists():
-        process.run('python', '-m', 'venv', '--clear', home)
-        wanted = ['openstack-cyborg==17.0.0', 'pymysql']
-        process.run(home / 'bin' / 'pip', 'install', '-q', *wanted, timeout=600)
-        (home / 'complete').touch()
-    return home / 'bin'
+    return process.environment('cyborg', 'openstack-cyborg==17.0.0', 'pymysql')
 
 
 def fill(cyborg, place, url, command):
