@@ -74,16 +74,20 @@ def announce(session: orm.Session, parts: collections.abc.Iterable[model.Deploya
 
 
 def describe(part: model.Deployable) -> model.Facts:
-    """A deployable as Placement is to know it."""
-    total = len(part.attach_handles)
+    """A deployable as Placement is to know it: by what is noted, and by no clock.
+
+    That a host is late passes unnoticed if it reports in time to be called up.
+    """
+    device, total = part.device, len(part.attach_handles)
     lost = sum(handle.lost for handle in part.attach_handles)
+    withheld = device.status != 'enabled' or device.absences or device.host.silent
     return {
         'uuid': part.rp_uuid,
         'name': part.name,
-        'parent': part.device.hostname,
+        'parent': device.hostname,
         'resource_class': part.resource_class or 'CUSTOM_PCI',
         'total': total,
-        'reserved': total if part.device.obstacle else lost,
+        'reserved': total if withheld else lost,
         'traits': sorted({*part.traits, 'OWNER_CYBORG'}),
     }
 

@@ -89,6 +89,19 @@ def test_an_unchanged_report_brings_it_back(conductor):
     assert len(seen) <= 2, seen
 
 
+def test_a_device_enabled_while_its_host_is_late_is_given_out_with_the_next_report(conductor):
+    """That the host is late is no conductor's to tell before it has noted it: none would say later
+    that the host is not.
+    """
+    conductor.report(card(handles=3))
+    device = conductor.device().uuid
+    conductor.set_device_status(uuid=device, status='maintaining')
+    fall_silent(conductor)
+    conductor.set_device_status(uuid=device, status='enabled')
+    conductor.report(card(handles=3))
+    assert reserved(conductor) == {direct.provider(): 0}
+
+
 def test_what_is_bound_stays_bound(conductor):
     conductor.report(card(handles=3))
     [held] = conductor.hold()
