@@ -48,8 +48,12 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
     """
     if not messages or kind not in session.info.get(KINDS, ()):
         return
-    same = sa.select(model.Message).where(
-        model.Message.kind == kind, model.Message.key.in_(messages)
+    same = (
+        sa.select(model.Message)
+        .where(model.Message.kind == kind, model.Message.key.in_(messages))
+        .order_by(model.Message.id)
+        # None of them is to end meanwhile: of many rows, an UPDATE does not say which it missed.
+        .with_for_update()
     )
     waiting = {row.key: row for row in session.scalars(same)}
     for key, payload in messages.items():
@@ -76,7 +80,8 @@ def announce(session: orm.Session, parts: collections.abc.Iterable[model.Deploya
 def describe(part: model.Deployable) -> model.Facts:
     """A deployable as Placement is to know it: by what is noted, and by no clock.
 
-    That a host is late passes unnoticed if it reports in time to be called up.
+    A host that is late, and not noted as silent, may report before that: nobody would take back
+    what had been said of it.
     """
     device, total = part.device, len(part.attach_handles)
     lost = sum(handle.lost for handle in part.attach_handles)

@@ -15,6 +15,7 @@ from cyborg_lite import model
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import manager
+from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 from tests import support
 
@@ -165,3 +166,21 @@ def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
         answer = service.api.bind(wanted['uuid'], provider=wanted['device_rp_uuid'], host='host-1')
     assert answer.status_int == 409
     assert 'missing' in support.fault(answer)
+
+
+def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):
+    """Who has sent the old ones is about to delete them."""
+
+    def put():
+        with service.database.writer() as session:
+            session.info[outbox.KINDS] = {outbox.EVENT}
+            outbox.put(session, outbox.EVENT, {'one': {}, 'two': {}})
+
+    def end():
+        with contextlib.suppress(*LOCKED), other.writer() as session:
+            session.execute(sa.delete(model.Message))
+
+    put()
+    with before(service, 'UPDATE messages', end):
+        put()
+    assert [message.key for message in service.rows(model.Message)] == ['one', 'two']
