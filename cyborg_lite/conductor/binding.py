@@ -21,6 +21,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import turns
 
 #: From which states a request may come into each.
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -92,7 +93,9 @@ def bind(
     :raises cyborg_lite.exception.Invalid: when an instance has requests already.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
-    _wait_for_turn(session, {wish['device_rp_uuid'] for wish in wishes})
+    rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
+    hosts = sa.select(model.Device.hostname).join(model.Deployable)
+    turns.wait(session, hosts.where(model.Deployable.rp_uuid.in_(rp_uuids)))
     arqs = _load_free(session, ctxt, wishes, seen)
     by_provider = collections.defaultdict(list)
     for wish in wishes:
@@ -223,18 +226,6 @@ def _refuse_missing(uuids: list[str], found: collections.abc.Container[str]) -> 
     missing = sorted(uuid for uuid in uuids if uuid not in found)
     if missing:
         raise exception.NotFound(what='ARQ', id=', '.join(missing))
-
-
-def _wait_for_turn(session: orm.Session, rp_uuids: set[str]) -> None:
-    """Lock the hosts of these providers, as a report does: what follows sees all that was done."""
-    hosts = (
-        sa.select(model.Host.id)
-        .join(model.Device)
-        .join(model.Deployable)
-        .where(model.Deployable.rp_uuid.in_(rp_uuids))
-        .order_by(model.Host.id)
-    )
-    session.execute(hosts.with_for_update(of=model.Host))
 
 
 def _refuse_moved(arqs: collections.abc.Iterable[model.ARQ], seen: Seen) -> None:

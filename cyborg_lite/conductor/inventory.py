@@ -16,10 +16,13 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import turns
 from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
 
+#: The hosts of deployables.
+_HOSTS = sa.select(model.Device.hostname).join(model.Deployable)
 #: how many boots of a host are remembered as over
 PAST_BOOTS = 8
 
@@ -295,6 +298,7 @@ def set_status(
     :param seen: the revision of the device that the caller saw: a later order than his stands.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
+    turns.wait(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
     device = query.get(session, model.Device, uuid, what='Device')
     since = [] if seen is None else [model.Device.revision == seen]
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
@@ -315,6 +319,7 @@ def add_attribute(
     :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
     """
     same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
+    turns.wait(session, _HOSTS.where(same == deployable))
     row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
     if row is None:
         raise exception.NotFound(what='Deployable', id=deployable)
@@ -332,6 +337,7 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
 
     :raises cyborg_lite.exception.NotFound: when there is no such attribute.
     """
+    turns.wait(session, _HOSTS.join(model.Attribute).where(model.Attribute.uuid == uuid))
     attribute = query.get(session, model.Attribute, uuid, what='Attribute')
     part = attribute.deployable
     part.attributes.remove(attribute)

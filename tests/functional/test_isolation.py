@@ -119,6 +119,34 @@ def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
     assert [host.name for host in service.rows(model.Host)] == ['host-2', 'host-1']
 
 
+@pytest.mark.parametrize('order', ['disable', 'add a trait', 'delete a trait'])
+def test_what_is_announced_of_a_device_is_what_all_have_made_of_it(service, other, order):
+    """A report and an order both say what Placement is to know: the second one sees the first."""
+    service.report(support.card())
+    [part], [device] = service.rows(model.Deployable), service.rows(model.Device)
+    with other.writer() as session:
+        old = inventory.add_attribute(session, CALLER, part.id, 'trait7', 'CUSTOM_OLD')
+    act, *given = {
+        'disable': (inventory.set_status, device.uuid, 'maintaining'),
+        'add a trait': (inventory.add_attribute, part.id, 'trait8', 'CUSTOM_NEW'),
+        'delete a trait': (inventory.delete_attribute, old),
+    }[order]
+    outcome = []
+
+    def give():
+        try:
+            with other.writer() as session:
+                act(session, CALLER, *given)
+        except LOCKED:
+            outcome.append('waits')
+
+    with before(service, 'INSERT INTO attach_handles', give):
+        service.report(support.card(handles=2))
+    assert outcome == ['waits']
+    give()
+    assert outcome == ['waits']
+
+
 def test_a_report_waits_for_the_one_before(service, other):
     """Else the older one, which has found itself to be the newest, could have the last word."""
     service.report(support.card())

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One at a time changes what a host has, and what is held of it.
+
+What is announced of a device follows from rows that several may change: a report, an order to
+disable it, a conductor that finds its host silent.  Who waits for his turn sees all they have done.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+
+
+def wait(session: orm.Session, hostnames: sa.Select[typing.Any]) -> None:
+    """Lock these hosts until the transaction ends, as a report locks its own.
+
+    What is read before may be out of date: wait first.
+    """
+    hosts = sa.select(model.Host.id).where(model.Host.name.in_(hostnames)).order_by(model.Host.id)
+    session.execute(hosts.with_for_update())
