@@ -6,6 +6,7 @@ Source: the Placement API reference.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import typing
 import urllib.parse
@@ -18,7 +19,7 @@ LOG = log.getLogger(__name__)
 
 #: root providers by name, allocations with generations, reserved up to total
 MICROVERSION = '1.39'
-#: How often a provider is read anew that somebody else has changed meanwhile.
+#: How often it is begun anew with a provider that somebody else has changed meanwhile.
 TRIES = 5
 
 
@@ -59,27 +60,46 @@ class Placement:
 
     def __init__(self, client: adapter.Adapter) -> None:
         self._client = client
-        self._known: set[str] = set()
+        self._known: set[tuple[str, str]] = set()
 
-    def publish(self, provider: Provider) -> None:
-        """Make a provider equal to this.
+    def settle(self, uuid: str, wanted: collections.abc.Callable[[], Provider | None]) -> None:
+        """Make a provider equal to what is wanted, or remove it; allocations are Nova's to remove.
 
-        :raises Refused: when the host's root provider is not there, or Placement says no.
+        :param wanted: is asked once more after the generation is known: who is late, and finds
+            that it was moved, puts nothing over what came after him.
+        :raises Refused: when the host's root provider is not there, when a provider that is to go
+            has allocations, or when Placement says no.
         """
-        self._ensure_name('resource_classes', provider.resource_class)
-        for trait in provider.traits:
-            self._ensure_name('traits', trait)
-        url = f'/resource_providers/{provider.uuid}'
-        generation = self._generation(provider)
-        put = {'inventories': provider.inventories}
-        generation = self._put(f'{url}/inventories', put, generation, provider)
-        self._put(f'{url}/traits', {'traits': sorted(provider.traits)}, generation, provider)
+        for _ in range(TRIES):
+            provider = wanted()
+            if provider is None:
+                self._remove(uuid)
+                generation = 0
+            else:
+                generation = self._generation(provider)
+            if wanted() == provider and (provider is None or self._put(provider, generation)):
+                return
+        raise Refused(f'{uuid} is changed again and again')
 
-    def remove(self, uuid: str) -> None:
-        """Remove a provider, but no allocation: they are Nova's.
+    def _put(self, provider: Provider, generation: int) -> bool:
+        """Replace inventory and traits; False if somebody has changed the provider meanwhile."""
+        if not self._has('resource_classes', provider.resource_class):
+            raise Refused(f'there is no resource class {provider.resource_class}')
+        # A trait may be what a user has written: it costs the provider nothing but that trait.
+        traits = sorted(name for name in provider.traits if self._has('traits', name))
+        for name, content in ('inventories', provider.inventories), ('traits', traits):
+            body = {name: content, 'resource_provider_generation': generation}
+            answer = self._call('PUT', f'/resource_providers/{provider.uuid}/{name}', body)
+            if 'placement.concurrent_update' in answer.text:
+                return False
+            if answer.status_code != 200:
+                # Somebody may have deleted a name that was there.
+                self._known.clear()
+                raise _refused(answer)
+            generation = answer.json()['resource_provider_generation']
+        return True
 
-        :raises Refused: while it has allocations.
-        """
+    def _remove(self, uuid: str) -> None:
         answer = self._call('DELETE', f'/resource_providers/{uuid}')
         if answer.status_code not in (204, 404):
             raise _refused(answer)
@@ -108,27 +128,19 @@ class Placement:
             raise Refused(f'{name} has no root provider yet: nova-compute makes it')
         return str(found[0]['uuid'])
 
-    def _put(
-        self, url: str, body: dict[str, typing.Any], generation: int, provider: Provider
-    ) -> int:
-        """Replace a set; returns the generation that follows."""
-        for _ in range(TRIES):
-            stamped = body | {'resource_provider_generation': generation}
-            answer = self._call('PUT', url, stamped)
-            if answer.status_code == 200:
-                return int(answer.json()['resource_provider_generation'])
-            if 'placement.concurrent_update' not in answer.text:
+    def _has(self, kind: str, name: str) -> bool:
+        """Whether there is such a name: those that anybody may make up are made."""
+        if (kind, name) not in self._known:
+            method = 'PUT' if name.startswith('CUSTOM_') else 'GET'
+            # It is a name, and never a path.
+            answer = self._call(method, f'/{kind}/{urllib.parse.quote(name, safe="")}')
+            if answer.status_code in (400, 404):
+                LOG.warning('Placement takes no %s named %r: %s', kind, name, answer.text[:200])
+                return False
+            if answer.status_code not in (200, 201, 204):
                 raise _refused(answer)
-            generation = self._generation(provider)
-        raise _refused(answer)
-
-    def _ensure_name(self, kind: str, name: str) -> None:
-        if name.startswith('CUSTOM_') and name not in self._known:
-            # A trait may be what a user has written: it is a name, and never a path.
-            answer = self._call('PUT', f'/{kind}/{urllib.parse.quote(name, safe="")}')
-            if answer.status_code not in (201, 204):
-                raise _refused(answer)
-            self._known.add(name)
+            self._known.add((kind, name))
+        return True
 
     def _call(
         self,

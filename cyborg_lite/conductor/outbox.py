@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import datetime
+import functools
 import threading
 import uuid as uuidlib
 
@@ -192,17 +193,10 @@ class Sender:
                 session.execute(each.where(mine).execution_options(synchronize_session=False))
 
     def _publish(self, rp_uuid: str, _payload: model.Facts) -> None:
-        sent: model.Facts | None = {}
-        # Who was slower than his lease may have undone what another one has sent since.
-        while (wanted := self._wanted(rp_uuid)) != sent:
-            if wanted is None:
-                self._placement.remove(rp_uuid)
-            else:
-                traits = tuple(wanted['traits'])
-                self._placement.publish(placement.Provider(**(wanted | {'traits': traits})))
-            sent = wanted
+        self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid))
 
-    def _wanted(self, rp_uuid: str) -> model.Facts | None:
+    def _wanted(self, rp_uuid: str) -> placement.Provider | None:
         query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
         with self._database.reader() as session:
-            return session.scalar(query)
+            wanted = session.scalar(query)
+        return wanted and placement.Provider(**wanted | {'traits': tuple(wanted['traits'])})

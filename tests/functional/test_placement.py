@@ -93,6 +93,11 @@ class Cloud:
     def traits(self):
         return set(self.client.get(f'/resource_providers/{RP_UUID}/traits').json()['traits'])
 
+    def add_attribute(self, key, value):
+        with self.database.reader() as session:
+            part = session.query(model.Deployable).one().id
+        self.manager.create_attribute(context.service(), deployable=part, key=key, value=value)
+
     def device(self):
         with self.database.reader() as session:
             return session.query(model.Device).one().uuid
@@ -185,6 +190,44 @@ def test_a_generation_that_somebody_else_has_moved_is_read_again(known, monkeypa
     assert known.inventory()['FPGA']['total'] == 15
 
 
+def test_a_provider_that_changes_again_and_again_waits(known, monkeypatch):
+    ours = known.manager.outbox._placement
+    monkeypatch.setattr(ours, '_generation', lambda provider: 0)
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.waiting() == [RP_UUID]
+
+
+@pytest.mark.parametrize('name', ['CUSTOM_no trait', 'HW_NO_SUCH_TRAIT', 'CUSTOM_A/../../x'])
+def test_a_trait_that_placement_does_not_take_costs_only_that_trait(known, name):
+    """An operator may add any attribute."""
+    known.add_attribute('trait7', name)
+    known.add_attribute('trait8', 'CUSTOM_OTHER')
+    known.send()
+    assert not known.waiting()
+    assert known.traits() == {'CUSTOM_FAKE_DEVICE', 'CUSTOM_OTHER', 'OWNER_CYBORG'}
+
+
+def test_a_trait_may_be_named_as_a_resource_class(known):
+    known.report(support.card(resource_class='CUSTOM_ONE', traits=['CUSTOM_ONE']))
+    known.send()
+    assert known.traits() == {'CUSTOM_ONE', 'OWNER_CYBORG'}
+    assert known.inventory()['CUSTOM_ONE']['total'] == 1
+
+
+def test_a_trait_that_somebody_has_deleted_is_made_again(known):
+    for traits in (['CUSTOM_ONE'], []):
+        known.report(support.card(handles=16, traits=traits))
+        known.send()
+    known.client.delete('/traits/CUSTOM_ONE')
+    known.report(support.card(handles=16, traits=['CUSTOM_ONE']))
+    known.send()
+    assert known.waiting() == [RP_UUID]
+    known.hurry()
+    known.send()
+    assert known.traits() == {'CUSTOM_ONE', 'OWNER_CYBORG'}
+
+
 def test_an_allocation_of_another_is_never_removed(known):
     consumer = str(uuid.uuid4())
     allocation = {
@@ -211,15 +254,15 @@ def test_an_allocation_of_another_is_never_removed(known):
 def test_a_change_while_a_message_is_sent_is_not_lost(known, monkeypatch):
     """Who has sent the old state must not take away the message of the new one."""
     ours = known.manager.outbox._placement
-    publish = ours.publish
+    settle = ours.settle
 
-    def change_meanwhile(provider):
-        publish(provider)
+    def change_meanwhile(*args):
+        settle(*args)
         monkeypatch.undo()
         known.report(support.card(handles=14))
 
     known.report(support.card(handles=15))
-    monkeypatch.setattr(ours, 'publish', change_meanwhile)
+    monkeypatch.setattr(ours, 'settle', change_meanwhile)
     known.send()
     assert known.inventory()['FPGA']['total'] == 14
 
@@ -255,22 +298,46 @@ def test_who_was_too_slow_ends_nobody_elses_lease(known):
     assert known.manager.outbox._take() is None
 
 
-def test_who_was_too_slow_mends_what_he_has_undone(known, monkeypatch):
-    """He sends an old state after another one has sent the new one."""
+@pytest.mark.parametrize('moment', ['GET', 'PUT'])
+def test_who_was_too_slow_puts_nothing_over_what_came_after_him(known, monkeypatch, moment):
+    """Another one has sent the new state while he was about to send the old one."""
     other = manager.Manager(known.conf, known.database)
     ours = known.manager.outbox._placement
-    publish = ours.publish
+    call = ours._call
 
-    def stall(provider):
-        monkeypatch.undo()
-        known.report(support.card(handles=14))
-        known.hurry()
-        assert other.outbox.send_one()
-        assert known.inventory()['FPGA']['total'] == 14
-        publish(provider)
-        assert known.inventory()['FPGA']['total'] == 15
+    def stall(method, *args):
+        if method == moment:
+            monkeypatch.undo()
+            known.report(support.card(handles=14))
+            known.hurry()
+            assert other.outbox.send_one()
+        answer = call(method, *args)
+        if method == moment:
+            # He may die now.
+            assert known.inventory()['FPGA']['total'] == 14
+        return answer
 
     known.report(support.card(handles=15))
-    monkeypatch.setattr(ours, 'publish', stall)
+    monkeypatch.setattr(ours, '_call', stall)
     known.send()
     assert known.inventory()['FPGA']['total'] == 14
+
+
+def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
+    """Nothing in Placement tells him that it is wanted again."""
+    other = manager.Manager(known.conf, known.database)
+    ours = known.manager.outbox._placement
+    call = ours._call
+
+    def stall(*args):
+        monkeypatch.undo()
+        known.report(CARD)
+        known.hurry()
+        assert other.outbox.send_one()
+        return call(*args)
+
+    for _ in range(3):
+        known.report()
+    monkeypatch.setattr(ours, '_call', stall)
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 16

@@ -93,9 +93,9 @@ def test_redirects_are_not_followed(serve, connect, status):
     other = serve()
     asked = serve(status, Location=other.url)
     with pytest.raises(placement.Refused, match=f'HTTP {status}'):
-        placement.Placement(connect('placement', asked.url)).publish(PROVIDER)
+        placement.Placement(connect('placement', asked.url)).settle(PROVIDER.uuid, lambda: PROVIDER)
     with pytest.raises(placement.Refused, match=f'HTTP {status}'):
-        placement.Placement(connect('placement', asked.url)).remove(PROVIDER.uuid)
+        placement.Placement(connect('placement', asked.url)).settle(PROVIDER.uuid, lambda: None)
     with pytest.raises(nova.Refused, match=f'HTTP {status}'):
         nova.Nova(connect('nova', asked.url)).notify(INSTANCE, {})
     assert asked.tokens == ['TOKEN'] * 3
@@ -119,7 +119,7 @@ def test_what_a_user_writes_is_no_path(serve, connect, kind, name):
     """An attribute that is added through the API may be a trait or a class of its deployable."""
     server = serve(204)
     client = placement.Placement(connect('placement', server.url))
-    client._ensure_name(kind, name)
+    client._has(kind, name)
     [path] = server.asked
     assert path.startswith(f'/{kind}/CUSTOM_')
     assert path.count('/') == 2
