@@ -32,8 +32,8 @@ LOG = log.getLogger(__name__)
 #: How long a conductor may take to send a message before another takes it over, in seconds. With
 #: the longest ``outbox_interval`` it is a minute: so late is what a dead conductor had in hand.
 LEASE = 45
-#: The longest wait between two tries, in seconds.
-PATIENCE = 300
+#: The longest wait between two tries, in seconds: a minute after a service is back it knows all.
+PATIENCE = 45
 
 PROVIDER = 'provider'
 EVENT = 'event'
@@ -99,7 +99,7 @@ def describe(part: model.Deployable) -> model.Facts:
 
 
 class Sender:
-    """Sends what waits, in a thread of each conductor."""
+    """Sends what waits: a thread of each conductor for each service."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self._database = database
@@ -112,9 +112,13 @@ class Sender:
             self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
             self._send[EVENT] = self._nova.notify
         self._interval = conf.conductor.outbox_interval
-        self._woken = threading.Event()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name='outbox', daemon=True)
+        self._woken = {kind: threading.Event() for kind in self._send}
+        # One service that hangs must not keep another waiting.
+        self._threads = [
+            threading.Thread(target=self._run, args=(kind,), name=f'outbox-{kind}', daemon=True)
+            for kind in self._send
+        ]
 
     @contextlib.contextmanager
     def session(self) -> collections.abc.Iterator[orm.Session]:
@@ -122,31 +126,39 @@ class Sender:
         with self._database.writer() as session:
             session.info[KINDS] = self._send.keys()
             yield session
-        self._woken.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        for woken in self._woken.values():
+            woken.set()
 
     def start(self) -> None:
-        if self._send:
-            self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stopping = True
-        self._woken.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._wake()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
 
-    def _run(self) -> None:
+    def _run(self, kind: str) -> None:
+        woken = self._woken[kind]
         while not self._stopping:
-            self._woken.clear()
+            woken.clear()
             try:
-                while not self._stopping and self.send_one():
+                while not self._stopping and self.send_one(kind):
                     pass
             except Exception:
                 LOG.exception('The outbox cannot be read')
-            self._woken.wait(self._interval)
+            woken.wait(self._interval)
 
-    def send_one(self) -> bool:
-        """Send the message that has waited longest; False if none is due."""
-        message = self._take()
+    def send_one(self, *kinds: str) -> bool:
+        """Send the message, of these kinds or of any, that has waited longest; False if none is
+        due.
+        """
+        message = self._take(*kinds)
         if message is None:
             return False
         try:
@@ -160,12 +172,12 @@ class Sender:
             self._settle(message, sa.delete(model.Message))
         return True
 
-    def _take(self) -> model.Message | None:
+    def _take(self, *kinds: str) -> model.Message | None:
         """A message that is due: until its lease ends nobody else takes it."""
         now = timeutils.utcnow()
         query = (
             sa.select(model.Message)
-            .where(model.Message.due_at <= now, model.Message.kind.in_(self._send))
+            .where(model.Message.due_at <= now, model.Message.kind.in_(kinds or self._send))
             .order_by(model.Message.due_at, model.Message.id)
             .limit(1)
             .with_for_update(skip_locked=True)

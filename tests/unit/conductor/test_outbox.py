@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages to other services."""
+
+import threading
+
+import pytest
+
+from cyborg_lite import conf as options
+from cyborg_lite import model
+from cyborg_lite.conductor import outbox
+from tests.unit.conductor import direct
+
+NEIGHBOUR = """
+[{name}]
+auth_type = none
+endpoint_override = http://127.0.0.1:1
+"""
+
+
+@pytest.fixture
+def sender(database_url, tmp_path):
+    """With two services to tell, which are not there."""
+    file = tmp_path / 'cyborg_lite.conf'
+    file.write_text(''.join(NEIGHBOUR.format(name=name) for name in ('placement', 'nova')))
+    conductor = direct.Conductor(database_url)
+    conf = options.load(files=[str(file)], conductor__outbox_interval=1)
+    made = outbox.Sender(conf, conductor.database)
+    yield made
+    made.stop()
+    conductor.close()
+
+
+def test_a_service_that_hangs_keeps_no_other_waiting(sender):
+    back, told = threading.Event(), threading.Event()
+    sender._send[outbox.EVENT] = lambda key, payload: back.wait()
+    sender._send[outbox.PROVIDER] = lambda key, payload: told.set()
+    sender.start()
+    try:
+        with sender.session() as session:
+            outbox.put(session, outbox.EVENT, {'instance': {}})
+        with sender.session() as session:
+            outbox.put(session, outbox.PROVIDER, {'provider': {}})
+        assert told.wait(10)
+    finally:
+        back.set()
+
+
+def test_each_is_told_of_its_own(sender):
+    told = {kind: [] for kind in (outbox.EVENT, outbox.PROVIDER)}
+    done = threading.Event()
+
+    def note(kind, key):
+        told[kind].append(key)
+        if all(told.values()):
+            done.set()
+
+    for kind in told:
+        sender._send[kind] = lambda key, payload, kind=kind: note(kind, key)
+    sender.start()
+    with sender.session() as session:
+        for kind in told:
+            outbox.put(session, kind, {f'{kind}-1': {}})
+    assert done.wait(10)
+    sender.stop()
+    assert told == {kind: [f'{kind}-1'] for kind in told}
+    with sender.session() as session:
+        assert not session.query(model.Message).count()
