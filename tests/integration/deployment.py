@@ -7,7 +7,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import time
 import typing
 
 import oslo_messaging as messaging
@@ -33,15 +32,6 @@ connection = {database}
 rabbit_quorum_queue = true
 rabbit_transient_quorum_queue = true
 """
-
-
-def until(condition, patience: float = 90):
-    """Wait for what processes do in their own time; how long is bounded. Returns what it said."""
-    end = time.monotonic() + patience
-    while not (said := condition()):
-        assert time.monotonic() < end, f'it did not come to pass: {condition}'
-        time.sleep(0.05)
-    return said
 
 
 class Deployment:

@@ -16,6 +16,8 @@ import threading
 import time
 import typing
 
+Said = typing.TypeVar('Said')
+
 #: Where the commands of this environment are.
 BIN = pathlib.Path(sys.executable).parent
 #: How long a process may take to start, or to end, in seconds.
@@ -144,12 +146,13 @@ def enter(stack: contextlib.ExitStack, *managers: contextlib.AbstractContextMana
         return list(pool.map(stack.enter_context, managers))
 
 
-def until(condition: collections.abc.Callable[[], object], patience: int = 60) -> None:
-    """Wait for what processes do in their own time; how long is bounded."""
+def until(condition: collections.abc.Callable[[], Said], patience: float = PATIENCE) -> Said:
+    """Wait for what processes do in their own time; how long is bounded. Returns what it said."""
     end = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < end, 'it did not come to pass'
-        time.sleep(0.1)
+    while not (said := condition()):
+        assert time.monotonic() < end, f'it did not come to pass: {condition}'
+        time.sleep(0.05)
+    return said
 
 
 def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENCE, **environ: str):

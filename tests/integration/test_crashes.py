@@ -29,6 +29,7 @@ from tests.integration import deployment as deployment_
 from tests.integration import failpoints
 from tests.integration import invariants
 from tests.integration import placement as placement_
+from tests.integration import process
 from tests.integration import servers
 
 CONF = """
@@ -171,7 +172,7 @@ class Region:
     def report(self, *devices, host=HOST):
         """As an agent: what is not answered is reported again."""
         facts = [device.facts() for device in devices]
-        deployment_.until(lambda: self._report(host, facts))
+        process.until(lambda: self._report(host, facts))
 
     def _report(self, host, facts):
         self.told = {
@@ -205,7 +206,7 @@ class Region:
 
     def rest(self):
         """Wait until nothing is left to be noticed, nor to be told to anybody."""
-        deployment_.until(self._resting)
+        process.until(self._resting)
 
     def _resting(self):
         self._let_leases_end()
@@ -369,7 +370,7 @@ def test_death(region, point):
             # Only one that is young comes by.
             region.restart(service)
             region.cycle()
-        deployment_.until(region.control.fired)
+        process.until(region.control.fired)
     finally:
         region.control.disarm()
     region.rest()

@@ -18,6 +18,7 @@ from tests import support
 from tests.integration import deployment as deployment_
 from tests.integration import invariants
 from tests.integration import peers
+from tests.integration import process
 from tests.integration import servers
 
 NOVA = """
@@ -68,7 +69,7 @@ def conductors(deployment, nova):
     nova.hears.set()
     made = [deployment.conductor(number) for number in range(3)]
     for number in range(3):
-        deployment_.until(lambda number=number: deployment.answers(number))
+        process.until(lambda number=number: deployment.answers(number))
     yield made
     for each in made:
         deployment_.kill(each)
@@ -108,7 +109,7 @@ def in_hand(deployment, wishes, timeout):
         rows = sa.select(model.ARQ.id).where(model.ARQ.uuid.in_(arqs)).with_for_update()
         assert len(session.scalars(rows).all()) == len(wishes)
         calls = [pool.submit(deployment.call, 'bind', timeout, wishes=[wish]) for wish in wishes]
-        deployment_.until(lambda: waiting(deployment) == len(wishes))
+        process.until(lambda: waiting(deployment) == len(wishes))
         yield calls
 
 
@@ -170,9 +171,9 @@ def test_what_a_killed_conductor_was_to_tell_another_tells(deployment, nova):
     others = [deployment.conductor(number) for number in (4, 5)]
     deployment_.kill(first)
     end = time.monotonic() + PROMISE
-    deployment_.until(lambda: nova.asked.acquire(blocking=False), end - time.monotonic())
+    process.until(lambda: nova.asked.acquire(blocking=False), end - time.monotonic())
     nova.hears.set()
-    deployment_.until(lambda: not deployment.rows(model.Message))
+    process.until(lambda: not deployment.rows(model.Message))
     told = nova.events(wish['instance_uuid'], 1)
     assert {(event['tag'], event['status']) for event in told} == {(wish['uuid'], 'completed')}
     deployment.call('delete_arqs', uuids=[wish['uuid']])
@@ -199,5 +200,5 @@ def report(deployment, sequence):
 
 def rested(deployment):
     """What is wrong once Nova was told of all."""
-    deployment_.until(lambda: not deployment.rows(model.Message))
+    process.until(lambda: not deployment.rows(model.Message))
     yield from invariants.in_database(deployment)

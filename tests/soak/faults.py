@@ -18,6 +18,7 @@ from oslo_db import exception as db_exception
 import sqlalchemy as sa
 
 from tests.integration import deployment as deployment_
+from tests.integration import process
 from tests.soak import cloud as cloud_
 
 #: How many of each kind befall it in five minutes. Some find nobody whom to befall in the end.
@@ -152,7 +153,7 @@ class Injector:
         if fault.other:
             server.restart(signal.SIGKILL)
             return
-        for pid in deployment_.until(functools.partial(deployment_.workers, server), 30):
+        for pid in process.until(functools.partial(deployment_.workers, server), 30):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -186,7 +187,7 @@ class Injector:
 
     def _disconnect(self, fault: Fault) -> None:
         """End a connection to the database, and what goes on over it."""
-        deployment_.until(self._cut)  # it may be away
+        process.until(self._cut)  # it may be away
 
     def _cut(self) -> bool:
         query = (
