@@ -14,25 +14,20 @@ from cyborg_lite import model
 from tests import support
 from tests.integration import cloud as cloud_
 from tests.integration import compute
+from tests.integration import deployment
 from tests.integration import peers as peers_
 from tests.integration import process
 from tests.integration import servers
 
-CONF = """
-[DEFAULT]
-host = {host}
-debug = true
-transport_url = {bus}
-[database]
-connection = {database}
-[oslo_messaging_rabbit]
-rabbit_quorum_queue = true
-rabbit_transient_quorum_queue = true
+CONF = (
+    deployment.CONF
+    + """
 [agent]
 enabled_drivers = fake
 # A host that is silent for longer than two of these gets no server, however busy the machine is.
 report_interval = 5
 """
+)
 #: The name of their provider, and how many accelerators the fake driver has.
 ACCELERATORS = f'{compute.HOST}_FakeDevice'
 ALL = 16

@@ -18,26 +18,21 @@ from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite import rpc
 from tests import support
+from tests.integration import deployment
 from tests.integration import process
 from tests.integration import servers
 
-CONF = """
-[DEFAULT]
-host = {host}
-debug = true
-transport_url = {bus}
+CONF = (
+    deployment.CONF
+    + """
 [api]
 auth_strategy = noauth
 response_timeout = 20
-[database]
-connection = {database}
-[oslo_messaging_rabbit]
-rabbit_quorum_queue = true
-rabbit_transient_quorum_queue = true
 [agent]
 enabled_drivers = fake
 report_interval = 1
 """
+)
 
 
 @dataclasses.dataclass
