@@ -139,8 +139,7 @@ class AcceleratorRequests(rest.Controller):
         uuids = [uuid] if uuid is not None else [_uuid(each) for each in arqs]
         if not uuids:
             raise exception.Invalid(reason='Invalid arqs: expected at least one uuid.')
-        self._refuse_held(uuids)
-        missing = rest.call().conductor.delete_arqs(uuids=uuids)
+        missing = rest.call().conductor.delete_arqs(uuids=uuids, seen=self._seen_free(uuids))
         if missing:
             # Nova relies on it: those that exist are deleted all the same.
             raise exception.NotFound(what='ARQ', id=', '.join(missing))
@@ -151,17 +150,21 @@ class AcceleratorRequests(rest.Controller):
         with rest.call().database.reader() as session:
             return {row.uuid: row.revision for row in session.execute(query_)}
 
-    def _refuse_held(self, uuids: list[str]) -> None:
-        """A request that an instance holds is the Compute service's to delete."""
+    def _seen_free(self, uuids: list[str]) -> dict[str, int] | None:
+        """What the caller saw, if that is to stand: a request that an instance holds, or comes to
+        hold meanwhile, is the Compute service's to delete.
+        """
         if _may_act_for_instances():
-            return
-        held = sa.select(model.ARQ.uuid, model.ARQ.instance_uuid).where(
-            model.ARQ.uuid.in_(uuids), model.ARQ.instance_uuid.is_not(None), *self.scope()
+            return None
+        these = sa.select(model.ARQ.uuid, model.ARQ.revision, model.ARQ.instance_uuid).where(
+            model.ARQ.uuid.in_(uuids), *self.scope()
         )
         with rest.call().database.reader() as session:
-            row = session.execute(held.limit(1)).one_or_none()
-        if row is not None:
-            raise exception.ARQHeldByInstance(uuid=row.uuid, instance=row.instance_uuid)
+            rows = session.execute(these).all()
+        for row in rows:
+            if row.instance_uuid is not None:
+                raise exception.ARQHeldByInstance(uuid=row.uuid, instance=row.instance_uuid)
+        return {row.uuid: row.revision for row in rows}
 
 
 def _may_act_for_instances() -> bool:

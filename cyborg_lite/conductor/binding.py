@@ -95,12 +95,14 @@ def bind(
     """
     rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
     hosts = sa.select(model.Device.hostname).join(model.Deployable)
-    turns.wait(session, hosts.where(model.Deployable.rp_uuid.in_(rp_uuids)))
+    ours = turns.wait(session, hosts.where(model.Deployable.rp_uuid.in_(rp_uuids)))
     arqs = _load_free(session, ctxt, wishes, seen)
+    if not arqs:
+        return
     by_provider = collections.defaultdict(list)
     for wish in wishes:
         by_provider[wish['device_rp_uuid']].append(wish)
-    providers = _providers(session, by_provider)
+    providers = _providers(session, by_provider, ours)
     for rp_uuid, together in by_provider.items():
         wanted = [arqs[wish['uuid']] for wish in together]
         handles = _free_handles(session, providers.get(rp_uuid), rp_uuid, wanted)
@@ -144,6 +146,7 @@ def unbind(
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
     """
     arqs = _load(session, ctxt, uuids)
+    _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     _move(
         session,
@@ -156,9 +159,17 @@ def unbind(
     )
 
 
-def delete(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[str]:
-    """Delete these requests and free what they hold; returns the uuids that do not exist."""
-    found = set(session.scalars(sa.select(model.ARQ.uuid).where(_visible(ctxt, uuids))))
+def delete(
+    session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
+) -> list[str]:
+    """Delete these requests and free what they hold; returns the uuids that do not exist.
+
+    :param seen: given for a caller who may delete only what no instance holds, and has seen that.
+    :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
+    """
+    arqs = _load(session, ctxt, uuids)
+    _refuse_moved(arqs, seen)
+    found = {arq.uuid for arq in arqs}
     session.execute(sa.delete(model.ARQ).where(model.ARQ.uuid.in_(found)))
     return [uuid for uuid in uuids if uuid not in found]
 
@@ -187,7 +198,8 @@ def _load_free(
 ) -> dict[str, model.ARQ]:
     """The requests that are wished to be bound, by uuid: each may be, and its instance has none.
 
-    They are not locked: one that moves until it is bound is found out by its revision.
+    They are not locked: one that moves until it is bound is found out by its revision.  None are
+    left if this very call has bound them, and comes again.
     """
     uuids = [wish['uuid'] for wish in wishes]
     instances = {wish['instance_uuid'] for wish in wishes}
@@ -199,6 +211,8 @@ def _load_free(
     rows = session.execute(query).all()
     arqs = {arq.uuid: arq for arq, ours in rows if ours}
     _refuse_missing(uuids, arqs)
+    if all(_is_done(arqs[wish['uuid']], wish, seen) for wish in wishes):
+        return {}
     _refuse_moved(arqs.values(), seen)
     for arq in arqs.values():
         if arq.state not in SOURCES['BindStarted']:
@@ -213,13 +227,18 @@ def _load_free(
     return arqs
 
 
+def _is_done(arq: model.ARQ, wish: Wish, seen: Seen) -> bool:
+    """Whether a request is bound as is wished, and has not moved otherwise since it was seen."""
+    place = {name: getattr(arq, name) for name in _place(wish)}
+    next_ = seen is not None and arq.revision == seen.get(arq.uuid, 0) + 1
+    return next_ and arq.state == 'Bound' and place == _place(wish)
+
+
 def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[model.ARQ]:
-    """These requests, locked, in no certain order."""
+    """Those of these requests that there are, locked."""
     # MariaDB locks whatever is joined, and a profile is of many requests.
     query = sa.select(model.ARQ).where(_visible(ctxt, uuids)).options(orm.lazyload('*'))
-    arqs = list(session.scalars(query.with_for_update()))
-    _refuse_missing(uuids, {arq.uuid for arq in arqs})
-    return arqs
+    return list(session.scalars(query.order_by(model.ARQ.id).with_for_update()))
 
 
 def _refuse_missing(uuids: list[str], found: collections.abc.Container[str]) -> None:
@@ -244,11 +263,15 @@ def _changed(*uuids: str) -> exception.CyborgError:
 
 
 def _providers(
-    session: orm.Session, rp_uuids: collections.abc.Iterable[str]
+    session: orm.Session, rp_uuids: collections.abc.Iterable[str], hosts: list[str]
 ) -> dict[str, model.Deployable]:
+    """Those of these hosts: one that has come since we wait for them is not there yet."""
     query = (
         sa.select(model.Deployable)
-        .where(model.Deployable.rp_uuid.in_(rp_uuids))
+        .where(
+            model.Deployable.rp_uuid.in_(rp_uuids),
+            model.Deployable.device.has(model.Device.hostname.in_(hosts)),
+        )
         .options(
             orm.joinedload(model.Deployable.device).joinedload(model.Device.host),
             orm.joinedload(model.Deployable.attributes),

@@ -15,10 +15,10 @@ from sqlalchemy import orm
 from cyborg_lite import model
 
 
-def wait(session: orm.Session, hostnames: sa.Select[typing.Any]) -> None:
-    """Lock these hosts until the transaction ends, as a report locks its own.
+def wait(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
+    """Lock these hosts until the transaction ends, as a report locks its own; returns their names.
 
     What is read before may be out of date: wait first.
     """
-    hosts = sa.select(model.Host.id).where(model.Host.name.in_(hostnames)).order_by(model.Host.id)
-    session.execute(hosts.with_for_update())
+    hosts = sa.select(model.Host.name).where(model.Host.name.in_(hostnames)).order_by(model.Host.id)
+    return list(session.scalars(hosts.with_for_update()))

@@ -3,6 +3,7 @@
 
 import contextlib
 import re
+import uuid
 
 from oslo_db import exception as db_exception
 import pytest
@@ -190,10 +191,25 @@ def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
     def report():
         conductor.report(CALLER, **NOTHING)
 
-    with before(service, 'SELECT hosts.id', report):
+    with before(service, 'SELECT hosts.name', report):
         answer = service.api.bind(wanted['uuid'], provider=wanted['device_rp_uuid'], host='host-1')
     assert answer.status_int == 409
     assert 'missing' in support.fault(answer)
+
+
+def test_a_bind_sees_no_provider_that_came_after_its_turn(service, other):
+    """It would not wait for what is done to that one's host meanwhile."""
+    service.report(support.card('3c'))
+    service.profile()
+    [arq] = service.arqs()
+    rp_uuid = str(uuid.uuid3(uuid.NAMESPACE_DNS, 'host-1_0000:3b:00.0'))
+    facts = [support.card(bus).facts() for bus in ('3b', '3c')]
+    report = {**NOTHING, 'digest': 'more', 'devices': facts}
+    conductor = manager.Manager(service.conf, other)
+    with before(service, 'instance_uuid IN', lambda: conductor.report(CALLER, **report)):
+        answer = service.api.bind(arq, provider=rp_uuid)
+    assert answer.status_int == 404
+    assert [part.rp_uuid for part in service.rows(model.Deployable)][-1] == rp_uuid
 
 
 def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):

@@ -12,6 +12,7 @@ import webtest
 
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite.api import accelerator_requests
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
 from tests import support
@@ -283,3 +284,31 @@ def test_a_storm_leaves_no_handle_with_two_holders(service, race, seed):
     assert not holders(service)
     assert service.api.bind(*left[:4], provider=rp_uuid).status_int == 202
     assert len(holders(service)) == 4
+
+
+def test_a_tenant_frees_nothing_that_nova_binds_meanwhile(service, monkeypatch):
+    """OSSA-2023-003: the card would be another's while his server still has it."""
+    service.report(support.card())
+    service.profile()
+    [arq] = service.arqs()
+    wish = {
+        'uuid': arq,
+        'hostname': support.HOST,
+        'device_rp_uuid': provider(service),
+        'instance_uuid': support.INSTANCE,
+        'project_id': service.rows(model.ARQ)[0].project_id,
+    }
+    look = accelerator_requests.AcceleratorRequests._seen_free
+
+    def then_bind(controller, uuids):
+        seen = look(controller, uuids)
+        service.conductor.bind(wishes=[wish])
+        return seen
+
+    # As Keystone's users are, who bring no service's token.
+    monkeypatch.setattr(accelerator_requests, '_may_act_for_instances', lambda: False)
+    monkeypatch.setattr(accelerator_requests.AcceleratorRequests, '_seen_free', then_bind)
+    answer = service.api.delete(f'{ARQS}?arqs={arq}')
+    assert answer.status_int == 409
+    assert 'changed meanwhile' in support.fault(answer)
+    assert [row.state for row in service.rows(model.ARQ)] == ['Bound']

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import itertools
 import threading
 import uuid
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import binding
+from tests import support
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -439,3 +441,44 @@ def test_caller_without_a_project_has_no_requests(one):
     [arq] = one.hold()
     nobody = direct.member(None)
     assert one.delete_arqs(nobody, uuids=[arq]) == [arq]
+
+
+def test_what_is_bound_meanwhile_is_not_deleted_by_who_has_seen_it_free(one):
+    """A tenant may delete his requests, but not what Nova has given his server since he looked."""
+    free, [bound] = one.arqs(), one.arqs()
+    seen = {row.uuid: row.revision for row in one.rows(model.ARQ)}
+    one.take(bound)
+    with pytest.raises(exception.Conflict, match=f'ARQ {bound} changed meanwhile'):
+        one.delete_arqs(uuids=[*free, bound], seen=seen)
+    assert one.arq(bound).state == 'Bound'
+    assert one.delete_arqs(uuids=free, seen=seen) == []
+
+
+def test_bind_whose_commit_was_not_answered_is_done(one, monkeypatch):
+    """The database has done it, and went away before it said so: it is tried again."""
+    [arq] = one.arqs()
+    seen = {arq: one.arq(arq).revision}
+    writer, lost = one.database.writer, [db_exception.DBConnectionError('went away')]
+
+    @contextlib.contextmanager
+    def unanswered():
+        with writer() as session:
+            yield session
+        for error in list(lost):
+            lost.remove(error)
+            raise error
+
+    monkeypatch.setattr(one.database, 'writer', unanswered)
+    one.bind(wishes=[one.wish(arq)], seen=seen)
+    assert not lost
+    assert one.arq(arq).revision == seen[arq] + 1
+
+
+@pytest.mark.parametrize('name', ['hostname', 'device_rp_uuid', 'instance_uuid', 'project_id'])
+def test_bind_to_another_place_is_not_taken_for_the_same(one, name):
+    [arq] = one.arqs()
+    seen, wish = {arq: one.arq(arq).revision}, one.wish(arq)
+    one.bind(wishes=[wish], seen=seen)
+    one.bind(wishes=[wish], seen=seen)
+    with pytest.raises(exception.Conflict, match='changed meanwhile'):
+        one.bind(wishes=[{**wish, name: support.INSTANCE}], seen=seen)
