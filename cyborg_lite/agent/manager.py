@@ -74,8 +74,9 @@ class Manager:
             self._thread.join(PATIENCE)
 
     def _run(self) -> None:
-        wait = 0
+        wait = 0.0
         while not self._stopped.wait(wait):
+            begun = time.monotonic()
             try:
                 self.report()
             except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
@@ -83,7 +84,8 @@ class Manager:
             except Exception:
                 LOG.exception('Host %s could not be reported', self.host.name)
             self.reported.set()
-            wait = self._conf.agent.report_interval
+            # By the beginning: a report that took long, or was lost, makes the next one no later.
+            wait = max(0.0, begun + self._conf.agent.report_interval - time.monotonic())
 
 
 def _boot_id() -> str:

@@ -54,7 +54,12 @@ def receive(
         return
     host = _claim(session, report)
     if host is None:
-        LOG.info('A late report of host %s was dropped', report['host'])
+        LOG.warning(
+            'A late report of host %s was dropped (boot %s): if others follow, two machines have '
+            'this name',
+            report['host'],
+            report['boot_id'],
+        )
         return
     settled = _reconcile(session, host, report, absences)
     host.digest = report['digest'] if settled else None
@@ -94,10 +99,12 @@ def _claim(session: orm.Session, report: Report) -> model.Host | None:
     elif report['boot_id'] == host.boot_id:
         if report['sequence'] <= host.sequence:
             return None
-    elif report['boot_id'] in host.past_boots:
+    elif report['boot_id'] in host.past_boots and not host.silent:
+        # Only while another boot reports can this one be over: a wrong agent may have been stopped.
         return None
     else:
-        host.past_boots = [host.boot_id, *host.past_boots][:PAST_BOOTS]
+        others = [boot for boot in host.past_boots if boot != report['boot_id']]
+        host.past_boots = [host.boot_id, *others][:PAST_BOOTS]
         host.boot_id = report['boot_id']
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
@@ -279,7 +286,9 @@ def _update(known: model.Base, found: model.Base) -> None:
         rows = {row.identity: row for row in getattr(known, part)}
         for row in list(getattr(found, part)):
             if row.identity in rows:
-                _update(rows[row.identity], row)
+                # What an operator has added under this key stays his.
+                if rows[row.identity].reported:
+                    _update(rows[row.identity], row)
             else:
                 # A row has one parent: let go there before it is taken here.
                 getattr(found, part).remove(row)

@@ -164,7 +164,7 @@ class Sender:
         try:
             self._send[message.kind](message.key, message.payload)
         except Exception as error:  # whatever it is, what waits must not be lost
-            wait = min(2.0**message.attempts, PATIENCE)
+            wait = PATIENCE if message.attempts > 5 else 2**message.attempts
             LOG.warning('%s %s waits for %d s: %s', message.kind, message.key, wait, error)
             due = timeutils.utcnow() + datetime.timedelta(seconds=wait)
             self._settle(message, sa.update(model.Message).values(due_at=due, lease=None))

@@ -77,6 +77,7 @@ def _deployable(deployable: driver.Deployable, taken: Seen, seen: Seen) -> list[
     _take(taken, seen, 'deployable name', deployable.name)
     for attribute in deployable.attributes:
         _text('attribute key', attribute.key, 255)
+        _take(taken, seen, f'attribute of {deployable.name}', attribute.key)
         # Only a trait may go alone: see _drop_traits.
         if not attribute.key.startswith('trait'):
             _text(f'attribute {attribute.key}', attribute.value, 255)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pathlib
 import threading
+import types
 
 import oslo_messaging as messaging
 import pytest
@@ -174,6 +175,24 @@ def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
     for thread in threads:
         thread.join()
     assert alone == [True] * 8
+
+
+def test_a_report_that_takes_long_makes_the_next_one_no_later(agent, monkeypatch):
+    """Else one lost report, or a driver that hangs, would take the host down."""
+    now, waits, takes = [0.0], [], iter([3, 25, 17, 0])
+
+    def wait(seconds):
+        waits.append(seconds)
+        return len(waits) > 4
+
+    def report():
+        now[0] += next(takes)
+
+    monkeypatch.setattr(manager, 'time', types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(agent, 'report', report)
+    monkeypatch.setattr(agent._stopped, 'wait', wait)
+    agent._run()
+    assert waits == [0, 14, 0, 0, 17]
 
 
 def test_agent_that_never_began_can_be_stopped(agent):

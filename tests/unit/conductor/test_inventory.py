@@ -308,6 +308,22 @@ def test_report_of_an_old_boot_is_dropped(conductor):
     assert conductor.device('3b').absences == 1
 
 
+def test_a_boot_that_was_over_counts_again_once_the_other_is_silent(conductor):
+    """An agent with another one's host name, or a report that came very late, was there between."""
+    conductor.report(card(), boot_id='right')
+    conductor.report(boot_id='wrong')
+    conductor.report(card(), boot_id='right')
+    assert conductor.device().absences == 1
+    with conductor.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(hours=1)
+        session.execute(sa.update(model.Host).values(seen_at=past))
+    conductor._manager.healer.heal()
+    conductor.report(card(), boot_id='right')
+    assert conductor.device().absences == 0
+    [host_] = conductor.rows(model.Host)
+    assert (host_.boot_id, host_.past_boots) == ('right', ['wrong'])
+
+
 def test_boots_beyond_the_last_are_remembered_for_a_while(conductor):
     for number in range(12):
         conductor.report(boot_id=f'boot-{number}', sequence=1)
@@ -491,6 +507,17 @@ def test_attribute_by_number_or_uuid_of_the_deployable(conductor):
     for nobody in (part.id + 1, 'nobody'):
         with pytest.raises(exception.NotFound, match=f'Deployable {nobody} not found'):
             conductor.create_attribute(deployable=nobody, key='b', value='1')
+
+
+def test_added_attribute_is_not_taken_over_by_a_driver(conductor):
+    """It reports one under the same key later, and then no more."""
+    conductor.report(card(traits=['CUSTOM_A']))
+    [part] = conductor.rows(model.Deployable)
+    conductor.create_attribute(deployable=part.id, key='trait1', value='CUSTOM_OURS')
+    for traits in (['CUSTOM_A', 'CUSTOM_B'], ['CUSTOM_A']):
+        conductor.report(card(traits=traits))
+        kept = {row.key: row.value for row in conductor.rows(model.Attribute)}
+        assert kept['trait1'] == 'CUSTOM_OURS'
 
 
 def test_added_attribute_goes_with_its_device(conductor):

@@ -3,6 +3,7 @@
 
 import threading
 
+from oslo_utils import timeutils
 import pytest
 
 from cyborg_lite import conf as options
@@ -65,3 +66,22 @@ def test_each_is_told_of_its_own(sender):
     assert told == {kind: [f'{kind}-1'] for kind in told}
     with sender.session() as session:
         assert not session.query(model.Message).count()
+
+
+@pytest.mark.parametrize(('attempts', 'wait'), [(0, 2), (3, 16), (4, 32), (5, 45), (5000, 45)])
+def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
+    """A host may be without nova-compute for days."""
+
+    def fail(key, payload):
+        raise RuntimeError('no root provider')
+
+    sender._send[outbox.PROVIDER] = fail
+    with sender.session() as session:
+        outbox.put(session, outbox.PROVIDER, {'one': {}})
+        session.query(model.Message).one().attempts = attempts
+    before = timeutils.utcnow()
+    assert sender.send_one()
+    with sender.session() as session:
+        [message] = session.query(model.Message)
+    assert (message.due_at - before).total_seconds() == pytest.approx(wait, abs=5)
+    assert message.lease is None

@@ -156,6 +156,16 @@ def test_nothing_is_there_twice(second, reason):
     assert re.search(reason, complaint)
 
 
+def test_an_attribute_is_there_once_in_a_deployable():
+    """The database would refuse the whole host."""
+    odd, good = device(1), device(2)
+    attributes = odd.deployables[0].attributes
+    attributes.append(type(attributes[0])(key='rc', value='FPGA'))
+    left, [complaint] = contract.check([odd, good])
+    assert left == [good]
+    assert "attribute of 0000:01:00.0 'rc' is there twice" in complaint
+
+
 def test_nothing_is_reported_by_two_drivers():
     seen = set()
     assert contract.check([device(1)], seen)[1] == []
