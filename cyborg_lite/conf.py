@@ -122,7 +122,8 @@ CONDUCTOR_OPTS = [
         default=10,
         min=1,
         help='How often a conductor looks for hosts that have fallen silent, in seconds. Placement '
-        'is told to schedule nothing to them until they report again.',
+        'is told to schedule nothing to them until they report again. As often it tells Placement '
+        'of one host anew, one after another, in case Placement has lost what it was told.',
     ),
     cfg.IntOpt(
         'outbox_interval',

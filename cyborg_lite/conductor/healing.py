@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import typing
 
 from oslo_config import cfg
 from oslo_log import log
@@ -22,6 +23,8 @@ class Healer:
     def __init__(self, conf: cfg.ConfigOpts, sender: outbox.Sender) -> None:
         self._outbox = sender
         self._interval = conf.conductor.healing_interval
+        #: the id of the host that Placement was last reminded of
+        self._reminded = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name='healer', daemon=True)
 
@@ -38,11 +41,13 @@ class Healer:
             try:
                 self.heal()
             except Exception:
-                LOG.exception('Hosts that are down could not be looked for')
+                LOG.exception('What is to be mended could not be looked for')
 
     def heal(self) -> None:
         with self._outbox.session() as session:
             notice_silence(session)
+        with self._outbox.session() as session:
+            self._reminded = remind(session, self._reminded)
 
 
 def notice_silence(session: orm.Session) -> None:
@@ -55,17 +60,43 @@ def notice_silence(session: orm.Session) -> None:
         )
         for interval in session.scalars(sa.select(model.Host.interval).where(up).distinct())
     ]
+    for host in session.scalars(_hosts().where(up, sa.or_(sa.false(), *late))):
+        LOG.warning('Host %s is down: it last reported at %s', host.name, host.seen_at)
+        host.silent = True
+        outbox.announce(session, _parts(host))
+
+
+def remind(session: orm.Session, last: int) -> int:
+    """Have Placement told of the next host once more, whatever it was told: it may have been
+    restored from a backup, or somebody may have deleted a provider.
+
+    :param last: the id of the host before.
+    :returns: the id of this one; 0 after the last.
+    """
+    if not outbox.tells(session, outbox.PROVIDER):
+        return 0
+    next_ = _hosts().where(model.Host.id > last).order_by(model.Host.id).limit(1)
+    host = session.scalars(next_).one_or_none()
+    if host is None:
+        return 0
+    parts = _parts(host)
+    outbox.announce(session, parts)
+    outbox.put(session, outbox.PROVIDER, {part.rp_uuid: {} for part in parts})
+    return host.id
+
+
+def _hosts() -> sa.Select[typing.Any]:
+    """Hosts, locked, with all that is announced of them; those that others change are left out."""
     parts = orm.selectinload(model.Host.found).selectinload(model.Device.deployables)
-    hosts = (
+    return (
         sa.select(model.Host)
-        .where(up, sa.or_(sa.false(), *late))
         .options(
             parts.selectinload(model.Deployable.attributes),
             parts.selectinload(model.Deployable.attach_handles),
         )
         .with_for_update(skip_locked=True)
     )
-    for host in session.scalars(hosts):
-        LOG.warning('Host %s is down: it last reported at %s', host.name, host.seen_at)
-        host.silent = True
-        outbox.announce(session, [part for device in host.found for part in device.deployables])
+
+
+def _parts(host: model.Host) -> list[model.Deployable]:
+    return [part for device in host.found for part in device.deployables]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import hashlib
 import typing
 import uuid as uuidlib
 
@@ -50,7 +51,8 @@ def receive(
 
     :param absences: after how many reports without it a device is deleted.
     """
-    if _heartbeat(session, report):
+    mark = _mark(session, report)
+    if _heartbeat(session, report, mark):
         return
     host = _claim(session, report)
     if host is None:
@@ -62,16 +64,24 @@ def receive(
         )
         return
     settled = _reconcile(session, host, report, absences)
-    host.digest = report['digest'] if settled else None
+    host.digest = mark if settled else None
 
 
-def _heartbeat(session: orm.Session, report: Report) -> bool:
+def _mark(session: orm.Session, report: Report) -> str:
+    """What is kept of a report, so that one that says the same need not be read: it differs where
+    others are to be told, too, as when Placement is configured later.
+    """
+    told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
+    return hashlib.sha256(f'{told} {report["digest"]}'.encode()).hexdigest()
+
+
+def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
     alive = (
         sa.update(model.Host)
         .where(
             model.Host.name == report['host'],
             model.Host.boot_id == report['boot_id'],
-            model.Host.digest == report['digest'],
+            model.Host.digest == mark,
             # Placement is to be told that it is back.
             ~model.Host.silent,
             model.Host.sequence < report['sequence'],

@@ -47,7 +47,7 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
 
     Where there is nobody to be told, nothing is written.
     """
-    if not messages or kind not in session.info.get(KINDS, ()):
+    if not messages or not tells(session, kind):
         return
     same = (
         sa.select(model.Message)
@@ -65,9 +65,14 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
         session.add(row)
 
 
+def tells(session: orm.Session, kind: str) -> bool:
+    """Whether there is somebody for messages of this kind."""
+    return kind in session.info.get(KINDS, ())
+
+
 def announce(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> None:
     """Have Placement told of those deployables that it does not know as they are."""
-    if PROVIDER not in session.info.get(KINDS, ()):
+    if not tells(session, PROVIDER):
         return
     changed = []
     for part in parts:
@@ -175,9 +180,12 @@ class Sender:
     def _take(self, *kinds: str) -> model.Message | None:
         """A message that is due: until its lease ends nobody else takes it."""
         now = timeutils.utcnow()
+        # Nothing waits for longer: who has written that had a clock that was fast.
+        never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
+        due = sa.or_(model.Message.due_at <= now, model.Message.due_at > never)
         query = (
             sa.select(model.Message)
-            .where(model.Message.due_at <= now, model.Message.kind.in_(kinds or self._send))
+            .where(due, model.Message.kind.in_(kinds or self._send))
             .order_by(model.Message.due_at, model.Message.id)
             .limit(1)
             .with_for_update(skip_locked=True)

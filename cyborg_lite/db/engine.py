@@ -14,6 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
 
+#: How long a transaction may do nothing, in seconds: one whose process is stopped, or whose machine
+#: is gone, must not keep what it has locked.
+IDLE = 30
+
 
 # oslo.db knows how libpq said it before PostgreSQL 14.
 @exc_filters.filters('postgresql', sa.exc.OperationalError, r'.*connection to server .* failed: ')
@@ -38,6 +42,8 @@ class Database:
             _prepare_sqlite(self.engine)
         if self.engine.dialect.name == 'mysql':
             _prepare_mysql(self.engine)
+        if self.engine.dialect.name == 'postgresql':
+            _prepare_postgresql(self.engine)
 
     @contextlib.contextmanager
     def reader(self) -> typing.Iterator[orm.Session]:
@@ -66,6 +72,22 @@ def _prepare_mysql(engine: sa.Engine) -> None:
     def connect(connection: typing.Any, _record: typing.Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute('SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED')
+            if 'MariaDB' in connection.get_server_info():
+                # MySQL has nothing like it.
+                cursor.execute(f'SET SESSION idle_transaction_timeout = {IDLE}')
+
+    # oslo.db has tried a connection before it knew of this.
+    engine.dispose()
+
+
+def _prepare_postgresql(engine: sa.Engine) -> None:
+    """Let no transaction sleep."""
+
+    @event.listens_for(engine, 'connect')
+    def connect(connection: typing.Any, _record: typing.Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE}s'")
+        connection.commit()
 
     # oslo.db has tried a connection before it knew of this.
     engine.dispose()

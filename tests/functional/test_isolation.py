@@ -19,6 +19,7 @@ from cyborg_lite.conductor import manager
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 from tests import support
+from tests.integration import process
 
 pytestmark = pytest.mark.usefixtures('server')
 
@@ -58,7 +59,7 @@ def other(service):
 
 
 @contextlib.contextmanager
-def before(service, statement, act):
+def before(database, statement, act):
     """Act once, just before a statement is sent that matches."""
     left = [act]
 
@@ -66,11 +67,11 @@ def before(service, statement, act):
         if left and re.search(statement, sent, re.S):
             left.pop()()
 
-    event.listen(service.database.engine, 'before_cursor_execute', see)
+    event.listen(database.engine, 'before_cursor_execute', see)
     try:
         yield
     finally:
-        event.remove(service.database.engine, 'before_cursor_execute', see)
+        event.remove(database.engine, 'before_cursor_execute', see)
     assert not left, 'the statement was never sent'
 
 
@@ -109,6 +110,29 @@ def test_an_instance_waits_until_it_is_known_whether_it_has_requests(service, ot
         binding.bind(more, CALLER, [second])
 
 
+def test_who_is_stopped_keeps_no_host_for_himself(service, other, monkeypatch):
+    """Nor one whose machine has lost its power: others go on, and he tries again when he can."""
+    service.report(support.card())
+    monkeypatch.setattr(engine, 'IDLE', 1)
+    database = engine.Database(service.conf)
+    stopped = manager.Manager(service.conf, database)
+
+    def take():
+        with contextlib.suppress(*LOCKED), other.writer() as session:
+            return inventory.receive(session, CALLER, NOTHING, 3) or True
+
+    def stop():
+        process.until(take)
+
+    devices = [support.card(handles=2).facts()]
+    report = {**NOTHING, 'sequence': 100, 'digest': 'more', 'devices': devices}
+    with before(database, 'INSERT INTO attach_handles', stop):
+        stopped.report(CALLER, **report)
+    database.close()
+    assert len(service.rows(model.AttachHandle)) == 2
+    assert [device.absences for device in service.rows(model.Device)] == [0]
+
+
 def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
     """Who looks for a row that is not there keeps nobody from adding another."""
     nobody = sa.select(model.Host).where(model.Host.name == 'host-1').with_for_update()
@@ -141,7 +165,7 @@ def test_what_is_announced_of_a_device_is_what_all_have_made_of_it(service, othe
         except LOCKED:
             outcome.append('waits')
 
-    with before(service, 'INSERT INTO attach_handles', give):
+    with before(service.database, 'INSERT INTO attach_handles', give):
         service.report(support.card(handles=2))
     assert outcome == ['waits']
     give()
@@ -162,7 +186,7 @@ def test_a_report_waits_for_the_one_before(service, other):
         else:
             outcome.append('is taken')
 
-    with before(service, 'UPDATE hosts .* WHERE hosts.id', newer):
+    with before(service.database, 'UPDATE hosts .* WHERE hosts.id', newer):
         service.report(support.card(handles=2))
     assert outcome == ['waits']
     assert len(service.rows(model.AttachHandle)) == 2
@@ -176,7 +200,7 @@ def test_a_device_that_goes_while_it_is_disabled_is_not_found(service, other):
         with other.writer() as session:
             session.delete(session.get(model.Device, device.id))
 
-    with before(service, 'UPDATE devices', remove):
+    with before(service.database, 'UPDATE devices', remove):
         answer = service.api.post(f'/v2/devices/{device.uuid}/disable')
     assert answer.status_int == 404
 
@@ -191,7 +215,7 @@ def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
     def report():
         conductor.report(CALLER, **NOTHING)
 
-    with before(service, 'SELECT hosts.name', report):
+    with before(service.database, 'SELECT hosts.name', report):
         answer = service.api.bind(wanted['uuid'], provider=wanted['device_rp_uuid'], host='host-1')
     assert answer.status_int == 409
     assert 'missing' in support.fault(answer)
@@ -206,7 +230,7 @@ def test_a_bind_sees_no_provider_that_came_after_its_turn(service, other):
     facts = [support.card(bus).facts() for bus in ('3b', '3c')]
     report = {**NOTHING, 'digest': 'more', 'devices': facts}
     conductor = manager.Manager(service.conf, other)
-    with before(service, 'instance_uuid IN', lambda: conductor.report(CALLER, **report)):
+    with before(service.database, 'instance_uuid IN', lambda: conductor.report(CALLER, **report)):
         answer = service.api.bind(arq, provider=rp_uuid)
     assert answer.status_int == 404
     assert [part.rp_uuid for part in service.rows(model.Deployable)][-1] == rp_uuid
@@ -225,6 +249,6 @@ def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):
             session.execute(sa.delete(model.Message))
 
     put()
-    with before(service, 'UPDATE messages', end):
+    with before(service.database, 'UPDATE messages', end):
         put()
     assert [message.key for message in service.rows(model.Message)] == ['one', 'two']

@@ -228,6 +228,17 @@ def test_a_trait_that_somebody_has_deleted_is_made_again(known):
     assert known.traits() == {'CUSTOM_ONE', 'OWNER_CYBORG'}
 
 
+def test_a_provider_that_somebody_has_deleted_comes_back(known):
+    """Placement may have been restored from a backup, too: nothing tells us."""
+    known.client.delete(f'/resource_providers/{RP_UUID}')
+    known.report(CARD)
+    known.send()
+    assert known.calls == []
+    known.manager.healer.heal()
+    known.send()
+    assert known.inventory()['FPGA']['total'] == 16
+
+
 def test_an_allocation_of_another_is_never_removed(known):
     consumer = str(uuid.uuid4())
     allocation = {

@@ -34,7 +34,17 @@ def fall_silent(conductor, seconds=51):
 
 
 def heal(conductor):
-    conductor._manager.healer.heal()
+    with conductor._manager.outbox.session() as session:
+        healing.notice_silence(session)
+
+
+def remind(conductor, last=0):
+    """Returns which providers Placement is told of, and the host's id."""
+    with conductor.database.writer() as session:
+        session.execute(sa.delete(model.Message))
+    with conductor._manager.outbox.session() as session:
+        now = healing.remind(session, last)
+    return [message.key for message in conductor.rows(model.Message)], now
 
 
 def reserved(conductor):
@@ -108,6 +118,59 @@ def test_what_is_bound_stays_bound(conductor):
     fall_silent(conductor)
     heal(conductor)
     assert conductor.arq(held).state == 'Bound'
+
+
+def test_placement_is_reminded_of_one_host_after_another(conductor):
+    hosts = ('host-1', 'host-2')
+    for host in hosts:
+        conductor.report(card(), host=host)
+    ids = [host.id for host in conductor.rows(model.Host)]
+    told, last = [], 0
+    for _ in range(4):
+        providers, last = remind(conductor, last)
+        told.append((providers, last))
+    every = [([direct.provider(host=host)], id_) for host, id_ in zip(hosts, ids, strict=True)]
+    assert told == [*every, ([], 0), every[0]]
+
+
+def test_what_was_announced_wrongly_is_announced_anew(conductor):
+    """By an older release, say."""
+    conductor.report(card(handles=3))
+    with conductor.database.writer() as session:
+        [part] = session.query(model.Deployable)
+        part.announced = part.announced | {'reserved': 3}
+    remind(conductor)
+    assert reserved(conductor) == {direct.provider(): 0}
+
+
+def test_nobody_is_reminded_where_there_is_no_placement(conductor, monkeypatch):
+    conductor.report(card())
+    monkeypatch.setattr(conductor._manager.outbox, '_send', {})
+    assert remind(conductor) == ([], 0)
+
+
+def test_what_was_reported_is_told_to_a_placement_that_is_configured_later(conductor, monkeypatch):
+    outbox_ = conductor._manager.outbox
+    told = outbox_._send
+    monkeypatch.setattr(outbox_, '_send', {})
+    conductor.report(card())
+    conductor.report(card())
+    assert conductor.rows(model.Message) == []
+    monkeypatch.setattr(outbox_, '_send', told)
+    conductor.report(card())
+    assert reserved(conductor) == {direct.provider(): 0}
+
+
+def test_the_healer_does_both(conductor):
+    conductor.report(card(handles=3))
+    fall_silent(conductor)
+    conductor._manager.healer.heal()
+    assert reserved(conductor) == {direct.provider(): 3}
+    with conductor.database.writer() as session:
+        session.execute(sa.delete(model.Message))
+    for _ in range(2):  # it has come to the end, and begins anew
+        conductor._manager.healer.heal()
+    assert reserved(conductor) == {direct.provider(): 3}
 
 
 def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):

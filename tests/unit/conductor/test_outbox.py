@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages to other services."""
 
+import datetime
 import threading
 
 from oslo_utils import timeutils
@@ -85,3 +86,17 @@ def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
         [message] = session.query(model.Message)
     assert (message.due_at - before).total_seconds() == pytest.approx(wait, abs=5)
     assert message.lease is None
+
+
+def test_what_waits_for_too_long_is_sent(sender):
+    """Who has written it had a clock that was fast."""
+    told = []
+    sender._send[outbox.PROVIDER] = lambda key, payload: told.append(key)
+    with sender.session() as session:
+        outbox.put(session, outbox.PROVIDER, {'now': {}, 'soon': {}, 'in a day': {}})
+        waits = {'now': 0, 'soon': 40, 'in a day': 86400}
+        for message in session.query(model.Message):
+            message.due_at += datetime.timedelta(seconds=waits[message.key])
+    while sender.send_one():
+        pass
+    assert told == ['now', 'in a day']
