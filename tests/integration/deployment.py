@@ -94,12 +94,14 @@ class Deployment:
     def agent(self) -> process.Server:
         return self.start('cyborg-lite-agent', '--config-file', str(self.file))
 
-    def api(self) -> tuple[str, process.Server]:
+    def api(self, tls: servers.Tls | None = None) -> tuple[str, process.Server]:
         """An API with one worker, and its URL."""
         address = f'127.0.0.1:{servers.free_port()}'
-        application = 'cyborg_lite.wsgi.api:application'
-        server = self.start('gunicorn', application, '--bind', address, '--threads', '8')
-        return f'http://{address}/v2', server
+        words = ['cyborg_lite.wsgi.api:application', '--bind', address, '--threads', '8']
+        if tls:
+            words += ['--certfile', str(tls.certificate), '--keyfile', str(tls.key)]
+        server = self.start('gunicorn', *words)
+        return f'http{"s" if tls else ""}://{address}/v2', server
 
     def call(self, method: str, timeout: int = 60, **kwargs: typing.Any) -> typing.Any:
         """What a conductor answers."""

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """RabbitMQ, PostgreSQL and MariaDB, each of its own on a port of loopback.
 
-They are Debian's packages: see bindep.txt.  One that is not installed fails the tests.
+They are Debian's packages: see bindep.txt.  One that is not installed fails the tests.  Each can
+be started to take nothing but TLS.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import contextlib
+import dataclasses
 import glob
 import os
 import pathlib
@@ -33,6 +35,14 @@ class Address(str):
 Url = collections.abc.Iterator[Address]
 
 
+@dataclasses.dataclass(frozen=True)
+class Tls:
+    """What a server proves its name with."""
+
+    certificate: pathlib.Path
+    key: pathlib.Path
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
@@ -47,14 +57,13 @@ def _find(*patterns: str) -> str:
 
 
 @contextlib.contextmanager
-def rabbitmq(place: pathlib.Path) -> Url:
+def rabbitmq(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()
     port, distribution, mapper = free_port(), free_port(), free_port()
     environ = {
         'HOME': str(place),  # its cookie
         'RABBITMQ_NODENAME': f'cyborg-lite-{port}@localhost',
-        'RABBITMQ_NODE_IP_ADDRESS': '127.0.0.1',
-        'RABBITMQ_NODE_PORT': str(port),
+        'RABBITMQ_CONFIG_FILE': str(place / 'rabbitmq.conf'),
         'RABBITMQ_DIST_PORT': str(distribution),
         'RABBITMQ_MNESIA_BASE': str(place / 'data'),
         'RABBITMQ_LOG_BASE': str(place / 'log'),
@@ -62,6 +71,11 @@ def rabbitmq(place: pathlib.Path) -> Url:
         'ERL_EPMD_ADDRESS': '127.0.0.1',
         'ERL_EPMD_PORT': str(mapper),
     }
+    listener = f'listeners.tcp.1 = 127.0.0.1:{port}\n'
+    if tls:
+        listener = f'listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{port}\n'
+        listener += f'ssl_options.certfile = {tls.certificate}\nssl_options.keyfile = {tls.key}\n'
+    (place / 'rabbitmq.conf').write_text(listener)
     command = _find('/usr/lib/rabbitmq/bin/rabbitmq-server')
     running = process.serving(
         command, ready='Starting broker.*completed', log=place / 'output', **environ
@@ -75,11 +89,15 @@ def rabbitmq(place: pathlib.Path) -> Url:
 
 
 @contextlib.contextmanager
-def mariadb(place: pathlib.Path) -> Url:
+def mariadb(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()
     data, port = place / 'data', free_port()
     # One that starts deletes what it takes for its own temporary tables.
     environ = {'TMPDIR': str(place)}
+    secure = []
+    if tls:
+        secure = [f'--ssl-cert={tls.certificate}', f'--ssl-key={tls.key}']
+        secure += ['--require-secure-transport']
     process.run(
         _find('/usr/bin/mariadb-install-db'),
         '--no-defaults',
@@ -97,6 +115,7 @@ def mariadb(place: pathlib.Path) -> Url:
         f'--datadir={data}',
         f'--port={port}',
         f'--socket={place}/socket',
+        *secure,
         # A commit waits for no disk: what is lost with the machine is of no use after it.
         *('--innodb-flush-log-at-trx-commit=2', '--innodb-doublewrite=0', '--sync-binlog=0'),
         ready='ready for connections',
@@ -113,7 +132,7 @@ def mariadb(place: pathlib.Path) -> Url:
 
 
 @contextlib.contextmanager
-def postgresql(place: pathlib.Path) -> Url:
+def postgresql(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()
     port = free_port()
     bin_ = pathlib.Path(_find('/usr/lib/postgresql/*/bin/initdb')).parent
@@ -132,6 +151,7 @@ def postgresql(place: pathlib.Path) -> Url:
             bin_ / 'postgres',
             *('-D', data, '-p', str(port), '-k', '', '-c', 'listen_addresses=127.0.0.1'),
             *('-c', 'max_connections=200', '-c', 'fsync=off'),
+            *(_require_tls(pathlib.Path(data), tls) if tls else ()),
             ready='ready to accept connections',
             log=place / 'output',
         )
@@ -140,6 +160,17 @@ def postgresql(place: pathlib.Path) -> Url:
             process.run(bin_ / 'createdb', 'cyborg', **environ)
             url = f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
             yield Address.of(server, url)
+
+
+def _require_tls(data: pathlib.Path, tls: Tls) -> list[str]:
+    """Let PostgreSQL take nothing else; it reads only a key that is its own."""
+    owner = data.stat().st_uid
+    for source, name in ((tls.certificate, 'server.crt'), (tls.key, 'server.key')):
+        shutil.copyfile(source, data / name)
+        shutil.chown(data / name, owner)
+        (data / name).chmod(0o600)
+    (data / 'pg_hba.conf').write_text('hostssl all all 127.0.0.1/32 trust\n')
+    return ['-c', 'ssl=on']
 
 
 DATABASES = {'mariadb': mariadb, 'postgresql': postgresql}

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS with the settings of doc/source/admin/security.rst, and who is not spoken to then."""
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import textwrap
+import typing
+
+import pytest
+import requests
+import trustme
+
+from tests import support
+from tests.integration import deployment as deployment_
+from tests.integration import process
+from tests.integration import servers
+
+PAGE = (deployment_.ROOT / 'doc/source/admin/security.rst').read_text()
+#: The name in the servers' certificate, and another under which they are reached as well.
+NAME, OTHER = 'localhost', '127.0.0.1'
+CONF = """
+[api]
+auth_strategy = noauth
+[agent]
+enabled_drivers = fake
+report_interval = 1
+[database]
+retry_interval = 1
+"""
+#: What is logged when the certificate has not been signed by who is trusted, or has another name.
+REASONS = {
+    'authority': r'certificate verify failed: unable to get|SSL error: certificate verify failed',
+    'name': f'not valid for \'{OTHER}\'|does not match host name "{OTHER}"',
+}
+
+
+class Trust(typing.NamedTuple):
+    """Whose signature is believed, and the name that is called."""
+
+    authority: pathlib.Path
+    name: str
+
+    def said(self, pattern: str) -> str:
+        """What the page says, with our authority in place of the system's."""
+        said = re.search(pattern, PAGE)[1]
+        return said.replace('/etc/ssl/certs/ca-certificates.crt', str(self.authority))
+
+
+@dataclasses.dataclass
+class Town:
+    """Servers that take nothing but TLS."""
+
+    tls: servers.Tls
+    bus: str
+    databases: dict[str, str]
+    right: Trust
+    wrong: dict[str, Trust]
+
+    def settings(self, engine: str, bus: Trust, database: Trust) -> dict[str, str]:
+        url = self.databases[engine].partition('?')[0].replace(OTHER, database.name)
+        scheme = re.escape(url.partition(':')[0])
+        section = bus.said(r'\n( +\[oslo_messaging_rabbit\]\n(?: +\S.*\n)+)')
+        return {
+            'bus': self.bus.replace(OTHER, bus.name),
+            'database': url + database.said(rf'connection = {scheme}://\S+?([?]\S+)'),
+            'conf': CONF + textwrap.dedent(section),
+        }
+
+
+@pytest.fixture(scope='module')
+def town(tmp_path_factory):
+    place = tmp_path_factory.mktemp('tls')
+    ours, theirs = place / 'ours', place / 'theirs'
+    tls = servers.Tls(place / 'certificate', place / 'key')
+    authority = trustme.CA()
+    own = authority.issue_cert(NAME)
+    authority.cert_pem.write_to_path(ours)
+    trustme.CA().cert_pem.write_to_path(theirs)
+    own.cert_chain_pems[0].write_to_path(tls.certificate)
+    own.private_key_pem.write_to_path(tls.key)
+    with contextlib.ExitStack() as stack:
+        bus, *urls = process.enter(
+            stack,
+            servers.rabbitmq(place / 'bus', tls),
+            *(start(place / engine, tls) for engine, start in servers.DATABASES.items()),
+        )
+        wrong = {'authority': Trust(theirs, NAME), 'name': Trust(ours, OTHER)}
+        databases = dict(zip(servers.DATABASES, urls, strict=True))
+        yield Town(tls, bus, databases, Trust(ours, NAME), wrong)
+
+
+@pytest.mark.parametrize('engine', servers.DATABASES)
+def test_a_request_is_bound(town, engine, tmp_path):
+    settings = town.settings(engine, bus=town.right, database=town.right)
+    place = tmp_path / engine  # a part of the host's name
+    place.mkdir()
+    with contextlib.ExitStack() as stack:
+        deployment = deployment_.Deployment(stack, place, **settings)
+        daemons = [deployment.conductor(), deployment.agent()]
+        url = deployment.api(town.tls)[0].replace(OTHER, NAME)
+        authority = town.right.authority
+
+        def ask(method, path, status, body=None):
+            answer = requests.request(
+                method, f'{url}{path}', json=body, verify=authority, timeout=60
+            )
+            assert answer.status_code == status, answer.text
+            return answer.json() if answer.content else None
+
+        assert ask('GET', '', 200)['links'][0]['href'].startswith('https://')
+        process.until(lambda: ask('GET', '/deployables', 200)['deployables'])
+        [part] = ask('GET', '/deployables', 200)['deployables']
+        ask('POST', '/device_profiles', 201, [{'name': 'one', 'groups': [{'resources:FPGA': '1'}]}])
+        [arq] = ask('POST', '/accelerator_requests', 201, {'device_profile_name': 'one'})['arqs']
+        bind = {arq['uuid']: support.wish(part['rp_uuid'], 'node-1', support.INSTANCE)}
+        ask('PATCH', '/accelerator_requests', 202, bind)
+        assert ask('GET', f'/accelerator_requests/{arq["uuid"]}', 200)['state'] == 'Bound'
+        ask('DELETE', f'/accelerator_requests?arqs={arq["uuid"]}', 204)
+        for daemon in daemons:
+            deployment_.kill(daemon)  # to end by themselves takes them seconds
+
+
+@pytest.mark.parametrize('wrong', REASONS)
+def test_a_server_that_cannot_prove_itself_is_refused(town, wrong, tmp_path):
+    """The log says why, and goes on to say it."""
+    trust, right = town.wrong[wrong], town.right
+    cases = {'agent': town.settings('mariadb', bus=trust, database=right)}
+    for engine in servers.DATABASES:
+        cases[f'conductor-{engine}'] = town.settings(engine, bus=right, database=trust)
+
+    def start(name, settings):
+        file = tmp_path / f'{name}.conf'
+        file.write_text(deployment_.CONF.format(host='host', **settings) + settings['conf'])
+        words = [f'cyborg-lite-{name.partition("-")[0]}', '--config-file', file]
+        return process.serving(*words, ready=REASONS[wrong], log=tmp_path / name)
+
+    logs = [tmp_path / name for name in cases]
+
+    def said_again():
+        return all(len(re.findall(f'({REASONS[wrong]}).*\n', log.read_text())) > 1 for log in logs)
+
+    with contextlib.ExitStack() as stack:
+        process.enter(stack, *(start(*case) for case in cases.items()))
+        process.until(said_again)
+        assert not [log for log in logs if 'Traceback' in log.read_text()]
