@@ -215,10 +215,15 @@ def load(
     """The configuration: defaults, then files, then command line arguments.
 
     :param files: configuration files; None to look in the usual places.
-    :raises oslo_config.cfg.Error: when a file or argument cannot be read.
+    :raises oslo_config.cfg.Error: when a file or argument cannot be read, or a value is not as it
+        should be.
     """
     conf = new(**defaults)
     conf(args, project='cyborg_lite', default_config_files=files)
+    for group, opts in _GROUPS.items():
+        for opt in opts:
+            # A value is looked at when it is first read.
+            getattr(conf[group] if group else conf, opt.dest)
     return conf
 
 

@@ -112,14 +112,19 @@ class Daemon(service.ServiceBase):
     def __init__(self, make: collections.abc.Callable[[], Running]) -> None:
         """:param make: called in the process that is to run it, after the fork."""
         self._make = make
+        self._running: Running | None = None
         self._ended = threading.Event()
 
     def start(self) -> None:
-        self._running = self._make()
-        self._running.start()
+        running = self._make()
+        # It may have been told to end while it waited for its database.
+        if not self._ended.is_set():
+            self._running = running
+            running.start()
 
     def stop(self) -> None:
-        self._running.stop()
+        if self._running is not None:
+            self._running.stop()
         self._ended.set()
 
     def wait(self) -> None:

@@ -15,7 +15,11 @@ from cyborg_lite import service
 
 
 def main() -> int:
-    conf = options.load(sys.argv[1:])
+    try:
+        conf = options.load(sys.argv[1:])
+    except cfg.Error as error:
+        # Before the launcher is there, which would start it again and again.
+        sys.exit(f'cyborg-lite-agent: {error}')
     return service.run(conf, functools.partial(_make, conf))
 
 

@@ -124,6 +124,22 @@ def test_who_asks_before_anybody_listens_is_told_at_once(bus):
     alone.close()
 
 
+def test_who_asks_while_the_broker_is_away_is_told_in_time(tmp_path):
+    """The API answers 503 then, as it does when no conductor answers."""
+    with servers.rabbitmq(tmp_path / 'rabbitmq') as url:
+        alone = rpc.Bus(options.load(files=[]), url)
+        peer = alone.conductor(context.service(), timeout=60)
+        with pytest.raises(messaging.MessageUndeliverable):
+            peer.report()
+        url.server.end()
+        with pytest.raises(messaging.MessageDeliveryFailure):
+            peer.report()
+        url.server.start()
+        with pytest.raises(messaging.MessageUndeliverable):
+            peer.report()
+        alone.close()
+
+
 def test_an_agent_reports_and_a_request_is_bound(cloud):
     [host] = cloud.get('/hosts')['hosts']
     assert host['state'] == 'up'

@@ -49,15 +49,14 @@ def test_file_goes_before_defaults_and_arguments_before_files(tmp_path):
         '[api]\nmax_limit = 0\n',
         '[api]\npublic_endpoint = ftp://x\n',
         '[conductor]\nabsences = 0\n',
+        '[DEFAULT]\nhost = a_b\n',
         'no section = x\n[\n',
     ],
 )
 def test_value_out_of_range(tmp_path, text):
     (tmp_path / 'a.conf').write_text(text)
     with pytest.raises((cfg.Error, ValueError)):
-        loaded = options.load(files=[str(tmp_path / 'a.conf')])
-        for group, opt in OPTS:
-            (loaded if group is None else loaded[group])[opt.dest]
+        options.load(files=[str(tmp_path / 'a.conf')])
 
 
 def test_file_that_is_not_there():

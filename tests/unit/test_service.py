@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import gc
+import importlib
 import logging
 import signal
 import socket
+import sys
+import types
 
 from keystonemiddleware import auth_token
 from oslo_reports import guru_meditation_report
@@ -57,6 +60,29 @@ def test_two_in_one_process_do_not_hear_each_other(databases):
 def test_embedded_that_never_began_can_be_stopped(conf, tmp_path):
     """Ctrl-C may come at any moment: ``cyborg-lite up`` stops whatever there is."""
     service.Embedded(conf, [driver.Host('host-1', tmp_path)]).stop()
+
+
+def test_a_daemon_is_told_to_end_while_it_waits_for_its_database():
+    started = []
+
+    def make():
+        daemon.stop()
+        return types.SimpleNamespace(start=lambda: started.append(1), stop=lambda: None)
+
+    daemon = service.Daemon(make)
+    daemon.start()
+    daemon.wait()
+    assert not started
+
+
+@pytest.mark.parametrize('command', ['agent', 'conductor'])
+def test_a_service_says_at_its_start_what_is_wrong_with_its_options(command, tmp_path, monkeypatch):
+    """A launcher would start it again and again."""
+    (tmp_path / 'a.conf').write_text('[DEFAULT]\nhost = a_b\n')
+    monkeypatch.setattr(sys, 'argv', [command, '--config-file', str(tmp_path / 'a.conf')])
+    main = importlib.import_module(f'cyborg_lite.cmd.{command}').main
+    with pytest.raises(SystemExit, match=f'(?s)cyborg-lite-{command}: .*host.*a_b'):
+        main()
 
 
 def test_listen_on_a_port_that_is_taken():
