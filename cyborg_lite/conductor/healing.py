@@ -44,8 +44,14 @@ class Healer:
                 LOG.exception('What is to be mended could not be looked for')
 
     def heal(self) -> None:
+        self._notice()
+        self._remind()
+
+    def _notice(self) -> None:
         with self._outbox.session() as session:
             notice_silence(session)
+
+    def _remind(self) -> None:
         with self._outbox.session() as session:
             self._reminded = remind(session, self._reminded)
 

@@ -74,7 +74,9 @@ REQUESTS = {
     'conductor': [
         'GET /v3',
         'POST /v3/auth/tokens',
+        'GET /placement/resource_classes/*',
         'PUT /placement/resource_classes/*',
+        'GET /placement/traits/*',
         'PUT /placement/traits/*',
         'GET /placement/resource_providers',
         'GET /placement/resource_providers/*',
@@ -215,7 +217,7 @@ def _note_statement(state: orm.ORMExecuteState) -> None:
 
 def _path(url: str) -> str:
     path = urllib.parse.urlsplit(url).path.rstrip('/')
-    return re.sub(r'/(CUSTOM_\w+|[0-9a-f]{8}-[0-9a-f-]{27})', '/*', path)
+    return re.sub(r'/([A-Z][A-Z_0-9]+|[0-9a-f]{8}-[0-9a-f-]{27})', '/*', path)
 
 
 class Control:
