@@ -10,6 +10,7 @@ import collections.abc
 import functools
 import typing
 
+import kombu.exceptions
 from oslo_config import cfg
 import oslo_messaging as messaging
 from oslo_messaging._metrics import client as metrics
@@ -131,4 +132,14 @@ class Peer:
         self._context = ctxt
 
     def __getattr__(self, method: str) -> collections.abc.Callable[..., typing.Any]:
-        return functools.partial(self._client.call, self._context, method)
+        return functools.partial(self._call, method)
+
+    def _call(self, method: str, **kwargs: typing.Any) -> typing.Any:
+        """
+        :raises oslo_messaging.MessagingException: when nobody answers, or the bus is away.
+        """
+        try:
+            return self._client.call(self._context, method, **kwargs)
+        except kombu.exceptions.OperationalError as error:
+            # oslo.messaging lets it through where it has to open one more connection.
+            raise messaging.MessageDeliveryFailure(f'the broker is away: {error}') from error
