@@ -38,12 +38,10 @@ class Database:
         self._facade = enginefacade.transaction_context()
         self._facade.configure(sqlite_fk=True, **dict(conf.database))
         self.engine: sa.Engine = self._facade.writer.get_engine()
-        if self.engine.dialect.name == 'sqlite':
-            _prepare_sqlite(self.engine)
-        if self.engine.dialect.name == 'mysql':
-            _prepare_mysql(self.engine)
-        if self.engine.dialect.name == 'postgresql':
-            _prepare_postgresql(self.engine)
+        if prepare := _PREPARE.get(self.engine.dialect.name):
+            prepare(self.engine)
+            # oslo.db has tried a connection before it knew of this.
+            self.engine.dispose()
 
     @contextlib.contextmanager
     def reader(self) -> typing.Iterator[orm.Session]:
@@ -76,9 +74,6 @@ def _prepare_mysql(engine: sa.Engine) -> None:
                 # MySQL has nothing like it.
                 cursor.execute(f'SET SESSION idle_transaction_timeout = {IDLE}')
 
-    # oslo.db has tried a connection before it knew of this.
-    engine.dispose()
-
 
 def _prepare_postgresql(engine: sa.Engine) -> None:
     """Let no transaction sleep."""
@@ -88,9 +83,6 @@ def _prepare_postgresql(engine: sa.Engine) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE}s'")
         connection.commit()
-
-    # oslo.db has tried a connection before it knew of this.
-    engine.dispose()
 
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
@@ -113,5 +105,9 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
             statement = 'BEGIN IMMEDIATE'
         return statement, values
 
-    # oslo.db has tried a connection before it knew of this.
-    engine.dispose()
+
+_PREPARE = {
+    'sqlite': _prepare_sqlite,
+    'mysql': _prepare_mysql,
+    'postgresql': _prepare_postgresql,
+}
