@@ -3,24 +3,16 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-
 from oslo_config import cfg
 
-from cyborg_lite import conf as options
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite.cmd import daemon
 from cyborg_lite.db import engine
 
 
 def main() -> int:
-    try:
-        conf = options.load(sys.argv[1:])
-    except cfg.Error as error:
-        # Before the launcher is there, which would start it again and again.
-        sys.exit(f'cyborg-lite-conductor: {error}')
-    return service.run(conf, functools.partial(_make, conf))
+    return daemon.run('cyborg-lite-conductor', _make)
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:
