@@ -94,8 +94,8 @@ def bind(
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
     rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
-    hosts = sa.select(model.Device.hostname).join(model.Deployable)
-    ours = turns.wait(session, hosts.where(model.Deployable.rp_uuid.in_(rp_uuids)))
+    hosts = turns.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
+    ours = turns.wait(session, hosts)
     arqs = _load_free(session, ctxt, wishes, seen)
     if not arqs:
         return
@@ -229,9 +229,9 @@ def _load_free(
 
 def _is_done(arq: model.ARQ, wish: Wish, seen: Seen) -> bool:
     """Whether a request is bound as is wished, and has not moved otherwise since it was seen."""
-    place = {name: getattr(arq, name) for name in _place(wish)}
-    next_ = seen is not None and arq.revision == seen.get(arq.uuid, 0) + 1
-    return next_ and arq.state == 'Bound' and place == _place(wish)
+    if seen is None or arq.revision != seen.get(arq.uuid, 0) + 1 or arq.state != 'Bound':
+        return False
+    return all(getattr(arq, name) == value for name, value in _place(wish).items())
 
 
 def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[model.ARQ]:

@@ -85,9 +85,7 @@ def remind(session: orm.Session, last: int) -> int:
     host = session.scalars(next_).one_or_none()
     if host is None:
         return 0
-    parts = _parts(host)
-    outbox.announce(session, parts)
-    outbox.put(session, outbox.PROVIDER, {part.rp_uuid: {} for part in parts})
+    outbox.announce(session, _parts(host), anew=True)
     return host.id
 
 

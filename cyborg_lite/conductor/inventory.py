@@ -22,8 +22,6 @@ from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
 
-#: The hosts of deployables.
-_HOSTS = sa.select(model.Device.hostname).join(model.Deployable)
 #: how many boots of a host are remembered as over
 PAST_BOOTS = 8
 
@@ -338,7 +336,7 @@ def add_attribute(
     :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
     """
     same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
-    turns.wait(session, _HOSTS.where(same == deployable))
+    turns.wait(session, turns.OF_DEPLOYABLES.where(same == deployable))
     row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
     if row is None:
         raise exception.NotFound(what='Deployable', id=deployable)
@@ -356,7 +354,8 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
 
     :raises cyborg_lite.exception.NotFound: when there is no such attribute.
     """
-    turns.wait(session, _HOSTS.join(model.Attribute).where(model.Attribute.uuid == uuid))
+    hosts = turns.OF_DEPLOYABLES.join(model.Attribute)
+    turns.wait(session, hosts.where(model.Attribute.uuid == uuid))
     attribute = query.get(session, model.Attribute, uuid, what='Attribute')
     part = attribute.deployable
     part.attributes.remove(attribute)

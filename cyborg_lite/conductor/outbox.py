@@ -70,17 +70,24 @@ def tells(session: orm.Session, kind: str) -> bool:
     return kind in session.info.get(KINDS, ())
 
 
-def announce(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> None:
-    """Have Placement told of those deployables that it does not know as they are."""
+def announce(
+    session: orm.Session, parts: collections.abc.Iterable[model.Deployable], anew: bool = False
+) -> None:
+    """Have Placement told of those deployables that it does not know as they are.
+
+    :param anew: of the others, too: it may have lost what it was told.
+    """
     if not tells(session, PROVIDER):
         return
-    changed = []
+    messages: dict[str, model.Facts] = {}
     for part in parts:
         wanted = describe(part)
-        if part.announced != wanted:
+        changed = part.announced != wanted
+        if changed:
             part.announced = wanted
-            changed.append(part.rp_uuid)
-    put(session, PROVIDER, {rp_uuid: {} for rp_uuid in changed})
+        if changed or anew:
+            messages[part.rp_uuid] = {}
+    put(session, PROVIDER, messages)
 
 
 def describe(part: model.Deployable) -> model.Facts:
@@ -169,7 +176,8 @@ class Sender:
         try:
             self._send[message.kind](message.key, message.payload)
         except Exception as error:  # whatever it is, what waits must not be lost
-            wait = PATIENCE if message.attempts > 5 else 2**message.attempts
+            # So many twos are more than anybody's patience; a thousand are no number of seconds.
+            wait = min(2 ** min(message.attempts, 16), PATIENCE)
             LOG.warning('%s %s waits for %d s: %s', message.kind, message.key, wait, error)
             due = timeutils.utcnow() + datetime.timedelta(seconds=wait)
             self._settle(message, sa.update(model.Message).values(due_at=due, lease=None))
@@ -219,4 +227,6 @@ class Sender:
         query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
         with self._database.reader() as session:
             wanted = session.scalar(query)
-        return wanted and placement.Provider(**wanted | {'traits': tuple(wanted['traits'])})
+        if wanted is None:
+            return None
+        return placement.Provider(**wanted | {'traits': tuple(wanted['traits'])})

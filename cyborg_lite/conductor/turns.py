@@ -14,6 +14,9 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 
+#: The hosts of deployables: which of them, is for a condition to say.
+OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
+
 
 def wait(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
     """Lock these hosts until the transaction ends, as a report locks its own; returns their names.
