@@ -10,6 +10,7 @@ import pathlib
 import threading
 import time
 import typing
+import uuid
 
 from oslo_config import cfg
 from oslo_log import log
@@ -35,6 +36,8 @@ class Manager:
         self.host = host
         self._drivers = drivers.Drivers(conf, host)
         self._boot_id = _boot_id()
+        #: tells an agent that was started anew from two that run at once
+        self._id = str(uuid.uuid4())
         self._stopped = threading.Event()
         #: set once a first report was tried
         self.reported = threading.Event()
@@ -56,6 +59,8 @@ class Manager:
             conductor = self._bus.conductor(ctxt or context.service(), timeout=interval)
             conductor.report(
                 host=self.host.name,
+                machine=self.host.machine,
+                agent=self._id,
                 boot_id=self._boot_id,
                 sequence=_sequence(),
                 interval=interval,

@@ -30,6 +30,10 @@ class Report(typing.TypedDict):
     """What an agent found on its host at one moment."""
 
     host: str
+    #: which machine this is, whatever its name; None if it shows nothing that tells
+    machine: typing.NotRequired[str | None]
+    #: which start of an agent reports; both are new, and an agent of the release before lacks them
+    agent: typing.NotRequired[str]
     #: which boot of the host this is, and the order of reports within it
     boot_id: str
     sequence: int

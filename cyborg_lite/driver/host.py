@@ -15,6 +15,7 @@ import signal
 import subprocess
 import time
 import typing
+import uuid
 
 from cyborg_lite.driver import description
 from cyborg_lite.driver import recording
@@ -24,6 +25,18 @@ from cyborg_lite.driver import sysfs
 OUTPUT = 1 << 20
 #: Where vendors put their tools, though a service's PATH seldom has it.
 TOOL_DIRS = ('/usr/local/bin', '/usr/local/sbin')
+#: UUIDs that firmware vendors ship in place of one of the machine's own: many machines have them.
+#: The first two are one default in the byte orders of SMBIOS before and since 2.6 (DSP0134, 7.2.1).
+DEFAULT_UUIDS = frozenset(
+    (
+        '03000200-0400-0500-0006-000700080009',
+        '00020003-0004-0005-0006-000700080009',
+        '12345678-1234-5678-90ab-cddeefaabbcc',
+        '12345678-1234-1234-1234-123456789abc',
+        '01234567-89ab-cdef-0123-456789abcdef',
+        '4c4c4544-0000-2010-8020-80c04f202020',
+    )
+)
 
 
 class ToolError(Exception):
@@ -47,6 +60,23 @@ class Host:
         """This machine."""
         return cls(name, pathlib.Path('/'), recorded=False)
 
+    @property
+    def machine(self) -> str | None:
+        """The machine's identity, whatever its name; None where the host shows none.
+
+        It is the UUID of the mainboard if that is plausible, else the machine id of the system.
+        Source: sysfs-firmware-dmi of Linux; machine-id(5).
+        """
+        board = self._line('sys/class/dmi/id/product_uuid')
+        if re.fullmatch(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', board) and _is_own(board):
+            return board
+        system = self._line('etc/machine-id')
+        return system if re.fullmatch('[0-9a-f]{32}', system) and _is_own(system) else None
+
+    def _line(self, path: str) -> str:
+        content = self.tree.load(self.root / path, sysfs.LIMIT) or b''
+        return content.decode('ascii', 'replace').strip().lower()
+
     def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
         """What the tool prints, at most 1 MiB; None where the host has no such tool.
 
@@ -63,6 +93,11 @@ class Host:
         if output is not None:
             self.outputs[tool, *args] = output
         return output
+
+
+def _is_own(text: str) -> bool:
+    """Whether a UUID is plausibly of one machine only."""
+    return str(uuid.UUID(text)) not in DEFAULT_UUIDS and len({*text} - {'-'}) > 4
 
 
 def shipped() -> dict[str, str]:

@@ -2,6 +2,7 @@
 import pathlib
 import threading
 import types
+import uuid
 
 import oslo_messaging as messaging
 import pytest
@@ -81,6 +82,23 @@ def test_sequence_grows_over_restarts(agent, bus, host):
     first, second = bus.reports
     assert first['sequence'] < second['sequence']
     assert first['boot_id'] == second['boot_id']
+
+
+def test_report_names_the_machine(agent, bus, host):
+    agent.report()
+    machine = uuid.uuid4().hex
+    (host.root / 'etc').mkdir()
+    (host.root / 'etc/machine-id').write_text(f'{machine}\n')
+    agent.report()
+    assert [report['machine'] for report in bus.reports] == [None, machine]
+
+
+def test_report_names_the_start_of_the_agent(agent, bus, host):
+    agent.report()
+    agent.report()
+    manager.Manager(conf('moody'), bus, host).report()
+    first, second, other = (uuid.UUID(report['agent']) for report in bus.reports)
+    assert first == second != other
 
 
 def test_digest_is_equal_if_and_only_if_the_content_is(agent, bus, host, monkeypatch):

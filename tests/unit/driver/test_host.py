@@ -113,6 +113,82 @@ def test_a_recorded_host_runs_nothing(tool, tmp_path):
     assert host.run('npu-smi') is None
 
 
+BOARD = '4C4C4544-0038-5A10-8050-B7C04F4D3233'
+SYSTEM = 'd1b2f0a49c3e4f7f8a6b5c4d3e2f1a0b'
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """The machine of a host that shows these two; None is a file that it has not."""
+
+    def show(board: str | bytes | None, system: str | bytes | None) -> str | None:
+        files = {'sys/class/dmi/id/product_uuid': board, 'etc/machine-id': system}
+        for name, content in files.items():
+            if content is not None:
+                path = tmp_path / name
+                path.parent.mkdir(parents=True)
+                path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return hosts.find(str(tmp_path), tmp_path / 'work').machine
+
+    (tmp_path / 'sys').mkdir()
+    return show
+
+
+def test_machine_is_its_mainboard(machine):
+    assert machine(f'{BOARD}\n', f'{SYSTEM}\n') == BOARD.lower()
+
+
+@pytest.mark.parametrize(
+    'board',
+    [
+        None,
+        '',
+        'Not Settable',
+        '00000000-0000-0000-0000-000000000000',
+        'FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF',
+        'FEFEFEFE-FEFE-FEFE-FEFE-FEFEFEFEFEFE',
+        '03000200-0400-0500-0006-000700080009',
+        '00020003-0004-0005-0006-000700080009',
+        BOARD.replace('-', ''),
+        f'{BOARD}\n{BOARD}',
+        b'\xff\x00' * 5000,
+    ],
+)
+def test_machine_whose_mainboard_does_not_tell_is_its_system(machine, board):
+    assert machine(board, f'{SYSTEM.upper()}\n') == SYSTEM
+
+
+@pytest.mark.parametrize('system', [None, '', 'uninitialized', '0' * 32, SYSTEM[1:], b'\xff' * 32])
+def test_machine_that_does_not_tell(machine, system):
+    assert machine(None, system) is None
+
+
+def test_machine_of_links_that_lead_out(tmp_path):
+    (tmp_path / 'root/etc').mkdir(parents=True)
+    (tmp_path / 'elsewhere').write_text(SYSTEM)
+    (tmp_path / 'root/etc/machine-id').symlink_to(tmp_path / 'elsewhere')
+    assert driver.Host('copy', tmp_path / 'root').machine is None
+
+
+def test_described_host_is_no_machine(tmp_path):
+    assert hosts.find('hgx-8gpu', tmp_path).machine is None
+
+
+def test_machine_that_was_packed(tmp_path):
+    with tarfile.open(tmp_path / 'node.tar.gz', 'w:gz') as tar:
+        for name, content in {'node/etc/machine-id': SYSTEM, 'node/sys/x': ''}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content.encode()))
+    assert hosts.find(str(tmp_path / 'node.tar.gz'), tmp_path / 'work').machine == SYSTEM
+
+
+def test_record_leaves_the_machine_out(tmp_path, machine):
+    assert machine(BOARD, SYSTEM)
+    recording.record(driver.Host('node', tmp_path), tmp_path / 'node.tar.gz')
+    assert hosts.find(str(tmp_path / 'node.tar.gz'), tmp_path / 'work').machine is None
+
+
 def test_shipped_hosts_are_found_by_name(tmp_path):
     assert {'atlas-300i-duo', 'atlas-800t-a2', 'hgx-8gpu', 'mixed-alveo-qat'} <= {*hosts.shipped()}
     for name in hosts.shipped():
