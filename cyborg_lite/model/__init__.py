@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cyborg_lite knows: hosts, devices, deployables, handles, profiles and requests.
+
+Each concept is declared once, in a file of its name.  A column's kind says who writes it::
+
+    fact    a driver reports it; a report that differs changes it
+    own     the service writes it
+    link    it points to another row
+
+``since`` is the API microversion that first shows the field, ``hidden`` keeps it from the
+API altogether, ``doc`` is its line in the API reference.  The tables, the report that an
+agent sends, its reconciliation, and the API's types, filters and sort keys all follow from
+these declarations: a new field is one new entry.
+
+What follows from other rows is not stored: a handle is in use if and only if an accelerator
+request links to it, and a deployable has as many accelerators as it has handles.
+"""
+
+from cyborg_lite.model.arq import ARQ
+from cyborg_lite.model.base import Base
+from cyborg_lite.model.base import Facts
+from cyborg_lite.model.base import Field
+from cyborg_lite.model.base import Version
+from cyborg_lite.model.deployable import AttachHandle
+from cyborg_lite.model.deployable import Attribute
+from cyborg_lite.model.deployable import Deployable
+from cyborg_lite.model.device import Device
+from cyborg_lite.model.host import Host
+from cyborg_lite.model.message import Message
+from cyborg_lite.model.profile import DeviceProfile
+
+__all__ = (
+    'ARQ',
+    'AttachHandle',
+    'Attribute',
+    'Base',
+    'Deployable',
+    'Device',
+    'DeviceProfile',
+    'Facts',
+    'Field',
+    'Host',
+    'Message',
+    'Version',
+)

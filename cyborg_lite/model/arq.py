@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accelerator requests."""
+
+from __future__ import annotations
+
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite.model import base
+
+if typing.TYPE_CHECKING:
+    from cyborg_lite.model.deployable import AttachHandle
+    from cyborg_lite.model.profile import DeviceProfile
+
+
+class ARQ(base.Base):
+    """An accelerator request: one accelerator wanted and, once it is bound, which one."""
+
+    __tablename__ = 'accelerator_requests'
+
+    #: the states in which a request waits for nothing
+    RESOLVED: typing.ClassVar = ('Bound', 'BindFailed', 'Deleting')
+
+    state: orm.Mapped[str] = base.own(
+        sa.String(16),
+        default='Initial',
+        doc='Initial, BindStarted, Bound, Unbound, BindFailed, UnbindFailed or Deleting.',
+    )
+    device_profile_id: orm.Mapped[int] = base.link('device_profiles.id')
+    device_profile_group_id: orm.Mapped[int] = base.own(
+        sa.Integer, default=0, doc='Which group of the device profile is asked for, from 0.'
+    )
+    hostname: orm.Mapped[str | None] = base.own(
+        sa.String(255), doc='The host to bind on, as the client named it; null until then.'
+    )
+    device_rp_uuid: orm.Mapped[str | None] = base.own(
+        sa.String(36), doc='The resource provider to bind from; null until then.'
+    )
+    instance_uuid: orm.Mapped[str | None] = base.own(
+        sa.String(36), index=True, doc='The instance that holds the accelerator; null if none.'
+    )
+    project_id: orm.Mapped[str] = base.own(
+        sa.String(255), index=True, doc='The project that owns the request.'
+    )
+    # Counts its moves: who asks for one says which he saw, so that a late call meets no row.
+    revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # Unique: this link is the allocation, and the database refuses to make it twice.
+    attach_handle_id: orm.Mapped[int | None] = base.link('attach_handles.id', unique=True)
+
+    device_profile: orm.Mapped[DeviceProfile] = orm.relationship(lazy='joined', innerjoin=True)
+    attach_handle: orm.Mapped[AttachHandle | None] = orm.relationship(
+        back_populates='arq', lazy='joined'
+    )
+
+    @base.shown
+    def device_profile_name(self) -> str:
+        """The name of the device profile that the request was made from."""
+        return self.device_profile.name
+
+    @base.shown
+    def attach_handle_type(self) -> str:
+        """How to attach the accelerator, PCI and so on; empty until bound."""
+        return self.attach_handle.attach_type if self.attach_handle else ''
+
+    @base.shown
+    def attach_handle_uuid(self) -> str | None:
+        """The UUID of the attach handle; null until bound."""
+        return self.attach_handle.uuid if self.attach_handle else None
+
+    @base.shown
+    def attach_handle_info(self) -> dict[str, str]:
+        """What to attach, for PCI domain, bus, device and function; empty until bound."""
+        return self.attach_handle.attach_info if self.attach_handle else {}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cards."""
+
+from __future__ import annotations
+
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite.model import base
+
+if typing.TYPE_CHECKING:
+    from cyborg_lite.model.deployable import Deployable
+    from cyborg_lite.model.host import Host
+
+
+class Device(base.Base):
+    """A physical accelerator card, or the PCI function that stands for it, in a host."""
+
+    __tablename__ = 'devices'
+    __table_args__ = (sa.UniqueConstraint('hostname', 'address'),)
+    keys = ('address',)
+    parts = ('deployables',)
+
+    type: orm.Mapped[str] = base.fact(
+        sa.String(32), doc='The kind of device: GPU, FPGA, AICHIP, QAT, NIC, SSD, PCI and so on.'
+    )
+    vendor: orm.Mapped[str] = base.fact(
+        sa.String(255), doc='The vendor; for a PCI device its vendor id, four hexadecimal digits.'
+    )
+    model: orm.Mapped[str] = base.fact(sa.String(255), doc='The model, in words.')
+    address: orm.Mapped[str] = base.fact(
+        sa.String(255), since='2.50', doc='Where the host has the device: for PCI DDDD:BB:DD.F.'
+    )
+    numa_node: orm.Mapped[int | None] = base.fact(
+        sa.Integer, since='2.50', doc='The NUMA node of the device; null if the host does not say.'
+    )
+    board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
+    vendor_board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
+    hostname: orm.Mapped[str] = base.link(
+        'hosts.name', hidden=False, doc='The host that the device is in.'
+    )
+    status: orm.Mapped[str] = base.own(
+        sa.String(16),
+        default='enabled',
+        since='2.3',
+        doc='``enabled``, or ``maintaining`` while the device is disabled.',
+    )
+    # Counts the orders to enable or disable it: one that comes late meets no row.
+    revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # How many reports in a row have lacked the device.
+    absences: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
+
+    host: orm.Mapped[Host] = orm.relationship(back_populates='found')
+    deployables: orm.Mapped[list[Deployable]] = base.parts('Deployable', parent='device')
+
+    @base.shown
+    def std_board_info(self) -> str:
+        """What every board of this kind tells of itself: a JSON object, as text."""
+        return base.as_text(self.board or {})
+
+    @base.shown
+    def vendor_board_info(self) -> str:
+        """What only boards of this vendor tell: a JSON object, as text."""
+        return base.as_text(self.vendor_board or {})
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no accelerator of this device may be given out, if there is a reason."""
+        if self.status != 'enabled':
+            return f'is {self.status}'
+        if self.absences:
+            return 'is missing from its host'
+        return f'is in {self.hostname}, which is down' if self.host.state == 'down' else None

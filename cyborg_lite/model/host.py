@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machines whose agents report."""
+
+from __future__ import annotations
+
+import datetime
+import typing
+
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite.model import base
+
+if typing.TYPE_CHECKING:
+    from cyborg_lite.model.device import Device
+
+
+class Host(base.Base):
+    """A machine whose agent reports, with what is known of its last report."""
+
+    __tablename__ = 'hosts'
+
+    name: orm.Mapped[str] = base.own(sa.String(255), unique=True, doc='The name of the host.')
+    boot_id: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
+    # Boots that are over: a report that was sent before a reboot may arrive after it.
+    past_boots: orm.Mapped[list[str]] = base.own(sa.JSON, default=list, hidden=True)
+    sequence: orm.Mapped[int] = base.own(sa.BigInteger, default=0, hidden=True)
+    # Null while the next report has to be read even if it is like the last one.
+    digest: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
+    seen_at: orm.Mapped[datetime.datetime] = base.own(
+        sa.DateTime, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
+    )
+    # How often the host means to report, in seconds.
+    interval: orm.Mapped[int] = base.own(sa.Integer, default=20, hidden=True)
+    # True once a conductor has noticed that the host is down.
+    silent: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
+    drivers: orm.Mapped[dict[str, base.Facts]] = base.own(
+        sa.JSON,
+        default=dict,
+        doc='The drivers by name, each with its state (``ok`` or ``degraded``), the reason, and '
+        'the number of devices that it found.',
+    )
+
+    found: orm.Mapped[list[Device]] = orm.relationship(back_populates='host', order_by='Device.id')
+
+    @staticmethod
+    def alive_since(interval: int) -> datetime.datetime:
+        """Who means to report so often, and has not done so since then, is down."""
+        return timeutils.utcnow() - datetime.timedelta(seconds=2.5 * interval)
+
+    @base.shown
+    def state(self) -> str:
+        """``up``, or ``down`` when two reports in a row have not come."""
+        return 'down' if self.seen_at < self.alive_since(self.interval) else 'up'
+
+    @base.shown
+    def devices(self) -> list[str]:
+        """The UUIDs of the devices of the host."""
+        return [device.uuid for device in self.found]

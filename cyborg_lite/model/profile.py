@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workloads may ask for."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite.model import base
+
+
+class DeviceProfile(base.Base):
+    """A named list of groups of resources that a workload may ask for."""
+
+    __tablename__ = 'device_profiles'
+
+    name: orm.Mapped[str] = base.own(
+        sa.String(255), unique=True, doc='The name, unique in the cloud.'
+    )
+    groups: orm.Mapped[list[dict[str, str]]] = base.own(
+        sa.JSON, doc='The groups: objects of ``resources:``, ``trait:`` and ``accel:`` keys.'
+    )
+    description: orm.Mapped[str | None] = base.own(sa.String(255), doc='The description.')
