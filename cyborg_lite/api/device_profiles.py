@@ -40,8 +40,8 @@ CREATE: types.Schema = {
     },
 }
 
-#: The most accelerators that one group may ask for of one class.
-MOST = 1000
+#: The most that a group may ask for of one class: Placement's own bound of an amount.
+MOST = 2**31 - 1
 
 
 class DeviceProfiles(rest.Controller):
@@ -136,6 +136,8 @@ def _group(group: dict[str, str | int], number: int) -> dict[str, str]:
             )
         if f'{prefix}:{name}' in kept:
             raise exception.Invalid(reason=f'Invalid {where}: it is given twice.')
+        if len(text) > 255:
+            raise exception.Invalid(reason=f'Invalid {where}: expected 255 characters at most.')
         _CHECKS[prefix](where, name, text)
         kept[f'{prefix}:{name}'] = text
     return kept
@@ -147,7 +149,7 @@ def _check_resources(where: str, name: str, amount: str) -> None:
             reason=f'Invalid {where}: expected the resource class FPGA, GPU, VGPU, PGPU or '
             'CUSTOM_..., in capitals.'
         )
-    if not re.fullmatch('[0-9]{1,9}', amount) or not 1 <= int(amount) <= MOST:
+    if not re.fullmatch('[0-9]{1,10}', amount) or not 1 <= int(amount) <= MOST:
         raise exception.Invalid(
             reason=f'Invalid {where}: expected an amount, a number from 1 to {MOST}.'
         )

@@ -225,7 +225,7 @@ def _profile() -> Json:
     named = r'\s*CUSTOM_[A-Z0-9_]{1,248}\s*$'
     amount = {
         'type': ['string', 'integer'],
-        'pattern': r'^\s*0{0,5}([1-9][0-9]{0,2}|1000)\s*$',
+        'pattern': r'^\s*[0-9]{1,10}\s*$',
         'minimum': 1,
         'maximum': device_profiles.MOST,
     }

@@ -36,6 +36,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+#: The most requests that one call creates. What a profile names has no such bound: Nova's tests
+#: create one of 9,999 accelerators.
+MOST = 1000
+
 #: By uuid, the revisions of requests that a caller saw; None if he does not say.
 Seen = dict[str, int] | None
 
@@ -60,13 +64,18 @@ def create(
     :param token: a uuid that is the same if the same call arrives twice: the second time nothing
         is created.
     :raises cyborg_lite.exception.NotFound: when there is no such profile.
+    :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
     """
     wanted = profiles.by_name(session, profile)
-    groups = [
-        number
-        for number, group in enumerate(wanted.groups)
-        for _ in range(sum(profiles.resources(group).values()))
-    ]
+    # Cyborg let amounts below zero pass, and such profiles are imported.
+    amounts = [max(0, sum(profiles.resources(group).values())) for group in wanted.groups]
+    # First: a profile may name two billion, and a list of them does not fit in memory.
+    if sum(amounts) > MOST:
+        raise exception.Invalid(
+            reason=f'Device profile {profile} asks for {sum(amounts)} accelerators: expected '
+            f'{MOST} at most in one request.'
+        )
+    groups = [number for number, amount in enumerate(amounts) for _ in range(amount)]
     uuids = [str(uuidlib.uuid5(uuidlib.UUID(token), str(n))) for n in range(len(groups))]
     if not uuids or session.scalar(sa.select(model.ARQ.id).where(model.ARQ.uuid == uuids[0])):
         return uuids

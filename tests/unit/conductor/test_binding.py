@@ -2,6 +2,7 @@
 import contextlib
 import itertools
 import threading
+import tracemalloc
 import uuid
 
 from oslo_db import exception as db_exception
@@ -134,6 +135,38 @@ def test_create_of_nothing(conductor):
 def test_create_of_an_unknown_profile(conductor):
     with pytest.raises(exception.NotFound, match='Device profile none not found'):
         conductor.create_arqs(profile='none', token=str(uuid.uuid4()))
+
+
+@pytest.mark.parametrize(
+    'groups',
+    [
+        [{'resources:FPGA': '1001'}],
+        [{'resources:FPGA': '2147483647'}] * 100,
+        [{'resources:FPGA': '500', 'resources:PGPU': '1'}, {'resources:FPGA': '500'}],
+        # Cyborg let amounts below zero pass, and such profiles are imported.
+        [{'resources:FPGA': '2147483647'}, {'resources:FPGA': '-2147483647'}],
+    ],
+)
+def test_create_of_too_many_is_refused_before_anything_is_made(conductor, groups):
+    conductor.create_device_profile(profile={'name': 'many', 'groups': groups})
+    before = conductor.dump()
+    tracemalloc.start()
+    with conductor.statements() as seen, pytest.raises(exception.Invalid) as raised:
+        conductor.create_arqs(profile='many', token=str(uuid.uuid4()))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    asked = sum(max(0, sum(map(int, group.values()))) for group in groups)
+    for named in ('many', str(asked), '1000'):
+        assert named in raised.value.message
+    assert not [each for each in seen if each.startswith('INSERT')]
+    assert peak < 10_000_000
+    assert conductor.dump() == before
+
+
+def test_create_of_as_many_as_may_be(conductor):
+    groups = [{'resources:FPGA': '500'}] * 2
+    conductor.create_device_profile(profile={'name': 'many', 'groups': groups})
+    assert len(conductor.create_arqs(profile='many', token=str(uuid.uuid4()))) == 1000
 
 
 @pytest.mark.parametrize('count', [1, 100])
