@@ -19,6 +19,7 @@
       npu-smi: {info: '...', info -m: '...'}
 
 Every scalar is text as it stands: to YAML 1.1 the address 0000:01:00.0 would be a number.
+Anchors and aliases are refused.
 """
 
 from __future__ import annotations
@@ -84,6 +85,20 @@ class HostError(ValueError):
     """A host cannot be laid out: the message says what was expected, and where."""
 
 
+class _Loader(yaml.BaseLoader):
+    """Makes texts, lists and mappings, each as long as its text: it knows no aliases.
+
+    A few lines of aliases of aliases stand for billions of values.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: typing.Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if event.anchor is not None:
+            line = event.start_mark.line + 1
+            raise HostError(f'line {line}: expected no anchors and no aliases (not YAML in full)')
+        return super().compose_node(parent, index)
+
+
 def load(path: pathlib.Path) -> Data:
     """The description that the file holds, checked.
 
@@ -102,8 +117,7 @@ def parse(text: str) -> Data:
     :raises HostError: naming the place, when it is none.
     """
     try:
-        # The base loader makes texts, lists and mappings, and nothing else.
-        data = yaml.load(text, yaml.BaseLoader)  # noqa: S506 # nosec B506
+        data = yaml.load(text, _Loader)  # noqa: S506 # nosec B506
     except (yaml.YAMLError, RecursionError) as error:
         raise HostError(f'not YAML: {error}') from error
     _check(data, DESCRIPTION, '')

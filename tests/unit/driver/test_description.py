@@ -118,7 +118,7 @@ def test_the_file_is_named(tmp_path):
 
 def test_addresses_that_are_there_twice(tmp_path):
     with pytest.raises(driver.HostError, match='0000:3d:00.0: there are two functions'):
-        lay_out(tmp_path, functions=[ONE, ONE])
+        lay_out(tmp_path, functions=[ONE, dict(ONE, at={'0': ['0000:3d:00.0']})])
 
 
 def test_virtual_functions_past_the_last_bus(tmp_path):
@@ -126,6 +126,28 @@ def test_virtual_functions_past_the_last_bus(tmp_path):
     last = ONE | {'at': {'0': ['0000:ff:1f.7']}, 'virtual': virtual}
     with pytest.raises(driver.HostError, match='past the last bus'):
         lay_out(tmp_path, functions=[last])
+
+
+#: Each line stands for nine times the one before: the last for 9**20 values.
+ALIASES = '\n'.join(
+    ['a0: &a0 [x]', *(f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]' for n in range(1, 21))]
+)
+
+
+@pytest.mark.parametrize(
+    ('text', 'line'),
+    [
+        (ALIASES, 1),
+        ('name: &n x', 1),
+        ('name: x\ndev: [*n]', 2),
+        ('&top {name: x}', 1),
+        ('name: x\n\n? &key dev\n: []', 3),
+        ('tools: &t\n  x: {y: *t}', 1),
+    ],
+)
+def test_aliases_are_refused(text, line):
+    with pytest.raises(driver.HostError, match=f'line {line}: expected no anchors'):
+        description.parse(text)
 
 
 @hypothesis.given(st.text(max_size=200))
