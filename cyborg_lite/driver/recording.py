@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import io
+import itertools
 import lzma
 import os
 import pathlib
@@ -15,6 +17,7 @@ import zlib
 
 from cyborg_lite.driver import description
 from cyborg_lite.driver import sysfs
+from cyborg_lite.driver import tarball
 
 if typing.TYPE_CHECKING:
     from cyborg_lite.driver import host as hosts
@@ -40,8 +43,16 @@ NODES = re.compile(
 #: The most that a tarball may hold.
 MEMBERS = 200_000
 SIZE = 1 << 28
-#: Members that stay out: refused by the filter, or in the place of another.
-UNFIT = (tarfile.FilterError, KeyError, FileExistsError, IsADirectoryError, NotADirectoryError)
+#: The most text that links may have, in characters: it is kept until all else is there.
+LINKS = 1 << 25
+#: How deep below its root a member may be.
+LEVELS = 64
+#: The longest component of a name, in bytes: that of Linux.
+COMPONENT = 255
+#: What keeps a member out: something else is in its place, or above it.
+UNFIT = (FileExistsError, IsADirectoryError, NotADirectoryError)
+#: A directory, and not what a link leads to.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: How deep below a directory its sys/ may be.
 DEPTH = 5
 
@@ -63,23 +74,112 @@ def locate(path: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(file: pathlib.Path, root: pathlib.Path) -> None:
-    """Unpack a tarball that nobody vouches for.
+    """Unpack a tarball that nobody vouches for, below an empty directory.
 
-    Device nodes, pipes and whatever leads out of the directory are left out.
+    Only directories, regular files and symbolic links are made, and only those that cannot lead
+    out of the directory.  Everything else is left out, and so is what is in the place of another.
 
     :raises HostError: when it is no tarball, or too large a one.
     """
-    size = 0
     try:
-        with tarfile.open(file) as tar:
-            for number, member in enumerate(tar):
-                size += member.size
-                if number >= MEMBERS or size > SIZE:
-                    raise tarfile.ReadError(f'more than {MEMBERS} files or {SIZE >> 20} MiB')
-                with contextlib.suppress(*UNFIT):
-                    tar.extract(member, root, filter='data')
+        with tarball.opened(file) as stream, _Target(root) as target:
+            _extract(tarball.Reader(stream, MEMBERS, SIZE), target)
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise description.HostError(f'{file}: cannot be unpacked: {error}') from error
+
+
+def _extract(members: tarball.Reader, target: _Target) -> None:
+    links: list[tuple[list[str], str]] = []
+    kept = 0
+    for member in members:
+        place = _place(member.name)
+        if place and member.issym() and _leads_inside(place, member.linkname):
+            kept += len(member.name) + len(member.linkname)
+            if kept > LINKS:
+                raise tarfile.ReadError(f'more than {LINKS >> 20} MiB of links')
+            links.append((place, member.linkname))
+        elif place and (member.isdir() or member.isreg()):
+            with contextlib.suppress(*UNFIT):
+                target.write(place, members.content() if member.isreg() else None)
+    # Links come last: as long as there is none, no name leads through one.
+    for place, text in links:
+        with contextlib.suppress(*UNFIT):
+            target.link(place, text)
+
+
+def _place(name: str) -> list[str] | None:
+    """The components of a member's name; None where it may lead out, or cannot be made."""
+    parts = _components(name)
+    long = any(len(os.fsencode(part)) > COMPONENT for part in parts)
+    if name.startswith('/') or '\0' in name or '..' in parts or long or len(parts) > LEVELS:
+        return None
+    return parts or None
+
+
+def _leads_inside(place: list[str], text: str) -> bool:
+    """Whether the target of a link at that place is below the root, by its text alone.
+
+    ``..`` may stand at the start only: there it goes up from a directory, later from a link.
+    """
+    parts = _components(text)
+    up = len(list(itertools.takewhile('..'.__eq__, parts)))
+    if text.startswith('/') or '\0' in text or not 0 < len(os.fsencode(text)) < tarball.NAME:
+        return False
+    return up < len(place) and '..' not in parts[up:]
+
+
+def _components(path: str) -> list[str]:
+    return [part for part in path.split('/') if part not in ('', '.')]
+
+
+class _Target(contextlib.ExitStack):
+    """The directory below which a tarball is unpacked.
+
+    Each component of a name is opened by itself, and no link is followed.
+    """
+
+    def __init__(self, root: pathlib.Path) -> None:
+        super().__init__()
+        self._root = os.open(root, DIRECTORY)
+        self.callback(os.close, self._root)
+        self._made = 0
+
+    def write(self, place: list[str], content: collections.abc.Iterable[bytes] | None) -> None:
+        """Make a file; a directory where there is no content."""
+        if content is None:
+            with self._directory(place):
+                return
+        with self._directory(place[:-1]) as parent:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(place[-1], flags, 0o600, dir_fd=parent), 'wb') as file:
+                file.writelines(content)
+
+    def link(self, place: list[str], text: str) -> None:
+        with self._directory(place[:-1]) as parent:
+            os.symlink(text, place[-1], dir_fd=parent)
+
+    @contextlib.contextmanager
+    def _directory(self, place: list[str]) -> collections.abc.Iterator[int]:
+        """A directory, made where it is missing."""
+        here = os.dup(self._root)
+        try:
+            for part in place:
+                try:
+                    inner = os.open(part, DIRECTORY, dir_fd=here)
+                except FileNotFoundError:
+                    self._count()
+                    os.mkdir(part, 0o700, dir_fd=here)
+                    inner = os.open(part, DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = inner
+            yield here
+        finally:
+            os.close(here)
+
+    def _count(self) -> None:
+        self._made += 1
+        if self._made > MEMBERS:
+            raise tarfile.ReadError(f'more than {MEMBERS} files and directories')
 
 
 def record(host: hosts.Host, file: pathlib.Path) -> None:
