@@ -15,13 +15,20 @@ from oslo_config import cfg
 import oslo_messaging as messaging
 from oslo_messaging._metrics import client as metrics
 from oslo_messaging._tracing import client as tracing
+from oslo_utils import versionutils
 
 from cyborg_lite import context
 from cyborg_lite import exception
 
 CONDUCTOR = 'cyborg_lite.conductor'
+#: Conductors serve this topic to agents: it takes reports and nothing else.
+REPORTS = 'cyborg_lite.reports'
 AGENT = 'cyborg_lite.agent'
-VERSION = '1.0'
+#: What the servers of this release understand: each says so in its ``target``.
+VERSION = '1.1'
+#: The version that brought what is called on a topic.  A caller asks for no more than that, so that
+#: a server of the release before understands it.
+NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
 #: How often a broker that is away is looked for before a caller is told so: with what
 #: ``[oslo_messaging_rabbit]`` says by default, for 9 seconds.
 RETRIES = 3
@@ -53,7 +60,7 @@ class Bus:
         """
         self._exchange = exchange
         pins = conf.upgrade_levels
-        self._newest = {CONDUCTOR: pins.conductor, AGENT: pins.agent}
+        self._newest = {CONDUCTOR: pins.conductor, REPORTS: pins.conductor, AGENT: pins.agent}
         # oslo.messaging reads these of our options, but registers them with the global ones only.
         conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
         conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
@@ -62,12 +69,15 @@ class Bus:
         )
 
     def serve(self, topic: str, server: str, manager: object) -> Server:
-        """Start to answer calls of the manager's methods, in threads."""
+        """Start to answer calls, in threads, of those methods of the manager that are marked with
+        ``oslo_messaging.expose``, and of nothing else that it has.
+        """
         made = messaging.get_rpc_server(
             self._transport,
-            messaging.Target(exchange=self._exchange, topic=topic, server=server, version=VERSION),
+            messaging.Target(server=server, **self._place(topic)),
             [manager],
             serializer=_Serializer(),
+            access_policy=messaging.ExplicitRPCAccessPolicy,
         )
         made.start()
         return made
@@ -75,6 +85,15 @@ class Bus:
     def conductor(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
         """Any one conductor."""
         return self._peer(ctxt, timeout, topic=CONDUCTOR)
+
+    def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        """Any one conductor, as agents reach it.
+
+        Conductors of the release before take reports among all other calls.
+        """
+        pin = self._newest[CONDUCTOR]
+        old = pin is not None and not versionutils.is_compatible(NEEDED[REPORTS], pin)
+        return self._peer(ctxt, timeout, topic=CONDUCTOR if old else REPORTS)
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
@@ -87,7 +106,7 @@ class Bus:
     ) -> Peer:
         client = messaging.get_rpc_client(
             self._transport,
-            messaging.Target(exchange=self._exchange, version=VERSION, topic=topic, **target),
+            messaging.Target(version=NEEDED[topic], **self._place(topic), **target),
             timeout=timeout,
             retry=RETRIES,
             version_cap=self._newest[topic],
@@ -97,15 +116,25 @@ class Bus:
         )
         return Peer(client, ctxt)
 
+    def _place(self, topic: str) -> dict[str, str]:
+        """The topic and its exchange.
+
+        What agents use has an exchange of its own: the broker then needs to give their user no
+        permission on the one through which requests are bound.
+        """
+        own = self._exchange if topic == CONDUCTOR else f'{self._exchange}.agents'
+        return {'exchange': own, 'topic': topic}
+
     def close(self) -> None:
         self._transport.cleanup()
 
 
-def stop(server: Server | None) -> None:
-    """Take no more calls, and finish those in hand; None is one that was never started."""
-    if server is not None:
+def stop(*servers: Server) -> None:
+    """Take no more calls, and finish those in hand."""
+    for server in servers:
         server.stop()
         _hang_up(server.listener)
+    for server in servers:
         server.wait()
 
 

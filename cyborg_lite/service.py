@@ -42,16 +42,18 @@ class Conductor:
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> None:
         self._conf = conf
         self._bus = bus
-        self._server: rpc.Server | None = None
+        self._servers: list[rpc.Server] = []
         self.manager = conductor_manager.Manager(conf, database)
 
     def start(self) -> None:
-        self._server = self._bus.serve(rpc.CONDUCTOR, self._conf.host, self.manager)
+        served = {rpc.CONDUCTOR: self.manager, rpc.REPORTS: self.manager.reports}
+        for topic, endpoint in served.items():
+            self._servers.append(self._bus.serve(topic, self._conf.host, endpoint))
         self.manager.outbox.start()
         self.manager.healer.start()
 
     def stop(self) -> None:
-        rpc.stop(self._server)
+        rpc.stop(*self._servers)
         self.manager.healer.stop()
         self.manager.outbox.stop()
 
@@ -61,16 +63,16 @@ class Agent:
 
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
         self._bus = bus
-        self._server: rpc.Server | None = None
+        self._servers: list[rpc.Server] = []
         self.manager = agent_manager.Manager(conf, bus, host)
 
     def start(self) -> None:
-        self._server = self._bus.serve(rpc.AGENT, self.manager.host.name, self.manager)
+        self._servers.append(self._bus.serve(rpc.AGENT, self.manager.host.name, self.manager))
         self.manager.start()
 
     def stop(self) -> None:
         self.manager.stop()
-        rpc.stop(self._server)
+        rpc.stop(*self._servers)
 
 
 class Embedded:

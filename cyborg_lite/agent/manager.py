@@ -30,6 +30,8 @@ PATIENCE = 5
 class Manager:
     """The agent of one host."""
 
+    target = messaging.Target(version=rpc.VERSION)
+
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
         self._conf = conf
         self._bus = bus
@@ -45,6 +47,7 @@ class Manager:
         self._reporting = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f'report-{host.name}', daemon=True)
 
+    @messaging.expose
     def report(self, ctxt: context.RequestContext | None = None) -> dict[str, typing.Any]:
         """Scan the host and report it; returns how each driver is."""
         with self._reporting:
@@ -56,7 +59,7 @@ class Manager:
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval
             # If no answer comes, the next report does in time to say that the host is up.
-            conductor = self._bus.conductor(ctxt or context.service(), timeout=interval)
+            conductor = self._bus.receiver(ctxt or context.service(), timeout=interval)
             conductor.report(
                 host=self.host.name,
                 machine=self.host.machine,

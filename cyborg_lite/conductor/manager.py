@@ -58,33 +58,60 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
     return typing.cast('Function[Answer]', call)
 
 
+def _exposed(function: Function[Answer]) -> Function[Answer]:
+    """A transaction that callers may ask for by its name."""
+    return typing.cast('Function[Answer]', messaging.expose(_transaction(function)))
+
+
+class Reports:
+    """What agents may ask of a conductor; they have a topic of their own."""
+
+    target = messaging.Target(version='1.1')
+
+    def __init__(self, conf: cfg.ConfigOpts, receive: Function[None]) -> None:
+        self._conf = conf
+        self._receive = receive
+
+    @messaging.expose
+    def report(
+        self, ctxt: context.RequestContext, **report: typing.Unpack[inventory.Report]
+    ) -> None:
+        self._receive(ctxt, report=report, absences=self._conf.conductor.absences)
+
+
 class Manager:
-    """A conductor; any number of them work on one database."""
+    """A conductor, as the API asks it; any number of them work on one database."""
+
+    target = messaging.Target(version='1.1')
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self.conf = conf
         self.outbox = outbox.Sender(conf, database)
         self.healer = healing.Healer(conf, self.outbox)
+        self.reports = Reports(conf, self._report)
 
-    set_device_status = _transaction(inventory.set_status)
-    create_attribute = _transaction(inventory.add_attribute)
-    delete_attribute = _transaction(inventory.delete_attribute)
-    create_device_profile = _transaction(profiles.create)
-    delete_device_profile = _transaction(profiles.delete)
-    create_arqs = _transaction(binding.create)
-    unbind = _transaction(binding.unbind)
-    delete_arqs = _transaction(binding.delete)
-    delete_arqs_of = _transaction(binding.delete_of)
+    set_device_status = _exposed(inventory.set_status)
+    create_attribute = _exposed(inventory.add_attribute)
+    delete_attribute = _exposed(inventory.delete_attribute)
+    create_device_profile = _exposed(profiles.create)
+    delete_device_profile = _exposed(profiles.delete)
+    create_arqs = _exposed(binding.create)
+    unbind = _exposed(binding.unbind)
+    delete_arqs = _exposed(binding.delete)
+    delete_arqs_of = _exposed(binding.delete_of)
 
     _report = _transaction(inventory.receive)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
 
+    @messaging.expose
     def report(
         self, ctxt: context.RequestContext, **report: typing.Unpack[inventory.Report]
     ) -> None:
-        self._report(ctxt, report=report, absences=self.conf.conductor.absences)
+        """Agents of the release before ask for this here, beside all else."""
+        self.reports.report(ctxt, **report)
 
+    @messaging.expose
     def bind(
         self, ctxt: context.RequestContext, wishes: list[binding.Wish], seen: binding.Seen = None
     ) -> None:

@@ -50,8 +50,7 @@ STATUS = 77
 
 def public(kind: type) -> list[str]:
     """What may be called over the bus of a manager."""
-    own = {'start', 'stop'}  # of the process itself
-    return [n for n, f in vars(kind).items() if callable(f) and n[0] != '_' and n not in own]
+    return [name for name, function in vars(kind).items() if hasattr(function, 'exposed')]
 
 
 #: The functions that run in a transaction of their own, by the manager's names for them.

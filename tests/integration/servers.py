@@ -24,6 +24,8 @@ class Address(str):
     """The URL of a server, and its process."""
 
     server: process.Server
+    #: what its commands need to find it
+    environ: dict[str, str]
 
     @classmethod
     def of(cls, server: process.Server, url: str) -> Address:
@@ -82,7 +84,9 @@ def rabbitmq(place: pathlib.Path, tls: Tls | None = None) -> Url:
     )
     try:
         with running as server:
-            yield Address.of(server, f'rabbit://guest:guest@127.0.0.1:{port}/')
+            address = Address.of(server, f'rabbit://guest:guest@127.0.0.1:{port}/')
+            address.environ = environ
+            yield address
     finally:
         # Erlang's port mapper outlives the broker.
         process.run(shutil.which('epmd'), '-port', str(mapper), '-kill', check=False, **environ)

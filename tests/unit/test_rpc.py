@@ -25,13 +25,21 @@ CALLER = context.RequestContext(
 
 
 class Manager:
+    target = messaging.Target(version=rpc.VERSION)
+
     def __init__(self):
         self.contexts = []
+        self.conf = lambda ctxt, **kwargs: 'called'
 
+    def start(self, ctxt):
+        return 'started'
+
+    @messaging.expose
     def echo(self, ctxt, **kwargs):
         self.contexts.append(ctxt)
         return kwargs
 
+    @messaging.expose
     @messaging.expected_exceptions(exception.CyborgError)
     def refuse(self, ctxt, kind, **kwargs):
         raise getattr(exception, kind)(**kwargs)
@@ -51,6 +59,7 @@ def bus(manager):
     made = rpc.Bus(options.load(files=[]), 'fake://', exchange=str(uuid.uuid4()))
     servers = [
         made.serve(rpc.CONDUCTOR, 'host-1', manager),
+        made.serve(rpc.REPORTS, 'host-1', manager),
         made.serve(rpc.AGENT, 'host-1', manager),
     ]
     yield made
@@ -138,7 +147,7 @@ def test_error_of_ours_reaches_the_caller(bus):
     assert raised.value.message == 'ARQ a not found.'
 
 
-@pytest.mark.parametrize('method', ['_hidden', 'nothing', '__init__'])
+@pytest.mark.parametrize('method', ['_hidden', 'nothing', '__init__', 'conf', 'start', 'contexts'])
 def test_what_is_no_method_for_others(bus, method):
     with pytest.raises(dispatcher.NoSuchMethod):
         bus.conductor(CALLER)._client.call(CALLER, method)
@@ -164,6 +173,19 @@ def test_nothing_newer_than_the_pin_is_sent(service, pin):
     peers = {'conductor': made.conductor(CALLER), 'agent': made.agent(CALLER, 'host-1')}
     with pytest.raises(messaging.RPCVersionCapError, match=pin):
         peers[service].echo()
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ('pin', 'topic'), [(None, rpc.REPORTS), ('1.1', rpc.REPORTS), ('1.0', rpc.CONDUCTOR)]
+)
+def test_agents_have_a_topic_of_their_own(bus, pin, topic):
+    """Conductors of the release before serve them among the others."""
+    conf = options.load(files=[], **({'upgrade_levels__conductor': pin} if pin else {}))
+    made = rpc.Bus(conf, 'fake://', exchange=bus._exchange)
+    peer = made.receiver(CALLER)
+    assert peer._client.target.topic == topic
+    assert peer.echo(a=1) == {'a': 1}
     made.close()
 
 

@@ -8,6 +8,8 @@ import sys
 import types
 
 from keystonemiddleware import auth_token
+import oslo_messaging as messaging
+from oslo_messaging.rpc import dispatcher
 from oslo_reports import guru_meditation_report
 import pytest
 
@@ -44,6 +46,44 @@ def test_embedded_with_agents(conf, tmp_path):
     assert found == {'host-1': 'FPGA', 'host-2': 'FPGA'}
     told = embedded.bus.agent(context.service(), 'host-2').report()
     assert told == {'fake': {'state': 'ok', 'reason': '', 'devices': 1}}
+    embedded.stop()
+
+
+@pytest.mark.parametrize('topic', [rpc.CONDUCTOR, rpc.REPORTS, rpc.AGENT])
+def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
+    """Every attribute of a manager was a method once: ``conf`` reset all options."""
+    embedded = service.Embedded(conf, [driver.Host('host-1', tmp_path)])
+    conductor, agent = embedded._services
+    served = {
+        rpc.CONDUCTOR: conductor.manager,
+        rpc.REPORTS: conductor.manager.reports,
+        rpc.AGENT: agent.manager,
+    }
+    named = {
+        rpc.CONDUCTOR: {
+            'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
+            'delete_arqs_of', 'delete_attribute', 'delete_device_profile', 'report',
+            'set_device_status', 'unbind',
+        },
+        rpc.REPORTS: {'report'},
+        rpc.AGENT: {'report'},
+    }  # fmt: skip
+    manager = served[topic]
+    dispatch = dispatcher.RPCDispatcher([manager], None, messaging.ExplicitRPCAccessPolicy).dispatch
+    told = {'ctxt': {}, 'client_timeout': None}
+    reached = set()
+    for name in [name for name in dir(manager) if name != '__class__']:
+        message = {'method': name, 'args': {'no': 'such argument'}, 'version': rpc.VERSION}
+        try:
+            dispatch(types.SimpleNamespace(message=message, **told))
+        except messaging.NoSuchMethod:
+            continue
+        except Exception:
+            reached.add(name)
+        else:
+            reached.add(name)
+    assert reached == named[topic]
+    assert manager.target.version == rpc.VERSION
     embedded.stop()
 
 

@@ -20,7 +20,7 @@ class Bus:
         self.reports, self.contexts, self.timeouts, self.errors = [], [], [], []
         self.told = threading.Semaphore(0)
 
-    def conductor(self, ctxt, timeout):
+    def receiver(self, ctxt, timeout):
         self.contexts.append(ctxt)
         self.timeouts.append(timeout)
         return self

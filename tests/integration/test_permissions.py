@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker's permissions, as doc/source/admin/security.rst sets them, and who is refused then."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import textwrap
+import uuid
+
+import amqp.exceptions
+import kombu
+import oslo_messaging as messaging
+import pytest
+
+from cyborg_lite import conf as options
+from cyborg_lite import context
+from cyborg_lite import driver
+from cyborg_lite import model
+from cyborg_lite import rpc
+from cyborg_lite import service
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
+from tests.integration import deployment
+from tests.integration import process
+from tests.integration import servers
+
+HOST = 'node-1.example.org'
+PAGE = (deployment.ROOT / 'doc/source/admin/security.rst').read_text()
+BLOCKS = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', PAGE)
+ROLES = {'api': 'API', 'conductor': 'CONDUCTOR', f'agent-{HOST}': 'AGENT'}
+CALLER = context.service()
+
+
+def commands():
+    """What the page tells an administrator to run, once for the cloud and once for a host."""
+    cloud, host = (textwrap.dedent(block) for block in BLOCKS if 'rabbitmqctl' in block)
+    in_pattern = HOST.replace('.', r'\.')
+    host = host.replace('cyborg-lite-agent-HOST', f'cyborg-lite-agent-{HOST}')
+    return f'set -e\n{cloud}\n{host.replace("HOST", in_pattern)}'
+
+
+@pytest.fixture(scope='module')
+def urls(tmp_path_factory):
+    """The broker's URL for each role, with the permissions that the page gives it."""
+    with servers.rabbitmq(tmp_path_factory.mktemp('broker') / 'bus') as url:
+        path = f'/usr/lib/rabbitmq/bin:{os.environ["PATH"]}'
+        subprocess.run(
+            [shutil.which('bash'), '-c', commands()],
+            env=os.environ | url.environ | {'PATH': path},
+            check=True,
+            timeout=300,
+        )
+        place = url.partition('@')[2]
+        yield {
+            role.partition('-')[
+                0
+            ]: f'rabbit://cyborg-lite-{role}:{word}_PASSWORD@{place}cyborg_lite'
+            for role, word in ROLES.items()
+        }
+
+
+@pytest.fixture(scope='module')
+def conf(tmp_path_factory):
+    place = tmp_path_factory.mktemp('permissions')
+    settings = {'host': HOST, 'bus': 'fake://', 'database': service.database_url(place)}
+    agent = '[agent]\nenabled_drivers = fake\nreport_interval = 1\n'
+    (place / 'conf').write_text(deployment.CONF.format(**settings) + agent)
+    return options.load(files=[str(place / 'conf')])
+
+
+@pytest.fixture(scope='module')
+def buses(urls, conf):
+    """A bus for each role."""
+    with contextlib.ExitStack() as stack:
+        made = {role: rpc.Bus(conf, url) for role, url in urls.items()}
+        for bus in made.values():
+            stack.callback(bus.close)
+        yield made
+
+
+@pytest.fixture(scope='module', autouse=True)
+def database(buses, conf, tmp_path_factory):
+    """What a conductor keeps, to which an agent reports."""
+    with contextlib.closing(engine.Database(conf)) as made:
+        migration.upgrade(made.engine)
+        conductor = service.Conductor(conf, made, buses['conductor'])
+        agent = service.Agent(conf, buses['agent'], driver.Host(HOST, tmp_path_factory.mktemp('r')))
+        conductor.start()
+        agent.start()
+        yield made
+        agent.stop()
+        conductor.stop()
+
+
+def rows(database, kind):
+    with database.reader() as session:
+        return session.query(kind).count()
+
+
+def test_the_services_work(buses, database):
+    process.until(lambda: rows(database, model.Device))
+    api = buses['api'].conductor(CALLER, timeout=20)
+    group = {'resources:FPGA': '1'}
+    api.create_device_profile(profile={'name': 'one', 'groups': [group]})
+    assert rows(database, model.DeviceProfile) == 1
+
+
+def test_an_agent_asks_for_nothing_but_to_be_reported(buses):
+    """The broker refuses the call: no conductor sees it."""
+    with pytest.raises(messaging.MessageDeliveryFailure, match='ACCESS_REFUSED'):
+        buses['agent'].conductor(CALLER, timeout=20).bind(wishes=[])
+    with pytest.raises(messaging.RemoteError, match='NoSuchMethod'):
+        buses['agent'].receiver(CALLER, timeout=20).bind(wishes=[])
+
+
+def test_the_api_reports_no_host(buses):
+    with pytest.raises(messaging.MessageDeliveryFailure, match='ACCESS_REFUSED'):
+        buses['api'].receiver(CALLER, timeout=20).report()
+
+
+def publish(channel, exchange, key):
+    channel.basic_publish(amqp.Message('{}'), exchange=exchange, routing_key=key)
+    # The broker answers in order: a refusal comes before this.
+    channel.basic_qos(0, 1, False)
+
+
+def own_queue(channel, **arguments):
+    name = f'reply_{uuid.uuid4().hex}'
+    channel.queue_declare(name, auto_delete=True, arguments=arguments)
+    return name
+
+
+ATTEMPTS = {
+    'call': lambda c: publish(c, 'cyborg_lite', 'cyborg_lite.conductor'),
+    'call by the queue': lambda c: publish(c, '', 'cyborg_lite.conductor'),
+    'answer in place of a conductor': lambda c: publish(c, '', 'reply_of_the_api'),
+    'call all': lambda c: publish(c, 'cyborg_lite.conductor_fanout', ''),
+    'call an agent': lambda c: publish(c, 'cyborg_lite.agents', 'cyborg_lite.agent.node-2'),
+    'take calls': lambda c: c.basic_consume('cyborg_lite.conductor'),
+    'take reports': lambda c: c.basic_consume('cyborg_lite.reports'),
+    'take calls of an agent': lambda c: c.queue_declare('cyborg_lite.agent.node-2'),
+    'copy calls': lambda c: c.queue_bind(own_queue(c), 'cyborg_lite', '#'),
+    'copy reports': lambda c: c.queue_bind(
+        'cyborg_lite.agent', 'cyborg_lite.agents', 'cyborg_lite.reports'
+    ),
+    'pass on what expires': lambda c: own_queue(
+        c,
+        **{
+            'x-dead-letter-exchange': 'cyborg_lite',
+            'x-dead-letter-routing-key': 'cyborg_lite.conductor',
+        },
+    ),
+    'delete the exchange': lambda c: c.exchange_delete('cyborg_lite'),
+    'delete the queue': lambda c: c.queue_delete('cyborg_lite.conductor'),
+    'empty the queue': lambda c: c.queue_purge('cyborg_lite.conductor'),
+}
+
+
+@pytest.mark.parametrize('attempt', ATTEMPTS)
+def test_an_agent_without_our_code_is_refused(urls, attempt):
+    url = urls['agent'].replace('rabbit://', 'amqp://')
+    refused = pytest.raises(amqp.exceptions.AccessRefused)
+    with kombu.Connection(url) as connection, refused:
+        ATTEMPTS[attempt](connection.default_channel)
