@@ -11,6 +11,7 @@ import os_resource_classes
 import os_traits
 
 from cyborg_lite import driver
+from cyborg_lite.model import pci
 
 Seen = set[tuple[str, str]]
 
@@ -18,8 +19,6 @@ Seen = set[tuple[str, str]]
 RESOURCE_CLASS = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 TRAIT = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 STANDARD_TRAITS = frozenset(os_traits.get_traits())
-#: What Nova needs of a handle that is a PCI function, each in hexadecimal digits.
-PCI = {'domain', 'bus', 'device', 'function'}
 #: The most that a card may tell of itself, in bytes of JSON.
 BOARD = 16384
 #: The service puts the host's name before the name of a deployable.
@@ -61,6 +60,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
     node = device.numa_node
     if node is not None and (type(node) is not int or not 0 <= node < 65536):
         raise ValueError(f'numa_node: expected a number or None, not {node!r:.64}')
+    device.address = pci.canonical_address(device.address)
     _board('board', device.board)
     _board('vendor_board', device.vendor_board)
     taken: Seen = set()
@@ -116,16 +116,16 @@ def _handle(handle: driver.AttachHandle) -> str:
         _text('attach_info key', key, 64)
         _text(f'attach_info {key}', value, 255)
     if kind.endswith('PCI'):
-        _pci(info)
+        # What Nova needs of a handle that is a PCI function.
+        if missing := pci.PARTS.keys() - info.keys():
+            raise ValueError(f'attach_info: {", ".join(sorted(missing))} is missing')
+        try:
+            handle.attach_info = info = pci.canonical_info(info)
+        except ValueError as error:
+            raise ValueError(f'attach_info {error}') from error
+        # Whatever else is said of it, it is one function.
+        info = {part: info[part] for part in pci.PARTS}
     return json.dumps(info, sort_keys=True)
-
-
-def _pci(info: dict[str, str]) -> None:
-    if missing := PCI - info.keys():
-        raise ValueError(f'attach_info: {", ".join(sorted(missing))} is missing')
-    for key in PCI:
-        if not re.fullmatch('[0-9a-f]{1,8}', info[key]):
-            raise ValueError(f'attach_info {key}: {info[key]!r:.64} is not hexadecimal')
 
 
 def _take(taken: Seen, seen: Seen, kind: str, name: str) -> None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite.model import base
+from cyborg_lite.model import pci
 
 if typing.TYPE_CHECKING:
     from cyborg_lite.model.arq import ARQ
@@ -127,6 +128,14 @@ class AttachHandle(base.Base):
     arq: orm.Mapped[ARQ | None] = orm.relationship(
         back_populates='attach_handle', uselist=False, passive_deletes='all'
     )
+
+    @property
+    def identity(self) -> str:
+        """The accelerator in one spelling: what an older release stored may have another."""
+        try:
+            return base.as_text(pci.canonical_info(self.attach_info))
+        except (TypeError, ValueError):
+            return super().identity
 
 
 Deployable.handle_count = orm.column_property(  # type: ignore[assignment]

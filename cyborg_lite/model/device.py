@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite.model import base
+from cyborg_lite.model import pci
 
 if typing.TYPE_CHECKING:
     from cyborg_lite.model.deployable import Deployable
@@ -54,6 +55,11 @@ class Device(base.Base):
 
     host: orm.Mapped[Host] = orm.relationship(back_populates='found')
     deployables: orm.Mapped[list[Deployable]] = base.parts('Deployable', parent='device')
+
+    @property
+    def identity(self) -> str:
+        """The address in one spelling: what was stored by an older release may have another."""
+        return pci.canonical_address(self.address)
 
     @base.shown
     def std_board_info(self) -> str:

@@ -559,3 +559,23 @@ def test_late_order_to_disable_leaves_a_device_enabled(conductor):
         uuid=device.uuid, status='maintaining', seen=conductor.device().revision
     )
     assert conductor.device().status == 'maintaining'
+
+
+def test_rows_of_an_older_spelling_are_the_same(conductor):
+    """Else what is held would be lost, and its accelerator free once more under the new name."""
+    conductor.report(card())
+    [arq] = conductor.arqs(FPGA=1)
+    conductor.bind(wishes=[conductor.wish(arq)])
+    [device], [held] = conductor.rows(model.Device), conductor.rows(model.AttachHandle)
+    address, info = device.address, held.attach_info
+    with conductor.database.writer() as session:
+        session.get(model.Device, device.id).address = address.removeprefix('000').upper()
+        old = {key: f'0x{int(value, 16):X}' for key, value in info.items()}
+        session.get(model.AttachHandle, held.id).attach_info = old
+    conductor.report(card(), card('5e'))
+    first, _ = conductor.rows(model.Device)
+    assert (first.uuid, first.address) == (device.uuid, address)
+    assert conductor.arq(arq).attach_handle.uuid == held.uuid
+    infos = [handle.attach_info for handle in conductor.rows(model.AttachHandle)]
+    assert infos.count(info) == 1 and len(infos) == 2
+    assert not any(handle.lost for handle in conductor.rows(model.AttachHandle))

@@ -108,7 +108,14 @@ UNSOUND = [
     (dict(handle={'attach_info': []}), 'attach_info'),
     (dict(handle={'attach_info': {'domain': '0000'}}), 'bus, device, function is missing'),
     (dict(handle={'attach_info': INFO | {'bus': 1}}), 'attach_info bus: expected a text'),
-    (dict(handle={'attach_info': INFO | {'bus': '0x01'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {'bus': '0xx1'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {'bus': '0x'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {'bus': ' 1'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {'bus': '٣'}}), 'bus: .*not hexadecimal'),
+    (dict(handle={'attach_info': INFO | {'bus': '100'}}), "bus: '100' is more than ff"),
+    (dict(handle={'attach_info': INFO | {'device': '20'}}), "device: '20' is more than 1f"),
+    (dict(handle={'attach_info': INFO | {'function': '8'}}), "function: '8' is more than 7"),
+    (dict(handle={'attach_info': INFO | {'domain': '100000000'}}), 'domain: .*not hexadecimal'),
     (dict(handle={'attach_info': INFO | {1: 'x'}}), 'attach_info key'),
     (dict(numa_node=Trap()), 'trap'),
     (dict(handle={'attach_info': Trap()}), ''),
@@ -154,6 +161,62 @@ def test_nothing_is_there_twice(second, reason):
     good, [complaint] = contract.check([first, again])
     assert good == [first]
     assert re.search(reason, complaint)
+
+
+#: Spellings of the function INFO.
+SPELLINGS = [
+    {'domain': '0'},
+    {'domain': '00000000', 'bus': '1'},
+    {'bus': '0x01', 'device': '0X0'},
+    {'function': '00'},
+    # Whatever is said beside: it is one function.
+    {'note': 'another'},
+]
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_a_function_has_one_spelling(spelling):
+    """Two spellings of one function went to two tenants."""
+    first, again = device(1), device(2, handle={'attach_info': INFO | spelling})
+    for order in ([first, again], [again, first]):
+        good, [complaint] = contract.check(order)
+        assert good == order[:1]
+        assert 'attach handle' in complaint and 'is there twice' in complaint
+    info = again.deployables[0].attach_handles[0].attach_info
+    assert {key: info[key] for key in INFO} == INFO
+
+
+def test_upper_case_is_no_other_function():
+    info = {'domain': '10000', 'bus': 'AF', 'device': '1F', 'function': '7'}
+    subject = device(1, handle={'attach_info': info})
+    assert contract.check([subject]) == ([subject], [])
+    kept = subject.deployables[0].attach_handles[0].attach_info
+    assert kept == {'domain': '10000', 'bus': 'af', 'device': '1f', 'function': '7'}
+
+
+@pytest.mark.parametrize(
+    ('address', 'kept'),
+    [
+        ('0:3B:0.0', '0000:3b:00.0'),
+        ('00000000:3b:00.0', '0000:3b:00.0'),
+        ('0x0000:0x3b:0x00.0x0', '0000:3b:00.0'),
+        ('3b:00.0', '0000:3b:00.0'),
+        ('10000:3b:1f.7', '10000:3b:1f.7'),
+        # These are of no PCI function, and stay.
+        ('0000:3b:20.0', '0000:3b:20.0'),
+        ('0000:3b:00.8', '0000:3b:00.8'),
+        ('USB-1:2.3:4', 'USB-1:2.3:4'),
+        ('Board A', 'Board A'),
+    ],
+)
+def test_an_address_has_one_spelling(address, kept):
+    subject = device(1, address=address)
+    contract.check([subject])
+    assert subject.address == kept
+    again = device(2, address=kept)
+    good, [complaint] = contract.check([subject, again])
+    assert good == [subject]
+    assert f"address '{kept}' is there twice" in complaint
 
 
 def test_an_attribute_is_there_once_in_a_deployable():

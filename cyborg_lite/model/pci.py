@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PCI addresses in one spelling: two spellings of one function would go to two tenants."""
+
+from __future__ import annotations
+
+import collections.abc
+import re
+
+#: The parts of an address: how many hexadecimal digits sysfs writes, and the largest value.
+#: Source: pci_setup_device() in drivers/pci/probe.c of Linux; domains are wider than 16 bits
+#: behind some controllers (VMD: 10000:00:02.0).
+PARTS = {
+    'domain': (4, 0xFFFFFFFF),
+    'bus': (2, 0xFF),
+    'device': (2, 0x1F),
+    'function': (1, 0x7),
+}
+NUMBER = re.compile('(?:0[xX])?([0-9a-fA-F]{1,8})')
+ADDRESS = re.compile(
+    r'(?:(?P<domain>[^:.]+):)?(?P<bus>[^:.]+):(?P<device>[^:.]+)\.(?P<function>[^:.]+)'
+)
+
+
+def canonical_info(info: collections.abc.Mapping[str, str]) -> dict[str, str]:
+    """An attach info whose PCI parts, as far as they are there, are as sysfs writes them.
+
+    :raises ValueError: naming the part that is no number, or too large.
+    """
+    return {key: _part(key, value) if key in PARTS else value for key, value in info.items()}
+
+
+def canonical_address(text: str) -> str:
+    """A PCI address as sysfs writes it; a text that is none as it is."""
+    match = ADDRESS.fullmatch(text)
+    if not match:
+        return text
+    try:
+        parts = canonical_info(match.groupdict(default='0'))
+    except ValueError:
+        return text
+    return '{domain}:{bus}:{device}.{function}'.format(**parts)
+
+
+def _part(name: str, text: str) -> str:
+    digits, most = PARTS[name]
+    match = NUMBER.fullmatch(text)
+    if not match:
+        raise ValueError(f'{name}: {text!r:.64} is not hexadecimal')
+    value = int(match[1], 16)
+    if value > most:
+        raise ValueError(f'{name}: {text!r:.64} is more than {most:x}')
+    return f'{value:0{digits}x}'
