@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import collections.abc
 import threading
-import typing
 
 from oslo_config import cfg
 from oslo_log import log
@@ -59,14 +59,18 @@ class Healer:
 def notice_silence(session: orm.Session) -> None:
     """Have nothing scheduled to hosts that are down; their next report ends that."""
     up = ~model.Host.silent
+    intervals = session.scalars(sa.select(model.Host.interval).where(up).distinct()).all()
     late = [
         sa.and_(
             model.Host.interval == interval,
             model.Host.seen_at < model.Host.alive_since(interval),
         )
-        for interval in session.scalars(sa.select(model.Host.interval).where(up).distinct())
+        for interval in intervals
     ]
-    for host in session.scalars(_hosts().where(up, sa.or_(sa.false(), *late))):
+    down = sa.and_(up, sa.or_(sa.false(), *late))
+    ids = session.scalars(sa.select(model.Host.id).where(down)).all()
+    # One that has reported meanwhile is found no more once it is locked.
+    for host in _lock(session, ids, down):
         LOG.warning('Host %s is down: it last reported at %s', host.name, host.seen_at)
         host.silent = True
         outbox.announce(session, _parts(host))
@@ -81,25 +85,37 @@ def remind(session: orm.Session, last: int) -> int:
     """
     if not outbox.tells(session, outbox.PROVIDER):
         return 0
-    next_ = _hosts().where(model.Host.id > last).order_by(model.Host.id).limit(1)
-    host = session.scalars(next_).one_or_none()
-    if host is None:
+    following = sa.select(model.Host.id).where(model.Host.id > last).order_by(model.Host.id)
+    next_ = session.scalar(following.limit(1))
+    if next_ is None:
         return 0
-    outbox.announce(session, _parts(host), anew=True)
-    return host.id
+    for host in _lock(session, [next_]):
+        outbox.announce(session, _parts(host), anew=True)
+    return next_
 
 
-def _hosts() -> sa.Select[typing.Any]:
-    """Hosts, locked, with all that is announced of them; those that others change are left out."""
+def _lock(
+    session: orm.Session, ids: collections.abc.Sequence[int], *conditions: sa.ColumnElement[bool]
+) -> list[model.Host]:
+    """Those of these hosts that meet the conditions, locked, with all that is announced of them.
+
+    Who waits for the lock sees what others have changed. A query that skips locked rows could miss
+    hosts: MariaDB locks each row that it examines.
+    """
+    if not ids:
+        return []
     parts = orm.selectinload(model.Host.found).selectinload(model.Device.deployables)
-    return (
+    query = (
         sa.select(model.Host)
+        .where(model.Host.id.in_(ids), *conditions)
         .options(
             parts.selectinload(model.Deployable.attributes),
             parts.selectinload(model.Deployable.attach_handles),
         )
-        .with_for_update(skip_locked=True)
+        .order_by(model.Host.id)
+        .with_for_update()
     )
+    return list(session.scalars(query))
 
 
 def _parts(host: model.Host) -> list[model.Deployable]:

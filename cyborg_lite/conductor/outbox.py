@@ -8,14 +8,17 @@ that stands for many changes, does no harm.
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import contextlib
 import datetime
 import functools
 import threading
+import typing
 import uuid as uuidlib
 
 from oslo_config import cfg
+from oslo_db import api as db_api
 from oslo_log import log
 from oslo_utils import timeutils
 import sqlalchemy as sa
@@ -35,10 +38,15 @@ LEASE = 45
 #: The longest wait between two tries, in seconds: a minute after a service is back it knows all.
 PATIENCE = 45
 
+#: How many messages are read at once.
+BATCH = 16
+
 PROVIDER = 'provider'
 EVENT = 'event'
-#: Under this name a session knows which kinds there is somebody for.
+#: Under this name a session knows which kinds of messages are sent, and under the next which of
+#: them were put in its transaction.
 KINDS = 'cyborg_lite.outbox'
+PUT = 'cyborg_lite.outbox.put'
 
 
 def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> None:
@@ -63,6 +71,7 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
         if row.lease is None:
             row.due_at = timeutils.utcnow()
         session.add(row)
+    session.info[PUT].add(kind)
 
 
 def tells(session: orm.Session, kind: str) -> bool:
@@ -110,6 +119,12 @@ def describe(part: model.Deployable) -> model.Facts:
     }
 
 
+#: A lost deadlock must not leave a message leased to nobody.
+_again = db_api.wrap_db_retry(
+    max_retries=5, retry_interval=0.05, jitter=True, max_retry_interval=1, retry_on_deadlock=True
+)
+
+
 class Sender:
     """Sends what waits: a thread of each conductor for each service."""
 
@@ -125,7 +140,7 @@ class Sender:
             self._send[EVENT] = self._nova.notify
         self._interval = conf.conductor.outbox_interval
         self._stopping = False
-        self._woken = {kind: threading.Event() for kind in self._send}
+        self._woken = collections.defaultdict[str, threading.Event](threading.Event)
         # One service that hangs must not keep another waiting.
         self._threads = [
             threading.Thread(target=self._run, args=(kind,), name=f'outbox-{kind}', daemon=True)
@@ -134,15 +149,16 @@ class Sender:
 
     @contextlib.contextmanager
     def session(self) -> collections.abc.Iterator[orm.Session]:
-        """A transaction that may put messages; they are sent as soon as it is over."""
+        """A transaction that may put messages; they are sent as soon as it is committed."""
+        put_: set[str] = set()
         with self._database.writer() as session:
-            session.info[KINDS] = self._send.keys()
+            session.info |= {KINDS: self._send.keys(), PUT: put_}
             yield session
-        self._wake()
+        self._wake(put_)
 
-    def _wake(self) -> None:
-        for woken in self._woken.values():
-            woken.set()
+    def _wake(self, kinds: collections.abc.Iterable[str]) -> None:
+        for kind in kinds:
+            self._woken[kind].set()
 
     def start(self) -> None:
         for thread in self._threads:
@@ -150,7 +166,7 @@ class Sender:
 
     def stop(self) -> None:
         self._stopping = True
-        self._wake()
+        self._wake(self._send)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -162,9 +178,20 @@ class Sender:
             try:
                 while not self._stopping and self.send_one(kind):
                     pass
+                pause = self._pause(kind)
             except Exception:
                 LOG.exception('The outbox cannot be read')
-            woken.wait(self._interval)
+                pause = self._interval
+            woken.wait(pause)
+
+    def _pause(self, kind: str) -> float:
+        """How long to wait for the next message that is due, in seconds."""
+        query = sa.select(sa.func.min(model.Message.due_at)).where(model.Message.kind == kind)
+        with self._database.reader() as session:
+            due = session.scalar(query)
+        if due is None:
+            return self._interval
+        return min(max((due - timeutils.utcnow()).total_seconds(), 0), self._interval)
 
     def send_one(self, *kinds: str) -> bool:
         """Send the message, of these kinds or of any, that has waited longest; False if none is
@@ -186,29 +213,64 @@ class Sender:
         return True
 
     def _take(self, *kinds: str) -> model.Message | None:
-        """A message that is due: until its lease ends nobody else takes it."""
+        """A message that is due: until its lease ends nobody else takes it.
+
+        Messages are found without a lock. A query that skips locked rows may miss one that is due:
+        MariaDB locks each row that it examines, those of other kinds too.
+        """
+        while found := self._due(kinds or self._send):
+            for message in found:
+                if self._claim(message):
+                    return message
+        return None
+
+    def _due(self, kinds: collections.abc.Iterable[str]) -> list[model.Message]:
+        """The messages that have been due for longest."""
         now = timeutils.utcnow()
-        # Nothing waits for longer: who has written that had a clock that was fast.
+        # No message waits for longer: a clock that was fast wrote this one.
         never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
         due = sa.or_(model.Message.due_at <= now, model.Message.due_at > never)
         query = (
             sa.select(model.Message)
-            .where(due, model.Message.kind.in_(kinds or self._send))
+            .where(due, model.Message.kind.in_(kinds))
             .order_by(model.Message.due_at, model.Message.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+            .limit(BATCH)
+        )
+        with self._database.reader() as session:
+            found = list(session.scalars(query))
+            session.expunge_all()
+        return found
+
+    @_again
+    def _claim(self, message: model.Message) -> bool:
+        """Take a message for the length of a lease; False if it has changed since it was read.
+
+        Each ``put`` writes another stamp, and each claim counts an attempt.
+        """
+        lease = {
+            'due_at': timeutils.utcnow() + datetime.timedelta(seconds=LEASE),
+            'lease': str(uuidlib.uuid4()),
+            'attempts': message.attempts + 1,
+        }
+        claim = (
+            sa.update(model.Message)
+            .where(
+                model.Message.id == message.id,
+                model.Message.stamp == message.stamp,
+                model.Message.attempts == message.attempts,
+            )
+            .values(**lease)
+            .execution_options(synchronize_session=False)
         )
         with self._database.writer() as session:
-            message = session.scalars(query).one_or_none()
-            if message is not None:
-                message.due_at = now + datetime.timedelta(seconds=LEASE)
-                message.lease = str(uuidlib.uuid4())
-                message.attempts += 1
-                session.flush()
-                session.refresh(message)
-                session.expunge(message)
-            return message
+            claimed = typing.cast('sa.CursorResult[typing.Any]', session.execute(claim))
+        if not claimed.rowcount:
+            return False
+        for name, value in lease.items():
+            setattr(message, name, value)
+        return True
 
+    @_again
     def _settle(self, message: model.Message, statement: sa.Update | sa.Delete) -> None:
         """End a lease with this statement; a message that was replaced meanwhile is due at once.
 

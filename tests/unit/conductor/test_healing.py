@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from cyborg_lite import model
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import turns
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -110,6 +111,26 @@ def test_a_device_enabled_while_its_host_is_late_is_given_out_with_the_next_repo
     conductor.set_device_status(uuid=device, status='enabled')
     conductor.report(card(handles=3))
     assert reserved(conductor) == {direct.provider(): 0}
+
+
+def test_a_host_that_somebody_has_locked_is_noticed(conductor, server):
+    conductor.report(card(handles=3))
+    fall_silent(conductor)
+    asked = threading.Event()
+    healer = threading.Thread(target=heal, args=(conductor,))
+
+    def see(_connection, _cursor, statement, *_):
+        if 'FOR UPDATE' in statement and threading.current_thread() is healer:
+            asked.set()
+
+    with conductor.database.writer() as session:
+        turns.wait(session, sa.select(model.Host.name))
+        sa.event.listen(conductor.database.engine, 'before_cursor_execute', see)
+        healer.start()
+        assert asked.wait(10)
+        healer.join(1)  # one that skips what is locked ends here
+    healer.join()
+    assert reserved(conductor) == {direct.provider(): 3}
 
 
 def test_what_is_bound_stays_bound(conductor):
