@@ -25,6 +25,7 @@ ROOMS = {
     'exception': set(),
     'context': {'exception'},
     'policy': {'conf'},
+    'worker': set(),
     # upon it
     'clients': set(),
     'osc': set(),
@@ -35,7 +36,7 @@ ROOMS = {
     # the three services: they know nothing of each other
     'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
     'conductor': {'clients', 'context', 'db', 'exception', 'model'},
-    'agent': {'context', 'driver', 'model', 'rpc'},
+    'agent': {'context', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
     'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc'},
     'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'service'},
