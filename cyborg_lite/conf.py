@@ -102,9 +102,10 @@ AGENT_OPTS = [
         default=30,
         min=1,
         mutable=True,
-        help='How long one driver may take to look for its devices, in seconds. A driver that '
-        'takes longer is shown as degraded, what it found before stays as it was, and it is asked '
-        'again once it has answered.',
+        help='How long one driver may take to look for its devices, in seconds, and at most '
+        'report_interval. A driver that takes longer is shown as degraded, the host is reported '
+        'without it, and what it found before stays as it was. When it answers, there is a report '
+        'at once, and it is asked again an interval later.',
     ),
 ]
 

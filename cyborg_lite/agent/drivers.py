@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import collections.abc
 import concurrent.futures
 import dataclasses
+import math
 import threading
+import time
 import typing
 
 from oslo_config import cfg
@@ -40,21 +43,103 @@ class Findings:
     drivers: dict[str, State]
 
 
+class Scanner:
+    """One driver: asked one question at a time, in a thread; and what it answered last."""
+
+    def __init__(
+        self, name: str, asked: driver.Driver, woken: collections.abc.Callable[[], None]
+    ) -> None:
+        """A scanner, which has asked nothing yet.
+
+        :param woken: called when a late answer arrives.
+        """
+        self.name = name
+        self.answered = False
+        self.devices: list[model.Device] = []
+        #: what other drivers do not report: what this one reported when it last could
+        self.claims: contract.Seen = set()
+        self.state = State()
+        self.begun = 0.0
+        self._driver = asked
+        self._woken = woken
+        self._future: concurrent.futures.Future[list[model.Device]] | None = None
+        self._late = False
+        self._rests_until = 0.0
+
+    @property
+    def pending(self) -> bool:
+        return self._future is not None and not self._future.done()
+
+    @property
+    def awaited(self) -> concurrent.futures.Future[list[model.Device]] | None:
+        """The question, unless a report has gone without its answer already."""
+        return None if self._late else self._future
+
+    def ask(self) -> None:
+        """Ask the driver, unless it is still at the question before, or rests after a late answer:
+        a hung one costs one thread, however often the host is scanned.
+        """
+        if self._future is None and time.monotonic() >= self._rests_until:
+            self.begun = time.monotonic()
+            self._future = _ask(self.name, self._driver)
+
+    def leave(self) -> None:
+        """Report without its answer; as soon as it comes there is another report."""
+        if self._future is not None and not self._late:
+            self._late = True
+            self._future.add_done_callback(lambda _: self._woken())
+
+    def take(self, rest: float) -> None:
+        """Take in the answer, if there is one.
+
+        :param rest: for how many seconds the driver is not asked after a late answer.
+        """
+        future = self._future
+        if future is None or not future.done():
+            return
+        if self._late:
+            self._rests_until = time.monotonic() + rest
+        self._future, self._late, self.answered = None, False, True
+        if error := future.exception():
+            self.devices = []
+            self.state = State('degraded', f'discover() failed: {_tell(error)}')
+            return
+        found = future.result()
+        self.devices, complaints = contract.check(found)
+        for device in self.devices:
+            for deployable in device.deployables:
+                deployable.driver_name = self.name
+        # A trait that was dropped costs itself; a device that was left out may be there for all
+        # we know, and must not count as gone.
+        whole = isinstance(found, list | tuple) and len(self.devices) == len(found)
+        self.state = State('ok' if whole else 'degraded', '; '.join(complaints))
+
+
 class Drivers:
     """The enabled drivers of a host."""
 
-    def __init__(self, conf: cfg.ConfigOpts, host: driver.Host) -> None:
-        self._conf = conf
-        self._states: dict[str, State] = {}
-        self._asked: dict[str, concurrent.futures.Future[list[model.Device]]] = {}
-        self._drivers: dict[str, driver.Driver] = {}
-        self._load(host)
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        host: driver.Host,
+        woken: collections.abc.Callable[[], None] = lambda: None,
+    ) -> None:
+        """Load the drivers that are enabled.
 
-    def _load(self, host: driver.Host) -> None:
+        :param woken: called when a driver answers after a report had to go without.
+        """
+        self._conf = conf
+        self._host = host
+        self._woken = woken
+        self._states: dict[str, State] = {}
+        self._scanners: dict[str, Scanner] = {}
+        self._load()
+
+    def _load(self) -> None:
         names = self._conf.agent.enabled_drivers
         missing: list[str] = []
         for namespace in (NAMESPACE, UPSTREAM_NAMESPACE):
-            wanted = [name for name in names if name not in self._drivers | self._states]
+            wanted = [name for name in names if name not in self._scanners | self._states]
             manager: typing.Any = named.NamedExtensionManager(
                 namespace,
                 wanted,
@@ -63,12 +148,12 @@ class Drivers:
                 warn_on_missing_entrypoint=False,
             )
             for extension in manager:
-                self._start(extension.name, extension.plugin, host)
+                self._start(extension.name, extension.plugin)
         for name in names:
-            if name not in self._drivers | self._states:
+            if name not in self._scanners | self._states:
                 self._degrade(name, f'no entry point of that name in the group {NAMESPACE}')
 
-    def _start(self, name: str, plugin: typing.Any, host: driver.Host) -> None:
+    def _start(self, name: str, plugin: typing.Any) -> None:
         """Make the driver, if it is one: the contract is a class, not a group's name."""
         if not (isinstance(plugin, type) and issubclass(plugin, driver.Driver)):
             self._degrade(
@@ -78,7 +163,7 @@ class Drivers:
             )
             return
         try:
-            self._drivers[name] = plugin(host, self._conf)
+            self._scanners[name] = Scanner(name, plugin(self._host, self._conf), self._woken)
         except Exception as error:
             self._degrade(name, f'it does not start: {_tell(error)}')
 
@@ -89,49 +174,106 @@ class Drivers:
         self._set(name, State('degraded', reason))
 
     def _set(self, name: str, state: State) -> None:
-        if state.reason and self._states.get(name, State()).reason != state.reason:
-            LOG.warning('Driver %s is %s: %s', name, state.state, state.reason)
+        state.reason = state.reason[:1000]
+        if self._states.get(name) != state:
+            LOG.log(
+                log.INFO if state.state == 'ok' else log.WARNING,
+                'Host %s: driver %s is %s, %d device(s)%s',
+                *(self._host.name, name, state.state, state.devices),
+                f': {state.reason}' if state.reason else '',
+            )
         self._states[name] = state
 
-    def discover(self) -> Findings:
-        """Ask every driver, at the same time; one that raises or is late harms no other.
+    @property
+    def _limit(self) -> float:
+        """How long a driver may take before it is degraded, in seconds."""
+        return float(min(self._conf.agent.driver_timeout, self._conf.agent.report_interval))
 
-        A driver that is still at the question before is not asked again until it answers: a
-        hung one costs one thread, however often the host is scanned.
+    @property
+    def deadline(self) -> float:
+        """When something is to be said, or done, because a driver has not answered by then."""
+        pending = [scanner for scanner in self._scanners.values() if scanner.pending]
+        limits = (self._limit, self._conf.agent.driver_timeout)
+        times = [scanner.begun + limit for scanner in pending for limit in limits]
+        return min((each for each in times if each > time.monotonic()), default=math.inf)
+
+    @property
+    def settled(self) -> bool:
+        """Whether each driver has answered once, or has had its time to."""
+        limit = time.monotonic() - self._conf.agent.driver_timeout
+        return all(s.answered or s.begun <= limit for s in self._scanners.values())
+
+    def discover(self, anew: bool = True, patience: float | None = None) -> Findings:
+        """What the drivers find, asked at the same time; one that fails or is late harms no other.
+
+        One that has not answered is waited for once, for at most half an interval, so that the
+        report is not late. What it answered before stands until it has had its time.
+
+        :param anew: ask them; else only take in what they have answered meanwhile.
+        :param patience: how long to wait for answers, in seconds.
         """
-        for name, each in self._drivers.items():
-            if name not in self._asked:
-                self._asked[name] = _ask(name, each)
-        concurrent.futures.wait(self._asked.values(), self._conf.agent.driver_timeout)
+        scanners = self._scanners.values()
+        interval = self._conf.agent.report_interval
+        if patience is None:
+            patience = min(self._limit, interval / 2)
+        for scanner in scanners if anew else ():
+            scanner.ask()
+        concurrent.futures.wait([s.awaited for s in scanners if s.awaited], patience)
         devices: list[model.Device] = []
-        seen: contract.Seen = set()
+        owners: dict[tuple[str, str], str] = {}
         names = self._conf.agent.enabled_drivers
         # Their order decides whose a device is that two of them found.
         for name in names:
-            if name in self._drivers:
-                devices += self._answer(name, seen)
+            if name in self._scanners:
+                self._scanners[name].take(interval)
+                devices += self._answer(self._scanners[name], owners, patience)
         return Findings(devices, {name: self._states[name] for name in names})
 
-    def _answer(self, name: str, seen: contract.Seen) -> list[model.Device]:
-        future = self._asked[name]
-        if not future.done():
-            self._degrade(name, f'no answer within {self._conf.agent.driver_timeout} s')
-            return []
-        del self._asked[name]
-        if error := future.exception():
-            self._degrade(name, f'discover() failed: {_tell(error)}')
-            return []
-        found = future.result()
-        devices, complaints = contract.check(found, seen)
-        for device in devices:
-            for deployable in device.deployables:
-                deployable.driver_name = name
-        # A trait that was dropped costs itself; a device that was left out may be there for all
-        # we know, and must not count as gone.
-        whole = isinstance(found, list | tuple) and len(devices) == len(found)
-        reason = '; '.join(complaints)[:1000]
-        self._set(name, State('ok' if whole else 'degraded', reason, len(devices)))
-        return devices
+    def _answer(
+        self, scanner: Scanner, owners: dict[tuple[str, str], str], patience: float
+    ) -> list[model.Device]:
+        """What is reported of one driver.
+
+        :param owners: whose is what the drivers before it claim.
+        """
+        if scanner.pending:
+            scanner.leave()
+        reason = self._delay(scanner, patience)
+        if reason:
+            self._degrade(scanner.name, reason)
+            kept: list[model.Device] = []
+        else:
+            kept = self._share(scanner, owners)
+        owners.update(dict.fromkeys(scanner.claims - owners.keys(), scanner.name))
+        return kept
+
+    def _delay(self, scanner: Scanner, patience: float) -> str:
+        """Why a driver counts as late; empty if it does not."""
+        if not scanner.pending:
+            return ''
+        if time.monotonic() - scanner.begun >= self._limit:
+            return f'no answer within {self._limit:g} s'
+        return '' if scanner.answered else f'no answer within {patience:g} s'
+
+    def _share(self, scanner: Scanner, owners: dict[tuple[str, str], str]) -> list[model.Device]:
+        """The devices of a driver that no driver before it claims."""
+        kept: list[model.Device] = []
+        reasons = [scanner.state.reason] if scanner.state.reason else []
+        claims: contract.Seen = set()
+        for device in scanner.devices:
+            taken: contract.Seen = set()
+            contract.check([device], taken)
+            if clash := taken & owners.keys():
+                reasons.append(
+                    f'device {device.address} is left out: driver {owners[min(clash)]} has it'
+                )
+            else:
+                kept.append(device)
+                claims |= taken
+        # A driver that is not well may have missed a card, which is no other driver's then.
+        scanner.claims = claims if scanner.state.state == 'ok' else scanner.claims | claims
+        self._set(scanner.name, State(scanner.state.state, '; '.join(reasons), len(kept)))
+        return kept
 
 
 def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[list[model.Device]]:

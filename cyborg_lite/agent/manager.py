@@ -19,12 +19,15 @@ import oslo_messaging as messaging
 from cyborg_lite import context
 from cyborg_lite import driver
 from cyborg_lite import rpc
+from cyborg_lite import worker
 from cyborg_lite.agent import drivers
 
 LOG = log.getLogger(__name__)
 
 #: How long the end of a report is waited for, in seconds.
 PATIENCE = 5
+#: How soon a report that no conductor took is sent again, in seconds.
+RETRY = 1
 
 
 class Manager:
@@ -36,22 +39,27 @@ class Manager:
         self._conf = conf
         self._bus = bus
         self.host = host
-        self._drivers = drivers.Drivers(conf, host)
+        self._worker = worker.Worker(f'report-{host.name}', self._work)
+        self._drivers = drivers.Drivers(conf, host, woken=self._worker.wake)
         self._boot_id = _boot_id()
         #: tells an agent that was started anew from two that run at once
         self._id = str(uuid.uuid4())
-        self._stopped = threading.Event()
-        #: set once a first report was tried
+        #: set once the conductor knows what the drivers found first, or has refused it
         self.reported = threading.Event()
         # A report that is asked for and one that is due must not pass each other.
         self._reporting = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=f'report-{host.name}', daemon=True)
+        self._due = 0.0
+        #: the kind of error for which no conductor took the last report
+        self._failure: type[Exception] | None = None
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext | None = None) -> dict[str, typing.Any]:
         """Scan the host and report it; returns how each driver is."""
+        return self._report(ctxt or context.service(), anew=True)
+
+    def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
         with self._reporting:
-            findings = self._drivers.discover()
+            findings = self._drivers.discover(anew)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
                 'drivers': {n: dataclasses.asdict(s) for n, s in findings.drivers.items()},
@@ -59,7 +67,7 @@ class Manager:
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval
             # If no answer comes, the next report does in time to say that the host is up.
-            conductor = self._bus.receiver(ctxt or context.service(), timeout=interval)
+            conductor = self._bus.receiver(ctxt, timeout=interval)
             conductor.report(
                 host=self.host.name,
                 machine=self.host.machine,
@@ -73,27 +81,55 @@ class Manager:
             return typing.cast('dict[str, typing.Any]', content['drivers'])
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
         """End; a report in hand is not waited for for long, as the next one says it all again."""
-        self._stopped.set()
-        if self._thread.ident is not None:
-            self._thread.join(PATIENCE)
+        self._worker.stop()
+        self._worker.join(PATIENCE)
 
-    def _run(self) -> None:
-        wait = 0.0
-        while not self._stopped.wait(wait):
-            begun = time.monotonic()
-            try:
-                self.report()
-            except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
-                LOG.warning('Host %s could not be reported: %r', self.host.name, error)
-            except Exception:
-                LOG.exception('Host %s could not be reported', self.host.name)
-            self.reported.set()
+    def _work(self) -> float:
+        """Report the host, and ask its drivers if that is due; returns when to do so again.
+
+        It is done before it is due when a late driver has answered, or the last report was not
+        taken: then what is known is reported.
+        """
+        begun = time.monotonic()
+        anew = begun >= self._due
+        if anew:
             # By the beginning: a report that took long, or was lost, makes the next one no later.
-            wait = max(0.0, begun + self._conf.agent.report_interval - time.monotonic())
+            self._due = begun + self._conf.agent.report_interval
+        taken = self._try(anew)
+        if taken and self._drivers.settled:
+            self.reported.set()
+        soon = self._drivers.deadline if taken else time.monotonic() + RETRY
+        return max(0.0, min(self._due, soon) - time.monotonic())
+
+    def _try(self, anew: bool) -> bool:
+        """Report; returns False when no conductor took it."""
+        try:
+            self._report(context.service(), anew)
+        except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
+            self._wait_for_conductor(error)
+            return False
+        except Exception:
+            # A conductor was there, and failed: the same will not do better a second later.
+            LOG.exception('Host %s could not be reported', self.host.name)
+            self.reported.set()
+        else:
+            if self._failure:
+                LOG.info('Host %s is reported: a conductor took the report', self.host.name)
+            self._failure = None
+        return True
+
+    def _wait_for_conductor(self, error: Exception) -> None:
+        """Log what is waited for, once."""
+        if type(error) is not self._failure:
+            LOG.warning(
+                'Host %s waits for a conductor to report to, and tries again every %d s: %r',
+                *(self.host.name, RETRY, error),
+            )
+        self._failure = type(error)
 
 
 def _boot_id() -> str:

@@ -51,7 +51,7 @@ def _record(arguments: argparse.Namespace) -> None:
     file = arguments.file or pathlib.Path(f'{conf.host}.tar.gz')
     print(f'Looking at {conf.host}...', file=sys.stderr)
     # What drivers ask tools for is recorded as they ask.
-    findings = drivers.Drivers(conf, host).discover()
+    findings = drivers.Drivers(conf, host).discover(patience=conf.agent.driver_timeout)
     recording.record(host, file)
     for name, state in findings.drivers.items():
         print(f'{name}: {state.devices} device(s) {state.reason}'.rstrip())

@@ -194,9 +194,11 @@ def _explain(
 ) -> None:
     """Say which drivers could not look and, where nothing was found, which ones did."""
     for host in (agent.manager.host for agent in embedded.agents):
+        if host.name not in drivers:
+            print(f'{host.name} could not be reported: the log says why')
         for name, state in drivers.get(host.name, {}).items():
-            if state['state'] != 'ok':
-                print(f'{host.name}: {name} is degraded: {state["reason"]}')
+            if state['reason']:
+                print(f'{host.name}: {name} is {state["state"]}: {state["reason"]}')
             elif not found:
                 print(f'{host.name}: {name} looked in {host.root} and found nothing')
     if not found:

@@ -31,9 +31,9 @@ def entry_points(monkeypatch):
 def load(entry_points, host):
     """Load drivers of ``cards``, by name and class."""
 
-    def make(*kinds, timeout=30.0):
+    def make(*kinds, woken=lambda: None, **options):
         entry_points({kind.name: f'{kind.__module__}:{kind.__qualname__}' for kind in kinds})
-        return drivers.Drivers(conf(*[kind.name for kind in kinds], timeout=timeout), host)
+        return drivers.Drivers(conf(*[kind.name for kind in kinds], **options), host, woken)
 
     yield make
     cards.RELEASED.set()

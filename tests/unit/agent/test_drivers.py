@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+import types
 
 import pytest
 
 from cyborg_lite.agent import drivers
+from tests import support
 from tests.unit.agent import cards
 from tests.unit.agent.conftest import conf
 
@@ -168,8 +170,115 @@ def test_first_enabled_driver_has_a_device_that_two_find(load, kinds, owner):
     owners = {device.address[5:7]: device.deployables[0].driver_name for device in findings.devices}
     assert owners == {'3b': owner, '5e': 'other'}
     [loser] = {'good', 'other'} - {owner}
-    assert "address '0000:3b:00.0' is there twice" in findings.drivers[loser].reason
-    assert findings.drivers[owner] == drivers.State('ok', '', len(kinds[0].buses))
+    # That is no fault of either.
+    left_out = f'device 0000:3b:00.0 is left out: driver {owner} has it'
+    assert findings.drivers == {
+        owner: drivers.State('ok', '', len(kinds[0].buses)),
+        loser: drivers.State('ok', left_out, len(kinds[1].buses) - 1),
+    }
+
+
+@pytest.mark.parametrize('mood', [OSError('busy'), ['no device'], 'no list'])
+def test_device_of_a_driver_that_fails_is_no_other_drivers(load, monkeypatch, mood):
+    """An NPU would be a mere PCI function for one scan."""
+    loaded = load(cards.Moody, cards.Other)
+    assert buses(loaded.discover()) == ['3b', '5e']
+    if isinstance(mood, Exception):
+        monkeypatch.setattr(cards.Moody, 'mood', mood)
+    else:
+        monkeypatch.setattr(cards.Moody, 'discover', lambda _: mood)
+    for _ in range(3):
+        findings = loaded.discover()
+        assert states(findings) == {'moody': 'degraded', 'other': 'ok'}
+        assert buses(findings) == ['5e']
+        assert findings.drivers['other'].reason.endswith('driver moody has it')
+    monkeypatch.undo()
+    monkeypatch.setattr(cards.Moody, 'buses', ())
+    # It is well, and says that the card is none of its own.
+    assert owners(loaded.discover()) == {'3b': 'other', '5e': 'other'}
+
+
+def owners(findings):
+    return {device.address[5:7]: device.deployables[0].driver_name for device in findings.devices}
+
+
+def test_device_of_a_driver_that_hangs_is_no_other_drivers(load, let_go, monkeypatch):
+    monkeypatch.setattr(cards.Hanging, 'discover', lambda _: [support.card('3b')])
+    loaded = load(cards.Hanging, cards.Other, timeout=0.05)
+    assert owners(loaded.discover()) == {'3b': 'hanging', '5e': 'other'}
+    monkeypatch.undo()
+    for _ in range(3):
+        findings = loaded.discover()
+        assert states(findings) == {'hanging': 'degraded', 'other': 'ok'}
+        assert owners(findings) == {'5e': 'other'}
+
+
+def test_slow_driver_is_well_until_its_time_is_over(load, let_go, monkeypatch):
+    """What it found before stands; it is not waited for again."""
+    monkeypatch.setattr(cards.Hanging, 'discover', lambda _: [support.card('7a')])
+    loaded = load(cards.Hanging, cards.Good, timeout=30, interval=0.4)
+    before = loaded.discover()
+    assert states(before) == {'hanging': 'ok', 'good': 'ok'}
+    monkeypatch.undo()
+    clock = Clock(monkeypatch)
+    # Half an interval is waited for it, by a real clock.
+    findings = loaded.discover()
+    assert (buses(findings), findings.drivers) == (buses(before), before.drivers)
+    clock.now += 0.3
+    assert loaded.discover().drivers == before.drivers
+    assert loaded.deadline == pytest.approx(clock.begun + 0.4)
+    clock.now += 0.2
+    late = loaded.discover()
+    assert late.drivers['hanging'] == drivers.State('degraded', 'no answer within 0.4 s')
+    assert buses(late) == ['3b']
+    assert loaded.deadline == pytest.approx(clock.begun + 30)
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.begun = self.now = 1000.0
+        monkeypatch.setattr(drivers, 'time', types.SimpleNamespace(monotonic=lambda: self.now))
+
+
+def test_driver_that_was_late_rests_for_an_interval(load, monkeypatch):
+    """One that takes longer than an interval would be asked all the time."""
+    asked, go_on = [], threading.Event()
+    monkeypatch.setattr(cards.Good, 'discover', lambda _: asked.append(1) or go_on.wait(20) and [])
+    woken = threading.Event()
+    loaded = load(cards.Good, timeout=0.01, woken=woken.set)
+    clock = Clock(monkeypatch)
+    assert states(loaded.discover()) == {'good': 'degraded'}
+    assert not woken.is_set()
+    go_on.set()
+    assert woken.wait(20)
+    assert states(loaded.discover(anew=False)) == {'good': 'ok'}
+    clock.now += 3599
+    assert states(loaded.discover()) == {'good': 'ok'}
+    assert len(asked) == 1
+    clock.now += 1
+    loaded.discover()
+    assert len(asked) == 2
+
+
+def test_what_each_driver_found_is_logged_when_it_changes(load, monkeypatch, caplog):
+    caplog.set_level('INFO', 'cyborg_lite.agent.drivers')
+    loaded = load(cards.Moody, cards.Raising)
+    for _ in range(3):
+        loaded.discover()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'Host host-1: driver moody is ok, 1 device(s)'),
+        (
+            'WARNING',
+            'Host host-1: driver raising is degraded, 0 device(s): discover() failed: '
+            'OSError: no such card',
+        ),
+    ]
+    caplog.clear()
+    monkeypatch.setattr(cards.Moody, 'buses', ('3b', '5e'))
+    loaded.discover()
+    assert caplog.messages == ['Host host-1: driver moody is ok, 2 device(s)']
 
 
 def test_states_are_in_the_order_of_the_option(load):

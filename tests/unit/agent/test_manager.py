@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pathlib
 import threading
+import time
 import types
 import uuid
 
@@ -135,7 +136,7 @@ def test_agent_reports_again_and_again(entry_points, host, bus):
     for _ in range(5):
         assert bus.told.acquire(timeout=20)
     agent.stop()
-    assert [report['devices'] for report in bus.reports[:5]] == [bus.reports[0]['devices']] * 5
+    assert len({report['sequence'] for report in bus.reports[:5]}) == 5
 
 
 def test_agent_reports_at_once_when_asked(agent, bus):
@@ -176,11 +177,12 @@ def test_conductor_that_is_not_there_is_a_warning_of_one_line(agent, bus, caplog
     assert 'Traceback' not in caplog.text
 
 
-def test_whoever_waits_for_the_first_report_waits_for_a_try_only(agent, bus):
-    bus.errors = [messaging.MessagingTimeout('nobody')]
+def test_whoever_waits_for_the_first_report_waits_for_no_conductor_that_fails(agent, bus):
+    bus.errors = [ValueError('nonsense')]
     agent.start()
     assert agent.reported.wait(20)
     agent.stop()
+    assert len(bus.reports) == 1
 
 
 def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
@@ -196,21 +198,113 @@ def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
 
 
 def test_a_report_that_takes_long_makes_the_next_one_no_later(agent, monkeypatch):
-    """Else one lost report, or a driver that hangs, would take the host down."""
+    """Else one lost report would take the host down."""
     now, waits, takes = [0.0], [], iter([3, 25, 17, 0])
 
-    def wait(seconds):
-        waits.append(seconds)
-        return len(waits) > 4
-
-    def report():
+    def report(ctxt, anew):
+        assert anew
         now[0] += next(takes)
 
     monkeypatch.setattr(manager, 'time', types.SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(agent, 'report', report)
-    monkeypatch.setattr(agent._stopped, 'wait', wait)
-    agent._run()
-    assert waits == [0, 14, 0, 0, 17]
+    monkeypatch.setattr(agent, '_report', report)
+    for _ in range(4):
+        waits.append(agent._work())
+        now[0] += waits[-1]
+    assert waits == [14, 0, 0, 17]
+
+
+@pytest.fixture
+def hanging(entry_points, host, bus):
+    """An agent of a driver that hangs, and of one that does not; the first report has gone."""
+
+    def make(**options):
+        names = ('hanging', 'good')
+        entry_points({name: f'tests.unit.agent.cards:{name.capitalize()}' for name in names})
+        made = manager.Manager(conf(*names, **options), bus, host)
+        made.start()
+        agents.append(made)
+        assert bus.told.acquire(timeout=20)
+        return made
+
+    agents = []
+    yield make
+    cards.RELEASED.set()
+    for each in agents:
+        each.stop()
+    cards.RELEASED.clear()
+
+
+def found(report):
+    states = {name: state['state'] for name, state in report['drivers'].items()}
+    return [device['address'][5:7] for device in report['devices']], states
+
+
+def test_driver_that_hangs_delays_no_report(hanging, bus):
+    begun = time.monotonic()
+    hanging(interval=1)
+    for _ in range(3):
+        assert bus.told.acquire(timeout=20)
+    # Half an interval for the first; one each for the others; and some for a slow machine.
+    assert time.monotonic() - begun < 10
+    assert all(
+        found(report) == (['3b'], {'hanging': 'degraded', 'good': 'ok'}) for report in bus.reports
+    )
+
+
+def test_late_answer_is_reported_at_once(hanging, bus):
+    hanging(interval=0.2 * 3600, timeout=0.1)
+    cards.RELEASED.set()
+    assert bus.told.acquire(timeout=20)
+    assert found(bus.reports[-1]) == (['7a', '3b'], {'hanging': 'ok', 'good': 'ok'})
+
+
+def test_whoever_waits_for_the_first_report_waits_for_a_slow_driver(hanging, bus):
+    """``up`` would say that nothing was found."""
+    agent = hanging(interval=0.1, timeout=30)
+    assert not agent.reported.is_set()
+    cards.RELEASED.set()
+    assert agent.reported.wait(20)
+    assert found(bus.reports[-1]) == (['7a', '3b'], {'hanging': 'ok', 'good': 'ok'})
+
+
+def test_whoever_waits_for_the_first_report_waits_for_no_driver_that_hangs(hanging):
+    assert hanging(interval=3600, timeout=0.05).reported.wait(20)
+
+
+def test_whoever_waits_for_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
+    """It may take longer than an interval to take the report of many devices in."""
+    monkeypatch.setattr(manager, 'RETRY', 0.01)
+    answering = threading.Event()
+
+    def report(**_):
+        bus.told.release()
+        if not answering.is_set():
+            raise messaging.MessagingTimeout('not yet')
+
+    monkeypatch.setattr(bus, 'report', report)
+    agent.start()
+    for _ in range(3):
+        assert bus.told.acquire(timeout=20)
+    assert not agent.reported.is_set()
+    answering.set()
+    assert agent.reported.wait(20)
+    agent.stop()
+
+
+def test_report_that_no_conductor_took_is_sent_again_soon(agent, bus, monkeypatch, caplog):
+    """The agent may have been started first. Its drivers are not asked each time."""
+    caplog.set_level('INFO', 'cyborg_lite.agent.manager')
+    monkeypatch.setattr(manager, 'RETRY', 0.01)
+    asked = []
+    monkeypatch.setattr(cards.Moody, 'discover', lambda self: asked.append(self) or [])
+    bus.errors = [UNDELIVERABLE] * 4
+    agent.start()
+    assert agent.reported.wait(20)
+    agent.stop()
+    assert len(asked) == 1
+    assert [record.levelname for record in caplog.records] == ['WARNING', 'INFO']
+    assert 'Host host-1 waits for a conductor to report to' in caplog.messages[0]
+    assert caplog.messages[1] == 'Host host-1 is reported: a conductor took the report'
 
 
 def test_agent_that_never_began_can_be_stopped(agent):
@@ -226,5 +320,5 @@ def test_agent_does_not_wait_for_a_conductor_that_hangs(agent, bus, monkeypatch)
     agent.start()
     assert bus.told.acquire(timeout=20)
     agent.stop()
-    assert agent._thread.is_alive()
+    assert agent._worker._thread.is_alive()
     answered.set()
