@@ -6,11 +6,11 @@ from __future__ import annotations
 import collections.abc
 from importlib import metadata
 import pathlib
+import socket
 import threading
 import typing
 import uuid
 
-from cheroot import wsgi
 from oslo_config import cfg
 from oslo_log import log
 from oslo_reports import guru_meditation_report
@@ -19,13 +19,18 @@ from oslo_service import service
 
 from cyborg_lite import driver
 from cyborg_lite import rpc
+from cyborg_lite import server
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import app
+from cyborg_lite.api import origin
 from cyborg_lite.conductor import manager as conductor_manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
 VERSION = metadata.version('cyborg-lite')
+#: How many clients may wait to be accepted.
+BACKLOG = 512
+is_loopback = origin.is_loopback
 
 
 class Running(typing.Protocol):
@@ -168,14 +173,24 @@ class _Version:
         return VERSION
 
 
-def listen(application: app.Wsgi, address: str, port: int) -> wsgi.Server:
+def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
     """A web server, bound to its address and not yet serving.
 
     :raises OSError: when the address cannot be had.
     """
-    server = wsgi.Server((address, port), application, numthreads=16, server_name='cyborg-lite')
-    server.prepare()
-    return server
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    for family, *_, name in found:
+        try:
+            # On all addresses IPv6 takes IPv4 along.
+            both = family == socket.AF_INET6 and name[0] == '::'
+            listener = socket.create_server(
+                name[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both
+            )
+        except OSError as error:
+            failed = error
+        else:
+            return server.Server(application, listener)
+    raise failed
 
 
 def database_url(state_dir: pathlib.Path) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import collections.abc
-import ipaddress
 import json
 import os
 import pathlib
 import signal
+import ssl
 import sys
 import textwrap
 import typing
@@ -23,6 +23,7 @@ from sqlalchemy import orm
 from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite import model
+from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -58,7 +59,24 @@ def add_parser(commands: typing.Any) -> None:
         default='127.0.0.1',
         metavar='ADDRESS',
         help='the address to listen on (127.0.0.1); any other than a loopback address needs '
-        'http_basic or keystone as [api] auth_strategy',
+        'http_basic or keystone as [api] auth_strategy, and http_basic needs TLS',
+    )
+    parser.add_argument(
+        '--tls-cert',
+        type=pathlib.Path,
+        metavar='FILE',
+        help='serve HTTPS with this certificate, and the chain up to its authority (PEM)',
+    )
+    parser.add_argument(
+        '--tls-key',
+        type=pathlib.Path,
+        metavar='FILE',
+        help='the private key of the certificate (PEM, without a passphrase)',
+    )
+    parser.add_argument(
+        '--insecure',
+        action='store_true',
+        help='let http_basic send passwords in plain text over the network',
     )
     parser.add_argument(
         '--state-dir',
@@ -77,24 +95,71 @@ def _port(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    tls = _tls(arguments.tls_cert, arguments.tls_key)
     conf = _configure(arguments)
     _refuse_open_noauth(conf, arguments.bind)
+    _refuse_plain_passwords(conf, arguments, tls)
     found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
     _refuse_twins(found)
     embedded = service.Embedded(conf, found or [driver.Host.local(conf.host)])
     # Before anything starts: a port that is taken ends it here.
-    server = service.listen(embedded.application, arguments.bind, arguments.port)
-    signal.signal(signal.SIGTERM, _interrupt)
+    web = service.listen(embedded.application, arguments.bind, arguments.port)
     try:
+        _on_signal(_interrupt)
         _start(embedded)
-        _introduce(embedded, f'http://{_in_url(arguments.bind)}:{server.bind_addr[1]}')
-        server.serve()
+        scheme = 'https' if tls else 'http'
+        _introduce(embedded, f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}')
+        _on_signal(lambda *_: web.stop())
+        web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
+        print('\nStopping.', file=sys.stderr)
     except KeyboardInterrupt:
         print('\nStopping.', file=sys.stderr)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        server.stop()
+        _on_signal(signal.SIG_IGN)
+        web.stop()
         embedded.stop()
+
+
+def _on_signal(handler: typing.Any) -> None:
+    """What Ctrl-C and SIGTERM do from now on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    # A second one would interrupt the stop.
+    _on_signal(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext | None:
+    """What HTTPS needs, if it is asked for."""
+    if not cert and not key:
+        return None
+    if not cert or not key:
+        raise Refused('--tls-cert and --tls-key need each other')
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    for option, file in (('--tls-cert', cert), ('--tls-key', key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise Refused(f'{option} {file}: {error.strerror}') from None
+    try:
+        # It says which of the two is no certificate.
+        ssl.create_default_context(cafile=str(cert))
+    except ssl.SSLError:
+        raise Refused(f'--tls-cert {cert}: expected a certificate in PEM form') from None
+    try:
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(cert, key, password='')  # nosec B106
+    except (ssl.SSLError, ValueError) as error:
+        if getattr(error, 'reason', None) == 'KEY_VALUES_MISMATCH':
+            raise Refused(f'--tls-key {key}: not the key of the certificate {cert}') from None
+        raise Refused(
+            f'--tls-key {key}: expected a private key in PEM form, without a passphrase'
+        ) from None
+    return context
 
 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
@@ -111,13 +176,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
 
 def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
     """Without authentication everyone who reaches the address is administrator."""
-    if conf.api.auth_strategy != 'noauth':
-        return
-    try:
-        loopback = ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        loopback = address == 'localhost'
-    if not loopback:
+    if conf.api.auth_strategy == 'noauth' and not _is_loopback(address):
         raise Refused(
             f'refusing to listen on {address} without authentication: everyone who reaches it '
             'would be administrator. Listen on 127.0.0.1, or set auth_strategy = http_basic in '
@@ -125,15 +184,29 @@ def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
         )
 
 
+def _refuse_plain_passwords(
+    conf: cfg.ConfigOpts, arguments: argparse.Namespace, tls: ssl.SSLContext | None
+) -> None:
+    """Without TLS everyone on the way reads the passwords of http_basic."""
+    if conf.api.auth_strategy != 'http_basic' or tls or arguments.insecure:
+        return
+    if not _is_loopback(arguments.bind):
+        raise Refused(
+            f'refusing to listen on {arguments.bind} with http_basic and without TLS: passwords '
+            'would cross the network in plain text. Give --tls-cert and --tls-key, or accept the '
+            'risk with --insecure.'
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    return address == 'localhost' or service.is_loopback(address)
+
+
 def _refuse_twins(found: list[driver.Host]) -> None:
     names = [host.name for host in found]
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
         raise Refused(f'two hosts have the name {", ".join(twins)}: each needs its own')
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _in_url(address: str) -> str:

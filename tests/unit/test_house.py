@@ -29,6 +29,7 @@ ROOMS = {
     # upon it
     'clients': set(),
     'osc': set(),
+    'server': set(),
     'rpc': {'context', 'exception'},
     'db': {'exception', 'model'},
     'driver': {'model'},
@@ -38,8 +39,8 @@ ROOMS = {
     'conductor': {'clients', 'context', 'db', 'exception', 'model'},
     'agent': {'context', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
-    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc'},
-    'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'service'},
+    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server'},
+    'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service'},
     'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service'},
 }
 GROUPS = (

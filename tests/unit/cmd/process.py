@@ -38,7 +38,7 @@ class Up:
             lines.append(line)
             if line.startswith('The API answers at'):
                 break
-        self.url = re.search(r'http://[\w.:]+', lines[-1])[0] if lines else None
+        self.url = re.search(r'https?://[\w.:]+', lines[-1])[0] if lines else None
         self.lines = lines
         guard.cancel()
         return self
@@ -75,9 +75,12 @@ class Up:
     def get(self, path: str) -> dict:
         return json.loads(shell(f'curl -s {self.url}{path}'))
 
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
     def interrupt(self, number: int = signal.SIGINT) -> int:
         """Ctrl-C; returns the exit status."""
-        self._process.send_signal(number)
+        self.send(number)
         return self._process.wait(timeout=BOUND)
 
     def errors(self) -> str:

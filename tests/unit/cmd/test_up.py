@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import json
 import re
 import signal
 import socket
 import sys
+import time
 
+import bcrypt
+from cryptography.hazmat.primitives import serialization
 import pytest
+import trustme
 
 from cyborg_lite import service
 from cyborg_lite.cmd import main
@@ -54,14 +59,122 @@ def taken():
     raise OSError('enough')
 
 
-def test_authentication_opens_any_address(up, tmp_path, monkeypatch):
+@pytest.fixture
+def http_basic(tmp_path):
+    """The arguments that ask for names and passwords: ann's is "secret"."""
+    users = tmp_path / 'htpasswd'
+    users.write_text(f'ann:{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}\n')
+    file = tmp_path / 'a.conf'
+    file.write_text(f'[api]\nauth_strategy = http_basic\nhttp_basic_auth_user_file = {users}\n')
+    return ['--config-file', str(file)]
+
+
+@pytest.fixture(scope='module')
+def certificate(tmp_path_factory):
+    """The files of a certificate for 127.0.0.1 and its key."""
+    place = tmp_path_factory.mktemp('tls')
+    issued = trustme.CA().issue_cert('127.0.0.1')
+    issued.cert_chain_pems[0].write_to_path(place / 'cert.pem')
+    issued.private_key_pem.write_to_path(place / 'key.pem')
+    return place
+
+
+def tls(place):
+    return ['--tls-cert', str(place / 'cert.pem'), '--tls-key', str(place / 'key.pem')]
+
+
+def test_passwords_do_not_cross_the_network_in_plain_text(up, http_basic, monkeypatch):
     monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
-    (tmp_path / 'htpasswd').write_text('')
-    (tmp_path / 'a.conf').write_text(
-        f'[api]\nauth_strategy = http_basic\nhttp_basic_auth_user_file = {tmp_path}/htpasswd\n'
+    assert up('--bind', '0.0.0.0', *http_basic) == (
+        1,
+        'cyborg-lite: refusing to listen on 0.0.0.0 with http_basic and without TLS: passwords '
+        'would cross the network in plain text. Give --tls-cert and --tls-key, or accept the '
+        'risk with --insecure.\n',
     )
-    status, said = up('--bind', '0.0.0.0', '--config-file', str(tmp_path / 'a.conf'))
-    assert (status, said) == (1, 'cyborg-lite: enough\n')
+
+
+@pytest.mark.parametrize('way', ['tls', 'insecure', 'loopback'])
+def test_authentication_opens_an_address(up, http_basic, certificate, monkeypatch, way):
+    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    more = {
+        'tls': ['--bind', '0.0.0.0', *tls(certificate)],
+        'insecure': ['--bind', '0.0.0.0', '--insecure'],
+        'loopback': ['--bind', '::ffff:127.0.0.1'],
+    }
+    status, said = up(*more[way], *http_basic)
+    assert status == 1
+    assert 'enough' in said
+
+
+@pytest.mark.parametrize('more', [['--insecure'], 'tls'])
+def test_nothing_opens_an_address_without_authentication(up, certificate, more):
+    more = tls(certificate) if more == 'tls' else more
+    status, said = up('--bind', '0.0.0.0', *more)
+    assert status == 1
+    assert 'without authentication' in said
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'--tls-key': None}, '--tls-cert and --tls-key need each other'),
+        ({'--tls-cert': None}, '--tls-cert and --tls-key need each other'),
+        ({'--tls-cert': 'none.pem'}, '--tls-cert {}/none.pem: No such file or directory'),
+        ({'--tls-key': 'none.pem'}, '--tls-key {}/none.pem: No such file or directory'),
+        ({'--tls-cert': 'text'}, '--tls-cert {}/text: expected a certificate in PEM form'),
+        ({'--tls-cert': 'key.pem'}, '--tls-cert {}/key.pem: expected a certificate in PEM form'),
+        ({'--tls-key': 'text'}, '--tls-key {}/text: expected a private key in PEM form'),
+        ({'--tls-key': 'cert.pem'}, '--tls-key {}/cert.pem: expected a private key in PEM form'),
+        ({'--tls-key': 'locked.pem'}, '--tls-key {}/locked.pem: expected a private key in PEM'),
+        ({'--tls-key': 'other.pem'}, '--tls-key {0}/other.pem: not the key of the certificate {0}'),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_tls_files_that_cannot_be_used_are_named(up, certificate, change, said):
+    (certificate / 'text').write_text('text')
+    other = trustme.CA().issue_cert('127.0.0.1').private_key_pem
+    other.write_to_path(certificate / 'other.pem')
+    locked = serialization.load_pem_private_key(other.bytes(), None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b'secret'),
+    )
+    (certificate / 'locked.pem').write_bytes(locked)
+    files = {'--tls-cert': 'cert.pem', '--tls-key': 'key.pem'} | change
+    words = [
+        word for option, file in files.items() if file for word in (option, str(certificate / file))
+    ]
+    status, error = up(*words)
+    assert status == 1
+    assert error.startswith(f'cyborg-lite: {said.format(certificate)}')
+    assert error.count('\n') == 1
+
+
+def test_https(tmp_path, certificate, http_basic):
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2', *tls(certificate), *http_basic) as up:
+        assert up.url.startswith('https://127.0.0.1:')
+        ask = f'curl -s --cacert {certificate}/cert.pem -u ann:secret {up.url}/v2/devices'
+        assert len(json.loads(process.shell(ask))['devices']) == 8
+        old = process.shell(f'{ask} --tls-max 1.1 || echo refused')
+        assert old == 'refused\n'
+        assert up.interrupt() == 0
+        assert 'Traceback' not in up.errors()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_waits_for_no_client(tmp_path, number):
+    (tmp_path / 'bare' / 'sys').mkdir(parents=True)
+    with process.Up(tmp_path, '--host', str(tmp_path / 'bare')) as up, contextlib.ExitStack() as s:
+        _, _, port = up.url.rpartition(':')
+        for head in [b'', b'GET / HTTP/1.1\r\n', b'POST / HTTP/1.1\r\nContent-Length: 9\r\n'] * 40:
+            s.enter_context(socket.create_connection(('127.0.0.1', int(port)))).sendall(head)
+        assert up.get('/')['versions']
+        began = time.monotonic()
+        # The second one changes nothing.
+        up.send(number)
+        assert up.interrupt(number) == 0
+        assert time.monotonic() - began < 5
+        assert 'Traceback' not in up.errors()
 
 
 def test_two_hosts_of_one_name(up):

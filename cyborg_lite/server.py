@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web server of ``cyborg-lite up``: asyncio reads and writes, threads run the application.
+
+A thread is used only once the whole request is there, so a slow client costs a connection and no
+thread. Sizes, times and the number of connections are bounded, whoever the client is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+from concurrent import futures
+import contextlib
+import dataclasses
+from email import utils
+import errno
+import http
+import io
+import socket
+import ssl
+import sys
+import typing
+from urllib import parse
+
+import h11
+from oslo_log import log
+
+LOG = log.getLogger(__name__)
+
+Environ = dict[str, typing.Any]
+Wsgi = collections.abc.Callable[..., typing.Any]
+
+#: How much is read at once. The buffer of a connection holds twice as much.
+CHUNK = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Sizes are in bytes, times in seconds."""
+
+    #: The request line and the headers together.
+    header: int = 65536
+    #: Not much more of a body is read; the application refuses the request then.
+    body: int = 114688
+    #: A further connection replaces the one that has waited longest for its request.
+    connections: int = 500
+    #: How many requests the application handles at the same time.
+    threads: int = 16
+    #: From the start of a request to its end, however steadily it arrives.
+    request: float = 20
+    #: Between two requests.
+    idle: float = 30
+    #: Until the client has read the response.
+    response: float = 60
+    #: For requests in progress when the server is stopped.
+    grace: float = 3
+    #: For what a client still sends after a refusal: it may not see the response otherwise.
+    linger: float = 2
+
+
+class Refused(Exception):
+    """The request is answered here: the application does not see it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        self.reason = reason
+
+
+class Server:
+    """A server that is bound to its address; :meth:`serve` answers until :meth:`stop`."""
+
+    def __init__(self, application: Wsgi, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self.bind_addr: tuple[str, int] = listener.getsockname()[:2]
+        self._application = application
+        self._listener = listener
+        self._limits = Limits()
+        self._tls: ssl.SSLContext | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        #: The connections without a complete request: the one that waits longest comes first.
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+        self._stopped = False
+
+    def serve(self, limits: Limits = Limits(), tls: ssl.SSLContext | None = None) -> None:  # noqa: B008
+        """Answer requests until the server is stopped."""
+        self._limits = limits
+        self._tls = tls
+        self._threads = futures.ThreadPoolExecutor(limits.threads, thread_name_prefix='http')
+        try:
+            # It cancels the connections that are left at the end.
+            asyncio.run(self._serve())
+        finally:
+            self._loop = None
+            self._listener.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Make :meth:`serve` return; can be called at any time, from any thread, many times."""
+        self._stopped = True
+        loop = self._loop
+        if loop is None:
+            self._listener.close()
+        else:
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                loop.call_soon_threadsafe(self._ended.set)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self._stopped:
+            return
+        accepting = asyncio.create_task(self._accept())
+        ended = asyncio.create_task(self._ended.wait())
+        await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        self._stopped = True
+        if accepting.done():
+            accepting.result()
+        accepting.cancel()
+        await asyncio.wait({accepting})
+        self._listener.close()
+        in_progress = self._connections - self._waiting.keys()
+        if in_progress:
+            await asyncio.wait(in_progress, timeout=self._limits.grace)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            # sock_accept does not yield while clients queue up.
+            await asyncio.sleep(0)
+            try:
+                client, peer = await loop.sock_accept(self._listener)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    # Most likely there is no file descriptor left.
+                    LOG.warning('No connection can be accepted: %s', error)
+                    self._drop()
+                    await asyncio.sleep(0.1)
+                continue
+            if len(self._connections) >= self._limits.connections and not self._drop():
+                client.close()
+                continue
+            task = loop.create_task(self._connection(client, peer))
+            self._waiting[task] = None
+            self._connections.add(task)
+            task.add_done_callback(self._forget)
+
+    def _drop(self) -> bool:
+        """Close the connection that has waited longest for a request; False if none waits."""
+        task = next(iter(self._waiting), None)
+        if task is None:
+            return False
+        del self._waiting[task]
+        return task.cancel()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._waiting.pop(task, None)
+        if not task.cancelled() and (error := task.exception()):
+            LOG.error('A connection failed.', exc_info=error)
+
+    async def _connection(self, client: socket.socket, peer: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(CHUNK)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        server = client.getsockname()
+        handshake = self._limits.request if self._tls else None
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, client, ssl=self._tls, ssl_handshake_timeout=handshake
+            )
+        except OSError as error:
+            LOG.debug('No TLS with %s: %s', peer[0], error)
+            return
+        environ = {
+            'SERVER_NAME': server[0],
+            'SERVER_PORT': str(server[1]),
+            'REMOTE_ADDR': peer[0],
+            'REMOTE_PORT': str(peer[1]),
+            'wsgi.url_scheme': 'https' if self._tls else 'http',
+        }
+        connection = Connection(
+            reader, asyncio.StreamWriter(transport, protocol, reader, loop), self._limits
+        )
+        task = typing.cast('asyncio.Task[None]', asyncio.current_task())
+        try:
+            while (asked := await connection.request()) is not None:
+                self._waiting.pop(task, None)
+                answer = await loop.run_in_executor(self._threads, self._call, environ | asked)
+                if not await connection.answer(*answer, close=self._stopped):
+                    break
+                self._waiting[task] = None
+            await connection.close()
+        except OSError:  # the client has gone, or it is too slow
+            pass
+        finally:
+            transport.abort()
+
+    def _call(self, environ: Environ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Run the application."""
+        try:
+            return _run(self._application, environ)
+        except Exception:
+            LOG.exception('The application failed.')
+            return 500, [], b''
+
+
+class Connection:
+    """HTTP with one client."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._limits = limits
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header)
+        self._used = False
+        self._method = b''
+
+    async def request(self) -> Environ | None:
+        """The next request; None if there is none, and the connection is to be closed."""
+        if self._used and not self._http.trailing_data[0]:
+            async with asyncio.timeout(self._limits.idle):
+                self._http.receive_data(await self._reader.read(CHUNK))
+        self._used = True
+        self._method = b''
+        try:
+            async with asyncio.timeout(self._limits.request):
+                return await self._receive()
+        except TimeoutError:
+            await self._refuse(408, 'The request took too long to arrive')
+        except Refused as error:
+            await self._refuse(error.status, error.reason)
+        except h11.RemoteProtocolError as error:
+            status = error.error_status_hint
+            if status == 431 and b'\n' not in self._http.trailing_data[0]:
+                status = 414
+            await self._refuse(status, str(error))
+        return None
+
+    async def _receive(self) -> Environ | None:
+        request = await self._event()
+        if not isinstance(request, h11.Request):
+            return None
+        self._method = request.method
+        size = len(request.target) + sum(len(n) + len(v) for n, v in request.headers)
+        if size > self._limits.header:
+            raise Refused(431, f'The headers are too large: expected {self._limits.header} bytes')
+        environ = _environ(request)
+        body = await self._body(int(environ.get('CONTENT_LENGTH') or 0))
+        if environ.pop('HTTP_TRANSFER_ENCODING', None):
+            environ['CONTENT_LENGTH'] = str(len(body))
+        return environ | {'wsgi.input': io.BytesIO(body)}
+
+    async def _body(self, length: int) -> bytes:
+        """The body, or nothing of one or its start if it is too large."""
+        body = bytearray()
+        if length <= self._limits.body:
+            while isinstance(event := await self._event(), h11.Data):
+                body += event.data
+                if len(body) > self._limits.body:
+                    break
+        return bytes(body)
+
+    async def _event(self) -> h11.Event | None:
+        """What comes next of the request; None between two requests."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            self._http.receive_data(await self._reader.read(CHUNK))
+        return event if isinstance(event, h11.Event) else None
+
+    async def _refuse(self, status: int, reason: str) -> None:
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers = [('Content-Type', 'text/plain')]
+            await self.answer(status, headers, f'{reason}.\n'.encode(), close=True)
+
+    async def answer(
+        self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool
+    ) -> bool:
+        """Send a response; returns whether another request may follow."""
+        # What is not read of a body cannot be skipped.
+        close = close or self._http.their_state is not h11.DONE
+        fields = [(n.encode('latin-1'), v.encode('latin-1')) for n, v in headers]
+        if not any(name.lower() == b'content-length' for name, _ in fields) and status != 204:
+            fields.append((b'Content-Length', str(len(body)).encode()))
+        fields.append((b'Date', utils.formatdate(usegmt=True).encode()))
+        if close:
+            fields.append((b'Connection', b'close'))
+        reason = http.HTTPStatus(status).phrase.encode()
+        head = h11.Response(status_code=status, headers=fields, reason=reason)
+        # h11 refuses a body where HTTP has none.
+        silent = self._method == b'HEAD' or status in (204, 304)
+        parts = [] if silent or not body else [h11.Data(data=body)]
+        await self._send(head, *parts, h11.EndOfMessage())
+        if self._http.our_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    async def _send(self, *events: h11.Event) -> None:
+        self._writer.write(b''.join(self._http.send(event) or b'' for event in events))
+        async with asyncio.timeout(self._limits.response):
+            await self._writer.drain()
+
+    async def close(self) -> None:
+        """Close it, and let the client read what it was sent."""
+        async with asyncio.timeout(self._limits.linger):
+            if self._http.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+                # With input left unread TCP would take the response back.
+                if self._writer.can_write_eof():
+                    self._writer.write_eof()
+                while await self._reader.read(CHUNK):
+                    pass
+            self._writer.close()
+            await self._writer.wait_closed()
+
+
+def _environ(request: h11.Request) -> Environ:
+    """What WSGI wants to know of a request."""
+    target = request.target.decode('latin-1')
+    host = None
+    if not target.startswith('/') and target != '*':
+        # As it would be sent to a proxy.
+        with contextlib.suppress(ValueError):
+            url = parse.urlsplit(target)
+            host = url.netloc
+        if not host:
+            raise Refused(400, 'The target is not valid: expected a path')
+        target = parse.urlunsplit(('', '', url.path or '/', url.query, ''))
+    path, _, query = target.partition('?')
+    headers: dict[str, list[str]] = {}
+    for name, value in request.headers:
+        # One with an underscore could pass for another with a hyphen.
+        if b'_' not in name:
+            key = 'HTTP_' + name.decode('latin-1').upper().replace('-', '_')
+            headers.setdefault(key, []).append(value.decode('latin-1'))
+    environ: Environ = {key: ','.join(values) for key, values in headers.items()}
+    for key in ('CONTENT_TYPE', 'CONTENT_LENGTH'):
+        if f'HTTP_{key}' in environ:
+            environ[key] = environ.pop(f'HTTP_{key}')
+    if host is not None:
+        environ['HTTP_HOST'] = host
+    return environ | {
+        'REQUEST_METHOD': request.method.decode('latin-1'),
+        'SCRIPT_NAME': '',
+        'PATH_INFO': parse.unquote_to_bytes(path).decode('latin-1'),
+        'QUERY_STRING': query,
+        'SERVER_PROTOCOL': f'HTTP/{request.http_version.decode("latin-1")}',
+        'wsgi.version': (1, 0),
+        'wsgi.errors': sys.stderr,
+        'wsgi.multithread': True,
+        'wsgi.multiprocess': False,
+        'wsgi.run_once': False,
+        'wsgi.input_terminated': True,
+    }
+
+
+def _run(application: Wsgi, environ: Environ) -> tuple[int, list[tuple[str, str]], bytes]:
+    """What a WSGI application answers: status, headers and body."""
+    said: list[typing.Any] = []
+    body: list[bytes] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _error: object = None) -> Wsgi:
+        said[:] = [int(status.partition(' ')[0]), headers]
+        return body.append
+
+    answer = application(environ, start_response)
+    try:
+        body.extend(answer)
+    finally:
+        if hasattr(answer, 'close'):
+            answer.close()
+    status, headers = said
+    return status, headers, b''.join(body)

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The web server, over sockets: what clients that are slow, large, many or odd can do to it."""
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+import trustme
+
+from cyborg_lite import server
+from cyborg_lite import service
+
+GET = b'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
+#: How long anything may take that is to happen, in seconds.
+PATIENCE = 20
+
+
+def echo(environ, start_response):
+    """An application that answers with what it was sent."""
+    length = int(environ.get('CONTENT_LENGTH') or 0)
+    body = environ['wsgi.input'].read()
+    said = f'{environ["REQUEST_METHOD"]} {environ["PATH_INFO"]} {length} '.encode() + body
+    start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', str(len(said)))])
+    return [said]
+
+
+@contextlib.contextmanager
+def serving(application=echo, address='127.0.0.1', tls=None, **limits):
+    made = service.listen(application, address, 0)
+    thread = threading.Thread(target=made.serve, args=(server.Limits(**limits), tls))
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def client(made):
+    with socket.create_connection(made.bind_addr, PATIENCE) as found:
+        yield found
+
+
+def read(found):
+    """All that is sent until the server closes the connection."""
+    text = b''
+    with contextlib.suppress(ConnectionResetError):
+        while data := found.recv(65536):
+            text += data
+    return text
+
+
+def ask(made, data):
+    with client(made) as found:
+        with contextlib.suppress(ConnectionError):
+            found.sendall(data)
+        return read(found)
+
+
+def status(text):
+    return int(text.split(b' ', 2)[1])
+
+
+def test_a_connection_is_kept():
+    with serving() as made:
+        connection = http.client.HTTPConnection(*made.bind_addr, timeout=PATIENCE)
+        for method, body in (('GET', None), ('HEAD', None), ('POST', b'b'), ('DELETE', None)):
+            connection.request(method, '/a%20b?q', body)
+            own = connection.sock
+            answer = connection.getresponse()
+            said = answer.read()
+            assert (answer.status, answer.getheader('Connection')) == (200, None)
+            wanted = f'{method} /a b {len(body or b"")} '.encode() + (body or b'')
+            assert said == (b'' if method == 'HEAD' else wanted)
+            assert answer.getheader('Content-Length') == str(len(wanted))
+            assert connection.sock is own
+        connection.close()
+
+
+def test_a_connection_is_kept_after_a_204():
+    def application(environ, start_response):
+        start_response('204 No Content', [])
+        return []
+
+    with serving(application) as made:
+        connection = http.client.HTTPConnection(*made.bind_addr, timeout=PATIENCE)
+        for _ in range(2):
+            connection.request('DELETE', '/')
+            own = connection.sock
+            assert connection.getresponse().read() == b''
+            assert connection.sock is own is not None
+        connection.close()
+
+
+def test_chunks():
+    with serving() as made:
+        text = ask(
+            made,
+            b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n'
+            b'3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n',
+        )
+        assert text.endswith(b'POST / 5 abcde')
+
+
+def test_requests_one_after_another_in_one_packet():
+    with serving() as made:
+        text = ask(made, GET * 3 + b'GET / HTTP/1.0\r\n\r\n')
+        assert text.count(b'200 OK') == 4
+
+
+def test_ipv6():
+    with serving(address='::1') as made, client(made) as found:
+        found.sendall(b'GET / HTTP/1.0\r\n\r\n')
+        assert status(read(found)) == 200
+
+
+@pytest.mark.parametrize(
+    ('head', 'wanted'),
+    [
+        (b'GET /' + b'a' * 70_000 + b' HTTP/1.1\r\nHost: a\r\n\r\n', (414, 431)),
+        (b'GET / HTTP/1.1\r\nHost: a\r\nA: ' + b'a' * 66_000 + b'\r\n\r\n', (431,)),
+        (b'GET / HTTP/1.1\r\nHost: a\r\n' + b'A: a\r\n' * 20_000 + b'\r\n', (431,)),
+        (b'GET / HTTP/1.1\r\nHost: a\r\nA: ' + b'a' * 5_000_000, (431,)),
+        (b'a' * 5_000_000, (414,)),
+    ],
+    ids=['target', 'header', 'headers', 'endless header', 'endless line'],
+)
+def test_headers_are_bounded(head, wanted):
+    with serving() as made:
+        assert status(ask(made, head)) in wanted
+        assert status(ask(made, GET.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n'))) == 200
+
+
+@pytest.mark.parametrize(
+    'head',
+    [b'Content-Length: 999999999\r\n\r\n', b'Transfer-Encoding: chunked\r\n\r\nfffffff\r\n'],
+    ids=['told', 'chunked'],
+)
+def test_bodies_are_bounded(head):
+    """The application sees that it is too large; what the client still sends is not kept."""
+    seen = []
+
+    def application(environ, start_response):
+        seen.append((int(environ['CONTENT_LENGTH']), len(environ['wsgi.input'].read())))
+        start_response('413 Content Too Large', [])
+        return []
+
+    with serving(application, body=1000) as made:
+        text = ask(made, b'POST / HTTP/1.1\r\nHost: a\r\n' + head + b'a' * 1_000_000)
+        assert status(text) == 413
+    [(told, kept)] = seen
+    assert told > 1000
+    assert kept <= 1000 + server.CHUNK
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'\x16\x03\x01\x02\x00\r\n\r\n',
+        b'GET / HTTP/1.1\r\n\r\n',
+        b'GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n',
+        b'CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n',
+        b'GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n',
+    ],
+)
+def test_what_is_no_http_is_refused(data):
+    with serving() as made:
+        assert status(ask(made, data)) == 400
+
+
+def test_a_header_with_an_underscore_is_not_taken_for_another():
+    def application(environ, start_response):
+        start_response('200 OK', [])
+        return [environ.get('HTTP_X_A', 'none').encode()]
+
+    with serving(application) as made:
+        text = ask(made, b'GET / HTTP/1.0\r\nX_A: b\r\n\r\n')
+        assert text.endswith(b'\r\n\r\nnone')
+
+
+def test_an_application_that_fails_is_a_500():
+    def application(environ, start_response):
+        raise ValueError('secret')
+
+    with serving(application) as made:
+        text = ask(made, b'GET / HTTP/1.0\r\n\r\n')
+        assert status(text) == 500
+        assert b'secret' not in text
+
+
+def test_who_asks_is_told_to_the_application():
+    def application(environ, start_response):
+        start_response('200 OK', [])
+        names = ('REMOTE_ADDR', 'SERVER_NAME', 'SERVER_PORT', 'HTTP_HOST', 'wsgi.url_scheme')
+        return [' '.join(environ[name] for name in names).encode()]
+
+    with serving(application) as made:
+        text = ask(made, b'GET http://b/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n')
+        assert text.endswith(f'127.0.0.1 127.0.0.1 {made.bind_addr[1]} b http'.encode())
+
+
+def drip(found, head, ended):
+    """Send a byte at a time, for ever."""
+    with contextlib.suppress(OSError):
+        found.sendall(head)
+        while not ended.wait(0.05):
+            found.sendall(b'a')
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        b'',
+        b'GET / HTTP/1.1\r\nHost: a\r\nA: ',
+        b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1',
+    ],
+    ids=['line', 'header', 'body', 'chunk'],
+)
+def test_a_request_that_drips_is_ended(head):
+    ended = threading.Event()
+    with serving(request=0.5, linger=0.2) as made, client(made) as found:
+        dripping = threading.Thread(target=drip, args=(found, head, ended))
+        dripping.start()
+        text = read(found)
+        ended.set()
+        dripping.join()
+        assert status(text) in (400, 408)
+
+
+def test_a_silent_connection_is_ended():
+    with serving(request=0.3, idle=0.3) as made:
+        with client(made) as found:
+            assert status(read(found)) == 408
+        with client(made) as found:
+            found.sendall(GET)
+            assert read(found).count(b'HTTP/1.1 ') == 1
+
+
+def test_a_client_that_does_not_read_is_ended():
+    def application(environ, start_response):
+        start_response('200 OK', [])
+        return [b'a' * 50_000_000]
+
+    with serving(application, response=0.3) as made, client(made) as found:
+        found.sendall(GET)
+        end = time.monotonic() + PATIENCE
+        while made._connections or not made._loop:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_slow_clients_take_no_thread():
+    """With one thread, and more slow clients than connections."""
+    with serving(threads=1, connections=20) as made, contextlib.ExitStack() as stack:
+        for _ in range(60):
+            found = stack.enter_context(client(made))
+            found.sendall(b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n')
+        for _ in range(3):
+            assert status(ask(made, b'GET / HTTP/1.0\r\n\r\n')) == 200
+        assert len(made._connections) <= 20
+
+
+def test_a_stop_waits_for_no_slow_client():
+    made = service.listen(echo, '127.0.0.1', 0)
+    thread = threading.Thread(target=made.serve)
+    thread.start()
+    with contextlib.ExitStack() as stack:
+        for head in (
+            b'',
+            b'GET / HTTP',
+            b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n',
+        ):
+            for _ in range(40):
+                stack.enter_context(client(made)).sendall(head)
+        assert status(ask(made, b'GET / HTTP/1.0\r\n\r\n')) == 200
+        began = time.monotonic()
+        made.stop()
+        thread.join(PATIENCE)
+        assert time.monotonic() - began < 5
+    made.stop()
+
+
+def test_a_stop_lets_a_request_in_progress_end():
+    reached, go = threading.Event(), threading.Event()
+
+    def application(environ, start_response):
+        reached.set()
+        go.wait(PATIENCE)
+        return echo(environ, start_response)
+
+    with serving(application, grace=PATIENCE) as made, client(made) as found:
+        found.sendall(GET)
+        assert reached.wait(PATIENCE)
+        made.stop()
+        go.set()
+        assert status(read(found)) == 200
+
+
+def test_a_stop_before_the_start():
+    made = service.listen(echo, '127.0.0.1', 0)
+    made.stop()
+    made.serve()
+
+
+@pytest.fixture(scope='module')
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls(authority):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert('127.0.0.1').configure_cert(context)
+    return context
+
+
+def test_tls(tls, authority):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with serving(tls=tls) as made:
+        connection = http.client.HTTPSConnection(
+            *made.bind_addr, timeout=PATIENCE, context=trusting
+        )
+        for _ in range(2):
+            connection.request('POST', '/', b'a' * 100_000)
+            assert connection.getresponse().read().endswith(b'a' * 100_000)
+        connection.close()
+
+
+def test_a_tls_handshake_that_does_not_come_holds_up_nobody(tls, authority):
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    with serving(tls=tls, threads=1, connections=20) as made, contextlib.ExitStack() as stack:
+        for head in (b'', b'\x16\x03\x01', b'GET / HTTP/1.1\r\n\r\n'):
+            for _ in range(20):
+                stack.enter_context(client(made)).sendall(head)
+        with trusting.wrap_socket(
+            stack.enter_context(client(made)), server_hostname='127.0.0.1'
+        ) as found:
+            found.sendall(b'GET / HTTP/1.0\r\n\r\n')
+            assert status(read(found)) == 200
+
+
+def test_a_tls_handshake_has_a_deadline(tls):
+    with serving(tls=tls, request=0.3) as made, client(made) as found:
+        assert read(found) == b''
