@@ -33,12 +33,20 @@ def _parser() -> argparse.ArgumentParser:
     record = commands.add_parser(
         'record',
         help='pack what drivers see of this machine, for a bug report',
-        description='Writes a tarball of what drivers read of this machine: the attributes of its '
-        "PCI functions, the names of its device nodes, what vendors' tools print. "
-        '"cyborg-lite up --host FILE" shows what was recorded.',
+        description='Writes a tarball that only you can read, of what drivers see of this machine: '
+        'of each PCI function the address, ids, class, revision, NUMA node, kernel driver, virtual '
+        'functions and types of vGPU; the names of accelerators in /dev; what the tools of vendors '
+        'print (npu-smi: chips, boards, health, usage, topology). Left out are the list of '
+        "processes that a tool prints and the machine's own ids; serial numbers and UUIDs are "
+        'replaced by others of their shape. "cyborg-lite up --host FILE" shows what was recorded.',
     )
     record.add_argument(
         'file', nargs='?', type=pathlib.Path, help='the tarball to write (HOSTNAME.tar.gz)'
+    )
+    record.add_argument(
+        '--with-serials',
+        action='store_true',
+        help='keep serial numbers, UUIDs and lists of processes in what tools print',
     )
     record.add_argument('--config-file', action='append', help='a configuration file')
     record.set_defaults(run=_record)
@@ -52,7 +60,7 @@ def _record(arguments: argparse.Namespace) -> None:
     print(f'Looking at {conf.host}...', file=sys.stderr)
     # What drivers ask tools for is recorded as they ask.
     findings = drivers.Drivers(conf, host).discover(patience=conf.agent.driver_timeout)
-    recording.record(host, file)
+    recording.record(host, file, arguments.with_serials)
     for name, state in findings.drivers.items():
         print(f'{name}: {state.devices} device(s) {state.reason}'.rstrip())
     print(f'Wrote {file}. Look at it with: cyborg-lite up --host {file}')

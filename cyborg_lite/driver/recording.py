@@ -12,10 +12,12 @@ import os
 import pathlib
 import re
 import tarfile
+import tempfile
 import typing
 import zlib
 
 from cyborg_lite.driver import description
+from cyborg_lite.driver import masking
 from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import tarball
 
@@ -23,7 +25,7 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.driver import host as hosts
 
 #: What is copied of a function.  Not its configuration space or vital product data, which hold
-#: serial numbers.
+#: serial numbers; nor, of the machine, its id or that of its mainboard.
 ATTRIBUTES = (
     'class',
     'device',
@@ -182,31 +184,57 @@ class _Target(contextlib.ExitStack):
             raise tarfile.ReadError(f'more than {MEMBERS} files and directories')
 
 
-def record(host: hosts.Host, file: pathlib.Path) -> None:
+def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> None:
     """Pack what drivers read of a host: PCI functions, names in /dev, and what tools printed.
 
     The tools are those that drivers have run on this very object: let them discover before.
 
-    :param file: the tarball to write, gzip
+    :param file: the tarball to write, gzip; only the user may read it
+    :param with_serials: keep what tells of one card, machine or user in what tools printed
+    :raises HostError: when something else than a file is in its place.
     """
-    tree = host.tree
-    with tarfile.open(file, 'w:gz') as tar:
+    with _replaced(file) as made, tarfile.open(fileobj=made, mode='w:gz') as tar:
         _add_directory(tar, sysfs.DEVICES)
-        for function in tree.functions():
-            place = function.path.relative_to(tree.root)
-            _add_link(tar, sysfs.DEVICES / function.bdf, place)
-            for name in ATTRIBUTES:
-                text = function.read(name)
-                if text is not None:
-                    _add_file(tar, place / name, f'{text}\n'.encode())
-            for name in tree.names(function.path):
-                target = tree.inside(function.path / name)
-                if target and re.fullmatch(r'physfn|virtfn\d+|driver', name):
-                    _add_link(tar, place / name, target.relative_to(tree.root))
-        for name in filter(NODES.fullmatch, tree.names(tree.root / 'dev')):
+        for function in host.tree.functions():
+            _add_function(tar, function)
+        for name in filter(NODES.fullmatch, host.tree.names(host.tree.root / 'dev')):
             _add_file(tar, pathlib.PurePath('dev', name), b'')
-        for (tool, *args), text in host.outputs.items():
+        outputs = host.outputs if with_serials else masking.mask(host.outputs)
+        for (tool, *args), text in outputs.items():
             _add_file(tar, description.output(tool, args), text.encode())
+
+
+@contextlib.contextmanager
+def _replaced(file: pathlib.Path) -> collections.abc.Iterator[typing.IO[bytes]]:
+    """A file that takes this place once it is complete.  A link in the place is not followed."""
+    if file.exists() and not file.is_symlink() and not file.is_file():
+        raise description.HostError(f'{file} is in the way: expected a file, or nothing')
+    # Its mode is 0600 from the start.
+    with tempfile.NamedTemporaryFile(
+        dir=file.parent, prefix=f'.{file.name}.', delete=False
+    ) as made:
+        try:
+            yield typing.cast('typing.IO[bytes]', made)
+            made.flush()
+            os.fsync(made.fileno())
+            os.replace(made.name, file)
+        except BaseException:
+            os.unlink(made.name)
+            raise
+
+
+def _add_function(tar: tarfile.TarFile, function: sysfs.Function) -> None:
+    tree = function.tree
+    place = function.path.relative_to(tree.root)
+    _add_link(tar, sysfs.DEVICES / function.bdf, place)
+    for name in ATTRIBUTES:
+        text = function.read(name)
+        if text is not None:
+            _add_file(tar, place / name, f'{text}\n'.encode())
+    for name in tree.names(function.path):
+        target = tree.inside(function.path / name)
+        if target and re.fullmatch(r'physfn|virtfn\d+|driver', name):
+            _add_link(tar, place / name, target.relative_to(tree.root))
 
 
 def _add_directory(tar: tarfile.TarFile, path: pathlib.PurePath) -> None:

@@ -366,3 +366,76 @@ def test_this_machine_can_be_recorded(tmp_path):
         (f.bdf, f.ids) for f in host.tree.functions()
     ]
     assert (copy.root / sysfs.DEVICES).is_dir()
+
+
+PRINTED = '\tSerial Number : 2102312NVF10L8000123\n\tPCIe Bus Info : 0000:01:00.0\n'
+
+
+def recorded(tmp_path, **more):
+    """The tools' texts in a recording of a card, and what else is in it."""
+    root = tmp_path / 'host'
+    description.write(description.parse(MINIMAL), root)
+    for name in ('etc/machine-id', 'sys/class/dmi/id/product_uuid'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text('b0b1b2b3-0001-4000-8000-0123456789ab')
+    host = driver.Host('host', root)
+    host.outputs['npu-smi', 'info'] = PRINTED
+    recording.record(host, tmp_path / 'r.tar.gz', **more)
+    with tarfile.open(tmp_path / 'r.tar.gz') as tar:
+        texts = {m.name: tar.extractfile(m).read().decode() for m in tar if m.isreg()}
+    return texts
+
+
+def test_serial_numbers_are_kept_if_asked_for(tmp_path):
+    assert recorded(tmp_path, with_serials=True)['tools/npu-smi/info.txt'] == PRINTED
+
+
+def test_serial_numbers_and_ids_of_the_machine_are_left_out(tmp_path):
+    texts = recorded(tmp_path)
+    assert '2102312NVF10L8000123' not in str(texts)
+    assert '0000:01:00.0' in texts['tools/npu-smi/info.txt']
+    assert '0123456789ab' not in str(texts)
+    assert not [name for name in texts if 'machine-id' in name or 'dmi' in name]
+
+
+@pytest.fixture
+def open_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_a_recording_is_of_the_user_alone(tmp_path, open_umask):
+    recorded(tmp_path)
+    assert stat.S_IMODE((tmp_path / 'r.tar.gz').stat().st_mode) == 0o600
+    assert sorted(os.listdir(tmp_path)) == ['host', 'r.tar.gz']
+
+
+@pytest.mark.parametrize('make', ['file', 'link', 'hard link'])
+def test_a_recording_takes_the_place_of_what_is_there(tmp_path, open_umask, make):
+    other, file = tmp_path / 'other', tmp_path / 'r.tar.gz'
+    other.write_text('of somebody else')
+    other.chmod(0o644)
+    {'file': file.touch, 'link': lambda: file.symlink_to(other),
+     'hard link': lambda: file.hardlink_to(other)}[make]()  # fmt: skip
+    recorded(tmp_path)
+    assert other.read_text() == 'of somebody else'
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
+    assert not file.is_symlink()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_recording_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    (tmp_path / 'r.tar.gz').write_text('old')
+    monkeypatch.setattr(recording, '_add_file', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        recorded(tmp_path)
+    assert (tmp_path / 'r.tar.gz').read_text() == 'old'
+    assert sorted(os.listdir(tmp_path)) == ['host', 'r.tar.gz']
+
+
+def test_a_recording_replaces_no_device(tmp_path):
+    os.mkfifo(tmp_path / 'r.tar.gz')
+    with pytest.raises(driver.HostError, match='in the way'):
+        recorded(tmp_path)
+    assert stat.S_ISFIFO((tmp_path / 'r.tar.gz').stat().st_mode)

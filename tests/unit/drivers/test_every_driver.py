@@ -97,7 +97,7 @@ def test_what_a_host_has(tmp_path, conf, name):
 def test_a_recording_shows_the_same(tmp_path, conf, name):
     host = hosts.find(name, tmp_path / 'first')
     before = [device.facts() for device in devices(host, conf)]
-    recording.record(host, tmp_path / 'copy.tar.gz')
+    recording.record(host, tmp_path / 'copy.tar.gz', with_serials=True)
     copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path / 'second')
     assert [device.facts() for device in devices(copy, conf)] == before
     assert copy.name == 'copy'

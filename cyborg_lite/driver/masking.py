@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep out of a recording what tells of one card, one machine or one user.
+
+Tools print text: serial numbers and UUIDs stand in it, and the processes of users.  A serial
+number is replaced by another of the same shape, the same one wherever it stands, so that cards
+stay apart and tables keep their columns.  Processes are left out.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import re
+import secrets
+import typing
+
+#: How tools call what is of one card or machine only.
+#: Source: dcmi's npu_info_print.c, nvidia-smi(1), its DTD nvsmi_device_v12.
+NAMED = (
+    r'(?:serial(?:[ _-]*(?:number|num|no\.?))?|uuid|guid|die[ _-]*id|unique[ _-]*id|host[ _-]*id'
+    r'|(?<![a-z])(?:s/?n|pdi))'
+)
+#: Where a value of that name begins and ends, in the forms that tools have.
+VALUES = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "serial": "..." in JSON
+        rf'{NAMED}"[ \t]*:[ \t]*"(?P<value>[^"\n]*)"',
+        # <serial>...</serial> in XML
+        rf'<[\w.-]*{NAMED}[\w.-]*>(?P<value>[^<\n]*)<',
+        # Serial Number : ...
+        rf'{NAMED}[ \t]*[:=](?![ \t]*["\[{{])[ \t]*(?P<value>[^|\n]*)',
+    )
+]
+#: A UUID, wherever it stands.
+UUID = re.compile(r'(?P<value>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)', re.IGNORECASE)
+#: The heading of a column of such values, and that of one which tells of processes.
+SECRET_COLUMN = re.compile(rf'[\w. -]*{NAMED}', re.IGNORECASE)
+PROCESS_COLUMN = re.compile(
+    r'\s*(?:pid|process(?:es)?:?|process[ _](?:id|name)s?(?: *\[.*)?)\s*', re.IGNORECASE
+)
+#: The tags of XML around what tells of processes.
+PROCESS_TAG = re.compile(r'<(/?)(?:processes|process_info|accounted_processes)>', re.IGNORECASE)
+#: The heading of a section of indented lines that tells of processes.
+PROCESS_SECTION = re.compile(r'(?P<indent>\s*)(?:accounted )?processes\s*(?::.*)?', re.IGNORECASE)
+#: A word that may be a serial number, and from how many characters on it is distinct.
+WORD = re.compile('[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*')
+DISTINCT = 6
+#: How often an unused value is looked for: a short one has few others of its shape.
+TRIES = 100
+
+Outputs = dict[tuple[str, ...], str]
+
+
+def mask(outputs: Outputs) -> Outputs:
+    """What tools printed, by tool and arguments, without what is to be kept out."""
+    left = {command: _without_processes(text) for command, text in outputs.items()}
+    masked = _Mask()
+    found = {command: masked.named(text) for command, text in left.items()}
+    # A serial number may stand where nothing says that it is one, even in a command.
+    return {
+        tuple(map(masked.known, command)): masked.known(text) for command, text in found.items()
+    }
+
+
+class _Mask:
+    """What stands for each value in one recording."""
+
+    def __init__(self) -> None:
+        self._placeholders: dict[str, str] = {}
+        self._masked: set[str] = set()
+        # What is replaced where nothing says what it is, too.
+        self._words: dict[str, str] = {}
+
+    def named(self, text: str) -> str:
+        """The text, with the values that are said to be secret replaced."""
+        for pattern in (UUID, *VALUES):
+            text = pattern.sub(self._replace, text)
+        return '\n'.join(self._columns(text.split('\n')))
+
+    def known(self, text: str) -> str:
+        """The text, with the words replaced that are secret values elsewhere."""
+        text = UUID.sub(self._replace, text)
+        return WORD.sub(lambda word: self._words.get(word[0], word[0]), text)
+
+    def _replace(self, match: re.Match[str]) -> str:
+        value = match['value']
+        if match.re is not UUID and UUID.search(value):
+            return match[0]  # it is replaced already, as it is where it stands alone
+        start, end = (place - match.start() for place in match.span('value'))
+        return match[0][:start] + self._placeholder(value) + match[0][end:]
+
+    def _columns(self, lines: list[str]) -> collections.abc.Iterator[str]:
+        """The lines, with the cells below the heading of a secret column replaced."""
+        secret: dict[int, str] = {}
+        width = 0
+        for line in lines:
+            cells = _cells(line)
+            heading = {n for n, cell in enumerate(cells) if SECRET_COLUMN.fullmatch(cell.strip())}
+            if heading and len(cells) > 1:
+                secret, width = dict.fromkeys(heading, ''), len(cells)
+            elif secret and len(cells) == width:
+                # What separates the cells stands at the odd places.
+                line = ''.join(
+                    self._placeholder(cell) if number in secret else cell
+                    for number, cell in enumerate(cells)
+                )
+            elif not line.strip():
+                secret = {}
+            yield line
+
+    def _placeholder(self, text: str) -> str:
+        """What stands for a value: its shape, so that it is of its kind and its columns stay."""
+        value = text.strip()
+        # NA, N/A, [Not Supported] and 0000 say that there is none.
+        if not re.search('[1-9]', value) or value in self._masked:
+            return text
+        if value not in self._placeholders:
+            other = self._unused(value)
+            self._placeholders[value] = other
+            self._masked.add(other)
+            if len(value) >= DISTINCT:
+                self._words[value] = other
+        return text.replace(value, self._placeholders[value], 1)
+
+    def _unused(self, value: str) -> str:
+        """Another value of this shape, that stands nowhere else if there is one."""
+        for _ in range(TRIES):
+            other = _alike(value)
+            if other not in self._masked and other not in self._placeholders:
+                break
+        return other
+
+
+def _alike(value: str) -> str:
+    """Another value of this shape: digits for digits, letters for letters."""
+    prefix = '0x' if value.lower().startswith('0x') else ''
+    letters = 'abcdef' if re.fullmatch(r'[0-9A-Fa-f\W_]*', value[len(prefix) :]) else 'ghjkmnpqrstv'
+    return value[: len(prefix)] + ''.join(_other(c, letters) for c in value[len(prefix) :])
+
+
+def _other(character: str, letters: str) -> str:
+    if character.isdigit():
+        return secrets.choice('123456789')
+    if not character.isalpha():
+        return character
+    return secrets.choice(letters.upper() if character.isupper() else letters)
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a row, with what separates them in between."""
+    separator = r'(\|)' if '|' in line else '(,)' if ',' in line else r'(\s{2,})'
+    return re.split(separator, line)
+
+
+def _without_processes(text: str) -> str:
+    return '\n'.join(_lines_without_processes(_elements_without_processes(text).split('\n')))
+
+
+def _elements_without_processes(text: str) -> str:
+    kept, start, depth = [], 0, 0
+    for tag in PROCESS_TAG.finditer(text):
+        if not depth:
+            kept.append(text[start : tag.start()])
+        depth = max(0, depth + (-1 if tag[1] else 1))
+        start = tag.end()
+    return ''.join(kept) + ('' if depth else text[start:])
+
+
+def _lines_without_processes(lines: list[str]) -> collections.abc.Iterator[str]:
+    inside: collections.abc.Callable[[str], typing.Any] | None = None
+    for line in lines:
+        if inside and inside(line):
+            # Lines that frame a table stay.
+            if not re.search('[0-9A-Za-z]', line):
+                yield line
+            continue
+        inside = None
+        if section := PROCESS_SECTION.fullmatch(line):
+            inside = re.compile(rf'{section["indent"]}[ \t]').match
+        elif any(map(PROCESS_COLUMN.fullmatch, _cells(line))):
+            inside = str.strip
+        yield line
