@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make providers in Placement equal to ours: whole sets are PUT, nothing is compared.
+"""Make providers in Placement equal to ours.
+
+Whole sets are PUT. What allocations keep stays, and is offered no more.
 
 Source: the Placement API reference.
 """
@@ -17,7 +19,7 @@ import requests
 
 LOG = log.getLogger(__name__)
 
-#: root providers by name, allocations with generations, reserved up to total
+#: root providers by name, providers that move between roots, reserved up to total
 MICROVERSION = '1.39'
 #: How often it is begun anew with a provider that somebody else has changed meanwhile.
 TRIES = 5
@@ -25,6 +27,10 @@ TRIES = 5
 
 class Refused(Exception):
     """Placement cannot do this now: it is to be tried again later."""
+
+
+class _InUse(Refused):
+    """Allocations keep an inventory that is to go."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Provider:
     total: int
     reserved: int
     traits: tuple[str, ...]
+    #: traits that it was given by us, and has no more
+    retired: tuple[str, ...] = ()
 
     @property
     def inventories(self) -> dict[str, typing.Any]:
@@ -67,66 +75,157 @@ class Placement:
 
         :param wanted: is asked once more after the generation is known: who is late, and finds
             that it was moved, puts nothing over what came after him.
-        :raises Refused: when the host's root provider is not there, when a provider that is to go
-            has allocations, or when Placement says no.
+        :raises Refused: when the host's root provider is not there, when allocations keep a
+            provider or a resource class that is to go, or when Placement says no.
         """
         for _ in range(TRIES):
             provider = wanted()
             if provider is None:
-                self._remove(uuid)
-                generation = 0
+                held = self._remove(uuid)
+                if wanted() is None and (held is None or self._withhold(uuid, held)):
+                    return
             else:
                 generation = self._generation(provider)
-            if wanted() == provider and (provider is None or self._put(provider, generation)):
-                return
+                if wanted() == provider and self._put(provider, generation):
+                    return
         raise Refused(f'{uuid} is changed again and again')
 
     def _put(self, provider: Provider, generation: int) -> bool:
         """Replace inventory and traits; False if somebody has changed the provider meanwhile."""
         if not self._has('resource_classes', provider.resource_class):
             raise Refused(f'there is no resource class {provider.resource_class}')
-        # A trait may be what a user has written: it costs the provider nothing but that trait.
-        traits = sorted(name for name in provider.traits if self._has('traits', name))
-        for name, content in ('inventories', provider.inventories), ('traits', traits):
-            body = {name: content, 'resource_provider_generation': generation}
-            answer = self._call('PUT', f'/resource_providers/{provider.uuid}/{name}', body)
-            if 'placement.concurrent_update' in answer.text:
-                return False
-            if answer.status_code != 200:
-                # Somebody may have deleted a name that was there.
-                self._known.clear()
-                raise _refused(answer)
-            generation = answer.json()['resource_provider_generation']
+        # Nothing was ever put there.
+        new = generation == 0
+        held: dict[str, typing.Any] = {}
+        try:
+            moved = self._replace(provider.uuid, 'inventories', provider.inventories, generation)
+        except _InUse:
+            held = self._held(provider.uuid)
+            moved = self._replace(provider.uuid, 'inventories', held, generation)
+        if moved is None or not self._put_traits(provider, moved, new):
+            return False
+        if held:
+            raise Refused(
+                f'{", ".join(held)} of {provider.name} is still allocated and offered no more: '
+                f'{provider.resource_class} is offered when these allocations are gone'
+            )
         return True
 
-    def _remove(self, uuid: str) -> None:
+    def _put_traits(self, provider: Provider, generation: int, new: bool) -> bool:
+        """Replace what is ours; what others have put there stays."""
+        present = set() if new else self._traits(provider.uuid)
+        # A trait may be what a user has written: it costs the provider nothing but that trait.
+        ours = {name for name in provider.traits if self._has('traits', name)}
+        traits = ours | (present - set(provider.retired))
+        return traits == present or None is not self._replace(
+            provider.uuid, 'traits', sorted(traits), generation
+        )
+
+    def _replace(self, uuid: str, name: str, content: typing.Any, generation: int) -> int | None:
+        """Replace one set of a provider; returns its generation then, or None if somebody has
+        changed the provider meanwhile.
+        """
+        body = {name: content, 'resource_provider_generation': generation}
+        answer = self._call('PUT', f'/resource_providers/{uuid}/{name}', body)
+        if 'placement.concurrent_update' in answer.text:
+            return None
+        if 'placement.inventory.inuse' in answer.text:
+            raise _InUse(answer.text[:500])
+        if answer.status_code != 200:
+            # Somebody may have deleted a name that was there.
+            self._known.clear()
+            raise _refused(answer)
+        return int(answer.json()['resource_provider_generation'])
+
+    def _held(self, uuid: str) -> dict[str, typing.Any]:
+        """The inventories from which something is allocated, with the rest reserved."""
+        used = self._get(f'/resource_providers/{uuid}/usages')['usages']
+        inventories = self._get(f'/resource_providers/{uuid}/inventories')['inventories']
+        return {
+            name: inventory | {'reserved': inventory['total']}
+            for name, inventory in inventories.items()
+            if used.get(name)
+        }
+
+    def _traits(self, uuid: str) -> set[str]:
+        return set(self._get(f'/resource_providers/{uuid}/traits')['traits'])
+
+    def _remove(self, uuid: str) -> int | None:
+        """Delete a provider; if allocations keep it, it stays, and its generation is returned."""
         answer = self._call('DELETE', f'/resource_providers/{uuid}')
+        if 'placement.resource_provider.inuse' in answer.text:
+            return int(self._get(f'/resource_providers/{uuid}')['generation'])
         if answer.status_code not in (204, 404):
             raise _refused(answer)
+        return None
+
+    def _withhold(self, uuid: str, generation: int) -> bool:
+        """Have no more given out of a provider that is to go; False if somebody has changed it."""
+        held = self._held(uuid)
+        if self._replace(uuid, 'inventories', held, generation) is None:
+            return False
+        raise Refused(f'{", ".join(held)} of {uuid} is still allocated, and offered no more')
 
     def _generation(self, provider: Provider) -> int:
-        """The provider's generation; it is created if it is not there."""
-        answer = self._call('GET', f'/resource_providers/{provider.uuid}')
-        if answer.status_code == 404:
-            body = {
-                'uuid': provider.uuid,
-                'name': provider.name,
-                'parent_provider_uuid': self._root(provider.parent),
-            }
-            answer = self._call('POST', '/resource_providers', body)
+        """The provider's generation; it is created, renamed or moved as is needed."""
+        known = self._tree(provider.uuid)
+        if provider.uuid not in known:
+            return self._create(provider)
+        ours = known[provider.uuid]
+        parent = ours['parent_provider_uuid']
+        if known[ours['root_provider_uuid']]['name'] != provider.parent:
+            # It stays while the right one is not there: what is withdrawn must not wait for that.
+            parent = self._root(provider.parent) or parent
+        if (ours['name'], ours['parent_provider_uuid']) != (provider.name, parent):
+            LOG.info('Placement moves provider %s below %s', provider.name, provider.parent)
+            body = {'name': provider.name, 'parent_provider_uuid': parent}
+            answer = self._call('PUT', f'/resource_providers/{provider.uuid}', body)
             if answer.status_code == 409:
-                # Another conductor was faster.
-                answer = self._call('GET', f'/resource_providers/{provider.uuid}')
+                raise self._occupied(provider)
+            if answer.status_code != 200:
+                raise _refused(answer)
+        return int(ours['generation'])
+
+    def _create(self, provider: Provider) -> int:
+        root = self._root(provider.parent)
+        if root is None:
+            raise Refused(f'{provider.parent} has no root provider yet: nova-compute makes it')
+        body = {'uuid': provider.uuid, 'name': provider.name, 'parent_provider_uuid': root}
+        answer = self._call('POST', '/resource_providers', body)
+        if answer.status_code == 409:
+            # Another conductor was faster, or the name is another's.
+            known = self._tree(provider.uuid)
+            if provider.uuid not in known:
+                raise self._occupied(provider)
+            return int(known[provider.uuid]['generation'])
         if answer.status_code != 200:
             raise _refused(answer)
         return int(answer.json()['generation'])
 
-    def _root(self, name: str) -> str:
-        answer = self._call('GET', '/resource_providers', params={'name': name})
-        found = answer.json()['resource_providers'] if answer.status_code == 200 else []
-        if not found:
-            raise Refused(f'{name} has no root provider yet: nova-compute makes it')
-        return str(found[0]['uuid'])
+    def _tree(self, uuid: str) -> dict[str, dict[str, typing.Any]]:
+        """The provider and all in its tree, by uuid; nothing if it is not there."""
+        return {each['uuid']: each for each in self._find(in_tree=uuid)}
+
+    def _root(self, name: str) -> str | None:
+        found = self._find(name=name)
+        return str(found[0]['uuid']) if found else None
+
+    def _occupied(self, provider: Provider) -> Refused:
+        other = self._root(provider.name)
+        return Refused(
+            f'Placement has another provider named {provider.name}, {other}: if nothing of it is '
+            f'allocated, delete it ("openstack resource provider delete {other}"); {provider.uuid} '
+            'takes the name then'
+        )
+
+    def _find(self, **query: str) -> list[dict[str, typing.Any]]:
+        return list(self._get('/resource_providers', query)['resource_providers'])
+
+    def _get(self, url: str, params: dict[str, str] | None = None) -> typing.Any:
+        answer = self._call('GET', url, None, params)
+        if answer.status_code != 200:
+            raise _refused(answer)
+        return answer.json()
 
     def _has(self, kind: str, name: str) -> bool:
         """Whether there is such a name: those that anybody may make up are made."""

@@ -129,7 +129,9 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
     known = {device.identity: device for device in _known(session, report['host'])}
     held = _held(session, report['host']) if known else set()
-    before = {part.rp_uuid for device in known.values() for part in device.deployables}
+    before = {
+        part.rp_uuid: part.announced for device in known.values() for part in device.deployables
+    }
     found = {device.identity: device for device in _found(report)}
     for identity, device in list(known.items()):
         if identity in found:
@@ -151,10 +153,25 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
         # Known already: no need to ask the database for each.
         orm.attributes.set_committed_value(device, 'host', host)
     parts = [part for device in known.values() for part in device.deployables]
-    outbox.announce(session, parts)
-    gone = before - {part.rp_uuid for part in parts}
-    outbox.put(session, outbox.PROVIDER, {rp_uuid: {} for rp_uuid in gone})
+    _tell(session, parts, before)
     return not waiting and not any(_is_missing(device) for device in known.values())
+
+
+def _tell(
+    session: orm.Session,
+    parts: list[model.Deployable],
+    before: dict[str, model.Facts | None],
+) -> None:
+    """Have Placement told of what there is now, and of what is gone.
+
+    :param before: by provider, what Placement was told before the report.
+    """
+    for part in parts:
+        # Another row may have come in the place of one: the provider is the same.
+        part.announced = part.announced or before.get(part.rp_uuid)
+    outbox.announce(session, parts)
+    gone = before.keys() - {part.rp_uuid for part in parts}
+    outbox.put(session, outbox.PROVIDER, {each: outbox.retired(before[each]) for each in gone})
 
 
 def _is_missing(row: model.Base) -> bool:

@@ -50,8 +50,8 @@ PUT = 'cyborg_lite.outbox.put'
 
 
 def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> None:
-    """Have these sent, by their keys: a message that waits already is replaced, and one that is
-    being sent is sent again after that.
+    """Have these sent, by their keys: what waits already is merged with the new, entry by entry,
+    and a message that is being sent is sent again after that.
 
     Where there is nobody to be told, nothing is written.
     """
@@ -67,7 +67,8 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
     waiting = {row.key: row for row in session.scalars(same)}
     for key, payload in messages.items():
         row = waiting.get(key) or model.Message(kind=kind, key=key)
-        row.payload, row.attempts, row.stamp = payload, 0, str(uuidlib.uuid4())
+        row.payload = (row.payload or {}) | payload
+        row.attempts, row.stamp = 0, str(uuidlib.uuid4())
         if row.lease is None:
             row.due_at = timeutils.utcnow()
         session.add(row)
@@ -80,7 +81,9 @@ def tells(session: orm.Session, kind: str) -> bool:
 
 
 def announce(
-    session: orm.Session, parts: collections.abc.Iterable[model.Deployable], anew: bool = False
+    session: orm.Session,
+    parts: collections.abc.Iterable[model.Deployable],
+    anew: bool = False,
 ) -> None:
     """Have Placement told of those deployables that it does not know as they are.
 
@@ -91,12 +94,20 @@ def announce(
     messages: dict[str, model.Facts] = {}
     for part in parts:
         wanted = describe(part)
-        changed = part.announced != wanted
-        if changed:
+        before = part.announced
+        if before != wanted:
             part.announced = wanted
-        if changed or anew:
-            messages[part.rp_uuid] = {}
+        if before != wanted or anew:
+            messages[part.rp_uuid] = retired(before, wanted)
     put(session, PROVIDER, messages)
+
+
+def retired(before: model.Facts | None, wanted: model.Facts | None = None) -> model.Facts:
+    """The message by which Placement takes from a provider the traits that were announced of it and
+    are wanted no more; others are not ours.
+    """
+    gone = set(before['traits'] if before else ()) - set(wanted['traits'] if wanted else ())
+    return dict.fromkeys(sorted(gone), 'retired')
 
 
 def describe(part: model.Deployable) -> model.Facts:
@@ -200,6 +211,11 @@ class Sender:
         message = self._take(*kinds)
         if message is None:
             return False
+        self._deliver(message)
+        return True
+
+    def _deliver(self, message: model.Message) -> None:
+        """Send a message that was claimed, and end its lease."""
         try:
             self._send[message.kind](message.key, message.payload)
         except Exception as error:  # whatever it is, what waits must not be lost
@@ -210,7 +226,6 @@ class Sender:
             self._settle(message, sa.update(model.Message).values(due_at=due, lease=None))
         else:
             self._settle(message, sa.delete(model.Message))
-        return True
 
     def _take(self, *kinds: str) -> model.Message | None:
         """A message that is due: until its lease ends nobody else takes it.
@@ -236,6 +251,9 @@ class Sender:
             .order_by(model.Message.due_at, model.Message.id)
             .limit(BATCH)
         )
+        return self._read(query)
+
+    def _read(self, query: sa.Select[tuple[model.Message]]) -> list[model.Message]:
         with self._database.reader() as session:
             found = list(session.scalars(query))
             session.expunge_all()
@@ -282,13 +300,14 @@ class Sender:
             for each in (statement.where(model.Message.stamp == message.stamp), again):
                 session.execute(each.where(mine).execution_options(synchronize_session=False))
 
-    def _publish(self, rp_uuid: str, _payload: model.Facts) -> None:
-        self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid))
+    def _publish(self, rp_uuid: str, gone: model.Facts) -> None:
+        self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, tuple(gone)))
 
-    def _wanted(self, rp_uuid: str) -> placement.Provider | None:
+    def _wanted(self, rp_uuid: str, gone: tuple[str, ...]) -> placement.Provider | None:
         query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
         with self._database.reader() as session:
             wanted = session.scalar(query)
         if wanted is None:
             return None
-        return placement.Provider(**wanted | {'traits': tuple(wanted['traits'])})
+        traits = {'traits': tuple(wanted['traits']), 'retired': gone}
+        return placement.Provider(**wanted | traits)

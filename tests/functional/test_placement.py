@@ -15,6 +15,7 @@ from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite.clients import placement
 from cyborg_lite.conductor import manager
+from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 from tests import support
@@ -82,9 +83,39 @@ class Cloud:
             for row in session.query(model.Message):
                 row.due_at = row.created_at
 
-    def add_root(self):
-        root = {'name': 'host-1', 'uuid': str(uuid.uuid4())}
+    def add_root(self, name='host-1'):
+        root = {'name': name, 'uuid': str(uuid.uuid4())}
         return self.client.post('/resource_providers', json=root).json()
+
+    def provider(self):
+        return self.client.get(f'/resource_providers/{RP_UUID}').json()
+
+    def change(self, **more):
+        """Rename our provider, or move it elsewhere."""
+        known = self.provider()
+        body = {key: known[key] for key in ('name', 'parent_provider_uuid')} | more
+        self.client.put(f'/resource_providers/{RP_UUID}', json=body)
+
+    def put_traits(self, *names):
+        """Give our provider more traits, as an operator does."""
+        for name in names:
+            self.client.put(f'/traits/{name}')
+        url = f'/resource_providers/{RP_UUID}/traits'
+        found = self.client.get(url).json()
+        self.client.put(url, json=found | {'traits': [*found['traits'], *names]})
+
+    def allocate(self, resource_class):
+        """Give one to a consumer, as Nova does; returns its uuid."""
+        consumer = str(uuid.uuid4())
+        allocation = {
+            'allocations': {RP_UUID: {'resources': {resource_class: 1}}},
+            'project_id': 'p',
+            'user_id': 'u',
+            'consumer_generation': None,
+            'consumer_type': 'INSTANCE',
+        }
+        self.client.put(f'/allocations/{consumer}', json=allocation)
+        return consumer
 
     def inventory(self):
         url = f'/resource_providers/{RP_UUID}/inventories'
@@ -240,15 +271,7 @@ def test_a_provider_that_somebody_has_deleted_comes_back(known):
 
 
 def test_an_allocation_of_another_is_never_removed(known):
-    consumer = str(uuid.uuid4())
-    allocation = {
-        'allocations': {RP_UUID: {'resources': {'FPGA': 1}}},
-        'project_id': 'p',
-        'user_id': 'u',
-        'consumer_generation': None,
-        'consumer_type': 'INSTANCE',
-    }
-    known.client.put(f'/allocations/{consumer}', json=allocation)
+    consumer = known.allocate('FPGA')
     for _ in range(3):
         known.report()
     known.send()
@@ -352,3 +375,160 @@ def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
     monkeypatch.setattr(ours, '_call', stall)
     known.send()
     assert known.inventory()['FPGA']['total'] == 16
+
+
+# A provider that changes its resource class
+
+
+@pytest.fixture
+def allocated(known):
+    """With one FPGA that a consumer has been given."""
+    known.consumer = known.allocate('FPGA')
+    return known
+
+
+def test_a_class_that_is_allocated_stays_and_is_offered_no_more(allocated):
+    allocated.report(support.card(handles=4, resource_class='VGPU'))
+    allocated.send()
+    inventory = allocated.inventory()
+    assert inventory.keys() == {'FPGA'}
+    assert (inventory['FPGA']['total'], inventory['FPGA']['reserved']) == (16, 16)
+    assert allocated.waiting() == [RP_UUID]
+
+
+def test_the_new_class_is_offered_when_nothing_of_the_old_is_allocated(allocated):
+    allocated.report(support.card(handles=4, resource_class='VGPU'))
+    allocated.send()
+    allocated.client.delete(f'/allocations/{allocated.consumer}')
+    allocated.hurry()
+    allocated.send()
+    inventory = allocated.inventory()
+    assert inventory.keys() == {'VGPU'}
+    assert (inventory['VGPU']['total'], inventory['VGPU']['reserved']) == (4, 0)
+    assert not allocated.waiting()
+
+
+def test_a_class_that_comes_back_is_offered_again(allocated):
+    allocated.report(support.card(handles=4, resource_class='VGPU'))
+    allocated.send()
+    allocated.report(CARD)
+    allocated.hurry()
+    allocated.send()
+    assert allocated.inventory()['FPGA']['reserved'] == 0
+    assert not allocated.waiting()
+
+
+def test_the_healer_offers_the_new_class_too(allocated):
+    """Somebody may have lost the message."""
+    allocated.report(support.card(handles=4, resource_class='VGPU'))
+    allocated.send()
+    with allocated.database.writer() as session:
+        session.execute(sa.delete(model.Message))
+    allocated.client.delete(f'/allocations/{allocated.consumer}')
+    allocated.manager.healer.heal()
+    allocated.send()
+    assert allocated.inventory().keys() == {'VGPU'}
+
+
+def test_a_gone_provider_that_is_allocated_is_offered_no_more(allocated):
+    """Its accelerators may have gone without being reserved before."""
+    with allocated.database.writer() as session:
+        for row in (model.Attribute, model.AttachHandle, model.Deployable, model.Device):
+            session.execute(sa.delete(row))
+    with allocated.manager.outbox.session() as session:
+        outbox.put(session, outbox.PROVIDER, {RP_UUID: {}})
+    allocated.send()
+    assert allocated.inventory()['FPGA']['reserved'] == 16
+    assert allocated.waiting() == [RP_UUID]
+
+
+# Traits of others
+
+
+def test_a_trait_of_an_operator_stays(known):
+    known.put_traits('CUSTOM_RACK_7')
+    for traits in (['CUSTOM_ONE'], ['CUSTOM_TWO']):
+        known.report(support.card(handles=16, traits=traits))
+        known.send()
+    assert known.traits() == {'CUSTOM_RACK_7', 'CUSTOM_TWO', 'OWNER_CYBORG'}
+    known.manager.healer.heal()
+    known.send()
+    assert known.traits() == {'CUSTOM_RACK_7', 'CUSTOM_TWO', 'OWNER_CYBORG'}
+
+
+def test_traits_that_went_before_they_were_told_go(known):
+    """Two changes, and the first may or may not have been sent."""
+    for traits in (['CUSTOM_ONE'], ['CUSTOM_TWO']):
+        known.report(support.card(handles=16, traits=traits))
+    known.send()
+    assert known.traits() == {'CUSTOM_TWO', 'OWNER_CYBORG'}
+
+
+def test_an_operator_may_put_what_was_ours(known):
+    known.report(support.card(handles=16, traits=[]))
+    known.send()
+    known.put_traits('CUSTOM_FAKE_DEVICE')
+    known.report(support.card(handles=15, traits=[]))
+    known.send()
+    assert known.traits() == {'CUSTOM_FAKE_DEVICE', 'OWNER_CYBORG'}
+
+
+# Where a provider is, and what it is called
+
+
+def test_a_provider_below_another_root_is_moved(known):
+    other = known.add_root('old-name')
+    known.change(parent_provider_uuid=other['uuid'])
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.provider()['parent_provider_uuid'] == known.root['uuid']
+    assert known.inventory()['FPGA']['total'] == 15
+
+
+def test_a_provider_stays_where_it_is_while_the_right_root_is_not_there(known):
+    """What is withdrawn must not wait for it."""
+    known.client.put(f'/resource_providers/{known.root["uuid"]}', json={'name': 'old-name'})
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.provider()['parent_provider_uuid'] == known.root['uuid']
+    assert known.inventory()['FPGA']['total'] == 15
+
+
+def test_a_provider_deeper_in_the_tree_of_its_host_stays_there(known):
+    below = {'name': 'numa-0', 'parent_provider_uuid': known.root['uuid']}
+    made = known.client.post('/resource_providers', json=below).json()
+    known.change(parent_provider_uuid=made['uuid'])
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.provider()['parent_provider_uuid'] == made['uuid']
+
+
+def test_a_provider_of_another_name_is_renamed(known):
+    known.change(name='old-name_0000:3b:00.0')
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.provider()['name'] == NAME
+
+
+def test_a_name_that_another_provider_has_is_told(cloud, caplog):
+    other = {'name': NAME, 'parent_provider_uuid': cloud.add_root()['uuid']}
+    uuid_ = cloud.client.post('/resource_providers', json=other).json()['uuid']
+    cloud.report(CARD)
+    cloud.send()
+    assert cloud.waiting() == [RP_UUID]
+    [warning] = [text for text in caplog.messages if NAME in text]
+    assert f'openstack resource provider delete {uuid_}' in warning
+    cloud.client.delete(f'/resource_providers/{uuid_}')
+    cloud.hurry()
+    cloud.send()
+    assert cloud.inventory()['FPGA']['total'] == 16
+
+
+def test_a_name_that_another_provider_has_is_told_when_one_is_renamed(known, caplog):
+    known.change(name='old-name_0000:3b:00.0')
+    other = {'name': NAME, 'parent_provider_uuid': known.root['uuid']}
+    uuid_ = known.client.post('/resource_providers', json=other).json()['uuid']
+    known.report(support.card(handles=15))
+    known.send()
+    assert known.waiting() == [RP_UUID]
+    assert f'openstack resource provider delete {uuid_}' in caplog.text

@@ -190,3 +190,14 @@ def test_what_was_sent_is_noted_although_the_transaction_met_a_deadlock(sender, 
     assert sender.send_one()
     with sender.session() as session:
         assert not session.query(model.Message).count()
+
+
+def test_what_waits_of_one_request_is_not_replaced_by_what_comes_of_another(sender):
+    told = []
+    sender._send[outbox.EVENT] = lambda key, payload: told.append(payload)
+    for events in ({'a': 'completed', 'b': 'failed'}, {'b': 'completed'}, {'c': 'failed'}):
+        with sender.session() as session:
+            outbox.put(session, outbox.EVENT, {'instance': events})
+    while sender.send_one():
+        pass
+    assert told == [{'a': 'completed', 'b': 'completed', 'c': 'failed'}]
