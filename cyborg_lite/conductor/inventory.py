@@ -330,10 +330,11 @@ def set_status(
     uuid: str,
     status: str,
     seen: int | None = None,
-) -> None:
+) -> list[str]:
     """Enable or disable a device, as often as you like.
 
     :param seen: the revision of the device that the caller saw: a later order than his stands.
+    :returns: the providers of which Placement is to be told before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
     turns.wait(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
@@ -342,10 +343,13 @@ def set_status(
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
     if _moved(session, order.values(status=status, revision=model.Device.revision + 1)):
         session.refresh(device)
-        outbox.announce(session, device.deployables)
-    else:
-        # A later order stands, unless the device is gone.
-        query.get(session, model.Device, uuid, what='Device')
+        withdrawn = device.status != 'enabled'
+        outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
+        # Also if it was disabled before: the answer to that order may have been lost.
+        return [part.rp_uuid for part in device.deployables if withdrawn]
+    # A later order stands, unless the device is gone.
+    query.get(session, model.Device, uuid, what='Device')
+    return []
 
 
 def add_attribute(

@@ -90,7 +90,6 @@ class Manager:
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = Reports(conf, self._report)
 
-    set_device_status = _exposed(inventory.set_status)
     create_attribute = _exposed(inventory.add_attribute)
     delete_attribute = _exposed(inventory.delete_attribute)
     create_device_profile = _exposed(profiles.create)
@@ -101,8 +100,14 @@ class Manager:
     delete_arqs_of = _exposed(binding.delete_of)
 
     _report = _transaction(inventory.receive)
+    _set_device_status = _transaction(inventory.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
+
+    @messaging.expose
+    def set_device_status(self, ctxt: context.RequestContext, **order: typing.Any) -> None:
+        """Enable or disable a device; what is withdrawn so Placement knows before the answer."""
+        self.outbox.tell(self._set_device_status(ctxt, **order))
 
     @messaging.expose
     def report(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+from concurrent import futures
 import contextlib
 import datetime
 import functools
@@ -40,6 +41,10 @@ PATIENCE = 45
 
 #: How many messages are read at once.
 BATCH = 16
+#: How long the answer to an order that withdraws something waits until Placement knows, in seconds.
+TELL = 5
+#: How many providers are told of at once while answers wait for them.
+TELLERS = 8
 
 PROVIDER = 'provider'
 EVENT = 'event'
@@ -49,11 +54,15 @@ KINDS = 'cyborg_lite.outbox'
 PUT = 'cyborg_lite.outbox.put'
 
 
-def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> None:
+def put(
+    session: orm.Session, kind: str, messages: dict[str, model.Facts], after: float = 0
+) -> None:
     """Have these sent, by their keys: what waits already is merged with the new, entry by entry,
     and a message that is being sent is sent again after that.
 
     Where there is nobody to be told, nothing is written.
+
+    :param after: how many seconds the senders leave them to the caller of :meth:`Sender.tell`.
     """
     if not messages or not tells(session, kind):
         return
@@ -70,7 +79,7 @@ def put(session: orm.Session, kind: str, messages: dict[str, model.Facts]) -> No
         row.payload = (row.payload or {}) | payload
         row.attempts, row.stamp = 0, str(uuidlib.uuid4())
         if row.lease is None:
-            row.due_at = timeutils.utcnow()
+            row.due_at = timeutils.utcnow() + datetime.timedelta(seconds=after)
         session.add(row)
     session.info[PUT].add(kind)
 
@@ -84,10 +93,12 @@ def announce(
     session: orm.Session,
     parts: collections.abc.Iterable[model.Deployable],
     anew: bool = False,
+    after: float = 0,
 ) -> None:
     """Have Placement told of those deployables that it does not know as they are.
 
     :param anew: of the others, too: it may have lost what it was told.
+    :param after: as for :func:`put`.
     """
     if not tells(session, PROVIDER):
         return
@@ -99,7 +110,7 @@ def announce(
             part.announced = wanted
         if before != wanted or anew:
             messages[part.rp_uuid] = retired(before, wanted)
-    put(session, PROVIDER, messages)
+    put(session, PROVIDER, messages, after)
 
 
 def retired(before: model.Facts | None, wanted: model.Facts | None = None) -> model.Facts:
@@ -150,6 +161,7 @@ class Sender:
             self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
             self._send[EVENT] = self._nova.notify
         self._interval = conf.conductor.outbox_interval
+        self._tellers = futures.ThreadPoolExecutor(TELLERS, thread_name_prefix='outbox-tell')
         self._stopping = False
         self._woken = collections.defaultdict[str, threading.Event](threading.Event)
         # One service that hangs must not keep another waiting.
@@ -181,6 +193,35 @@ class Sender:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        self._tellers.shutdown(cancel_futures=True)
+
+    def tell(self, providers: collections.abc.Iterable[str]) -> None:
+        """Have Placement told of these providers now, and return once it knows, or after TELL
+        seconds.
+
+        What withdraws something is answered after that, so that nothing is scheduled to what was
+        withdrawn. It is called when the transaction is over: nothing is locked meanwhile.
+        """
+        if PROVIDER not in self._send:
+            return
+        jobs = {self._tellers.submit(self._send_now, PROVIDER, each): each for each in providers}
+        done, late = futures.wait(jobs, TELL)
+        for job in late:
+            job.cancel()
+            LOG.warning('Placement is told of %s later: it has not answered yet', jobs[job])
+        for job in done:
+            if error := job.exception():
+                LOG.warning('Placement is told of %s later: %s', jobs[job], error)
+
+    def _send_now(self, kind: str, key: str) -> None:
+        """Send a message that waits, due or not, and whoever else has it in hand: that one may have
+        begun before the change, and ends nobody's lease but his own.
+        """
+        query = sa.select(model.Message).where(model.Message.kind == kind, model.Message.key == key)
+        while found := self._read(query):
+            if self._claim(found[0]):
+                self._deliver(found[0])
+                return
 
     def _run(self, kind: str) -> None:
         woken = self._woken[kind]

@@ -2,6 +2,7 @@
 """What Placement is told, by the real Placement application."""
 
 import hashlib
+import threading
 import uuid
 
 from keystoneauth1 import exceptions
@@ -375,6 +376,64 @@ def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
     monkeypatch.setattr(ours, '_call', stall)
     known.send()
     assert known.inventory()['FPGA']['total'] == 16
+
+
+# What withdraws is told before the answer
+
+
+def test_a_disabled_device_is_reserved_before_the_answer(known):
+    known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
+    assert known.inventory()['FPGA']['reserved'] == 16
+    assert not known.waiting()
+
+
+def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_message(known):
+    known.report(support.card(handles=15))
+    assert known.manager.outbox._take() is not None
+    known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
+    assert known.inventory()['FPGA']['reserved'] == 15
+
+
+def test_an_order_that_comes_again_waits_as_well(known, monkeypatch):
+    """The first may have been answered before Placement knew."""
+    monkeypatch.setattr(outbox.Sender, 'tell', lambda *_: None)
+    known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
+    monkeypatch.undo()
+    assert known.inventory()['FPGA']['reserved'] == 0
+    known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
+    assert known.inventory()['FPGA']['reserved'] == 16
+
+
+def test_an_order_is_answered_although_placement_does_not(known, monkeypatch):
+    monkeypatch.setattr(outbox, 'TELL', 0.1)
+    ours = known.manager.outbox._placement
+    call, back = ours._call, threading.Event()
+
+    def hang(*args, **kwargs):
+        back.wait()
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(ours, '_call', hang)
+    try:
+        known.manager.set_device_status(
+            context.service(), uuid=known.device(), status='maintaining'
+        )
+        assert known.inventory()['FPGA']['reserved'] == 0
+        # Nothing is locked meanwhile.
+        known.report(support.card(handles=15))
+    finally:
+        back.set()
+    known.manager.outbox.stop()
+    known.hurry()
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 15
+
+
+def test_an_order_is_answered_although_placement_refuses(cloud):
+    """There is no root provider."""
+    cloud.report(CARD)
+    cloud.manager.set_device_status(context.service(), uuid=cloud.device(), status='maintaining')
+    assert cloud.waiting() == [RP_UUID]
 
 
 # A provider that changes its resource class
