@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import re
+
+import os_resource_classes
+import os_traits
 import sqlalchemy as sa
 from wsme import types as wtypes
 
@@ -25,6 +29,8 @@ CREATE: types.Schema = {
     },
 }
 
+#: Source: the placement API reference, resource classes and traits.
+CUSTOM = re.compile('CUSTOM_[A-Z0-9_]{1,248}')
 #: Beyond the numbers that deployables have.
 MOST = 2**31
 
@@ -54,6 +60,7 @@ class Attributes(rest.Controller):
         # openstacksdk and OpenStackClient wrap what they send; the API reference does not.
         attribute = body.get('attribute', body)
         types.check(attribute, CREATE, rest.call().strict)
+        _check_name(attribute['key'], attribute['value'])
         uuid = rest.call().conductor.create_attribute(
             deployable=_deployable(attribute['deployable_id']),
             key=attribute['key'],
@@ -65,6 +72,21 @@ class Attributes(rest.Controller):
     def delete(self, uuid):
         rest.call().context.can('cyborg:attribute:delete')
         rest.call().conductor.delete_attribute(uuid=uuid)
+
+
+def _check_name(key: str, value: str) -> None:
+    """Refuse what Placement cannot take for the name that the key says it is."""
+    own = CUSTOM.fullmatch(value)
+    if key.startswith('trait') and not own and value not in os_traits.get_traits():
+        raise exception.Invalid(
+            reason=f'Invalid value: a key that begins with "trait" expects a trait, a standard one '
+            f'or CUSTOM_ and then A-Z, 0-9 or _, not {value!r:.80}.'
+        )
+    if key == 'rc' and not own and value not in os_resource_classes.STANDARDS:
+        raise exception.Invalid(
+            reason='Invalid value: the key "rc" expects a resource class, a standard one or '
+            f'CUSTOM_ and then A-Z, 0-9 or _, not {value!r:.80}.'
+        )
 
 
 def _deployable(given: int | str) -> int | str:
