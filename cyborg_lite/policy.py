@@ -7,10 +7,20 @@ for calls from one service to another.  No rule holds for a caller without crede
 
 from __future__ import annotations
 
+import collections.abc
+import os
+import pathlib
+import threading
+import typing
+
 from oslo_config import cfg
+from oslo_log import log
+from oslo_policy import _checks
 from oslo_policy import policy
 
 from cyborg_lite import conf as options
+
+LOG = log.getLogger(__name__)
 
 ADMIN = 'role:admin'
 READER = 'rule:project_reader_or_admin'
@@ -96,8 +106,146 @@ def list_rules() -> list[policy.RuleDefault]:
     return _BASE + documented
 
 
-def enforcer(conf: cfg.ConfigOpts | None = None) -> policy.Enforcer:
-    """An enforcer with our rules; operators override them in ``[oslo_policy] policy_file``."""
-    made = policy.Enforcer(conf or options.load())
-    made.register_defaults(list_rules())
+class Broken(Exception):
+    """The operator's rules cannot be used: says which file, and why."""
+
+
+class Enforcer(policy.Enforcer):
+    """Rules that operators change while the service runs, all at once or not at all.
+
+    oslo.policy's own reload refuses every request while a file is broken, takes our defaults for
+    what a file said that is gone, and has no rules for a moment while other threads ask for them.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        super().__init__(conf)
+        self._loading = threading.Lock()
+        self._stamps: object = None
+        self._known: dict[str, pathlib.Path] = {}
+        self.register_defaults(list_rules())
+
+    def load_rules(self, force_reload: bool = False) -> None:
+        """Take the rules of the files if any of these has changed and all can be used.
+
+        :raises Broken: when they cannot, and there are no good ones from before.
+        """
+        with self._loading:
+            self._find()
+            files = self._files()
+            stamps = [(file, _stamp(file)) for file in files]
+            if stamps == self._stamps and not force_reload:
+                return
+            try:
+                self._replace(files)
+            except Broken as error:
+                if not self.rules:
+                    raise
+                LOG.error('%s. The rules from before stay in force.', error)
+            self._stamps = stamps
+
+    def _find(self) -> None:
+        """Find the file and the directories; what was there before is where it was."""
+        for path in (self.conf.oslo_policy.policy_file, *self.conf.oslo_policy.policy_dirs):
+            if found := self.conf.find_file(path):
+                self._known[path] = pathlib.Path(found)
+
+    def _files(self) -> list[pathlib.Path]:
+        """The files, in the order in which one goes before another."""
+        main = self._known.get(self.conf.oslo_policy.policy_file)
+        files = [main] if main else []
+        for path in self.conf.oslo_policy.policy_dirs:
+            if path in self._known:
+                files += _listed(self._known[path])
+        return files
+
+    def _replace(self, files: list[pathlib.Path]) -> None:
+        said: dict[str, str] = {}
+        where: dict[str, pathlib.Path] = {}
+        for file in files:
+            rules = _read(file)
+            said |= rules
+            where |= dict.fromkeys(rules, file)
+        checks = policy.Rules.from_dict(said, self.default_rule)
+        for name, check in checks.items():
+            # What oslo.policy cannot parse it takes for "nobody".
+            if isinstance(check, _checks.FalseCheck) and said[name] != '!':
+                raise Broken(f'Policy file {where[name]} is broken: rule {name} cannot be parsed')
+        for default in self.registered_rules.values():
+            checks.setdefault(default.name, default.check)
+        self._refuse_loose_ends(checks, where)
+        self.file_rules = {name: policy.RuleDefault(name, rule) for name, rule in said.items()}
+        self.set_rules(checks, overwrite=True, use_conf=True)
+        self._need_check_rule = False
+        self._warn_of_unknown(where)
+
+    def _refuse_loose_ends(self, checks: policy.Rules, where: dict[str, pathlib.Path]) -> None:
+        """Refuse a rule that leads to none, or to itself: nobody could ever meet it."""
+        other = policy.Enforcer(self.conf, rules=checks, use_conf=False)
+        try:
+            other.check_rules(raise_on_violation=True)
+        except policy.InvalidDefinitionError as error:
+            files = ', '.join(sorted({str(file) for file in where.values()}))
+            raise Broken(f'Policy file {files} is broken: {error}') from None
+
+    def _warn_of_unknown(self, where: dict[str, pathlib.Path]) -> None:
+        """Warn of what guards nothing: a rule that is misspelt does not what its author thinks."""
+        used = {name for check in self.rules.values() for name in _references(check)}
+        for name in sorted(set(where) - set(self.registered_rules) - used - {self.default_rule}):
+            LOG.warning(
+                'Policy file %s has the unknown rule %s: it has no effect', where[name], name
+            )
+
+
+def _listed(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a directory; it stands for them if it cannot be listed, and then not read."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return [directory]
+    files = [directory / name for name in names if not name.startswith('.')]
+    return [file for file in files if not file.is_dir()]
+
+
+def _stamp(file: pathlib.Path) -> tuple[int, ...] | str:
+    """What differs when a file has changed, be it to one that is older."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        return type(error).__name__
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(file: pathlib.Path) -> dict[str, str]:
+    try:
+        said = policy.parse_file_contents(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Broken(f'Policy file {file} cannot be read: {error}') from None
+    if not isinstance(said, dict):
+        raise Broken(f'Policy file {file} is broken: expected lines of NAME: RULE')
+    for name, rule in said.items():
+        if not isinstance(name, str) or not isinstance(rule, str):
+            raise Broken(f'Policy file {file} is broken: expected text as the rule {name}')
+    return said
+
+
+def _references(check: typing.Any) -> collections.abc.Iterator[str]:
+    """The names of other rules that a rule asks."""
+    if isinstance(check, _checks.RuleCheck):
+        yield check.match
+    for part in getattr(check, 'rules', ()):
+        yield from _references(part)
+    if inner := getattr(check, 'rule', None):
+        yield from _references(inner)
+
+
+def enforcer(conf: cfg.ConfigOpts | None = None) -> Enforcer:
+    """An enforcer with our rules; operators override them in ``[oslo_policy] policy_file``.
+
+    :raises oslo_config.cfg.Error: when the operator's rules cannot be used.
+    """
+    made = Enforcer(conf or options.load())
+    try:
+        made.load_rules()
+    except Broken as error:
+        raise cfg.ConfigFileValueError(str(error)) from None
     return made

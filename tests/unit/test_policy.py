@@ -2,7 +2,10 @@
 """Every rule for every persona: the matrix is CONTRACT.md 1.6, new defaults."""
 
 import itertools
+import os
+import threading
 
+from oslo_config import cfg
 import pytest
 
 from cyborg_lite import conf as options
@@ -129,3 +132,139 @@ def test_operators_rules_go_before_ours(tmp_path):
     for role, allowed in (('auditor', True), ('reader', False)):
         caller = context.RequestContext(enforcer, roles=[role], project_id='p1', overwrite=False)
         assert caller.allows('cyborg:arq:get_all') == allowed
+
+
+# Files that change while the service runs
+
+
+class Files:
+    """Operators' files, and who may list requests by them."""
+
+    def __init__(self, place):
+        self.file = place / 'policy.yaml'
+        self.directory = place / 'policy.d'
+        self.directory.mkdir()
+        self.write('role:auditor')
+        (place / 'conf').write_text(
+            f'[oslo_policy]\npolicy_file = {self.file}\npolicy_dirs = {self.directory}\n'
+        )
+        self.enforcer = policy.enforcer(options.load(files=[str(place / 'conf')]))
+
+    def write(self, rule, file=None):
+        (file or self.file).write_text(f'"cyborg:arq:get_all": "{rule}"\n')
+
+    @property
+    def roles(self):
+        return [role for role in ('auditor', 'reader', 'other') if self.allows(role)]
+
+    def allows(self, role):
+        caller = context.RequestContext(
+            self.enforcer, roles=[role], project_id='p1', overwrite=False
+        )
+        return caller.allows('cyborg:arq:get_all')
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Files(tmp_path)
+
+
+def vanish(file):
+    file.unlink()
+
+
+def become_directory(file):
+    file.unlink()
+    file.mkdir()
+
+
+BREAKS = {
+    'YAML': lambda file: file.write_text('"cyborg:arq:get_all": "role:oth'),
+    'text': lambda file: file.write_text('nothing'),
+    'list': lambda file: file.write_text('["cyborg:arq:get_all"]'),
+    'number': lambda file: file.write_text('"cyborg:arq:get_all": 7'),
+    'bytes': lambda file: file.write_bytes(b'\xff\xfe\x00'),
+    'parse': lambda file: file.write_text('"cyborg:arq:get_all": "role:other and"'),
+    'undefined': lambda file: file.write_text('"cyborg:arq:get_all": "rule:none"'),
+    'cycle': lambda file: file.write_text('"a": "rule:b"\n"b": "rule:a"'),
+    'vanished': vanish,
+    'directory': become_directory,
+    'loop': lambda file: (file.unlink(), file.symlink_to(file)),
+}
+
+
+@pytest.mark.parametrize('break_', BREAKS.values(), ids=BREAKS)
+def test_the_last_good_rules_stay(files, caplog, break_):
+    assert files.roles == ['auditor']
+    break_(files.file)
+    for _ in range(3):
+        assert files.roles == ['auditor']
+    errors = [record for record in caplog.records if record.levelname == 'ERROR']
+    assert len([each for each in errors if str(files.file) in each.getMessage()]) == 1
+    if files.file.is_dir():
+        files.file.rmdir()
+    files.file.unlink(missing_ok=True)
+    files.write('role:reader')
+    assert files.roles == ['reader']
+
+
+def test_a_file_of_a_directory_that_breaks(files, caplog):
+    more = files.directory / 'more.yaml'
+    files.write('role:reader', more)
+    assert files.roles == ['reader']
+    more.write_text('{')
+    assert files.roles == ['reader']
+    assert str(more) in caplog.text
+    # It is taken away on purpose: what is left holds.
+    more.unlink()
+    assert files.roles == ['auditor']
+    files.directory.rmdir()
+    assert files.roles == ['auditor']
+
+
+def test_a_file_that_is_older_is_taken(files):
+    other = files.file.with_name('backup')
+    files.write('role:reader', other)
+    os.utime(other, (1, 1))
+    other.rename(files.file)
+    assert files.roles == ['reader']
+
+
+@pytest.mark.parametrize('break_', [BREAKS['YAML'], BREAKS['parse'], become_directory])
+def test_a_file_that_is_broken_at_the_start_is_named(tmp_path, files, break_):
+    break_(files.file)
+    with pytest.raises(cfg.ConfigFileValueError, match=str(files.file)):
+        policy.enforcer(options.load(files=[str(tmp_path / 'conf')]))
+
+
+def test_an_unknown_rule_is_a_warning(files, caplog):
+    files.file.write_text(
+        '"cyborg:arq:get_al": "role:other"\n'
+        '"helper": "role:auditor"\n'
+        '"cyborg:arq:get_all": "not (not rule:helper)"\n'
+    )
+    for _ in range(3):
+        assert files.roles == ['auditor']
+    [warning] = [record for record in caplog.records if record.levelname == 'WARNING']
+    assert 'cyborg:arq:get_al:' in warning.getMessage()
+    assert str(files.file) in warning.getMessage()
+
+
+def test_nobody_is_without_rules_while_they_change(files):
+    ended, wrong = threading.Event(), []
+
+    def ask():
+        while not ended.is_set():
+            if files.roles not in (['auditor'], ['reader']):
+                # Which one may change between two questions.
+                wrong.extend([] if files.allows('auditor') or files.allows('reader') else [1])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(50):
+        files.write(('role:reader', 'role:auditor')[number % 2])
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
