@@ -112,3 +112,10 @@ class StillChanging(CyborgError):
 
     code = 423
     template = 'Accelerator requests of instance {instance} are not all resolved.'
+
+
+class DatabaseAway(CyborgError):
+    """The database cannot be reached, or cannot be written."""
+
+    code = 503
+    template = 'The database cannot be used: {reason}. Try again.'

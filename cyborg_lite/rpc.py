@@ -7,7 +7,9 @@ What crosses the wire is plain data.  Errors of ours are rebuilt on the other si
 from __future__ import annotations
 
 import collections.abc
+from concurrent import futures
 import functools
+import threading
 import typing
 
 import kombu.exceptions
@@ -32,6 +34,9 @@ NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
 #: How often a broker that is away is looked for before a caller is told so: with what
 #: ``[oslo_messaging_rabbit]`` says by default, for 9 seconds.
 RETRIES = 3
+#: The most calls with a timeout that a process has under way. One that the broker does not take
+#: goes on for a while after its caller has given up.
+CALLS = 64
 
 Server: typing.TypeAlias = messaging.MessageHandlingServer
 
@@ -59,6 +64,7 @@ class Bus:
         :param exchange: what keeps its messages apart from those of others on the transport.
         """
         self._exchange = exchange
+        self._slots = threading.BoundedSemaphore(CALLS)
         pins = conf.upgrade_levels
         self._newest = {CONDUCTOR: pins.conductor, REPORTS: pins.conductor, AGENT: pins.agent}
         # oslo.messaging reads these of our options, but registers them with the global ones only.
@@ -107,14 +113,15 @@ class Bus:
         client = messaging.get_rpc_client(
             self._transport,
             messaging.Target(version=NEEDED[topic], **self._place(topic), **target),
-            timeout=timeout,
+            # Less than the caller waits: what is not answered then is not even sent.
+            timeout=None if timeout is None else timeout * 0.85,
             retry=RETRIES,
             version_cap=self._newest[topic],
             serializer=_Serializer(),
             # While there is no queue yet, be told so at once: nobody would ever answer.
             transport_options=messaging.TransportOptions(at_least_once=True),
         )
-        return Peer(client, ctxt)
+        return Peer(client, ctxt, self._slots, timeout)
 
     def _place(self, topic: str) -> dict[str, str]:
         """The topic and its exchange.
@@ -153,12 +160,24 @@ def _hang_up(listener: typing.Any) -> None:
         connection.connection = None
 
 
+class BusAway(messaging.MessageDeliveryFailure):
+    """The broker cannot be reached, or takes no messages."""
+
+
 class Peer:
     """A manager elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
 
-    def __init__(self, client: messaging.RPCClient, ctxt: context.RequestContext) -> None:
+    def __init__(
+        self,
+        client: messaging.RPCClient,
+        ctxt: context.RequestContext,
+        slots: threading.BoundedSemaphore,
+        timeout: float | None,
+    ) -> None:
         self._client = client
         self._context = ctxt
+        self._slots = slots
+        self._timeout = timeout
 
     def __getattr__(self, method: str) -> collections.abc.Callable[..., typing.Any]:
         return functools.partial(self._call, method)
@@ -167,8 +186,35 @@ class Peer:
         """
         :raises oslo_messaging.MessagingException: when nobody answers, or the bus is away.
         """
+        if self._timeout is None:
+            return self._send(method, kwargs)
+        # oslo.messaging's timeout is that of the answer, and of each attempt to send: where the
+        # broker has blocked its publishers (its memory or its disk is full) a call took 43 s at
+        # a timeout of 10 s.
+        if not self._slots.acquire(timeout=self._timeout * 0.9):
+            raise BusAway(f'{CALLS} calls are under way')
+        answer: futures.Future[typing.Any] = futures.Future()
+        threading.Thread(
+            target=self._fulfil, args=(answer, method, kwargs), name=f'call-{method}', daemon=True
+        ).start()
+        try:
+            return answer.result(self._timeout * 0.9)
+        except futures.TimeoutError:
+            raise BusAway('the broker takes no messages') from None
+
+    def _fulfil(
+        self, answer: futures.Future[typing.Any], method: str, kwargs: dict[str, typing.Any]
+    ) -> None:
+        try:
+            answer.set_result(self._send(method, kwargs))
+        except Exception as error:
+            answer.set_exception(error)
+        finally:
+            self._slots.release()
+
+    def _send(self, method: str, kwargs: dict[str, typing.Any]) -> typing.Any:
         try:
             return self._client.call(self._context, method, **kwargs)
         except kombu.exceptions.OperationalError as error:
             # oslo.messaging lets it through where it has to open one more connection.
-            raise messaging.MessageDeliveryFailure(f'the broker is away: {error}') from error
+            raise BusAway(f'the broker is away: {error}') from error

@@ -26,11 +26,11 @@ INSTANCE = '5c2fd2f1-ecf0-4a1d-9d0a-0f3c7d7a1b01'
 class Service:
     """API and conductor over a database; agents only if hosts are given."""
 
-    def __init__(self, database_url: str, hosts=(), **defaults: typing.Any) -> None:
+    def __init__(self, database_url: str, hosts=(), files=(), **defaults: typing.Any) -> None:
         settings = {'api__auth_strategy': 'noauth', 'database__connection': database_url}
         # What comes by itself would be counted among the statements of a test.
         settings |= {'conductor__healing_interval': 3600} | defaults
-        self.conf = options.load(files=[], **settings)
+        self.conf = options.load(files=[*files], **settings)
         self.embedded = service.Embedded(self.conf, hosts)
         self.database = self.embedded.database
         self.api = Api(webtest.TestApp(self.embedded.application))

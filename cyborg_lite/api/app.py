@@ -15,7 +15,6 @@ from oslo_middleware import basic_auth
 from oslo_middleware import catch_errors
 from oslo_middleware import cors
 from oslo_middleware import exceptions as middleware_exceptions
-from oslo_middleware import healthcheck
 from oslo_middleware import http_proxy_to_wsgi
 from oslo_middleware import request_id
 from oslo_policy import policy as oslo_policy
@@ -27,6 +26,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import policy
 from cyborg_lite import rpc
+from cyborg_lite.api import health
 from cyborg_lite.api import openapi
 from cyborg_lite.api import rest
 from cyborg_lite.api import root
@@ -53,7 +53,7 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -
     app = _authenticated(app, conf)
     app = SizeLimit(app, conf.api.max_request_body_size)
     app = cors.CORS(app, conf)
-    app = _by_path({'/healthcheck': healthcheck.Healthcheck(None, conf)}, app)
+    app = _by_path(health.paths(conf, database, bus), app)
     app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
     app = catch_errors.CatchErrors(app)
     return typing.cast('Wsgi', request_id.RequestId(app))

@@ -65,13 +65,27 @@ def call() -> Call:
     return typing.cast('Call', pecan.request.environ['cyborg_lite.call'])
 
 
-#: what says that a conductor, the bus or the database is away for now
-UNREACHABLE = (
-    messaging.MessagingTimeout,
-    messaging.MessageDeliveryFailure,
-    messaging.MessageUndeliverable,
-    db_exception.DBConnectionError,
+#: What an error says to be away, the first that fits.
+_AWAY: tuple[tuple[type[Exception], str], ...] = (
+    (messaging.MessagingTimeout, 'No conductor answered in time'),
+    (messaging.MessageUndeliverable, 'No conductor is running'),
+    (messaging.MessageDeliveryFailure, 'The message bus is away, or takes no messages'),
+    (db_exception.DBConnectionError, 'The database cannot be reached'),
+    (db_exception.CantStartEngineError, 'The database cannot be opened'),
+    (db_exception.DBNonExistentDatabase, 'The database cannot be opened'),
+    (db_exception.DBNonExistentTable, 'The database has not the tables it should have'),
+    (sa.exc.TimeoutError, 'The database has no connection to spare'),
 )
+
+
+def away(error: Exception) -> str | None:
+    """What cannot be used for now, if that is what an error says."""
+    for kind, text in _AWAY:
+        if isinstance(error, kind):
+            return f'{text}. Try again.'
+    return error.message if isinstance(error, exception.DatabaseAway) else None
+
+
 #: the arguments that say which row is meant: they stand in the path, and nowhere else
 KEYS = {'id', 'uuid'}
 #: the arguments that every list takes
@@ -175,10 +189,22 @@ def _body(schema: types.Schema) -> typing.Any:
     return value
 
 
+def _database_away(error: Exception) -> str | None:
+    """Whether it is the database for which a conductor waits that does not answer in time."""
+    if not isinstance(error, messaging.MessagingTimeout):
+        return None
+    try:
+        with call().database.reader() as session:
+            session.execute(sa.select(1))
+    except Exception as instead:
+        return away(instead)
+    return None
+
+
 def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     """The status and the body that tell a client of an error, in WSME's form."""
-    if isinstance(error, UNREACHABLE):
-        status, text = 503, 'What it takes to answer cannot be reached. Try again.'
+    if (reason := away(error)) is not None:
+        status, text = 503, _database_away(error) or reason
         LOG.warning('Answered with 503: %r', error)
     elif isinstance(error, exception.CyborgError):
         status, text = error.code, error.message

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import threading
+import time
 import typing
 
 from oslo_config import cfg
@@ -22,6 +24,9 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
 from cyborg_lite.db import engine
 
+#: How long what a probe has found stands, in seconds: many may ask, and each one writes.
+FRESH = 1.0
+
 Answer = typing.TypeVar('Answer')
 Function = collections.abc.Callable[..., Answer]
 
@@ -34,6 +39,28 @@ def _lost_race(error: Exception) -> bool:
     return isinstance(error, (*lost, orm_exception.StaleDataError))
 
 
+#: What says that the database cannot be reached, or is not what it should be.
+_AWAY = (
+    db_exception.DBConnectionError,
+    db_exception.CantStartEngineError,
+    db_exception.DBNonExistentDatabase,
+    db_exception.DBNonExistentTable,
+)
+
+
+def _named(function: Function[Answer]) -> Function[Answer]:
+    """Say that the database is away by an error of ours: others do not cross the bus."""
+
+    @functools.wraps(function)
+    def call(*args: typing.Any, **kwargs: typing.Any) -> Answer:
+        try:
+            return function(*args, **kwargs)
+        except _AWAY as error:
+            raise exception.DatabaseAway(reason='a conductor cannot reach it') from error
+
+    return call
+
+
 def _transaction(function: Function[Answer]) -> Function[Answer]:
     """Make a method of ``function(session, context, ...)``: one transaction, tried again if
     another one made it fail.
@@ -42,6 +69,7 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
     @functools.wraps(function)
     # The caller is told of an error of ours: it is no failure of the conductor.
     @messaging.expected_exceptions(exception.CyborgError)
+    @_named
     @db_api.wrap_db_retry(
         max_retries=20,
         retry_interval=0.05,
@@ -89,6 +117,19 @@ class Manager:
         self.outbox = outbox.Sender(conf, database)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = Reports(conf, self._report)
+        self._database = database
+        self._probing = threading.Lock()
+        self._probed = -FRESH
+
+    @messaging.expose
+    @messaging.expected_exceptions(exception.CyborgError)
+    @_named
+    def probe(self, ctxt: context.RequestContext) -> None:
+        """Return if the database can be written."""
+        with self._probing:
+            if time.monotonic() - self._probed >= FRESH:
+                self._database.probe()
+                self._probed = time.monotonic()
 
     create_attribute = _exposed(inventory.add_attribute)
     delete_attribute = _exposed(inventory.delete_attribute)

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import secrets
 import typing
+import uuid
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
@@ -13,6 +17,9 @@ from oslo_db.sqlalchemy import exc_filters
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
+
+from cyborg_lite import exception
+from cyborg_lite import model
 
 #: How long a transaction may do nothing, in seconds: one whose process is stopped, or whose machine
 #: is gone, must not keep what it has locked.
@@ -24,6 +31,29 @@ IDLE = 30
 def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.NoReturn:
     """A database that cannot be reached is one: what can wait for it does, others say so."""
     raise db_exception.DBConnectionError(error)
+
+
+# What each engine says when it can be reached and cannot be written: a disk that is full or gone,
+# or a server that is read-only.
+@exc_filters.filters(
+    'sqlite',
+    sa.exc.OperationalError,
+    r'.*(disk I/O error|database or disk is full|unable to open database file'
+    r'|attempt to write a readonly database)',
+)
+@exc_filters.filters(
+    'postgresql',
+    (sa.exc.OperationalError, sa.exc.InternalError),
+    r'(?s).*(No space left on device|in a read-only transaction)',
+)
+@exc_filters.filters(
+    'mysql',
+    (sa.exc.OperationalError, sa.exc.InternalError, sa.exc.DatabaseError),
+    r'(?s).*\((?:3|1020|1021|1026|1114|1290|1836), .*'
+    r'(No space left on device|is full|Disk full|read.only|Error writing file)',
+)
+def _raise_cannot_write(_error: object, match: re.Match[str], *_: object) -> typing.NoReturn:
+    raise exception.DatabaseAway(reason=f'it says "{match[1]}"')
 
 
 @enginefacade.transaction_context_provider
@@ -42,6 +72,20 @@ class Database:
             prepare(self.engine)
             # oslo.db has tried a connection before it knew of this.
             self.engine.dispose()
+        self._open = self._keep_open()
+
+    def _keep_open(self) -> sa.Connection | None:
+        """Keep one connection to SQLite open.
+
+        The last one that is closed deletes the write-ahead log, and the next one makes it again:
+        while the disk is full it could not, and nothing could be read.
+        """
+        if self.engine.dialect.name != 'sqlite':
+            return None
+        connection = self.engine.connect()
+        connection.exec_driver_sql('SELECT count(*) FROM sqlite_master')
+        connection.rollback()
+        return connection
 
     @contextlib.contextmanager
     def reader(self) -> typing.Iterator[orm.Session]:
@@ -55,7 +99,30 @@ class Database:
             session.connection(execution_options={'writes': True})
             yield session
 
+    def probe(self) -> None:
+        """Write something and commit it, so that it leaves nothing behind.
+
+        A transaction that is rolled back does not need to write, and neither does an UPDATE that
+        changes nothing.
+
+        :raises cyborg_lite.exception.DatabaseAway: when that cannot be done.
+        """
+        file = self.engine.url.database if self.engine.dialect.name == 'sqlite' else None
+        if file and not os.path.exists(file):
+            # SQLite goes on to write into what no process will ever open again.
+            raise exception.DatabaseAway(reason='its file is gone')
+        # By numbers that no row has: a server would count on, and come to an end of them.
+        row = {'id': -1 - secrets.randbelow(2**31), 'uuid': str(uuid.uuid4()), 'groups': []}
+        row['name'] = f'probe {row["uuid"]}'
+        with self.writer() as session:
+            session.execute(sa.insert(model.DeviceProfile).values(row))
+            session.execute(
+                sa.delete(model.DeviceProfile).where(model.DeviceProfile.id == row['id'])
+            )
+
     def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
         self.engine.dispose()
 
 

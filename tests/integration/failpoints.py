@@ -48,13 +48,22 @@ SERVICES = {
 STATUS = 77
 
 
+#: It leaves nothing, whenever it ends.
+TRACELESS = {'probe'}
+
+
 def public(kind: type) -> list[str]:
-    """What may be called over the bus of a manager."""
-    return [name for name, function in vars(kind).items() if hasattr(function, 'exposed')]
+    """What may be called over the bus of a manager, and changes something."""
+    exposed = {name for name, function in vars(kind).items() if hasattr(function, 'exposed')}
+    return [name for name in vars(kind) if name in exposed - TRACELESS]
 
 
 #: The functions that run in a transaction of their own, by the manager's names for them.
-TRANSACTIONS = [name for name, f in vars(manager.Manager).items() if hasattr(f, '__wrapped__')]
+TRANSACTIONS = [
+    name
+    for name, function in vars(manager.Manager).items()
+    if hasattr(function, '__wrapped__') and name not in TRACELESS
+]
 #: What a conductor writes unasked, by whoever does so: all that opens a transaction itself, but
 #: for the door that opens them for others.
 UNASKED = {
