@@ -33,6 +33,15 @@ class State:
     state: str = 'ok'
     reason: str = ''
     devices: int = 0
+    #: of a degraded one: whether it looked at all cards, so that one that it lacks is not there
+    complete: bool = False
+
+    def facts(self) -> dict[str, typing.Any]:
+        """As it is reported; an ``ok`` one has always looked at all."""
+        facts = dataclasses.asdict(self)
+        if not self.complete:
+            del facts['complete']
+        return facts
 
 
 @dataclasses.dataclass
@@ -41,6 +50,10 @@ class Findings:
 
     devices: list[model.Device]
     drivers: dict[str, State]
+
+
+#: The devices that a driver found, and what it could not learn of them.
+Answer = tuple[list[model.Device], list[str]]
 
 
 class Scanner:
@@ -62,7 +75,7 @@ class Scanner:
         self.begun = 0.0
         self._driver = asked
         self._woken = woken
-        self._future: concurrent.futures.Future[list[model.Device]] | None = None
+        self._future: concurrent.futures.Future[Answer] | None = None
         self._late = False
         self._rests_until = 0.0
 
@@ -71,7 +84,7 @@ class Scanner:
         return self._future is not None and not self._future.done()
 
     @property
-    def awaited(self) -> concurrent.futures.Future[list[model.Device]] | None:
+    def awaited(self) -> concurrent.futures.Future[Answer] | None:
         """The question, unless a report has gone without its answer already."""
         return None if self._late else self._future
 
@@ -104,7 +117,7 @@ class Scanner:
             self.devices = []
             self.state = State('degraded', f'discover() failed: {_tell(error)}')
             return
-        found = future.result()
+        found, notes = future.result()
         self.devices, complaints = contract.check(found)
         for device in self.devices:
             for deployable in device.deployables:
@@ -112,7 +125,9 @@ class Scanner:
         # A trait that was dropped costs itself; a device that was left out may be there for all
         # we know, and must not count as gone.
         whole = isinstance(found, list | tuple) and len(self.devices) == len(found)
-        self.state = State('ok' if whole else 'degraded', '; '.join(complaints))
+        state = 'ok' if whole and not notes else 'degraded'
+        reason = '; '.join([*notes, *complaints])
+        self.state = State(state, reason, complete=whole and state != 'ok')
 
 
 class Drivers:
@@ -271,18 +286,20 @@ class Drivers:
                 kept.append(device)
                 claims |= taken
         # A driver that is not well may have missed a card, which is no other driver's then.
-        scanner.claims = claims if scanner.state.state == 'ok' else scanner.claims | claims
-        self._set(scanner.name, State(scanner.state.state, '; '.join(reasons), len(kept)))
+        well = scanner.state.state == 'ok' or scanner.state.complete
+        scanner.claims = claims if well else scanner.claims | claims
+        found = dataclasses.replace(scanner.state, reason='; '.join(reasons), devices=len(kept))
+        self._set(scanner.name, found)
         return kept
 
 
-def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[list[model.Device]]:
+def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[Answer]:
     """Run discover() in a daemon thread: a pool would wait for a hung one at exit."""
-    future: concurrent.futures.Future[list[model.Device]] = concurrent.futures.Future()
+    future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
 
     def run() -> None:
         try:
-            future.set_result(each.discover())
+            future.set_result(each.look())
         except BaseException as error:  # SystemExit, too, ends the driver's thread only
             future.set_exception(error)
 

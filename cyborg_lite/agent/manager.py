@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -62,7 +61,7 @@ class Manager:
             findings = self._drivers.discover(anew)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
-                'drivers': {n: dataclasses.asdict(s) for n, s in findings.drivers.items()},
+                'drivers': {n: s.facts() for n, s in findings.drivers.items()},
             }
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval

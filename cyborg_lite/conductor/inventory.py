@@ -258,7 +258,11 @@ def _stays(
     device: model.Device, drivers: dict[str, model.Facts], held: set[int], absences: int
 ) -> bool:
     """Note that a report lacks the device; False when that has been so for long enough."""
-    silent = {name for name, driver in drivers.items() if driver['state'] != 'ok'}
+    silent = {
+        name
+        for name, driver in drivers.items()
+        if driver['state'] != 'ok' and not driver.get('complete')
+    }
     if silent & {deployable.driver_name for deployable in device.deployables}:
         return True  # its driver could not look: that says nothing of the device
     device.absences = min(device.absences + 1, absences)

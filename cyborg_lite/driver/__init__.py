@@ -41,6 +41,10 @@ __all__ = (
 )
 
 
+#: The most that a driver may note of one look: texts, and characters of each.
+NOTES, NOTE = 16, 200
+
+
 class Driver(abc.ABC):
     """Finds the accelerators of one kind in a host."""
 
@@ -50,6 +54,7 @@ class Driver(abc.ABC):
     def __init__(self, host: Host, conf: cfg.ConfigOpts) -> None:
         self.host = host
         self.conf = conf
+        self._notes: list[str] = []
 
     @abc.abstractmethod
     def discover(self) -> list[Device]:
@@ -57,8 +62,25 @@ class Driver(abc.ABC):
 
         Names of deployables need be unique within the host only; the service puts the host's
         name before them.  May raise: then what was found before stays as it is, and the
-        driver is shown as degraded with the error's text.
+        driver is shown as degraded with the error's text.  Where all cards were found and only
+        something about them could not be learnt, see :meth:`note`.
         """
+
+    def note(self, text: str) -> None:
+        """Say what ``discover()`` could not learn, and return the devices all the same.
+
+        The driver is shown as degraded, with the text as the reason.  Its devices are reported,
+        and one that is not among them counts as absent.  Use the same words each time: a text
+        that differs is a report that differs.
+        """
+        text = text[:NOTE]
+        if text not in self._notes and len(self._notes) < NOTES:
+            self._notes.append(text)
+
+    def look(self) -> tuple[list[Device], list[str]]:
+        """What ``discover()`` returns, and what it noted meanwhile: the agent calls this."""
+        self._notes = []
+        return self.discover(), self._notes
 
 
 def trait(*words: str) -> str | None:

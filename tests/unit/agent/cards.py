@@ -35,6 +35,18 @@ class Moody(Good):
         return super().discover()
 
 
+class Noting(Good):
+    """Finds its cards, and cannot learn all of them."""
+
+    name = 'noting'
+    notes = ('the tool is slow', 'the tool is slow', 'no board id')
+
+    def discover(self):
+        for text in self.notes:
+            self.note(text)
+        return super().discover()
+
+
 class Raising(driver.Driver):
     name = 'raising'
 

@@ -213,6 +213,37 @@ def test_device_of_a_driver_that_hangs_is_no_other_drivers(load, let_go, monkeyp
         assert owners(findings) == {'5e': 'other'}
 
 
+def test_driver_that_could_not_learn_all_keeps_its_devices(load, monkeypatch):
+    loaded = load(cards.Noting)
+    findings = loaded.discover()
+    reason = 'the tool is slow; no board id'
+    assert findings.drivers == {'noting': drivers.State('degraded', reason, 1, complete=True)}
+    assert buses(findings) == ['3b']
+    monkeypatch.setattr(cards.Noting, 'notes', ())
+    assert loaded.discover().drivers == {'noting': drivers.State('ok', '', 1)}
+
+
+def test_device_that_a_noting_driver_lacks_may_be_another_drivers(load, monkeypatch):
+    loaded = load(cards.Noting, cards.Other)
+    assert owners(loaded.discover()) == {'3b': 'noting', '5e': 'other'}
+    monkeypatch.setattr(cards.Noting, 'buses', ())
+    assert owners(loaded.discover()) == {'3b': 'other', '5e': 'other'}
+
+
+def test_notes_are_bounded(load, monkeypatch):
+    monkeypatch.setattr(cards.Noting, 'notes', [f'{n} ' + 'x' * 10_000 for n in range(1000)])
+    assert len(load(cards.Noting).discover().drivers['noting'].reason) <= 1000
+
+
+def test_report_says_whether_a_degraded_driver_has_looked_at_all_cards():
+    """Only then is a card that it lacks away."""
+    usual = {'state': 'ok', 'reason': '', 'devices': 1}
+    assert drivers.State('ok', '', 1).facts() == usual
+    degraded = usual | {'state': 'degraded'}
+    assert drivers.State('degraded', '', 1).facts() == degraded
+    assert drivers.State('degraded', '', 1, complete=True).facts() == degraded | {'complete': True}
+
+
 def test_slow_driver_is_well_until_its_time_is_over(load, let_go, monkeypatch):
     """What it found before stands; it is not waited for again."""
     monkeypatch.setattr(cards.Hanging, 'discover', lambda _: [support.card('7a')])

@@ -206,6 +206,15 @@ def test_devices_of_a_degraded_driver_are_untouched(conductor, times):
     conductor.hold()
 
 
+def test_degraded_driver_that_looked_at_all_cards_does_not_keep_one_that_is_gone(conductor):
+    """It says what it could not learn of the cards that it found."""
+    noting = {'fake': {'state': 'degraded', 'reason': 'no board', 'devices': 1, 'complete': True}}
+    conductor.report(card('3b'), card('5e'))
+    for _ in range(3):
+        conductor.report(card('3b'), drivers=noting)
+    assert [d.address for d in conductor.rows(model.Device)] == ['0000:3b:00.0']
+
+
 def test_degraded_driver_does_not_cover_for_another(conductor):
     conductor.report(card(), drivers={'fake': {'state': 'ok'}, 'other': {'state': 'ok'}})
     conductor.report(drivers={'fake': {'state': 'ok'}, 'other': {'state': 'degraded'}})
