@@ -12,8 +12,12 @@
       driver: c6xx                  # the kernel driver that is bound
       at:                           # addresses by NUMA node; node -1 is none
         0: [0000:3d:00.0, 0000:3f:00.0]
-      virtual: {id: 8086:37c9, total: 16, enabled: 16, offset: 8, stride: 1}
-      files: {board_name: u250}     # further attributes of sysfs
+      virtual: {id: 8086:37c9, total: 16, enabled: 16, offset: 8, stride: 1,
+                iommu_group: 90,    # of the first one: each next one has the next
+                files: {0: {nvidia/current_vgpu_type: 1428}}}   # of each, counted from 0
+      iommu_group: 17               # of them all
+      # Further attributes of sysfs.
+      files: {boot_vga: 1, mdev_supported_types/nvidia-36/devices/0: ''}
     dev: [davinci0, davinci1]       # names in /dev
     tools:                          # what vendor tools print: tool, arguments, text
       npu-smi: {info: '...', info -m: '...'}
@@ -70,8 +74,17 @@ FUNCTION = {
     'revision': Text(r'[0-9a-f]{2}', 'two hexadecimal digits'),
     'subsystem': ID,
     'driver': WORD,
+    'iommu_group': COUNT,
     'files': Each(PATH, TEXT),
-    'virtual': {'id!': ID, 'total!': COUNT, 'enabled': COUNT, 'offset': COUNT, 'stride': COUNT},
+    'virtual': {
+        'id!': ID,
+        'total!': COUNT,
+        'enabled': COUNT,
+        'offset': COUNT,
+        'stride': COUNT,
+        'iommu_group': COUNT,
+        'files': Each(COUNT, Each(PATH, TEXT)),
+    },
 }
 DESCRIPTION = {
     'name': Text(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,62}', 'a host name'),
@@ -185,12 +198,18 @@ def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data) -> None:
     if not virtual:
         return
     enabled = virtual.get('enabled', '0')
+    offset, stride = virtual.get('offset', '1'), virtual.get('stride', '1')
     _write(card / 'sriov_totalvfs', virtual['total'])
     _write(card / 'sriov_numvfs', enabled)
-    first = _routing_id(bdf) + int(virtual.get('offset', '1'))
+    _write(card / 'sriov_offset', offset)
+    _write(card / 'sriov_stride', stride)
+    _write(card / 'sriov_vf_device', virtual['id'].partition(':')[2])
     for number in range(int(enabled)):
-        name = _address(bdf, first + number * int(virtual.get('stride', '1')))
+        name = _address(bdf, _routing_id(bdf) + int(offset) + number * int(stride))
         alike = {'id': virtual['id'], 'class': data['class']}
+        alike['files'] = virtual.get('files', {}).get(str(number), {})
+        if 'iommu_group' in virtual:
+            alike['iommu_group'] = str(int(virtual['iommu_group']) + number)
         # Beside the physical one, even if it is on the next bus.
         function = _write_function(root, home / name, node, alike)
         (function / 'physfn').symlink_to(f'../{bdf}')
@@ -228,6 +247,10 @@ def _write_function(
         _write(path / name, text)
     if 'driver' in data:
         (path / 'driver').symlink_to(f'../../../bus/pci/drivers/{data["driver"]}')
+    if 'iommu_group' in data:
+        (path / 'iommu_group').symlink_to(
+            f'../../../kernel/iommu_groups/{int(data["iommu_group"])}'
+        )
     return path
 
 

@@ -20,14 +20,21 @@ class PciDriver(driver.Driver):
     #: how the PCI class of a card begins; ids alone do not tell: vendors make network cards too
     classes: tuple[str, ...] = ('',)
 
+    #: virtual functions that no link tells yet, by the address of their physical function
+    unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
+
     def discover(self) -> list[driver.Device]:
         return [self.device(function) for function in self.cards()]
 
-    def cards(self) -> collections.abc.Iterator[sysfs.Function]:
+    def cards(self) -> list[sysfs.Function]:
         """The physical functions that are cards of ours."""
-        for function in self.host.tree.functions():
-            if self.is_card(function) and not function.is_virtual:
-                yield function
+        functions = self.host.tree.functions()
+        cards = [f for f in functions if self.is_card(f) and not f.is_virtual]
+        # A virtual function is of the vendor of its physical one.
+        vendors = {card.ids[0] for card in cards}
+        self.unlinked = sysfs.unlinked([f for f in functions if f.ids[0] in vendors])
+        virtual = {f.bdf for found in self.unlinked.values() for f in found}
+        return [card for card in cards if card.bdf not in virtual]
 
     def is_card(self, function: sysfs.Function) -> bool:
         return function.ids in self.models and function.pci_class.startswith(self.classes)
@@ -56,8 +63,14 @@ class PciDriver(driver.Driver):
         """What is given out of a card: its virtual functions, or itself where it has none.
 
         Where they are enabled and cannot be seen, nothing is: who has the card has them all.
+        Nor is a function whose mediated devices others have.
         """
-        return list(card.virtual_functions) or ([] if card.numvfs else [card])
+        functions = list(card.virtual_functions) if self.is_split(card) else [card]
+        return [function for function in functions if not function.mediated_devices]
+
+    def is_split(self, card: sysfs.Function) -> bool:
+        """Whether the card has virtual functions, seen or not."""
+        return bool(card.numvfs or self.unlinked.get(card.bdf) or any(card.virtual_functions))
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
         return [self.deployable(card, self.functions(card), self.resource_class)]

@@ -27,13 +27,18 @@ if typing.TYPE_CHECKING:
 #: What is copied of a function.  Not its configuration space or vital product data, which hold
 #: serial numbers; nor, of the machine, its id or that of its mainboard.
 ATTRIBUTES = (
+    'boot_vga',
     'class',
     'device',
     'nvidia/creatable_vgpu_types',
+    'nvidia/current_vgpu_type',
     'numa_node',
     'revision',
     'sriov_numvfs',
+    'sriov_offset',
+    'sriov_stride',
     'sriov_totalvfs',
+    'sriov_vf_device',
     'subsystem_device',
     'subsystem_vendor',
     'vendor',

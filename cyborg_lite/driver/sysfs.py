@@ -24,6 +24,9 @@ BDF = re.compile(
 )
 #: Where the kernel lists the functions.
 DEVICES = pathlib.PurePath('sys/bus/pci/devices')
+#: Kernel drivers that hand a function to a guest: the vendor's own driver and tools do not see it.
+#: Source: Documentation/driver-api/vfio.rst and drivers/pci/pci-stub.c of Linux.
+PASSED_THROUGH = ('vfio-pci', 'pci-stub')
 #: The most that is read of a file, in bytes: an attribute of sysfs is one page at most.
 LIMIT = 4096
 #: The most entries that are read of a directory.
@@ -136,6 +139,12 @@ class Function:
         return self._hex('class', 6)
 
     @property
+    def identity(self) -> tuple[str, ...]:
+        """What a card of another kind at this address would differ in: ids and subsystem ids."""
+        subsystem = self._hex('subsystem_vendor', 4), self._hex('subsystem_device', 4)
+        return *self.ids, *subsystem
+
+    @property
     def numa_node(self) -> int | None:
         """The NUMA node; None where the kernel writes -1 or nothing."""
         return self._number('numa_node')
@@ -155,13 +164,120 @@ class Function:
         return self._number('sriov_numvfs') or 0
 
     @property
+    def totalvfs(self) -> int | None:
+        """How many virtual functions there can be; None for one that cannot have any.
+
+        A virtual function has no SR-IOV capability of its own, and so no such file.
+        """
+        return self._number('sriov_totalvfs')
+
+    def link(self, name: str) -> str | None:
+        """The last part of where a link leads, though it may dangle: recorded trees lack targets.
+
+        ``driver`` names the bound driver, ``iommu_group`` the number of the group.
+        """
+        try:
+            target = os.path.basename(os.readlink(self.path / name))
+        except (OSError, ValueError):
+            return None
+        return target if re.fullmatch(r'\w[\w.+-]{0,63}', target, re.ASCII) else None
+
+    @property
+    def driver(self) -> str | None:
+        """The kernel driver that is bound; None if there is none."""
+        return self.link('driver')
+
+    @property
+    def iommu_group(self) -> str | None:
+        """The number of the IOMMU group; None without an IOMMU.
+
+        Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups of Linux.
+        """
+        group = self.link('iommu_group') or ''
+        return group if re.fullmatch('[0-9]{1,9}', group) else None
+
+    @property
+    def is_console(self) -> bool:
+        """Whether the firmware's and the kernel's console is shown by this card.
+
+        Source: boot_vga_show() in drivers/pci/pci-sysfs.c of Linux.
+        """
+        return self.read('boot_vga') == '1'
+
+    @property
+    def mediated_devices(self) -> list[str]:
+        """The mediated devices that exist on this function, each ``type/name``.
+
+        Source: Documentation/driver-api/vfio-mediated-device.rst of Linux.
+        """
+        types = self.path / 'mdev_supported_types'
+        return [
+            f'{kind}/{name}'
+            for kind in self.tree.names(types)
+            for name in self.tree.names(types / kind / 'devices')
+        ]
+
+    @functools.cached_property
+    def routing_id(self) -> int:
+        """Bus, device and function as one number; source: PCI Express, Routing ID."""
+        part = self.address
+        return int(part['bus'], 16) << 8 | int(part['device'], 16) << 3 | int(part['function'])
+
+    @property
     def virtual_functions(self) -> collections.abc.Iterator[Function]:
         """The virtual functions of this one, in order of their numbers."""
+        for function in self._linked():
+            # A link of a broken tree may lead to another card.
+            if function.is_virtual:
+                yield function
+
+    def _linked(self) -> collections.abc.Iterator[Function]:
+        """What the links of this function to its virtual ones lead to."""
         links = [n for n in self.tree.names(self.path) if re.fullmatch('virtfn[0-9]{1,5}', n)]
         for name in sorted(links, key=lambda name: int(name[6:])):
             target = self.tree.inside(self.path / name)
             if target and BDF.fullmatch(target.name):
-                function = Function(self.tree, target, target.name)
-                # A link of a broken tree may lead to another card.
-                if function.is_virtual:
-                    yield function
+                yield Function(self.tree, target, target.name)
+
+    def covers(self, other: Function) -> bool:
+        """Whether the other can only be a virtual function of this one, linked or not.
+
+        Either a link leads to it, or it is where one has to be, and has the id of one.
+        """
+        if other.bdf in {function.bdf for function in self._linked()}:
+            return True
+        if other.address['domain'] != self.address['domain']:
+            return False
+        distance = other.routing_id - self.routing_id
+        offset, stride = self._number('sriov_offset'), self._number('sriov_stride')
+        if offset is None or stride is None:
+            # Linux before 4.14 does not tell where they are: any place on the bus may be one's as
+            # long as some are missing.
+            return 0 < distance < 256 and self.numvfs > len(list(self._linked()))
+        # With one virtual function the stride may be 0.
+        number, rest = divmod(distance - offset, stride or 1)
+        return (
+            rest == 0
+            and 0 <= number < max(self.totalvfs or 0, self.numvfs)
+            and int(other.ids[1] or '0', 16) == self._virtual_id()
+        )
+
+    def _virtual_id(self) -> int:
+        """The device id of the virtual functions; source: sriov_vf_device_show() of Linux."""
+        text = (self.read('sriov_vf_device') or '').lower().removeprefix('0x')
+        return int(text, 16) if re.fullmatch('[0-9a-f]{1,4}', text) else -1
+
+
+def unlinked(functions: list[Function]) -> dict[str, list[Function]]:
+    """The virtual functions that have no link to their physical one, by the address of that.
+
+    The kernel adds a virtual function, then links ``virtfnN`` to it, then ``physfn`` back, and
+    counts it in ``sriov_numvfs`` last; it takes them away in the reverse order.  A look in between
+    sees a function that is like a card of its own.
+    Source: pci_iov_add_virtfn() and sriov_enable() in drivers/pci/iov.c of Linux.
+    """
+    # What has the SR-IOV capability is no virtual function.
+    capable = [f for f in functions if f.totalvfs is not None or f.numvfs]
+    loose = [f for f in functions if f.totalvfs is None and not f.is_virtual] if capable else []
+    found = {card.bdf: [f for f in loose if f is not card and card.covers(f)] for card in capable}
+    return {bdf: virtual for bdf, virtual in found.items() if virtual}

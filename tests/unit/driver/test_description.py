@@ -53,6 +53,26 @@ def test_everything(tmp_path):
     assert host.run('npu-smi') == 'help\n\n'
 
 
+def test_groups_and_files_of_virtual_functions(tmp_path):
+    virtual = {'id': '10de:2335', 'total': '16', 'enabled': '3', 'offset': '4', 'stride': '2'}
+    more = {'iommu_group': '90', 'files': {'1': {'nvidia/current_vgpu_type': '1428'}}}
+    gpu = {'id': '10de:2335', 'class': '030200', 'at': {'0': ['0000:3d:00.0']}}
+    files = {'boot_vga': '1', 'mdev_supported_types/nvidia-36/devices/0': ''}
+    host = lay_out(
+        tmp_path,
+        functions=[gpu | {'iommu_group': '17', 'files': files, 'virtual': virtual | more}],
+    )
+    card, *virtual = host.tree.functions()
+    assert (card.iommu_group, card.is_console) == ('17', True)
+    assert card.mediated_devices == ['nvidia-36/0']
+    assert (card.read('sriov_offset'), card.read('sriov_stride')) == ('4', '2')
+    # As the kernel writes it: no 0x.
+    assert card.read('sriov_vf_device') == '2335'
+    assert [f.iommu_group for f in virtual] == ['90', '91', '92']
+    types = [f.read('nvidia/current_vgpu_type') for f in virtual]
+    assert types == [None, '1428', None]
+
+
 def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
     virtual = {'id': '8086:37c9', 'total': '3', 'enabled': '3', 'offset': '254', 'stride': '2'}
     host = lay_out(tmp_path, functions=[ONE | {'virtual': virtual}])

@@ -145,6 +145,102 @@ def test_a_virtual_function_that_is_another_card_is_none(tree):
     assert list(tree.functions()[0].virtual_functions) == []
 
 
+def test_links_that_dangle_still_tell(tree):
+    """Recorded trees lack what they lead to."""
+    path = add(tree)
+    (path / 'driver').symlink_to('../../../../bus/pci/drivers/vfio-pci')
+    (path / 'iommu_group').symlink_to('../../../../kernel/iommu_groups/17')
+    assert (only(tree).driver, only(tree).iommu_group) == ('vfio-pci', '17')
+
+
+@pytest.mark.parametrize('target', ['..', '.', 'a b', 'x' * 65, 'a\nb', '\u0661'])
+def test_links_that_tell_nothing(tree, target):
+    path = add(tree)
+    for name in ('driver', 'iommu_group'):
+        (path / name).symlink_to(target)
+    assert (only(tree).driver, only(tree).iommu_group) == (None, None)
+
+
+def test_no_links(tree):
+    path = add(tree)
+    (path / 'driver').mkdir()
+    (path / 'iommu_group').write_text('17')
+    assert (only(tree).driver, only(tree).iommu_group) == (None, None)
+
+
+def test_mediated_devices(tree):
+    path = add(tree)
+    assert only(tree).mediated_devices == []
+    (path / 'mdev_supported_types/nvidia-36/devices').mkdir(parents=True)
+    (path / 'mdev_supported_types/nvidia-37').mkdir()
+    assert only(tree).mediated_devices == []
+    # The device itself is elsewhere: its link may dangle.
+    (path / 'mdev_supported_types/nvidia-36/devices/f715f63c').symlink_to('../../../f715f63c')
+    assert only(tree).mediated_devices == ['nvidia-36/f715f63c']
+
+
+SRIOV = {
+    'sriov_totalvfs': '4',
+    'sriov_numvfs': '4',
+    'sriov_offset': '4',
+    'sriov_stride': '1',
+    'sriov_vf_device': 'd805',
+}
+
+
+def unlinked(tree) -> dict[str, list[str]]:
+    found = sysfs.unlinked(tree.functions())
+    return {bdf: [f.bdf for f in functions] for bdf, functions in found.items()}
+
+
+@pytest.mark.parametrize(
+    ('bdf', 'device', 'found'),
+    [
+        ('0000:01:00.4', '0xd805', True),
+        ('0000:01:00.7', '0xd805', True),
+        ('0000:01:01.0', '0xd805', False),
+        ('0000:01:00.3', '0xd805', False),
+        ('0000:01:00.4', '0xd802', False),
+        ('0001:01:00.4', '0xd805', False),
+        ('0000:02:00.4', '0xd805', False),
+    ],
+)
+@pytest.mark.parametrize('numvfs', ['0', '4'])
+def test_a_virtual_function_before_its_links_is_known_by_place_and_id(
+    tree, bdf, device, found, numvfs
+):
+    """While the kernel makes them, they are not counted yet."""
+    add(tree, **SRIOV | {'sriov_numvfs': numvfs})
+    add(tree, bdf, device=device)
+    assert unlinked(tree) == ({'0000:01:00.0': [bdf]} if found else {})
+
+
+def test_a_virtual_function_with_one_link_of_two(tree):
+    path = add(tree, sriov_totalvfs='4', sriov_numvfs='0')
+    add(tree, '0000:01:10.0')
+    (path / 'virtfn0').symlink_to('../0000:01:10.0')
+    assert unlinked(tree) == {'0000:01:00.0': ['0000:01:10.0']}
+
+
+def test_a_physical_function_is_never_a_virtual_one(tree):
+    path = add(tree, **SRIOV)
+    add(tree, '0000:01:00.4', device='0xd805', sriov_totalvfs='4')
+    (path / 'virtfn0').symlink_to('../0000:01:00.4')
+    assert unlinked(tree) == {}
+
+
+def test_a_kernel_that_does_not_tell_the_places(tree):
+    """Until as many are linked as are enabled, any function on the bus may be one."""
+    path = add(tree, sriov_totalvfs='4', sriov_numvfs='1')
+    add(tree, '0000:01:00.5')
+    add(tree, '0000:02:00.0')
+    assert unlinked(tree) == {'0000:01:00.0': ['0000:01:00.5']}
+    virtual = add(tree, '0000:01:00.4')
+    (path / 'virtfn0').symlink_to('../0000:01:00.4')
+    (virtual / 'physfn').symlink_to('../0000:01:00.0')
+    assert unlinked(tree) == {}
+
+
 def test_a_directory_without_end(tree, monkeypatch):
     monkeypatch.setattr(sysfs, 'ENTRIES', 3)
     for number in range(8):

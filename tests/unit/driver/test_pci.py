@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is given out of a PCI card, whatever its family, while its tree changes."""
+
+from __future__ import annotations
+
+import json
+
+from oslo_config import cfg
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers import intel_qat
+from cyborg_lite.drivers import nvidia_gpu
+from cyborg_lite.drivers import pci
+from tests.unit.drivers import captures
+
+CARD = '0000:3b:00.0'
+
+
+def configured(*specs: dict) -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    conf.register_opts([cfg.MultiStrOpt('device_spec', default=[])], 'pci')
+    conf.set_override('device_spec', [json.dumps(spec) for spec in specs], 'pci')
+    return conf
+
+
+def by_spec(**spec: str):
+    return lambda host: pci.PciDevices(host, configured(spec))
+
+
+def of(kind: type[driver.Driver]):
+    return lambda host: kind(host, configured())
+
+
+#: A driver, and the ids of card and virtual function and the class that it knows.
+FAMILIES = {
+    'ascend': (of(huawei_ascend.HuaweiAscend), '19e5:d802', '19e5:d802', '120000'),
+    'nvidia': (of(nvidia_gpu.NvidiaGpu), '10de:2335', '10de:2335', '030200'),
+    'qat': (of(intel_qat.IntelQat), '8086:37c8', '8086:37c9', '0b4000'),
+    'vendor': (by_spec(vendor_id='1bcf'), '1bcf:001c', '1bcf:001d', '0b4000'),
+    'class': (by_spec(class_id='0b40'), '1bcf:001c', '1bcf:001d', '0b4000'),
+    'address': (by_spec(address='0000:3b:*.*'), '1bcf:001c', '1bcf:001c', '0b4000'),
+    'virtual': (by_spec(vendor_id='1bcf', product_id='001d'), '1bcf:001c', '1bcf:001d', '0b4000'),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def split(request, tmp_path):
+    """A host with one card of four virtual functions, and the driver that finds it."""
+    make, ids, virtual, pci_class = FAMILIES[request.param]
+    enabled = {'id': virtual, 'total': '8', 'enabled': '4', 'offset': '4'}
+    function = captures.function(CARD, ids, pci_class, virtual=enabled)
+    host = captures.host(tmp_path, [function])
+    return host, make(host)
+
+
+def offered(subject: driver.Driver) -> dict[str, list[str]]:
+    """The functions that are given out, by the card that they are of."""
+    return {
+        device.address: [
+            '{domain}:{bus}:{device}.{function}'.format(**handle.attach_info)
+            for part in device.deployables
+            for handle in part.attach_handles
+        ]
+        for device in subject.discover()
+    }
+
+
+FUNCTIONS = [f'0000:3b:00.{n}' for n in (4, 5, 6, 7)]
+
+
+def test_virtual_functions(split):
+    assert offered(split[1]) == {CARD: FUNCTIONS}
+
+
+@pytest.mark.parametrize('numvfs', ['0', '4'])
+@pytest.mark.parametrize('links', ['none', 'virtfn'])
+def test_a_function_that_is_not_linked_yet_is_no_card_and_not_given_out(split, links, numvfs):
+    host, subject = split
+    card, _, late, *_ = host.tree.functions()
+    (card.path / 'sriov_numvfs').write_text(numvfs)
+    (late.path / 'physfn').unlink()
+    if links == 'none':
+        (card.path / 'virtfn1').unlink()
+    assert offered(subject) == {CARD: [f for f in FUNCTIONS if f != late.bdf]}
+
+
+@pytest.mark.parametrize('numvfs', ['0', '4'])
+def test_a_card_whose_functions_are_not_linked_yet_is_not_given_out(split, numvfs):
+    """They appear one after another: the card is never whole again, and never two."""
+    host, subject = split
+    card, *virtual = host.tree.functions()
+    (card.path / 'sriov_numvfs').write_text(numvfs)
+    for number, function in enumerate(virtual):
+        (card.path / f'virtfn{number}').unlink()
+        (function.path / 'physfn').unlink()
+    seen = offered(subject)
+    assert CARD not in seen or seen == {CARD: []}
+    assert not seen.keys() - {CARD}
+    for number, function in enumerate(virtual):
+        (card.path / f'virtfn{number}').symlink_to(f'../{function.bdf}')
+        before = offered(subject)
+        assert not before.keys() - {CARD}
+        assert before.get(CARD, []) == FUNCTIONS[:number]
+        (function.path / 'physfn').symlink_to(f'../{CARD}')
+        assert offered(subject) == {CARD: FUNCTIONS[: number + 1]}
+
+
+def test_a_second_card_on_the_bus_stays_one(tmp_path):
+    """It has the id that virtual functions have, and is where none can be."""
+    virtual = {'id': '10de:2335', 'total': '2', 'enabled': '0', 'offset': '4'}
+    host = captures.host(
+        tmp_path,
+        [
+            captures.function(CARD, '10de:2335', '030200', virtual=virtual),
+            captures.function('0000:3b:01.0', '10de:2335', '030200'),
+        ],
+    )
+    subject = nvidia_gpu.NvidiaGpu(host, configured())
+    assert offered(subject) == {CARD: [CARD], '0000:3b:01.0': ['0000:3b:01.0']}
+
+
+def test_a_card_with_a_mediated_device_is_not_given_out_whole(tmp_path):
+    function = captures.function(CARD, '10de:1eb8', '030200')
+    host = captures.host(tmp_path, [function])
+    subject = nvidia_gpu.NvidiaGpu(host, configured())
+    devices = host.tree.functions()[0].path / 'mdev_supported_types/nvidia-222/devices'
+    devices.mkdir(parents=True)
+    assert offered(subject) == {CARD: [CARD]}
+    (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').symlink_to('../../../f715f63c')
+    assert offered(subject) == {CARD: []}
+    (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').unlink()
+    assert offered(subject) == {CARD: [CARD]}
+
+
+def test_a_virtual_function_with_a_mediated_device_is_not_given_out(split):
+    """As NVIDIA's A2 has them: mediated devices upon virtual functions."""
+    host, subject = split
+    for function in host.tree.functions()[1:3]:
+        (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
+    assert offered(subject) == {CARD: FUNCTIONS[2:]}
+    for function in host.tree.functions()[3:]:
+        (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
+    assert offered(subject) == {CARD: []}
