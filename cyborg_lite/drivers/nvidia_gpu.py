@@ -2,15 +2,21 @@
 """NVIDIA GPUs: whole ones, and the virtual functions of those that are split for vGPU.
 
 Sysfs alone finds them.  Where nvidia-ml-py and NVIDIA's driver load, they add the product's
-name, the UUID and the memory.
+name, the UUID and the memory.  Each value is asked for alone; one that cannot be had this time
+stays as it was, and the driver says so.
+
+Source: the NVML API reference, device queries.
 """
 
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import dataclasses
 import re
 import typing
 
+from oslo_config import cfg
 from oslo_log import log
 
 from cyborg_lite import driver
@@ -19,9 +25,21 @@ from cyborg_lite.driver import sysfs
 
 LOG = log.getLogger(__name__)
 
+Facts = dict[str, typing.Any]
+
 #: A line of creatable_vgpu_types: number and name of a type; a heading is none.
 #: Source: NVIDIA vGPU software user guide, "Creating an NVIDIA vGPU on a Linux with KVM host".
 VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
+#: The errors by which NVML says that there is no driver, rather than that something is wrong.
+ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
+
+
+@dataclasses.dataclass
+class Gpu:
+    """What NVML last told of the card at an address."""
+
+    ids: tuple[str, ...]
+    facts: Facts = dataclasses.field(default_factory=dict)
 
 
 class NvidiaGpu(pci.PciDriver):
@@ -43,24 +61,47 @@ class NvidiaGpu(pci.PciDriver):
         ('10de', '2901'): 'NVIDIA B200',
     }
 
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        self._known: dict[str, Gpu] = {}
+
     def discover(self) -> list[driver.Device]:
-        self._known = {} if self.host.recorded else _nvml()
-        return super().discover()
+        cards = self.cards()
+        # Another card at the address of one that was known is another card.
+        fresh = {card.bdf: Gpu(card.identity) for card in cards}
+        same = {b: g for b, g in self._known.items() if b in fresh and g.ids == fresh[b].ids}
+        self._known = fresh | same
+        # NVML of this machine knows nothing of a recorded one, nor of cards that it has not.
+        ours = {card.bdf for card in cards if card.driver not in sysfs.PASSED_THROUGH}
+        if ours and not self.host.recorded:
+            self._ask(ours)
+        return [self.device(card) for card in cards]
 
     def is_card(self, function: sysfs.Function) -> bool:
         return function.ids[0] == '10de' and function.pci_class.startswith(self.classes)
 
     def model(self, card: sysfs.Function) -> str:
         named = self.models.get(card.ids) or f'NVIDIA GPU {card.ids[1]}'
-        return str(self._known.get(card.bdf, {}).get('name') or named)
+        return str(self._known[card.bdf].facts.get('name') or named)
 
-    def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
-        known = self._known.get(card.bdf, {})
+    def vendor_board(self, card: sysfs.Function) -> Facts:
+        known = self._known[card.bdf].facts
         return {key: known[key] for key in ('uuid', 'memory_mb') if key in known}
 
+    def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
+        """Without the virtual functions that have no vGPU type, where they can have one.
+
+        Source: NVIDIA vGPU software user guide, ``current_vgpu_type``: 0 is none.  There is no such
+        file where vGPUs are mediated devices.
+        """
+        functions = super().functions(card)
+        types = {f.bdf: f.read('nvidia/current_vgpu_type') for f in functions if f is not card}
+        if all(kind is None for kind in types.values()):
+            return functions
+        return [f for f in functions if re.fullmatch('0*[1-9][0-9]{0,8}', types[f.bdf] or '')]
+
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        split = bool(card.numvfs or list(card.virtual_functions))
-        resource_class = 'VGPU' if split else self.resource_class
+        resource_class = 'VGPU' if self.is_split(card) else self.resource_class
         return [self.deployable(card, self.functions(card), resource_class)]
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
@@ -72,38 +113,78 @@ class NvidiaGpu(pci.PciDriver):
                 if match := VGPU_TYPE.fullmatch(line):
                     yield driver.trait('NVIDIA', product, match[1])
 
+    def _ask(self, addresses: set[str]) -> None:
+        """Learn what NVML tells of the GPUs at these addresses."""
+        known = {bdf for bdf in addresses if self._known[bdf].facts}
+        try:
+            import pynvml
 
-def _nvml() -> dict[str, dict[str, typing.Any]]:
-    """What NVIDIA's library knows of the GPUs, by PCI address; nothing where it does not load."""
-    try:
-        import pynvml
+            pynvml.nvmlInit()
+        except Exception as error:  # no package, no library, no driver, or one of another release
+            LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
+            if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
+                self.note(f'NVML does not load: {error}')
+            return
+        try:
+            told = self._ask_each(pynvml)
+            for bdf in sorted(known - told):
+                self.note(f'NVML does not tell of {bdf}')
+        finally:
+            # What was learnt is learnt.
+            with contextlib.suppress(Exception):
+                pynvml.nvmlShutdown()
 
-        pynvml.nvmlInit()
-    except Exception as error:  # no package, no library, no driver, or one of another release
-        LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
-        return {}
-    known: dict[str, dict[str, typing.Any]] = {}
-    try:
-        for number in range(pynvml.nvmlDeviceGetCount()):
+    def _ask_each(self, nvml: typing.Any) -> set[str]:
+        """Ask for each GPU that NVML counts; returns the addresses of those that it has."""
+        told: set[str] = set()
+        try:
+            count = int(nvml.nvmlDeviceGetCount())
+        except Exception as error:
+            self.note(f'NVML does not count the GPUs: {error}')
+            count = 0
+        for number in range(count):
             try:
-                known |= _nvml_gpu(pynvml, number)
-            except pynvml.NVMLError as error:
-                LOG.warning('NVML does not tell of GPU %d: %s', number, error)
-    except pynvml.NVMLError as error:
-        LOG.warning('NVML does not count the GPUs: %s', error)
-    finally:
-        pynvml.nvmlShutdown()
-    return known
+                gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+                bus = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)
+            except Exception as error:
+                self.note(f'NVML does not tell of GPU {number}: {error}')
+                continue
+            address = sysfs.normal(bus) or bus
+            told.add(address)
+            if address in self._known:
+                self._learn(nvml, gpu, address)
+        return told
+
+    def _learn(self, nvml: typing.Any, gpu: typing.Any, address: str) -> None:
+        """Ask for each value alone: one that is not to be had costs no other."""
+        facts: Facts = {}
+        for key, ask in QUESTIONS.items():
+            try:
+                facts[key] = ask(nvml, gpu)
+            except Exception as error:
+                # That a card has no such value is no fault: a GB10 has no memory of its own.
+                if type(error).__name__ != 'NVMLError_NotSupported':
+                    self.note(f'NVML does not tell the {key} of {address}: {error}')
+        known = self._known[address].facts
+        if 'uuid' in facts and known.get('uuid') != facts['uuid']:
+            known.clear()  # of another card, which was here before
+        known.update(facts)
 
 
-def _nvml_gpu(nvml: typing.Any, number: int) -> dict[str, dict[str, typing.Any]]:
-    gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-    bus = nvml.nvmlDeviceGetPciInfo(gpu).busId
-    address = sysfs.normal(bus.decode(errors='replace') if isinstance(bus, bytes) else bus)
-    return {
-        address or str(bus): {
-            'name': nvml.nvmlDeviceGetName(gpu),
-            'uuid': nvml.nvmlDeviceGetUUID(gpu),
-            'memory_mb': nvml.nvmlDeviceGetMemoryInfo(gpu).total >> 20,
-        }
-    }
+#: What is asked of each GPU, by the name that we give it.
+QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.Any]] = {
+    'name': lambda nvml, gpu: _text(nvml.nvmlDeviceGetName(gpu)),
+    'uuid': lambda nvml, gpu: _text(nvml.nvmlDeviceGetUUID(gpu)),
+    'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
+}
+
+
+def _text(value: str | bytes) -> str:
+    """A text as NVML gives it: bytes in older releases of its package.
+
+    :raises ValueError: when it is none that can be shown.
+    """
+    text = value.decode(errors='replace') if isinstance(value, bytes) else str(value)
+    if not text.strip() or len(text) > 255 or not text.isprintable():
+        raise ValueError(f'not a text to be shown: {text[:32]!r}')
+    return text

@@ -120,3 +120,165 @@ def test_a_gpu_that_is_lost_takes_no_other_along(nvml, local):
 def test_no_package(monkeypatch, local):
     monkeypatch.setitem(sys.modules, 'pynvml', None)
     assert [c.model for c in discover(local)] == ['NVIDIA GPU ffff'] * 2
+
+
+class NVMLError_NotSupported(NVMLError):  # noqa: N801 - the library's name
+    """As the library's."""
+
+
+class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+def refuse(error=NVMLError):
+    def call(*args):
+        raise error('Not Supported')
+
+    return call
+
+
+def test_a_value_that_a_card_has_not_costs_no_other(nvml, local):
+    """A GB10 shares the memory of the host."""
+    nvml.nvmlDeviceGetMemoryInfo = refuse(NVMLError_NotSupported)
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert {c.model for c in cards} == {'NVIDIA H200'}
+    assert [c.vendor_board for c in cards] == [{'uuid': 'GPU-0'}, {'uuid': 'GPU-1'}]
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ('call', 'value'), [('Name', 'name'), ('UUID', 'uuid'), ('MemoryInfo', 'memory_mb')]
+)
+def test_a_value_that_fails_costs_no_other(nvml, local, call, value):
+    setattr(nvml, f'nvmlDeviceGet{call}', refuse())
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    told = [({'name': c.model} | c.vendor_board).keys() for c in cards]
+    assert told == [{'name', 'uuid', 'memory_mb'} - ({value} - {'name'})] * 2
+    assert {c.model for c in cards} == {'NVIDIA GPU ffff' if value == 'name' else 'NVIDIA H200'}
+    assert notes == [f'NVML does not tell the {value} of {c.address}: Not Supported' for c in cards]
+
+
+CALLS = [
+    'nvmlInit',
+    'nvmlDeviceGetCount',
+    'nvmlDeviceGetHandleByIndex',
+    'nvmlDeviceGetPciInfo',
+    'nvmlDeviceGetName',
+    'nvmlDeviceGetUUID',
+    'nvmlDeviceGetMemoryInfo',
+]
+
+
+@pytest.mark.parametrize('error', [NVMLError, OSError, NVMLError_DriverNotLoaded])
+@pytest.mark.parametrize('call', CALLS)
+def test_what_was_known_stays_when_a_scan_fails(nvml, local, call, error):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    before = [c.facts() for c in subject.look()[0]]
+    works = getattr(nvml, call)
+    setattr(nvml, call, refuse(error))
+    cards, notes = subject.look()
+    assert [c.facts() for c in cards] == before
+    assert notes and all('NVML does not' in note for note in notes)
+    setattr(nvml, call, works)
+    cards, notes = subject.look()
+    assert [c.facts() for c in cards] == before
+    assert notes == []
+
+
+def test_the_end_of_the_library_costs_nothing(nvml, local):
+    nvml.nvmlShutdown = refuse()
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert {c.model for c in cards} == {'NVIDIA H200'}
+    assert notes == []
+
+
+def test_a_host_without_the_driver_is_no_fault(nvml, local):
+    nvml.nvmlInit = refuse(NVMLError_DriverNotLoaded)
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert [c.model for c in cards] == ['NVIDIA GPU ffff'] * 2
+    assert notes == []
+
+
+def test_a_library_that_does_not_work_is_named(nvml, local):
+    nvml.nvmlInit = refuse()
+    assert nvidia_gpu.NvidiaGpu(local, None).look()[1] == ['NVML does not load: Not Supported']
+
+
+@pytest.mark.parametrize('changed', ['device', 'subsystem_device'])
+def test_another_card_at_the_address_inherits_nothing(nvml, local, changed):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    subject.look()
+    (local.tree.functions()[0].path / changed).write_text('0x2901')
+    nvml.nvmlDeviceGetCount = refuse()
+    first, second = subject.look()[0]
+    assert (first.vendor_board, second.model) == ({}, 'NVIDIA H200')
+
+
+def test_another_card_of_the_same_kind_inherits_nothing(nvml, local):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    subject.look()
+    nvml.nvmlDeviceGetUUID = lambda gpu: f'GPU-{gpu + 7}'
+    nvml.nvmlDeviceGetMemoryInfo = refuse(NVMLError_NotSupported)
+    assert [c.vendor_board for c in subject.look()[0]] == [{'uuid': 'GPU-7'}, {'uuid': 'GPU-8'}]
+
+
+def test_a_card_that_was_away_is_learnt_anew(nvml, local):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    subject.look()
+    vendor = local.tree.functions()[0].path / 'vendor'
+    vendor.write_text('0xffff')
+    assert len(subject.look()[0]) == 1
+    vendor.write_text('0x10de')
+    nvml.nvmlInit = refuse()
+    first, second = subject.look()[0]
+    assert (first.vendor_board, second.vendor_board['uuid']) == ({}, 'GPU-1')
+
+
+def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(nvml, local):
+    """NVIDIA's driver has let it go."""
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    before = [c.facts() for c in subject.look()[0]]
+    for function in local.tree.functions():
+        (function.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    nvml.nvmlInit = refuse()
+    cards, notes = subject.look()
+    assert [c.facts() for c in cards] == before
+    assert notes == []
+
+
+@pytest.mark.parametrize('name', ['x' * 300, 'NVIDIA\x00', '', b'\xff', ' '])
+def test_a_name_that_cannot_be_shown_costs_the_name(nvml, local, name):
+    nvml.nvmlDeviceGetName = lambda gpu: name
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    expected = 'NVIDIA GPU ffff' if name != b'\xff' else '\ufffd'
+    assert {c.model for c in cards} == {expected}
+    assert [c.vendor_board['uuid'] for c in cards] == ['GPU-0', 'GPU-1']
+
+
+def split(tmp_path, types: dict[int, str | None], count: int = 16) -> driver.Device:
+    """A card with virtual functions of these vGPU types; None is no file, and 0 is the default."""
+    virtual = {'id': '10de:2335', 'total': '16', 'enabled': str(count), 'offset': '4'}
+    function = captures.function('0000:01:00.0', '10de:2335', '030200', virtual=virtual)
+    host = captures.host(tmp_path, [function])
+    for number, virtual_function in enumerate(host.tree.functions()[0].virtual_functions):
+        kind = types.get(number, '0')
+        if kind is not None:
+            (virtual_function.path / 'nvidia').mkdir()
+            (virtual_function.path / 'nvidia/current_vgpu_type').write_text(kind)
+    [card] = discover(host)
+    return card
+
+
+@pytest.mark.parametrize(
+    ('types', 'offered'),
+    [
+        ({3: '1428', 9: '1414'}, 2),
+        ({}, 0),
+        (dict.fromkeys(range(16)), 16),
+        ({0: '1428', 1: None, 2: '-1', 3: 'none', 4: '', 5: '00'}, 1),
+    ],
+)
+def test_virtual_functions_without_a_type_are_not_offered(tmp_path, types, offered):
+    [deployable] = split(tmp_path, types).deployables
+    assert deployable.resource_class == 'VGPU'
+    assert len(deployable.attach_handles) == offered
