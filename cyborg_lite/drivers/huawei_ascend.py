@@ -3,7 +3,9 @@
 
 Sysfs alone finds the cards: one device for each PCI function, since a function goes to one
 tenant, however many chips are behind it.  Where ``npu-smi`` answers, it adds which chips they
-are; where it fails, the cards stay.
+are.  Its table is asked for in each look; board, mapping and topology once, and again only for a
+card that is new and for a question that failed.  A question that fails costs no other, and what
+was known of the same card stays.
 
 Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids, npu_info_print.c for the
 tables that npu-smi prints.  It has no JSON.
@@ -12,16 +14,17 @@ tables that npu-smi prints.  It has no JSON.
 from __future__ import annotations
 
 import collections.abc
+import copy
+import dataclasses
 import re
+import time
 import typing
 
-from oslo_log import log
+from oslo_config import cfg
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
-
-LOG = log.getLogger(__name__)
 
 Facts = dict[str, typing.Any]
 
@@ -45,6 +48,78 @@ RESOLD = [(vendor, device) for vendor in ('20c6', '203f', '20e9') for device in 
 USAGE = re.compile(r'\d{1,9}\s*/\s*(\d{1,9})')
 #: The most that is asked of single cards: each costs a run of npu-smi.
 NPUS = 64
+#: For how long one look begins new questions, in seconds: the others are for the next look.
+PATIENCE = 8.0
+#: The questions, as arguments of npu-smi.
+Question = tuple[str, ...]
+TABLE: Question = ('info',)
+MAPPING: Question = ('info', '-m')
+TOPOLOGY: Question = ('info', '-t', 'topo')
+#: How an answer is known to be one, whatever the release: a text without it is rubbish.
+SIGNS = {
+    TABLE: re.compile(r'\|\s*Bus-Id\s*\|'),
+    MAPPING: re.compile(r'^\s*NPU ID\b', re.MULTILINE),
+    TOPOLOGY: re.compile(r'^\s*(NPU|Phy-ID)\d', re.MULTILINE),
+}
+BOARD_SIGN = re.compile(r'^\s*(NPU ID|Board ID|PCIe Bus Info)\s*:', re.MULTILINE)
+#: How npu-smi says that a card or a release has no such question: it is not worth asking again.
+UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
+#: A serial number; NA, -, 0000 and the like stand for none.
+SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
+
+
+def _board_of(number: int, chip: int | None = None) -> Question:
+    """The question for a board or, with a chip, for that chip on it."""
+    question = ('info', '-t', 'board', '-i', str(number))
+    return question if chip is None else (*question, '-c', str(chip))
+
+
+@dataclasses.dataclass
+class Npu:
+    """What is known of the card at one address."""
+
+    ids: tuple[str, ...]
+    #: which entry of sysfs it was: the kernel makes another one for a card that comes anew
+    entry: int
+    #: True until its board was asked for
+    new: bool = True
+    facts: Facts = dataclasses.field(default_factory=dict)
+    serial: str | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The number by which npu-smi knows the card."""
+        return self.facts.get('npu_id')
+
+    @property
+    def chip(self) -> int:
+        """The number of its first chip."""
+        return min((chip.get('chip_id', 0) for chip in self.facts.get('chips', ())), default=0)
+
+    def place(self, number: int, name: str) -> None:
+        """Note its number and chip; those of another card mean that it is another one."""
+        known = self.facts.get('chip_name')
+        if self.number != number or (name and known and name != known):
+            self.facts, self.serial, self.new = {}, None, True
+            known = None
+        self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
+        self.facts.setdefault('chips', [])
+
+    def add(self, chip: Facts) -> None:
+        """Note what is told of a chip; a value that is unknown now leaves the old one."""
+        chips = self.facts['chips']
+        known = next((c for c in chips if c.get('chip_id', 0) == chip.get('chip_id', 0)), None)
+        if known is None:
+            chips.append(dict(chip))
+        else:
+            known.update({key: value for key, value in chip.items() if value or key not in known})
+
+    def call(self, serial: str | None) -> None:
+        """Note the serial number that the board tells; another one means that it is another."""
+        if self.serial and serial != self.serial and self.new:
+            self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
+        if serial or self.new:
+            self.serial = serial
 
 
 class HuaweiAscend(pci.PciDriver):
@@ -55,16 +130,39 @@ class HuaweiAscend(pci.PciDriver):
         for vendor, device in [('19e5', d) for d in FAMILIES] + RESOLD + [('ffff', 'd500')]
     }
 
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        self._known: dict[str, Npu] = {}
+        # The questions that need not be asked again, and those that failed last time.
+        self._answered: set[Question] = set()
+        self._failed: set[Question] = set()
+        self._mapping: list[Facts] = []
+
     def discover(self) -> list[driver.Device]:
-        cards = list(self.cards())
-        self._known = self._ask() if cards else {}
+        cards = self.cards()
+        self._known = {card.bdf: self._remember(card) for card in cards}
+        # What a guest has is not seen by npu-smi.
+        ours = [card for card in cards if card.driver not in sysfs.PASSED_THROUGH]
+        if ours:
+            self._ask(ours)
         return [self.device(card) for card in cards]
+
+    def _remember(self, card: sysfs.Function) -> Npu:
+        """What is known of this very card; nothing of another one that was at its address."""
+        entry = card.path.lstat().st_ino
+        known = self._known.get(card.bdf)
+        if known is None or known.ids != card.identity:
+            return Npu(card.identity, entry)
+        if known.entry != entry:
+            known.entry, known.new = entry, True
+        return known
 
     def model(self, card: sysfs.Function) -> str:
         return f'Ascend {self._chip(card) or FAMILIES[card.ids[1]]}'
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
-        return self._known.get(card.bdf, {})
+        # A copy: the next look may change what is known while this one is still reported.
+        return copy.deepcopy(self._known[card.bdf].facts)
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``."""
@@ -85,56 +183,146 @@ class HuaweiAscend(pci.PciDriver):
         family = FAMILIES[card.ids[1]]
         return name if re.fullmatch(rf'{family}\d[\w.-]{{0,15}}', name) else None
 
-    def _ask(self) -> dict[str, Facts]:
-        """What npu-smi knows of the cards, by PCI address; nothing where it is absent."""
-        known: dict[str, Facts] = {}
+    def _ask(self, cards: list[sysfs.Function]) -> None:
+        """Learn what npu-smi tells of these cards."""
+        begun = time.monotonic()
+        text = self._npu_smi(TABLE)
+        known = {card.bdf for card in cards if card.driver or self._known[card.bdf].facts}
+        if text:
+            for bdf in sorted(known - self._take_table(parse_info(text))):
+                self.note(f'npu-smi info does not list {bdf}')
+        elif text == '' and any(npu.facts for npu in self._known.values()):
+            self.note('npu-smi is not there any more')
+        if text != '' or self.host.recorded:
+            self._forget_answers()
+            self._ask_once(begun)
+        for npu in self._known.values():
+            npu.new = False
+
+    def _ask_once(self, begun: float) -> None:
+        """Ask what has no answer yet, as long as there is time."""
+        failed: set[Question] = set()
+        # What failed last time comes last: it may take all the time there is.
+        while questions := [q for q in self._questions() if q not in failed]:
+            if time.monotonic() - begun > PATIENCE:
+                self.note('npu-smi is slow: what is left is asked for in the next look')
+                break
+            question = min(questions, key=self._failed.__contains__)
+            text = self._npu_smi(question)
+            if text is None:
+                failed.add(question)
+            else:
+                self._answered.add(question)
+                self._take(question, text)
+        self._failed = failed
+
+    def _npu_smi(self, question: Question) -> str | None:
+        """What npu-smi answers: '' if it has no answer to give, None if it failed to give one."""
+        sign = SIGNS.get(question, BOARD_SIGN)
         try:
-            for chip in parse_info(self._npu_smi('info')):
-                _add(known, **chip)
-            mapping = parse_mapping(self._npu_smi('info', '-m'))
-            numbers = {row['npu_id'] for row in mapping} | {k['npu_id'] for k in known.values()}
-            for number in sorted(numbers)[:NPUS]:
-                board = parse_board(self._npu_smi('info', '-t', 'board', '-i', str(number)))
-                _describe(known, number, board, mapping)
-            for number, peers in parse_topology(self._npu_smi('info', '-t', 'topo')).items():
-                for facts in _of(known, number):
-                    facts['hccs_peers'] = peers
+            text = self.host.run('npu-smi', *question)
         except driver.ToolError as error:
-            LOG.warning('Of some facts of NPUs sysfs alone tells: %s', error)
-        return known
+            if UNSUPPORTED.search(str(error)):
+                return ''
+            self.note(str(error))
+            return None
+        if text is None or not sign.search(text) and UNSUPPORTED.search(text):
+            return ''
+        if not sign.search(text):
+            self.note(f'npu-smi {" ".join(question)}: no answer to the question')
+            return None
+        return text
 
-    def _npu_smi(self, *args: str) -> str:
-        return self.host.run('npu-smi', *args) or ''
+    def _take_table(self, chips: list[Facts]) -> set[str]:
+        """Note what the table tells of our cards; returns the addresses of those it lists."""
+        for chip in chips:
+            if npu := self._known.get(chip['bus']):
+                npu.place(chip['npu_id'], chip['chip_name'])
+                npu.add(chip['chip'])
+        return {chip['bus'] for chip in chips}
 
+    def _forget_answers(self) -> None:
+        """Ask again what may be otherwise where cards are new."""
+        new = [npu for npu in self._known.values() if npu.new]
+        same = {npu.number for npu in self._known.values()} - {npu.number for npu in new}
+        if new:
+            self._answered = {q for q in self._answered if len(q) > 4 and int(q[4]) in same}
 
-def _of(known: dict[str, Facts], number: int) -> list[Facts]:
-    return [facts for facts in known.values() if facts['npu_id'] == number]
+    def _questions(self) -> list[Question]:
+        """What is still to be asked, as far as is known by now."""
+        known = self._known.values()
+        numbers = {npu.number for npu in known}
+        if None in numbers:
+            # The board of a number tells at which address it is.
+            numbers |= {row['npu_id'] for row in self._mapping}
+        boards = [_board_of(n) for n in sorted(n for n in numbers if n is not None)[:NPUS]]
+        dies = sorted((npu.number or 0, npu.chip) for npu in known if self._needs_die(npu))
+        questions = [MAPPING, *boards, *(_board_of(*die) for die in dies), TOPOLOGY]
+        return [question for question in questions if question not in self._answered]
 
+    def _needs_die(self, npu: Npu) -> bool:
+        """Whether the chip alone can tell which card this is: no serial number is known.
 
-def _add(known: dict[str, Facts], bus: str, npu_id: int, chip_name: str, chip: Facts) -> None:
-    """Add a chip to the function that it is behind."""
-    facts = known.setdefault(bus, {'npu_id': npu_id, 'chip_name': chip_name, 'chips': []})
-    facts['chips'].append(chip)
+        Each 910 has one: ``VDie ID``.
+        """
+        asked = npu.number is not None and _board_of(npu.number) in self._answered
+        return asked and self._serial(npu) is None and FAMILIES[npu.ids[1]].startswith('910')
 
+    def _serial(self, npu: Npu) -> str | None:
+        """The serial number, unless others have the same: then it is none."""
+        several = [other for other in self._known.values() if other.serial == npu.serial]
+        return npu.serial if len(several) == 1 else None
 
-def _describe(
-    known: dict[str, Facts], number: int, board: dict[str, str], mapping: list[Facts]
-) -> None:
-    """Add what the board and the mapping tell of one NPU."""
-    rows = [row for row in mapping if row['npu_id'] == number]
-    bus = sysfs.normal(board.get('PCIe Bus Info', ''))
-    if bus and not _of(known, number):
-        name = rows[0]['chip_name'] if rows else ''
-        for row in rows:
-            _add(known, bus, number, name, {'chip_id': row['chip_id']})
-    for facts in _of(known, number):
-        if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
-            # It tells which vNPU templates the chip has; its name does not.
-            facts['board_id'] = board['Board ID'].lower()
-        for chip in facts['chips']:
-            for row in rows:
+    def _at(self, number: int) -> list[Npu]:
+        """The cards of one number: the two dies of a 910_93 are two functions."""
+        return [npu for npu in self._known.values() if npu.number == number]
+
+    def _take(self, question: Question, text: str) -> None:
+        """Note what the answer tells; it may be empty."""
+        if question == MAPPING:
+            self._mapping = parse_mapping(text)
+            for row in self._mapping:
+                self._take_row(row)
+        elif question == TOPOLOGY:
+            for number, peers in parse_topology(text).items():
+                for npu in self._at(number):
+                    npu.facts['hccs_peers'] = peers
+        elif len(question) == len(_board_of(0)):
+            self._take_board(int(question[4]), parse_board(text))
+        else:
+            self._take_die(int(question[4]), int(question[6]), parse_board(text))
+
+    def _take_row(self, row: Facts) -> None:
+        """Note what the mapping tells of a chip."""
+        for npu in self._at(row['npu_id']):
+            for chip in npu.facts['chips']:
                 if row['chip_id'] == chip.get('chip_id', 0):
                     chip.update((k, v) for k, v in row.items() if k in ('logic_id', 'phy_id'))
+
+    def _take_board(self, number: int, board: dict[str, str]) -> None:
+        npu = self._known.get(sysfs.normal(board.get('PCIe Bus Info', '')) or '')
+        if npu and not self._at(number):
+            for row in [row for row in self._mapping if row['npu_id'] == number]:
+                npu.place(number, row['chip_name'])
+                npu.add({'chip_id': row['chip_id']})
+                self._take_row(row)
+        serial = _serial_in(board.get('Serial Number', ''))
+        several = len(self._at(number)) > 1
+        for npu in self._at(number):
+            npu.call(f'{serial}/{npu.chip}' if serial and several else serial)
+            if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
+                # It tells which vNPU templates the chip has; its name does not.
+                npu.facts['board_id'] = board['Board ID'].lower()
+
+    def _take_die(self, number: int, chip: int, board: dict[str, str]) -> None:
+        for npu in self._at(number):
+            if npu.chip == chip:
+                npu.serial = _serial_in('-'.join(board.get('VDie ID', '').split()))
+
+
+def _serial_in(text: str) -> str | None:
+    """The serial number that the text is, if it is one."""
+    return text if SERIAL.fullmatch(text) else None
 
 
 def parse_info(text: str) -> list[Facts]:

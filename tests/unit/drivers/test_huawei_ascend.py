@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import string
 
 import hypothesis
@@ -254,3 +256,296 @@ def test_a_table_that_names_a_thousand_cards_costs_few_runs(tmp_path):
     host.run = lambda *args, **kwargs: runs.append(args) or run(*args, **kwargs)
     huawei_ascend.HuaweiAscend(host, None).discover()
     assert len(runs) <= huawei_ascend.NPUS + 3
+
+
+class Asked(driver.Host):
+    """A recorded host that counts the runs of its tool, and fails those it is told to."""
+
+    def __init__(self, copy: driver.Host) -> None:
+        super().__init__(copy.name, copy.root)
+        self.runs: list[str] = []
+        self.failing: dict[str, str | Exception | None] = {}
+
+    def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
+        question = ' '.join(args)
+        self.runs.append(question)
+        if question not in self.failing:
+            return super().run(tool, *args, timeout=timeout)
+        answer = self.failing[question]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def since(self) -> list[str]:
+        """The runs since this was asked last."""
+        runs, self.runs = self.runs, []
+        return runs
+
+
+@pytest.fixture
+def atlas(tmp_path):
+    """The shipped server of eight 910B3."""
+    return Asked(hosts.find('atlas-800t-a2', tmp_path))
+
+
+def subject_of(host: driver.Host) -> huawei_ascend.HuaweiAscend:
+    return huawei_ascend.HuaweiAscend(host, None)
+
+
+def facts(subject: huawei_ascend.HuaweiAscend) -> list[dict]:
+    return [card.facts() for card in subject.discover()]
+
+
+BOARDS = [f'info -t board -i {n}' for n in range(8)]
+DIES = [f'{board} -c 0' for board in BOARDS]
+
+
+def test_what_cannot_change_is_asked_once(atlas):
+    subject = subject_of(atlas)
+    first = facts(subject)
+    assert atlas.since() == ['info', 'info -m', *BOARDS, *DIES, 'info -t topo']
+    for _ in range(5):
+        assert facts(subject) == first
+        assert atlas.since() == ['info']
+
+
+FAILURES = [
+    driver.ToolError('npu-smi: exit status 1'),
+    driver.ToolError('npu-smi: no answer within 10 s'),
+    '',
+    'rubbish',
+    'ERROR: the card is busy',
+]
+
+
+@pytest.mark.parametrize('failure', FAILURES, ids=str)
+def test_a_question_that_fails_costs_no_other(atlas, failure):
+    atlas.failing = {BOARDS[3]: failure}
+    subject = subject_of(atlas)
+    cards, notes = subject.look()
+    lacking = [c.vendor_board['npu_id'] for c in cards if 'board_id' not in c.vendor_board]
+    assert lacking == [3]
+    for card in cards:
+        assert card.model == 'Ascend 910B3'
+        assert card.vendor_board['hccs_peers']
+        assert card.vendor_board['chips'][0]['logic_id'] == card.vendor_board['npu_id']
+    assert len(notes) == 1
+    assert notes[0] == str(failure) or BOARDS[3] in notes[0]
+    # It alone is asked again.
+    atlas.since()
+    atlas.failing = {}
+    cards, notes = subject.look()
+    assert atlas.since() == ['info', BOARDS[3], DIES[3]]
+    assert all(c.vendor_board['board_id'] == '0x32' for c in cards)
+    assert notes == []
+
+
+@pytest.mark.parametrize('failure', [*FAILURES, None], ids=str)
+@pytest.mark.parametrize('question', ['info', 'info -m', 'info -t topo', BOARDS[0]])
+def test_what_was_known_stays_when_a_question_fails(atlas, question, failure):
+    subject = subject_of(atlas)
+    before = facts(subject)
+    atlas.failing = {question: failure}
+    cards, notes = subject.look()
+    assert [card.facts() for card in cards] == before
+    assert len(notes) == (question == 'info')
+
+
+def test_a_tool_that_is_gone_costs_nothing(atlas):
+    subject = subject_of(atlas)
+    before = facts(subject)
+    shutil.rmtree(atlas.root / 'tools')
+    cards, notes = subject.look()
+    assert [card.facts() for card in cards] == before
+    assert cards[0].model == 'Ascend 910B3'
+    assert cards[0].deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3']
+    assert notes == ['npu-smi is not there any more']
+
+
+def test_a_host_without_the_tool_is_no_fault(atlas):
+    shutil.rmtree(atlas.root / 'tools')
+    cards, notes = subject_of(atlas).look()
+    assert {card.model for card in cards} == {'Ascend 910B'}
+    assert notes == []
+
+
+def test_a_tool_that_comes_later_is_asked(tmp_path):
+    host = Asked(hosts.find('atlas-800t-a2', tmp_path))
+    tools = (host.root / 'tools').rename(host.root / 'later')
+    subject = subject_of(host)
+    assert {card.model for card in subject.discover()} == {'Ascend 910B'}
+    tools.rename(host.root / 'tools')
+    assert facts(subject) == facts(subject_of(host))
+
+
+def test_a_row_that_is_lacking_costs_its_card_nothing(atlas):
+    subject = subject_of(atlas)
+    before = facts(subject)
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('0000:81:00.0', 'NA'))
+    cards, notes = subject.look()
+    assert [card.facts() for card in cards] == before
+    assert notes == ['npu-smi info does not list 0000:81:00.0']
+
+
+def test_a_memory_that_is_not_told_this_time_stays(atlas):
+    subject = subject_of(atlas)
+    before = facts(subject)
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('3162 / 65536', 'NA   / NA   '))
+    assert facts(subject) == before
+
+
+@pytest.mark.parametrize(
+    'text', ['This device does not support querying topo.', 'Unsupported', 'not supported']
+)
+def test_a_question_that_the_card_does_not_know_is_no_fault(atlas, text):
+    for answer in (f'{text}\n', driver.ToolError(f"npu-smi info -t topo: exit status 1: '{text}'")):
+        atlas.failing = {'info -t topo': answer}
+        subject = subject_of(atlas)
+        assert subject.look()[1] == []
+        atlas.since()
+        assert subject.look()[1] == []
+        assert atlas.since() == ['info']
+
+
+def test_a_new_card_alone_is_asked_for(atlas, tmp_path):
+    place = atlas.root / 'sys/bus/pci/devices/0000:c1:00.0'
+    link = place.readlink()
+    place.unlink()
+    subject = subject_of(atlas)
+    before = facts(subject)
+    atlas.since()
+    place.symlink_to(link)
+    cards = subject.discover()
+    assert atlas.since() == ['info', 'info -m', BOARDS[0], DIES[0], 'info -t topo']
+    assert [card.facts() for card in cards[:-2] + cards[-1:]] == before
+    assert cards[-2].vendor_board == facts(subject_of(atlas))[-2]['vendor_board']
+
+
+@pytest.mark.parametrize('change', ['device', 'subsystem_device'])
+def test_another_card_at_the_address_inherits_nothing(atlas, change):
+    subject = subject_of(atlas)
+    subject.discover()
+    card = atlas.tree.functions()[2]
+    (card.path / change).write_text('0xd803')
+    bdf = card.bdf
+    atlas.failing = dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish')
+    found = {card.address: card for card in subject.discover()}
+    assert found[bdf].vendor_board == {}
+    assert [c.vendor_board != {} for a, c in found.items() if a != bdf] == [True] * 7
+
+
+def test_a_card_that_was_away_inherits_nothing(atlas):
+    subject = subject_of(atlas)
+    subject.discover()
+    vendor = atlas.tree.functions()[2].path / 'vendor'
+    vendor.write_text('0xffff')
+    assert len(subject.discover()) == 7
+    vendor.write_text('0x19e5')
+    atlas.failing = dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish')
+    assert [c.vendor_board == {} for c in subject.discover()].count(True) == 1
+
+
+def test_another_chip_by_the_table_inherits_nothing(atlas):
+    subject = subject_of(atlas)
+    subject.discover()
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('| 2     910B3', '| 2     910B4'))
+    atlas.failing = {BOARDS[2]: 'rubbish'}
+    [card] = [c for c in subject.discover() if c.vendor_board['npu_id'] == 2]
+    assert card.model == 'Ascend 910B4'
+    assert 'board_id' not in card.vendor_board
+    assert card.deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B4']
+
+
+def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(atlas):
+    subject = subject_of(atlas)
+    before = facts(subject)
+    [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
+    (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('0000:C1:00.0', 'NA'))
+    cards, notes = subject.look()
+    assert [card.facts() for card in cards] == before
+    assert notes == []
+
+
+def test_a_tool_is_not_run_where_guests_have_all_cards(atlas):
+    for card in atlas.tree.functions():
+        if card.ids == ('19e5', 'd802'):
+            (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    subject_of(atlas).discover()
+    assert atlas.since() == []
+
+
+def test_what_is_reported_does_not_change_afterwards(atlas):
+    subject = subject_of(atlas)
+    cards = subject.discover()
+    before = json.dumps([card.facts() for card in cards])
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('65536', '32768'))
+    subject.discover()
+    assert json.dumps([card.facts() for card in cards]) == before
+
+
+def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
+    """Each question takes three seconds; what failed last time comes last."""
+    clock = [0.0]
+    monkeypatch.setattr(huawei_ascend.time, 'monotonic', lambda: clock[0])
+    run = atlas.run
+
+    def slow(*args, **kwargs):
+        clock[0] += 3
+        return run(*args, **kwargs)
+
+    atlas.run = slow
+    atlas.failing = {BOARDS[0]: driver.ToolError('npu-smi: no answer')}
+    subject = subject_of(atlas)
+    told = 0
+    for _ in range(6):
+        begun = clock[0]
+        cards, notes = subject.look()
+        assert notes
+        assert {card.model for card in cards} == {'Ascend 910B3'}
+        # With one more question, which may take ten seconds, that is less than an interval.
+        assert clock[0] - begun <= huawei_ascend.PATIENCE + 3
+        boards = [card for card in cards if 'board_id' in card.vendor_board]
+        assert len(boards) >= told
+        told = len(boards)
+    assert told == 7
+    atlas.failing = {}
+    for _ in range(10):
+        cards, notes = subject.look()
+    assert notes == []
+    assert all('board_id' in card.vendor_board for card in cards)
+
+
+def test_the_tool_by_itself(tmp_path, monkeypatch):
+    """A real process: it fails for one call of one card, and then is gone."""
+    copy = hosts.find('atlas-800t-a2', tmp_path / 'host')
+    tool = tmp_path / 'bin/npu-smi'
+    tool.parent.mkdir()
+    tool.write_text(
+        '#!/bin/sh\n'
+        f'echo "$*" >> {tmp_path}/runs\n'
+        'case "$*" in *"-i 5") exit 3;; esac\n'
+        f'exec cat "{copy.root}/tools/npu-smi/$(echo "$*" | tr " " _).txt"\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tool.parent}:{os.environ["PATH"]}')
+    # The shipped server shows no dies: the tool says that it cannot.
+    for number in range(8):
+        name = f'info_-t_board_-i_{number}_-c_0.txt'
+        (copy.root / 'tools/npu-smi' / name).write_text('does not support it\n')
+    subject = subject_of(driver.Host('local', copy.root, recorded=False))
+    cards, notes = subject.look()
+    assert notes == ["npu-smi info -t board -i 5: exit status 3: ''"]
+    assert {card.model for card in cards} == {'Ascend 910B3'}
+    runs = (tmp_path / 'runs').read_text().splitlines()
+    assert len(runs) == 1 + 1 + 8 + 7 + 1
+    before = [card.facts() for card in cards]
+    tool.unlink()
+    cards, notes = subject.look()
+    assert [card.facts() for card in cards] == before
+    assert notes == ['npu-smi is not there any more']
