@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import collections.abc
-import threading
 
 from oslo_config import cfg
 from oslo_log import log
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from cyborg_lite import worker
 from cyborg_lite.conductor import outbox
 
 LOG = log.getLogger(__name__)
@@ -25,23 +25,18 @@ class Healer:
         self._interval = conf.conductor.healing_interval
         #: the id of the host that Placement was last reminded of
         self._reminded = 0
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name='healer', daemon=True)
+        self._worker = worker.Worker('healer', self._work, delay=self._interval)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
-        self._stopped.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._worker.stop()
+        self._worker.join()
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
-            try:
-                self.heal()
-            except Exception:
-                LOG.exception('What is to be mended could not be looked for')
+    def _work(self) -> float:
+        self.heal()
+        return float(self._interval)
 
     def heal(self) -> None:
         self._notice()

@@ -8,13 +8,11 @@ that stands for many changes, does no harm.
 
 from __future__ import annotations
 
-import collections
 import collections.abc
 from concurrent import futures
 import contextlib
 import datetime
 import functools
-import threading
 import typing
 import uuid as uuidlib
 
@@ -27,6 +25,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import clients
 from cyborg_lite import model
+from cyborg_lite import worker
 from cyborg_lite.clients import nova
 from cyborg_lite.clients import placement
 from cyborg_lite.db import engine
@@ -162,13 +161,11 @@ class Sender:
             self._send[EVENT] = self._nova.notify
         self._interval = conf.conductor.outbox_interval
         self._tellers = futures.ThreadPoolExecutor(TELLERS, thread_name_prefix='outbox-tell')
-        self._stopping = False
-        self._woken = collections.defaultdict[str, threading.Event](threading.Event)
         # One service that hangs must not keep another waiting.
-        self._threads = [
-            threading.Thread(target=self._run, args=(kind,), name=f'outbox-{kind}', daemon=True)
+        self._workers = {
+            kind: worker.Worker(f'outbox-{kind}', functools.partial(self._work, kind))
             for kind in self._send
-        ]
+        }
 
     @contextlib.contextmanager
     def session(self) -> collections.abc.Iterator[orm.Session]:
@@ -179,20 +176,19 @@ class Sender:
             yield session
         self._wake(put_)
 
-    def _wake(self, kinds: collections.abc.Iterable[str]) -> None:
-        for kind in kinds:
-            self._woken[kind].set()
+    def _wake(self, kinds: set[str]) -> None:
+        for kind in self._workers.keys() & kinds:
+            self._workers[kind].wake()
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for each in self._workers.values():
+            each.start()
 
     def stop(self) -> None:
-        self._stopping = True
-        self._wake(self._send)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join()
+        for each in self._workers.values():
+            each.stop()
+        for each in self._workers.values():
+            each.join()
         self._tellers.shutdown(cancel_futures=True)
 
     def tell(self, providers: collections.abc.Iterable[str]) -> None:
@@ -223,18 +219,11 @@ class Sender:
                 self._deliver(found[0])
                 return
 
-    def _run(self, kind: str) -> None:
-        woken = self._woken[kind]
-        while not self._stopping:
-            woken.clear()
-            try:
-                while not self._stopping and self.send_one(kind):
-                    pass
-                pause = self._pause(kind)
-            except Exception:
-                LOG.exception('The outbox cannot be read')
-                pause = self._interval
-            woken.wait(pause)
+    def _work(self, kind: str) -> float:
+        """Send all that is due; returns how long to wait for the next."""
+        while not self._workers[kind].stopping and self.send_one(kind):
+            pass
+        return self._pause(kind)
 
     def _pause(self, kind: str) -> float:
         """How long to wait for the next message that is due, in seconds."""

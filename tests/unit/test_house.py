@@ -36,7 +36,7 @@ ROOMS = {
     'drivers': {'driver'},
     # the three services: they know nothing of each other
     'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
-    'conductor': {'clients', 'context', 'db', 'exception', 'model'},
+    'conductor': {'clients', 'context', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
     'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server'},

@@ -204,8 +204,8 @@ def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):
         again.set()
 
     monkeypatch.setattr(healing, 'notice_silence', notice)
+    conductor.conf.set_override('healing_interval', 1, 'conductor')
     healer = healing.Healer(conductor.conf, conductor._manager.outbox)
-    healer._interval = 0.01
     healer.start()
     assert again.wait(10)
     healer.stop()

@@ -138,7 +138,7 @@ def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
 
 def test_only_the_kinds_that_were_put_are_woken_and_only_after_the_commit(sender):
     def woken():
-        return {kind for kind, event in sender._woken.items() if event.is_set()}
+        return {kind for kind, each in sender._workers.items() if each._woken.is_set()}
 
     with sender.session() as session:
         session.add(model.Host(name='host-1', boot_id='boot-1'))
