@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 from importlib import metadata
+import logging
 import pathlib
 import socket
 import threading
@@ -151,10 +152,28 @@ def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> in
 def prepare(conf: cfg.ConfigOpts) -> None:
     """What every process does first: set up its log, and a report of its state for SIGUSR2."""
     log.setup(conf, 'cyborg_lite', version=VERSION)
+    logging.Handler.handle = _handle  # type: ignore[method-assign]
     report = guru_meditation_report.TextGuruMeditation
     # By itself it tells of the global options, of which none is ours.
     report.register_section('Options', generator.ConfigReportGenerator(conf))
     report.setup_autorun(_Version(), conf=conf)
+
+
+_HANDLE = logging.Handler.handle
+
+
+def _handle(self: logging.Handler, record: logging.LogRecord) -> typing.Any:
+    """Fail nobody who logs: a request, or a thread of a library, would end by that.
+
+    The logging module has a handler's errors go to standard error, but not those of a log file
+    that cannot be opened anew once it was renamed.  Set on the class: handlers also come with a
+    configuration that is read again.
+    """
+    try:
+        return _HANDLE(self, record)
+    except Exception:
+        self.handleError(record)
+        return False
 
 
 class _Version:

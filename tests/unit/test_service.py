@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import types
+from unittest import mock
 
 from keystonemiddleware import auth_token
 import oslo_messaging as messaging
@@ -209,3 +210,33 @@ def test_report_of_a_process_keeps_secrets(secrets, monkeypatch):
     for name in ('transport_url', 'connection', 'password', 'application_credential_secret'):
         assert f'{name} = ***' in text, name
     assert 'SECRET' not in text
+
+
+@pytest.fixture
+def log_file(tmp_path, monkeypatch):
+    """The log of a service, in a directory of its own."""
+    monkeypatch.setattr(guru_meditation_report.TextGuruMeditation, 'setup_autorun', mock.Mock())
+    monkeypatch.setattr(logging.Handler, 'handle', logging.Handler.handle)
+    monkeypatch.setattr(logging.getLogger(), 'handlers', [])
+    file = tmp_path / 'logs' / 'service.log'
+    file.parent.mkdir()
+    service.prepare(options.load(files=[], log_file=str(file)))
+    yield file
+    for handler in logging.getLogger().handlers:
+        handler.close()
+
+
+def test_log_that_cannot_be_written_fails_nobody(log_file, tmp_path, capsys):
+    """It was renamed, and its directory is away: a request would fail, and a thread end."""
+    logger = logging.getLogger('cyborg_lite')
+    logger.warning('before')
+    log_file.rename(log_file.with_suffix('.1'))
+    log_file.parent.rename(tmp_path / 'elsewhere')
+    logger.warning('meanwhile')
+    logger.warning('still')
+    # It goes where an error of logging goes.
+    assert "Message: 'meanwhile'" in capsys.readouterr().err
+    (tmp_path / 'elsewhere').rename(log_file.parent)
+    logger.warning('after')
+    assert 'before' in log_file.with_suffix('.1').read_text()
+    assert 'after' in log_file.read_text()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
 #: How long anything may take, in seconds; nothing comes near it.
@@ -77,6 +79,27 @@ class Up:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """Status and body."""
+        answer = shell(f'curl -s -w "\\n%{{http_code}}" {self.url}{path}')
+        body, _, status = answer.rpartition('\n')
+        return int(status), body
+
+    def workers(self) -> int:
+        """How many threads there are that must not end, as the process reports its state."""
+        end = 'Options'
+        before = self.errors().count(end)
+        self.send(signal.SIGUSR2)
+        self.until(lambda: self.errors().count(end) > before)
+        report = self.errors().rpartition('Guru Meditation')[2]
+        return report.count('cyborg_lite/worker.py')
+
+    def until(self, condition: collections.abc.Callable[[], object]) -> None:
+        end = time.monotonic() + BOUND
+        while not condition():
+            assert time.monotonic() < end, condition
+            time.sleep(0.1)
 
     def interrupt(self, number: int = signal.SIGINT) -> int:
         """Ctrl-C; returns the exit status."""

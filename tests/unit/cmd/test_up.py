@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
+import datetime
 import json
 import re
 import signal
@@ -269,4 +270,46 @@ def test_driver_that_cannot_look_is_named(tmp_path):
     with process.Up(tmp_path, *arguments) as up:
         assert len(up.rows()) == 8
         assert 'atlas-800t-a2: no_such is degraded: no entry point of that name' in up.text
+        assert up.interrupt() == 0
+
+
+CONF = """
+[DEFAULT]
+debug = true
+log_file = {log}
+[agent]
+enabled_drivers = fake
+report_interval = 1
+[conductor]
+healing_interval = 1
+outbox_interval = 1
+[placement]
+auth_type = none
+endpoint_override = http://127.0.0.1:1
+"""
+
+
+@pytest.mark.parametrize('place', ['logs', 'state'])
+def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
+    """The place ``state`` has the database as well."""
+    log, conf = tmp_path / place / 'up.log', tmp_path / 'up.conf'
+    log.parent.mkdir()
+    conf.write_text(CONF.format(log=log))
+    with process.Up(tmp_path, '--host', 'hgx-8gpu', '--config-file', str(conf)) as up:
+        assert up.workers() == 3
+        log.rename(log.with_suffix('.1'))
+        log.parent.rename(tmp_path / 'elsewhere')
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            status, body = up.ask('/v2/hosts')
+            assert body
+            assert status == 200 or place == 'state'
+            time.sleep(0.1)
+        (tmp_path / 'elsewhere').rename(log.parent)
+        back = datetime.datetime.now(datetime.UTC).replace(tzinfo=None).isoformat()
+        up.until(lambda: up.ask('/v2/hosts')[0] == 200)
+        up.until(lambda: up.get('/v2/hosts')['hosts'][0]['seen_at'] > back)
+        assert up.get('/v2/hosts')['hosts'][0]['state'] == 'up'
+        assert up.workers() == 3
+        up.until(lambda: log.exists() and 'cyborg_lite' in log.read_text())
         assert up.interrupt() == 0
