@@ -144,8 +144,12 @@ PCI_OPTS = [
         help='PCI devices that the pci driver reports, each a JSON object: '
         '``vendor_id`` and ``product_id`` (four hexadecimal digits), ``class_id`` (two to six), '
         '``address`` (a pattern such as 0000:3b:*.*), and what they are reported as: '
-        '``resource_class`` (CUSTOM_PCI by default), ``traits`` (a list), ``type`` (PCI by '
-        'default) and ``model``. Can be given many times; a device that matches any is reported.',
+        '``resource_class`` (a standard one such as PGPU, or any name, which is normalised as Nova '
+        'does: dsa becomes CUSTOM_DSA; CUSTOM_PCI by default), ``traits`` (a list), ``type`` (PCI '
+        'by default) and ``model`` (any text). Can be given many times; a device that matches any '
+        'is reported. A value that cannot be read costs no other: the driver is degraded and names '
+        "it. Where a device is another driver's as well, the first in ``[agent] "
+        'enabled_drivers`` has it.',
     ),
 ]
 

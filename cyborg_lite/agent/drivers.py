@@ -52,8 +52,8 @@ class Findings:
     drivers: dict[str, State]
 
 
-#: The devices that a driver found, and what it could not learn of them.
-Answer = tuple[list[model.Device], list[str]]
+#: The devices that a driver found, what it could not learn, and whether it looked at all cards.
+Answer = tuple[list[model.Device], list[str], bool]
 
 
 class Scanner:
@@ -117,7 +117,7 @@ class Scanner:
             self.devices = []
             self.state = State('degraded', f'discover() failed: {_tell(error)}')
             return
-        found, notes = future.result()
+        found, notes, complete = future.result()
         self.devices, complaints = contract.check(found)
         for device in self.devices:
             for deployable in device.deployables:
@@ -127,7 +127,7 @@ class Scanner:
         whole = isinstance(found, list | tuple) and len(self.devices) == len(found)
         state = 'ok' if whole and not notes else 'degraded'
         reason = '; '.join([*notes, *complaints])
-        self.state = State(state, reason, complete=whole and state != 'ok')
+        self.state = State(state, reason, complete=whole and complete and state != 'ok')
 
 
 class Drivers:
@@ -299,7 +299,7 @@ def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[Answer]:
 
     def run() -> None:
         try:
-            future.set_result(each.look())
+            future.set_result((*each.look(), each.complete))
         except BaseException as error:  # SystemExit, too, ends the driver's thread only
             future.set_exception(error)
 

@@ -55,6 +55,8 @@ class Driver(abc.ABC):
         self.host = host
         self.conf = conf
         self._notes: list[str] = []
+        #: whether the last look was at all cards, so that one that it lacks is not there
+        self.complete = True
 
     @abc.abstractmethod
     def discover(self) -> list[Device]:
@@ -66,20 +68,23 @@ class Driver(abc.ABC):
         something about them could not be learnt, see :meth:`note`.
         """
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, complete: bool = True) -> None:
         """Say what ``discover()`` could not learn, and return the devices all the same.
 
         The driver is shown as degraded, with the text as the reason.  Its devices are reported,
         and one that is not among them counts as absent.  Use the same words each time: a text
         that differs is a report that differs.
+
+        :param complete: False if some cards could not be looked for: then none counts as absent
         """
+        self.complete = self.complete and complete
         text = text[:NOTE]
         if text not in self._notes and len(self._notes) < NOTES:
             self._notes.append(text)
 
     def look(self) -> tuple[list[Device], list[str]]:
         """What ``discover()`` returns, and what it noted meanwhile: the agent calls this."""
-        self._notes = []
+        self._notes, self.complete = [], True
         return self.discover(), self._notes
 
 

@@ -4,10 +4,12 @@
 Each value is a JSON object, and matches a function that has all it says::
 
     {"vendor_id": "8086", "product_id": "0b25", "class_id": "0880", "address": "*:3b:00.*",
-     "resource_class": "CUSTOM_DSA", "traits": ["CUSTOM_DSA_V1"], "type": "PCI"}
+     "resource_class": "CUSTOM_DSA", "traits": ["CUSTOM_DSA_V1"], "type": "PCI",
+     "model": "Data Streaming Accelerator"}
 
-``class_id`` is how the PCI class begins.  A card whose physical function matches is given out
-by its virtual functions if it has any.  Where several specs match a card, the first is taken.
+``class_id`` is how the PCI class begins.  A resource class that is no standard one is normalised
+as Nova does.  A card whose physical function matches is given out by its virtual functions if it
+has any.  Where several specs match a card, the first is taken.  A spec that is none costs no other.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import re
 import typing
 
+import os_resource_classes
 from oslo_config import cfg
 
 from cyborg_lite import driver
@@ -32,8 +35,9 @@ KEYS = {
     'product_id': (r'[0-9a-f]{4}|\*', 'four hexadecimal digits, or *'),
     'class_id': (r'[0-9a-f]{2,6}', 'two to six hexadecimal digits'),
     'address': (r'([0-9a-f*?]*:){0,2}[0-9a-f*?]*(\.[0-7*?]?)?', '[[domain:]bus:]device[.function]'),
-    'resource_class': (contract.RESOURCE_CLASS.pattern, 'CUSTOM_ and then A-Z, 0-9 or _'),
+    'resource_class': (r'.*[A-Za-z0-9].*', 'a resource class, or a name for a custom one'),
     'type': (r'[A-Z]{1,32}', 'a type of device, in capitals'),
+    'model': (r'\S.{0,254}', 'up to 255 printable characters'),
 }
 
 
@@ -48,6 +52,7 @@ class Spec:
     resource_class: str = 'CUSTOM_PCI'
     type: str = 'PCI'
     traits: tuple[str, ...] = ()
+    model: str = ''
 
     def matches(self, function: sysfs.Function) -> bool:
         if not fnmatch.fnmatchcase(function.bdf, self.address):
@@ -89,14 +94,39 @@ def _value(key: str, value: typing.Any, place: str) -> typing.Any:
         value = value.lower().removeprefix('0x')
     if not isinstance(value, str) or not re.fullmatch(pattern, value):
         raise ValueError(f'{place}: expected {words}, not {value!r:.80}')
-    return _glob(value) if key == 'address' else value
+    return FORMS[key](value, place) if key in FORMS else value
 
 
-def _glob(address: str) -> str:
+def _glob(address: str, place: str) -> str:
     """An address as a whole pattern: what is left out may be anything."""
-    place, _, function = address.partition('.')
-    fields = [field or '*' for field in place.split(':')]
+    slot, _, function = address.partition('.')
+    fields = [field or '*' for field in slot.split(':')]
     return ':'.join(['*'] * (3 - len(fields)) + fields) + f'.{function or "*"}'
+
+
+def _resource_class(name: str, place: str) -> str:
+    """The class of that name, whatever its case; what is no standard one becomes a custom one.
+
+    Source: Nova, ``[pci] device_spec``: upper case, anything else than A-Z, 0-9 and _ becomes _,
+    and CUSTOM_ is put before it unless it is there.
+    """
+    normal = re.sub('[^A-Z0-9_]+', '_', name.upper())
+    if normal in os_resource_classes.STANDARDS:
+        return normal
+    custom = normal if normal.startswith('CUSTOM_') else f'CUSTOM_{normal}'
+    if not contract.RESOURCE_CLASS.fullmatch(custom):
+        raise ValueError(f'{place}: expected at most 255 characters, not {name!r:.80}')
+    return custom
+
+
+def _model(text: str, place: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f'{place}: expected printable characters, not {text!r:.80}')
+    return text
+
+
+#: How the values of some keys are kept.
+FORMS = {'address': _glob, 'resource_class': _resource_class, 'model': _model}
 
 
 class _Cards(pci.PciDriver):
@@ -122,7 +152,7 @@ class _Cards(pci.PciDriver):
         return [f for f in functions if whole or self.spec.matches(f)]
 
     def model(self, card: sysfs.Function) -> str:
-        return f'PCI {":".join(card.ids)}'
+        return self.spec.model or f'PCI {":".join(card.ids)}'
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterable[str | None]:
         return self.spec.traits
@@ -136,7 +166,12 @@ class PciDevices(driver.Driver):
     def discover(self) -> list[driver.Device]:
         found: dict[str, driver.Device] = {}
         for number, text in enumerate(self.conf.pci.device_spec or ()):
-            spec = parse(text, f'[pci] device_spec[{number}]')
+            try:
+                spec = parse(text, f'[pci] device_spec[{number}]')
+            except ValueError as error:
+                # What it means is not known, so nothing that was found by it before is gone.
+                self.note(str(error), complete=False)
+                continue
             for device in _Cards(self.host, self.conf, spec).discover():
                 found.setdefault(device.address, device)
         return list(found.values())

@@ -40,10 +40,11 @@ class Noting(Good):
 
     name = 'noting'
     notes = ('the tool is slow', 'the tool is slow', 'no board id')
+    all = True
 
     def discover(self):
         for text in self.notes:
-            self.note(text)
+            self.note(text, complete=self.all)
         return super().discover()
 
 

@@ -223,6 +223,15 @@ def test_driver_that_could_not_learn_all_keeps_its_devices(load, monkeypatch):
     assert loaded.discover().drivers == {'noting': drivers.State('ok', '', 1)}
 
 
+def test_driver_that_could_not_look_for_all_cards(load, monkeypatch):
+    monkeypatch.setattr(cards.Noting, 'all', False)
+    loaded = load(cards.Noting)
+    reason = 'the tool is slow; no board id'
+    assert loaded.discover().drivers == {'noting': drivers.State('degraded', reason, 1)}
+    monkeypatch.setattr(cards.Noting, 'notes', ())
+    assert loaded.discover().drivers == {'noting': drivers.State('ok', '', 1)}
+
+
 def test_device_that_a_noting_driver_lacks_may_be_another_drivers(load, monkeypatch):
     loaded = load(cards.Noting, cards.Other)
     assert owners(loaded.discover()) == {'3b': 'noting', '5e': 'other'}

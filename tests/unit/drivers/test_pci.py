@@ -118,6 +118,50 @@ def test_the_first_spec_that_matches_counts(host):
 
 
 @pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('PGPU', 'PGPU'),
+        ('pgpu', 'PGPU'),
+        ('NPU', 'CUSTOM_NPU'),
+        ('dsa', 'CUSTOM_DSA'),
+        ('CUSTOM_DSA', 'CUSTOM_DSA'),
+        ('custom_dsa', 'CUSTOM_DSA'),
+        ('my dsa-v1.0', 'CUSTOM_MY_DSA_V1_0'),
+        ('x' * 248, 'CUSTOM_' + 'X' * 248),
+    ],
+)
+def test_resource_classes_as_nova_has_them(host, name, expected):
+    [card] = discover(host, {'product_id': '0b25', 'resource_class': name})
+    assert card.deployables[0].resource_class == expected
+
+
+def test_a_model(host):
+    [card] = discover(host, {'product_id': '0b25', 'model': 'Data Streaming Accelerator'})
+    assert card.model == 'Data Streaming Accelerator'
+
+
+BAD = ['{', '{"address": "*", "vendor": "x"}', '{"class_id": "x"}', '{}', '7']
+
+
+@pytest.mark.parametrize('bad', BAD)
+def test_a_spec_that_is_none_costs_no_other(host, bad):
+    conf = cfg.ConfigOpts()
+    conf.register_opts([cfg.MultiStrOpt('device_spec', default=[])], 'pci')
+    specs = ['{"product_id": "0b25"}', bad, '{"vendor_id": "1bcf"}']
+    conf.set_override('device_spec', specs, 'pci')
+    subject = pci.PciDevices(host, conf)
+    for _ in range(2):
+        cards, [note] = subject.look()
+        assert [card.address for card in cards] == ['0000:3b:00.1', '0001:3c:00.0']
+        assert note.startswith('[pci] device_spec[1]')
+        # What it would match is not known: nothing counts as gone.
+        assert not subject.complete
+    conf.set_override('device_spec', specs[:1], 'pci')
+    assert subject.look()[1] == []
+    assert subject.complete
+
+
+@pytest.mark.parametrize(
     ('text', 'message'),
     [
         ('{', 'not JSON'),
@@ -131,7 +175,15 @@ def test_the_first_spec_that_matches_counts(host):
         ('{"class_id": "x"}', r'\.class_id: expected two to six'),
         ('{"address": "1:2:3:4.0"}', r'\.address: expected \[\[domain:\]bus:\]'),
         ('{"address": "[a-z]*"}', r'\.address: expected'),
-        ('{"address": "*", "resource_class": "NPU"}', r'\.resource_class: expected CUSTOM_'),
+        ('{"address": "*", "resource_class": "-"}', r'\.resource_class: expected a resource class'),
+        ('{"address": "*", "resource_class": 7}', r'\.resource_class: expected a resource class'),
+        (
+            '{"address": "*", "resource_class": "' + 'x' * 249 + '"}',
+            r'\.resource_class: expected at most 255',
+        ),
+        ('{"address": "*", "model": ""}', r'\.model: expected up to 255'),
+        ('{"address": "*", "model": "' + 'x' * 256 + '"}', r'\.model: expected up to 255'),
+        ('{"address": "*", "model": "a\\u0000b"}', r'\.model: expected printable'),
         ('{"address": "*", "traits": "CUSTOM_A"}', r'\.traits: expected a list of traits'),
         ('{"address": "*", "traits": ["a"]}', r'\.traits: expected a list of traits'),
         ('{"address": "*", "type": ""}', r'\.type: expected a type'),
