@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import contextlib
 import io
@@ -43,6 +44,11 @@ ATTRIBUTES = (
     'subsystem_vendor',
     'vendor',
 )
+#: Links of a function that tell by the name of what they lead to, and where that is.
+NAMED = {
+    'driver': pathlib.PurePath('sys/bus/pci/drivers'),
+    'iommu_group': pathlib.PurePath('sys/kernel/iommu_groups'),
+}
 #: What is named of /dev: the nodes of accelerators.
 NODES = re.compile(
     r'(v?davinci|nvidia|accel|hl)\d+|davinci_manager|devmm_svm|hisi_hdc|nvidiactl|kfd|(dfl|qat)\S+'
@@ -238,8 +244,22 @@ def _add_function(tar: tarfile.TarFile, function: sysfs.Function) -> None:
             _add_file(tar, place / name, f'{text}\n'.encode())
     for name in tree.names(function.path):
         target = tree.inside(function.path / name)
-        if target and re.fullmatch(r'physfn|virtfn\d+|driver', name):
+        if target and re.fullmatch(r'physfn|virtfn\d+', name):
             _add_link(tar, place / name, target.relative_to(tree.root))
+    _add_names(tar, function, place)
+
+
+def _add_names(tar: tarfile.TarFile, function: sysfs.Function, place: pathlib.PurePath) -> None:
+    """Add what tells by its name: what it leads to is not copied."""
+    for name, home in NAMED.items():
+        if target_name := function.link(name):
+            _add_link(tar, place / name, home / target_name)
+    # Mediated devices are named by UUIDs: how many there are of each type is enough.
+    types = (device.partition('/')[0] for device in function.mediated_devices)
+    for kind, count in collections.Counter(types).items():
+        for number in range(count):
+            name = f'mdev_supported_types/{kind}/devices/{number}'
+            _add_file(tar, place / name, b'')
 
 
 def _add_directory(tar: tarfile.TarFile, path: pathlib.PurePath) -> None:

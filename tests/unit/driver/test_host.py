@@ -358,6 +358,35 @@ def test_a_recording_holds_nothing_secret(tmp_path):
     }
 
 
+def test_a_recording_keeps_what_tells_whether_a_function_is_in_use(tmp_path):
+    root = tmp_path / 'host'
+    virtual = (
+        '{id: 10de:2335, total: 2, enabled: 2, offset: 4, iommu_group: 90,'
+        ' files: {1: {nvidia/current_vgpu_type: 1428}}}'
+    )
+    description.write(
+        description.parse(
+            "functions: [{id: '10de:2335', class: '030000', at: {0: ['0000:01:00.0']}, "
+            f"driver: nvidia, iommu_group: 17, virtual: {virtual}, files: {{boot_vga: '1'}}}}]"
+        ),
+        root,
+    )
+    devices = root / sysfs.DEVICES / '0000:01:00.4/mdev_supported_types/nvidia-754/devices'
+    devices.mkdir(parents=True)
+    (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').symlink_to('../../../f715f63c')
+    recording.record(driver.Host('host', root), tmp_path / 'r.tar.gz')
+    copy = hosts.find(str(tmp_path / 'r.tar.gz'), tmp_path / 'work')
+    card, first, second = copy.tree.functions()
+    assert (card.driver, card.iommu_group, card.is_console) == ('nvidia', '17', True)
+    assert [f.bdf for f in card.virtual_functions] == [first.bdf, second.bdf]
+    places = ('sriov_offset', 'sriov_stride', 'sriov_vf_device')
+    assert [card.read(name) for name in places] == ['4', '1', '2335']
+    # How many, and no UUID.
+    assert first.mediated_devices == ['nvidia-754/0']
+    assert (first.iommu_group, second.iommu_group) == ('90', '91')
+    assert second.read('nvidia/current_vgpu_type') == '1428'
+
+
 def test_this_machine_can_be_recorded(tmp_path):
     host = driver.Host.local('here')
     recording.record(host, tmp_path / 'here.tar.gz')
