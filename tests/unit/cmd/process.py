@@ -87,7 +87,10 @@ class Up:
         return int(status), body
 
     def workers(self) -> int:
-        """How many threads there are that must not end, as the process reports its state."""
+        """How many threads there are that must not end, as the process reports its state.
+
+        One may be missed, as its stack is read while it runs.
+        """
         end = 'Options'
         before = self.errors().count(end)
         self.send(signal.SIGUSR2)

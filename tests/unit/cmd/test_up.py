@@ -296,7 +296,7 @@ def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
     log.parent.mkdir()
     conf.write_text(CONF.format(log=log))
     with process.Up(tmp_path, '--host', 'hgx-8gpu', '--config-file', str(conf)) as up:
-        assert up.workers() == 3
+        up.until(lambda: up.workers() == 3)
         log.rename(log.with_suffix('.1'))
         log.parent.rename(tmp_path / 'elsewhere')
         end = time.monotonic() + 6
@@ -310,6 +310,6 @@ def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
         up.until(lambda: up.ask('/v2/hosts')[0] == 200)
         up.until(lambda: up.get('/v2/hosts')['hosts'][0]['seen_at'] > back)
         assert up.get('/v2/hosts')['hosts'][0]['state'] == 'up'
-        assert up.workers() == 3
+        up.until(lambda: up.workers() == 3)
         up.until(lambda: log.exists() and 'cyborg_lite' in log.read_text())
         assert up.interrupt() == 0
