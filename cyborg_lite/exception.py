@@ -84,6 +84,15 @@ class ProviderUnfit(CannotBind):
     template = 'Resource provider {provider} cannot be used: {reason}.'
 
 
+class TraitsMissing(ProviderUnfit):
+    """The provider has not all traits that the request requires, as far as we know."""
+
+    template = (
+        'Resource provider {provider} cannot be used: it has not {traits}, which ARQ {arq} '
+        'requires.'
+    )
+
+
 class NotAcceptable(CyborgError):
     code = 406
     template = '{reason}'

@@ -90,6 +90,15 @@ class Placement:
                     return
         raise Refused(f'{uuid} is changed again and again')
 
+    def traits(self, uuid: str) -> list[str]:
+        """The traits of a provider, ours and those of others; none if it is not there."""
+        answer = self._call('GET', f'/resource_providers/{uuid}/traits')
+        if answer.status_code == 404:
+            return []
+        if answer.status_code != 200:
+            raise _refused(answer)
+        return [str(name) for name in answer.json()['traits']]
+
     def _put(self, provider: Provider, generation: int) -> bool:
         """Replace inventory and traits; False if somebody has changed the provider meanwhile."""
         if not self._has('resource_classes', provider.resource_class):

@@ -19,9 +19,10 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import exclusion
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
-from cyborg_lite.conductor import turns
 
 #: From which states a request may come into each.
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -93,34 +94,62 @@ def create(
 
 
 def bind(
-    session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish], seen: Seen = None
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    wishes: list[Wish],
+    seen: Seen = None,
+    vouched: dict[str, list[str]] | None = None,
 ) -> None:
     """Give each request a free accelerator of its provider: all of them or none.
 
+    :param vouched: by provider, traits that Placement knows of it and we do not.
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request is not in a state to be bound.
-    :raises cyborg_lite.exception.Invalid: when an instance has requests already.
+    :raises cyborg_lite.exception.Invalid: when an instance has requests already, or when a
+        provider is not of the host that is named.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
     """
     rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
-    hosts = turns.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
-    ours = turns.wait(session, hosts)
+    of_providers = hosts.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
+    ours = hosts.lock(session, of_providers)
     arqs = _load_free(session, ctxt, wishes, seen)
     if not arqs:
         return
-    by_provider = collections.defaultdict(list)
+    providers = _providers(session, rp_uuids, ours)
     for wish in wishes:
-        by_provider[wish['device_rp_uuid']].append(wish)
-    providers = _providers(session, by_provider, ours)
-    for rp_uuid, together in by_provider.items():
-        wanted = [arqs[wish['uuid']] for wish in together]
-        handles = _free_handles(session, providers.get(rp_uuid), rp_uuid, wanted)
+        provider = providers.get(wish['device_rp_uuid'])
+        more = (vouched or {}).get(wish['device_rp_uuid'], ())
+        _refuse_unfit(wish, provider, arqs[wish['uuid']], more)
+    affected = _take(session, wishes, arqs, providers)
+    for hostname in sorted(affected):
+        outbox.announce(session, hosts.parts(session, hostname))
+    _notify(session, wishes, 'completed')
+
+
+def _take(
+    session: orm.Session,
+    wishes: list[Wish],
+    arqs: dict[str, model.ARQ],
+    providers: dict[str, model.Deployable],
+) -> set[str]:
+    """Bind each request; returns the hosts where that excludes what is free."""
+    by_place = collections.defaultdict(list)
+    for wish in wishes:
+        by_place[wish['device_rp_uuid'], wish['instance_uuid']].append(wish)
+    ordinals: dict[str, int] = collections.Counter()
+    affected = set()
+    for (rp_uuid, instance), together in by_place.items():
+        provider = providers[rp_uuid]
+        handles = _free_handles(session, provider, instance, len(together))
         for wish, handle in zip(together, handles, strict=True):
             since = model.ARQ.revision == arqs[wish['uuid']].revision
-            uuids, place = [wish['uuid']], _place(wish)
-            if not _move(session, uuids, 'Bound', since, attach_handle_id=handle, **place):
-                raise _changed(*uuids)
-    _notify(session, wishes, 'completed')
+            place = _place(wish) | {'ordinal': ordinals[instance], 'attach_handle_id': handle.id}
+            if not _move(session, [wish['uuid']], 'Bound', since, **place):
+                raise _changed(wish['uuid'])
+            ordinals[instance] += 1
+            if handle.excludes:
+                affected.add(provider.device.hostname)
+    return affected
 
 
 def fail(
@@ -148,8 +177,10 @@ def _notify(session: orm.Session, wishes: list[Wish], status: str) -> None:
 
 def unbind(
     session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
-) -> None:
+) -> list[str]:
     """Free what these requests hold; one that holds nothing stays as it is.
+
+    :returns: the hosts where something may not be excluded any more: see hosts.announce.
 
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
@@ -157,6 +188,7 @@ def unbind(
     arqs = _load(session, ctxt, uuids)
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
+    freed = _freed(session, arqs)
     _move(
         session,
         [arq.uuid for arq in arqs if not _has_moved(arq, seen)],
@@ -165,35 +197,63 @@ def unbind(
         hostname=None,
         device_rp_uuid=None,
         instance_uuid=None,
+        ordinal=None,
     )
+    return freed
 
 
 def delete(
     session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
-) -> list[str]:
-    """Delete these requests and free what they hold; returns the uuids that do not exist.
+) -> tuple[list[str], list[str]]:
+    """Delete these requests and free what they hold.
 
     :param seen: given for a caller who may delete only what no instance holds, and has seen that.
+    :returns: the uuids that do not exist, and the hosts as unbind() returns them.
     :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
     """
     arqs = _load(session, ctxt, uuids)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
+    freed = _freed(session, arqs)
     session.execute(sa.delete(model.ARQ).where(model.ARQ.uuid.in_(found)))
-    return [uuid for uuid in uuids if uuid not in found]
+    return [uuid for uuid in uuids if uuid not in found], freed
 
 
 def delete_of(
     session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
-) -> None:
-    """Delete the requests of an instance, if it has any."""
-    gone = sa.delete(model.ARQ).where(model.ARQ.instance_uuid == instance)
+) -> list[str]:
+    """Delete the requests of an instance, if it has any; returns hosts as unbind() does."""
+    of = [model.ARQ.instance_uuid == instance]
     if seen is not None:
         # Those that the instance has been given since are others.
-        gone = gone.where(model.ARQ.uuid.in_(seen))
+        of.append(model.ARQ.uuid.in_(seen))
     if ctxt.scope is not None:
-        gone = gone.where(model.ARQ.project_id == ctxt.scope)
-    session.execute(gone)
+        of.append(model.ARQ.project_id == ctxt.scope)
+    locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
+    arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
+    freed = _freed(session, arqs)
+    if arqs:
+        session.execute(sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs])))
+    return freed
+
+
+def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:
+    """The hosts where these requests, while they hold what they hold, exclude what is free."""
+    handles = [arq.attach_handle_id for arq in arqs if arq.attach_handle_id is not None]
+    if not handles:
+        return []
+    query = (
+        sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
+        .select_from(model.AttachHandle)
+        .join(model.Deployable)
+        .join(model.Device)
+        .join(model.Host, model.Host.name == model.Device.hostname)
+        .where(
+            model.AttachHandle.id.in_(handles),
+            sa.or_(model.Host.renamed_to.is_not(None), exclusion.excludes(model.Device.hostname)),
+        )
+    )
+    return sorted(set(session.scalars(query)))
 
 
 def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:
@@ -290,43 +350,75 @@ def _providers(
 
 
 def _free_handles(
-    session: orm.Session,
-    provider: model.Deployable | None,
-    rp_uuid: str,
-    arqs: list[model.ARQ],
-) -> list[int]:
-    """The ids of free handles of the provider, as many as there are requests."""
-    if provider is None:
-        raise exception.ProviderNotFound(provider=rp_uuid)
-    _refuse_unfit(provider, arqs)
+    session: orm.Session, provider: model.Deployable, instance: str, wanted: int
+) -> list[typing.Any]:
+    """Free handles of the provider, as many as are wanted: the id of each, and whether others are
+    excluded while it is held.
+    """
+    excludes = exclusion.excludes(provider.device.hostname).label('excludes')
     query = (
-        sa.select(model.AttachHandle.id)
+        sa.select(model.AttachHandle.id, excludes)
         .where(
             model.AttachHandle.deployable_id == provider.id,
             ~model.AttachHandle.lost,
             ~sa.exists().where(model.ARQ.attach_handle_id == model.AttachHandle.id),
+            *exclusion.free(provider, instance),
         )
         .order_by(model.AttachHandle.id)
-        .limit(len(arqs))
+        .limit(wanted)
     )
-    handles = list(session.scalars(query))
-    if len(handles) < len(arqs):
-        raise exception.NoFreeHandle(provider=rp_uuid, free=len(handles), wanted=len(arqs))
+    handles = list(session.execute(query))
+    if len(handles) < wanted:
+        reason = exclusion.reason(session, provider, instance)
+        if reason:
+            raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
+        raise exception.NoFreeHandle(provider=provider.rp_uuid, free=len(handles), wanted=wanted)
     return handles
 
 
-def _refuse_unfit(provider: model.Deployable, arqs: list[model.ARQ]) -> None:
-    reason = None
-    if provider.device.obstacle:
-        reason = f'its device {provider.device.obstacle}'
-    for arq in arqs:
-        asked = profiles.resources(arq.device_profile.groups[arq.device_profile_group_id])
-        if provider.resource_class not in asked:
-            reason = f'it gives {provider.resource_class}, and ARQ {arq.uuid} wants ' + ', '.join(
-                sorted(asked)
-            )
-    if reason:
+def _refuse_unfit(
+    wish: Wish,
+    provider: model.Deployable | None,
+    arq: model.ARQ,
+    vouched: collections.abc.Iterable[str],
+) -> None:
+    """Refuse a provider that is not to be given out now, or is not what was asked for."""
+    if provider is None:
+        raise exception.ProviderNotFound(provider=wish['device_rp_uuid'])
+    device = provider.device
+    if not _same_host(wish['hostname'], device.hostname):
+        raise exception.Invalid(
+            reason=f'Invalid /hostname of {arq.uuid}: resource provider {provider.rp_uuid} is of '
+            f'host {device.hostname}, not of {wish["hostname"]}.'
+        )
+    if device.obstacle:
+        reason = f'its device {device.obstacle}'
         raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
+    group = arq.device_profile.groups[arq.device_profile_group_id]
+    asked = profiles.resources(group)
+    if provider.resource_class not in asked:
+        raise exception.ProviderUnfit(
+            provider=provider.rp_uuid,
+            reason=f'it gives {provider.resource_class}, and ARQ {arq.uuid} wants '
+            + ', '.join(sorted(asked)),
+        )
+    required, forbidden = profiles.traits(group)
+    if unwanted := forbidden.intersection(provider.traits):
+        raise exception.ProviderUnfit(
+            provider=provider.rp_uuid,
+            reason=f'it has {", ".join(sorted(unwanted))}, which ARQ {arq.uuid} forbids',
+        )
+    if missing := required.difference(provider.traits, vouched):
+        raise exception.TraitsMissing(
+            provider=provider.rp_uuid, traits=', '.join(sorted(missing)), arq=arq.uuid
+        )
+
+
+def _same_host(one: str, other: str) -> bool:
+    """Whether two names are of one host: a short name is that of any domain."""
+    one, other = one.lower().rstrip('.'), other.lower().rstrip('.')
+    short = [name.partition('.')[0] for name in (one, other)]
+    return one == other or (short[0] == short[1] and (one in short or other in short))
 
 
 def _place(wish: Wish) -> dict[str, typing.Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import hashlib
+import itertools
 import typing
 import uuid as uuidlib
 
@@ -16,14 +17,12 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import outbox
-from cyborg_lite.conductor import turns
 from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
-
-#: how many boots of a host are remembered as over
-PAST_BOOTS = 8
 
 
 class Report(typing.TypedDict):
@@ -56,14 +55,8 @@ def receive(
     mark = _mark(session, report)
     if _heartbeat(session, report, mark):
         return
-    host = _claim(session, report)
+    host = hosts.claim(session, report)
     if host is None:
-        LOG.warning(
-            'A late report of host %s was dropped (boot %s): if others follow, two machines have '
-            'this name',
-            report['host'],
-            report['boot_id'],
-        )
         return
     settled = _reconcile(session, host, report, absences)
     host.digest = mark if settled else None
@@ -74,7 +67,8 @@ def _mark(session: orm.Session, report: Report) -> str:
     others are to be told, too, as when Placement is configured later.
     """
     told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
-    return hashlib.sha256(f'{told} {report["digest"]}'.encode()).hexdigest()
+    text = f'{told} {report.get("machine")} {report["digest"]}'
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
@@ -83,9 +77,11 @@ def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
         .where(
             model.Host.name == report['host'],
             model.Host.boot_id == report['boot_id'],
+            model.Host.agent == report.get('agent'),
             model.Host.digest == mark,
             # Placement is to be told that it is back.
             ~model.Host.silent,
+            model.Host.renamed_to.is_(None),
             model.Host.sequence < report['sequence'],
         )
         .values(
@@ -101,60 +97,46 @@ def _moved(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
     return typing.cast('sa.CursorResult[typing.Any]', result).rowcount
 
 
-def _claim(session: orm.Session, report: Report) -> model.Host | None:
-    """The host, locked so that its reports are applied one at a time; None if this one is late."""
-    rows = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
-    host = session.scalars(rows).one_or_none()
-    if host is None:
-        host = model.Host(name=report['host'], boot_id=report['boot_id'])
-        session.add(host)
-    elif report['boot_id'] == host.boot_id:
-        if report['sequence'] <= host.sequence:
-            return None
-    elif report['boot_id'] in host.past_boots and not host.silent:
-        # Only while another boot reports can this one be over: a wrong agent may have been stopped.
-        return None
-    else:
-        others = [boot for boot in host.past_boots if boot != report['boot_id']]
-        host.past_boots = [host.boot_id, *others][:PAST_BOOTS]
-        host.boot_id = report['boot_id']
-    host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
-    host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
-    # Devices link to the host by name: it has to be there first.
-    session.flush()
-    return host
-
-
 def _reconcile(session: orm.Session, host: model.Host, report: Report, absences: int) -> bool:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
-    known = {device.identity: device for device in _known(session, report['host'])}
-    held = _held(session, report['host']) if known else set()
-    before = {
-        part.rp_uuid: part.announced for device in known.values() for part in device.deployables
-    }
-    found = {device.identity: device for device in _found(report)}
-    for identity, device in list(known.items()):
-        if identity in found:
-            device.absences = 0
-            _prune(device, found[identity], held)
-        elif not _stays(device, report['drivers'], held, absences):
-            session.delete(known.pop(identity))
+    known = hosts.devices(session, host.name)
+    held = hosts.held(session, host.name) if known else set()
+    before = {part.rp_uuid: part.announced for device in known for part in device.deployables}
+    pairs = matching.pair(known, list(_found(report)))
+    present = {id(device) for _, device in pairs}
+    gone = [
+        device
+        for device in known
+        if id(device) not in present and not _stays(device, report['drivers'], held, absences)
+    ]
+    for device in gone:
+        known.remove(device)
+        session.delete(device)
+    for found, same in pairs:
+        if same is not None:
+            same.absences = 0
+            _prune(same, found, held)
     # What goes is gone before what comes: a name may pass from one card to another.
     session.flush()
-    waiting = _leave_out_twins(session, known, found)
-    for identity, device in found.items():
-        if identity in known:
-            _update(known[identity], device)
+    pairs, waiting = _leave_out_twins(known, pairs)
+    _name_new(session, host, pairs)
+    for found, same in pairs:
+        if same is None:
+            _tell_replaced(found, host, known)
+            found.host = host
+            session.add(found)
+            known.append(found)
         else:
-            session.add(device)
-            known[identity] = device
+            _tell_moved(same, found)
+            _update(same, found)
+    _number_traits(session, known)
     session.flush()
-    for device in known.values():
+    for device in known:
         # Known already: no need to ask the database for each.
         orm.attributes.set_committed_value(device, 'host', host)
-    parts = [part for device in known.values() for part in device.deployables]
+    parts = [part for device in known for part in device.deployables]
     _tell(session, parts, before)
-    return not waiting and not any(_is_missing(device) for device in known.values())
+    return not waiting and not any(_is_missing(device) for device in known)
 
 
 def _tell(
@@ -188,41 +170,79 @@ def _children(row: model.Base) -> collections.abc.Iterator[model.Base]:
         yield from getattr(row, part)
 
 
-def _known(session: orm.Session, hostname: str) -> list[model.Device]:
-    parts = orm.selectinload(model.Device.deployables)
-    return query.find(
-        session,
-        model.Device,
-        model.Device.hostname == hostname,
-        options=[
-            parts.selectinload(model.Deployable.attributes),
-            parts.selectinload(model.Deployable.attach_handles),
-        ],
-    )
-
-
-def _held(session: orm.Session, hostname: str) -> set[int]:
-    """The ids of the host's handles that requests hold."""
-    handles = (
-        sa.select(model.ARQ.attach_handle_id)
-        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
-        .join(model.Deployable)
-        .join(model.Device)
-        .where(model.Device.hostname == hostname)
-    )
-    return set(session.scalars(handles))
-
-
 def _found(report: Report) -> collections.abc.Iterator[model.Device]:
     for facts in report['devices']:
         device = model.Device.from_facts(facts)
-        device.hostname = report['host']
         for deployable in device.deployables:
-            # The host's name makes the name unique: the same card may sit at the same address
-            # in every host. The uuid follows from the name, as in upstream's providers.
-            deployable.name = f'{report["host"]}_{deployable.name}'
-            deployable.rp_uuid = str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, deployable.name))
+            deployable.label = deployable.name.replace(device.address, '', 1)
+            for handle in deployable.attach_handles:
+                # An agent of the release before, and most drivers, do not say.
+                handle.form = handle.form or handle.default_form
         yield device
+
+
+def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]) -> None:
+    """Name the deployables that are new.
+
+    The host's name makes the name unique: the same card may sit at the same address in every host.
+    The uuid follows from the name, as in upstream's providers.
+    """
+    new = [
+        (found, part)
+        for found, device in pairs
+        for part in found.deployables
+        if part.identity not in {each.identity for each in (device.deployables if device else ())}
+    ]
+    names = [f'{host.name}_{part.name}' for _, part in new]
+    query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(names))
+    taken = set(session.scalars(query_)) if new else set()
+    for (found, part), name in zip(new, names, strict=True):
+        part.name = hosts.unused_name(session, name, found) if name in taken else name
+        part.rp_uuid = str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, part.name))
+
+
+def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Device]) -> None:
+    for device in known:
+        if device.identity == found.identity:
+            LOG.warning(
+                'Device %s (%s) at %s of host %s is gone, and another card is there, a %s. What '
+                'holds the old one holds a lost device',
+                device.uuid,
+                device.model,
+                device.address,
+                host.name,
+                found.model,
+            )
+
+
+def _tell_moved(device: model.Device, found: model.Device) -> None:
+    if device.identity != found.identity:
+        LOG.warning(
+            'Device %s of host %s is at %s now: it was at %s',
+            device.uuid,
+            device.hostname,
+            found.address,
+            device.address,
+        )
+
+
+def _number_traits(session: orm.Session, devices: list[model.Device]) -> None:
+    """Give the traits that drivers report the numbers that operators have not used."""
+    changed = []
+    for part in (part for device in devices for part in device.deployables):
+        used = {attribute.key for attribute in part.attributes if attribute.added}
+        keys = (key for n in itertools.count() if (key := f'trait{n}') not in used)
+        ours = [a for a in part.attributes if a.is_trait and not a.added]
+        for attribute, key in zip(sorted(ours, key=lambda a: a.value), keys, strict=False):
+            if attribute.key != key:
+                changed.append((attribute, key))
+    for attribute, key in changed:
+        # Two keys may change places.
+        attribute.key = f'{key} of {attribute.uuid}'
+    if changed:
+        session.flush()
+    for attribute, key in changed:
+        attribute.key = key
 
 
 def _prune(known: model.Base, found: model.Base, held: set[int]) -> None:
@@ -233,7 +253,7 @@ def _prune(known: model.Base, found: model.Base, held: set[int]) -> None:
             if row.identity in twins:
                 _set_lost(row, False)
                 _prune(row, twins[row.identity], held)
-            elif _is_held(row, held):
+            elif _is_kept(row, held):
                 _set_lost(row, True)
             elif row.reported:
                 getattr(known, part).remove(row)
@@ -247,17 +267,25 @@ def _set_lost(row: model.Base, lost: bool) -> None:
         _set_lost(child, lost)
 
 
-def _is_held(row: model.Base, held: set[int]) -> bool:
-    """Whether a request holds this handle, or one below."""
+def _is_kept(row: model.Base, held: set[int]) -> bool:
+    """Whether a request holds this handle or one below, or an operator added something to it."""
     if isinstance(row, model.AttachHandle):
         return row.id in held
-    return any(_is_held(child, held) for child in _children(row))
+    if isinstance(row, model.Attribute):
+        return False
+    decided = isinstance(row, model.Device) and row.status != 'enabled'
+    added = any(not child.reported for child in _children(row))
+    return decided or added or any(_is_kept(child, held) for child in _children(row))
 
 
 def _stays(
     device: model.Device, drivers: dict[str, model.Facts], held: set[int], absences: int
 ) -> bool:
-    """Note that a report lacks the device; False when that has been so for long enough."""
+    """Note that a report lacks the device; False when that has been so for long enough.
+
+    What a request holds stays, and so does what an operator has decided of the device: it has to
+    hold when the card comes back.
+    """
     silent = {
         name
         for name, driver in drivers.items()
@@ -266,66 +294,82 @@ def _stays(
     if silent & {deployable.driver_name for deployable in device.deployables}:
         return True  # its driver could not look: that says nothing of the device
     device.absences = min(device.absences + 1, absences)
-    if device.absences < absences or _is_held(device, held):
+    if device.absences < absences or _is_kept(device, held):
         return True
     LOG.info('Device %s of host %s is gone', device.address, device.hostname)
     return False
 
 
 def _leave_out_twins(
-    session: orm.Session, known: dict[str, model.Device], found: dict[str, model.Device]
-) -> bool:
-    """Take from the found devices what another row still is, and say whether there was any.
+    known: list[model.Device], pairs: list[matching.Pair]
+) -> tuple[list[matching.Pair], bool]:
+    """The pairs without what another row still is, and whether there was any.
 
-    A missing device, or a lost handle, may have the name of a new provider or be the very
-    accelerator of a new handle: given out again, it would have two holders.
+    A missing device or a lost handle may be the very accelerator of a new handle: given out again,
+    it would have two holders.  Another card at the address of one that is gone is no twin of it.
     """
-    parts = [part for device in known.values() for part in device.deployables]
-    holders = {handle.identity: part.name for part in parts for handle in part.attach_handles}
-    names = {part.name: part.device.identity for part in parts}
-    new = {part.name for device in found.values() for part in device.deployables} - names.keys()
-    query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(new))
-    elsewhere = set(session.scalars(query_)) if new else set()
-    left_out: list[str] = []
-    for identity, device in list(found.items()):
-        before = len(left_out)
-        for part in list(device.deployables):
-            if part.name in elsewhere or names.get(part.name, identity) != identity:
-                device.deployables.remove(part)
-                left_out.append(part.name)
-            else:
-                left_out += _leave_out_handles(part, holders)
-        if identity not in known and len(left_out) > before:
-            del found[identity]  # it waits as a whole
+    holders = {
+        handle.location: device
+        for device in known
+        for part in device.deployables
+        for handle in part.attach_handles
+    }
+    staying, left_out = [], []
+    for found, device in pairs:
+        twins = [
+            (part, handle)
+            for part in found.deployables
+            for handle in part.attach_handles
+            if _is_twin(holders.get(handle.location), found, device)
+        ]
+        left_out += [f'{part.name} {handle.attach_info}' for part, handle in twins]
+        if device is not None or not twins:
+            staying.append((found, device))
+        for part, handle in twins:
+            part.attach_handles.remove(handle)
     if left_out:
         LOG.warning('Still of another device, and so not reported: %s', ', '.join(left_out))
-    return bool(left_out)
+    return staying, bool(left_out)
 
 
-def _leave_out_handles(part: model.Deployable, holders: dict[str, str]) -> list[str]:
-    twins = [h for h in part.attach_handles if holders.get(h.identity, part.name) != part.name]
-    for handle in twins:
-        part.attach_handles.remove(handle)
-    return [f'{part.name} {handle.attach_info}' for handle in twins]
+def _is_twin(holder: model.Device | None, found: model.Device, device: model.Device | None) -> bool:
+    """Whether what a known device gives out may be what the found one gives out."""
+    if holder is None or holder is device:
+        return False
+    replaced = holder.absences and holder.identity == found.identity and not holder.may_be(found)
+    moved = holder.serial and found.serial and holder.serial != found.serial
+    return not replaced and not moved
 
 
 def _update(known: model.Base, found: model.Base) -> None:
     """Give the known row the facts of the found one, and the same to its parts."""
     for column in known.columns('fact'):
         value = getattr(found, column.name)
-        if getattr(known, column.name) != value:
+        if getattr(known, column.name) != value and not _keeps(known, column.name, value):
             setattr(known, column.name, value)
     for part in known.parts:
         rows = {row.identity: row for row in getattr(known, part)}
         for row in list(getattr(found, part)):
             if row.identity in rows:
-                # What an operator has added under this key stays his.
+                # What an operator has added stays his.
                 if rows[row.identity].reported:
                     _update(rows[row.identity], row)
             else:
                 # A row has one parent: let go there before it is taken here.
                 getattr(found, part).remove(row)
                 getattr(known, part).append(row)
+
+
+def _keeps(row: model.Base, column: str, value: typing.Any) -> bool:
+    """Whether a row keeps a fact that a report tells otherwise."""
+    if isinstance(row, model.Device):
+        # The driver cannot ask the card for now.
+        return column == 'serial' and value is None
+    if isinstance(row, model.Deployable):
+        # The provider's name stays, wherever the card goes.
+        return column == 'name'
+    # The numbers of traits are the service's: see _number_traits.
+    return isinstance(row, model.Attribute) and row.is_trait and column == 'key'
 
 
 def set_status(
@@ -341,7 +385,7 @@ def set_status(
     :returns: the providers of which Placement is to be told before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
-    turns.wait(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
     device = query.get(session, model.Device, uuid, what='Device')
     since = [] if seen is None else [model.Device.revision == seen]
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
@@ -365,7 +409,7 @@ def add_attribute(
     :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
     """
     same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
-    turns.wait(session, turns.OF_DEPLOYABLES.where(same == deployable))
+    hosts.lock(session, hosts.OF_DEPLOYABLES.where(same == deployable))
     row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
     if row is None:
         raise exception.NotFound(what='Deployable', id=deployable)
@@ -379,13 +423,38 @@ def add_attribute(
 
 
 def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Delete an attribute; one that a driver reports comes back with the next change it reports.
+    """Delete an attribute that was added through the API.
 
     :raises cyborg_lite.exception.NotFound: when there is no such attribute.
+    :raises cyborg_lite.exception.Conflict: when a driver reports it.
     """
-    hosts = turns.OF_DEPLOYABLES.join(model.Attribute)
-    turns.wait(session, hosts.where(model.Attribute.uuid == uuid))
+    of_attribute = hosts.OF_DEPLOYABLES.join(model.Attribute)
+    hosts.lock(session, of_attribute.where(model.Attribute.uuid == uuid))
     attribute = query.get(session, model.Attribute, uuid, what='Attribute')
+    if attribute.reported:
+        raise exception.Conflict(
+            reason=f'Attribute {attribute.key} is reported by the driver '
+            f'{attribute.deployable.driver_name}, and only that can take it away.'
+        )
     part = attribute.deployable
     part.attributes.remove(attribute)
     outbox.announce(session, [part])
+
+
+def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
+    """Delete a device that is missing from its host, and with it what was decided of it.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such device.
+    :raises cyborg_lite.exception.Conflict: when it is there, or something of it is held.
+    """
+    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    device = query.get(session, model.Device, uuid, what='Device')
+    if not device.absences:
+        raise exception.Conflict(
+            reason=f'Device {uuid} cannot be deleted: its host {device.hostname} reports it.'
+        )
+    if hosts.is_held(device, hosts.held(session, device.hostname)):
+        raise exception.Conflict(
+            reason=f'Device {uuid} cannot be deleted: accelerator requests hold some of it.'
+        )
+    hosts.remove(session, device)

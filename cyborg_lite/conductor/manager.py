@@ -19,6 +19,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -131,19 +132,23 @@ class Manager:
                 self._database.probe()
                 self._probed = time.monotonic()
 
+    delete_device = _exposed(inventory.delete_device)
+    delete_host = _exposed(hosts.delete)
+    rename_host = _exposed(hosts.rename)
     create_attribute = _exposed(inventory.add_attribute)
     delete_attribute = _exposed(inventory.delete_attribute)
     create_device_profile = _exposed(profiles.create)
     delete_device_profile = _exposed(profiles.delete)
     create_arqs = _exposed(binding.create)
-    unbind = _exposed(binding.unbind)
-    delete_arqs = _exposed(binding.delete)
-    delete_arqs_of = _exposed(binding.delete_of)
 
     _report = _transaction(inventory.receive)
     _set_device_status = _transaction(inventory.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
+    _unbind = _transaction(binding.unbind)
+    _delete_arqs = _transaction(binding.delete)
+    _delete_arqs_of = _transaction(binding.delete_of)
+    _announce = _transaction(hosts.announce)
 
     @messaging.expose
     def set_device_status(self, ctxt: context.RequestContext, **order: typing.Any) -> None:
@@ -165,8 +170,49 @@ class Manager:
         undone.
         """
         try:
-            self._bind(ctxt, wishes=wishes, seen=seen)
+            self._bind_vouched(ctxt, wishes, seen)
         except messaging.ExpectedException as expected:
             if isinstance(expected.exc_info[1], exception.CannotBind):
                 self._fail(ctxt, wishes=wishes, seen=seen)
             raise
+
+    def _bind_vouched(
+        self, ctxt: context.RequestContext, wishes: list[binding.Wish], seen: binding.Seen
+    ) -> None:
+        """Bind; where a trait is missing that we do not know of, Placement may know it: there an
+        operator adds traits to our providers, and by them Placement has chosen.
+        """
+        try:
+            self._bind(ctxt, wishes=wishes, seen=seen)
+        except messaging.ExpectedException as expected:
+            if not isinstance(expected.exc_info[1], exception.TraitsMissing):
+                raise
+            vouched = self.outbox.traits({wish['device_rp_uuid'] for wish in wishes})
+            if not vouched:
+                raise
+            self._bind(ctxt, wishes=wishes, seen=seen, vouched=vouched)
+
+    @messaging.expose
+    def unbind(
+        self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
+    ) -> None:
+        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen))
+
+    @messaging.expose
+    def delete_arqs(
+        self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
+    ) -> list[str]:
+        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen)
+        self._announce_hosts(ctxt, freed)
+        return missing
+
+    @messaging.expose
+    def delete_arqs_of(
+        self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
+    ) -> None:
+        self._announce_hosts(ctxt, self._delete_arqs_of(ctxt, instance=instance, seen=seen))
+
+    def _announce_hosts(self, ctxt: context.RequestContext, hostnames: list[str]) -> None:
+        """In a transaction of its own: a host is locked before what is held of it, never after."""
+        for hostname in hostnames:
+            self._announce(ctxt, hostname=hostname)

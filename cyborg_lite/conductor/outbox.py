@@ -28,6 +28,7 @@ from cyborg_lite import model
 from cyborg_lite import worker
 from cyborg_lite.clients import nova
 from cyborg_lite.clients import placement
+from cyborg_lite.conductor import exclusion
 from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
@@ -102,8 +103,10 @@ def announce(
     if not tells(session, PROVIDER):
         return
     messages: dict[str, model.Facts] = {}
+    parts = list(parts)
+    excluded = exclusion.excluded(session, parts)
     for part in parts:
-        wanted = describe(part)
+        wanted = describe(part, excluded)
         before = part.announced
         if before != wanted:
             part.announced = wanted
@@ -120,15 +123,24 @@ def retired(before: model.Facts | None, wanted: model.Facts | None = None) -> mo
     return dict.fromkeys(sorted(gone), 'retired')
 
 
-def describe(part: model.Deployable) -> model.Facts:
+def describe(part: model.Deployable, excluded: collections.abc.Container[int] = ()) -> model.Facts:
     """A deployable as Placement is to know it: by what is noted, and by no clock.
 
     A host that is late, and not noted as silent, may report before that: nobody would take back
     what had been said of it.
+
+    :param excluded: the ids of handles that others exclude: see :mod:`.exclusion`.
     """
-    device, total = part.device, len(part.attach_handles)
-    lost = sum(handle.lost for handle in part.attach_handles)
-    withheld = device.status != 'enabled' or device.absences or device.host.silent
+    device, handles = part.device, part.attach_handles
+    total = len(handles)
+    lost = sum(handle.lost or handle.id in excluded for handle in handles)
+    withheld = (
+        device.status != 'enabled'
+        or device.absences
+        or device.unusable
+        or device.host.silent
+        or device.host.renamed_to
+    )
     return {
         'uuid': part.rp_uuid,
         'name': part.name,
@@ -179,6 +191,12 @@ class Sender:
     def _wake(self, kinds: set[str]) -> None:
         for kind in self._workers.keys() & kinds:
             self._workers[kind].wake()
+
+    def traits(self, rp_uuids: collections.abc.Iterable[str]) -> dict[str, list[str]]:
+        """The traits that Placement knows of these providers; none where there is no Placement."""
+        if PROVIDER not in self._send:
+            return {}
+        return {rp_uuid: self._placement.traits(rp_uuid) for rp_uuid in rp_uuids}
 
     def start(self) -> None:
         for each in self._workers.values():

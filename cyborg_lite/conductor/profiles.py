@@ -68,6 +68,19 @@ def resources(group: dict[str, str]) -> dict[str, int]:
     return asked
 
 
+def traits(group: dict[str, str]) -> tuple[set[str], set[str]]:
+    """The traits that a group of a profile requires, and those that it forbids."""
+    asked = {
+        value: {key.partition(':')[2] for key in group if _says(group, key, value)}
+        for value in ('required', 'forbidden')
+    }
+    return asked['required'], asked['forbidden']
+
+
+def _says(group: dict[str, str], key: str, value: str) -> bool:
+    return key.startswith('trait:') and group[key] == value
+
+
 def _find(
     session: orm.Session, column: orm.InstrumentedAttribute[str], value: str, lock: bool = False
 ) -> model.DeviceProfile | None:

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import pathlib
+import typing
 
 from alembic import command
 from alembic import config
@@ -26,8 +29,26 @@ def head() -> str | None:
 
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
     """Apply what is missing; nothing happens where nothing is."""
-    with engine.begin() as connection:
+    with engine.connect() as connection, _foreign_keys_off(connection), connection.begin():
         command.upgrade(_config(connection), revision)
+
+
+@contextlib.contextmanager
+def _foreign_keys_off(connection: sa.Connection) -> collections.abc.Iterator[None]:
+    """Let SQLite replace a table that others refer to, which is how it alters one.
+
+    It takes the order outside of a transaction only, so past SQLAlchemy, which would begin one.
+    Source: https://www.sqlite.org/lang_altertable.html, section 7.
+    """
+    if connection.dialect.name != 'sqlite':
+        yield
+        return
+    plain: typing.Any = connection.connection.driver_connection
+    plain.execute('PRAGMA foreign_keys = OFF')
+    try:
+        yield
+    finally:
+        plain.execute('PRAGMA foreign_keys = ON')
 
 
 def version(engine: sa.Engine) -> str | None:

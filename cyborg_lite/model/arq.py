@@ -20,6 +20,7 @@ class ARQ(base.Base):
 
     __tablename__ = 'accelerator_requests'
 
+    __table_args__ = (sa.Index(None, 'instance_uuid', 'ordinal', unique=True),)
     #: the states in which a request waits for nothing
     RESOLVED: typing.ClassVar = ('Bound', 'BindFailed', 'Deleting')
 
@@ -41,6 +42,9 @@ class ARQ(base.Base):
     instance_uuid: orm.Mapped[str | None] = base.own(
         sa.String(36), index=True, doc='The instance that holds the accelerator; null if none.'
     )
+    # Its number among those that one call bound for the instance: unique, so that of two calls that
+    # bind for one instance at once the database refuses one. Null unless it is bound.
+    ordinal: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), index=True, doc='The project that owns the request.'
     )

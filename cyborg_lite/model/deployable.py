@@ -16,15 +16,23 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.device import Device
 
 
+#: The forms of a handle that the service knows by itself.
+WHOLE, PART = 'whole', 'part'
+
+
 class Deployable(base.Base):
     """The part of a device that is given out as one kind of resource: a resource provider."""
 
     __tablename__ = 'deployables'
-    keys = ('name',)
+    keys = ('label',)
     parts = ('attributes', 'attach_handles')
 
     name: orm.Mapped[str] = base.fact(
         sa.String(255), unique=True, doc='The name of the resource provider.'
+    )
+    # What the driver calls it, without the address of the device: it stays if the card moves.
+    label: orm.Mapped[str] = base.fact(
+        sa.String(255), server_default=sa.text("''"), default='', hidden=True
     )
     driver_name: orm.Mapped[str] = base.fact(
         sa.String(100), doc='The driver that found the device.'
@@ -45,7 +53,7 @@ class Deployable(base.Base):
 
     device: orm.Mapped[Device] = orm.relationship(back_populates='deployables')
     attributes: orm.Mapped[list[Attribute]] = base.parts('Attribute', parent='deployable')
-    attach_handles: orm.Mapped[list[AttachHandle]] = base.parts('AttachHandle')
+    attach_handles: orm.Mapped[list[AttachHandle]] = base.parts('AttachHandle', parent='deployable')
     if typing.TYPE_CHECKING:
         handle_count: int  # counted by the query, see the end of this module
 
@@ -81,7 +89,7 @@ class Deployable(base.Base):
 
     @property
     def traits(self) -> list[str]:
-        return sorted({a.value for a in self.attributes if a.key.startswith('trait')})
+        return sorted({a.value for a in self.attributes if a.is_trait})
 
     @traits.setter
     def traits(self, values: typing.Iterable[str]) -> None:
@@ -108,6 +116,15 @@ class Attribute(base.Base):
     added: orm.Mapped[bool] = base.own(sa.Boolean, default=False, hidden=True)
 
     @property
+    def is_trait(self) -> bool:
+        return self.key.startswith('trait')
+
+    @property
+    def identity(self) -> str:
+        """A trait is told by its value: its number is any that is unused."""
+        return base.as_text(['trait', self.value] if self.is_trait else [self.key])
+
+    @property
     def reported(self) -> bool:
         return not self.added
 
@@ -116,26 +133,46 @@ class AttachHandle(base.Base):
     """What a hypervisor or a container runtime needs to attach one accelerator."""
 
     __tablename__ = 'attach_handles'
-    keys = ('attach_info',)
 
     attach_type: orm.Mapped[str] = base.fact(sa.String(16))
     attach_info: orm.Mapped[dict[str, str]] = base.fact(sa.JSON)
+    # In which form the card is given out by it: whole, vf, mdev and so on. A card is held in one
+    # form at a time: while any of its handles is held, those of other forms are not free.
+    form: orm.Mapped[str] = base.fact(sa.String(32), server_default=PART)
+    # The IOMMU group of the function: all that is in one goes to one instance.
+    iommu_group: orm.Mapped[str | None] = base.fact(sa.String(32))
     deployable_id: orm.Mapped[int] = base.link('deployables.id')
     # True for a handle that a request still holds, and that the last report lacks.
     lost: orm.Mapped[bool] = base.own(sa.Boolean, default=False, hidden=True)
 
+    deployable: orm.Mapped[Deployable] = orm.relationship(back_populates='attach_handles')
     # Deleting a handle that a request holds is an error, not a way to take it away.
     arq: orm.Mapped[ARQ | None] = orm.relationship(
         back_populates='attach_handle', uselist=False, passive_deletes='all'
     )
 
     @property
+    def location(self) -> str:
+        """What it attaches, in one spelling: two handles of one location are one accelerator."""
+        return base.as_text([pci.function(self.attach_info), pci.rest(self.attach_info)])
+
+    @property
     def identity(self) -> str:
-        """The accelerator in one spelling: what an older release stored may have another."""
-        try:
-            return base.as_text(pci.canonical_info(self.attach_info))
-        except (TypeError, ValueError):
-            return super().identity
+        """Which accelerator of its card it is: the same wherever the card is."""
+        function, card = pci.function(self.attach_info), self._card
+        if function is None or card is None or function[0] != card[0]:
+            return self.location
+        return base.as_text([function[1] - card[1], pci.rest(self.attach_info)])
+
+    @property
+    def default_form(self) -> str:
+        """The form of a handle whose driver does not say: the whole card if it is its function."""
+        whole = self.attach_type == 'PCI' and pci.function(self.attach_info) == self._card
+        return WHOLE if whole and not pci.rest(self.attach_info) else PART
+
+    @property
+    def _card(self) -> tuple[int, int] | None:
+        return pci.function(pci.parse(self.deployable.device.address))
 
 
 Deployable.handle_count = orm.column_property(  # type: ignore[assignment]

@@ -20,8 +20,6 @@ class Device(base.Base):
     """A physical accelerator card, or the PCI function that stands for it, in a host."""
 
     __tablename__ = 'devices'
-    __table_args__ = (sa.UniqueConstraint('hostname', 'address'),)
-    keys = ('address',)
     parts = ('deployables',)
 
     type: orm.Mapped[str] = base.fact(
@@ -37,6 +35,10 @@ class Device(base.Base):
     numa_node: orm.Mapped[int | None] = base.fact(
         sa.Integer, since='2.50', doc='The NUMA node of the device; null if the host does not say.'
     )
+    # The serial number or UUID by which the card knows itself, wherever it is; null if unknown.
+    serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
+    # Why the card, as it is, must not be given to an instance, in words; null if it may.
+    unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
     vendor_board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
     hostname: orm.Mapped[str] = base.link(
@@ -72,10 +74,27 @@ class Device(base.Base):
         return base.as_text(self.vendor_board or {})
 
     @property
+    def product(self) -> str | None:
+        """The product id; None if it is not known, or says nothing of the card."""
+        # The product id of an FPGA changes with the image that it is programmed with.
+        known = None if self.type == 'FPGA' else (self.board or {}).get('product_id')
+        return str(known).lower().removeprefix('0x') if known else None
+
+    def may_be(self, other: Device) -> bool:
+        """Whether two reports of one address can be of one card, going by vendor and product."""
+        if self.vendor.lower().removeprefix('0x') != other.vendor.lower().removeprefix('0x'):
+            return False
+        return self.product == other.product or None in (self.product, other.product)
+
+    @property
     def obstacle(self) -> str | None:
         """Why no accelerator of this device may be given out, if there is a reason."""
         if self.status != 'enabled':
             return f'is {self.status}'
         if self.absences:
             return 'is missing from its host'
+        if self.unusable:
+            return f'cannot be used: {self.unusable}'
+        if self.host.renamed_to:
+            return f'is in {self.hostname}, which reports as {self.host.renamed_to} now'
         return f'is in {self.hostname}, which is down' if self.host.state == 'down' else None

@@ -16,6 +16,10 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.device import Device
 
 
+#: By how much the clocks of two conductors may differ, in seconds.
+SKEW = 10
+
+
 class Host(base.Base):
     """A machine whose agent reports, with what is known of its last report."""
 
@@ -25,11 +29,21 @@ class Host(base.Base):
     boot_id: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
     # Boots that are over: a report that was sent before a reboot may arrive after it.
     past_boots: orm.Mapped[list[str]] = base.own(sa.JSON, default=list, hidden=True)
+    # Which start of the agent reported last: reports have an order within one only.
+    agent: orm.Mapped[str | None] = base.own(sa.String(36), hidden=True)
+    # Starts of the agent that are over, in this boot.
+    past_agents: orm.Mapped[list[str] | None] = base.own(sa.JSON(none_as_null=True), hidden=True)
+    # Which machine this is, whatever its name; null where it shows nothing that tells.
+    machine: orm.Mapped[str | None] = base.own(sa.String(64), index=True, hidden=True)
+    # The name under which the same machine has reported since: this one is its name no more.
+    renamed_to: orm.Mapped[str | None] = base.own(sa.String(255), index=True, hidden=True)
+    # True once two hosts of this machine identity reported side by side: it tells nothing.
+    cloned: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
     sequence: orm.Mapped[int] = base.own(sa.BigInteger, default=0, hidden=True)
     # Null while the next report has to be read even if it is like the last one.
     digest: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
     seen_at: orm.Mapped[datetime.datetime] = base.own(
-        sa.DateTime, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
+        base.Moment, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
     )
     # How often the host means to report, in seconds.
     interval: orm.Mapped[int] = base.own(sa.Integer, default=20, hidden=True)
@@ -46,12 +60,19 @@ class Host(base.Base):
 
     @staticmethod
     def alive_since(interval: int) -> datetime.datetime:
-        """Who means to report so often, and has not done so since then, is down."""
+        """A host with this report interval is down if it has not reported since then."""
         return timeutils.utcnow() - datetime.timedelta(seconds=2.5 * interval)
+
+    @staticmethod
+    def alive_until() -> datetime.datetime:
+        """A report that is dated later counts for nothing: the clock that dated it was wrong."""
+        return timeutils.utcnow() + datetime.timedelta(seconds=SKEW)
 
     @base.shown
     def state(self) -> str:
         """``up``, or ``down`` when two reports in a row have not come."""
+        if self.renamed_to or self.seen_at > self.alive_until():
+            return 'down'
         return 'down' if self.seen_at < self.alive_since(self.interval) else 'up'
 
     @base.shown

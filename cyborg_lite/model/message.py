@@ -22,7 +22,7 @@ class Message(base.Base):
     key: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
     payload: orm.Mapped[dict[str, typing.Any]] = base.own(sa.JSON, default=dict, hidden=True)
     attempts: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
-    due_at: orm.Mapped[datetime.datetime] = base.own(sa.DateTime, index=True, hidden=True)
+    due_at: orm.Mapped[datetime.datetime] = base.own(base.Moment, index=True, hidden=True)
     # Another one whenever the message is replaced: who has sent the old one must not delete it.
     stamp: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
     # Another one whenever it is taken to be sent; null while nobody sends it.

@@ -41,6 +41,27 @@ def canonical_address(text: str) -> str:
     return '{domain}:{bus}:{device}.{function}'.format(**parts)
 
 
+def parse(address: str) -> dict[str, str]:
+    """The attach info of a PCI address; empty for a text that is none."""
+    match = ADDRESS.fullmatch(address)
+    return match.groupdict(default='0') if match else {}
+
+
+def function(info: collections.abc.Mapping[str, str]) -> tuple[int, int] | None:
+    """Domain and routing id (PCI Express, 2.2.4.2) of an attach info; None if it has none."""
+    try:
+        domain, bus, device, number = (int(info[name], 16) for name in PARTS)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return domain, bus << 8 | device << 3 | number
+
+
+def rest(info: collections.abc.Mapping[str, str]) -> dict[str, str]:
+    """What an attach info says beside the PCI function; all of it where there is none."""
+    plain = function(info) is None
+    return {name: value for name, value in info.items() if plain or name not in PARTS}
+
+
 def _part(name: str, text: str) -> str:
     digits, most = PARTS[name]
     match = NUMBER.fullmatch(text)

@@ -11,6 +11,7 @@ from alembic.operations import ops
 from oslo_db.sqlalchemy import test_migrations
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 from cyborg_lite import conf as options
 from cyborg_lite import model
@@ -71,12 +72,21 @@ def fill_e2b6d05f3a71(connection, tables):
         connection.execute(sa.update(tables[table]).values(revision=3))
 
 
+def fill_7a2f9d4c61e0(connection, tables):
+    """A host of a known machine that has another name now."""
+    host = {'name': 'host-3', 'uuid': 'host-3', 'boot_id': 'boot-1', 'sequence': 1, 'interval': 20}
+    host |= {'created_at': sa.func.now(), 'seen_at': sa.func.now(), 'machine': 'm'}
+    host |= {'renamed_to': 'host-2', 'past_boots': '[]', 'drivers': '{}', 'past_agents': '[]'}
+    connection.execute(sa.insert(tables['hosts']).values(**host))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
     '8c41d07be2f6': fill_8c41d07be2f6,
     '4c1e7a90b2d8': fill_4c1e7a90b2d8,
     'e2b6d05f3a71': fill_e2b6d05f3a71,
+    '7a2f9d4c61e0': fill_7a2f9d4c61e0,
 }
 
 
@@ -135,7 +145,7 @@ def test_the_rows_can_be_read_by_the_models(fresh):
         assert (arq.attach_handle_info, arq.revision) == ({'bus': '3c'}, 3)
         assert arq.device_profile.groups == [{'resources:FPGA': '1'}]
         [part] = session.query(model.Deployable)
-        assert [host.silent for host in session.query(model.Host)] == [False, True]
+        assert [host.silent for host in session.query(model.Host)] == [False, True, False]
         assert (part.handle_count, part.device.host.name) == (2, 'hôst-1 😀')
         assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
 
@@ -173,16 +183,34 @@ class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.T
         return not (type_ == 'table' and name == 'alembic_version')
 
 
-def expands(operation, created):
+def expands(operation, made):
     """Whether a release that knows nothing of the operation reads and writes as before.
 
-    :param created: the tables that its migration has made
+    :param made: the tables, and (table, column) pairs, that its migration has made
     """
     if isinstance(operation, ops.AddColumnOp):
         return bool(operation.column.nullable or operation.column.server_default)
     if isinstance(operation, ops.CreateIndexOp):
-        return not operation.unique or operation.table_name in created
+        # The old release leaves a new column null, and nulls are never equal.
+        new = {(operation.table_name, getattr(c, 'name', c)) for c in operation.columns} & made
+        return not operation.unique or operation.table_name in made or bool(new)
+    if isinstance(operation, ops.DropConstraintOp):
+        return operation.constraint_type == 'unique'
+    if isinstance(operation, ops.AlterColumnOp):
+        # More digits of the same time.
+        precise = isinstance(operation.modify_type, mysql.DATETIME) and operation.modify_type.fsp
+        return bool(precise and operation.modify_nullable is None)
     return isinstance(operation, ops.CreateTableOp)
+
+
+def makes(operations):
+    """The tables and columns that these operations make."""
+    tables = {each.table_name for each in operations if isinstance(each, ops.CreateTableOp)}
+    return tables | {
+        (each.table_name, each.column.name)
+        for each in operations
+        if isinstance(each, ops.AddColumnOp)
+    }
 
 
 @pytest.fixture
@@ -204,10 +232,10 @@ def test_migrations_only_add(fresh, seen):
     for revision in revisions():
         seen.clear()
         migration.upgrade(fresh.engine, revision)
-        created = {each.table_name for each in seen if isinstance(each, ops.CreateTableOp)}
+        made = makes(seen)
         assert seen, revision
         for operation in seen:
-            assert expands(operation, created), (revision, operation.to_diff_tuple())
+            assert expands(operation, made), (revision, operation.to_diff_tuple())
 
 
 NUMBER = sa.Column('number', sa.Integer(), nullable=False)
@@ -223,6 +251,8 @@ NUMBER = sa.Column('number', sa.Integer(), nullable=False)
         ops.AddColumnOp('hosts', NUMBER),
         ops.CreateIndexOp('a', 'hosts', ['digest'], unique=True),
         ops.CreateUniqueConstraintOp('a', 'hosts', ['digest']),
+        ops.DropConstraintOp('a', 'hosts', type_='foreignkey'),
+        ops.AlterColumnOp('hosts', 'digest', modify_type=sa.String(8)),
         ops.ExecuteSQLOp('DELETE FROM hosts'),
     ],
     ids=lambda operation: type(operation).__name__,

@@ -421,19 +421,18 @@ def test_card_at_a_new_address_waits_for_the_name_of_the_missing_one(conductor):
     assert [device.address for device in conductor.rows(model.Device)] == ['0000:5e:00.0']
 
 
-def test_name_that_another_host_has_harms_only_its_device(conductor):
+def test_name_that_another_host_has_gets_something_added(conductor):
     """Two hosts may spell one name: ``a`` with ``b_c``, and ``a_b`` with ``c``."""
     conductor.report(card(), host='a_b')
     other = card('3b')
     other.deployables[0].name = 'b_0000:3b:00.0'
     conductor.report(other, card('5e'), host='a')
-    assert conductor.device('3b', host='a') is None
-    assert conductor.device('5e', host='a') is not None
-    for _ in range(3):
-        conductor.report(host='a_b')
-    # Free now, though this report is like the last one.
-    conductor.report(other, card('5e'), host='a')
-    assert conductor.device('3b', host='a') is not None
+    names = [part.name for part in conductor.rows(model.Deployable)]
+    assert names == ['a_b_0000:3b:00.0', 'a_b_0000:3b:00.0_0xABCD', 'a_0000:5e:00.0']
+    before = conductor.dump('hosts')
+    conductor.report(other, card('5e', model='Changed'), card('6f'), host='a')
+    assert [part.name for part in conductor.rows(model.Deployable)][:3] == names
+    assert before != conductor.dump('hosts')
 
 
 def test_deployable_that_passes_to_another_card(conductor, monkeypatch):
@@ -529,13 +528,16 @@ def test_added_attribute_is_not_taken_over_by_a_driver(conductor):
         assert kept['trait1'] == 'CUSTOM_OURS'
 
 
-def test_added_attribute_goes_with_its_device(conductor):
+def test_added_attribute_outlives_the_absence_of_its_device(conductor):
     conductor.report(card())
+    before = conductor.device()
     [part] = conductor.rows(model.Deployable)
-    conductor.create_attribute(deployable=part.id, key='rack', value='12')
-    for _ in range(3):
+    made = conductor.create_attribute(deployable=part.id, key='rack', value='12')
+    for _ in range(4):
         conductor.report()
-    assert conductor.rows(model.Attribute) == []
+    conductor.report(card())
+    assert conductor.device().uuid == before.uuid
+    assert made in [row.uuid for row in conductor.rows(model.Attribute)]
 
 
 # Hosts that fall silent

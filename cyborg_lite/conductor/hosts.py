@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hosts: the lock of each, which report of it counts, and what becomes of its name.
+
+A machine is itself, not its name.  A host whose machine reports under another name has been
+renamed: what is held under the old name is not offered under the new one.  Two hosts that report
+side by side under one machine identity are clones of an image: there the identity tells nothing.
+"""
+
+from __future__ import annotations
+
+import typing
+
+from oslo_log import log
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import matching
+from cyborg_lite.conductor import outbox
+from cyborg_lite.db import query
+
+LOG = log.getLogger(__name__)
+
+#: how many boots, and starts of an agent, are remembered as over
+PAST = 8
+#: The hosts of deployables: a condition says of which.
+OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
+#: By host, the last agent whose reports were refused: each is named in the log once.
+_refused: dict[str, str] = {}
+
+
+class Claim(typing.Protocol):
+    """What a report says of where it comes from: see inventory.Report."""
+
+    def __getitem__(self, key: str, /) -> typing.Any: ...
+
+    def get(self, key: str, /) -> typing.Any: ...
+
+
+def lock(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
+    """Lock these hosts until the transaction ends, as a report locks its own; returns their names.
+
+    Reports, orders to devices, bindings and the healer change what is announced of a host. What is
+    read before the lock may be stale.
+    """
+    hosts = sa.select(model.Host.name).where(model.Host.name.in_(hostnames)).order_by(model.Host.id)
+    return list(session.scalars(hosts.with_for_update()))
+
+
+def claim(session: orm.Session, report: Claim) -> model.Host | None:
+    """The host of a report, locked, with what the report says of it; None if the report is late."""
+    named = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
+    host = session.scalars(named).one_or_none()
+    if host is not None and _is_late(host, report):
+        _tell_late(host, report)
+        return None
+    started = host is None or host.agent != report.get('agent')
+    if host is None:
+        host = model.Host(
+            name=report['host'], boot_id=report['boot_id'], machine=report.get('machine')
+        )
+        session.add(host)
+    _recognise(session, host, report.get('machine'), started)
+    _note(host, report)
+    # Devices link to the host by its name: it has to be there first.
+    session.flush()
+    return host
+
+
+def _is_late(host: model.Host, report: Claim) -> bool:
+    """Whether the report was sent before one that was taken in."""
+    agent = report.get('agent')
+    if report['boot_id'] != host.boot_id:
+        # Only while another boot reports can this one be over: a wrong agent may have been stopped.
+        return report['boot_id'] in host.past_boots and not host.silent
+    if agent == host.agent and agent is not None:
+        return bool(report['sequence'] <= host.sequence)
+    if agent is not None and host.agent is not None:
+        return agent in (host.past_agents or ()) and not host.silent
+    # An agent of the release before. In another time namespace its sequence begins anew.
+    return bool(report['sequence'] <= host.sequence and not host.silent)
+
+
+def _tell_late(host: model.Host, report: Claim) -> None:
+    agent = report.get('agent') or report['boot_id']
+    if report['boot_id'] == host.boot_id and agent in (host.past_agents or ()):
+        if _refused.get(host.name) != agent:
+            LOG.warning(
+                'Two agents report as host %s. What the one says that was started first is '
+                'dropped: stop one of them',
+                host.name,
+            )
+        _refused[host.name] = agent
+        return
+    LOG.warning(
+        'A late report of host %s was dropped (boot %s): if others follow, two machines have '
+        'this name',
+        host.name,
+        report['boot_id'],
+    )
+
+
+def _note(host: model.Host, report: Claim) -> None:
+    """Note what the report says of itself."""
+    if report['boot_id'] != host.boot_id:
+        others = [boot for boot in host.past_boots or () if boot != report['boot_id']]
+        host.past_boots = [host.boot_id, *others][:PAST]
+        host.boot_id, host.past_agents = report['boot_id'], []
+    elif host.agent and host.agent != report.get('agent'):
+        earlier = [agent for agent in host.past_agents or () if agent != report.get('agent')]
+        host.past_agents = [host.agent, *earlier][:PAST]
+    host.agent, host.machine = report.get('agent'), report.get('machine')
+    host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
+    host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
+
+
+def _recognise(session: orm.Session, host: model.Host, machine: str | None, started: bool) -> None:
+    """Note whether the machine had another name, or whether hosts are clones of each other.
+
+    :param started: whether an agent was started since the last report, or the host is new.
+    """
+    if machine != host.machine:
+        host.cloned, host.renamed_to = False, None
+    if machine is None or host.cloned or not (started or host.renamed_to):
+        return
+    others = _others(session, host.name, machine)
+    if any(other.cloned for other in others):
+        host.cloned, host.renamed_to = True, None
+    elif not started:
+        # Its agent was never stopped, and another one reports under another name: two machines.
+        twins = [host, *(other for other in others if other.name == host.renamed_to)]
+        for twin in twins:
+            twin.cloned, twin.renamed_to, twin.digest = True, None, None
+        LOG.warning(
+            'Hosts %s have one machine identity, %s: they are clones of one image. Give each its '
+            'own /etc/machine-id: until then a host that is renamed is not recognised',
+            ', '.join(sorted(twin.name for twin in twins)),
+            machine,
+        )
+    else:
+        host.renamed_to = None
+        for other in others:
+            other.renamed_to = host.name
+        if others:
+            LOG.warning(
+                'Host %s reports from the machine that was %s: what is held there is not offered '
+                'here. Rename the old host to the new name, or delete it',
+                host.name,
+                ', '.join(sorted(other.name for other in others)),
+            )
+
+
+def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
+    """The other hosts of a machine identity, locked."""
+    same = sa.select(model.Host).where(model.Host.machine == machine, model.Host.name != name)
+    return list(session.scalars(same.order_by(model.Host.id).with_for_update()))
+
+
+def announce(session: orm.Session, hostname: str) -> None:
+    """Have Placement told of what differs on a host, after something on it was freed."""
+    lock(session, sa.select(sa.literal(hostname)))
+    outbox.announce(session, parts(session, hostname))
+
+
+def parts(session: orm.Session, hostname: str) -> list[model.Deployable]:
+    """All deployables of a host, with what is announced of them."""
+    return [part for device in devices(session, hostname) for part in device.deployables]
+
+
+def devices(session: orm.Session, hostname: str) -> list[model.Device]:
+    """All devices of a host, with all that is below them."""
+    below = orm.selectinload(model.Device.deployables)
+    return query.find(
+        session,
+        model.Device,
+        model.Device.hostname == hostname,
+        options=[
+            orm.joinedload(model.Device.host),
+            below.selectinload(model.Deployable.attributes),
+            below.selectinload(model.Deployable.attach_handles),
+        ],
+    )
+
+
+def held(session: orm.Session, hostname: str) -> set[int]:
+    """The ids of the host's handles that requests hold."""
+    handles = (
+        sa.select(model.ARQ.attach_handle_id)
+        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
+        .join(model.Deployable)
+        .join(model.Device)
+        .where(model.Device.hostname == hostname)
+    )
+    return set(session.scalars(handles))
+
+
+def is_held(device: model.Device, held_ids: set[int]) -> bool:
+    """Whether a request holds an accelerator of the device."""
+    return any(
+        handle.id in held_ids for part in device.deployables for handle in part.attach_handles
+    )
+
+
+def remove(session: orm.Session, device: model.Device) -> None:
+    """Delete a device that nobody holds, and have its providers removed."""
+    gone = {part.rp_uuid: outbox.retired(part.announced) for part in device.deployables}
+    outbox.put(session, outbox.PROVIDER, gone)
+    session.delete(device)
+
+
+def delete(session: orm.Session, ctxt: context.RequestContext, name: str) -> None:
+    """Delete a host that is down, with its devices: its providers go from Placement too.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such host.
+    :raises cyborg_lite.exception.Conflict: when it is up, or something of it is held.
+    """
+    host = _down(session, name)
+    held_ids = held(session, name)
+    if held_ids:
+        raise exception.Conflict(
+            reason=f'Host {name} cannot be deleted: {len(held_ids)} of its accelerators are held '
+            'by accelerator requests.'
+        )
+    for device in devices(session, name):
+        remove(session, device)
+    session.flush()
+    session.delete(host)
+
+
+def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: str) -> None:
+    """Give a host that is down its new name: what is bound stays bound, its providers follow.
+
+    Where its agent has reported under the new name already, each card becomes one again: the row
+    of which something is held stays, and the old one where nothing is.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such host.
+    :raises cyborg_lite.exception.Conflict: when it is up, or when the two hosts are two machines.
+    """
+    session.execute(
+        sa.select(model.Host.id)
+        .where(model.Host.name.in_((name, to)))
+        .order_by(model.Host.id)
+        .with_for_update()
+    )
+    old = _down(session, name)
+    if name == to:
+        return
+    new = session.scalars(sa.select(model.Host).where(model.Host.name == to)).one_or_none()
+    if new is None:
+        new = _copy(session, old, to)
+    elif new.machine is None or new.machine != old.machine:
+        raise exception.Conflict(
+            reason=f'Host {name} cannot be renamed to {to}: there is a host {to}, and it is not '
+            'known to be the same machine.'
+        )
+    _unite(session, old, new)
+    session.delete(old)
+    session.flush()
+    new.digest = None
+    outbox.announce(session, parts(session, to))
+    LOG.info('Host %s is %s now', name, to)
+
+
+def _down(session: orm.Session, name: str) -> model.Host:
+    """The host of this name, locked, that must not be up."""
+    lock(session, sa.select(sa.literal(name)))
+    host = query.get(session, model.Host, name, what='Host', by='name')
+    if host.state == 'up':
+        raise exception.Conflict(
+            reason=f'Host {name} is up: stop its agent, and wait until the host is down.'
+        )
+    return host
+
+
+def _copy(session: orm.Session, old: model.Host, name: str) -> model.Host:
+    """The same host under another name: devices link to a host by its name."""
+    kept = {
+        column.name: getattr(old, column.name)
+        for column in model.Host.columns('own')
+        if column.name not in ('id', 'uuid', 'name', 'renamed_to', 'updated_at')
+    }
+    new = model.Host(name=name, **kept)
+    session.add(new)
+    session.flush()
+    return new
+
+
+def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
+    """Bring the devices of the old host to the new one, each as one row."""
+    before, after = held(session, old.name), held(session, new.name)
+    moving = []
+    for card, twin in matching.pair(devices(session, new.name), devices(session, old.name)):
+        if twin is not None and is_held(twin, after) and not is_held(card, before):
+            _inherit(twin, card)
+            remove(session, card)
+            continue
+        if twin is not None and not is_held(twin, after):
+            _inherit(card, twin)
+            remove(session, twin)
+        moving.append(card)
+    # What goes is gone before what comes takes its name.
+    session.flush()
+    for card in moving:
+        card.host = new
+        for part in card.deployables:
+            plain = part.name.removeprefix(f'{old.name}_')
+            part.name = unused_name(session, f'{new.name}_{plain}', card)
+        session.flush()
+    session.execute(
+        sa.update(model.ARQ)
+        .where(model.ARQ.attach_handle_id.in_(before))
+        .values(hostname=new.name)
+        .execution_options(synchronize_session=False)
+    )
+    session.expire(old, ['found'])
+
+
+def _inherit(device: model.Device, twin: model.Device) -> None:
+    """Keep what an operator decided of the row that goes."""
+    if twin.status != 'enabled':
+        device.status = twin.status
+        device.revision += 1
+    for part, other in zip(device.deployables, twin.deployables, strict=False):
+        known = {attribute.key for attribute in part.attributes}
+        for attribute in other.attributes:
+            if attribute.added and attribute.key not in known:
+                added = model.Attribute(key=attribute.key, value=attribute.value, added=True)
+                part.attributes.append(added)
+
+
+def unused_name(session: orm.Session, name: str, device: model.Device) -> str:
+    """The name for a provider: as it is, or with more to it if another row has it.
+
+    A card that is gone keeps its provider, and with it the name, while it is held.
+    """
+    for more in ('', f'_{device.serial or device.product or device.vendor}', *_counted()):
+        wanted = (name[: 200 - len(more)] if more else name) + more
+        taken = sa.select(model.Deployable.id).where(model.Deployable.name == wanted)
+        with session.no_autoflush:
+            if session.scalar(taken) is None:
+                return wanted
+    raise exception.Conflict(reason=f'There are too many providers named {name}.')
+
+
+def _counted() -> tuple[str, ...]:
+    return tuple(f'_{number}' for number in range(2, 1000))
