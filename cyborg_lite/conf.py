@@ -52,6 +52,16 @@ API_OPTS = [
         help='An Apache htpasswd file with bcrypt hashes, as ``htpasswd -B`` writes it. Used with '
         '``auth_strategy = http_basic``; every user in it is administrator of one project.',
     ),
+    cfg.ListOpt(
+        'allowed_hosts',
+        default=[],
+        help='Names by which clients reach the API, as they stand in the Host header, without the '
+        'port. Used with ``noauth`` and ``http_basic``: a request for any other name is refused, '
+        'because a web page of a stranger could have sent it. Always known are ``localhost``, '
+        'the host of ``public_endpoint`` and loopback addresses; with ``http_basic`` also every '
+        'other IP address and the host name of this machine; with ``cyborg-lite up`` the '
+        'argument of ``--bind``.',
+    ),
     cfg.IntOpt(
         'max_limit',
         default=1000,

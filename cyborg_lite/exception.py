@@ -36,6 +36,13 @@ class NotAuthorized(CyborgError):
     template = 'Access was denied to the following resource: {resource}'
 
 
+class Forbidden(CyborgError):
+    """The request is refused by where it comes from, whoever sends it."""
+
+    code = 403
+    template = '{reason}'
+
+
 class ServiceTokenRequired(CyborgError):
     code = 403
     # Tempest looks for "requires a service token".

@@ -33,7 +33,7 @@ class Service:
         self.conf = options.load(files=[*files], **settings)
         self.embedded = service.Embedded(self.conf, hosts)
         self.database = self.embedded.database
-        self.api = Api(webtest.TestApp(self.embedded.application))
+        self.api = Api(local(self.embedded.application))
         self._sequence = itertools.count(1)
         self.embedded.start()
 
@@ -87,6 +87,11 @@ class Service:
         """Create the requests of a profile; returns their uuids."""
         answer = self.api.post('/v2/accelerator_requests', {'device_profile_name': profile})
         return [arq['uuid'] for arq in answer.json['arqs']]
+
+
+def local(application) -> webtest.TestApp:
+    """The application to a client on this machine."""
+    return webtest.TestApp(application, extra_environ={'REMOTE_ADDR': '127.0.0.1'})
 
 
 class Api:

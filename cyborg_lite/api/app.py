@@ -6,7 +6,6 @@ from __future__ import annotations
 import collections.abc
 import functools
 import http
-import ipaddress
 import json
 import typing
 
@@ -28,6 +27,7 @@ from cyborg_lite import policy
 from cyborg_lite import rpc
 from cyborg_lite.api import health
 from cyborg_lite.api import openapi
+from cyborg_lite.api import origin
 from cyborg_lite.api import rest
 from cyborg_lite.api import root
 from cyborg_lite.api import types
@@ -55,6 +55,9 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -
     app = cors.CORS(app, conf)
     app = _by_path(health.paths(conf, database, bus), app)
     app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
+    if conf.api.auth_strategy != 'keystone':
+        # Before headers replace the address of the client.
+        app = _guarded(app, origin.Guard(conf))
     app = catch_errors.CatchErrors(app)
     return typing.cast('Wsgi', request_id.RequestId(app))
 
@@ -67,11 +70,23 @@ def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
         checked = auth_token.AuthProtocol(app, {'oslo_config_config': conf})
         return _by_path(dict.fromkeys(PUBLIC, app), checked)
     if conf.api.auth_strategy == 'noauth':
-        return Alone(app, _anyone)
+        return Alone(app, lambda _: 'admin')
     file = conf.api.http_basic_auth_user_file
     _validate_users(file)
     checked = Alone(app, functools.partial(_basic, file))
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
+
+
+def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
+    def checked(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        try:
+            guard.check(environ)
+        except exception.CyborgError as error:
+            said = {'faultcode': 'Client', 'faultstring': error.message, 'debuginfo': None}
+            return _error(error.code, said)(environ, start_response)
+        return app(environ, start_response)
+
+    return checked
 
 
 def _validate_users(file: str) -> None:
@@ -114,14 +129,6 @@ class Alone:
             del request.headers[name]
         request.headers.update(ALONE | {'X-User-Id': user})
         return self._app
-
-
-def _anyone(request: webob.Request) -> str:
-    """Nobody is asked, but only who is on this machine is served."""
-    address = request.remote_addr
-    if address and not ipaddress.ip_address(address).is_loopback:
-        raise webob.exc.HTTPForbidden('Without authentication only loopback is served.')
-    return 'admin'
 
 
 def _basic(file: str, request: webob.Request) -> str:

@@ -170,6 +170,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
         database__connection=service.database_url(arguments.state_dir.absolute()),
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
     )
+    conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
     return conf
 

@@ -14,7 +14,6 @@ from oslo_middleware import request_id
 import pytest
 import schemathesis
 from schemathesis.specs.openapi import checks
-import webtest
 
 from cyborg_lite import model
 from cyborg_lite.api import app
@@ -56,7 +55,7 @@ class World:
     def __init__(self, database_url):
         self.service = support.Service(database_url)
         self.apps = {'admin': self.service.embedded.application, 'member': member_of(self.service)}
-        self.apis = [support.Api(webtest.TestApp(each)) for each in self.apps.values()]
+        self.apis = [support.Api(support.local(each)) for each in self.apps.values()]
         self._changed = set()
         self.seen = collections.defaultdict(collections.Counter)
         self.secrets = set()

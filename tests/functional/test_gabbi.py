@@ -72,7 +72,8 @@ class Cloud:
     """
 
     def __init__(self, database_url):
-        self.service = support.Service(database_url)
+        names = ['api.example.org', 'other.example.org']
+        self.service = support.Service(database_url, api__allowed_hosts=names)
         numa = {'numa_node': 1, 'board': {'product_id': '0xd802'}, 'vendor_board': {'slot': 4}}
         npu = {'type': 'AICHIP', 'vendor': '19e5', 'model': 'Ascend 910B', **numa}
         gpu = {'type': 'GPU', 'vendor': '10de', 'model': 'A100'}

@@ -8,7 +8,6 @@ import threading
 import uuid
 
 import pytest
-import webtest
 
 from cyborg_lite import context
 from cyborg_lite import model
@@ -29,7 +28,7 @@ def race(service):
         ready = threading.Barrier(len(runners), timeout=60)
 
         def start(runner):
-            api = support.Api(webtest.TestApp(service.embedded.application))
+            api = support.Api(support.local(service.embedded.application))
             ready.wait()
             return runner(api)
 

@@ -12,7 +12,6 @@ import uuid
 
 import oslo_messaging as messaging
 import pytest
-import webtest
 
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -113,7 +112,7 @@ class Scenario:
     def __init__(self, deployment, number):
         self.deployment = deployment
         api = app.application(deployment.conf, deployment.database, deployment.bus)
-        self.api = support.Api(webtest.TestApp(api)).at('2.50')
+        self.api = support.Api(support.local(api)).at('2.50')
         self.profile = f'profile-{number}'
         self.host = f'node-{number}'
         self.key = f'colour-{number}'
