@@ -117,6 +117,14 @@ AGENT_OPTS = [
         'without it, and what it found before stays as it was. When it answers, there is a report '
         'at once, and it is asked again an interval later.',
     ),
+    cfg.BoolOpt(
+        'offer_console_card',
+        default=False,
+        mutable=True,
+        help='Whether the card that shows the console of this host (``boot_vga``) may go to an '
+        'instance. The host then loses its screen, and a driver that holds the card may not let '
+        'it go. By default it is reported and not given out.',
+    ),
 ]
 
 CONDUCTOR_OPTS = [

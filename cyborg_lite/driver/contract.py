@@ -57,6 +57,8 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected a Device, not {type(device).__name__}')
     for name in ('address', 'type', 'vendor', 'model'):
         _text(name, getattr(device, name), _width(driver.Device, name))
+    for name in ('serial', 'unusable'):
+        _text_or_none(name, getattr(device, name), _width(driver.Device, name))
     node = device.numa_node
     if node is not None and (type(node) is not int or not 0 <= node < 65536):
         raise ValueError(f'numa_node: expected a number or None, not {node!r:.64}')
@@ -110,6 +112,8 @@ def _handle(handle: driver.AttachHandle) -> str:
     """What tells the handle from others."""
     kind, info = handle.attach_type, handle.attach_info
     _text('attach_type', kind, _width(driver.AttachHandle, 'attach_type'))
+    for name in ('form', 'iommu_group'):
+        _text_or_none(name, getattr(handle, name), _width(driver.AttachHandle, name))
     if not isinstance(info, dict) or not info:
         raise ValueError(f'attach_info: expected a mapping of texts, not {info!r:.80}')
     for key, value in info.items():
@@ -148,6 +152,11 @@ def _text(name: str, value: typing.Any, width: int) -> None:
         raise ValueError(f'{name}: expected a text, not {value!r:.64}')
     if len(value) > width or not value.isprintable():
         raise ValueError(f'{name}: expected up to {width} printable characters: {value!r:.64}')
+
+
+def _text_or_none(name: str, value: typing.Any, width: int) -> None:
+    if value is not None:
+        _text(name, value, width)
 
 
 def _width(row: type[driver.Device | driver.Deployable | driver.AttachHandle], name: str) -> int:

@@ -49,6 +49,8 @@ class PciDriver(driver.Driver):
             numa_node=card.numa_node,
             board={'product_id': product, 'class': card.pci_class},
             vendor_board=self.vendor_board(card),
+            serial=self.serial(card),
+            unusable=self.unusable(card),
             deployables=self.deployables(card),
         )
 
@@ -58,6 +60,22 @@ class PciDriver(driver.Driver):
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """What only this vendor's boards tell of themselves."""
         return {}
+
+    def serial(self, card: sysfs.Function) -> str | None:
+        """The serial number or UUID by which the card knows itself, wherever it is."""
+        return None
+
+    def unusable(self, card: sysfs.Function) -> str | None:
+        """Why the card must not be given to an instance as a whole, in words; None if it may."""
+        if self.is_split(card):
+            return None
+        if card.mediated_devices:
+            return 'its mediated devices are in use'
+        # A guest that had it would take the host's screen away.
+        agent = getattr(self.conf, 'agent', None)
+        if card.is_console and not getattr(agent, 'offer_console_card', False):
+            return 'it shows the console of the host (boot_vga)'
+        return None
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """What is given out of a card: its virtual functions, or itself where it has none.
@@ -83,9 +101,17 @@ class PciDriver(driver.Driver):
             driver_name=self.name,
             resource_class=resource_class,
             traits=[name for name in self.traits(card) if name],
-            attach_handles=[
-                driver.AttachHandle(attach_type='PCI', attach_info=f.address) for f in functions
-            ],
+            attach_handles=[self.handle(card, function) for function in functions],
+        )
+
+    def handle(self, card: sysfs.Function, function: sysfs.Function) -> driver.AttachHandle:
+        """What attaches one function of the card."""
+        virtual = {'form': 'vf'} if function.is_virtual else {}
+        return driver.AttachHandle(
+            attach_type='PCI',
+            attach_info=function.address,
+            iommu_group=function.iommu_group,
+            **virtual,
         )
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterable[str | None]:

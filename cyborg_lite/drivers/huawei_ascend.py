@@ -84,7 +84,9 @@ class Npu:
     #: True until its board was asked for
     new: bool = True
     facts: Facts = dataclasses.field(default_factory=dict)
+    #: by which it knows itself: the serial number of its board, and the id of its first die
     serial: str | None = None
+    die: str | None = None
 
     @property
     def number(self) -> int | None:
@@ -100,7 +102,7 @@ class Npu:
         """Note its number and chip; those of another card mean that it is another one."""
         known = self.facts.get('chip_name')
         if self.number != number or (name and known and name != known):
-            self.facts, self.serial, self.new = {}, None, True
+            self.facts, self.serial, self.die, self.new = {}, None, None, True
             known = None
         self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
         self.facts.setdefault('chips', [])
@@ -114,12 +116,13 @@ class Npu:
         else:
             known.update({key: value for key, value in chip.items() if value or key not in known})
 
-    def call(self, serial: str | None) -> None:
-        """Note the serial number that the board tells; another one means that it is another."""
-        if self.serial and serial != self.serial and self.new:
+    def identify(self, kind: str, value: str | None) -> None:
+        """Note the serial number or the die; another one than before means another card."""
+        known = getattr(self, kind)
+        if self.new and known and value != known:
             self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
-        if serial or self.new:
-            self.serial = serial
+        if value or self.new:
+            setattr(self, kind, value)
 
 
 class HuaweiAscend(pci.PciDriver):
@@ -163,6 +166,10 @@ class HuaweiAscend(pci.PciDriver):
     def vendor_board(self, card: sysfs.Function) -> Facts:
         # A copy: the next look may change what is known while this one is still reported.
         return copy.deepcopy(self._known[card.bdf].facts)
+
+    def serial(self, card: sysfs.Function) -> str | None:
+        npu = self._known[card.bdf]
+        return self._unique(npu, 'serial') or self._unique(npu, 'die')
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``."""
@@ -266,12 +273,13 @@ class HuaweiAscend(pci.PciDriver):
         Each 910 has one: ``VDie ID``.
         """
         asked = npu.number is not None and _board_of(npu.number) in self._answered
-        return asked and self._serial(npu) is None and FAMILIES[npu.ids[1]].startswith('910')
+        known = self._unique(npu, 'serial')
+        return asked and known is None and FAMILIES[npu.ids[1]].startswith('910')
 
-    def _serial(self, npu: Npu) -> str | None:
-        """The serial number, unless others have the same: then it is none."""
-        several = [other for other in self._known.values() if other.serial == npu.serial]
-        return npu.serial if len(several) == 1 else None
+    def _unique(self, npu: Npu, kind: str) -> str | None:
+        """The serial number or die, unless others have the same: then it is none."""
+        value: str | None = getattr(npu, kind)
+        return value if [getattr(n, kind) for n in self._known.values()].count(value) == 1 else None
 
     def _at(self, number: int) -> list[Npu]:
         """The cards of one number: the two dies of a 910_93 are two functions."""
@@ -309,7 +317,7 @@ class HuaweiAscend(pci.PciDriver):
         serial = _serial_in(board.get('Serial Number', ''))
         several = len(self._at(number)) > 1
         for npu in self._at(number):
-            npu.call(f'{serial}/{npu.chip}' if serial and several else serial)
+            npu.identify('serial', f'{serial}/{npu.chip}' if serial and several else serial)
             if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
                 # It tells which vNPU templates the chip has; its name does not.
                 npu.facts['board_id'] = board['Board ID'].lower()
@@ -317,7 +325,7 @@ class HuaweiAscend(pci.PciDriver):
     def _take_die(self, number: int, chip: int, board: dict[str, str]) -> None:
         for npu in self._at(number):
             if npu.chip == chip:
-                npu.serial = _serial_in('-'.join(board.get('VDie ID', '').split()))
+                npu.identify('die', _serial_in('-'.join(board.get('VDie ID', '').split())))
 
 
 def _serial_in(text: str) -> str | None:

@@ -88,6 +88,10 @@ class NvidiaGpu(pci.PciDriver):
         known = self._known[card.bdf].facts
         return {key: known[key] for key in ('uuid', 'memory_mb') if key in known}
 
+    def serial(self, card: sysfs.Function) -> str | None:
+        """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
+        return self._known[card.bdf].facts.get('uuid')
+
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.
 

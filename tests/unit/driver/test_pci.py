@@ -8,6 +8,7 @@ import json
 from oslo_config import cfg
 import pytest
 
+from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite.drivers import huawei_ascend
 from cyborg_lite.drivers import intel_qat
@@ -121,6 +122,60 @@ def test_a_second_card_on_the_bus_stays_one(tmp_path):
     assert offered(subject) == {CARD: [CARD], '0000:3b:01.0': ['0000:3b:01.0']}
 
 
+def handles(device: driver.Device) -> list[driver.AttachHandle]:
+    return [handle for part in device.deployables for handle in part.attach_handles]
+
+
+def test_forms_and_groups(split):
+    host, subject = split
+    for number, function in enumerate(host.tree.functions()):
+        (function.path / 'iommu_group').symlink_to(f'../../../kernel/iommu_groups/{17 + number}')
+    [card] = subject.discover()
+    assert [(h.form, h.iommu_group) for h in handles(card)] == [
+        ('vf', '18'),
+        ('vf', '19'),
+        ('vf', '20'),
+        ('vf', '21'),
+    ]
+
+
+def test_a_whole_card_has_the_group_of_its_function(tmp_path):
+    function = captures.function(CARD, '10de:1eb8', '030200', iommu_group='17')
+    [card] = nvidia_gpu.NvidiaGpu(captures.host(tmp_path, [function]), configured()).discover()
+    [handle] = handles(card)
+    assert (handle.iommu_group, handle.form) == ('17', None)
+    assert card.unusable is None
+
+
+@pytest.mark.parametrize(
+    ('boot_vga', 'unusable'), [('1', 'it shows the console of the host (boot_vga)'), ('0', None)]
+)
+@pytest.mark.parametrize('family', ['nvidia', 'vendor', 'class', 'address'])
+def test_the_card_of_the_console_is_not_for_instances(tmp_path, family, boot_vga, unusable):
+    make, ids, _, pci_class = FAMILIES[family]
+    function = captures.function(CARD, ids, pci_class, files={'boot_vga': boot_vga})
+    host = captures.host(tmp_path, [function])
+    [card] = make(host).discover()
+    assert card.unusable == unusable
+    # It is reported with what others than instances may be given.
+    assert len(handles(card)) == 1
+
+
+@pytest.mark.parametrize('offer', [False, True])
+def test_an_option_offers_the_card_of_the_console(tmp_path, offer):
+    function = captures.function(CARD, '10de:2684', '030000', files={'boot_vga': '1'})
+    conf = options.load(files=[], agent__offer_console_card=offer)
+    [card] = nvidia_gpu.NvidiaGpu(captures.host(tmp_path, [function]), conf).discover()
+    assert (card.unusable is None) == offer
+
+
+def test_virtual_functions_of_the_card_of_the_console_leave_it_to_the_host(split):
+    host, subject = split
+    (host.tree.functions()[0].path / 'boot_vga').write_text('1')
+    [card] = subject.discover()
+    assert card.unusable is None
+
+
 def test_a_card_with_a_mediated_device_is_not_given_out_whole(tmp_path):
     function = captures.function(CARD, '10de:1eb8', '030200')
     host = captures.host(tmp_path, [function])
@@ -130,6 +185,7 @@ def test_a_card_with_a_mediated_device_is_not_given_out_whole(tmp_path):
     assert offered(subject) == {CARD: [CARD]}
     (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').symlink_to('../../../f715f63c')
     assert offered(subject) == {CARD: []}
+    assert [card.unusable for card in subject.discover()] == ['its mediated devices are in use']
     (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').unlink()
     assert offered(subject) == {CARD: [CARD]}
 

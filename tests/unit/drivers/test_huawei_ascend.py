@@ -40,11 +40,14 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
         'model': model,
         'address': '0000:01:00.0',
         'numa_node': 0,
+        'serial': None,
+        'unusable': None,
         'board': {'product_id': product, 'class': '120000'},
         'vendor_board': {},
         'deployables': [
             {
                 'name': '0000:01:00.0',
+                'label': None,
                 'driver_name': 'huawei_ascend',
                 'attributes': [
                     {'key': 'rc', 'value': 'CUSTOM_NPU'},
@@ -59,6 +62,8 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
                             'device': '00',
                             'function': '0',
                         },
+                        'form': None,
+                        'iommu_group': None,
                     }
                 ],
             }
@@ -549,3 +554,111 @@ def test_the_tool_by_itself(tmp_path, monkeypatch):
     cards, notes = subject.look()
     assert [card.facts() for card in cards] == before
     assert notes == ['npu-smi is not there any more']
+
+
+def tell(host: driver.Host, question: str, line: str) -> None:
+    """Have the tool print one more line in answer to a question."""
+    path = host.root / 'tools' / 'npu-smi' / f'{question.replace(" ", "_")}.txt'
+    path.write_text(f'{path.read_text() if path.exists() else "NPU ID : 0"}\n{line}\n')
+
+
+def serials(cards: list[driver.Device]) -> dict[int, str | None]:
+    return {card.vendor_board.get('npu_id'): card.serial for card in cards}
+
+
+def test_a_card_is_known_by_the_serial_number_of_its_board(atlas):
+    for number, board in enumerate(BOARDS):
+        tell(atlas, board, f'\tSerial Number                  : 033EFS10N500{number:04}')
+    subject = subject_of(atlas)
+    assert serials(subject.discover()) == {n: f'033EFS10N500{n:04}' for n in range(8)}
+    # Its die need not be asked for.
+    assert not set(atlas.since()) & {*DIES}
+
+
+def test_a_card_without_serial_number_is_known_by_its_die(atlas):
+    for number, die in enumerate(DIES):
+        tell(atlas, die, f'VDie ID : 42C711D4 20B03704 4A10C8D4 14CC040A D210200{number}')
+    found = serials(subject_of(atlas).discover())
+    assert found == {n: f'42C711D4-20B03704-4A10C8D4-14CC040A-D210200{n}' for n in range(8)}
+
+
+@pytest.mark.parametrize('text', ['NA', 'N/A', '-', '', '0000000000', 'x', 'a' * 65, 'ab\u202ecd'])
+def test_what_is_no_serial_number(atlas, text):
+    for question in BOARDS + DIES:
+        tell(atlas, question, f'Serial Number : {text}')
+        tell(atlas, question, f'VDie ID : {text}')
+    assert set(serials(subject_of(atlas).discover()).values()) == {None}
+
+
+def test_a_number_that_two_cards_have_is_of_neither(atlas):
+    for number, board in enumerate(BOARDS):
+        tell(atlas, board, f'Serial Number : PLACEHOLDER{max(1, number)}')
+    found = serials(subject_of(atlas).discover())
+    assert [found[n] for n in (0, 1, 2)] == [None, None, 'PLACEHOLDER2']
+    for number in (0, 1):
+        tell(atlas, DIES[number], f'VDie ID : 42C711D4 20B0370{number}')
+    found = serials(subject_of(atlas).discover())
+    dies = ['42C711D4-20B03700', '42C711D4-20B03701']
+    assert [found[n] for n in (0, 1, 2)] == [*dies, 'PLACEHOLDER2']
+
+
+def test_chips_of_one_card_behind_functions_of_their_own(tmp_path):
+    """An A3 has one serial number for its two dies."""
+    text = captures.text('ascend/A3-910C-npu4-two-chips-25.5.1.txt')
+    tools = {'info': text, 'info -t board -i 4': 'NPU ID : 4\nSerial Number : 033EFS10N5000001'}
+    host = captures.host(tmp_path, captures.from_npu_smi(text, '19e5:d803'), {'npu-smi': tools})
+    assert [c.serial for c in discover(host)] == ['033EFS10N5000001/0', '033EFS10N5000001/1']
+
+
+def test_chips_behind_one_function_are_one_card(tmp_path):
+    host = hosts.find('atlas-300i-duo', tmp_path)
+    for number in (1, 2, 4, 5):
+        tell(host, f'info -t board -i {number}', f'Serial Number : 033EFS10N500000{number}')
+    found = serials(discover(host))
+    assert found == {n: f'033EFS10N500000{n}' for n in (1, 2, 4, 5)}
+
+
+def test_the_die_of_a_real_card(tmp_path):
+    """The capture holds the sections of several commands."""
+    text = captures.text('ascend/910A-lspci-board-usages-23.0.5.txt')
+    sections = dict(part.partition('\n')[::2] for part in text.split('/usr/local/bin/npu-smi ')[1:])
+    tools = {
+        'info -m': sections['info -m'],
+        'info -t board -i 0': sections['info -i 0 -t board'],
+        'info -t board -i 0 -c 0': sections['info -i 0 -c 0 -t board'],
+    }
+    host = captures.host(tmp_path, captures.from_lspci(text), {'npu-smi': tools})
+    assert {c.address: c.serial for c in discover(host) if c.serial} == {
+        '0000:61:00.0': '42C711D4-20B03704-4A10C8D4-14CC040A-D2102003'
+    }
+
+
+def test_two_cards_that_change_slots_take_their_numbers_along(atlas):
+    """After the reboot that it takes; the tool counts by slot."""
+    for number, board in enumerate(BOARDS):
+        tell(atlas, board, f'Serial Number : 033EFS10N500{number:04}')
+    first = serials(subject_of(atlas).discover())
+    tools = atlas.root / 'tools/npu-smi'
+    one, two = (tools / f'info_-t_board_-i_{n}.txt' for n in (2, 3))
+    text = one.read_text()
+    one.write_text(text.replace('N5000002', 'N5000003'))
+    two.write_text(two.read_text().replace('N5000003', 'N5000002'))
+    second = serials(subject_of(atlas).discover())
+    assert (second[2], second[3]) == (first[3], first[2])
+
+
+def test_a_card_that_the_kernel_adds_anew_is_asked_for_its_number(atlas, tmp_path):
+    """It may be another one of the same kind: what was another's is not its own."""
+    tell(atlas, BOARDS[2], 'Serial Number : 033EFS10N5000002')
+    subject = subject_of(atlas)
+    before = {c.vendor_board['npu_id']: c for c in subject.discover()}
+    path = next(f.path for f in atlas.tree.functions() if f.bdf == before[2].address)
+    shutil.copytree(path, tmp_path / 'anew', symlinks=True)
+    path.rename(tmp_path / 'removed')
+    (tmp_path / 'anew').rename(path)
+    tell(atlas, BOARDS[2], 'Serial Number : 033EFS10N5000009')
+    atlas.failing = {'info -t topo': 'rubbish'}
+    after = {c.vendor_board['npu_id']: c for c in subject.discover()}
+    assert (before[2].serial, after[2].serial) == ('033EFS10N5000002', '033EFS10N5000009')
+    assert 'hccs_peers' not in after[2].vendor_board
+    assert after[3].facts() == before[3].facts()

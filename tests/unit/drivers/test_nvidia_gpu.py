@@ -95,6 +95,17 @@ def test_nvml_adds_what_it_knows(nvml, local):
         {'uuid': 'GPU-0', 'memory_mb': 143771},
         {'uuid': 'GPU-1', 'memory_mb': 143771},
     ]
+    assert [c.serial for c in cards] == ['GPU-0', 'GPU-1']
+
+
+def test_a_card_is_itself_in_another_slot(nvml, local):
+    nvml.nvmlDeviceGetUUID = lambda gpu: f'GPU-{1 - gpu}'
+    assert [c.serial for c in discover(local)] == ['GPU-1', 'GPU-0']
+
+
+def test_without_nvml_a_card_has_no_serial(local, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pynvml', None)
+    assert [c.serial for c in discover(local)] == [None, None]
 
 
 def test_a_recorded_host_has_not_the_gpus_of_this_one(nvml, local):
