@@ -125,6 +125,31 @@ def test_who_asks_before_anybody_listens_is_told_at_once(bus):
     alone.close()
 
 
+def test_agent_that_starts_before_the_first_conductor(tmp_path):
+    """It reports as soon as one is there, though the next report is far; and says what it waits
+    for.
+    """
+    # Its name is the host's.
+    place = tmp_path / 'alone'
+    place.mkdir()
+    with contextlib.ExitStack() as stack:
+        bus = stack.enter_context(servers.rabbitmq(tmp_path / 'rabbitmq'))
+        made = deployment.Deployment(
+            stack,
+            place,
+            bus,
+            f'sqlite:///{place}/cyborg_lite.sqlite',
+            '[agent]\nenabled_drivers = fake\nreport_interval = 3600\n',
+        )
+        made.agent()
+        log = place / 'cyborg-lite-agent-0'
+        process.until(lambda: 'waits for a conductor to report to' in log.read_text())
+        made.conductor()
+        process.until(lambda: made.rows(model.Host))
+        process.until(lambda: 'a conductor took the report' in log.read_text())
+        assert log.read_text().count('waits for a conductor to report to') == 1
+
+
 def test_who_asks_while_the_broker_is_away_is_told_in_time(tmp_path):
     """The API answers 503 then, as it does when no conductor answers."""
     with servers.rabbitmq(tmp_path / 'rabbitmq') as url:

@@ -24,12 +24,16 @@ ENVIRONMENT = os.environ | {'no_proxy': '127.0.0.1', 'NO_PROXY': '127.0.0.1'}
 class Up:
     """``with Up(directory, '--host', 'a') as up:`` has started, and said what it found."""
 
-    def __init__(self, directory: pathlib.Path, *arguments: str) -> None:
+    def __init__(self, directory: pathlib.Path, *arguments: str, **environ: str) -> None:
         self._errors = (directory / 'errors').open('w+')
         # A free port each, and the files of a configuration in the directory alone.
         argv = [COMMAND, 'up', '--port', '0', '--state-dir', directory / 'state', *arguments]
         self._process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=self._errors, text=True, env=ENVIRONMENT
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=ENVIRONMENT | environ,
         )
 
     def __enter__(self) -> Up:

@@ -2,6 +2,7 @@
 import contextlib
 import datetime
 import json
+import os
 import re
 import signal
 import socket
@@ -312,4 +313,51 @@ def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
         assert up.get('/v2/hosts')['hosts'][0]['state'] == 'up'
         up.until(lambda: up.workers() == 3)
         up.until(lambda: log.exists() and 'cyborg_lite' in log.read_text())
+        assert up.interrupt() == 0
+
+
+SLOW = """
+import pathlib, time
+from cyborg_lite import driver
+from cyborg_lite.drivers import fake
+
+class Slow(fake.FakeDriver):
+    name, scans = 'slow', 0
+
+    def discover(self):
+        self.scans += 1
+        if self.scans == 1:
+            time.sleep(3)
+        while self.scans > 1 and not pathlib.Path({go_on!r}).exists():
+            time.sleep(0.1)
+        return super().discover()
+"""
+
+
+def test_driver_that_is_slow_first_and_hangs_then(tmp_path):
+    """What it finds is shown, though a report is due before; then its host stays up."""
+    go_on = tmp_path / 'go on'
+    (tmp_path / 'slow.py').write_text(SLOW.format(go_on=str(go_on)))
+    package = tmp_path / 'slow-1.dist-info'
+    package.mkdir()
+    (package / 'METADATA').write_text('Metadata-Version: 2.1\nName: slow\nVersion: 1\n')
+    (package / 'entry_points.txt').write_text('[cyborg_lite.drivers]\nslow = slow:Slow\n')
+    (tmp_path / 'a.conf').write_text('[agent]\nenabled_drivers = slow\nreport_interval = 1\n')
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
+    arguments = ['--host', 'hgx-8gpu', '--config-file', str(tmp_path / 'a.conf')]
+    with process.Up(tmp_path, *arguments, PYTHONPATH=path) as up:
+        assert [row['Driver'] for row in up.rows()] == ['slow']
+
+        def state():
+            [host] = up.get('/v2/hosts')['hosts']
+            assert host['state'] == 'up'
+            assert len(host['devices']) == 1
+            return host['drivers']['slow']['state']
+
+        up.until(lambda: state() == 'degraded')
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert state() == 'degraded'
+        go_on.touch()
+        up.until(lambda: state() == 'ok')
         assert up.interrupt() == 0
