@@ -26,6 +26,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+from cyborg_lite.model import pci
 
 #: The schemas that we read, by alembic's revision: those of the releases 2024.1 to 2026.2.
 REVISIONS = ('6c77bd6afea5', '9625668549b5', 'a35b4295a0e5', 'b47c8f2d1e3a')
@@ -47,10 +48,12 @@ DRIVERS = {
 }
 #: Device states in which something of the last tenant may be left.
 UNCLEAN = ('pending_cleaning', 'cleaning', 'error')
-#: The states of a request that holds nothing.
+#: The states of a request that holds nothing here.
 FREE = ('Initial', 'Unbound', 'BindFailed', 'UnbindFailed', 'Deleting')
-#: How many hexadecimal digits each part of a PCI address has.
-PCI = {'domain': 4, 'bus': 2, 'device': 2, 'function': 1}
+#: Of these, the states of one that may not have let go of its accelerator.
+LEAVING = ('UnbindFailed', 'Deleting')
+#: The key of a trait that a driver of upstream's reports.
+TRAIT = re.compile('traits?([0-9]{0,4})')
 
 Row = collections.abc.Mapping[str, typing.Any]
 Kind = typing.TypeVar('Kind', bound=model.Base)
@@ -143,6 +146,8 @@ class _Takeover:
         self._profiles: dict[int, model.DeviceProfile] = {}
         # By the number of a handle, the deployable that it is of.
         self._part_of: dict[int, model.Deployable] = {}
+        self._named: dict[tuple[int, str], model.Deployable] = {}
+        self._providers: dict[str, model.Deployable] = {}
         # By host and place, what is there.
         self._places: dict[tuple[str, str], model.Device] = {}
         self._accelerators: dict[tuple[str, str], int] = {}
@@ -154,10 +159,14 @@ class _Takeover:
         addresses = {row['device_id']: row['cpid_info'] for row in rows['controlpath_ids']}
         for row in rows['devices']:
             self._try(self._add_device, row, 'Device', names[row['id']], addresses.get(row['id']))
+        named = collections.defaultdict(set)
         for row in rows['deployables']:
-            self._try(self._add_part, row, 'Deployable', rows['deployables'])
+            named[id(self._devices.get(row['device_id']))].add(row['name'])
+        for row in rows['deployables']:
+            self._try(self._add_part, row, 'Deployable', named)
+        reported = _reported(rows['attributes'])
         for row in rows['attributes']:
-            self._try(self._add_attribute, row, 'Attribute')
+            self._try(self._add_attribute, row, 'Attribute', row['id'] not in reported)
         for row in rows['attach_handles']:
             self._try(self._add_handle, row, 'Attach handle')
         for row in rows['device_profiles']:
@@ -233,11 +242,10 @@ class _Takeover:
             self._hosts[name] = host
             self.made.append(host)
 
-    def _add_part(self, row: Row, every: list[Row]) -> None:
+    def _add_part(self, row: Row, named: dict[int, set[str]]) -> None:
         device = _known(self._devices, row['device_id'], 'device')
-        names = {r['name'] for r in every if self._devices.get(r['device_id']) is device}
-        name = _name(device, str(row['name']), alone=len(names) == 1)
-        if twin := next((part for part in device.deployables if part.name == name), None):
+        name = _name(device, str(row['name']), alone=len(named[id(device)]) == 1)
+        if twin := self._named.get((id(device), name)):
             self._parts[row['id']] = twin
             self.notes.append(f'Deployable {_short(row["uuid"])} is {twin.uuid} again')
             return
@@ -249,7 +257,7 @@ class _Takeover:
                     f'Deployable {row["uuid"]} is provider {ours} now: another one is {provider}'
                 )
             provider = ours
-        self._parts[row['id']] = self._make(
+        part = self._make(
             model.Deployable,
             row,
             name=name,
@@ -258,11 +266,14 @@ class _Takeover:
             bitstream_id=row['bitstream_id'],
             device=device,
         )
+        self._parts[row['id']] = self._named[id(device), name] = self._providers[provider] = part
 
-    def _add_attribute(self, row: Row) -> None:
+    def _add_attribute(self, row: Row, added: bool) -> None:
         part = _known(self._parts, row['deployable_id'], 'deployable')
-        if all(attribute.key != row['key'] for attribute in part.attributes):
-            self._make(model.Attribute, row, key=row['key'], value=row['value'], deployable=part)
+        if (key := ('attributes', part.uuid, str(row['key']))) not in self._seen:
+            own = {'key': row['key'], 'value': row['value'], 'added': added}
+            self._make(model.Attribute, row, **own, deployable=part)
+            self._seen.add(key)
 
     def _add_handle(self, row: Row) -> None:
         part = _known(self._parts, row['deployable_id'], 'deployable')
@@ -305,8 +316,10 @@ class _Takeover:
         for row in rows:
             handle = self._handles.get(row['attach_handle_id'])
             owner = owners.get(id(handle)) if handle else None
-            if not self._try(self._add_arq, row, 'ARQ', handle, owner) and row['state'] == 'Bound':
-                self._disable(self._device_held(row), f'ARQ {_short(row["uuid"])} was bound to it')
+            added = self._try(self._add_arq, row, 'ARQ', handle, owner)
+            if _may_use(row) and not (added and owner):
+                reason = f'ARQ {_short(row["uuid"])} was {_short(row["state"])} and may use it'
+                self._disable(self._device_held(row), reason)
 
     def _add_arq(self, row: Row, handle: model.AttachHandle | None, owner: Row | None) -> None:
         profile = _known(self._profiles, row['device_profile_id'], 'device profile')
@@ -337,27 +350,41 @@ class _Takeover:
         )
         if reason:
             self.notes.append(f'ARQ {arq.uuid} was {row["state"]} and is {state}: {reason}')
-        if row['state'] == 'Bound' and handle is None:
-            self._disable(self._device_held(row), f'ARQ {arq.uuid} was bound to it')
 
     def _device_held(self, row: Row) -> model.Device | None:
         """The device that a request was bound to, as far as the database tells."""
-        providers = (p for p in self._parts.values() if p.rp_uuid == row['device_rp_uuid'])
-        part = (
-            self._part_of.get(row['attach_handle_id'])
-            or self._parts.get(row['deployable_id'])
-            or next(providers, None)
-        )
+        part = self._part_of.get(row['attach_handle_id']) or self._parts.get(row['deployable_id'])
+        part = part or self._providers.get(row['device_rp_uuid'])
         return part.device if part else None
 
     def _note_leaks(self, handles: list[Row], arqs: list[Row]) -> None:
-        held = {row['attach_handle_id'] for row in arqs if row['state'] == 'Bound'}
+        held = {row['attach_handle_id'] for row in arqs if _may_use(row)}
         for row in handles:
-            if row['in_use'] and row['id'] in self._handles.keys() - held:
+            if row['in_use'] and row['id'] in self._handles and row['id'] not in held:
                 self.notes.append(
                     f'Attach handle {_short(row["uuid"])} was in use and no ARQ is bound to it: '
                     'it is free now'
                 )
+
+
+def _may_use(row: Row) -> bool:
+    """Whether the instance of a request may use an accelerator."""
+    return row['state'] == 'Bound' or bool(row['attach_handle_id'] and row['state'] in LEAVING)
+
+
+def _reported(attributes: list[Row]) -> set[int]:
+    """The numbers of the attributes that drivers reported: an operator added the others.
+
+    A driver counts its traits without a gap, from 0 or 1.
+    """
+    found = {row['id'] for row in attributes if row['key'] == 'rc'}
+    last: collections.Counter[int] = collections.Counter()
+    for row in sorted(attributes, key=lambda row: (len(str(row['key'])), str(row['key']))):
+        match = TRAIT.fullmatch(str(row['key']))
+        if match and int(match[1] or 0) <= last[row['deployable_id']] + 1:
+            last[row['deployable_id']] = int(match[1] or 0)
+            found.add(row['id'])
+    return found
 
 
 def _state(row: Row, handle: model.AttachHandle | None, owner: Row | None) -> tuple[str, str]:
@@ -386,10 +413,10 @@ def _address(row: Row, names: set[str], control: str | None) -> str:
     """
     prefix = f'{row["hostname"]}_'
     if len(names) == 1 and (name := min(names)).startswith(prefix):
-        return name.removeprefix(prefix)
+        return pci.canonical_address(name.removeprefix(prefix))
     info = _object(control) or {}
-    if info.keys() >= PCI.keys():
-        return '{domain}:{bus}:{device}.{function}'.format(**info)
+    if info.keys() >= pci.PARTS.keys():
+        return pci.canonical_address('{domain}:{bus}:{device}.{function}'.format(**info))
     return _uuid(row['uuid'])
 
 
@@ -411,8 +438,11 @@ def _attach_info(text: str) -> dict[str, str]:
     info = _object(text)
     if not info or not all(isinstance(value, str) for value in info.values()):
         raise ValueError(f'its attach_info is {text!r:.80}')
-    # Upstream's fake driver says 0 where the others say 00.
-    return {key: value.zfill(PCI.get(key, 0)) for key, value in info.items()}
+    try:
+        # Upstream's fake driver says 0 where the others say 00.
+        return pci.canonical_info(info)
+    except ValueError:
+        return info
 
 
 def _is_group(group: typing.Any) -> bool:

@@ -2,6 +2,7 @@
 import datetime
 import json
 import pathlib
+import sys
 import tempfile
 import uuid
 
@@ -322,6 +323,111 @@ def test_accelerator_that_leaked(cyborg, conductor, take_over):
     conductor.report(gpu())
     [arq] = conductor.arqs(PGPU=1)
     conductor.bind(wishes=[conductor.wish(arq, device_rp_uuid=card.part.rp_uuid)])
+
+
+@pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
+def test_request_that_may_not_have_let_go(cyborg, conductor, take_over, state):
+    """Its instance may use the accelerator: nobody else gets it."""
+    card = cyborg.gpu()
+    arq = cyborg.bound(cyborg.profile(), card, state=state)
+    notes = take_over().notes
+    assert conductor.arq(arq.uuid).state == state
+    assert notes == [
+        f'Device {card.device.uuid} is disabled: ARQ {arq.uuid} was {state} and may use it'
+    ]
+    conductor.report(gpu())
+    [other] = conductor.arqs(PGPU=1)
+    with pytest.raises(exception.ProviderUnfit, match='maintaining'):
+        conductor.bind(wishes=[conductor.wish(other, device_rp_uuid=card.part.rp_uuid)])
+    check_promises(conductor)
+
+
+@pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
+@pytest.mark.parametrize('broken', [{'attach_handle_id': 99}, {'uuid': 'no uuid'}])
+def test_request_that_may_not_have_let_go_and_is_broken(
+    cyborg, conductor, take_over, state, broken
+):
+    cyborg.bound(cyborg.profile(), cyborg.gpu(), state=state, **broken)
+    take_over()
+    assert [device.status for device in conductor.rows(model.Device)] == ['maintaining']
+
+
+@pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
+def test_accelerator_that_another_request_holds(cyborg, conductor, take_over, state):
+    card, profile = cyborg.gpu(), cyborg.profile()
+    cyborg.bound(profile, card, state=state)
+    bound = cyborg.bound(profile, card)
+    assert take_over().notes == []
+    assert [device.status for device in conductor.rows(model.Device)] == ['enabled']
+    assert conductor.arq(bound.uuid).attach_handle.uuid == card.handle.uuid
+    check_promises(conductor)
+
+
+def test_attributes_of_an_operator_stay(cyborg, conductor, take_over):
+    card = cyborg.gpu()
+    theirs = {'rack': '12', 'trait-9': 'CUSTOM_B', 'trait7': 'CUSTOM_RACK_7', 'traitor': 'x'}
+    for key, value in theirs.items():
+        cyborg.add('attributes', deployable_id=card.part.id, key=key, value=value)
+    take_over()
+    conductor.report(gpu())
+    kept = {row.key: row.value for row in conductor.rows(model.Attribute)}
+    assert kept == theirs | {'rc': 'PGPU', 'trait0': 'CUSTOM_NVIDIA_1EB8'}
+
+
+def test_attributes_of_a_driver_go_with_what_it_reports(cyborg, conductor, take_over):
+    card = cyborg.gpu()
+    old = {'trait1': 'CUSTOM_A', 'trait2': 'CUSTOM_B'}
+    for key, value in old.items():
+        cyborg.add('attributes', deployable_id=card.part.id, key=key, value=value)
+    take_over()
+    conductor.report(gpu())
+    kept = {row.key: row.value for row in conductor.rows(model.Attribute)}
+    assert kept == {'rc': 'PGPU', 'trait0': 'CUSTOM_NVIDIA_1EB8'}
+
+
+def test_addresses_have_one_spelling(cyborg, conductor, take_over):
+    """What our driver reports is the same card, and what is held is not free once more."""
+    card = cyborg.gpu(address='0:3B:0.0')
+    arq = cyborg.bound(cyborg.profile(), card)
+    take_over()
+    conductor.report(gpu())
+    assert [device.address for device in conductor.rows(model.Device)] == [CARD]
+    [handle] = conductor.rows(model.AttachHandle)
+    assert (handle.uuid, handle.attach_info['bus']) == (card.handle.uuid, '3b')
+    assert conductor.arq(arq.uuid).attach_handle.uuid == card.handle.uuid
+
+
+def executed(cyborg, number):
+    """How many lines run to take over so many rows of each kind, most of them odd."""
+    profile, first = cyborg.profile(), cyborg.gpu()
+    for n in range(number):
+        card = cyborg.gpu(f'host-{n}')
+        cyborg.bound(profile, card, attach_handle_id=None, deployable_id=None)
+        part = cyborg.part(first.device, f'host-1_part-{n}', rc='PGPU')
+        cyborg.add('attributes', deployable_id=first.part.id, key=f'k{n}', value='v')
+        cyborg.handle(part, cyborg_.slot(f'0000:{n // 32:02x}:{n % 32:02x}.1'), in_use=1)
+    rows, lines = upstream._read(cyborg.url), 0
+
+    def trace(frame, event, _):
+        nonlocal lines
+        lines += event == 'line'
+        return trace if frame.f_code.co_filename == upstream.__file__ else None
+
+    sys.settrace(trace)
+    try:
+        upstream._Takeover(None).run(rows)
+    finally:
+        sys.settrace(None)
+    return lines
+
+
+def test_twice_the_rows_take_twice_the_steps(tmp_path):
+    counts = []
+    for number in (50, 100):
+        made = cyborg_.Cyborg(f'sqlite:///{tmp_path}/{number}.sqlite')
+        counts.append(executed(made, number))
+        made.close()
+    assert counts[1] < 2.1 * counts[0]
 
 
 def test_bind_that_had_not_ended(cyborg, conductor, take_over):
