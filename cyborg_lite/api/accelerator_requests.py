@@ -26,11 +26,13 @@ CREATE: types.Schema = {
 UPDATE: types.Schema = {
     'type': 'object',
     'minProperties': 1,
+    'maxProperties': types.NAMES,
     'propertyNames': {'format': 'uuid'},
     'description': 'an object of uuids of accelerator requests, each with a list of operations',
     'additionalProperties': {
         'type': 'array',
         'minItems': 1,
+        'maxItems': 20,
         'items': {
             'type': 'object',
             'required': ['path', 'op'],
@@ -95,10 +97,10 @@ class AcceleratorRequests(rest.Controller):
         return self.fetch(uuid)
 
     @rest.expose(status=201, body=CREATE, wrap='arqs')
-    def post(self, body):
+    def post(self):
         rest.call().context.can('cyborg:arq:create')
         uuids = rest.call().conductor.create_arqs(
-            profile=body['device_profile_name'], token=str(uuidlib.uuid4())
+            profile=rest.body()['device_profile_name'], token=str(uuidlib.uuid4())
         )
         with rest.call().database.reader() as session:
             arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
@@ -106,9 +108,10 @@ class AcceleratorRequests(rest.Controller):
 
     # openstacksdk names the request in the path as well.
     @rest.expose(types.uuid, status=202, body=UPDATE)
-    def patch(self, uuid=None, body=None):
+    def patch(self, uuid=None):
         rest.call().context.can('cyborg:arq:update')
         _require_service_token()
+        body = rest.body()
         if uuid is not None and [_uuid(each) for each in body] != [uuid]:
             raise exception.Invalid(reason=f'Invalid body: expected {uuid}, as in the path, alone.')
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:

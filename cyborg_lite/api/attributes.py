@@ -55,8 +55,9 @@ class Attributes(rest.Controller):
         return self.fetch(uuid)
 
     @rest.expose(status=201, body={'type': 'object'})
-    def post(self, body):
+    def post(self):
         rest.call().context.can('cyborg:attribute:create')
+        body = rest.body()
         # openstacksdk and OpenStackClient wrap what they send; the API reference does not.
         attribute = body.get('attribute', body)
         types.check(attribute, CREATE, rest.call().strict)

@@ -26,6 +26,7 @@ PROGRAM: types.Schema = {
             'value': {
                 'type': 'array',
                 'minItems': 1,
+                'maxItems': 100,
                 'items': {
                     'type': 'object',
                     'required': ['image_uuid'],
@@ -66,9 +67,10 @@ class Deployables(rest.Controller):
 
     # openstacksdk names the deployable a second time: /deployables/{uuid}/program/{uuid}.
     @rest.expose(types.uuid, wtypes.text, types.uuid, body=PROGRAM)
-    def patch(self, uuid, action, again=None, body=None):
+    def patch(self, uuid, action, again=None):
         if action != 'program' or again not in (None, uuid):
             pecan.abort(404)
         rest.call().context.can('cyborg:deployable:program')
+        rest.body()
         driver = self.fetch(uuid)['driver_name']
         raise exception.Conflict(reason=f'The driver {driver} cannot program its devices.')

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import typing
 
@@ -20,10 +21,10 @@ CREATE: types.Schema = {
     'description': 'a list of exactly one device profile',
     'items': {
         'type': 'object',
-        'required': ['groups'],
+        'required': ['name', 'groups'],
         'additionalProperties': False,
         'properties': {
-            'name': {'type': ['string', 'null'], 'description': 'letters, digits, - and _'},
+            'name': {'type': 'string', 'description': 'letters, digits, - and _'},
             'uuid': {'type': 'string', 'format': 'uuid'},
             'description': {'type': ['string', 'null'], 'maxLength': 255},
             'groups': {
@@ -59,21 +60,18 @@ class DeviceProfiles(rest.Controller):
     @rest.expose(wtypes.text, wrap='device_profile')
     def get_one(self, id):
         rest.call().context.can('cyborg:device_profile:get_one')
-        try:
-            return self.fetch(types.uuid.validate(id))
-        except ValueError:
-            if rest.call().version < (2, 2):
-                raise exception.NotAcceptable(
-                    reason='Request not acceptable. The minimal required API version should be 2.2'
-                ) from None
-        return self.fetch(id, by='name')
+        if rest.call().version < (2, 2) and not types.is_uuid(id):
+            raise exception.NotAcceptable(
+                reason='Request not acceptable. The minimal required API version should be 2.2'
+            )
+        return self._find(id)
 
     @rest.expose(status=201, body=CREATE)
-    def post(self, body):
+    def post(self):
         rest.call().context.can('cyborg:device_profile:create')
-        given = body[0]
+        [given] = rest.body()
         profile = {
-            'name': _name(given.get('name')),
+            'name': _name(given['name']),
             'groups': [_group(group, number) for number, group in enumerate(given['groups'])],
             'description': given.get('description'),
         }
@@ -99,10 +97,11 @@ class DeviceProfiles(rest.Controller):
             rest.call().conductor.delete_device_profile(id=self._find(each)['uuid'])
 
     def _find(self, id: str) -> dict[str, typing.Any]:
-        try:
-            return self.fetch(id, by='name')
-        except exception.NotFound:
-            return self.fetch(id)
+        """The profile of this uuid, or else of this name: a name may look like a uuid."""
+        if types.is_uuid(id):
+            with contextlib.suppress(exception.NotFound):
+                return self.fetch(id)
+        return self.fetch(id, by='name')
 
 
 def _wart(error: exception.CyborgError) -> exception.CyborgError:
@@ -112,7 +111,7 @@ def _wart(error: exception.CyborgError) -> exception.CyborgError:
     return error
 
 
-def _name(name: str | None) -> str:
+def _name(name: str) -> str:
     if not name:
         raise _wart(exception.Invalid(reason='Invalid name: expected 1 to 255 characters.'))
     if not re.fullmatch('[a-zA-Z0-9-_]+', name):

@@ -27,19 +27,19 @@ class Devices(rest.Controller):
         conditions = [getattr(model.Device, k) == v for k, v in wanted.items() if v is not None]
         return self.list(*conditions, page=page | dotted)
 
-    @rest.expose(wtypes.text)
+    @rest.expose(types.id)
     def get_one(self, uuid):
         rest.call().context.can('cyborg:device:get_one')
         return self.fetch(uuid)
 
     # openstacksdk accepts any status here, and Tempest 204 only.
 
-    @rest.expose(wtypes.text, status=204)
+    @rest.expose(types.id, status=204)
     def enable(self, uuid):
         rest.call().context.can('cyborg:device:enable')
         self._set_status(uuid, 'enabled')
 
-    @rest.expose(wtypes.text, status=204)
+    @rest.expose(types.id, status=204)
     def disable(self, uuid):
         rest.call().context.can('cyborg:device:disable')
         self._set_status(uuid, 'maintaining')

@@ -100,7 +100,7 @@ class Operation:
     arguments: tuple[wsme_api.FunctionArgument, ...]
     #: the status of an answer; it has no content if the method returns None
     status: int
-    #: the JSON schema of the body, which is the argument ``body``
+    #: the JSON schema of the body, which the method asks for by body()
     body: types.Schema | None
     #: whether it is a list: the argument ``page`` has what PAGE names
     paged: bool
@@ -129,11 +129,8 @@ def expose(
             try:
                 for name in KEYS.intersection(pecan.request.GET):
                     raise wsme_exc.UnknownArgument(name)
-                args, kwargs = wsme_args.get_args(
-                    definition, args, kwargs, pecan.request.GET, None, b'', None
-                )
-                if body is not None:
-                    kwargs['body'] = _body(body)
+                args, kwargs = _arguments(definition, args, kwargs)
+                pecan.request.environ['cyborg_lite.schema'] = body
                 if paged:
                     kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
                 pecan.response.status, result = status, method(self, *args, **kwargs)
@@ -166,7 +163,7 @@ def _define(
     """What wsme and what pecan have to know of a method: its arguments in the URL."""
     spec = inspect.getfullargspec(method)
     optional = spec.args[len(spec.args) - len(spec.defaults or ()) :]
-    names = [name for name in spec.args[1:] if name not in ('body', 'page')]
+    names = [name for name in spec.args[1:] if name != 'page']
     if paged:
         names, optional = [*names, *PAGE], [*optional, *PAGE]
         kinds = (*kinds, *(wtypes.text for _ in PAGE))
@@ -181,11 +178,38 @@ def _define(
     return definition, spec._replace(args=['self', *names], defaults=defaults, varkw=None)
 
 
-def _body(schema: types.Schema) -> typing.Any:
+def _arguments(
+    definition: wsme_api.FunctionDefinition, args: typing.Any, kwargs: typing.Any
+) -> tuple[typing.Any, typing.Any]:
+    """The arguments of the URL, by their types."""
+    try:
+        return typing.cast(
+            'tuple[typing.Any, typing.Any]',
+            wsme_args.get_args(definition, args, kwargs, pecan.request.GET, None, b'', None),
+        )
+    except wsme_exc.InvalidInput as error:
+        # WSME's own words tell of its classes.
+        name = error.fieldname
+        kinds = {argument.name: argument.datatype for argument in definition.arguments}
+        expected = types.expected(kinds.get(name))
+        raise exception.Invalid(
+            reason=f'Invalid {name}: expected {expected}, got {str(error.value)[:64]!r}.'
+        ) from None
+    except TypeError:  # what it raises for an object that is empty text
+        raise exception.Invalid(reason=f'Invalid filters: expected {types.FILTERS}.') from None
+
+
+def body() -> typing.Any:
+    """The body of the request, which fits its schema.
+
+    A method asks for it after ``can``: nothing is parsed for whoever may not.
+
+    :raises cyborg_lite.exception.Invalid: when it does not.
+    """
     if call().content_type not in ('', 'application/json'):
         raise exception.UnsupportedMediaType(given=call().content_type)
     value = types.parse(call().body)
-    types.check(value, schema, call().strict)
+    types.check(value, pecan.request.environ['cyborg_lite.schema'], call().strict)
     return value
 
 
@@ -253,9 +277,11 @@ class Controller(rest.RestController):
 
     def fetch(self, id: str, by: str = '') -> dict[str, typing.Any]:
         """The row of this id, as it is shown."""
+        by = by or self.id
         with call().database.reader() as session:
             get = functools.partial(query.get, what=self.what, options=self.options)
-            [row] = self.show(get(session, self.kind, id, *self.scope(), by=by or self.id))
+            id = types.canonical(id) if by == 'uuid' else id
+            [row] = self.show(get(session, self.kind, id, *self.scope(), by=by))
             return row
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -301,7 +327,7 @@ def _page(
         raise exception.Invalid(reason=f'Invalid sort_dir {sort_dir!r}: expected asc or desc.')
     return query.Page(
         limit=most if limit is None else min(int(limit[:9]), most),
-        marker=marker,
+        marker=None if marker is None else types.canonical(marker),
         sort_key=sort_key or 'id',
         sort_dir=sort_dir or 'asc',
     )
@@ -317,8 +343,8 @@ def split_filters(
     page: dict[str, str] = {}
     rest_: dict[str, str] = {}
     for each in filters or ():
-        if wtypes.Unset in (each.field, each.value):
-            raise exception.Invalid(reason='Expected filters.field and filters.value in pairs.')
+        if each is None or wtypes.Unset in (each.field, each.value):
+            raise exception.Invalid(reason=f'Invalid filters: expected {types.FILTERS}.')
         if each.field in ('limit', 'marker', 'sort_key', 'sort_dir'):
             page[each.field] = each.value
         elif each.field in fields:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections.abc
 import datetime
 import functools
+import itertools
 import json
 import operator
 import typing
@@ -23,6 +24,16 @@ from cyborg_lite import exception
 from cyborg_lite import model
 
 Schema = dict[str, typing.Any]
+
+#: How deep a body may be nested; ours need six levels.  What goes through it recurses.
+DEPTH = 32
+#: The most values, names of fields included, that a body may have.
+VALUES = 25_000
+#: The most names or uuids in one argument of a URL: each is a variable of an SQL statement.
+NAMES = 1000
+#: The errors of a body among which the one that is told is chosen.
+ERRORS = 10
+FILTERS = 'filters.field=NAME and filters.value=VALUE in pairs'
 
 
 class Uuid(wtypes.UserType):
@@ -43,8 +54,23 @@ class Uuid(wtypes.UserType):
         return None if value is None else Uuid.validate(value)
 
 
+class Id(wtypes.UserType):
+    """The uuid of a resource, in any of its spellings; what is none is the id of nothing."""
+
+    basetype = str
+    name = 'id'
+
+    @staticmethod
+    def validate(value: str) -> str:
+        return value
+
+    @staticmethod
+    def frombasetype(value: str | None) -> str | None:
+        return None if value is None else canonical(value)
+
+
 class Names(wtypes.UserType):
-    """Names with commas between them."""
+    """Names with commas between them, NAMES at most."""
 
     basetype = str
     name = 'names'
@@ -55,7 +81,10 @@ class Names(wtypes.UserType):
 
     @staticmethod
     def frombasetype(value: str | None) -> list[str] | None:
-        return None if value is None else [name for name in value.split(',') if name]
+        found = None if value is None else [name for name in value.split(',') if name]
+        if found and len(found) > NAMES:
+            raise ValueError(f'{len(found)} names')
+        return found
 
 
 class Filter(wtypes.Base):
@@ -66,7 +95,32 @@ class Filter(wtypes.Base):
 
 
 uuid = Uuid()
+id = Id()
 names = Names()
+
+_EXPECTED: dict[typing.Any, str] = {
+    int: 'a number',
+    uuid: 'a UUID',
+    names: f'{NAMES} at most, with commas between them',
+}
+
+
+def expected(kind: typing.Any) -> str:
+    """What is expected of an argument, for whoever gave something else."""
+    return FILTERS if isinstance(kind, wtypes.ArrayType) else _EXPECTED.get(kind, 'text, once')
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        Uuid.validate(text)
+    except ValueError:
+        return False
+    return True
+
+
+def canonical(text: str) -> str:
+    """A uuid in its usual form, as rows have it; any other text as it is."""
+    return Uuid.validate(text) if is_uuid(text) else text
 
 
 @functools.cache
@@ -104,6 +158,7 @@ def parse(body: bytes) -> typing.Any:
     """
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
+        _refuse_excess(value)
         refuse_unstorable(value)
     except json.JSONDecodeError as error:
         place = f'line {error.lineno} column {error.colno}'
@@ -115,6 +170,25 @@ def parse(body: bytes) -> typing.Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f'{name} is not JSON')
+
+
+def _refuse_excess(value: typing.Any) -> None:
+    """:raises ValueError: for more than anybody needs, before work is put into each value."""
+    count, level = 0, [value]
+    for _ in range(DEPTH):
+        count += len(level)
+        if count > VALUES:
+            raise ValueError(f'expected {VALUES} values at most')
+        level = [item for each in level for item in _items(each)]
+        if not level:
+            return
+    raise ValueError(f'expected {DEPTH} levels of nesting at most')
+
+
+def _items(value: typing.Any) -> collections.abc.Iterable[typing.Any]:
+    if isinstance(value, dict):
+        return itertools.chain(value, value.values())
+    return value if isinstance(value, list) else ()
 
 
 def refuse_unstorable(value: typing.Any) -> None:
@@ -140,7 +214,8 @@ def check(value: typing.Any, schema: Schema, strict: bool) -> None:
     :raises cyborg_lite.exception.Invalid: otherwise, naming the field and what was expected.
     """
     errors = _validator(json.dumps(schema), strict).iter_errors(value)
-    error = jsonschema.exceptions.best_match(errors)
+    # Each has the text of what it finds wrong: a body of nothing else took a second.
+    error = jsonschema.exceptions.best_match(itertools.islice(errors, ERRORS))
     if error is not None:
         place = error.json_path.removeprefix('$').removeprefix('.') or 'the body'
         expected = error.schema.get('description') if isinstance(error.schema, dict) else None

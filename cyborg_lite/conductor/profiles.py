@@ -27,14 +27,14 @@ def create(session: orm.Session, ctxt: context.RequestContext, profile: model.Fa
 
 
 def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
-    """Delete a profile by its name or uuid.
+    """Delete a profile by its uuid, or else by its name.
 
     :raises cyborg_lite.exception.NotFound: when there is none.
     :raises cyborg_lite.exception.Conflict: while requests refer to it.
     """
     # Locked: of two who delete it one is told that it is gone.
-    profile = _find(session, model.DeviceProfile.name, id, lock=True) or _find(
-        session, model.DeviceProfile.uuid, id, lock=True
+    profile = _find(session, model.DeviceProfile.uuid, id, lock=True) or _find(
+        session, model.DeviceProfile.name, id, lock=True
     )
     if profile is None:
         raise exception.NotFound(what='Device profile', id=id)

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What gabbi cannot send or set up: raw bytes, great sizes, settings, states between two others."""
 
+import base64
+import io
 import itertools
 import json
+import re
 import unittest.mock
+import uuid
 
+import bcrypt
+import jsonschema
 import oslo_messaging
 import pytest
 import sqlalchemy as sa
+import webtest
 
 from cyborg_lite import model
+from cyborg_lite.api import app
+from cyborg_lite.api import openapi
+from cyborg_lite.api import root
+from cyborg_lite.api import types
 from tests import support
 
 PROFILES = '/v2/device_profiles'
@@ -173,3 +184,177 @@ def test_a_host_is_shown_by_its_full_name(service):
     for name in ('node-1.example.com', 'node-1.example.exe', 'node-1.html'):
         service.report(support.card(), host=name)
         assert service.api.get(f'/v2/hosts/{name}').json['name'] == name
+
+
+UPPER = ('devices', 'deployables', 'attributes', 'device_profiles', 'accelerator_requests')
+
+
+@pytest.mark.parametrize('resource', UPPER)
+def test_a_uuid_is_one_in_each_of_its_spellings(service, resource):
+    service.report(support.card())
+    service.profile()
+    service.arqs()
+    api = service.api.at('2.3')
+    [rows] = [v for k, v in api.get(f'/v2/{resource}').json.items() if not k.endswith('_links')]
+    given = rows[0]['uuid']
+    for text in (given.upper(), given.replace('-', ''), f'urn:uuid:{given}'):
+        shown = api.get(f'/v2/{resource}/{text}')
+        assert shown.status_int == 200, text
+        assert given in shown.text
+        assert api.get(f'/v2/{resource}?marker={text}').status_int == 200
+    if resource == 'devices':
+        for action in ('disable', 'enable'):
+            assert api.post(f'/v2/devices/{given.upper()}/{action}').status_int == 204
+
+
+@pytest.mark.parametrize(
+    ('query', 'text'),
+    [
+        ('devices?filters=x', 'Invalid filters'),
+        ('devices?filters=', 'Invalid filters'),
+        ('devices?filters=x&filters=y', 'Invalid filters'),
+        ('deployables?filters={"limit":1}', 'Invalid filters'),
+        ('deployables?filters.field=limit', 'Invalid filters'),
+        ('attributes?deployable_id=x', "Invalid deployable_id: expected a number, got 'x'."),
+        ('attributes?deployable_id=1&deployable_id=2', 'expected a number'),
+        ('accelerator_requests?instance=x', "Invalid instance: expected a UUID, got 'x'."),
+        ('attributes/x', "Invalid uuid: expected a UUID, got 'x'."),
+    ],
+)
+def test_an_argument_is_refused_in_our_own_words(service, query, text):
+    answer = service.api.get(f'/v2/{query}')
+    assert answer.status_int == 400
+    said = support.fault(answer)
+    assert text in said
+    for word in ('unable to convert', 'ArrayType', '__init__', 'int()'):
+        assert word not in said
+
+
+NAMES = ','.join(f'n{n}' for n in range(33_000))
+UUIDS = ','.join([support.INSTANCE] * 33_000)
+
+
+@pytest.mark.parametrize(
+    ('method', 'query'),
+    [
+        ('GET', f'{PROFILES}?name={NAMES}'),
+        ('GET', f'{PROFILES}?name={NAMES[:6000]}'),
+        ('DELETE', f'{PROFILES}?value={NAMES}'),
+        ('DELETE', f'{ARQS}?arqs={UUIDS}'),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_list_in_a_url_is_bounded(service, method, query):
+    """SQLite takes 32,766 variables in one statement, and none of it is for free."""
+    answer = service.api.request(method, query)
+    assert answer.status_int == 400
+    assert '1000 at most' in support.fault(answer)
+
+
+@pytest.mark.parametrize('depth', [33, 900, 933, 980, 5000])
+@pytest.mark.parametrize(('left', 'right'), [('[', ']'), ('{"a":', '}')])
+def test_a_body_that_is_nested_deeply_is_a_400(service, depth, left, right):
+    deep = left * depth + '1' + right * depth
+    for path, body in (
+        (PROFILES, deep),
+        (PROFILES, f'[{{"name": "a", "groups": [{{"resources:FPGA": {deep}}}]}}]'),
+        (ARQS, deep),
+        ('/v2/attributes', f'{{"deployable_id": {deep}, "key": "a", "value": "b"}}'),
+        ('/v2/attributes', f'{{"attribute": {deep}}}'),
+    ):
+        assert service.api.post(path, body.encode()).status_int == 400, path
+    assert service.api.patch(ARQS, deep.encode()).status_int == 400
+
+
+def test_a_body_of_very_many_values_is_a_400(make):
+    service = make(api__max_request_body_size=2**20)
+    answer = service.api.post(PROFILES, b'[' + b'0,' * 30_000 + b'0]')
+    assert answer.status_int == 400
+    assert '25000 values at most' in support.fault(answer)
+    patch = [{'path': '/hostname', 'op': 'remove'}]
+    answer = service.api.patch(ARQS, {str(uuid.uuid4()): patch for _ in range(1001)})
+    assert answer.status_int == 400
+
+
+def test_not_all_that_is_wrong_with_a_body_is_looked_for(service, monkeypatch):
+    made = []
+    init = jsonschema.ValidationError.__init__
+    monkeypatch.setattr(
+        jsonschema.ValidationError,
+        '__init__',
+        lambda self, *args, **kwargs: (made.append(1), init(self, *args, **kwargs))[1],
+    )
+    body = json.dumps({f'{n}': [{}] for n in range(4000)}).encode()
+    assert service.api.patch(ARQS, body).status_int == 400
+    assert len(made) < 100
+
+
+def sent(service, body, **environ):
+    """The status of a POST as a web server hands it on."""
+    statuses = []
+    named = {
+        'REQUEST_METHOD': 'POST', 'PATH_INFO': PROFILES, 'SCRIPT_NAME': '', 'QUERY_STRING': '',
+        'SERVER_NAME': 'localhost', 'SERVER_PORT': '80', 'SERVER_PROTOCOL': 'HTTP/1.1',
+        'HTTP_HOST': 'localhost', 'wsgi.url_scheme': 'http', 'wsgi.input': body,
+        'wsgi.errors': io.StringIO(), 'REMOTE_ADDR': '127.0.0.1',
+        'CONTENT_TYPE': 'application/json',
+    }  # fmt: skip
+    answer = service.embedded.application(
+        named | environ, lambda status, headers, *_: statuses.append(status)
+    )
+    b''.join(answer)
+    return int(statuses[-1].split()[0])
+
+
+class Broken(io.BytesIO):
+    """A body whose chunks are none."""
+
+    def read(self, *_):
+        raise ValueError('Bad chunked transfer size')
+
+
+@pytest.mark.parametrize('body', [b'', b'[', b'[{"name": "a"}]'])
+def test_a_body_that_stops_short_is_a_400(service, body):
+    assert sent(service, io.BytesIO(body), CONTENT_LENGTH='1000') == 400
+
+
+def test_a_body_of_bad_chunks_is_a_400(service):
+    chunked = {'HTTP_TRANSFER_ENCODING': 'chunked', 'wsgi.input_terminated': True}
+    assert sent(service, Broken(), **chunked) == 400
+
+
+@pytest.mark.parametrize(
+    'route', [route for route in openapi.ROUTES if route.operation.body], ids=str
+)
+def test_nothing_is_parsed_for_who_may_not(service, monkeypatch, route):
+    front = app.Front(root.application(), service.conf, service.database, service.embedded.bus)
+    identity = {'HTTP_X_USER_ID': 'u', 'HTTP_X_PROJECT_ID': 'f' * 32, 'HTTP_X_ROLES': 'reader'}
+    api = support.Api(webtest.TestApp(lambda environ, start: front(environ | identity, start)))
+    parsed = []
+    monkeypatch.setattr(types, 'parse', parsed.append)
+    for body in (b'[' * 50_000, b'{', b'', b'{}'):
+        path = re.sub(r'\{\w+\}', support.INSTANCE, route.path)
+        assert api.request(route.method, path, body).status_int == 403
+    assert not parsed
+
+
+def test_a_name_that_is_unknown_takes_as_long_as_a_wrong_password(make, tmp_path, monkeypatch):
+    users = tmp_path / 'users'
+    hashed = bcrypt.hashpw(b'right', bcrypt.gensalt(4)).decode()
+    users.write_text(f'\nknown:{hashed}\n')
+    service = make(api__auth_strategy='http_basic', api__http_basic_auth_user_file=str(users))
+    compared = []
+    check = bcrypt.checkpw
+    monkeypatch.setattr(
+        bcrypt, 'checkpw', lambda *args: (compared.append(args[1]), check(*args))[1]
+    )
+    for name, password, status in (
+        ('known', 'right', 200), ('known', 'wrong', 401), ('unknown', 'wrong', 401),
+        # The password of another one opens nothing.
+        ('unknown', 'right', 401), ('', 'right', 401), ('kno', 'right', 401),
+    ):  # fmt: skip
+        token = base64.b64encode(f'{name}:{password}'.encode()).decode()
+        compared.clear()
+        answer = service.api.get('/v2/devices', Authorization=f'Basic {token}')
+        assert answer.status_int == status, name
+        assert len(compared) == 1, name
