@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import collections.abc
+import datetime
 
 from oslo_config import cfg
 from oslo_log import log
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -25,10 +27,18 @@ class Healer:
         self._interval = conf.conductor.healing_interval
         #: the id of the host that Placement was last reminded of
         self._reminded = 0
+        # When it last did its work, and since when it has done so without a break. One that was not
+        # started judges hosts by their rows alone.
+        self._looked: datetime.datetime | None = None
+        self._watching = datetime.datetime.min
         self._worker = worker.Worker('healer', self._work, delay=self._interval)
 
     def start(self) -> None:
+        self._begin()
         self._worker.start()
+
+    def _begin(self) -> None:
+        self._looked = self._watching = timeutils.utcnow()
 
     def stop(self) -> None:
         self._worker.stop()
@@ -39,20 +49,42 @@ class Healer:
         return float(self._interval)
 
     def heal(self) -> None:
+        began = timeutils.utcnow()
         self._notice()
         self._remind()
+        if self._looked is not None:
+            self._looked = began
 
     def _notice(self) -> None:
         with self._outbox.session() as session:
-            notice_silence(session)
+            # The database answers now: it may have kept us waiting.
+            self._watch()
+            notice_silence(session, self._watching)
+
+    def _watch(self) -> None:
+        """Watch anew after a break: nobody may have taken in what hosts reported meanwhile.
+
+        The clock is that by which reports are noted, so that its jumps are breaks, too.
+        """
+        if self._looked is None:
+            return
+        elapsed = (timeutils.utcnow() - self._looked).total_seconds()
+        if not 0 <= elapsed <= 1.5 * self._interval + 1:
+            self._begin()
 
     def _remind(self) -> None:
         with self._outbox.session() as session:
             self._reminded = remind(session, self._reminded)
 
 
-def notice_silence(session: orm.Session) -> None:
-    """Have nothing scheduled to hosts that are down; their next report ends that."""
+def notice_silence(
+    session: orm.Session, watching: datetime.datetime = datetime.datetime.min
+) -> None:
+    """Have nothing scheduled to hosts that are down; their next report ends that.
+
+    :param watching: since when reports could be taken in. A host is judged only when it has had
+        since then the time in which it is to report.
+    """
     up = ~model.Host.silent
     intervals = session.scalars(sa.select(model.Host.interval).where(up).distinct()).all()
     late = [
@@ -61,6 +93,7 @@ def notice_silence(session: orm.Session) -> None:
             model.Host.seen_at < model.Host.alive_since(interval),
         )
         for interval in intervals
+        if watching <= model.Host.alive_since(interval)
     ]
     down = sa.and_(up, sa.or_(sa.false(), *late))
     ids = session.scalars(sa.select(model.Host.id).where(down)).all()

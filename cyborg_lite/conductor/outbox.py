@@ -301,7 +301,7 @@ class Sender:
         )
         return self._read(query)
 
-    def _read(self, query: sa.Select[tuple[model.Message]]) -> list[model.Message]:
+    def _read(self, query: sa.Select[typing.Any]) -> list[model.Message]:
         with self._database.reader() as session:
             found = list(session.scalars(query))
             session.expunge_all()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts that fall silent, and come back."""
 
+import contextlib
 import datetime
 import threading
+import types
 
 from oslo_utils import timeutils
 import pytest
@@ -198,7 +200,7 @@ def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):
     """The database may be away for a while."""
     again, tries = threading.Event(), iter([RuntimeError('away')])
 
-    def notice(session):
+    def notice(session, watching):
         for error in tries:
             raise error
         again.set()
@@ -209,3 +211,108 @@ def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):
     healer.start()
     assert again.wait(10)
     healer.stop()
+
+
+# A conductor that was itself away
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test moves: ``clock(10)`` is ten seconds later."""
+    passed = [0.0]
+    plain = timeutils.utcnow
+
+    def move(seconds):
+        passed[0] += seconds
+
+    monkeypatch.setattr(
+        timeutils, 'utcnow', lambda: plain() + datetime.timedelta(seconds=passed[0])
+    )
+    return move
+
+
+@pytest.fixture
+def healer(conductor):
+    """Started, but that it looks when a test says so: ``healer.heal()``."""
+    made = healing.Healer(conductor.conf, conductor._manager.outbox)
+    made._begin()
+    conductor.report(card(handles=3))
+    return made
+
+
+def watch(healer, clock, seconds):
+    """Look every ten seconds, as it does by default."""
+    for _ in range(seconds // 10):
+        clock(10)
+        healer.heal()
+
+
+def noticed(conductor):
+    [host] = conductor.rows(model.Host)
+    return host.silent
+
+
+def test_a_conductor_that_has_just_started_judges_no_host(conductor, healer, clock):
+    """The host may have reported all the time, and nobody was there."""
+    fall_silent(conductor, seconds=3600)
+    healer.heal()
+    watch(healer, clock, 40)
+    assert not noticed(conductor)
+    watch(healer, clock, 20)
+    assert noticed(conductor)
+
+
+def test_a_conductor_that_was_stopped_judges_no_host_after_it(conductor, healer, clock):
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+    clock(300)
+    healer.heal()
+    watch(healer, clock, 40)
+    assert not noticed(conductor)
+    watch(healer, clock, 20)
+    assert noticed(conductor)
+
+
+def test_a_host_that_is_silent_while_the_conductor_watches_is_noticed_in_time(
+    conductor, healer, clock
+):
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+    watch(healer, clock, 60)
+    assert noticed(conductor)
+
+
+def test_after_the_database_was_away_no_host_is_judged(conductor, healer, clock, monkeypatch):
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+
+    def fail():
+        raise RuntimeError('away')
+
+    monkeypatch.setattr(healer, '_remind', fail)
+    with pytest.raises(RuntimeError):
+        watch(healer, clock, 10)
+    monkeypatch.delattr(healer, '_remind')
+    fall_silent(conductor, seconds=3600)
+    watch(healer, clock, 50)
+    assert not noticed(conductor)
+    watch(healer, clock, 20)
+    assert noticed(conductor)
+
+
+def test_while_a_look_waits_for_the_database_no_host_is_judged(conductor, healer, clock):
+    """By the first statement that is answered, hosts have been silent for long."""
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+    outbox_ = conductor._manager.outbox
+    plain = outbox_.session
+
+    @contextlib.contextmanager
+    def slow():
+        with plain() as session:
+            clock(100)
+            yield session
+
+    healer._outbox = types.SimpleNamespace(session=slow)
+    healer.heal()
+    assert not noticed(conductor)
