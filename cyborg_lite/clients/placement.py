@@ -163,7 +163,7 @@ class Placement:
         """Delete a provider; if allocations keep it, it stays, and its generation is returned."""
         answer = self._call('DELETE', f'/resource_providers/{uuid}')
         if 'placement.resource_provider.inuse' in answer.text:
-            return int(self._get(f'/resource_providers/{uuid}')['generation'])
+            return int(self._tree(uuid)[uuid]['generation'])
         if answer.status_code not in (204, 404):
             raise _refused(answer)
         return None

@@ -146,6 +146,7 @@ class Region:
         self.stranger = adapter.Adapter(stranger, endpoint_override=url, raise_exc=False)
         self.client = Client(self.api)
         self.left = None
+        self.consumer = None
 
     def leave(self):
         """Take its providers from Placement, which the next database knows nothing of."""
@@ -169,17 +170,17 @@ class Region:
         self.left = Cycle(self, next(self._numbers))
         self.left.build()
 
-    def report(self, *devices, host=HOST):
+    def report(self, *devices, host=HOST, interval=3600):
         """As an agent: what is not answered is reported again."""
         facts = [device.facts() for device in devices]
-        process.until(lambda: self._report(host, facts))
+        process.until(lambda: self._report(host, facts, interval))
 
-    def _report(self, host, facts):
+    def _report(self, host, facts, interval):
         self.told = {
             'host': host,
             'boot_id': 'boot-1',
             'sequence': time.monotonic_ns(),
-            'interval': 3600,
+            'interval': interval,
             'digest': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
             'devices': facts,
             'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
@@ -192,10 +193,44 @@ class Region:
 
     def fall_silent(self):
         """A host reports, and then for a long time not."""
-        self.report(support.card('5e'), host=SILENT)
+        # A conductor that was just started waits for two and a half intervals.
+        self.report(support.card('5e'), host=SILENT, interval=1)
         with self.deployment.database.writer() as session:
             old = sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1))
             session.execute(old.where(model.Host.name == SILENT))
+
+    def disturb(self, provider):
+        """Somebody has moved a provider, and something of another class is allocated of it."""
+        process.until(lambda: self._disturb(f'/resource_providers/{provider}'))
+
+    def _disturb(self, path):
+        ask = self.placement
+        found = ask.get(path)
+        if found.status_code == 404:  # Placement is told of it a little later
+            return True
+        [root] = ask.get(f'/resource_providers?name={SILENT}').json()['resource_providers']
+        body = {'name': f'moved-{found.json()["uuid"]}', 'parent_provider_uuid': root['uuid']}
+        ask.put(path, json=body)
+        inventories = ask.get(f'{path}/inventories').json()
+        inventories['inventories']['CUSTOM_OLD'] = {'total': 1}
+        ask.put('/resource_classes/CUSTOM_OLD')
+        if ask.put(f'{path}/inventories', json=inventories).status_code != 200:
+            return False
+        allocation = {
+            'allocations': {found.json()['uuid']: {'resources': {'CUSTOM_OLD': 1}}},
+            'project_id': 'p',
+            'user_id': 'u',
+            'consumer_generation': None,
+            'consumer_type': 'INSTANCE',
+        }
+        self.consumer = f'/allocations/{uuid.uuid4()}'
+        return ask.put(self.consumer, json=allocation).status_code == 204
+
+    def let_go(self):
+        """What is allocated of the class that is to go is so no more."""
+        if self.consumer:
+            self.placement.delete(self.consumer)
+        self.consumer = None
 
     # What befalls it
 
@@ -274,7 +309,9 @@ class Cycle:
         rows = self.region.deployment.rows(model.Device)
         [self.device] = [row.uuid for row in rows if row.id == device]
         # I4: nothing of it is given out.
+        self.region.disturb(self.parts[self.tried.address]['rp_uuid'])
         self.ask('POST', f'/devices/{self.device}/disable')
+        self.region.let_go()
         self.bind(str(uuid.uuid4()), self.tried, self.freed, wanted=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
         self.attribute = {
