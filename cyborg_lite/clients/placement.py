@@ -122,7 +122,7 @@ class Placement:
 
     def _put_traits(self, provider: Provider, generation: int, new: bool) -> bool:
         """Replace what is ours; what others have put there stays."""
-        present = set() if new else self._traits(provider.uuid)
+        present = set() if new else set(self.traits(provider.uuid))
         # A trait may be what a user has written: it costs the provider nothing but that trait.
         ours = {name for name in provider.traits if self._has('traits', name)}
         traits = ours | (present - set(provider.retired))
@@ -155,9 +155,6 @@ class Placement:
             for name, inventory in inventories.items()
             if used.get(name)
         }
-
-    def _traits(self, uuid: str) -> set[str]:
-        return set(self._get(f'/resource_providers/{uuid}/traits')['traits'])
 
     def _remove(self, uuid: str) -> int | None:
         """Delete a provider; if allocations keep it, it stays, and its generation is returned."""

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from cyborg_lite import model
 from cyborg_lite.conductor import healing
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
-from cyborg_lite.conductor import turns
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -126,7 +126,7 @@ def test_a_host_that_somebody_has_locked_is_noticed(conductor, server):
             asked.set()
 
     with conductor.database.writer() as session:
-        turns.wait(session, sa.select(model.Host.name))
+        hosts.lock(session, sa.select(model.Host.name))
         sa.event.listen(conductor.database.engine, 'before_cursor_execute', see)
         healer.start()
         assert asked.wait(10)
