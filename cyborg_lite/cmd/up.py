@@ -163,7 +163,7 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
 
 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
-    arguments.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _keep_private(arguments.state_dir)
     conf = options.load(
         files=arguments.config_file,
         api__auth_strategy='noauth',
@@ -173,6 +173,16 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
     return conf
+
+
+def _keep_private(directory: pathlib.Path) -> None:
+    """Let nobody else read the database and the log, even if others may enter the directory."""
+    # Also for what comes later: the journal of the database, logs that are rotated.
+    os.umask(0o077)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for file in directory.glob('cyborg[-_]lite.*'):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o600)
 
 
 def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:

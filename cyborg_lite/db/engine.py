@@ -159,7 +159,8 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def connect(connection: typing.Any, _record: typing.Any) -> None:
         connection.execute('PRAGMA busy_timeout = 30000')
         connection.execute('PRAGMA journal_mode = WAL')
-        connection.execute('PRAGMA synchronous = NORMAL')
+        # What was answered is there after a power loss, too.
+        connection.execute('PRAGMA synchronous = FULL')
 
     # oslo.db begins transactions with a plain BEGIN.
     @event.listens_for(engine, 'before_cursor_execute', retval=True)

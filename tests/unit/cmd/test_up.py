@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 import time
 
@@ -24,6 +25,8 @@ from tests.unit.cmd import process
 def up(tmp_path, monkeypatch, capsys):
     """Run the command in this process, as far as it goes: status and what it says."""
     monkeypatch.setattr(service, 'prepare', lambda conf: None)
+    # It changes that of its process.
+    umask = os.umask(0o022)
 
     def run(*arguments):
         state = ['--state-dir', str(tmp_path / 'state')]
@@ -31,7 +34,8 @@ def up(tmp_path, monkeypatch, capsys):
         status = main.main()
         return status, capsys.readouterr().err
 
-    return run
+    yield run
+    os.umask(umask)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,25 @@ def test_a_stop_waits_for_no_client(tmp_path, number):
         assert up.interrupt(number) == 0
         assert time.monotonic() - began < 5
         assert 'Traceback' not in up.errors()
+
+
+def test_files_are_of_the_user_alone(tmp_path):
+    """Also in a directory that everyone may enter, and where an older release left them."""
+    state = tmp_path / 'state'
+    state.mkdir()
+    state.chmod(0o755)
+    for name in ('cyborg_lite.sqlite', 'cyborg-lite.log', 'cyborg-lite.log.1'):
+        (state / name).touch()
+        (state / name).chmod(0o644)
+    (tmp_path / 'another').touch(0o644)
+    (tmp_path / 'another').chmod(0o644)
+    (state / 'cyborg-lite.log.2').symlink_to(tmp_path / 'another')
+    with process.Up(tmp_path, '--host', 'hgx-8gpu'):
+        files = [path for path in state.iterdir() if path.is_file() and not path.is_symlink()]
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert {'cyborg_lite.sqlite', 'cyborg_lite.sqlite-wal', 'cyborg-lite.log'} <= modes.keys()
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE((tmp_path / 'another').stat().st_mode) == 0o644
 
 
 def test_two_hosts_of_one_name(up):
