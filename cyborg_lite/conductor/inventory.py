@@ -102,12 +102,17 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
     known = hosts.devices(session, host.name)
     held = hosts.held(session, host.name) if known else set()
     before = {part.rp_uuid: part.announced for device in known for part in device.deployables}
-    pairs = matching.pair(known, list(_found(report)))
+    silent = _silent(report)
+    pairs = [
+        (found, device)
+        for found, device in matching.pair(known, list(_found(report)))
+        if device is None or not silent & _drivers(device) - _drivers(found)
+    ]
     present = {id(device) for _, device in pairs}
     gone = [
         device
         for device in known
-        if id(device) not in present and not _stays(device, report['drivers'], held, absences)
+        if id(device) not in present and not _stays(device, silent, held, absences)
     ]
     for device in gone:
         known.remove(device)
@@ -278,21 +283,29 @@ def _is_kept(row: model.Base, held: set[int]) -> bool:
     return decided or added or any(_is_kept(child, held) for child in _children(row))
 
 
-def _stays(
-    device: model.Device, drivers: dict[str, model.Facts], held: set[int], absences: int
-) -> bool:
+def _silent(report: Report) -> set[str]:
+    """The drivers that could not look, which says nothing of their devices: neither that one is
+    gone, nor that one which another driver finds in its place is another.
+    """
+    return {
+        name
+        for name, driver in report['drivers'].items()
+        if driver['state'] != 'ok' and not driver.get('complete')
+    }
+
+
+def _drivers(device: model.Device) -> set[str]:
+    return {part.driver_name for part in device.deployables}
+
+
+def _stays(device: model.Device, silent: set[str], held: set[int], absences: int) -> bool:
     """Note that a report lacks the device; False when that has been so for long enough.
 
     What a request holds stays, and so does what an operator has decided of the device: it has to
     hold when the card comes back.
     """
-    silent = {
-        name
-        for name, driver in drivers.items()
-        if driver['state'] != 'ok' and not driver.get('complete')
-    }
-    if silent & {deployable.driver_name for deployable in device.deployables}:
-        return True  # its driver could not look: that says nothing of the device
+    if silent & _drivers(device):
+        return True
     device.absences = min(device.absences + 1, absences)
     if device.absences < absences or _is_kept(device, held):
         return True

@@ -215,6 +215,21 @@ def test_degraded_driver_that_looked_at_all_cards_does_not_keep_one_that_is_gone
     assert [d.address for d in conductor.rows(model.Device)] == ['0000:3b:00.0']
 
 
+def test_card_of_a_degraded_driver_is_no_other_drivers(conductor):
+    """An agent that has just started does not know yet whose it is."""
+    conductor.report(card('3b', handles=2))
+    before = conductor.dump('hosts')
+    other = card('3b', handles=2, resource_class='CUSTOM_PCI')
+    other.deployables[0].driver_name = 'pci'
+    for drivers in (DEGRADED | {'pci': {'state': 'ok'}}, DEGRADED):
+        conductor.report(other, drivers=drivers)
+        assert conductor.dump('hosts') == before
+    # Its own driver is well, or is gone, and leaves the card to the other.
+    conductor.report(other, drivers={'pci': {'state': 'ok'}})
+    classes = [row.value for row in conductor.rows(model.Attribute) if row.key == 'rc']
+    assert classes == ['CUSTOM_PCI']
+
+
 def test_degraded_driver_does_not_cover_for_another(conductor):
     conductor.report(card(), drivers={'fake': {'state': 'ok'}, 'other': {'state': 'ok'}})
     conductor.report(drivers={'fake': {'state': 'ok'}, 'other': {'state': 'degraded'}})
