@@ -161,6 +161,10 @@ def test_vgpu_host_from_umockdev(tmp_path):
         (h.attach_info['device'], h.attach_info['function']) for h in deployable.attach_handles
     ]
     assert len(places) == 16
+    # Each function has an IOMMU group of its own, and the card another one.
+    groups = [handle.iommu_group for handle in deployable.attach_handles]
+    assert (groups[0], len(set(groups)), '38' in groups) == ('90', 16, False)
+    assert {handle.form for handle in deployable.attach_handles} == {'vf'}
     assert (places[0], places[4], places[-1]) == (('00', '4'), ('01', '0'), ('02', '3'))
 
 
