@@ -2,7 +2,8 @@
 """Thousands of generated requests, sound and unsound, by two personas.
 
 Whatever is asked, the answer is one that /v2/openapi.json declares, and nobody is shown what
-belongs to another project.  FUZZ_SEED=N asks for other requests than those of every run.
+belongs to another project.  FUZZ_SEED=N asks for other requests than those of every run, and
+FUZZ_REQUESTS=20000 for more of them.
 """
 
 import collections
@@ -23,10 +24,12 @@ from cyborg_lite.api import version
 from tests import support
 
 SEED = int(os.environ.get('FUZZ_SEED', '1'))
+#: the least that is asked by both personas
+REQUESTS = int(os.environ.get('FUZZ_REQUESTS', '5000'))
+#: the least that each persona asks of each operation
+LEAST = REQUESTS // (2 * len(openapi.ROUTES)) + 1
 #: the requests that are generated for each operation, beside those at the boundaries
-EXAMPLES = 92
-#: the least that each persona asks of each operation, for 5,000 of all
-LEAST = 5000 // (2 * len(openapi.ROUTES)) + 1
+EXAMPLES = LEAST
 
 VERSIONS = [version.text(each) for each in version.VERSIONS]
 ARQS = '/v2/accelerator_requests'
