@@ -14,6 +14,14 @@ from alembic import script
 from alembic.runtime import migration
 import sqlalchemy as sa
 
+from cyborg_lite import exception
+from cyborg_lite.db import ddl  # noqa: F401 - alembic learns of it by the import
+
+#: How long one that migrates waits for another one on MySQL and MariaDB, in seconds.
+WAIT = 600
+#: The key of PostgreSQL's lock, within one database: any number, the same in all releases.
+LOCK = 0x6379626C
+
 
 def _config(connection: sa.Connection | None = None) -> config.Config:
     made = config.Config()
@@ -28,8 +36,11 @@ def head() -> str | None:
 
 
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
-    """Apply what is missing; nothing happens where nothing is."""
-    with engine.connect() as connection, _foreign_keys_off(connection), connection.begin():
+    """Apply what is missing; nothing happens where nothing is.
+
+    :raises cyborg_lite.exception.Conflict: when another process is at it for too long.
+    """
+    with engine.connect() as connection, _foreign_keys_off(connection), _alone(connection):
         command.upgrade(_config(connection), revision)
 
 
@@ -49,6 +60,40 @@ def _foreign_keys_off(connection: sa.Connection) -> collections.abc.Iterator[Non
         yield
     finally:
         plain.execute('PRAGMA foreign_keys = ON')
+
+
+@contextlib.contextmanager
+def _alone(connection: sa.Connection) -> collections.abc.Iterator[None]:
+    """A transaction in which no other process migrates: it waits until one that does has ended."""
+    if connection.dialect.name in ('mysql', 'mariadb'):
+        # Whatever changes the schema ends a transaction, and with it the locks of that.
+        with _named_lock(connection), connection.begin():
+            yield
+        return
+    # SQLite has one writer; see engine.py.
+    with connection.execution_options(writes=True).begin():
+        if connection.dialect.name == 'postgresql':
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        yield
+
+
+@contextlib.contextmanager
+def _named_lock(connection: sa.Connection) -> collections.abc.Iterator[None]:
+    """A lock that is ours until it is released or the connection ends."""
+    # Of one name in the whole server, so it says which database it is of.
+    name = sa.func.concat('cyborg_lite ', sa.func.md5(sa.func.database()))
+    taken = connection.scalar(sa.select(sa.func.get_lock(name, WAIT)))
+    connection.commit()
+    if not taken:
+        raise exception.Conflict(
+            reason=f'Another process migrates this database for {WAIT} seconds now: look at it, '
+            'and run cyborg-lite-dbsync upgrade again when it has ended.'
+        )
+    try:
+        yield
+    finally:
+        connection.execute(sa.select(sa.func.release_lock(name)))
+        connection.commit()
 
 
 def version(engine: sa.Engine) -> str | None:

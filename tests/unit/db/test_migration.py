@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
+from alembic import autogenerate
+from alembic.runtime import migration as runtime
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
+from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.db import engine as engine_
 from cyborg_lite.db import migration
 
 
@@ -45,3 +54,109 @@ def test_revision_writes_what_the_models_have_more(database, tmp_path, monkeypat
     )  # fmt: skip
     migration.revision(database.engine, 'Add hosts')
     assert told == {'message': 'Add hosts', 'autogenerate': True, 'head': migration.head()}
+
+
+def connect(url):
+    """An engine as the service has it: on SQLite too, a transaction keeps what changes tables."""
+    return engine_.Database(options.load(files=[], database__connection=url)).engine
+
+
+class Killed(Exception):
+    """What a process does no more."""
+
+
+def killed_at(engine, number):
+    """Upgrade, as far as the statement of this number; returns whether it came to it."""
+    left = number
+
+    def count(*_):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed('no more')
+
+    event.listen(engine, 'before_cursor_execute', count)
+    try:
+        migration.upgrade(engine)
+    except Exception:
+        # oslo.db makes another exception of it.
+        assert left < 0
+        return True
+    finally:
+        event.remove(engine, 'before_cursor_execute', count)
+        # With the process its connections end.
+        engine.dispose()
+    return False
+
+
+def differences(engine):
+    """Between the database and the models."""
+    with engine.connect() as connection:
+        context = runtime.MigrationContext.configure(connection)
+        return autogenerate.compare_metadata(context, model.Base.metadata)
+
+
+def test_an_upgrade_that_was_killed_is_run_again(databases):
+    """At every statement.  On MariaDB those before it stay."""
+    number = 0
+    with databases.new() as url:
+        made = connect(url)
+        while killed_at(made, number):
+            # On MariaDB each attempt goes one step further than the one before.
+            number += 9
+        migration.upgrade(made)
+        assert migration.version(made) == migration.head()
+        assert differences(made) == []
+        made.dispose()
+    assert number > 20
+
+
+@pytest.mark.parametrize('number', (3, 17, 38))
+def test_an_upgrade_that_was_killed_early_is_completed(databases, number):
+    with databases.new() as url:
+        made = connect(url)
+        killed_at(made, number)
+        migration.upgrade(made)
+        assert differences(made) == []
+        made.dispose()
+
+
+def test_a_table_of_somebody_else_is_not_taken(databases):
+    with databases.new() as url:
+        made = connect(url)
+        with made.begin() as connection:
+            connection.execute(sa.text('CREATE TABLE hosts (name INTEGER)'))
+        with pytest.raises(Exception, match='hosts.*exists'):
+            migration.upgrade(made)
+        assert migration.version(made) is None
+        made.dispose()
+
+
+def test_three_at_once(databases, tmp_path):
+    """As when three controllers are upgraded: each waits until the one before has ended."""
+    with databases.new() as url:
+        (tmp_path / 'a.conf').write_text(f'[database]\nconnection = {url}\n')
+        run = 'import sys; from cyborg_lite.cmd import dbsync; sys.exit(dbsync.main())'
+        command = [sys.executable, '-c', run, '--config-file', str(tmp_path / 'a.conf'), 'upgrade']
+        pipe = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True}
+        running = [subprocess.Popen(command, **pipe) for _ in range(3)]
+        said = [process.communicate(timeout=120)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0, 0], said
+        assert all(text.splitlines()[-1] == migration.head() for text in said)
+
+
+def test_one_that_waits_for_too_long_says_so(databases, monkeypatch):
+    with databases.new() as url:
+        first, second = connect(url), connect(url)
+        if first.dialect.name != 'mysql':
+            pytest.skip('this is about MariaDB alone')
+        monkeypatch.setattr(migration, 'WAIT', 1)
+        with (
+            first.connect() as connection,
+            migration._alone(connection),
+            pytest.raises(exception.Conflict, match='Another process'),
+        ):
+            migration.upgrade(second)
+        migration.upgrade(second)
+        first.dispose()
+        second.dispose()
