@@ -103,6 +103,7 @@ AGENT_OPTS = [
         'report_interval',
         default=20,
         min=1,
+        max=3600,
         mutable=True,
         help='How often this host is scanned and reported, in seconds. A host that has not '
         'reported for two and a half times as long is down, and nothing of it is given out.',

@@ -15,9 +15,9 @@ from oslo_config import cfg
 from oslo_log import log
 from stevedore import named
 
+from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite import model
-from cyborg_lite.driver import contract
 
 LOG = log.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import reports
 from cyborg_lite.db import engine
 
 #: How long what a probe has found stands, in seconds: many may ask, and each one writes.
@@ -92,22 +93,6 @@ def _exposed(function: Function[Answer]) -> Function[Answer]:
     return typing.cast('Function[Answer]', messaging.expose(_transaction(function)))
 
 
-class Reports:
-    """What agents may ask of a conductor; they have a topic of their own."""
-
-    target = messaging.Target(version='1.1')
-
-    def __init__(self, conf: cfg.ConfigOpts, receive: Function[None]) -> None:
-        self._conf = conf
-        self._receive = receive
-
-    @messaging.expose
-    def report(
-        self, ctxt: context.RequestContext, **report: typing.Unpack[inventory.Report]
-    ) -> None:
-        self._receive(ctxt, report=report, absences=self._conf.conductor.absences)
-
-
 class Manager:
     """A conductor, as the API asks it; any number of them work on one database."""
 
@@ -117,7 +102,7 @@ class Manager:
         self.conf = conf
         self.outbox = outbox.Sender(conf, database)
         self.healer = healing.Healer(conf, self.outbox)
-        self.reports = Reports(conf, self._report)
+        self.reports = reports.Reports(conf, self._report)
         self._database = database
         self._probing = threading.Lock()
         self._probed = -FRESH
@@ -156,9 +141,7 @@ class Manager:
         self.outbox.tell(self._set_device_status(ctxt, **order))
 
     @messaging.expose
-    def report(
-        self, ctxt: context.RequestContext, **report: typing.Unpack[inventory.Report]
-    ) -> None:
+    def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:
         """Agents of the release before ask for this here, beside all else."""
         self.reports.report(ctxt, **report)
 

@@ -22,6 +22,7 @@ import re
 import os_traits
 from oslo_config import cfg
 
+from cyborg_lite import contract
 from cyborg_lite.driver.description import HostError
 from cyborg_lite.driver.host import Host
 from cyborg_lite.driver.host import ToolError
@@ -37,6 +38,7 @@ __all__ = (
     'Host',
     'HostError',
     'ToolError',
+    'contract',
     'trait',
 )
 

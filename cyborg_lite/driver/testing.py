@@ -15,8 +15,8 @@ import json
 
 from oslo_config import cfg
 
+from cyborg_lite import contract
 from cyborg_lite import driver
-from cyborg_lite.driver import contract
 
 
 def discover(
@@ -25,7 +25,7 @@ def discover(
     """What a driver finds in a host.
 
     :raises AssertionError: when the driver does not keep to its contract: see
-        :mod:`cyborg_lite.driver.contract`.  Nor may a second look at an unchanged host differ.
+        :mod:`cyborg_lite.contract`.  Nor may a second look at an unchanged host differ.
     """
     subject = kind(host, conf or cfg.ConfigOpts())
     devices, complaints = contract.check(subject.discover())

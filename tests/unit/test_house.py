@@ -28,16 +28,17 @@ ROOMS = {
     'worker': set(),
     # upon it
     'clients': set(),
+    'contract': {'model'},
     'osc': set(),
     'server': set(),
     'rpc': {'context', 'exception'},
     'db': {'exception', 'model'},
-    'driver': {'model'},
+    'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
     'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
-    'conductor': {'clients', 'context', 'db', 'exception', 'model', 'worker'},
-    'agent': {'context', 'driver', 'model', 'rpc', 'worker'},
+    'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
+    'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
     'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server'},
     'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service'},

@@ -11,9 +11,9 @@ import pkgutil
 from oslo_config import cfg
 import pytest
 
+from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite import drivers
-from cyborg_lite.driver import contract
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing

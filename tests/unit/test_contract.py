@@ -9,8 +9,8 @@ import hypothesis
 from hypothesis import strategies as st
 import pytest
 
+from cyborg_lite import contract
 from cyborg_lite import driver
-from cyborg_lite.driver import contract
 from cyborg_lite.driver import testing
 
 INFO = {'domain': '0000', 'bus': '01', 'device': '00', 'function': '0'}

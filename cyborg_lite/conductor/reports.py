@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What agents may ask of a conductor: to take a report, which is checked before it is believed."""
+
+from __future__ import annotations
+
+import collections.abc
+import json
+import re
+import typing
+
+from oslo_config import cfg
+from oslo_log import log
+import oslo_messaging as messaging
+
+from cyborg_lite import context
+from cyborg_lite import contract
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import inventory
+
+LOG = log.getLogger(__name__)
+
+#: What an agent of any release says.
+REQUIRED = {'host', 'boot_id', 'sequence', 'interval', 'digest', 'devices', 'drivers'}
+#: The name or the address of a host.
+HOST = re.compile(r'[A-Za-z0-9:][A-Za-z0-9_.:%-]{0,254}')
+#: The longest time between two reports, in seconds: a host counts as up for 2.5 times as long.
+INTERVAL = 3600
+#: The most devices that a host may have, and the most bytes of JSON that say so.
+DEVICES = 4096
+SIZE = 8 << 20
+#: The most drivers that a host may have, and the longest reason that one may give.
+DRIVERS, REASON = 256, 4096
+
+
+class Reports:
+    """The end of the topic that agents reach."""
+
+    target = messaging.Target(version='1.1')
+
+    def __init__(self, conf: cfg.ConfigOpts, receive: collections.abc.Callable[..., None]) -> None:
+        """:param receive: takes a report in that was checked."""
+        self._conf = conf
+        self._receive = receive
+
+    @messaging.expose
+    @messaging.expected_exceptions(exception.CyborgError)
+    def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:
+        """Take in what an agent has found on its host.
+
+        :raises cyborg_lite.exception.Invalid: when the report is not as it has to be.
+        """
+        checked = check(report)
+        self._receive(ctxt, report=checked, absences=self._conf.conductor.absences)
+
+
+def check(report: dict[str, typing.Any]) -> inventory.Report:
+    """The report as it can be taken in: without its bad devices, and with a bounded interval.
+
+    Fields that this release does not know are left out.
+
+    :raises cyborg_lite.exception.Invalid: when anything else of it is not as it has to be.
+    """
+    try:
+        _check_frame(report)
+    except ValueError as error:
+        LOG.warning('A report of host %.255r is refused: %s', report.get('host'), error)
+        raise exception.Invalid(reason=f'the report is refused: {error}') from error
+    devices, complaints = contract.check([_row(facts) for facts in report['devices']])
+    for complaint in complaints:
+        LOG.warning('Host %s reports a bad device: %s', report['host'], complaint)
+    interval = min(report['interval'], INTERVAL)
+    if interval < report['interval']:
+        LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
+    known = {key: report[key] for key in inventory.Report.__annotations__ if key in report}
+    drivers = report['drivers']
+    if len(devices) < len(report['devices']):
+        # A device that is left out may be there: it must not count as gone.
+        drivers = {name: state | _degraded(complaints) for name, state in drivers.items()}
+    return typing.cast(
+        'inventory.Report',
+        known
+        | {'devices': [each.facts() for each in devices], 'interval': interval, 'drivers': drivers},
+    )
+
+
+def _degraded(complaints: list[str]) -> model.Facts:
+    return {'state': 'degraded', 'reason': '; '.join(complaints)[:1000]}
+
+
+def _row(facts: typing.Any) -> typing.Any:
+    """The device that the facts tell of; what tells of none is left to the contract to refuse."""
+    try:
+        return model.Device.from_facts(facts)
+    except Exception:  # anything may be anywhere
+        return facts
+
+
+def _check_frame(report: dict[str, typing.Any]) -> None:
+    """Check all but the devices."""
+    if missing := REQUIRED - report.keys():
+        raise ValueError(f'{", ".join(sorted(missing))} is missing')
+    if not isinstance(report['host'], str) or not HOST.fullmatch(report['host']):
+        raise ValueError('host: expected a host name of up to 255 characters')
+    _text(report, 'boot_id', 36)
+    _text(report, 'digest', 64)
+    for name, width in (('agent', 36), ('machine', 64)):
+        if report.get(name) is not None:
+            _text(report, name, width)
+    _number(report, 'sequence', 0, 2**63 - 1)
+    _number(report, 'interval', 1, 2**63 - 1)
+    _check_drivers(report['drivers'])
+    if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
+        raise ValueError(f'devices: expected a list of up to {DEVICES}')
+    _check_size(report)
+
+
+def _check_size(report: dict[str, typing.Any]) -> None:
+    try:
+        size = len(json.dumps(report, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f'not JSON: {error}') from error
+    if size > SIZE:
+        raise ValueError(f'expected up to {SIZE} bytes of JSON, not {size}')
+
+
+def _check_drivers(drivers: typing.Any) -> None:
+    if not isinstance(drivers, dict) or len(drivers) > DRIVERS:
+        raise ValueError(f'drivers: expected a mapping of up to {DRIVERS}')
+    for name, state in drivers.items():
+        if not isinstance(name, str) or len(name) > 255 or not isinstance(state, dict):
+            raise ValueError('drivers: expected a mapping for each name')
+        if state.get('state') not in ('ok', 'degraded'):
+            raise ValueError(f'drivers: {name}: state: expected ok or degraded')
+        reason = state.get('reason', '')
+        if not isinstance(reason, str) or len(reason) > REASON:
+            raise ValueError(f'drivers: {name}: reason: expected up to {REASON} characters')
+
+
+def _text(report: dict[str, typing.Any], name: str, width: int) -> None:
+    value = report[name]
+    if not isinstance(value, str) or not 0 < len(value) <= width or not value.isprintable():
+        raise ValueError(f'{name}: expected up to {width} printable characters')
+
+
+def _number(report: dict[str, typing.Any], name: str, least: int, most: int) -> None:
+    value = report[name]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f'{name}: expected a whole number from {least} to {most}')
