@@ -54,6 +54,7 @@ GROUPS = (
 )
 #: Tests of no one file.
 MORE = {
+    'test_ci',
     'test_devstack',
     'test_house',
     'conductor/test_machine',
