@@ -91,6 +91,7 @@ def test_methods_that_can_be_called_over_rpc():
               if hasattr(value, 'exposed')}  # fmt: skip
     assert public == {
         'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
-        'delete_arqs_of', 'delete_attribute', 'delete_device_profile', 'probe', 'report',
+        'delete_arqs_of', 'delete_attribute', 'delete_device', 'delete_device_profile',
+        'delete_host', 'probe', 'rename_host', 'report',
         'set_device_status', 'unbind',
     }  # fmt: skip
