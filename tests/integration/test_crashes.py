@@ -201,6 +201,7 @@ class Region:
 
     def disturb(self, provider):
         """Somebody has moved a provider, and something of another class is allocated of it."""
+        self.consumer = f'/allocations/{uuid.uuid4()}'
         process.until(lambda: self._disturb(f'/resource_providers/{provider}'))
 
     def _disturb(self, path):
@@ -223,14 +224,16 @@ class Region:
             'consumer_generation': None,
             'consumer_type': 'INSTANCE',
         }
-        self.consumer = f'/allocations/{uuid.uuid4()}'
-        return ask.put(self.consumer, json=allocation).status_code == 204
+        ask.put(self.consumer, json=allocation)
+        return self._allocated()
+
+    def _allocated(self):
+        return bool(self.placement.get(self.consumer).json()['allocations'])
 
     def let_go(self):
         """What is allocated of the class that is to go is so no more."""
-        if self.consumer:
-            self.placement.delete(self.consumer)
-        self.consumer = None
+        self.placement.delete(self.consumer)
+        process.until(lambda: not self._allocated())
 
     # What befalls it
 
