@@ -81,7 +81,7 @@ class Server:
         self._waiting: dict[asyncio.Task[None], None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
-        self._stopped = False
+        self.stopped = False
 
     def serve(self, limits: Limits = Limits(), tls: ssl.SSLContext | None = None) -> None:  # noqa: B008
         """Answer requests until the server is stopped."""
@@ -98,7 +98,7 @@ class Server:
 
     def stop(self) -> None:
         """Make :meth:`serve` return; can be called at any time, from any thread, many times."""
-        self._stopped = True
+        self.stopped = True
         loop = self._loop
         if loop is None:
             self._listener.close()
@@ -108,12 +108,12 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if self._stopped:
+        if self.stopped:
             return
         accepting = asyncio.create_task(self._accept())
         ended = asyncio.create_task(self._ended.wait())
         await asyncio.wait({accepting, ended}, return_when=asyncio.FIRST_COMPLETED)
-        self._stopped = True
+        self.stopped = True
         if accepting.done():
             accepting.result()
         accepting.cancel()
@@ -187,7 +187,7 @@ class Server:
             while (asked := await connection.request()) is not None:
                 self._waiting.pop(task, None)
                 answer = await loop.run_in_executor(self._threads, self._call, environ | asked)
-                if not await connection.answer(*answer, close=self._stopped):
+                if not await connection.answer(*answer, close=self.stopped):
                     break
                 self._waiting[task] = None
             await connection.close()

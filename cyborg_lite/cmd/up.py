@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 import collections.abc
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import shlex
 import signal
 import ssl
 import sys
@@ -15,7 +18,9 @@ import textwrap
 import typing
 import uuid
 
+import alembic.util
 from oslo_config import cfg
+from oslo_db import exception as db_exception
 import prettytable
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -49,6 +54,7 @@ def add_parser(commands: typing.Any) -> None:
         '--host',
         action='append',
         default=[],
+        type=_host,
         help=f'a host in place of this machine: one of {", ".join(sorted(hosts.shipped()))}, a '
         'host description (.yaml), or a directory or tarball that holds a recorded sys/; can be '
         'given many times',
@@ -88,6 +94,12 @@ def add_parser(commands: typing.Any) -> None:
     parser.set_defaults(run=run)
 
 
+def _host(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError('expected the name of a host or a file, not nothing')
+    return text
+
+
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 65536):
         raise argparse.ArgumentTypeError(f'expected a number from 0 to 65535, not {text!r}')
@@ -95,29 +107,69 @@ def _port(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    # It goes on when its terminal is closed.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Nothing is there to be stopped yet, and an exception would be raised just anywhere.
+    _on_signal(_leave)
     tls = _tls(arguments.tls_cert, arguments.tls_key)
     conf = _configure(arguments)
     _refuse_open_noauth(conf, arguments.bind)
     _refuse_plain_passwords(conf, arguments, tls)
     found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
     _refuse_twins(found)
-    embedded = service.Embedded(conf, found or [driver.Host.local(conf.host)])
-    # Before anything starts: a port that is taken ends it here.
-    web = service.listen(embedded.application, arguments.bind, arguments.port)
-    try:
-        _on_signal(_interrupt)
-        _start(embedded)
-        scheme = 'https' if tls else 'http'
-        _introduce(embedded, f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}')
+    with _holding(arguments.state_dir):
+        embedded = _embedded(conf, found or [driver.Host.local(conf.host)])
+        # Before anything starts: a port that is taken ends it here.
+        web = _listen(embedded, arguments)
         _on_signal(lambda *_: web.stop())
-        web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
-        print('\nStopping.', file=sys.stderr)
-    except KeyboardInterrupt:
-        print('\nStopping.', file=sys.stderr)
-    finally:
-        _on_signal(signal.SIG_IGN)
-        web.stop()
-        embedded.stop()
+        try:
+            _start(embedded, web)
+            scheme = 'https' if tls else 'http'
+            url = f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}'
+            if not web.stopped:
+                _introduce(embedded, url, _curl(conf, arguments))
+            web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
+        finally:
+            print('\nStopping.', file=sys.stderr)
+            web.stop()
+            embedded.stop()
+
+
+@contextlib.contextmanager
+def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
+    """Lock a state directory: two services on it would report the same hosts."""
+    descriptor = os.open(state_dir / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, 'r+') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f'{state_dir} is in use by process {file.read(20).strip()}: end that first, or '
+                'give another --state-dir'
+            ) from None
+        file.truncate()
+        file.write(f'{os.getpid()}\n')
+        file.flush()
+        yield
+
+
+def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedded:
+    try:
+        return service.Embedded(conf, found)
+    except (sa.exc.SQLAlchemyError, db_exception.DBError, alembic.util.CommandError) as error:
+        database = sa.make_url(conf.database.connection)
+        reason = str(error).partition('\n')[0]
+        raise Refused(f'the database {database} cannot be used: {reason}') from None
+
+
+def _listen(embedded: service.Embedded, arguments: argparse.Namespace) -> server.Server:
+    try:
+        return service.listen(embedded.application, arguments.bind, arguments.port)
+    except OSError as error:
+        raise Refused(
+            f'cannot listen on {arguments.bind}, port {arguments.port}: '
+            f'{error.strerror or error}. Choose others with --bind and --port.'
+        ) from None
 
 
 def _on_signal(handler: typing.Any) -> None:
@@ -126,10 +178,9 @@ def _on_signal(handler: typing.Any) -> None:
         signal.signal(number, handler)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    # A second one would interrupt the stop.
-    _on_signal(signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _leave(_number: int, _frame: object) -> None:
+    os.write(sys.stderr.fileno(), b'\nStopping.\n')
+    os._exit(0)
 
 
 def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext | None:
@@ -163,6 +214,9 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
 
 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
+    if set('?%') & set(str(arguments.state_dir.absolute())):
+        # They have a meaning in the URL of a database.
+        raise Refused(f'--state-dir {arguments.state_dir}: expected a path without "?" and "%"')
     _keep_private(arguments.state_dir)
     conf = options.load(
         files=arguments.config_file,
@@ -221,19 +275,29 @@ def _refuse_twins(found: list[driver.Host]) -> None:
 
 
 def _in_url(address: str) -> str:
+    """The address as a client on this machine writes it."""
+    address = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, address)  # nosec B104 # noqa: S104
     return f'[{address}]' if ':' in address else address
 
 
-def _start(embedded: service.Embedded) -> None:
-    """Start, and wait for the first report of each host."""
+def _curl(conf: cfg.ConfigOpts, arguments: argparse.Namespace) -> str:
+    """The command that sends a request, for a shell."""
+    words = {'http_basic': ' -u NAME:PASSWORD', 'keystone': ' -H "X-Auth-Token: $TOKEN"'}
+    trusted = f' --cacert {shlex.quote(str(arguments.tls_cert))}' if arguments.tls_cert else ''
+    return 'curl -s' + trusted + words.get(conf.api.auth_strategy, '')
+
+
+def _start(embedded: service.Embedded, web: server.Server) -> None:
+    """Start, and wait for the first report of each host, unless it is stopped meanwhile."""
     names = ', '.join(agent.manager.host.name for agent in embedded.agents)
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
     embedded.start()
     for agent in embedded.agents:
-        agent.manager.reported.wait()
+        while not (agent.manager.reported.wait(0.1) or web.stopped):
+            pass
 
 
-def _introduce(embedded: service.Embedded, url: str) -> None:
+def _introduce(embedded: service.Embedded, url: str, curl: str) -> None:
     with embedded.database.reader() as session:
         rows = list(_rows(session))
         example = _example(session)
@@ -247,7 +311,7 @@ def _introduce(embedded: service.Embedded, url: str) -> None:
     _explain(embedded, drivers, bool(rows))
     print(f'\nThe API answers at {url}/ (Ctrl-C ends it).')
     if example:
-        print(_requests(f'{url}/v2', *example))
+        print(_requests(curl, f'{url}/v2', *example))
     sys.stdout.flush()
 
 
@@ -304,7 +368,7 @@ def _example(session: orm.Session) -> tuple[str, str, str] | None:
     return (str(part.resource_class), part.rp_uuid, part.device.hostname) if part else None
 
 
-def _requests(url: str, resource_class: str, provider: str, hostname: str) -> str:
+def _requests(curl: str, url: str, resource_class: str, provider: str, hostname: str) -> str:
     """The three requests that get an accelerator, to be pasted into a shell."""
     name = 'one-' + resource_class.removeprefix('CUSTOM_').lower()
     profile = json.dumps([{'name': name, 'groups': [{f'resources:{resource_class}': '1'}]}])
@@ -321,10 +385,10 @@ def _requests(url: str, resource_class: str, provider: str, hostname: str) -> st
     return textwrap.dedent(
         f"""
         Ask for one:
-          curl -s {url}/device_profiles {post} -d '{profile}'
-          ARQ=$(curl -s {url}/accelerator_requests {post} -d '{wish}' \\
+          {curl} {url}/device_profiles {post} -d '{profile}'
+          ARQ=$({curl} {url}/accelerator_requests {post} -d '{wish}' \\
             | python3 -c '{first_uuid}')
-          curl -s -X PATCH {url}/accelerator_requests {post} -d '{bind}'
+          {curl} -X PATCH {url}/accelerator_requests {post} -d '{bind}'
         and see what you got:
-          curl -s {url}/accelerator_requests/$ARQ"""
+          {curl} {url}/accelerator_requests/$ARQ"""
     )

@@ -81,6 +81,10 @@ class Up:
     def get(self, path: str) -> dict:
         return json.loads(shell(f'curl -s {self.url}{path}'))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, number: int) -> None:
         self._process.send_signal(number)
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 import sys
 import time
@@ -31,6 +32,8 @@ def up(tmp_path, monkeypatch, capsys):
     def run(*arguments):
         state = ['--state-dir', str(tmp_path / 'state')]
         monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'up', *state, *arguments])
+        # It is not for this process to answer to signals as the command does.
+        monkeypatch.setattr(signal, 'signal', lambda *_: None)
         status = main.main()
         return status, capsys.readouterr().err
 
@@ -214,7 +217,7 @@ def test_port_that_is_taken(up):
         other.listen()
         status, said = up('--port', str(other.getsockname()[1]))
     assert status == 1
-    assert re.fullmatch(r'cyborg-lite: .*in use.*\n', said)
+    assert re.fullmatch(r'cyborg-lite: .*in use.*--port.*\n', said)
 
 
 @pytest.mark.parametrize(
@@ -384,3 +387,87 @@ def test_driver_that_is_slow_first_and_hangs_then(tmp_path):
         go_on.touch()
         up.until(lambda: state() == 'ok')
         assert up.interrupt() == 0
+
+
+def test_two_on_one_state_directory(tmp_path, up):
+    """The second is told who has it; a third may have it when the first has ended."""
+    (tmp_path / 'bare' / 'sys').mkdir(parents=True)
+    bare = ['--host', str(tmp_path / 'bare')]
+    with process.Up(tmp_path, *bare) as first:
+        assert up('--port', '0', *bare) == (
+            1,
+            f'cyborg-lite: {tmp_path}/state is in use by process {first.pid}: end that first, or '
+            'give another --state-dir\n',
+        )
+        # Its terminal is closed: it goes on.
+        first.send(signal.SIGHUP)
+        assert first.get('/')['versions']
+        assert first.interrupt() == 0
+    with process.Up(tmp_path, *bare) as next_:
+        assert next_.get('/')['versions']
+
+
+def test_host_without_a_name(up, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        up('--host', '')
+    assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize('name', ['qu?e', 'st%20x'])
+def test_state_directory_that_is_no_part_of_a_url(up, tmp_path, name):
+    status, said = up('--state-dir', str(tmp_path / name))
+    assert status == 1
+    assert (
+        said == f'cyborg-lite: --state-dir {tmp_path}/{name}: expected a path without "?" and "%"\n'
+    )
+
+
+def test_state_directory_that_is_a_file(up, tmp_path):
+    (tmp_path / 'file').write_text('')
+    status, said = up('--state-dir', str(tmp_path / 'file'))
+    assert status == 1
+    assert f'{tmp_path}/file' in said
+    assert said.count('\n') == 1
+
+
+@pytest.mark.parametrize('damage', ['text', 'revision'])
+def test_database_that_cannot_be_used(up, tmp_path, damage):
+    state = tmp_path / 'state'
+    state.mkdir()
+    if damage == 'text':
+        (state / 'cyborg_lite.sqlite').write_text('no database' * 1000)
+    else:
+        with contextlib.closing(sqlite3.connect(state / 'cyborg_lite.sqlite')) as made:
+            made.execute('CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)')
+            made.execute("INSERT INTO alembic_version VALUES ('fedcba987654')")
+            made.commit()
+    status, said = up('--port', '0')
+    assert status == 1
+    assert said.startswith(f'cyborg-lite: the database sqlite:///{state}/cyborg_lite.sqlite cannot')
+    assert said.count('\n') == 1
+
+
+def test_all_addresses(tmp_path, http_basic):
+    """The URL and the commands that are printed work as they stand, but for the password."""
+    with process.Up(
+        tmp_path, '--host', 'atlas-800t-a2', '--bind', '0.0.0.0', '--insecure', *http_basic
+    ) as up:
+        assert up.url.startswith('http://127.0.0.1:')
+        shown = process.shell(up.requests().replace('NAME:PASSWORD', 'ann:secret')).strip()
+        assert '"Bound"' in shown
+        assert up.interrupt() == 0
+
+
+def test_a_stop_while_it_starts(tmp_path):
+    """Here when it says that it looks for accelerators."""
+    up = process.Up(tmp_path, '--host', 'atlas-800t-a2')
+    end = time.monotonic() + process.BOUND
+    while 'Looking for' not in up.errors():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    up.send(signal.SIGINT)
+    assert up.interrupt() == 0
+    assert 'Stopping.' in up.errors()
+    assert 'Traceback' not in up.errors()
+    up.__exit__()
+    assert 'Traceback' not in (tmp_path / 'state' / 'cyborg-lite.log').read_text()
