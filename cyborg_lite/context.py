@@ -14,9 +14,29 @@ from cyborg_lite import exception
 class RequestContext(context.RequestContext):
     """The caller of one request, as the API's authentication found it."""
 
-    def __init__(self, enforcer: policy.Enforcer | None = None, **kwargs: typing.Any) -> None:
+    # What crosses the bus beside what oslo.context knows.
+    FROM_DICT_EXTRA_KEYS = ['vouched', 'call']  # noqa: RUF012
+
+    def __init__(
+        self,
+        enforcer: policy.Enforcer | None = None,
+        vouched: bool | None = None,
+        call: str | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        """A context.
+
+        :param vouched: whether a valid service token came with the request, so that a service,
+            Nova, vouches for it.
+        :param call: the uuid of the call over the bus that is answered; None if there is none.
+        """
         super().__init__(**kwargs)
         self._enforcer = enforcer
+        self.vouched = bool(vouched)
+        self.call = call
+
+    def to_dict(self) -> dict[str, typing.Any]:
+        return super().to_dict() | {'vouched': self.vouched, 'call': self.call}
 
     def can(self, rule: str, target: dict[str, typing.Any] | None = None) -> None:
         """Return if the caller may do what the rule guards.

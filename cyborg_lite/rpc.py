@@ -11,6 +11,7 @@ from concurrent import futures
 import functools
 import threading
 import typing
+import uuid
 
 import kombu.exceptions
 from oslo_config import cfg
@@ -42,11 +43,12 @@ Server: typing.TypeAlias = messaging.MessageHandlingServer
 
 
 class _Serializer(messaging.NoOpSerializer):
-    """Carries the caller along."""
+    """Carries the caller along, and a uuid of the call."""
 
     def serialize_context(self, ctxt: context.RequestContext) -> dict[str, typing.Any]:
-        # The token stays here: the services speak for themselves.
-        return ctxt.to_dict() | {'auth_token': None}  # nosec B105
+        # The token stays here: the services speak for themselves. The uuid is made once per call,
+        # so that a message that is delivered twice is known by it.
+        return ctxt.to_dict() | {'auth_token': None, 'call': str(uuid.uuid4())}  # nosec B105
 
     def deserialize_context(self, ctxt: dict[str, typing.Any]) -> context.RequestContext:
         return context.RequestContext.from_dict(ctxt)

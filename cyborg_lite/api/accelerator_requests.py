@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import typing
-import uuid as uuidlib
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -99,11 +98,9 @@ class AcceleratorRequests(rest.Controller):
     @rest.expose(status=201, body=CREATE, wrap='arqs')
     def post(self):
         rest.call().context.can('cyborg:arq:create')
-        uuids = rest.call().conductor.create_arqs(
-            profile=rest.body()['device_profile_name'], token=str(uuidlib.uuid4())
-        )
+        uuids = rest.call().conductor.create_arqs(profile=rest.body()['device_profile_name'])
         with rest.call().database.reader() as session:
-            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
+            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids or ()))
             return self.show(*arqs)
 
     # openstacksdk names the request in the path as well.

@@ -217,7 +217,7 @@ class Front:
         except OSError:
             return _error(400, 'The body ends before its Content-Length.')
         request.environ['cyborg_lite.call'] = rest.Call(
-            context=_context(request, self._enforcer),
+            context=_context(request, self._enforcer, self._conf),
             version=agreed,
             body=body,
             content_type=request.content_type,
@@ -237,9 +237,14 @@ class Front:
         return _error_of(response) if response.status_int >= 400 and response.body else response
 
 
-def _context(request: webob.Request, enforcer: oslo_policy.Enforcer) -> context.RequestContext:
+def _context(
+    request: webob.Request, enforcer: oslo_policy.Enforcer, conf: cfg.ConfigOpts
+) -> context.RequestContext:
     made = context.RequestContext.from_environ(request.environ, enforcer=enforcer)
     made.is_admin = 'admin' in made.roles
+    if conf.api.auth_strategy == 'keystone':
+        vouching = conf.keystone_authtoken.service_token_roles
+        made.vouched = not set(vouching).isdisjoint(made.service_roles)
     return made
 
 

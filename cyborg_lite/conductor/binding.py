@@ -58,12 +58,11 @@ class Wish(typing.TypedDict):
 
 
 def create(
-    session: orm.Session, ctxt: context.RequestContext, profile: str, token: str
+    session: orm.Session, ctxt: context.RequestContext, profile: str, token: str | None = None
 ) -> list[str]:
     """Create a request for each accelerator of the profile; returns their uuids in order.
 
-    :param token: a uuid that is the same if the same call arrives twice: the second time nothing
-        is created.
+    :param token: what an API of the release before sends; nothing follows from it.
     :raises cyborg_lite.exception.NotFound: when there is no such profile.
     :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
     """
@@ -77,9 +76,9 @@ def create(
             f'{MOST} at most in one request.'
         )
     groups = [number for number, amount in enumerate(amounts) for _ in range(amount)]
-    uuids = [str(uuidlib.uuid5(uuidlib.UUID(token), str(n))) for n in range(len(groups))]
-    if not uuids or session.scalar(sa.select(model.ARQ.id).where(model.ARQ.uuid == uuids[0])):
-        return uuids
+    if not groups:
+        return []
+    uuids = [str(uuidlib.uuid4()) for _ in groups]
     rows = [
         {
             'uuid': uuid,

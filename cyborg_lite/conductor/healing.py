@@ -52,6 +52,7 @@ class Healer:
         began = timeutils.utcnow()
         self._notice()
         self._remind()
+        self._forget()
         if self._looked is not None:
             self._looked = began
 
@@ -75,6 +76,10 @@ class Healer:
     def _remind(self) -> None:
         with self._outbox.session() as session:
             self._reminded = remind(session, self._reminded)
+
+    def _forget(self) -> None:
+        with self._outbox.session() as session:
+            forget(session)
 
 
 def notice_silence(
@@ -120,6 +125,12 @@ def remind(session: orm.Session, last: int) -> int:
     for host in _lock(session, [next_]):
         outbox.announce(session, _parts(host), anew=True)
     return next_
+
+
+def forget(session: orm.Session) -> None:
+    """Delete what was remembered for long enough."""
+    old = model.Call.created_at < timeutils.utcnow() - model.Call.KEPT
+    session.execute(sa.delete(model.Call).where(old))
 
 
 def _lock(

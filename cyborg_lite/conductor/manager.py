@@ -8,15 +8,20 @@ import functools
 import threading
 import time
 import typing
+import uuid as uuidlib
 
 from oslo_config import cfg
 from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import orm
 from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import context
 from cyborg_lite import exception
+from cyborg_lite import model
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
@@ -88,9 +93,51 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
     return typing.cast('Function[Answer]', call)
 
 
+def _once(function: Function[Answer]) -> Function[Answer]:
+    """Make a method as above of a function that must not be carried out twice for one call.
+
+    The database may commit and not say so, and the bus may deliver a message again. A second time
+    the function would find its own row there already, or gone. It then answers as the first time;
+    an answer that held nothing is None.
+    """
+
+    def noted(
+        session: orm.Session, ctxt: context.RequestContext, call: str, **kwargs: typing.Any
+    ) -> Answer:
+        mine = model.Call.uuid == call
+        if not _note(session, call):
+            return typing.cast('Answer', session.scalar(sa.select(model.Call.answer).where(mine)))
+        answer = function(session, ctxt, **kwargs)
+        if answer and any(answer):
+            session.execute(sa.update(model.Call).where(mine).values(answer=answer))
+        return answer
+
+    method = _transaction(noted)
+
+    @functools.wraps(function)
+    def once(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
+        return method(self, ctxt, call=ctxt.call or str(uuidlib.uuid4()), **kwargs)
+
+    return typing.cast('Function[Answer]', once)
+
+
+def _note(session: orm.Session, call: str) -> bool:
+    """Note that a call is carried out; False if it was before.
+
+    A duplicate that runs at the same time waits here until the first is committed, and is tried
+    again.
+    """
+    new = sa.select(sa.literal(call), sa.literal(timeutils.utcnow())).where(
+        ~sa.exists().where(model.Call.uuid == call)
+    )
+    columns = ['uuid', 'created_at']
+    noted = session.execute(sa.insert(model.Call).from_select(columns, new, include_defaults=False))
+    return bool(typing.cast('sa.CursorResult[typing.Any]', noted).rowcount)
+
+
 def _exposed(function: Function[Answer]) -> Function[Answer]:
-    """A transaction that callers may ask for by its name."""
-    return typing.cast('Function[Answer]', messaging.expose(_transaction(function)))
+    """A method that callers may ask for by its name, and that is carried out once for a call."""
+    return typing.cast('Function[Answer]', messaging.expose(_once(function)))
 
 
 class Manager:
@@ -130,8 +177,8 @@ class Manager:
     _set_device_status = _transaction(inventory.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
-    _unbind = _transaction(binding.unbind)
-    _delete_arqs = _transaction(binding.delete)
+    _unbind = _once(binding.unbind)
+    _delete_arqs = _once(binding.delete)
     _delete_arqs_of = _transaction(binding.delete_of)
     _announce = _transaction(hosts.announce)
 
@@ -179,13 +226,13 @@ class Manager:
     def unbind(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> None:
-        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen))
+        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen) or [])
 
     @messaging.expose
     def delete_arqs(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> list[str]:
-        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen)
+        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen) or ([], [])
         self._announce_hosts(ctxt, freed)
         return missing
 

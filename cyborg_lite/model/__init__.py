@@ -21,6 +21,7 @@ from cyborg_lite.model.base import Base
 from cyborg_lite.model.base import Facts
 from cyborg_lite.model.base import Field
 from cyborg_lite.model.base import Version
+from cyborg_lite.model.call import Call
 from cyborg_lite.model.deployable import AttachHandle
 from cyborg_lite.model.deployable import Attribute
 from cyborg_lite.model.deployable import Deployable
@@ -34,6 +35,7 @@ __all__ = (
     'AttachHandle',
     'Attribute',
     'Base',
+    'Call',
     'Deployable',
     'Device',
     'DeviceProfile',

@@ -80,6 +80,12 @@ def fill_7a2f9d4c61e0(connection, tables):
     connection.execute(sa.insert(tables['hosts']).values(**host))
 
 
+def fill_a93d6e0c51f7(connection, tables):
+    """A call that was answered."""
+    call = {'uuid': support.INSTANCE, 'created_at': sa.func.now(), 'answer': '["a"]'}
+    connection.execute(sa.insert(tables['calls']).values(**call))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -87,6 +93,7 @@ FILL = {
     '4c1e7a90b2d8': fill_4c1e7a90b2d8,
     'e2b6d05f3a71': fill_e2b6d05f3a71,
     '7a2f9d4c61e0': fill_7a2f9d4c61e0,
+    'a93d6e0c51f7': fill_a93d6e0c51f7,
 }
 
 

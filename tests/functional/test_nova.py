@@ -47,7 +47,7 @@ class Bound:
         )
         profile = {'name': 'two', 'groups': [{'resources:FPGA': '2'}]}
         self.manager.create_device_profile(CALLER, profile=profile)
-        self.arqs = self.manager.create_arqs(CALLER, profile='two', token=support.INSTANCE)
+        self.arqs = self.manager.create_arqs(CALLER, profile='two')
         with self.database.reader() as session:
             self.provider = session.query(model.Deployable).one().rp_uuid
 

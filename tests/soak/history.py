@@ -184,11 +184,13 @@ class Story:
         self._instance = ''
 
     def _delete(self, operation: Operation) -> Wrong:
-        yield from ()
+        # Only a delete without an answer explains that there is nothing to delete.
+        if operation.outcome == 'fail' and not (self._gone or self._may_go):
+            yield f'I6: {operation} found nothing, and nobody had deleted it'
         self._release(operation)
         self._may_release |= operation.outcome == 'unknown'
-        self._may_go = True
-        self._gone |= operation.outcome == 'ok'
+        self._may_go |= operation.outcome == 'unknown'
+        self._gone |= operation.outcome != 'unknown'
 
     def _release(self, operation: Operation) -> None:
         if self._since is not None and self._handle and self._since < operation.invoked:

@@ -56,20 +56,16 @@ def watch_messages(control: control_.Control) -> None:
             return dispatch(self, incoming)
         finally:
             if fault == 'doubled':
-                _again(lambda: dispatch(self, incoming), incoming.message['method'])
+                _again(lambda: dispatch(self, incoming))
 
     dispatcher.RPCDispatcher.dispatch = spoiled
 
 
-def _again(call: collections.abc.Callable[[], typing.Any], method: str) -> None:
+def _again(call: collections.abc.Callable[[], typing.Any]) -> None:
     """The same message comes later once more, and nobody waits for the answer."""
-    if method == 'create_arqs':
-        # What was deleted meanwhile would be made again: nobody remembers it. It holds nothing.
-        return call()
     timer = threading.Timer(random.uniform(*LATE), lambda: _quietly(call))
     timer.daemon = True
     timer.start()
-    return None
 
 
 def _quietly(call: collections.abc.Callable[[], typing.Any]) -> None:

@@ -260,6 +260,13 @@ def test_a_release_that_is_not_answered_may_have_come():
         assert list(history.check(told, final | bound('b'))) == []
 
 
+def test_a_delete_that_finds_nothing_follows_one_without_an_answer():
+    told = [*holding('a', 0), gone('a', 1, 2, 'unknown'), gone('a', 3, 4, 'fail')]
+    assert list(history.check(told, {})) == []
+    told = [*holding('a', 0), gone('a', 3, 4, 'fail')]
+    assert 'found nothing, and nobody had deleted it' in next(history.check(told, {}))
+
+
 def test_an_accelerator_is_lost_by_nobody():
     told = [*holding('a', 0), operation('read', 1, 2, seen={'a': Seen('Unbound', project='p')})]
     assert 'found it Unbound, and it was bound' in next(history.check(told, bound('a')))

@@ -4,7 +4,6 @@
 import contextlib
 import dataclasses
 import os
-import uuid
 
 import hypothesis
 from hypothesis import stateful
@@ -116,10 +115,7 @@ class Machine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(target=requests, count=st.integers(1, 3))
     def create(self, count):
-        uuids = [
-            self.conductor.create_arqs(profile='one', token=str(uuid.uuid4()))[0]
-            for _ in range(count)
-        ]
+        uuids = [self.conductor.create_arqs(profile='one')[0] for _ in range(count)]
         self.arqs |= {each: Request() for each in uuids}
         return stateful.multiple(*uuids)
 

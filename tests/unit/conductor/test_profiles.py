@@ -67,7 +67,7 @@ def test_delete(conductor, by):
 
 def test_delete_while_in_use(conductor):
     conductor.create_device_profile(profile={'name': 'a', 'groups': GROUPS})
-    uuids = conductor.create_arqs(profile='a', token=str(uuid.uuid4()))
+    uuids = conductor.create_arqs(profile='a')
     with pytest.raises(exception.Conflict, match='Device profile a is in use') as refused:
         conductor.delete_device_profile(id='a')
     assert refused.value.code == 409

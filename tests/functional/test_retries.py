@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call that is carried out twice answers as if it had been once.
+
+The database commits and its answer is lost, or the bus delivers a message again.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import re
+import socket
+import threading
+import uuid
+
+from oslo_db import exception as db_exception
+from oslo_messaging.rpc import dispatcher
+import pytest
+from sqlalchemy import event
+
+from cyborg_lite import model
+from tests import support
+
+ARQS = '/v2/accelerator_requests'
+GROUPS = [{'resources:FPGA': '1'}]
+
+
+@contextlib.contextmanager
+def commit_lost(database):
+    """The next commit of what was written reaches the server; then the connection is cut."""
+    dialect, wrote, left = database.engine.dialect, threading.local(), [1]
+    commit = dialect.do_commit
+
+    def see(_connection, _cursor, statement, *_):
+        wrote.anything = re.match('INSERT|UPDATE|DELETE', statement) or wrote.__dict__.get(
+            'anything'
+        )
+
+    def do_commit(connection):
+        commit(connection)
+        if wrote.__dict__.pop('anything', None) and left:
+            left.clear()
+            cut(dialect.name, connection.dbapi_connection)
+
+    event.listen(database.engine, 'before_cursor_execute', see)
+    dialect.do_commit = do_commit
+    try:
+        yield
+    finally:
+        dialect.do_commit = commit
+        event.remove(database.engine, 'before_cursor_execute', see)
+    assert not left, 'nothing was committed'
+
+
+def cut(engine, connection):
+    """Cut a connection, and let its driver find that out."""
+    if engine == 'sqlite':
+        raise db_exception.DBConnectionError  # there is nothing to cut
+    with socket.socket(fileno=os.dup(_number(engine, connection))) as cable:
+        cable.shutdown(socket.SHUT_RDWR)
+    connection.cursor().execute('SELECT 1')
+
+
+def _number(engine, connection):
+    return connection.fileno() if engine == 'postgresql' else connection._sock.fileno()
+
+
+@contextlib.contextmanager
+def delivered_twice(_database):
+    """The answer is that to the second message."""
+    dispatch = dispatcher.RPCDispatcher.dispatch
+
+    def twice(self, incoming):
+        with contextlib.suppress(Exception):
+            dispatch(self, incoming)
+        return dispatch(self, incoming)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher.RPCDispatcher, 'dispatch', twice)
+        yield
+
+
+@contextlib.contextmanager
+def delivered_to_two(_database):
+    """Two take the message at the same time; either may answer."""
+    dispatch = dispatcher.RPCDispatcher.dispatch
+
+    def both(self, incoming):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            made = [pool.submit(dispatch, self, incoming) for _ in range(2)]
+        [first, second] = [each.result() for each in made]
+        assert (first or None) == (second or None)
+        return first
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher.RPCDispatcher, 'dispatch', both)
+        yield
+
+
+class Things:
+    """One of each that can be deleted, and what they are created from."""
+
+    def __init__(self, service):
+        self.service, self.api = service, service.api
+        service.report(support.card(handles=4))
+        [self.part] = service.rows(model.Deployable)
+        [self.device] = service.rows(model.Device)
+        service.profile()
+        service.profile('idle')
+        [self.free], [self.held] = service.arqs(), service.arqs()
+        bound = self.api.bind(self.held, provider=self.part.rp_uuid, instance=support.INSTANCE)
+        assert bound.status_int == 202
+        body = {'deployable_id': self.part.uuid, 'key': 'rack', 'value': '12'}
+        self.attribute = self.api.post('/v2/attributes', body).json['uuid']
+
+
+def create_profile(things):
+    body = [{'name': 'new', 'groups': GROUPS}]
+    return things.api.post('/v2/device_profiles', body), model.DeviceProfile, 1
+
+
+def create_profile_of_a_uuid(things):
+    body = [{'name': 'new', 'uuid': str(uuid.uuid4()), 'groups': GROUPS}]
+    return things.api.post('/v2/device_profiles', body), model.DeviceProfile, 1
+
+
+def create_attribute(things):
+    body = {'deployable_id': things.part.uuid, 'key': 'room', 'value': '1'}
+    return things.api.post('/v2/attributes', body), model.Attribute, 1
+
+
+def create_requests(things):
+    return things.api.post(ARQS, {'device_profile_name': 'profile-1'}), model.ARQ, 1
+
+
+def delete_profile(things):
+    return things.api.delete('/v2/device_profiles/idle'), model.DeviceProfile, -1
+
+
+def delete_profiles(things):
+    return things.api.delete('/v2/device_profiles?value=idle'), model.DeviceProfile, -1
+
+
+def delete_attribute(things):
+    return things.api.delete(f'/v2/attributes/{things.attribute}'), model.Attribute, -1
+
+
+def delete_request(things):
+    return things.api.delete(f'{ARQS}/{things.free}'), model.ARQ, -1
+
+
+def delete_requests(things):
+    return things.api.delete(f'{ARQS}?arqs={things.free},{things.held}'), model.ARQ, -2
+
+
+def delete_of_instance(things):
+    return things.api.delete(f'{ARQS}?instance={support.INSTANCE}'), model.ARQ, -1
+
+
+def unbind(things):
+    return things.api.unbind(things.held), model.ARQ, 0
+
+
+def bind(things):
+    return things.api.bind(things.free, provider=things.part.rp_uuid), model.ARQ, 0
+
+
+def disable(things):
+    return things.api.post(f'/v2/devices/{things.device.uuid}/disable'), model.Device, 0
+
+
+ACTS = [
+    create_profile, create_profile_of_a_uuid, create_attribute, create_requests, delete_profile,
+    delete_profiles, delete_attribute, delete_request, delete_requests, delete_of_instance, unbind,
+    bind, disable,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', [commit_lost, delivered_twice, delivered_to_two])
+@pytest.mark.parametrize('act', ACTS)
+def test_what_is_done_is_said_to_be_done(service, fault, act):
+    things = Things(service)
+    before = {kind: len(service.rows(kind)) for kind in (model.ARQ, model.Attribute)}
+    before |= {kind: len(service.rows(kind)) for kind in (model.DeviceProfile, model.Device)}
+    with fault(service.database):
+        answer, kind, more = act(things)
+    assert answer.status_int in (200, 201, 202, 204), answer.text
+    assert len(service.rows(kind)) == before[kind] + more
+
+
+@pytest.mark.parametrize('fault', [delivered_twice, delivered_to_two])
+def test_what_is_refused_stays_refused(service, fault):
+    """Who is second, by a call of his own, is told so."""
+    things = Things(service)
+    for act in create_profile, delete_profile, delete_request:
+        assert act(things)[0].status_int in (201, 204)
+    with fault(service.database):
+        assert create_profile(things)[0].status_int == 409
+        assert delete_profile(things)[0].status_int == 404
+        assert delete_request(things)[0].status_int == 404
+
+
+def test_what_was_answered_is_forgotten_after_an_hour(service):
+    service.profile()
+    assert service.rows(model.Call)
+    service.embedded._services[0].manager.healer.heal()
+    assert service.rows(model.Call)
+    with service.database.writer() as session:
+        for call in session.query(model.Call):
+            call.created_at -= model.Call.KEPT
+    service.embedded._services[0].manager.healer.heal()
+    assert service.rows(model.Call) == []
