@@ -62,16 +62,21 @@ class AcceleratorRequests(rest.Controller):
     )
 
     def scope(self) -> list[typing.Any]:
-        """Another project's request looks like none."""
-        scope = rest.call().context.scope
-        return [] if scope is None else [model.ARQ.project_id == scope]
+        """Another project's request looks like none.
+
+        To Nova it does not while an instance holds it: an administrator may have evacuated the
+        server with a token of another project.
+        """
+        ctxt = rest.call().context
+        return [model.ARQ.visible(ctxt.scope, ctxt.vouched)]
 
     @rest.expose(types.uuid, wtypes.text, paged=True)
     def get_all(self, page, instance=None, bind_state=None):
         rest.call().context.can('cyborg:arq:get_all')
-        conditions = []
+        # A service sees more of an instance that it names, and in no other list.
+        conditions = [model.ARQ.visible(rest.call().context.scope)]
         if instance is not None:
-            conditions.append(model.ARQ.instance_uuid == instance)
+            conditions = [model.ARQ.instance_uuid == instance]
         if bind_state is not None:
             if bind_state != 'resolved':
                 raise exception.Invalid(reason='Invalid bind_state: expected resolved.')
@@ -112,7 +117,7 @@ class AcceleratorRequests(rest.Controller):
         if uuid is not None and [_uuid(each) for each in body] != [uuid]:
             raise exception.Invalid(reason=f'Invalid body: expected {uuid}, as in the path, alone.')
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
-            wishes = [_wish(*item) for item in body.items()]
+            wishes = _with_owners([_wish(*item) for item in body.items()])
             seen = self._seen(model.ARQ.uuid.in_([wish['uuid'] for wish in wishes]))
             rest.call().conductor.bind(wishes=wishes, seen=seen)
         elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
@@ -169,11 +174,7 @@ class AcceleratorRequests(rest.Controller):
 
 def _may_act_for_instances() -> bool:
     """Whether a service vouches for the request; without Keystone there is none to ask."""
-    conf = rest.call().conf
-    if conf.api.auth_strategy != 'keystone':
-        return True
-    wanted = set(conf.keystone_authtoken.service_token_roles)
-    return bool(wanted & set(rest.call().context.service_roles))
+    return rest.call().conf.api.auth_strategy != 'keystone' or rest.call().context.vouched
 
 
 def _require_service_token() -> None:
@@ -199,19 +200,37 @@ def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
             given[name] = types.uuid.validate(given[name])
         except ValueError as error:
             raise exception.Invalid(reason=f'Invalid /{name} of {uuid}: {error}.') from None
-    return {'uuid': types.uuid.validate(uuid), **given, 'project_id': _owner(given)}
+    return {'uuid': types.uuid.validate(uuid), **given, 'project_id': _named_owner(given)}
 
 
-def _owner(given: dict[str, str]) -> str:
-    """Whose the request is from now on: the caller's, unless an administrator says."""
+def _with_owners(wishes: list[dict[str, str]]) -> list[dict[str, str]]:
+    """These, each with its owner: whom an administrator names, else the project of the instance.
+
+    An instance that has given its accelerators back belongs to whom it belonged: an administrator
+    may have evacuated it, with his own token. Of one that never had any the caller is the owner.
+    """
     ctxt = rest.call().context
+    owners: dict[str, str] = {}
+    if ctxt.vouched:
+        instances = {wish['instance_uuid'] for wish in wishes}
+        with rest.call().database.reader() as session:
+            rows = query.find(session, model.Instance, model.Instance.uuid.in_(instances))
+            owners = {row.uuid: row.project_id for row in rows}
+    for wish in wishes:
+        known = wish['project_id'] or owners.get(wish['instance_uuid'])
+        wish['project_id'] = known or ctxt.project_id or ''
+    return wishes
+
+
+def _named_owner(given: dict[str, str]) -> str:
+    """Whose the request is to be, as an administrator says; empty if nobody does."""
     if 'project_id' not in given:
-        return ctxt.project_id or ''
+        return ''
     if rest.call().version < (2, 1):
         raise exception.NotAcceptable(
             reason='Request not acceptable. The minimal required API version should be 2.1'
         )
-    if not ctxt.is_admin:
+    if not rest.call().context.is_admin:
         raise exception.NotAuthorized(resource='cyborg:arq:update /project_id')
     if not given['project_id']:
         raise exception.Invalid(reason='Invalid /project_id: expected the id of a project.')

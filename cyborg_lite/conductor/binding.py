@@ -13,6 +13,7 @@ import collections.abc
 import typing
 import uuid as uuidlib
 
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -188,6 +189,7 @@ def unbind(
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     freed = _freed(session, arqs)
+    _remember_owners(session, ctxt, arqs)
     _move(
         session,
         [arq.uuid for arq in arqs if not _has_moved(arq, seen)],
@@ -214,6 +216,7 @@ def delete(
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
     freed = _freed(session, arqs)
+    _remember_owners(session, ctxt, arqs)
     session.execute(sa.delete(model.ARQ).where(model.ARQ.uuid.in_(found)))
     return [uuid for uuid in uuids if uuid not in found], freed
 
@@ -222,18 +225,44 @@ def delete_of(
     session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
 ) -> list[str]:
     """Delete the requests of an instance, if it has any; returns hosts as unbind() does."""
-    of = [model.ARQ.instance_uuid == instance]
+    of = [model.ARQ.instance_uuid == instance, model.ARQ.visible(ctxt.scope, ctxt.vouched)]
     if seen is not None:
         # Those that the instance has been given since are others.
         of.append(model.ARQ.uuid.in_(seen))
-    if ctxt.scope is not None:
-        of.append(model.ARQ.project_id == ctxt.scope)
     locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
     arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
     freed = _freed(session, arqs)
+    _remember_owners(session, ctxt, arqs)
     if arqs:
         session.execute(sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs])))
     return freed
+
+
+def _remember_owners(
+    session: orm.Session, ctxt: context.RequestContext, arqs: list[model.ARQ]
+) -> None:
+    """Note which projects own the instances that give up these requests.
+
+    Nova evacuates with an administrator's token: it deletes the requests of the instance and then
+    binds new ones, and nothing in its calls names the owner. Without service tokens nobody asks.
+    """
+    if not ctxt.vouched or not any(arq.instance_uuid for arq in arqs):
+        return
+    owners = (
+        sa.select(
+            model.ARQ.instance_uuid,
+            sa.func.max(model.ARQ.project_id),
+            sa.literal(timeutils.utcnow()),
+        )
+        .where(
+            model.ARQ.id.in_([arq.id for arq in arqs]),
+            model.ARQ.instance_uuid.is_not(None),
+            ~sa.exists().where(model.Instance.uuid == model.ARQ.instance_uuid),
+        )
+        .group_by(model.ARQ.instance_uuid)
+    )
+    columns = ['uuid', 'project_id', 'created_at']
+    session.execute(sa.insert(model.Instance).from_select(columns, owners, include_defaults=False))
 
 
 def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:
@@ -257,8 +286,7 @@ def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:
 
 def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:
     """That a request is one of these, and the caller may see it."""
-    these = model.ARQ.uuid.in_(uuids)
-    return these if ctxt.scope is None else sa.and_(these, model.ARQ.project_id == ctxt.scope)
+    return sa.and_(model.ARQ.uuid.in_(uuids), model.ARQ.visible(ctxt.scope, ctxt.vouched))
 
 
 def _load_free(

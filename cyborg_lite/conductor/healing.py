@@ -129,8 +129,8 @@ def remind(session: orm.Session, last: int) -> int:
 
 def forget(session: orm.Session) -> None:
     """Delete what was remembered for long enough."""
-    old = model.Call.created_at < timeutils.utcnow() - model.Call.KEPT
-    session.execute(sa.delete(model.Call).where(old))
+    for kind in (model.Call, model.Instance):
+        session.execute(sa.delete(kind).where(kind.created_at < timeutils.utcnow() - kind.KEPT))
 
 
 def _lock(

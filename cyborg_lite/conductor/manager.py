@@ -179,7 +179,7 @@ class Manager:
     _fail = _transaction(binding.fail)
     _unbind = _once(binding.unbind)
     _delete_arqs = _once(binding.delete)
-    _delete_arqs_of = _transaction(binding.delete_of)
+    _delete_arqs_of = _once(binding.delete_of)
     _announce = _transaction(hosts.announce)
 
     @messaging.expose
@@ -240,7 +240,8 @@ class Manager:
     def delete_arqs_of(
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
     ) -> None:
-        self._announce_hosts(ctxt, self._delete_arqs_of(ctxt, instance=instance, seen=seen))
+        freed = self._delete_arqs_of(ctxt, instance=instance, seen=seen)
+        self._announce_hosts(ctxt, freed or [])
 
     def _announce_hosts(self, ctxt: context.RequestContext, hostnames: list[str]) -> None:
         """In a transaction of its own: a host is locked before what is held of it, never after."""

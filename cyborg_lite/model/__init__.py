@@ -27,6 +27,7 @@ from cyborg_lite.model.deployable import Attribute
 from cyborg_lite.model.deployable import Deployable
 from cyborg_lite.model.device import Device
 from cyborg_lite.model.host import Host
+from cyborg_lite.model.instance import Instance
 from cyborg_lite.model.message import Message
 from cyborg_lite.model.profile import DeviceProfile
 
@@ -42,6 +43,7 @@ __all__ = (
     'Facts',
     'Field',
     'Host',
+    'Instance',
     'Message',
     'Version',
 )

@@ -58,6 +58,19 @@ class ARQ(base.Base):
         back_populates='arq', lazy='joined'
     )
 
+    @classmethod
+    def visible(cls, project: str | None, vouched: bool = False) -> sa.ColumnElement[bool]:
+        """That a request is one that a caller may see.
+
+        :param project: the caller's; None for one who sees all.
+        :param vouched: whether a service vouches for the call: it knows its instances, whoever owns
+            them.
+        """
+        if project is None:
+            return sa.true()
+        own = cls.project_id == project
+        return sa.or_(own, cls.instance_uuid.is_not(None)) if vouched else own
+
     @base.shown
     def device_profile_name(self) -> str:
         """The name of the device profile that the request was made from."""

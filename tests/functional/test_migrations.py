@@ -86,6 +86,12 @@ def fill_a93d6e0c51f7(connection, tables):
     connection.execute(sa.insert(tables['calls']).values(**call))
 
 
+def fill_b17f4d2e8c05(connection, tables):
+    """An instance that gave its accelerator back."""
+    instance = {'uuid': support.INSTANCE, 'created_at': sa.func.now(), 'project_id': 'p'}
+    connection.execute(sa.insert(tables['instances']).values(**instance))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -94,6 +100,7 @@ FILL = {
     'e2b6d05f3a71': fill_e2b6d05f3a71,
     '7a2f9d4c61e0': fill_7a2f9d4c61e0,
     'a93d6e0c51f7': fill_a93d6e0c51f7,
+    'b17f4d2e8c05': fill_b17f4d2e8c05,
 }
 
 

@@ -76,9 +76,26 @@ def test_deleting_of_an_instance_may_be_done_again(nova, instance):
     assert nova.delete(f'/accelerator_requests?instance={instance}').status_code == 204
 
 
-def test_the_requests_of_an_instance_stay_another_projects(api, bound, instance):
+def test_what_no_instance_holds_stays_another_projects(api, arq):
+    """A service token widens nothing else."""
+    other = api('member', 'b', service='service')
+    assert other.get(f'/accelerator_requests/{arq}').status_code == 404
+    assert other.delete(f'/accelerator_requests/{arq}').status_code == 404
+    assert state(api, arq) == 'Initial'
+
+
+def test_nova_frees_what_an_instance_holds_with_whosever_token(api, bound, instance):
     other = api('member', 'b', service='service')
     assert other.delete(f'/accelerator_requests?instance={instance}').status_code == 204
+    assert api('admin').get(f'/accelerator_requests/{bound}').status_code == 404
+
+
+def test_without_a_service_token_another_projects_requests_look_like_none(api, bound, instance):
+    other = api('member', 'b')
+    found = other.get(f'/accelerator_requests?instance={instance}')
+    assert found.json()['arqs'] == []
+    assert other.get(f'/accelerator_requests/{bound}').status_code == 404
+    assert other.delete(f'/accelerator_requests/{bound}').status_code == 404
     assert state(api, bound) == 'Bound'
 
 
