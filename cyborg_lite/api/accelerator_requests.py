@@ -105,7 +105,7 @@ class AcceleratorRequests(rest.Controller):
         rest.call().context.can('cyborg:arq:create')
         uuids = rest.call().conductor.create_arqs(profile=rest.body()['device_profile_name'])
         with rest.call().database.reader() as session:
-            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids or ()))
+            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
             return self.show(*arqs)
 
     # openstacksdk names the request in the path as well.

@@ -14,7 +14,6 @@ from oslo_config import cfg
 from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
-from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import exc as orm_exception
@@ -93,46 +92,47 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
     return typing.cast('Function[Answer]', call)
 
 
+class _DoneBefore(Exception):
+    """The call that is carried out was carried out before."""
+
+
 def _once(function: Function[Answer]) -> Function[Answer]:
     """Make a method as above of a function that must not be carried out twice for one call.
 
     The database may commit and not say so, and the bus may deliver a message again. A second time
-    the function would find its own row there already, or gone. It then answers as the first time;
-    an answer that held nothing is None.
+    the function finds its own row there already, or gone: it is then answered as the first time.
     """
 
     def noted(
         session: orm.Session, ctxt: context.RequestContext, call: str, **kwargs: typing.Any
     ) -> Answer:
-        mine = model.Call.uuid == call
-        if not _note(session, call):
-            return typing.cast('Answer', session.scalar(sa.select(model.Call.answer).where(mine)))
         answer = function(session, ctxt, **kwargs)
-        if answer and any(answer):
-            session.execute(sa.update(model.Call).where(mine).values(answer=answer))
+        session.flush()
+        try:
+            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': answer}])
+        except db_exception.DBDuplicateEntry:
+            raise _DoneBefore from None
         return answer
 
-    method = _transaction(noted)
+    method, find = _transaction(noted), _transaction(_find_call)
 
     @functools.wraps(function)
     def once(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
-        return method(self, ctxt, call=ctxt.call or str(uuidlib.uuid4()), **kwargs)
+        call = ctxt.call or str(uuidlib.uuid4())
+        try:
+            return method(self, ctxt, call=call, **kwargs)
+        except (messaging.ExpectedException, _DoneBefore):
+            found = find(self, ctxt, call=call)
+            if not found:
+                raise
+            return typing.cast('Answer', found[0])
 
     return typing.cast('Function[Answer]', once)
 
 
-def _note(session: orm.Session, call: str) -> bool:
-    """Note that a call is carried out; False if it was before.
-
-    A duplicate that runs at the same time waits here until the first is committed, and is tried
-    again.
-    """
-    new = sa.select(sa.literal(call), sa.literal(timeutils.utcnow())).where(
-        ~sa.exists().where(model.Call.uuid == call)
-    )
-    columns = ['uuid', 'created_at']
-    noted = session.execute(sa.insert(model.Call).from_select(columns, new, include_defaults=False))
-    return bool(typing.cast('sa.CursorResult[typing.Any]', noted).rowcount)
+def _find_call(session: orm.Session, _ctxt: context.RequestContext, call: str) -> list[typing.Any]:
+    """The answer to a call that was carried out before, alone in a list; none if it was not."""
+    return list(session.scalars(sa.select(model.Call.answer).where(model.Call.uuid == call)))
 
 
 def _exposed(function: Function[Answer]) -> Function[Answer]:
@@ -179,7 +179,7 @@ class Manager:
     _fail = _transaction(binding.fail)
     _unbind = _once(binding.unbind)
     _delete_arqs = _once(binding.delete)
-    _delete_arqs_of = _once(binding.delete_of)
+    _delete_arqs_of = _transaction(binding.delete_of)
     _announce = _transaction(hosts.announce)
 
     @messaging.expose
@@ -226,13 +226,13 @@ class Manager:
     def unbind(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> None:
-        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen) or [])
+        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen))
 
     @messaging.expose
     def delete_arqs(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> list[str]:
-        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen) or ([], [])
+        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen)
         self._announce_hosts(ctxt, freed)
         return missing
 
@@ -241,7 +241,7 @@ class Manager:
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
     ) -> None:
         freed = self._delete_arqs_of(ctxt, instance=instance, seen=seen)
-        self._announce_hosts(ctxt, freed or [])
+        self._announce_hosts(ctxt, freed)
 
     def _announce_hosts(self, ctxt: context.RequestContext, hostnames: list[str]) -> None:
         """In a transaction of its own: a host is locked before what is held of it, never after."""
