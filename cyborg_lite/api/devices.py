@@ -32,6 +32,11 @@ class Devices(rest.Controller):
         rest.call().context.can('cyborg:device:get_one')
         return self.fetch(uuid)
 
+    @rest.expose(wtypes.text, status=204)
+    def delete(self, uuid):
+        rest.call().context.can('cyborg:device:delete')
+        rest.call().conductor.delete_device(uuid=uuid)
+
     # openstacksdk accepts any status here, and Tempest 204 only.
 
     @rest.expose(types.id, status=204)

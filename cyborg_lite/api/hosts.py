@@ -8,6 +8,20 @@ from wsme import types as wtypes
 
 from cyborg_lite import model
 from cyborg_lite.api import rest
+from cyborg_lite.api import types
+
+UPDATE: types.Schema = {
+    'type': 'object',
+    'required': ['name'],
+    'additionalProperties': False,
+    'properties': {
+        'name': {
+            'type': 'string',
+            'pattern': '^[A-Za-z0-9]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9])?$',
+            'description': 'a host name: letters, digits, -, _ and dots, at most 255 characters',
+        },
+    },
+}
 
 
 class Hosts(rest.Controller):
@@ -25,3 +39,15 @@ class Hosts(rest.Controller):
     def get_one(self, name):
         rest.call().context.can('cyborg:host:get_one')
         return self.fetch(name)
+
+    @rest.expose(wtypes.text, body=UPDATE)
+    def patch(self, name):
+        rest.call().context.can('cyborg:host:update')
+        new = rest.body()['name']
+        rest.call().conductor.rename_host(name=name, to=new)
+        return self.fetch(new)
+
+    @rest.expose(wtypes.text, status=204)
+    def delete(self, name):
+        rest.call().context.can('cyborg:host:delete')
+        rest.call().conductor.delete_host(name=name)

@@ -55,6 +55,7 @@ _PROFILES = device_profiles.DeviceProfiles
 ROUTES = (
     Route('GET', '/v2/devices', devices.Devices, 'get_all'),
     Route('GET', '/v2/devices/{uuid}', devices.Devices, 'get_one'),
+    Route('DELETE', '/v2/devices/{uuid}', devices.Devices, 'delete', (409,)),
     Route('POST', '/v2/devices/{uuid}/enable', devices.Devices, 'enable'),
     Route('POST', '/v2/devices/{uuid}/disable', devices.Devices, 'disable'),
     Route('GET', '/v2/deployables', deployables.Deployables, 'get_all'),
@@ -66,7 +67,7 @@ ROUTES = (
     Route('GET', '/v2/attributes', attributes.Attributes, 'get_all'),
     Route('GET', '/v2/attributes/{uuid}', attributes.Attributes, 'get_one'),
     Route('POST', '/v2/attributes', attributes.Attributes, 'post', (404, 409)),
-    Route('DELETE', '/v2/attributes/{uuid}', attributes.Attributes, 'delete'),
+    Route('DELETE', '/v2/attributes/{uuid}', attributes.Attributes, 'delete', (409,)),
     Route('GET', '/v2/device_profiles', _PROFILES, 'get_all'),
     Route('GET', '/v2/device_profiles/{id}', _PROFILES, 'get_one'),
     # 500 is asserted by Tempest in three cases, up to microversion 2.3.
@@ -82,6 +83,8 @@ ROUTES = (
     Route('DELETE', '/v2/accelerator_requests/{uuid}', _ARQS, 'delete'),
     Route('GET', '/v2/hosts', hosts.Hosts, 'get_all'),
     Route('GET', '/v2/hosts/{name}', hosts.Hosts, 'get_one'),
+    Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
+    Route('DELETE', '/v2/hosts/{name}', hosts.Hosts, 'delete', (409,)),
 )
 
 #: What needs no credentials: documents about the API.

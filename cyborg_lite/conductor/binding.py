@@ -384,7 +384,7 @@ def _free_handles(
     """
     excludes = exclusion.excludes(provider.device.hostname).label('excludes')
     query = (
-        sa.select(model.AttachHandle.id, excludes)
+        sa.select(model.AttachHandle.id, model.AttachHandle.form, excludes)
         .where(
             model.AttachHandle.deployable_id == provider.id,
             ~model.AttachHandle.lost,
@@ -392,15 +392,26 @@ def _free_handles(
             *exclusion.free(provider, instance),
         )
         .order_by(model.AttachHandle.id)
-        .limit(wanted)
     )
-    handles = list(session.execute(query))
+    handles = list(session.execute(query.limit(wanted)))
+    if len({handle.form for handle in handles}) > 1:
+        # What is given out together is of one form, too.
+        handles = _of_one_form(list(session.execute(query)), wanted)
     if len(handles) < wanted:
         reason = exclusion.reason(session, provider, instance)
         if reason:
             raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
         raise exception.NoFreeHandle(provider=provider.rp_uuid, free=len(handles), wanted=wanted)
     return handles
+
+
+def _of_one_form(handles: list[typing.Any], wanted: int) -> list[typing.Any]:
+    """As many handles as are wanted, of the first form that has them, or of that which has most."""
+    by_form = collections.defaultdict(list)
+    for handle in handles:
+        by_form[handle.form].append(handle)
+    enough = (group for group in by_form.values() if len(group) >= wanted)
+    return next(enough, max(by_form.values(), key=len))[:wanted]
 
 
 def _refuse_unfit(

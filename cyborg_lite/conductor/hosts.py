@@ -159,7 +159,7 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
     return list(session.scalars(same.order_by(model.Host.id).with_for_update()))
 
 
-def announce(session: orm.Session, hostname: str) -> None:
+def announce(session: orm.Session, ctxt: context.RequestContext, hostname: str) -> None:
     """Have Placement told of what differs on a host, after something on it was freed."""
     lock(session, sa.select(sa.literal(hostname)))
     outbox.announce(session, parts(session, hostname))

@@ -155,7 +155,8 @@ def _tell(
     """
     for part in parts:
         # Another row may have come in the place of one: the provider is the same.
-        part.announced = part.announced or before.get(part.rp_uuid)
+        if part.announced is None and before.get(part.rp_uuid) is not None:
+            part.announced = before[part.rp_uuid]
     outbox.announce(session, parts)
     gone = before.keys() - {part.rp_uuid for part in parts}
     outbox.put(session, outbox.PROVIDER, {each: outbox.retired(before[each]) for each in gone})
@@ -356,21 +357,21 @@ def _is_twin(holder: model.Device | None, found: model.Device, device: model.Dev
 
 def _update(known: model.Base, found: model.Base) -> None:
     """Give the known row the facts of the found one, and the same to its parts."""
+    # The parts first: which is which follows from where the card was.
+    for part in known.parts:
+        rows = {row.identity: row for row in getattr(known, part)}
+        for row in list(getattr(found, part)):
+            if row.identity not in rows:
+                # A row has one parent: let go there before it is taken here.
+                getattr(found, part).remove(row)
+                getattr(known, part).append(row)
+            # What an operator has added stays his.
+            elif rows[row.identity].reported:
+                _update(rows[row.identity], row)
     for column in known.columns('fact'):
         value = getattr(found, column.name)
         if getattr(known, column.name) != value and not _keeps(known, column.name, value):
             setattr(known, column.name, value)
-    for part in known.parts:
-        rows = {row.identity: row for row in getattr(known, part)}
-        for row in list(getattr(found, part)):
-            if row.identity in rows:
-                # What an operator has added stays his.
-                if rows[row.identity].reported:
-                    _update(rows[row.identity], row)
-            else:
-                # A row has one parent: let go there before it is taken here.
-                getattr(found, part).remove(row)
-                getattr(known, part).append(row)
 
 
 def _keeps(row: model.Base, column: str, value: typing.Any) -> bool:

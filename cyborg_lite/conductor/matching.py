@@ -49,7 +49,7 @@ def _likely(card: model.Device, there: list[model.Device]) -> model.Device | Non
     """
     fit = [device for device in there if device.may_be(card) and not _differ(device, card)]
     # One that was there a moment ago is likelier than one that has been missing.
-    return min(fit, key=lambda device: (device.absences, -device.id), default=None)
+    return min(reversed(fit), key=lambda device: device.absences, default=None)
 
 
 def _differ(device: model.Device, card: model.Device) -> bool:

@@ -7,6 +7,7 @@ the ways that the client knows.
 
 from __future__ import annotations
 
+import json
 import typing
 import urllib.parse
 
@@ -25,12 +26,19 @@ class Command(command.Command):
 
         :raises osc_lib.exceptions.CommandError: with what the API said, when it refuses.
         """
-        proxy = self.app.client_manager.sdk_connection.accelerator
         given = {name: value for name, value in arguments.items() if value is not None}
-        answer = proxy.get(path, params=given, microversion=MICROVERSION)
+        return typing.cast('dict[str, typing.Any]', self.call('GET', path, params=given).json())
+
+    def call(self, method: str, path: str, **more: typing.Any) -> typing.Any:
+        """The answer to a request.
+
+        :raises osc_lib.exceptions.CommandError: with what the API said, when it refuses.
+        """
+        proxy = self.app.client_manager.sdk_connection.accelerator
+        answer = proxy.request(path, method, microversion=MICROVERSION, raise_exc=False, **more)
         if answer.status_code >= 400:
-            raise exceptions.CommandError(f'HTTP {answer.status_code}: {answer.text}')
-        return typing.cast('dict[str, typing.Any]', answer.json())
+            raise exceptions.CommandError(_sentence(answer))
+        return answer
 
     def ask_all(self, collection: str, **arguments: str | None) -> list[dict[str, typing.Any]]:
         """All items of a collection, page by page."""
@@ -42,6 +50,15 @@ class Command(command.Command):
             if f'{collection}_links' not in page:
                 return items
             marker = items[-1]['uuid']
+
+
+def _sentence(answer: typing.Any) -> str:
+    """What the API said, out of its two layers of JSON; the whole text if it is in another form."""
+    try:
+        inner = json.loads(answer.json()['error_message'])
+        return str(inner.get('faultstring') or inner['description'])
+    except (ValueError, KeyError, TypeError):
+        return f'HTTP {answer.status_code}: {answer.text}'
 
 
 def quoted(name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator device inspect"""
+"""openstack accelerator device inspect | delete"""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ class InspectDevices(osc.Command, command.Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         devices = self.ask_all('devices', hostname=parsed_args.host, type=parsed_args.type)
         return COLUMNS, ([device[column] for column in COLUMNS] for device in devices)
+
+
+class DeleteDevice(osc.Command):
+    """Delete a device that is missing from its host, and what was decided of it."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('uuid', metavar='<uuid>', help='UUID of the device')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.call('DELETE', f'/devices/{osc.quoted(parsed_args.uuid)}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator host list | show"""
+"""openstack accelerator host list | show | rename | delete"""
 
 from __future__ import annotations
 
@@ -52,6 +52,32 @@ class ShowHost(osc.Command, command.ShowOne):
             'devices': format_columns.ListColumn(host['devices']),
         }
         return zip(*shown.items(), strict=True)  # type: ignore[return-value]
+
+
+class RenameHost(osc.Command):
+    """Give a host that is down its new name: what is bound stays bound."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('host', metavar='<host>', help='Name of the host')
+        parser.add_argument('name', metavar='<new-name>', help='New name of the host')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        path = f'/hosts/{osc.quoted(parsed_args.host)}'
+        self.call('PATCH', path, json={'name': parsed_args.name})
+
+
+class DeleteHost(osc.Command):
+    """Delete a host that is down, with its devices and their resource providers."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('host', metavar='<host>', help='Name of the host')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.call('DELETE', f'/hosts/{osc.quoted(parsed_args.host)}')
 
 
 def _degraded(host: dict[str, typing.Any]) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import pathlib
 import random
@@ -14,6 +15,10 @@ import tempfile
 import typing
 import uuid
 
+from oslo_utils import timeutils
+import sqlalchemy as sa
+
+from cyborg_lite import model
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import huawei_ascend
@@ -85,7 +90,24 @@ def converse(service: support.Service, version: str) -> list[Exchange]:
     _requests(made, part['rp_uuid'])
     made.ask('DELETE', '/v2/device_profiles/{id}', profile['uuid'])
     made.ask('DELETE', '/v2/device_profiles', query='?value=none')
+    _hosts(made, service)
     return made.exchanges
+
+
+def _hosts(made: Conversation, service: support.Service) -> None:
+    """A host that goes: first its card, then its name, then all of it."""
+    card = support.card(type='PCI')
+    for devices in [card], []:
+        service.report(*devices, host='atlas-1')
+    past = timeutils.utcnow() - datetime.timedelta(days=1)
+    with service.database.writer() as session:
+        row = sa.update(model.Host).where(model.Host.name == 'atlas-1')
+        session.execute(row.values(seen_at=past))
+    [device] = made.ask('GET', '/v2/devices', query='?type=PCI')['devices']
+    made.ask('DELETE', '/v2/devices/{uuid}', device['uuid'])
+    path = '/v2/hosts/{name}'
+    made.ask('PATCH', path, 'atlas-1', body={'name': 'atlas-2'}, asked='hosts/rename')
+    made.ask('DELETE', path, 'atlas-2')
 
 
 def _devices(made: Conversation) -> None:

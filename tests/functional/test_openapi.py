@@ -78,11 +78,12 @@ def example(route):
         '/v2/device_profiles': [{'name': 'a', 'groups': [{'resources:FPGA': '1'}]}],
         '/v2/attributes': {'deployable_id': 1, 'key': 'a', 'value': ''},
         '/v2/accelerator_requests': {'device_profile_name': 'a'},
+        '/v2/hosts/{name}': {'name': 'a'},
     }
     body = bodies.get(route.path) if route.operation.body else None
     if route.controller is deployables.Deployables:
         body = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': support.INSTANCE}]}]
-    elif route.method == 'PATCH':
+    elif route.method == 'PATCH' and route.path not in bodies:
         body = {support.INSTANCE: [{'path': '/hostname', 'op': 'remove'}]}
     return re.sub(r'\{\w+\}', support.INSTANCE, route.path), body
 

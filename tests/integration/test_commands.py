@@ -26,8 +26,8 @@ COMMANDS = {
     'device attribute': {'create', 'delete', 'list', 'show'},
     'device profile': {'create', 'delete', 'list', 'show'},
     # ours
-    'host': {'list', 'show'},
-    'device ': {'inspect'},
+    'host': {'delete', 'list', 'rename', 'show'},
+    'device ': {'delete', 'inspect'},
 }
 
 

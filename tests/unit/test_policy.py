@@ -43,6 +43,7 @@ EXPECTED = {
     'device:get_one': MANAGER,
     'device:enable': ADMIN,
     'device:disable': ADMIN,
+    'device:delete': ADMIN,
     'deployable:get_all': MANAGER,
     'deployable:get_one': MANAGER,
     'deployable:program': ADMIN,
@@ -53,6 +54,8 @@ EXPECTED = {
     # Ours, as all that shows the cloud from within.
     'host:get_all': MANAGER,
     'host:get_one': MANAGER,
+    'host:update': ADMIN,
+    'host:delete': ADMIN,
 }
 BASE = {
     'project_reader_or_admin': READER,

@@ -515,3 +515,64 @@ def test_bind_to_another_place_is_not_taken_for_the_same(one, name):
     one.bind(wishes=[wish], seen=seen)
     with pytest.raises(exception.Conflict, match='changed meanwhile'):
         one.bind(wishes=[{**wish, name: support.INSTANCE}], seen=seen)
+
+
+# What is asked for holds at bind
+
+
+@pytest.mark.parametrize(
+    ('asked', 'said'),
+    [
+        ({'trait:CUSTOM_NVIDIA_2335': 'required'}, 'has not CUSTOM_NVIDIA_2335'),
+        ({'trait:CUSTOM_FAKE_DEVICE': 'forbidden'}, 'has CUSTOM_FAKE_DEVICE, which'),
+        ({'trait:CUSTOM_FAKE_DEVICE': 'required', 'trait:CUSTOM_X': 'forbidden'}, None),
+    ],
+)
+def test_traits_of_the_profile(conductor, asked, said):
+    conductor.report(card())
+    groups = [{'resources:FPGA': '1'} | asked]
+    conductor.create_device_profile(profile={'name': 'p', 'groups': groups})
+    arqs = conductor.create_arqs(profile='p', token=str(uuid.uuid4()))
+    if said is None:
+        conductor.take(*arqs)
+        return
+    with pytest.raises(exception.ProviderUnfit, match=said) as error:
+        conductor.take(*arqs)
+    assert error.value.code == 409
+    assert conductor.arq(arqs[0]).state == 'BindFailed'
+
+
+@pytest.mark.parametrize(
+    ('host', 'named', 'right'),
+    [
+        ('node-1', 'node-1.example.org', True),
+        ('node-1.example.org', 'node-1', True),
+        ('node-1', 'NODE-1', True),
+        ('node-1.example.org', 'node-1.example.com', False),
+        ('node-1', 'node-10', False),
+        ('node-1', 'nohost', False),
+    ],
+)
+def test_host_that_is_named_is_that_of_the_provider(conductor, host, named, right):
+    conductor.report(card(), host=host)
+    [arq] = conductor.arqs()
+    there = {'hostname': named, 'device_rp_uuid': direct.provider(host=host)}
+    if right:
+        conductor.take(arq, **there)
+        return
+    with pytest.raises(exception.Invalid, match=f'is of host {host}, not of {named}'):
+        conductor.take(arq, **there)
+    assert conductor.arq(arq).state == 'Initial'
+
+
+def test_one_instance_is_not_bound_twice_at_once(conductor):
+    """The database refuses it to two that have both seen that it has nothing."""
+    conductor.report(card(), host='host-1')
+    conductor.report(card(), host='host-2')
+    instance = str(uuid.uuid4())
+    first, second = conductor.arqs(2)
+    conductor.take(first, instance_uuid=instance)
+    refused = pytest.raises(db_exception.DBDuplicateEntry)
+    with refused, conductor.database.writer() as session:
+        twin = {'instance_uuid': instance, 'ordinal': 0}
+        session.execute(sa.update(model.ARQ).where(model.ARQ.uuid == second).values(**twin))

@@ -601,3 +601,108 @@ def test_rows_of_an_older_spelling_are_the_same(conductor):
     infos = [handle.attach_info for handle in conductor.rows(model.AttachHandle)]
     assert infos.count(info) == 1 and len(infos) == 2
     assert not any(handle.lost for handle in conductor.rows(model.AttachHandle))
+
+
+# A card is itself
+
+
+def npu(bus, serial=None, **more):
+    return card(bus, serial=serial, **more)
+
+
+def test_cards_that_change_slots(conductor):
+    conductor.report(npu('3b', 'A'), npu('5e', 'B'))
+    disabled, held = conductor.device('3b'), conductor.device('5e')
+    conductor.set_device_status(uuid=disabled.uuid, status='maintaining')
+    [arq] = conductor.hold('5e')
+    conductor.report(npu('3b', 'B'), npu('5e', 'A'))
+    assert (conductor.device('5e').uuid, conductor.device('3b').uuid) == (disabled.uuid, held.uuid)
+    assert conductor.device('5e').status == 'maintaining'
+    # What is held is where its card is.
+    handle = conductor.arq(arq).attach_handle
+    assert (handle.attach_info['bus'], handle.lost) == ('3b', False)
+    with pytest.raises(exception.ProviderUnfit, match='is maintaining'):
+        conductor.hold('3b')
+    conductor.report(npu('3b', 'B'), npu('5e', 'A'))
+    assert conductor.device('5e').uuid == disabled.uuid
+
+
+def test_serial_number_that_cannot_be_read_for_now(conductor):
+    conductor.report(npu('3b', 'A'))
+    before = conductor.device()
+    conductor.report(npu('3b'))
+    conductor.report(npu('5e', 'A'))
+    assert conductor.device('5e').uuid == before.uuid
+    assert len(conductor.rows(model.Device)) == 1
+
+
+def test_another_card_at_the_address_of_a_held_one(conductor, caplog):
+    conductor.report(card(vendor='19e5', board={'product_id': 'd802'}, type='AICHIP'))
+    old = conductor.device()
+    [arq] = conductor.hold()
+    gpu = card(vendor='10de', board={'product_id': '2330'}, type='GPU', resource_class='PGPU')
+    for _ in range(4):
+        conductor.report(gpu)
+    first, second = conductor.rows(model.Device)
+    assert (first.uuid, first.type, first.absences) == (old.uuid, 'AICHIP', 3)
+    assert (second.type, second.absences) == ('GPU', 0)
+    assert [part.name for part in conductor.rows(model.Deployable)] == [
+        'host-1_0000:3b:00.0',
+        'host-1_0000:3b:00.0_2330',
+    ]
+    [line] = [each for each in caplog.messages if 'another card is there' in each]
+    assert old.uuid in line
+    bound = conductor.arq(arq)
+    assert bound.device_rp_uuid == direct.provider()
+    [new] = conductor.arqs(PGPU=1)
+    provider = conductor.rows(model.Deployable)[1].rp_uuid
+    conductor.take(new, device_rp_uuid=provider)
+    # The old one is forgotten once nobody holds it.
+    conductor.delete_arqs(uuids=[arq])
+    conductor.report(gpu)
+    assert [row.type for row in conductor.rows(model.Device)] == ['GPU']
+
+
+def test_disabled_device_stays_disabled_whatever_it_misses(conductor):
+    conductor.report(card())
+    device = conductor.device()
+    conductor.set_device_status(uuid=device.uuid, status='maintaining')
+    for _ in range(5):
+        conductor.report(drivers={})
+    conductor.report(card())
+    assert (conductor.device().uuid, conductor.device().status) == (device.uuid, 'maintaining')
+
+
+def test_unusable_device_is_not_given_out(conductor):
+    conductor.report(card(unusable='it shows the console'))
+    with pytest.raises(exception.ProviderUnfit, match='it shows the console'):
+        conductor.hold()
+    conductor.report(card())
+    conductor.hold()
+
+
+def test_trait_of_an_operator_and_one_of_a_driver_keep_apart(conductor):
+    conductor.report(card(traits=['CUSTOM_A']))
+    [part] = conductor.rows(model.Deployable)
+    conductor.create_attribute(deployable=part.id, key='trait1', value='CUSTOM_OURS')
+    for traits in (['CUSTOM_A', 'CUSTOM_B'], ['CUSTOM_B'], ['CUSTOM_0', 'CUSTOM_A', 'CUSTOM_B']):
+        conductor.report(card(traits=traits))
+        values = {a.key: a.value for a in conductor.rows(model.Attribute) if a.is_trait}
+        assert values['trait1'] == 'CUSTOM_OURS'
+        assert sorted(values.values()) == sorted([*traits, 'CUSTOM_OURS'])
+
+
+def test_attribute_of_a_driver_cannot_be_deleted(conductor):
+    conductor.report(card())
+    for attribute in conductor.rows(model.Attribute):
+        with pytest.raises(exception.Conflict, match='is reported by the driver fake'):
+            conductor.delete_attribute(uuid=attribute.uuid)
+
+
+def test_report_from_the_future_counts_as_none(conductor):
+    conductor.report(card())
+    with conductor.database.writer() as session:
+        future = timeutils.utcnow() + datetime.timedelta(hours=1)
+        session.execute(sa.update(model.Host).values(seen_at=future))
+    with pytest.raises(exception.ProviderUnfit, match='which is down'):
+        conductor.hold()

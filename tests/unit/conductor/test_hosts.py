@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+import datetime
+import logging
+import uuid
+
+from oslo_utils import timeutils
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from tests.support import card
+from tests.unit.conductor import direct
+
+MACHINE = '3c1f0a52-7a0b-4c55-9d5e-6b1f2d8e9a01'
+
+
+def pci(bus='01', **more):
+    """A card whose one handle is its own function."""
+    device = card(bus, **more)
+    for handle in device.deployables[0].attach_handles:
+        handle.attach_type = 'PCI'
+    return device
+
+
+@pytest.fixture
+def agents(conductor):
+    return Agents(conductor)
+
+
+class Agents:
+    """``agents.report('a', cards...)`` is a report of the agent that runs as host ``a``."""
+
+    def __init__(self, conductor):
+        self._conductor = conductor
+        self._started = {}
+
+    def report(self, name, *cards, start=False, machine=MACHINE, **more):
+        if start or name not in self._started:
+            self._started[name] = str(uuid.uuid4())
+        about = {'host': name, 'machine': machine, 'agent': self._started[name]}
+        self._conductor.report(*cards, **(about | more))
+
+
+def host(conductor, name):
+    return next((row for row in conductor.rows(model.Host) if row.name == name), None)
+
+
+def make_silent(conductor, name):
+    """Let the last report of a host be too long ago."""
+    with conductor.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(seconds=51)
+        session.execute(sa.update(model.Host).where(model.Host.name == name).values(seen_at=past))
+
+
+def take(conductor, name, bus='01', count=1):
+    [arq, *_] = made = conductor.arqs(count)
+    values = {'hostname': name, 'device_rp_uuid': direct.provider(bus, name)}
+    conductor.take(*made, bus=bus, **values)
+    return arq
+
+
+# A machine under another name
+
+
+def test_renamed_host_does_not_offer_what_is_held(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    held = take(conductor, 'a', '01')
+    agents.report('b', pci('01'), pci('02'))
+    with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+        take(conductor, 'b', '01')
+    take(conductor, 'b', '02')
+    # Nothing is given out under the old name.
+    with pytest.raises(exception.ProviderUnfit, match='reports as b now'):
+        take(conductor, 'a', '02')
+    conductor.unbind(uuids=[held])
+    agents.report('b', pci('01'), pci('02'))
+    take(conductor, 'b', '01')
+
+
+def test_renamed_host_is_known_by_the_serial_numbers_of_its_cards(conductor, agents):
+    agents.report('a', pci('01', serial='A'), pci('02', serial='B'))
+    take(conductor, 'a', '01')
+    agents.report('b', pci('01', serial='B'), pci('02', serial='A'))
+    with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+        take(conductor, 'b', '02')
+    take(conductor, 'b', '01')
+
+
+def test_host_that_gets_its_old_name_back(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    agents.report('b', pci('01'), pci('02'))
+    take(conductor, 'b', '01')
+    agents.report('a', pci('01'), pci('02'), start=True)
+    with pytest.raises(exception.ProviderUnfit, match='held as of host b'):
+        take(conductor, 'a', '01')
+    take(conductor, 'a', '02')
+
+
+def test_other_machines_are_no_matter(conductor, agents):
+    for name, machine in ('a', MACHINE), ('b', MACHINE[::-1]), ('c', None), ('d', None):
+        agents.report(name, pci('01'), machine=machine)
+    for name in 'abcd':
+        take(conductor, name)
+
+
+def test_clones_are_named_and_harm_nobody(conductor, agents, caplog):
+    agents.report('a', pci('01'))
+    take(conductor, 'a')
+    agents.report('b', pci('01'))
+    with caplog.at_level(logging.WARNING):
+        agents.report('a', pci('01'))
+    [line] = [each for each in caplog.messages if 'clones' in each]
+    assert 'Hosts a, b' in line
+    assert MACHINE in line
+    take(conductor, 'b')
+    # Also once one of them has gone, and for a third one.
+    make_silent(conductor, 'a')
+    agents.report('b', pci('01'), pci('02'), start=True)
+    agents.report('c', pci('01'))
+    take(conductor, 'c')
+    take(conductor, 'b', '02')
+
+
+def test_clone_with_an_identity_of_its_own_is_trusted_again(conductor, agents):
+    for name in 'aba':
+        agents.report(name, pci('01'))
+    assert [row.cloned for row in conductor.rows(model.Host)] == [True, True]
+    agents.report('b', pci('01'), machine='another', start=True)
+    assert [row.cloned for row in conductor.rows(model.Host)] == [True, False]
+
+
+# Two agents under one name
+
+
+def test_two_agents_under_one_name_do_not_take_turns(conductor, agents, caplog):
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    agents.report('a', pci('01'), agent=first)
+    agents.report('a', pci('02'), agent=second)
+    before = conductor.dump()
+    for _ in range(3):
+        agents.report('a', pci('01'), agent=first)
+    assert conductor.dump() == before
+    assert sum('Two agents report as host a' in line for line in caplog.messages) == 1
+    # When the other one has been stopped, it counts again.
+    with conductor.database.writer() as session:
+        session.execute(sa.update(model.Host).values(silent=True))
+    agents.report('a', pci('01'), agent=first)
+    assert conductor.device('01', 'a').absences == 0
+
+
+def test_restarted_agent_may_count_anew(conductor, agents):
+    """In another time namespace the clock of its sequence begins elsewhere."""
+    agents.report('a', pci('01'), sequence=2**40)
+    agents.report('a', pci('01'), pci('02'), sequence=5, start=True)
+    assert conductor.device('02', 'a') is not None
+    agents.report('a', pci('01'), sequence=4)
+    assert conductor.device('02', 'a').absences == 0
+
+
+def test_silent_host_of_an_older_agent_may_count_anew(conductor):
+    conductor.report(pci('01'), sequence=2**40)
+    conductor.report(pci('01'), pci('02'), sequence=5)
+    assert conductor.device('02') is None
+    with conductor.database.writer() as session:
+        session.execute(sa.update(model.Host).values(silent=True))
+    conductor.report(pci('01'), pci('02'), sequence=5)
+    assert conductor.device('02') is not None
+
+
+# What an administrator does
+
+
+def test_rename_to_a_new_name(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    arq = take(conductor, 'a', '01')
+    device, provider = conductor.device('01', 'a'), direct.provider('01', 'a')
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    assert host(conductor, 'a') is None
+    assert conductor.device('01', 'b').uuid == device.uuid
+    bound = conductor.arq(arq)
+    assert (bound.state, bound.hostname, bound.device_rp_uuid) == ('Bound', 'b', provider)
+    names = {part.rp_uuid: part.name for part in conductor.rows(model.Deployable)}
+    assert names[provider] == 'b_0000:01:00.0'
+    agents.report('b', pci('01'), pci('02'))
+    assert len(conductor.rows(model.Device)) == 2
+    assert conductor.arq(arq).attach_handle.lost is False
+
+
+def test_rename_to_the_name_under_which_it_reports(conductor, agents):
+    agents.report('a', pci('01'), pci('02'), pci('03'))
+    arq = take(conductor, 'a', '01')
+    conductor.set_device_status(uuid=conductor.device('03', 'a').uuid, status='maintaining')
+    agents.report('b', pci('01'), pci('02'), pci('03'), pci('04'))
+    other = take(conductor, 'b', '02')
+    kept = conductor.device('01', 'a').uuid, conductor.device('02', 'b').uuid
+    conductor.rename_host(name='a', to='b')
+    assert host(conductor, 'a') is None
+    rows = {row.address: row for row in conductor.rows(model.Device)}
+    assert len(rows) == len(conductor.rows(model.Device)) == 4
+    assert (rows['0000:01:00.0'].uuid, rows['0000:02:00.0'].uuid) == kept
+    assert rows['0000:03:00.0'].status == 'maintaining'
+    assert [conductor.arq(each).state for each in (arq, other)] == ['Bound', 'Bound']
+    agents.report('b', pci('01'), pci('02'), pci('03'), pci('04'))
+    assert [row.absences for row in conductor.rows(model.Device)] == [0] * 4
+    with pytest.raises(exception.CannotBind):
+        conductor.take(
+            *conductor.arqs(),
+            hostname='b',
+            device_rp_uuid=conductor.arq(arq).device_rp_uuid,
+        )
+    take(conductor, 'b', '04')
+
+
+@pytest.mark.parametrize(
+    ('name', 'to', 'error', 'said'),
+    [
+        ('a', 'new', exception.Conflict, 'Host a is up'),
+        ('gone', 'new', exception.NotFound, 'Host gone not found'),
+        ('down', 'a', exception.Conflict, 'not known to be the same machine'),
+    ],
+)
+def test_rename_that_is_refused(conductor, agents, name, to, error, said):
+    agents.report('a', pci('01'))
+    agents.report('down', pci('01'), machine=None)
+    make_silent(conductor, 'down')
+    before = conductor.dump()
+    with pytest.raises(error, match=said):
+        conductor.rename_host(name=name, to=to)
+    assert conductor.dump() == before
+
+
+def test_delete_a_host_that_is_down(conductor, agents):
+    agents.report('a', pci('01', handles=3))
+    agents.report('b', pci('01'), machine=None)
+    with pytest.raises(exception.Conflict, match='is up'):
+        conductor.delete_host(name='a')
+    arq = take(conductor, 'a')
+    make_silent(conductor, 'a')
+    with pytest.raises(exception.Conflict, match='1 of its accelerators are held'):
+        conductor.delete_host(name='a')
+    conductor.delete_arqs(uuids=[arq])
+    conductor.delete_host(name='a')
+    assert [row.name for row in conductor.rows(model.Host)] == ['b']
+    assert [row.hostname for row in conductor.rows(model.Device)] == ['b']
+    with pytest.raises(exception.NotFound):
+        conductor.delete_host(name='a')
+    agents.report('a', pci('01'))
+    assert conductor.device('01', 'a') is not None
+
+
+def test_delete_a_device_that_is_missing(conductor):
+    conductor.report(pci('01'), pci('02'))
+    device = conductor.device('01')
+    [arq] = conductor.hold('01')
+    with pytest.raises(exception.Conflict, match='its host host-1 reports it'):
+        conductor.delete_device(uuid=device.uuid)
+    conductor.set_device_status(uuid=device.uuid, status='maintaining')
+    for _ in range(4):
+        conductor.report(pci('02'))
+    with pytest.raises(exception.Conflict, match='hold some of it'):
+        conductor.delete_device(uuid=device.uuid)
+    conductor.delete_arqs(uuids=[arq])
+    conductor.report(pci('02'))
+    assert conductor.device('01').uuid == device.uuid
+    conductor.delete_device(uuid=device.uuid)
+    assert conductor.device('01') is None
+    with pytest.raises(exception.NotFound):
+        conductor.delete_device(uuid=device.uuid)
