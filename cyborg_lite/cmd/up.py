@@ -325,16 +325,21 @@ def _rows(session: orm.Session) -> collections.abc.Iterator[list[typing.Any]]:
         .tuples()
         .all()
     )
-    loaded = orm.selectinload(model.Device.deployables)
-    for device in query.find(session, model.Device, options=[loaded]):
+    loaded = orm.selectinload(model.Device.deployables), orm.joinedload(model.Device.host)
+    for device in query.find(session, model.Device, options=loaded):
         for part in device.deployables:
-            total = part.num_accelerators
-            free = total - held.get(part.id, 0)
             numa_node = '' if device.numa_node is None else device.numa_node
             yield [
                 *(device.hostname, device.uuid, device.type, device.vendor, device.model),
-                *(device.address, numa_node, part.driver_name, f'{free}/{total}'),
+                *(device.address, numa_node, part.driver_name),
+                _free(part, held.get(part.id, 0)),
             ]
+
+
+def _free(part: model.Deployable, held: int) -> str:
+    """How many accelerators are free, of how many; why none is, if the device is not given out."""
+    total, obstacle = part.num_accelerators, part.device.obstacle
+    return f'0/{total}: it {obstacle}' if obstacle else f'{total - held}/{total}'
 
 
 def _explain(
@@ -359,13 +364,14 @@ def _example(session: orm.Session) -> tuple[str, str, str] | None:
     free = (
         sa.select(model.Deployable)
         .join(model.Deployable.attach_handles)
-        .join(model.Deployable.device)
         .outerjoin(model.ARQ)
-        .where(model.ARQ.id.is_(None), model.Device.status == 'enabled')
-        .limit(1)
+        .where(model.ARQ.id.is_(None))
+        .order_by(model.Deployable.id)
     )
-    part = session.scalars(free).first()
-    return (str(part.resource_class), part.rp_uuid, part.device.hostname) if part else None
+    for part in session.scalars(free).unique():
+        if not part.device.obstacle:
+            return str(part.resource_class), part.rp_uuid, part.device.hostname
+    return None
 
 
 def _requests(curl: str, url: str, resource_class: str, provider: str, hostname: str) -> str:
