@@ -251,7 +251,7 @@ def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: st
     new = session.scalars(sa.select(model.Host).where(model.Host.name == to)).one_or_none()
     if new is None:
         new = _copy(session, old, to)
-    elif new.machine is None or new.machine != old.machine:
+    elif new.machine is None or new.machine != old.machine or new.cloned:
         raise exception.Conflict(
             reason=f'Host {name} cannot be renamed to {to}: there is a host {to}, and it is not '
             'known to be the same machine.'

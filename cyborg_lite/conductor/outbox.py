@@ -193,10 +193,14 @@ class Sender:
             self._workers[kind].wake()
 
     def traits(self, rp_uuids: collections.abc.Iterable[str]) -> dict[str, list[str]]:
-        """The traits that Placement knows of these providers; none where there is no Placement."""
+        """The traits that Placement knows of these providers; none where it cannot be asked."""
         if PROVIDER not in self._send:
             return {}
-        return {rp_uuid: self._placement.traits(rp_uuid) for rp_uuid in rp_uuids}
+        try:
+            return {rp_uuid: self._placement.traits(rp_uuid) for rp_uuid in rp_uuids}
+        except Exception as error:  # whatever it is, a bind is refused for what is missing
+            LOG.warning('Placement does not tell the traits of a provider: %s', error)
+            return {}
 
     def start(self) -> None:
         for each in self._workers.values():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every migration, over a database that somebody has used, and beside a release that serves."""
 
+import datetime
 import json
 import pathlib
 import unittest
@@ -162,6 +163,19 @@ def test_the_rows_can_be_read_by_the_models(fresh):
         assert [host.silent for host in session.query(model.Host)] == [False, True, False]
         assert (part.handle_count, part.device.host.name) == (2, 'hôst-1 😀')
         assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
+
+
+def test_times_keep_their_microseconds(fresh):
+    migration.upgrade(fresh.engine)
+    when = datetime.datetime(2026, 11, 26, 1, 2, 3, 456789)
+    times = {'created_at': when, 'updated_at': when}
+    with fresh.writer() as session:
+        session.add(model.Host(name='a', boot_id='b', seen_at=when, **times))
+        session.add(model.Message(kind='event', key='k', stamp='s', due_at=when, **times))
+    with fresh.reader() as session:
+        host, message = session.query(model.Host).one(), session.query(model.Message).one()
+        assert {host.created_at, host.updated_at, host.seen_at} == {when}
+        assert {message.created_at, message.due_at} == {when}
 
 
 def test_every_text_of_mariadb_is_compared_by_its_bytes(fresh):

@@ -6,6 +6,7 @@ import threading
 import uuid
 
 from keystoneauth1 import exceptions
+import oslo_messaging as messaging
 from placement.tests.functional.fixtures import placement as fixtures
 import pytest
 import sqlalchemy as sa
@@ -591,3 +592,60 @@ def test_a_name_that_another_provider_has_is_told_when_one_is_renamed(known, cap
     known.send()
     assert known.waiting() == [RP_UUID]
     assert f'openstack resource provider delete {uuid_}' in caplog.text
+
+
+# What others exclude, and what is asked for
+
+
+def functions(*numbers, **more):
+    """A card that gives out these of its functions; 0 is the card itself."""
+    device = support.card(handles=numbers, **more)
+    for handle in device.deployables[0].attach_handles:
+        handle.attach_type = 'PCI'
+    return device
+
+
+def take(cloud, **group):
+    """Bind a request of a new profile to our provider; returns its uuid."""
+    ctxt, name = context.RequestContext(is_admin=True, project_id='p'), str(uuid.uuid4())
+    groups = [{'resources:FPGA': '1', **group}]
+    cloud.manager.create_device_profile(ctxt, profile={'name': name, 'groups': groups})
+    [arq] = cloud.manager.create_arqs(ctxt, profile=name)
+    wish = {'uuid': arq, 'hostname': 'host-1', 'device_rp_uuid': RP_UUID, 'project_id': 'p'}
+    cloud.manager.bind(ctxt, wishes=[wish | {'instance_uuid': str(uuid.uuid4())}])
+    return arq
+
+
+@pytest.mark.parametrize(('before', 'after'), [((0,), (1, 2, 3)), ((1, 2), (0,))])
+def test_what_is_excluded_is_not_offered(known, before, after):
+    known.report(functions(*before))
+    arq = take(known)
+    known.report(functions(*after))
+    known.send()
+    offered = known.inventory()['FPGA']
+    assert offered['reserved'] == offered['total']
+    # It is offered again as soon as nothing excludes it, not with the next report only.
+    known.manager.delete_arqs(context.service(), uuids=[arq])
+    known.send()
+    offered = known.inventory()['FPGA']
+    assert offered['total'] - offered['reserved'] == len(after)
+
+
+def test_what_a_bind_excludes_is_not_offered(known):
+    known.report(functions(0, 1, 2))
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 0
+    arq = take(known)
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 2
+    known.manager.unbind(context.service(), uuids=[arq])
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 0
+
+
+def test_a_trait_of_an_operator_in_placement_counts_at_bind(known):
+    asked = {'trait:CUSTOM_RACK_7': 'required'}
+    with pytest.raises(messaging.ExpectedException):
+        take(known, **asked)
+    known.put_traits('CUSTOM_RACK_7')
+    take(known, **asked)

@@ -231,6 +231,16 @@ def test_rename_that_is_refused(conductor, agents, name, to, error, said):
     assert conductor.dump() == before
 
 
+def test_rename_of_a_clone_to_another(conductor, agents):
+    for name in 'aba':
+        agents.report(name, pci('01'))
+    make_silent(conductor, 'a')
+    with pytest.raises(exception.Conflict, match='not known to be the same machine'):
+        conductor.rename_host(name='a', to='b')
+    conductor.rename_host(name='a', to='c')
+    assert [row.name for row in conductor.rows(model.Host)] == ['b', 'c']
+
+
 def test_delete_a_host_that_is_down(conductor, agents):
     agents.report('a', pci('01', handles=3))
     agents.report('b', pci('01'), machine=None)
