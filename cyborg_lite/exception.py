@@ -135,3 +135,10 @@ class DatabaseAway(CyborgError):
 
     code = 503
     template = 'The database cannot be used: {reason}. Try again.'
+
+
+class ComputeAway(CyborgError):
+    """Nova cannot be asked."""
+
+    code = 503
+    template = 'Nova cannot be used: {reason}. Try again.'

@@ -85,6 +85,8 @@ _TABLE = (
     ('host:get_one', MANAGER, ('GET /v2/hosts/{name}',), 'Show a host.'),
     ('host:update', ADMIN, ('PATCH /v2/hosts/{name}',), 'Rename a host that is down.'),
     ('host:delete', ADMIN, ('DELETE /v2/hosts/{name}',), 'Delete a host that is down.'),
+    ('instance:free', ADMIN, ('DELETE /v2/instances/{uuid}',),
+     'Free the accelerators of an instance that does not exist any more.'),
     ('attribute:get_all', MANAGER, ('GET /v2/attributes',), 'List attributes.'),
     ('attribute:get_one', MANAGER, ('GET /v2/attributes/{uuid}',), 'Show an attribute.'),
     ('attribute:create', ADMIN, ('POST /v2/attributes',), 'Add an attribute to a deployable.'),

@@ -19,6 +19,7 @@ from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
 from cyborg_lite.api import devices
 from cyborg_lite.api import hosts
+from cyborg_lite.api import instances
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.api import version
@@ -85,6 +86,7 @@ ROUTES = (
     Route('GET', '/v2/hosts/{name}', hosts.Hosts, 'get_one'),
     Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
     Route('DELETE', '/v2/hosts/{name}', hosts.Hosts, 'delete', (409,)),
+    Route('DELETE', '/v2/instances/{uuid}', instances.Instances, 'delete', (409,)),
 )
 
 #: What needs no credentials: documents about the API.

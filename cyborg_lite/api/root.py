@@ -14,6 +14,7 @@ from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
 from cyborg_lite.api import devices
 from cyborg_lite.api import hosts
+from cyborg_lite.api import instances
 from cyborg_lite.api import openapi
 from cyborg_lite.api import rest
 from cyborg_lite.api import version
@@ -36,6 +37,7 @@ class V2(pecan_rest.RestController):
     deployables = deployables.Deployables()
     attributes = attributes.Attributes()
     hosts = hosts.Hosts()
+    instances = instances.Instances()
     device_profiles = device_profiles.DeviceProfiles()
     accelerator_requests = accelerator_requests.AcceleratorRequests()
 

@@ -243,6 +243,23 @@ class Manager:
         freed = self._delete_arqs_of(ctxt, instance=instance, seen=seen)
         self._announce_hosts(ctxt, freed)
 
+    @messaging.expose
+    def free_instance(
+        self, ctxt: context.RequestContext, instance: str, seen: binding.Seen
+    ) -> None:
+        """Delete the requests of an instance that is gone."""
+        self._refuse_living(instance)
+        self.delete_arqs_of(ctxt, instance=instance, seen=seen)
+
+    @messaging.expected_exceptions(exception.CyborgError)
+    def _refuse_living(self, instance: str) -> None:
+        """Nova is asked outside a transaction: nothing is locked meanwhile."""
+        if self.outbox.knows(instance):
+            raise exception.Conflict(
+                reason=f'Instance {instance} exists: use the Compute API to manage its '
+                'accelerators.'
+            )
+
     def _announce_hosts(self, ctxt: context.RequestContext, hostnames: list[str]) -> None:
         """In a transaction of its own: a host is locked before what is held of it, never after."""
         for hostname in hostnames:

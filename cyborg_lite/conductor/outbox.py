@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import clients
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import worker
 from cyborg_lite.clients import nova
@@ -201,6 +202,18 @@ class Sender:
         except Exception as error:  # whatever it is, a bind is refused for what is missing
             LOG.warning('Placement does not tell the traits of a provider: %s', error)
             return {}
+
+    def knows(self, instance: str) -> bool:
+        """Whether Nova knows an instance.
+
+        :raises cyborg_lite.exception.Conflict: when there is no Nova to be asked.
+        """
+        if EVENT not in self._send:
+            raise exception.Conflict(
+                reason=f'Whether instance {instance} is gone is not known: Nova is not configured. '
+                'Set auth_type and the credentials in [nova] on all conductors.'
+            )
+        return self._nova.knows(instance)
 
     def start(self) -> None:
         for each in self._workers.values():

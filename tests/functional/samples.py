@@ -166,6 +166,7 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('PATCH', f'{path}/{{uuid}}', arq['uuid'], body={arq['uuid']: unbind})
     made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
     made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
+    made.ask('DELETE', '/v2/instances/{uuid}', str(uuid.uuid4()))
 
 
 def texts(exchanges: list[Exchange]) -> dict[str, str]:

@@ -28,6 +28,7 @@ COMMANDS = {
     # ours
     'host': {'delete', 'list', 'rename', 'show'},
     'device ': {'delete', 'inspect'},
+    'instance': {'free'},
 }
 
 

@@ -27,7 +27,7 @@ ROOMS = {
     'policy': {'conf'},
     'worker': set(),
     # upon it
-    'clients': set(),
+    'clients': {'exception'},
     'contract': {'model'},
     'osc': set(),
     'server': set(),

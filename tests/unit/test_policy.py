@@ -56,6 +56,7 @@ EXPECTED = {
     'host:get_one': MANAGER,
     'host:update': ADMIN,
     'host:delete': ADMIN,
+    'instance:free': ADMIN,
 }
 BASE = {
     'project_reader_or_admin': READER,

@@ -64,7 +64,7 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
         rpc.CONDUCTOR: {
             'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
             'delete_arqs_of', 'delete_attribute', 'delete_device', 'delete_device_profile',
-            'delete_host', 'probe', 'rename_host', 'report',
+            'delete_host', 'free_instance', 'probe', 'rename_host', 'report',
             'set_device_status', 'unbind',
         },
         rpc.REPORTS: {'report'},

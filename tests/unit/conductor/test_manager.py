@@ -92,6 +92,6 @@ def test_methods_that_can_be_called_over_rpc():
     assert public == {
         'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
         'delete_arqs_of', 'delete_attribute', 'delete_device', 'delete_device_profile',
-        'delete_host', 'probe', 'rename_host', 'report',
+        'delete_host', 'free_instance', 'probe', 'rename_host', 'report',
         'set_device_status', 'unbind',
     }  # fmt: skip
