@@ -10,6 +10,8 @@ import collections
 import collections.abc
 
 from keystoneauth1 import adapter
+import sqlalchemy as sa
+from sqlalchemy import orm
 
 from cyborg_lite import model
 from tests.integration import deployment as deployment_
@@ -33,14 +35,38 @@ def links(arqs: collections.abc.Sequence[model.ARQ], providers: dict[int, str]) 
             yield f'I2: ARQ {arq.uuid} holds a handle of another provider'
 
 
+def forms(session: orm.Session) -> Wrong:
+    """I14: of a card one form is held at a time, whatever its host is called."""
+    held = (
+        sa.select(
+            sa.func.coalesce(model.Host.machine, model.Host.name),
+            sa.func.coalesce(model.Device.serial, model.Device.address),
+            model.AttachHandle,
+        )
+        .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
+        .join(model.AttachHandle.deployable)
+        .join(model.Deployable.device)
+        .join(model.Device.host)
+    )
+    cards = collections.defaultdict(list)
+    for machine, card, handle in session.execute(held):
+        cards[machine, card].append(handle)
+    for (machine, card), handles in cards.items():
+        if len({handle.form for handle in handles}) > 1:
+            yield f'I14: of {card} in {machine} are held {[handle.form for handle in handles]}'
+        if len({handle.location for handle in handles}) < len(handles):
+            yield f'I14: of {card} in {machine} one accelerator is held twice'
+
+
 def in_database(deployment: deployment_.Deployment) -> Wrong:
-    """I1, I2, and of I6 that nobody is still to be told of anything."""
+    """I1, I2, I14, and of I6 that nobody is still to be told of anything."""
     with deployment.database.reader() as session:
         joined = session.query(model.AttachHandle.id, model.Deployable.rp_uuid).join(
             model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id
         )
         providers = {row.id: row.rp_uuid for row in joined}
         yield from links(session.query(model.ARQ).all(), providers)
+        yield from forms(session)
         for message in session.query(model.Message):
             yield f'I6: {message.kind} {message.key} waits'
 
@@ -48,7 +74,10 @@ def in_database(deployment: deployment_.Deployment) -> Wrong:
 def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter) -> Wrong:
     """I5: Placement knows each deployable as the rows have it, and no other below a host."""
     with deployment.database.reader() as session:
-        wanted = {part.rp_uuid: _wanted(part) for part in session.query(model.Deployable)}
+        held = set(session.scalars(sa.select(model.ARQ.attach_handle_id)))
+        parts = session.query(model.Deployable).all()
+        wanted = {part.rp_uuid: _wanted(part, held) for part in parts}
+        places = {part.rp_uuid: (part.name, part.device.hostname) for part in parts}
     listed = placement.get('/resource_providers').json()['resource_providers']
     ours = {each['uuid'] for each in listed if each['parent_provider_uuid']}
     for rp_uuid in ours ^ wanted.keys():
@@ -57,13 +86,26 @@ def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter)
         found = _found(placement, rp_uuid)
         if found != wanted[rp_uuid]:
             yield f'I5: provider {rp_uuid} is {found}, and is to be {wanted[rp_uuid]}'
+    names = {each['uuid']: each['name'] for each in listed}
+    parents = {each['uuid']: names.get(each['parent_provider_uuid']) for each in listed}
+    for rp_uuid in ours & places.keys():
+        if (names[rp_uuid], parents[rp_uuid]) != places[rp_uuid]:
+            yield f'I5: provider {rp_uuid} is {names[rp_uuid]} of {parents[rp_uuid]}'
 
 
-def _wanted(part: model.Deployable) -> tuple[dict[str, tuple[int, int]], set[str]]:
+def _wanted(
+    part: model.Deployable, held: set[int | None]
+) -> tuple[dict[str, tuple[int, int]], set[str]]:
     total = len(part.attach_handles)
     device = part.device
     unfit = device.status != 'enabled' or device.absences or device.host.silent
-    reserved = total if unfit else sum(handle.lost for handle in part.attach_handles)
+    siblings = [handle for other in device.deployables for handle in other.attach_handles]
+    taken = {handle.form for handle in siblings if handle.id in held}
+    reserved = sum(
+        handle.lost or (handle.id not in held and bool(taken - {handle.form}))
+        for handle in part.attach_handles
+    )
+    reserved = total if unfit else reserved
     traits = {a.value for a in part.attributes if a.key.startswith('trait')}
     [resource_class] = [a.value for a in part.attributes if a.key == 'rc']
     return {resource_class: (total, reserved)}, traits | {'OWNER_CYBORG'}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service dies at each of its points, is started again, and nothing is lost or given twice.
 
-After each death the invariants I1, I2, I4 to I9 are checked.  I3 and I13 speak of quota and of
-cleaning, which the service does not have.  One cloud serves for all points: who dies is started
-again by the process that minds it.
+After each death the invariants I1, I2, I4 to I9 and I14 are checked.  I3 and I13 speak of quota
+and of cleaning, which the service does not have.  One cloud serves for all points: who dies is
+started again by the process that minds it.
 """
 
 import contextlib
@@ -47,6 +47,10 @@ report_interval = 3600
 HOST = 'node-1'
 #: One that falls silent in each cycle.
 SILENT = 'node-2'
+#: One that goes down while something of it is bound, its name after that, and one that is deleted.
+OLD, NEW, GONE = 'node-3', 'node-4', 'node-5'
+#: By the address of a card, the name of what it gives out as a whole.
+WHOLE = '{}_whole'
 ARQS = '/accelerator_requests'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 #: In CI all points die on one database; the others are walked at night.
@@ -80,7 +84,7 @@ def region(request, place, bus, cloud, peers, placement):
         url = stack.enter_context(DATABASE_SERVERS[request.param](here / 'database'))
         control = failpoints.Control(here / 'failpoints')
         made = deployment_.Deployment(stack, here, bus, url, conf, control.place)
-        for name in (HOST, SILENT, made.conf.host):
+        for name in (HOST, SILENT, OLD, NEW, GONE, made.conf.host):
             placement.post('/resource_providers', json={'name': name})
         running = Region(cloud, made, control, peers, placement)
         for _ in range(2):
@@ -147,6 +151,8 @@ class Region:
         self.client = Client(self.api)
         self.left = None
         self.consumer = None
+        #: by host, its last report
+        self.told = {}
 
     def leave(self):
         """Take its providers from Placement, which the next database knows nothing of."""
@@ -170,34 +176,33 @@ class Region:
         self.left = Cycle(self, next(self._numbers))
         self.left.build()
 
-    def report(self, *devices, host=HOST, interval=3600):
+    def report(self, *devices, host=HOST):
         """As an agent: what is not answered is reported again."""
         facts = [device.facts() for device in devices]
-        process.until(lambda: self._report(host, facts, interval))
+        process.until(lambda: self._report(host, facts))
 
-    def _report(self, host, facts, interval):
-        self.told = {
+    def _report(self, host, facts):
+        self.told[host] = {
             'host': host,
             'boot_id': 'boot-1',
             'sequence': time.monotonic_ns(),
-            'interval': interval,
+            'interval': 3600,
             'digest': hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
             'devices': facts,
             'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
         }
         try:
-            self.deployment.call('report', timeout=2, **self.told)
+            self.deployment.call('report', timeout=2, **self.told[host])
         except (messaging.MessagingTimeout, messaging.MessageUndeliverable):
             return False
         return True
 
-    def fall_silent(self):
-        """A host reports, and then for a long time not."""
+    def fall_silent(self, host):
+        """A host has not reported for a long time."""
         # A conductor that was just started waits for two and a half intervals.
-        self.report(support.card('5e'), host=SILENT, interval=1)
+        old = {'seen_at': datetime.datetime(2000, 1, 1), 'interval': 1}
         with self.deployment.database.writer() as session:
-            old = sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1))
-            session.execute(old.where(model.Host.name == SILENT))
+            session.execute(sa.update(model.Host).where(model.Host.name == host).values(old))
 
     def disturb(self, provider):
         """Somebody has moved a provider, and something of another class is allocated of it."""
@@ -248,8 +253,8 @@ class Region:
 
     def _resting(self):
         self._let_leases_end()
-        [silent] = [row.silent for row in self.deployment.rows(model.Host) if row.name == SILENT]
-        return silent and not self.deployment.rows(model.Message)
+        down = [row for row in self.deployment.rows(model.Host) if row.state == 'down']
+        return all(row.silent for row in down) and not self.deployment.rows(model.Message)
 
     def _let_leases_end(self):
         """What the dead had in hand would be taken over later: that is a test of its own."""
@@ -260,14 +265,28 @@ class Region:
 
     def wrong(self):
         yield from invariants.in_database(self.deployment)
-        yield from invariants.in_placement(self.deployment, self.placement)
+        yield from self._wrong_in_placement()
         yield from self.left.wrong()
         yield from self._late()
+
+    def _wrong_in_placement(self):
+        """I5, once the healer has come by all hosts: a conductor may have died after it freed
+        something and before it announced that.
+        """
+        wrong = []
+
+        def is_right():
+            wrong[:] = invariants.in_placement(self.deployment, self.placement)
+            return not wrong
+
+        with contextlib.suppress(AssertionError):
+            process.until(is_right, 30)
+        yield from wrong
 
     def _late(self):
         """I8: what was reported already changes nothing."""
         before = self._dump()
-        self.deployment.call('report', **self.told)
+        self.deployment.call('report', **self.told[HOST])
         if self._dump() != before:
             yield 'I8: a report that came again changed something'
 
@@ -282,7 +301,7 @@ class Region:
 
 
 class Cycle:
-    """Five requests, each of which ends in another state, and the rest that can be asked."""
+    """Requests, of which each state has some at the end, and the rest that can be asked."""
 
     def __init__(self, region, number):
         self.region, self.number = region, number
@@ -292,25 +311,30 @@ class Cycle:
         self.card = support.card('3b', handles=4)
         self.tried = support.card('3c')
         self.passing = support.card(f'{0x100 + number:x}', resource_class=f'CUSTOM_CARD_{number}')
+        self.split = split('3d')
+        self.pulled = support.card('3e')
+        self.moving = support.card('4a')
 
     def build(self):
-        self.region.report(self.card, self.tried, self.passing)
+        staying = [self.card, self.tried, self.passing, self.split]
+        self.region.report(*staying, self.pulled)
+        self.region.report(self.moving, host=OLD)
         parts = self.ask('GET', '/deployables').json()['deployables']
         self.parts = {part['name'].partition('_')[2]: part for part in parts}
-        group = {'resources:FPGA': '5'}
+        group = {'resources:FPGA': '7'}
         body = [{'name': self.profile, 'groups': [group]}]
         self.ask('POST', '/device_profiles', body, done=[409])
         body = {'device_profile_name': self.profile}
         made = self.ask('POST', ARQS, body).json()['arqs']
-        self.first, self.second, self.freed, self.refused, self.fresh = (a['uuid'] for a in made)
+        self.first, self.second, self.freed, self.refused, self.fresh, self.kept, self.excluded = (
+            each['uuid'] for each in made
+        )
         # Bound already, says a second try.
         self.bind(self.pair, self.card, self.first, self.second, done=[409])
         self.bind(str(uuid.uuid4()), self.card, self.freed, done=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
         self.bind(self.failed, self.passing, self.refused, wanted=[409])
-        device = self.parts[self.tried.address]['device_id']
-        rows = self.region.deployment.rows(model.Device)
-        [self.device] = [row.uuid for row in rows if row.id == device]
+        self.device = self.uuid(self.tried)
         # I4: nothing of it is given out.
         self.region.disturb(self.parts[self.tried.address]['rp_uuid'])
         self.ask('POST', f'/devices/{self.device}/disable')
@@ -323,19 +347,59 @@ class Cycle:
             'value': f'CUSTOM_TRAIT_{self.number}',
         }
         self.ask('POST', '/attributes', self.attribute, done=[409])
-        self.region.fall_silent()
+        self.pull(staying)
+        self.region.report(support.card('5e'), host=SILENT)
+        self.region.fall_silent(SILENT)
+        self.rename()
+        self.region.report(support.card('4b'), host=GONE)
+        self.region.fall_silent(GONE)
+        self.ask('DELETE', f'/hosts/{GONE}', done=[404])
+        self.exclude()
         self.states = {
-            **dict.fromkeys([self.first, self.second], 'Bound'),
-            **{self.freed: 'Unbound', self.refused: 'BindFailed', self.fresh: 'Initial'},
+            **dict.fromkeys([self.first, self.second, self.kept], 'Bound'),
+            **dict.fromkeys([self.refused, self.excluded], 'BindFailed'),
+            **{self.freed: 'Unbound', self.fresh: 'Initial'},
         }
 
-    def bind(self, instance, card, *arqs, **more):
-        wish = support.wish(self.parts[card.address]['rp_uuid'], HOST, instance)
+    def pull(self, staying):
+        """A card that is missing, and that the service keeps for what was added to it, is deleted.
+
+        :param staying: the cards that are still there.
+        """
+        note = {'deployable_id': self.parts[self.pulled.address]['uuid'], 'key': 'note'}
+        self.ask('POST', '/attributes', note | {'value': 'rack 4'}, done=[409])
+        pulled = self.uuid(self.pulled)
+        self.region.report(*staying)
+        self.ask('DELETE', f'/devices/{pulled}', done=[404])
+
+    def rename(self):
+        """A host goes down while something of it is bound, and gets another name."""
+        self.bind(str(uuid.uuid4()), self.moving, self.kept, host=OLD, done=[409])
+        self.region.fall_silent(OLD)
+        self.ask('PATCH', f'/hosts/{OLD}', {'name': NEW}, done=[404])
+
+    def exclude(self):
+        """While a card is held as a whole, no part of it is given out; then it is freed."""
+        self.bind_part(str(uuid.uuid4()), WHOLE.format(self.split.address), self.freed, done=[409])
+        self.bind(str(uuid.uuid4()), self.split, self.excluded, wanted=[409])
+        self.ask('PATCH', ARQS, {self.freed: REMOVE})
+
+    def uuid(self, card):
+        device = self.parts[card.address]['device_id']
+        rows = self.region.deployment.rows(model.Device)
+        [found] = [row.uuid for row in rows if row.id == device]
+        return found
+
+    def bind(self, instance, card, *arqs, host=HOST, **more):
+        self.bind_part(instance, card.address, *arqs, host=host, **more)
+
+    def bind_part(self, instance, name, *arqs, host=HOST, **more):
+        wish = support.wish(self.parts[name]['rp_uuid'], host, instance)
         self.ask('PATCH', ARQS, dict.fromkeys(arqs, wish), **more)
 
     def clear(self):
         self.ask('DELETE', f'{ARQS}?instance={self.pair}')
-        rest = ','.join([self.freed, self.refused, self.fresh])
+        rest = ','.join([self.freed, self.refused, self.fresh, self.kept, self.excluded])
         self.ask('DELETE', f'{ARQS}?arqs={rest}', done=[404])
         # Of a request whose answer was lost its owner learns by looking.
         for arq in self.ask('GET', ARQS).json()['arqs']:
@@ -345,10 +409,14 @@ class Cycle:
         for attribute in found:
             self.ask('DELETE', f'/attributes/{attribute["uuid"]}', done=[404])
         self.ask('DELETE', f'/device_profiles/{self.profile}', done=[404])
+        self.ask('DELETE', f'/hosts/{NEW}', done=[404])
 
     def wrong(self):
         """What is not as the answers said: of I4, I6, I7 and I9."""
         rows = {row.uuid: row for row in self.region.deployment.rows(model.ARQ)}
+        kept = rows.get(self.kept)
+        if kept and kept.hostname != NEW:
+            yield f'I6: what is held of the renamed host is on {kept.hostname}'
         for arq, state in self.states.items():
             found = rows.pop(arq, None)
             if (found and found.state) != state:
@@ -359,6 +427,7 @@ class Cycle:
                 yield f'I6: ARQ {row.uuid} is {row.state}, and nobody knows it'
         yield from self._told()
         yield from self._devices()
+        yield from self._hosts()
         yield from self._strange()
 
     def _told(self):
@@ -374,12 +443,21 @@ class Cycle:
 
     def _devices(self):
         devices = {row.address: row for row in self.region.deployment.rows(model.Device)}
-        for card in (self.card, self.tried, self.passing):
+        for card in (self.card, self.tried, self.passing, self.split, self.moving):
             if card.address not in devices:
                 yield f'I9: {card.address} is gone'
                 return
         if devices[self.tried.address].status != 'maintaining':
             yield 'I6: the disabled device is enabled'
+        if self.pulled.address in devices:
+            yield 'I6: the deleted device is there'
+        if devices[self.moving.address].hostname != NEW:
+            yield 'I6: the card of the renamed host is not there under the new name'
+
+    def _hosts(self):
+        names = {row.name for row in self.region.deployment.rows(model.Host)}
+        if names & {OLD, GONE} or NEW not in names:
+            yield f'I6: after a rename and a deletion there are the hosts {sorted(names)}'
 
     def _strange(self):
         """I7: what another project's request looks like, and none."""
@@ -388,6 +466,15 @@ class Cycle:
         texts = mine.text.replace(self.first, none), other.text
         if (mine.status_code, texts[0]) != (404, texts[1]):
             yield f'I7: {mine.status_code} {mine.text}'
+
+
+def split(bus):
+    """A card that is given out as a whole or in two parts."""
+    card, [whole] = support.card(bus, handles=[1, 2]), support.card(bus).deployables
+    whole.name = WHOLE.format(card.address)
+    whole.attach_handles[0].form = 'whole'
+    card.deployables.append(whole)
+    return card
 
 
 # The tests
