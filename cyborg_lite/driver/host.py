@@ -77,6 +77,17 @@ class Host:
         content = self.tree.load(self.root / path, sysfs.LIMIT) or b''
         return content.decode('ascii', 'replace').strip().lower()
 
+    def printed_at(self, tool: str) -> int:
+        """When what a tool prints was changed last, in nanoseconds; 0 for a tool that runs.
+
+        What cannot change while a machine runs can in a recording.
+        """
+        if not self.recorded:
+            return 0
+        place = self.root / description.output(tool, ()).parent
+        files = [self.tree.inside(place / name) for name in self.tree.names(place)]
+        return max((file.stat().st_mtime_ns for file in files if file), default=0)
+
     def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
         """What the tool prints, at most 1 MiB; None where the host has no such tool.
 

@@ -80,7 +80,7 @@ class Npu:
 
     ids: tuple[str, ...]
     #: which entry of sysfs it was: the kernel makes another one for a card that comes anew
-    entry: int
+    entry: tuple[int, ...]
     #: True until its board was asked for
     new: bool = True
     facts: Facts = dataclasses.field(default_factory=dict)
@@ -152,7 +152,11 @@ class HuaweiAscend(pci.PciDriver):
 
     def _remember(self, card: sysfs.Function) -> Npu:
         """What is known of this very card; nothing of another one that was at its address."""
-        entry = card.path.lstat().st_ino
+        status = card.path.lstat()
+        entry = (status.st_ino, self.host.printed_at('npu-smi'))
+        if self.host.recorded:
+            # The file system may use a number again.
+            entry += (status.st_ctime_ns,)
         known = self._known.get(card.bdf)
         if known is None or known.ids != card.identity:
             return Npu(card.identity, entry)

@@ -149,3 +149,34 @@ def test_another_card_in_the_slot_of_a_held_one(machine):
     [new] = [part for part in parts if part['name'].endswith('01:00.0_2684')]
     [request] = host.ask('PGPU')
     assert host.api.bind(request, provider=new['rp_uuid']).status_int == 202
+
+
+def test_npus_that_change_slots(machine):
+    """The one that is disabled stays so, and the held one is where its card is."""
+    atlas = machine(hosts.shipped()['atlas-800t-a2'])
+
+    def tell(numbers):
+        for npu, serial in enumerate(numbers):
+            board = atlas.agent.host.root / f'tools/npu-smi/info_-t_board_-i_{npu}.txt'
+            known = board.read_text() if board.exists() else f'NPU ID : {npu}\n'
+            lines = [line for line in known.splitlines() if 'Serial' not in line]
+            board.write_text('\n'.join([*lines, f'Serial Number : 033EFS10N5{serial:06}', '']))
+        atlas.agent.report()
+        return {
+            device['address']: (device['uuid'], device['status'])
+            for device in atlas.api.at('2.50').get('/v2/devices').json['devices']
+        }
+
+    before = tell(range(8))
+    numbers = {d.address: d.vendor_board['npu_id'] for d in atlas.service.rows(Device)}
+    slots = sorted(before, key=numbers.__getitem__)
+    atlas.api.post(f'/v2/devices/{before[slots[0]][0]}/disable')
+    [arq], answer = atlas.bind('CUSTOM_NPU', slots[1])
+    assert answer.status_int == 202
+    after = tell([1, 0, *range(2, 8)])
+    assert after[slots[1]] == (before[slots[0]][0], 'maintaining')
+    assert after[slots[0]] == (before[slots[1]][0], 'enabled')
+    assert [after[slot] for slot in slots[2:]] == [before[slot] for slot in slots[2:]]
+    handle = atlas.api.get(f'/v2/accelerator_requests/{arq}').json['attach_handle_info']
+    assert f'{handle["domain"]}:{handle["bus"]}:{handle["device"]}.0' == slots[0]
+    assert atlas.bind('CUSTOM_NPU', slots[0])[1].status_int == 409
