@@ -46,6 +46,14 @@ enabled = false
 [glance]
 endpoint_override = {edges}/image
 """
+#: Another compute node: what differs from the first.
+ANOTHER = """
+[DEFAULT]
+host = {host}
+state_path = {place}
+[oslo_concurrency]
+lock_path = {place}
+"""
 #: for all but nova-compute, which must not know it
 DATABASES = """
 [api_database]
@@ -88,8 +96,8 @@ def placement(
 @contextlib.contextmanager
 def nova(
     place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str, edges: str
-) -> collections.abc.Iterator[None]:
-    """A Nova with one cell and one host, in the catalogue.
+) -> collections.abc.Iterator[pathlib.Path]:
+    """A Nova with one cell and one host, in the catalogue; gives the configuration of the host.
 
     :param database: beside which its own are created.
     :param edges: the URL below which are as much of Glance and of Neutron as it asks for.
@@ -137,7 +145,24 @@ def nova(
         cloud.register('compute', f'{running[0].ready[1]}/v2.1')
         # It asks the conductor, and would wait for ten seconds before it asks again.
         running += process.enter(stack, compute, scheduler)
-        yield
+        yield conf
         # They take their time to end: let them do so together.
         for server in running:
             server.process.terminate()
+
+
+def another(
+    place: pathlib.Path, conf: pathlib.Path, host: str
+) -> contextlib.AbstractContextManager[process.Server]:
+    """A nova-compute on another host.
+
+    :param conf: the configuration of the first host.
+    """
+    place.mkdir()
+    own = place / 'nova.conf'
+    own.write_text(ANOTHER.format(host=host, place=place))
+    return process.serving(
+        *('nova-compute', '--config-file', conf, '--config-file', own),
+        ready='Starting compute node',
+        log=place / 'compute',
+    )

@@ -10,7 +10,9 @@ from keystoneauth1 import exceptions
 import pytest
 import sqlalchemy as sa
 
+from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.clients import nova
 from tests import support
 from tests.integration import cloud as cloud_
 from tests.integration import compute
@@ -31,6 +33,8 @@ report_interval = 5
 #: The name of their provider, and how many accelerators the fake driver has.
 ACCELERATORS = f'{compute.HOST}_FakeDevice'
 ALL = 16
+#: A second host, that fails.
+SPARE = 'node-2'
 #: of Nova: the first in which a server may have no network
 MICROVERSION = '2.37'
 
@@ -38,9 +42,18 @@ MICROVERSION = '2.37'
 class Site:
     """A cloud of one host, as its administrator sees it."""
 
-    def __init__(self, cloud: cloud_.Cloud, database: str, log: pathlib.Path) -> None:
+    def __init__(
+        self, cloud: cloud_.Cloud, database: str, nova: pathlib.Path, ours: pathlib.Path
+    ) -> None:
+        """A site.
+
+        :param nova: the configuration of Nova's first host.
+        :param ours: the configuration of the service.
+        """
         self.cloud = cloud
-        self.log = log
+        self.nova = nova
+        self.ours = ours
+        self.log = ours.with_name('conductor')
         self.accelerator = self.ask('accelerator')
         self.compute = self.ask('compute')
         self.placement = self.ask('placement', 'service', 'b')
@@ -58,14 +71,21 @@ class Site:
         found = self.compute.get('/os-hypervisors').json()['hypervisors']
         return bool(found) and self.reserved() == 0
 
+    def set_service(self, host: str, **how: str | bool) -> None:
+        """Change the nova-compute of a host."""
+        path, services = '/os-services', {'microversion': '2.53'}
+        found = self.compute.get(f'{path}?binary=nova-compute&host={host}', **services)
+        [service] = found.json()['services']
+        self.compute.put(f'{path}/{service["id"]}', json=how, **services)
+
     def providers(self) -> dict[str, str]:
         """The uuids of the providers by their names."""
         found = self.placement.get('/resource_providers').json()['resource_providers']
         return {provider['name']: provider['uuid'] for provider in found}
 
-    def reserved(self) -> int | None:
+    def reserved(self, name: str = ACCELERATORS) -> int | None:
         """How many of the accelerators Placement must not give out; None if it knows of none."""
-        provider = self.providers().get(ACCELERATORS)
+        provider = self.providers().get(name)
         if provider is None:
             return None
         path = f'/resource_providers/{provider}/inventories'
@@ -157,7 +177,7 @@ class Server:
 
 @contextlib.contextmanager
 def accelerators(place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str):
-    """Conductor, agent and API of ours; gives the file in which the conductor logs."""
+    """Conductor, agent and API of ours; gives their configuration. The conductor logs beside it."""
     place.mkdir()
     conf = place / 'cyborg-lite.conf'
     sections = [CONF.format(host=compute.HOST, bus=bus, database=database)]
@@ -185,7 +205,7 @@ def accelerators(place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: s
         cloud.register('accelerator', f'{running.ready[1]}/v2')
         # It ends before the conductor, for whose answer it may wait.
         stack.enter_context(agent)
-        yield place / 'conductor'
+        yield conf
 
 
 @pytest.fixture(scope='module')
@@ -200,9 +220,10 @@ def site(tmp_path_factory):
             cloud_.cloud(place / 'keystone'),
         )
         stack.enter_context(compute.placement(place / 'placement', cloud, database))
-        stack.enter_context(compute.nova(place / 'nova', cloud, database, bus, edges.url))
-        log = stack.enter_context(accelerators(place / 'accelerators', cloud, database, bus))
-        made = Site(cloud, database, log)
+        running = compute.nova(place / 'nova', cloud, database, bus, edges.url)
+        theirs = stack.enter_context(running)
+        ours = stack.enter_context(accelerators(place / 'accelerators', cloud, database, bus))
+        made = Site(cloud, database, theirs, ours)
         process.until(made.is_ready)
         yield made
 
@@ -234,6 +255,25 @@ def boot(site):
     for server in made:
         if not server.is_gone():
             server.delete()
+
+
+@pytest.fixture
+def spare(site, tmp_path):
+    """A second host: gives its nova-compute and its agent. It is down afterwards."""
+    conf = tmp_path / 'cyborg-lite.conf'
+    conf.write_text(f'[DEFAULT]\nhost = {SPARE}\n')
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(compute.another(tmp_path / 'nova', site.nova, SPARE))]
+        process.until(lambda: SPARE in site.providers())
+        agent = process.serving(
+            *('cyborg-lite-agent', '--config-file', site.ours, '--config-file', conf),
+            ready='Run service',
+            log=tmp_path / 'agent',
+        )
+        running.append(stack.enter_context(agent))
+        process.until(lambda: site.reserved(f'{SPARE}_FakeDevice') == 0)
+        yield running
+        site.set_service(SPARE, forced_down=True)
 
 
 @pytest.fixture
@@ -303,7 +343,7 @@ def test_a_server_whose_accelerators_others_than_nova_hold(site, boot, flavor, t
 
 
 def test_a_disabled_device_gets_no_server(site, boot, flavor):
-    [device] = site.accelerator.get('/devices').json()['devices']
+    [device] = site.accelerator.get(f'/devices?hostname={compute.HOST}').json()['devices']
     path = f'/devices/{device["uuid"]}'
     site.accelerator.post(f'{path}/disable')
     process.until(lambda: site.reserved() == ALL)
@@ -326,3 +366,49 @@ def test_a_shelved_server_lets_its_accelerator_go(site, boot, flavor):
     [arq] = server.arqs()
     assert arq['state'] == 'Bound'
     assert site.held() == {arq['attach_handle_uuid']: arq['device_rp_uuid']}
+
+
+def test_an_evacuated_server_leaves_nothing(site, boot, flavor, spare):
+    """Nova evacuates with the token of the administrator, whose project is another."""
+    site.set_service(compute.HOST, status='disabled')
+    server = boot(flavor)
+    server.until('ACTIVE')
+    [before] = server.arqs()
+    assert before['hostname'] == SPARE
+    site.set_service(compute.HOST, status='enabled')
+    for running in spare:
+        running.end()
+    site.set_service(SPARE, forced_down=True)
+    admin = site.ask('compute', 'admin', 'b')
+    admin.post(f'/servers/{server.uuid}/action', json={'evacuate': {}})
+    server.until('ACTIVE')
+    assert server.show()['OS-EXT-SRV-ATTR:host'] == compute.HOST
+    [arq] = server.arqs()
+    assert arq['uuid'] != before['uuid']
+    assert arq['hostname'] == compute.HOST
+    assert arq['project_id'] == site.cloud.projects['a']
+    assert site.held() == {arq['attach_handle_uuid']: arq['device_rp_uuid']}
+    server.act('reboot', 'ACTIVE', type='HARD')
+    server.delete()
+    assert site.arqs() == []
+    assert site.held() == {}
+
+
+def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
+    """To others Nova answers 404 for a server of another project: it is no proof."""
+    admin = nova.Nova(site.ask('compute', 'admin', 'b'))
+    server = boot(flavor)
+    server.until('ACTIVE')
+    assert admin.knows(server.uuid)
+    path = f'/instances/{server.uuid}'
+    refused = site.accelerator.delete(path, raise_exc=False)
+    assert refused.status_code == 409
+    [arq] = server.arqs()
+    assert arq['state'] == 'Bound'
+    for persona in ('service', 'member'):
+        with pytest.raises(exception.Conflict, match='admin role'):
+            nova.Nova(site.ask('compute', persona, 'b')).knows(server.uuid)
+    server.delete()
+    assert not admin.knows(server.uuid)
+    with pytest.raises(exception.Conflict, match='admin role'):
+        nova.Nova(site.ask('compute', 'service', 'b')).knows(server.uuid)
