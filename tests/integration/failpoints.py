@@ -96,6 +96,8 @@ REQUESTS = {
         'PUT /placement/resource_providers/*/traits',
         'DELETE /placement/resource_providers/*',
         'POST /compute/v2.1/os-server-external-events',
+        'GET /compute/v2.1/servers/*',
+        'GET /compute/v2.1/servers',
     ],
 }
 

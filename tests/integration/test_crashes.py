@@ -321,14 +321,14 @@ class Cycle:
         self.region.report(self.moving, host=OLD)
         parts = self.ask('GET', '/deployables').json()['deployables']
         self.parts = {part['name'].partition('_')[2]: part for part in parts}
-        group = {'resources:FPGA': '7'}
+        group = {'resources:FPGA': '8'}
         body = [{'name': self.profile, 'groups': [group]}]
         self.ask('POST', '/device_profiles', body, done=[409])
         body = {'device_profile_name': self.profile}
         made = self.ask('POST', ARQS, body).json()['arqs']
-        self.first, self.second, self.freed, self.refused, self.fresh, self.kept, self.excluded = (
-            each['uuid'] for each in made
-        )
+        uuids = (each['uuid'] for each in made)
+        self.first, self.second, self.freed, self.refused, self.fresh, *uuids = uuids
+        self.kept, self.excluded, self.stale = uuids
         # Bound already, says a second try.
         self.bind(self.pair, self.card, self.first, self.second, done=[409])
         self.bind(str(uuid.uuid4()), self.card, self.freed, done=[409])
@@ -354,6 +354,7 @@ class Cycle:
         self.region.report(support.card('4b'), host=GONE)
         self.region.fall_silent(GONE)
         self.ask('DELETE', f'/hosts/{GONE}', done=[404])
+        self.vanish()
         self.exclude()
         self.states = {
             **dict.fromkeys([self.first, self.second, self.kept], 'Bound'),
@@ -377,6 +378,12 @@ class Cycle:
         self.bind(str(uuid.uuid4()), self.moving, self.kept, host=OLD, done=[409])
         self.region.fall_silent(OLD)
         self.ask('PATCH', f'/hosts/{OLD}', {'name': NEW}, done=[404])
+
+    def vanish(self):
+        """What an instance holds that Nova does not know is freed."""
+        instance = str(uuid.uuid4())
+        self.bind(instance, self.card, self.stale, done=[409])
+        self.ask('DELETE', f'/instances/{instance}', done=[404])
 
     def exclude(self):
         """While a card is held as a whole, no part of it is given out; then it is freed."""
