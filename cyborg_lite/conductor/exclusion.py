@@ -33,7 +33,7 @@ def free(provider: model.Deployable, instance: str) -> list[Condition]:
     device = provider.device
     form = _held.where(_part.device_id == device.id, _other.form != model.AttachHandle.form)
     group = _held.join(_card, _card.id == _part.device_id).where(
-        _card.hostname == device.hostname,
+        _card.hostname.in_(_names(device.hostname)),
         _other.iommu_group == model.AttachHandle.iommu_group,
         _arq.instance_uuid != instance,
     )
@@ -41,6 +41,11 @@ def free(provider: model.Deployable, instance: str) -> list[Condition]:
     if device.host.machine:
         conditions.append(~_exists(_under_old_name(device)))
     return conditions
+
+
+def _names(hostname: str) -> sa.Select[typing.Any]:
+    """The name of a host, and those that its machine had before."""
+    return sa.select(_host.name).where(sa.or_(_host.name == hostname, _host.renamed_to == hostname))
 
 
 def _exists(query: sa.Select[typing.Any]) -> sa.Exists:
@@ -147,9 +152,11 @@ def _excludes(held: typing.Any, handle: model.AttachHandle, device: model.Device
     """Whether a handle that is held excludes a free one of the device."""
     if held.device_id == device.id and held.form != handle.form:
         return True
+    if device.hostname not in (held.hostname, held.renamed_to):
+        return False
+    if handle.iommu_group and held.iommu_group == handle.iommu_group:
+        return True
     if held.hostname == device.hostname:
-        return bool(handle.iommu_group) and held.iommu_group == handle.iommu_group
-    if held.renamed_to != device.hostname:
         return False
     if held.serial and device.serial:
         return bool(held.serial == device.serial)

@@ -9,6 +9,7 @@ side by side under one machine identity are clones of an image: there the identi
 from __future__ import annotations
 
 import typing
+import uuid as uuidlib
 
 from oslo_log import log
 from oslo_utils import timeutils
@@ -282,7 +283,9 @@ def _copy(session: orm.Session, old: model.Host, name: str) -> model.Host:
         for column in model.Host.columns('own')
         if column.name not in ('id', 'uuid', 'name', 'renamed_to', 'updated_at')
     }
-    new = model.Host(name=name, **kept)
+    # One of which the machine reports under a third name is still that machine.
+    renamed_to = old.renamed_to if old.renamed_to != name else None
+    new = model.Host(name=name, renamed_to=renamed_to, **kept)
     session.add(new)
     session.flush()
     return new
@@ -334,15 +337,31 @@ def _inherit(device: model.Device, twin: model.Device) -> None:
 def unused_name(session: orm.Session, name: str, device: model.Device) -> str:
     """The name for a provider: as it is, or with more to it if another row has it.
 
-    A card that is gone keeps its provider, and with it the name, while it is held.
+    A card that is gone keeps its provider, and with it the name, while it is held.  A host that was
+    renamed keeps the UUIDs that follow from its old name, and another host may get that name.
     """
     for more in ('', f'_{device.serial or device.product or device.vendor}', *_counted()):
         wanted = (name[: 200 - len(more)] if more else name) + more
-        taken = sa.select(model.Deployable.id).where(model.Deployable.name == wanted)
         with session.no_autoflush:
-            if session.scalar(taken) is None:
+            if not taken_names(session, [wanted]):
                 return wanted
     raise exception.Conflict(reason=f'There are too many providers named {name}.')
+
+
+def taken_names(session: orm.Session, names: list[str]) -> set[str]:
+    """Those of these names that a provider has, or of which it has the UUID."""
+    by_uuid = {provider_uuid(name): name for name in names}
+    rows = session.execute(
+        sa.select(model.Deployable.name, model.Deployable.rp_uuid).where(
+            sa.or_(model.Deployable.name.in_(names), model.Deployable.rp_uuid.in_(by_uuid))
+        )
+    ).all()
+    return {row.name for row in rows} | {by_uuid.get(row.rp_uuid, row.name) for row in rows}
+
+
+def provider_uuid(name: str) -> str:
+    """The UUID of a new provider: it follows from the name, as upstream."""
+    return str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name))
 
 
 def _counted() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ import collections.abc
 import hashlib
 import itertools
 import typing
-import uuid as uuidlib
 
 from oslo_log import log
 from oslo_utils import timeutils
@@ -21,6 +20,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
+from cyborg_lite.model import pci
 
 LOG = log.getLogger(__name__)
 
@@ -133,6 +133,7 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
             known.append(found)
         else:
             _tell_moved(same, found)
+            _move_lost(same, found)
             _update(same, found)
     _number_traits(session, known)
     session.flush()
@@ -191,7 +192,6 @@ def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]
     """Name the deployables that are new.
 
     The host's name makes the name unique: the same card may sit at the same address in every host.
-    The uuid follows from the name, as in upstream's providers.
     """
     new = [
         (found, part)
@@ -200,11 +200,10 @@ def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]
         if part.identity not in {each.identity for each in (device.deployables if device else ())}
     ]
     names = [f'{host.name}_{part.name}' for _, part in new]
-    query_ = sa.select(model.Deployable.name).where(model.Deployable.name.in_(names))
-    taken = set(session.scalars(query_)) if new else set()
+    taken = hosts.taken_names(session, names) if new else set()
     for (found, part), name in zip(new, names, strict=True):
         part.name = hosts.unused_name(session, name, found) if name in taken else name
-        part.rp_uuid = str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, part.name))
+        part.rp_uuid = hosts.provider_uuid(part.name)
 
 
 def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Device]) -> None:
@@ -230,6 +229,17 @@ def _tell_moved(device: model.Device, found: model.Device) -> None:
             found.address,
             device.address,
         )
+
+
+def _move_lost(device: model.Device, found: model.Device) -> None:
+    """What a card lacks for now goes with it, and is known when it comes back."""
+    if device.identity == found.identity:
+        return
+    for part in device.deployables:
+        for handle in part.attach_handles:
+            if handle.lost:
+                info = pci.moved(handle.attach_info, device.address, found.address)
+                handle.attach_info = info
 
 
 def _number_traits(session: orm.Session, devices: list[model.Device]) -> None:
@@ -322,9 +332,12 @@ def _leave_out_twins(
     A missing device or a lost handle may be the very accelerator of a new handle: given out again,
     it would have two holders.  Another card at the address of one that is gone is no twin of it.
     """
+    # What has moved, as its serial number says, is not where it was.
+    moved = {id(same) for found, same in pairs if same and same.identity != found.identity}
     holders = {
         handle.location: device
         for device in known
+        if id(device) not in moved
         for part in device.deployables
         for handle in part.attach_handles
     }

@@ -56,6 +56,18 @@ def function(info: collections.abc.Mapping[str, str]) -> tuple[int, int] | None:
     return domain, bus << 8 | device << 3 | number
 
 
+def moved(info: collections.abc.Mapping[str, str], before: str, after: str) -> dict[str, str]:
+    """The attach info of what goes with its card from one address to another, if that is clear."""
+    place, old, new = function(info), function(parse(before)), function(parse(after))
+    if place is None or old is None or new is None or place[0] != old[0]:
+        return dict(info)
+    number = new[1] + place[1] - old[1]
+    numbers = (new[0], number >> 8, number >> 3 & 0x1F, number & 0x7)
+    if not 0 <= number < 2**16:
+        return dict(info)
+    return {**info, **canonical_info({k: f'{n:x}' for k, n in zip(PARTS, numbers, strict=True)})}
+
+
 def rest(info: collections.abc.Mapping[str, str]) -> dict[str, str]:
     """What an attach info says beside the PCI function; all of it where there is none."""
     plain = function(info) is None

@@ -213,6 +213,42 @@ def test_rename_to_the_name_under_which_it_reports(conductor, agents):
     take(conductor, 'b', '04')
 
 
+def test_name_of_a_renamed_host_goes_to_another_machine(conductor, agents):
+    """The UUIDs of its providers follow from the old name, and stay."""
+    agents.report('a', pci('01'))
+    held = take(conductor, 'a')
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    agents.report('a', pci('01'), machine=MACHINE[::-1])
+    assert conductor.device('01', 'a') is not None
+    providers = {part.name[0]: part.rp_uuid for part in conductor.rows(model.Deployable)}
+    assert providers['a'] != providers['b'] == direct.provider('01', 'a')
+    assert conductor.arq(held).hostname == 'b'
+
+
+def test_group_of_which_something_is_held_under_the_old_name(conductor, agents):
+    cards = [pci('01'), pci('02')]
+    for each in cards:
+        each.deployables[0].attach_handles[0].iommu_group = '7'
+    agents.report('a', *cards)
+    take(conductor, 'a', '01')
+    agents.report('b', *cards)
+    with pytest.raises(exception.ProviderUnfit, match='IOMMU group 7'):
+        take(conductor, 'b', '02')
+
+
+def test_old_name_is_changed_for_a_third_one(conductor, agents):
+    """The machine reports under the second: the third is no name of it either."""
+    agents.report('a', pci('01'), pci('02'))
+    take(conductor, 'a', '01')
+    agents.report('b', pci('01'), pci('02'))
+    conductor.rename_host(name='a', to='c')
+    with pytest.raises(exception.ProviderUnfit, match='held as of host c'):
+        take(conductor, 'b', '01')
+    with pytest.raises(exception.ProviderUnfit, match='reports as b now'):
+        conductor.take(*conductor.arqs(), hostname='c', device_rp_uuid=direct.provider('02', 'a'))
+
+
 @pytest.mark.parametrize(
     ('name', 'to', 'error', 'said'),
     [

@@ -706,3 +706,29 @@ def test_report_from_the_future_counts_as_none(conductor):
         session.execute(sa.update(model.Host).values(seen_at=future))
     with pytest.raises(exception.ProviderUnfit, match='which is down'):
         conductor.hold()
+
+
+def test_lost_accelerator_moves_with_its_card(conductor):
+    """It is found again in the new slot, and not taken for another one."""
+
+    def npu(bus, *functions):
+        return card(bus, functions, serial='A')
+
+    conductor.report(npu('3b', 1, 2))
+    arqs = conductor.hold(count=2)
+    conductor.report(npu('3b', 3))
+    conductor.report(npu('5e', 3))
+    conductor.report(npu('5e', 1, 2))
+    assert [row.lost for row in conductor.rows(model.AttachHandle)] == [False, False]
+    held = [conductor.arq(arq).attach_handle.attach_info for arq in arqs]
+    assert [(info['bus'], info['function']) for info in held] == [('5e', '1'), ('5e', '2')]
+
+
+def test_card_comes_to_the_slot_of_one_that_moves(conductor):
+    """What was there is not there now: the new card is known at once."""
+    conductor.report(card('3b', serial='A'))
+    conductor.report(card('5e', serial='A'), card('3b', vendor='10de'))
+    assert sorted(row.address for row in conductor.rows(model.Device)) == [
+        '0000:3b:00.0',
+        '0000:5e:00.0',
+    ]
