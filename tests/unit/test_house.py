@@ -58,6 +58,7 @@ MORE = {
     'test_devstack',
     'test_house',
     'conductor/test_machine',
+    'conductor/test_machine_cards',
     'drivers/test_captures',
     'drivers/test_every_driver',
 }
