@@ -118,11 +118,19 @@ class Told:
         return self._app
 
 
+class Handle(typing.NamedTuple):
+    """What is given, as binding._free_handles() returns it."""
+
+    id: int
+    excludes: bool
+
+
 def _give_twice(
-    _session: orm.Session, provider: typing.Any, _rp_uuid: str, arqs: list[typing.Any]
-) -> list[int]:
+    _session: orm.Session, provider: typing.Any, _instance: str, wanted: int
+) -> list[typing.Any]:
     """Whoever holds it."""
-    return [handle.id for handle in provider.attach_handles if not handle.lost][: len(arqs)]
+    handles = [handle for handle in provider.attach_handles if not handle.lost]
+    return [Handle(handle.id, False) for handle in handles[:wanted]]
 
 
 def _keep(*_args: object, **_kwargs: object) -> None:
