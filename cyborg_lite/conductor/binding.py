@@ -13,9 +13,9 @@ import collections.abc
 import typing
 import uuid as uuidlib
 
-from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -23,6 +23,7 @@ from cyborg_lite import model
 from cyborg_lite.conductor import exclusion
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import owners
 from cyborg_lite.conductor import profiles
 
 #: From which states a request may come into each.
@@ -189,17 +190,21 @@ def unbind(
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     freed = _freed(session, arqs)
-    _remember_owners(session, ctxt, arqs)
-    _move(
+    owners.remember(session, ctxt, arqs)
+    bound = [arq for arq in arqs if not _has_moved(arq, seen)]
+    moved = _move(
         session,
-        [arq.uuid for arq in arqs if not _has_moved(arq, seen)],
+        [arq.uuid for arq in bound],
         'Unbound',
+        _unmoved(bound),
         attach_handle_id=None,
         hostname=None,
         device_rp_uuid=None,
         instance_uuid=None,
         ordinal=None,
     )
+    if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
+        raise orm_exception.StaleDataError
     return freed
 
 
@@ -216,8 +221,8 @@ def delete(
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
     freed = _freed(session, arqs)
-    _remember_owners(session, ctxt, arqs)
-    session.execute(sa.delete(model.ARQ).where(model.ARQ.uuid.in_(found)))
+    owners.remember(session, ctxt, arqs)
+    _delete(session, arqs)
     return [uuid for uuid in uuids if uuid not in found], freed
 
 
@@ -232,37 +237,30 @@ def delete_of(
     locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
     arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
     freed = _freed(session, arqs)
-    _remember_owners(session, ctxt, arqs)
-    if arqs:
-        session.execute(sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs])))
+    owners.remember(session, ctxt, arqs)
+    _delete(session, arqs)
     return freed
 
 
-def _remember_owners(
-    session: orm.Session, ctxt: context.RequestContext, arqs: list[model.ARQ]
-) -> None:
-    """Note which projects own the instances that give up these requests.
+def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
+    """Delete these as they were read.
 
-    Nova evacuates with an administrator's token: it deletes the requests of the instance and then
-    binds new ones, and nothing in its calls names the owner. Without service tokens nobody asks.
+    :raises sqlalchemy.orm.exc.StaleDataError: when one has moved since: the call is tried again.
     """
-    if not ctxt.vouched or not any(arq.instance_uuid for arq in arqs):
+    if not arqs:
         return
-    owners = (
-        sa.select(
-            model.ARQ.instance_uuid,
-            sa.func.max(model.ARQ.project_id),
-            sa.literal(timeutils.utcnow()),
-        )
-        .where(
-            model.ARQ.id.in_([arq.id for arq in arqs]),
-            model.ARQ.instance_uuid.is_not(None),
-            ~sa.exists().where(model.Instance.uuid == model.ARQ.instance_uuid),
-        )
-        .group_by(model.ARQ.instance_uuid)
+    gone = session.execute(
+        sa.delete(model.ARQ)
+        .where(model.ARQ.id.in_([arq.id for arq in arqs]), _unmoved(arqs))
+        .execution_options(synchronize_session=False)
     )
-    columns = ['uuid', 'project_id', 'created_at']
-    session.execute(sa.insert(model.Instance).from_select(columns, owners, include_defaults=False))
+    if typing.cast('sa.CursorResult[typing.Any]', gone).rowcount != len(arqs):
+        raise orm_exception.StaleDataError
+
+
+def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
+    """That requests have not moved since they were read, should the lock on them be lost."""
+    return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
 
 
 def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:

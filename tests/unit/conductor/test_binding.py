@@ -13,6 +13,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import owners
 from tests import support
 from tests.support import card
 from tests.unit.conductor import direct
@@ -576,3 +577,47 @@ def test_one_instance_is_not_bound_twice_at_once(conductor):
     with refused, conductor.database.writer() as session:
         twin = {'instance_uuid': instance, 'ordinal': 0}
         session.execute(sa.update(model.ARQ).where(model.ARQ.uuid == second).values(**twin))
+
+
+def move_rows(session):
+    """Move all requests, unseen by who has read them."""
+    move = sa.update(model.ARQ).values(revision=model.ARQ.revision + 1)
+    session.execute(move.execution_options(synchronize_session=False))
+
+
+OPERATIONS = {
+    'unbind': lambda conductor, arq, _: conductor.unbind(uuids=[arq]),
+    'delete': lambda conductor, arq, _: conductor.delete_arqs(uuids=[arq]),
+    'delete_of': lambda conductor, _, instance: conductor.delete_arqs_of(instance=instance),
+}
+
+
+@pytest.mark.parametrize('operate', OPERATIONS.values(), ids=OPERATIONS)
+def test_what_moves_without_its_lock_is_read_again(one, monkeypatch, operate):
+    """A lock that was not taken, or was lost, frees nothing that was not seen."""
+    [arq] = one.hold()
+    instance, remember, read = one.arq(arq).instance_uuid, owners.remember, []
+
+    def move(session, ctxt, arqs):
+        remember(session, ctxt, arqs)
+        if not read:
+            move_rows(session)
+        read.append([arq.uuid for arq in arqs])
+
+    monkeypatch.setattr(owners, 'remember', move)
+    operate(one, arq, instance)
+    assert read == [[arq], [arq]]
+
+
+def test_what_moves_while_it_is_bound_is_not_bound(one, monkeypatch):
+    [arq] = one.arqs()
+    find = binding._free_handles
+
+    def move(session, *place):
+        move_rows(session)
+        return find(session, *place)
+
+    monkeypatch.setattr(binding, '_free_handles', move)
+    with pytest.raises(exception.Conflict, match=f'ARQ {arq} changed meanwhile'):
+        one.take(arq)
+    assert one.arq(arq).state == 'Initial'
