@@ -7,6 +7,7 @@ import uuid
 
 from keystoneauth1 import exceptions
 import oslo_messaging as messaging
+from oslo_utils import timeutils
 from placement.tests.functional.fixtures import placement as fixtures
 import pytest
 import sqlalchemy as sa
@@ -649,3 +650,23 @@ def test_a_trait_of_an_operator_in_placement_counts_at_bind(known):
         take(known, **asked)
     known.put_traits('CUSTOM_RACK_7')
     take(known, **asked)
+
+
+def test_a_lost_accelerator_that_is_held_is_reserved(known):
+    """It counts as long as it is held, and nobody else may get one in its place."""
+    take(known)
+    with known.database.reader() as session:
+        held = session.query(model.ARQ).one().attach_handle.attach_info['function']
+    left = [number for number in range(16) if f'{number:x}' != held]
+    known.report(support.card(handles=left))
+    known.send()
+    fpga = known.inventory()['FPGA']
+    assert (fpga['total'], fpga['reserved']) == (16, 1)
+
+
+def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
+    known.report(support.card(handles=15))
+    message = known.manager.outbox._take()
+    [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
+    wait = (message.due_at - timeutils.utcnow()).total_seconds()
+    assert 30 < wait <= 60 - interval.type.max

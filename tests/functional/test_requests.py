@@ -179,6 +179,22 @@ def test_without_authentication_nobody_says_who_they_are(service):
     assert answer.json['arqs'][0]['project_id'] == '00000000000000000000000000000001'
 
 
+def test_without_authentication_no_header_vouches_for_a_caller():
+    """Not even one that this release does not know."""
+    seen = {}
+
+    def application(environ, start_response):
+        seen.update(environ)
+        start_response('204 No Content', [])
+        return []
+
+    forged = {'X-Service-Roles': 'service', 'x-forwarded-user': 'eve', 'X-Roles': 'reader'}
+    support.Api(webtest.TestApp(app.Alone(application, lambda _: 'admin')), **forged).get('/')
+    said = {f'HTTP_{name.upper().replace("-", "_")}' for name in (*app.ALONE, 'X-User-Id')}
+    assert {name for name in seen if name.startswith('HTTP_X_')} == said
+    assert seen['HTTP_X_ROLES'] == app.ALONE['X-Roles']
+
+
 def test_a_host_is_shown_by_its_full_name(service):
     """What follows the last dot is no file type."""
     for name in ('node-1.example.com', 'node-1.example.exe', 'node-1.html'):

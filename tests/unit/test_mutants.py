@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The faults of tests/mutants are still faults of this code; tox -e mutants makes them."""
+
+import ast
+import pathlib
+
+import pytest
+
+import cyborg_lite
+from tests import mutants
+
+ROOT = pathlib.Path(cyborg_lite.__file__).parent
+
+
+@pytest.mark.parametrize('mutant', mutants.load(), ids=lambda mutant: mutant.name)
+def test_each_can_be_made(mutant):
+    ast.parse(mutant.apply((ROOT / mutant.file).read_text()))
+
+
+def test_one_whose_place_is_gone_is_told():
+    [mutant, *_] = mutants.load()
+    with pytest.raises(ValueError, match='expected the text once'):
+        mutant.apply('')
