@@ -22,6 +22,12 @@ Seen = set[tuple[str, str]]
 RESOURCE_CLASS = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 TRAIT = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 STANDARD_TRAITS = frozenset(os_traits.get_traits())
+#: What firmware and tools print where they know no serial number.
+PLACEHOLDER = re.compile(
+    r'(.)\1{2,}|[0?-]+|n/?a|none|null|unknown|default( string)?|not (specified|available|applicable)'
+    r'|to be filled by o\.?e\.?m\.?|(system )?serial number|\[(n/a|not supported)\]',
+    re.IGNORECASE,
+)
 #: The most that a card may tell of itself, in bytes of JSON.
 BOARD = 16384
 #: The service puts the host's name before the name of a deployable.
@@ -62,6 +68,8 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         _text(name, getattr(device, name), _width(model.Device, name))
     for name in ('serial', 'unusable'):
         _text_or_none(name, getattr(device, name), _width(model.Device, name))
+    if device.serial and PLACEHOLDER.fullmatch(device.serial.strip()):
+        device.serial = None
     node = device.numa_node
     if node is not None and (type(node) is not int or not 0 <= node < 65536):
         raise ValueError(f'numa_node: expected a number or None, not {node!r:.64}')

@@ -32,7 +32,7 @@ class Devices(rest.Controller):
         rest.call().context.can('cyborg:device:get_one')
         return self.fetch(uuid)
 
-    @rest.expose(wtypes.text, status=204)
+    @rest.expose(types.id, status=204)
     def delete(self, uuid):
         rest.call().context.can('cyborg:device:delete')
         rest.call().conductor.delete_device(uuid=uuid)

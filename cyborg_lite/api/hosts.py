@@ -17,8 +17,8 @@ UPDATE: types.Schema = {
     'properties': {
         'name': {
             'type': 'string',
-            'pattern': '^[A-Za-z0-9]([A-Za-z0-9_.-]{0,253}[A-Za-z0-9])?$',
-            'description': 'a host name: letters, digits, -, _ and dots, at most 255 characters',
+            'pattern': '^[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?$',
+            'description': 'a host name: letters, digits, -, _ and dots, at most 128 characters',
         },
     },
 }

@@ -30,6 +30,7 @@ from cyborg_lite import driver
 from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
+from cyborg_lite.db import exclusion
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
 
@@ -316,30 +317,37 @@ def _introduce(embedded: service.Embedded, url: str, curl: str) -> None:
 
 
 def _rows(session: orm.Session) -> collections.abc.Iterator[list[typing.Any]]:
-    held = dict(
-        session.execute(
-            sa.select(model.AttachHandle.deployable_id, sa.func.count())
-            .join(model.ARQ)
-            .group_by(model.AttachHandle.deployable_id)
-        )
-        .tuples()
-        .all()
-    )
+    free = _free(session)
     loaded = orm.selectinload(model.Device.deployables), orm.joinedload(model.Device.host)
     for device in query.find(session, model.Device, options=loaded):
         for part in device.deployables:
             numa_node = '' if device.numa_node is None else device.numa_node
+            total, obstacle = part.num_accelerators, device.obstacle
             yield [
                 *(device.hostname, device.uuid, device.type, device.vendor, device.model),
                 *(device.address, numa_node, part.driver_name),
-                _free(part, held.get(part.id, 0)),
+                f'{free[part.id]}/{total}' + (f': it {obstacle}' if obstacle else ''),
             ]
 
 
-def _free(part: model.Deployable, held: int) -> str:
-    """How many accelerators are free, of how many; why none is, if the device is not given out."""
-    total, obstacle = part.num_accelerators, part.device.obstacle
-    return f'0/{total}: it {obstacle}' if obstacle else f'{total - held}/{total}'
+def _free(session: orm.Session) -> dict[int, int]:
+    """How many accelerators of each deployable are free, by its number."""
+    held = set(session.scalars(sa.select(model.ARQ.attach_handle_id)))
+    parts = query.find(
+        session,
+        model.Deployable,
+        options=[
+            orm.selectinload(model.Deployable.attach_handles),
+            orm.joinedload(model.Deployable.device).joinedload(model.Device.host),
+        ],
+    )
+    taken = held | exclusion.excluded(session, parts)
+    return {
+        part.id: sum(not handle.lost and handle.id not in taken for handle in part.attach_handles)
+        if part.device.obstacle is None
+        else 0
+        for part in parts
+    }
 
 
 def _explain(
@@ -361,17 +369,9 @@ def _explain(
 
 def _example(session: orm.Session) -> tuple[str, str, str] | None:
     """A class, a provider that has one free, and its host."""
-    free = (
-        sa.select(model.Deployable)
-        .join(model.Deployable.attach_handles)
-        .outerjoin(model.ARQ)
-        .where(model.ARQ.id.is_(None))
-        .order_by(model.Deployable.id)
-    )
-    for part in session.scalars(free).unique():
-        if not part.device.obstacle:
-            return str(part.resource_class), part.rp_uuid, part.device.hostname
-    return None
+    number = next((number for number, free in _free(session).items() if free), None)
+    part = session.get(model.Deployable, number) if number else None
+    return (str(part.resource_class), part.rp_uuid, part.device.hostname) if part else None
 
 
 def _requests(curl: str, url: str, resource_class: str, provider: str, hostname: str) -> str:

@@ -20,11 +20,12 @@ from sqlalchemy.orm import exc as orm_exception
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import exclusion
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import owners
 from cyborg_lite.conductor import profiles
+from cyborg_lite.db import exclusion
+from cyborg_lite.db import query as queries
 
 #: From which states a request may come into each.
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -469,10 +470,9 @@ def _move(
     **values: typing.Any,
 ) -> int:
     """Bring into a state those requests that it may come from; returns how many."""
-    moved = session.execute(
+    move = (
         sa.update(model.ARQ)
         .where(model.ARQ.uuid.in_(uuids), model.ARQ.state.in_(SOURCES[state]), *conditions)
         .values(state=state, revision=model.ARQ.revision + 1, **values)
-        .execution_options(synchronize_session=False)
     )
-    return typing.cast('sa.CursorResult[typing.Any]', moved).rowcount
+    return queries.matched(session, move)

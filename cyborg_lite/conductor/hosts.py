@@ -8,6 +8,8 @@ side by side under one machine identity are clones of an image: there the identi
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import typing
 import uuid as uuidlib
 
@@ -25,6 +27,8 @@ from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
 
+#: How long the name of a provider may be. Source: the Placement API reference.
+NAME = 200
 #: how many boots, and starts of an agent, are remembered as over
 PAST = 8
 #: The hosts of deployables: a condition says of which.
@@ -55,20 +59,31 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     """The host of a report, locked, with what the report says of it; None if the report is late."""
     named = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
     host = session.scalars(named).one_or_none()
-    if host is not None and _is_late(host, report):
+    started = host is None or host.agent != report.get('agent')
+    # A machine whose identity cannot be read for now is the one that it was.
+    machine = report.get('machine') or (host.machine if host else None)
+    others = []
+    if machine and (started or (host is not None and host.renamed_to)):
+        others = _others(session, report['host'], machine)
+    if (host is not None and _is_late(host, report)) or _is_overtaken(report, others):
         _tell_late(host, report)
         return None
-    started = host is None or host.agent != report.get('agent')
     if host is None:
-        host = model.Host(
-            name=report['host'], boot_id=report['boot_id'], machine=report.get('machine')
-        )
+        host = model.Host(name=report['host'], boot_id=report['boot_id'], machine=machine)
         session.add(host)
-    _recognise(session, host, report.get('machine'), started)
-    _note(host, report)
+    _recognise(session, host, machine, others, started)
+    _note(host, report, machine)
     # Devices link to the host by its name: it has to be there first.
     session.flush()
     return host
+
+
+def _is_overtaken(report: Claim, others: list[model.Host]) -> bool:
+    """Whether the machine has reported under another name since: in one boot sequences compare."""
+    return any(
+        other.boot_id == report['boot_id'] and other.sequence > report['sequence']
+        for other in others
+    )
 
 
 def _is_late(host: model.Host, report: Claim) -> bool:
@@ -85,9 +100,10 @@ def _is_late(host: model.Host, report: Claim) -> bool:
     return bool(report['sequence'] <= host.sequence and not host.silent)
 
 
-def _tell_late(host: model.Host, report: Claim) -> None:
+def _tell_late(host: model.Host | None, report: Claim) -> None:
     agent = report.get('agent') or report['boot_id']
-    if report['boot_id'] == host.boot_id and agent in (host.past_agents or ()):
+    twins = host is not None and report['boot_id'] == host.boot_id
+    if host is not None and twins and agent in (host.past_agents or ()):
         if _refused.get(host.name) != agent:
             LOG.warning(
                 'Two agents report as host %s. What the one says that was started first is '
@@ -99,12 +115,12 @@ def _tell_late(host: model.Host, report: Claim) -> None:
     LOG.warning(
         'A late report of host %s was dropped (boot %s): if others follow, two machines have '
         'this name',
-        host.name,
+        report['host'],
         report['boot_id'],
     )
 
 
-def _note(host: model.Host, report: Claim) -> None:
+def _note(host: model.Host, report: Claim, machine: str | None) -> None:
     """Note what the report says of itself."""
     if report['boot_id'] != host.boot_id:
         others = [boot for boot in host.past_boots or () if boot != report['boot_id']]
@@ -113,24 +129,28 @@ def _note(host: model.Host, report: Claim) -> None:
     elif host.agent and host.agent != report.get('agent'):
         earlier = [agent for agent in host.past_agents or () if agent != report.get('agent')]
         host.past_agents = [host.agent, *earlier][:PAST]
-    host.agent, host.machine = report.get('agent'), report.get('machine')
+    host.agent, host.machine = report.get('agent'), machine
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
 
 
-def _recognise(session: orm.Session, host: model.Host, machine: str | None, started: bool) -> None:
+def _recognise(
+    session: orm.Session,
+    host: model.Host,
+    machine: str | None,
+    others: list[model.Host],
+    started: bool,
+) -> None:
     """Note whether the machine had another name, or whether hosts are clones of each other.
 
+    :param others: the other hosts of the machine identity.
     :param started: whether an agent was started since the last report, or the host is new.
     """
     if machine != host.machine:
         host.cloned, host.renamed_to = False, None
-    if machine is None or host.cloned or not (started or host.renamed_to):
-        return
-    others = _others(session, host.name, machine)
-    if any(other.cloned for other in others):
-        host.cloned, host.renamed_to = True, None
-    elif not started:
+    if host.cloned or any(other.cloned for other in others):
+        host.cloned, host.renamed_to = bool(machine), None
+    elif not started and host.renamed_to:
         # Its agent was never stopped, and another one reports under another name: two machines.
         twins = [host, *(other for other in others if other.name == host.renamed_to)]
         for twin in twins:
@@ -141,17 +161,17 @@ def _recognise(session: orm.Session, host: model.Host, machine: str | None, star
             ', '.join(sorted(twin.name for twin in twins)),
             machine,
         )
-    else:
+    elif started and others:
         host.renamed_to = None
         for other in others:
             other.renamed_to = host.name
-        if others:
-            LOG.warning(
-                'Host %s reports from the machine that was %s: what is held there is not offered '
-                'here. Rename the old host to the new name, or delete it',
-                host.name,
-                ', '.join(sorted(other.name for other in others)),
-            )
+            outbox.announce(session, parts(session, other.name))
+        LOG.warning(
+            'Host %s reports from the machine that was %s: what is held there is not offered here. '
+            'Rename the old host to the new name, or delete it',
+            host.name,
+            ', '.join(sorted(other.name for other in others)),
+        )
 
 
 def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
@@ -310,13 +330,21 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
         card.host = new
         for part in card.deployables:
             plain = part.name.removeprefix(f'{old.name}_')
-            part.name = unused_name(session, f'{new.name}_{plain}', card)
+            name_provider(session, part, f'{new.name}_{plain}')
         session.flush()
     session.execute(
         sa.update(model.ARQ)
         .where(model.ARQ.attach_handle_id.in_(before))
         .values(hostname=new.name)
         .execution_options(synchronize_session=False)
+    )
+    if new.renamed_to == old.name:
+        new.renamed_to = None
+        session.flush()
+    # A name before that one is a name of the new one, too.
+    earlier = sa.update(model.Host).where(model.Host.renamed_to == old.name)
+    session.execute(
+        earlier.values(renamed_to=new.name).execution_options(synchronize_session=False)
     )
     session.expire(old, ['found'])
 
@@ -326,34 +354,42 @@ def _inherit(device: model.Device, twin: model.Device) -> None:
     if twin.status != 'enabled':
         device.status = twin.status
         device.revision += 1
-    for part, other in zip(device.deployables, twin.deployables, strict=False):
+    others = {other.identity: other for other in twin.deployables}
+    for part in device.deployables:
         known = {attribute.key for attribute in part.attributes}
-        for attribute in other.attributes:
+        other = others.get(part.identity)
+        for attribute in other.attributes if other else ():
             if attribute.added and attribute.key not in known:
                 added = model.Attribute(key=attribute.key, value=attribute.value, added=True)
                 part.attributes.append(added)
 
 
-def unused_name(session: orm.Session, name: str, device: model.Device) -> str:
-    """The name for a provider: as it is, or with more to it if another row has it.
+def name_provider(session: orm.Session, part: model.Deployable, name: str) -> None:
+    """Give a provider this name; something is added to it if another row has it.
 
     A card that is gone keeps its provider, and with it the name, while it is held.  A host that was
     renamed keeps the UUIDs that follow from its old name, and another host may get that name.
     """
-    for more in ('', f'_{device.serial or device.product or device.vendor}', *_counted()):
-        wanted = (name[: 200 - len(more)] if more else name) + more
-        with session.no_autoflush:
-            if not taken_names(session, [wanted]):
-                return wanted
-    raise exception.Conflict(reason=f'There are too many providers named {name}.')
+    device = part.device
+    known = f'_{device.serial or device.product or device.vendor}'
+    more = itertools.chain(('', known), (f'_{number}' for number in itertools.count(2)))
+    candidates = (_fitting(name, each) for each in more)
+    with session.no_autoflush:
+        part.name = next(
+            each for each in candidates if not taken_names(session, [each], part.id or 0)
+        )
 
 
-def taken_names(session: orm.Session, names: list[str]) -> set[str]:
-    """Those of these names that a provider has, or of which it has the UUID."""
+def taken_names(session: orm.Session, names: list[str], own: int = 0) -> set[str]:
+    """Those of these names that a provider has, or of which it has the UUID.
+
+    :param own: the number of the one that is to be named.
+    """
     by_uuid = {provider_uuid(name): name for name in names}
     rows = session.execute(
         sa.select(model.Deployable.name, model.Deployable.rp_uuid).where(
-            sa.or_(model.Deployable.name.in_(names), model.Deployable.rp_uuid.in_(by_uuid))
+            sa.or_(model.Deployable.name.in_(names), model.Deployable.rp_uuid.in_(by_uuid)),
+            model.Deployable.id != own,
         )
     ).all()
     return {row.name for row in rows} | {by_uuid.get(row.rp_uuid, row.name) for row in rows}
@@ -364,5 +400,10 @@ def provider_uuid(name: str) -> str:
     return str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name))
 
 
-def _counted() -> tuple[str, ...]:
-    return tuple(f'_{number}' for number in range(2, 1000))
+def _fitting(name: str, more: str) -> str:
+    """A name with something added, cut to what Placement takes: 200 characters."""
+    if len(name) + len(more) <= NAME:
+        return name + more
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    more = more[-64:]
+    return f'{name[: NAME - len(more) - 9]}_{digest}{more}'

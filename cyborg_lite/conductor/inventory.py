@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import context
-from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
@@ -88,13 +87,7 @@ def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
             seen_at=timeutils.utcnow(), sequence=report['sequence'], interval=report['interval']
         )
     )
-    return _moved(session, alive) == 1
-
-
-def _moved(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
-    """How many rows the statement met."""
-    result = session.execute(statement.execution_options(synchronize_session=False))
-    return typing.cast('sa.CursorResult[typing.Any]', result).rowcount
+    return query.matched(session, alive) == 1
 
 
 def _reconcile(session: orm.Session, host: model.Host, report: Report, absences: int) -> bool:
@@ -123,8 +116,9 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
             _prune(same, found, held)
     # What goes is gone before what comes: a name may pass from one card to another.
     session.flush()
-    pairs, waiting = _leave_out_twins(known, pairs)
+    pairs, waiting = _leave_out_twins(known, pairs, held)
     _name_new(session, host, pairs)
+    _inherit_orders(session, host, pairs)
     for found, same in pairs:
         if same is None:
             _tell_replaced(found, host, known)
@@ -134,7 +128,7 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
         else:
             _tell_moved(same, found)
             _move_lost(same, found)
-            _update(same, found)
+            _update(same, found, held)
     _number_traits(session, known)
     session.flush()
     for device in known:
@@ -194,16 +188,30 @@ def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]
     The host's name makes the name unique: the same card may sit at the same address in every host.
     """
     new = [
-        (found, part)
+        part
         for found, device in pairs
         for part in found.deployables
         if part.identity not in {each.identity for each in (device.deployables if device else ())}
     ]
-    names = [f'{host.name}_{part.name}' for _, part in new]
-    taken = hosts.taken_names(session, names) if new else set()
-    for (found, part), name in zip(new, names, strict=True):
-        part.name = hosts.unused_name(session, name, found) if name in taken else name
+    for part in new:
+        part.name = f'{host.name}_{part.name}'
+    taken = hosts.taken_names(session, [part.name for part in new]) if new else set()
+    for part in new:
+        if part.name in taken or len(part.name) > hosts.NAME:
+            hosts.name_provider(session, part, part.name)
         part.rp_uuid = hosts.provider_uuid(part.name)
+
+
+def _inherit_orders(session: orm.Session, host: model.Host, pairs: list[matching.Pair]) -> None:
+    """What an operator disabled under an earlier name of the machine is disabled under this one."""
+    new = [found for found, device in pairs if device is None]
+    if not new or host.machine is None:
+        return
+    earlier = model.Device.host.has(model.Host.renamed_to == host.name)
+    disabled = query.find(session, model.Device, earlier, model.Device.status != 'enabled')
+    for found, twin in matching.pair(disabled, new):
+        if twin is not None:
+            found.status = twin.status
 
 
 def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Device]) -> None:
@@ -325,7 +333,7 @@ def _stays(device: model.Device, silent: set[str], held: set[int], absences: int
 
 
 def _leave_out_twins(
-    known: list[model.Device], pairs: list[matching.Pair]
+    known: list[model.Device], pairs: list[matching.Pair], held: set[int]
 ) -> tuple[list[matching.Pair], bool]:
     """The pairs without what another row still is, and whether there was any.
 
@@ -341,22 +349,42 @@ def _leave_out_twins(
         for part in device.deployables
         for handle in part.attach_handles
     }
+    paired = {id(device) for _, device in pairs}
+    missing = [device for device in known if id(device) not in paired and _is_kept(device, held)]
     staying, left_out = [], []
     for found, device in pairs:
+        unknown = device is None and _may_be_one_of(found, missing)
         twins = [
             (part, handle)
             for part in found.deployables
             for handle in part.attach_handles
-            if _is_twin(holders.get(handle.location), found, device)
+            if unknown or _is_twin(holders.get(handle.location), found, device)
         ]
         left_out += [f'{part.name} {handle.attach_info}' for part, handle in twins]
-        if device is not None or not twins:
+        if device is not None or not (twins or unknown):
             staying.append((found, device))
         for part, handle in twins:
+            if device is not None:
+                _withhold(device, handle)
             part.attach_handles.remove(handle)
     if left_out:
         LOG.warning('Still of another device, and so not reported: %s', ', '.join(left_out))
     return staying, bool(left_out)
+
+
+def _may_be_one_of(found: model.Device, missing: list[model.Device]) -> bool:
+    """Whether a card whose serial number cannot be read may be one that is missing."""
+    return found.serial is None and any(
+        device.serial and device.may_be(found) for device in missing
+    )
+
+
+def _withhold(device: model.Device, handle: model.AttachHandle) -> None:
+    """Give out no handle of a known device that is left out of a report."""
+    for part in device.deployables:
+        for known in part.attach_handles:
+            if known.identity == handle.identity:
+                known.lost = True
 
 
 def _is_twin(holder: model.Device | None, found: model.Device, device: model.Device | None) -> bool:
@@ -368,7 +396,7 @@ def _is_twin(holder: model.Device | None, found: model.Device, device: model.Dev
     return not replaced and not moved
 
 
-def _update(known: model.Base, found: model.Base) -> None:
+def _update(known: model.Base, found: model.Base, held: set[int]) -> None:
     """Give the known row the facts of the found one, and the same to its parts."""
     # The parts first: which is which follows from where the card was.
     for part in known.parts:
@@ -380,15 +408,18 @@ def _update(known: model.Base, found: model.Base) -> None:
                 getattr(known, part).append(row)
             # What an operator has added stays his.
             elif rows[row.identity].reported:
-                _update(rows[row.identity], row)
+                _update(rows[row.identity], row, held)
     for column in known.columns('fact'):
         value = getattr(found, column.name)
-        if getattr(known, column.name) != value and not _keeps(known, column.name, value):
+        if getattr(known, column.name) != value and not _keeps(known, column.name, value, held):
             setattr(known, column.name, value)
 
 
-def _keeps(row: model.Base, column: str, value: typing.Any) -> bool:
+def _keeps(row: model.Base, column: str, value: typing.Any, held: set[int]) -> bool:
     """Whether a row keeps a fact that a report tells otherwise."""
+    if isinstance(row, model.AttachHandle):
+        # What it excludes stays excluded while it is held.
+        return column in ('form', 'iommu_group') and row.id in held
     if isinstance(row, model.Device):
         # The driver cannot ask the card for now.
         return column == 'serial' and value is None
@@ -397,91 +428,3 @@ def _keeps(row: model.Base, column: str, value: typing.Any) -> bool:
         return column == 'name'
     # The numbers of traits are the service's: see _number_traits.
     return isinstance(row, model.Attribute) and row.is_trait and column == 'key'
-
-
-def set_status(
-    session: orm.Session,
-    ctxt: context.RequestContext,
-    uuid: str,
-    status: str,
-    seen: int | None = None,
-) -> list[str]:
-    """Enable or disable a device, as often as you like.
-
-    :param seen: the revision of the device that the caller saw: a later order than his stands.
-    :returns: the providers of which Placement is to be told before the order is answered.
-    :raises cyborg_lite.exception.NotFound: when there is no such device.
-    """
-    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
-    device = query.get(session, model.Device, uuid, what='Device')
-    since = [] if seen is None else [model.Device.revision == seen]
-    order = sa.update(model.Device).where(model.Device.id == device.id, *since)
-    if _moved(session, order.values(status=status, revision=model.Device.revision + 1)):
-        session.refresh(device)
-        withdrawn = device.status != 'enabled'
-        outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
-        # Also if it was disabled before: the answer to that order may have been lost.
-        return [part.rp_uuid for part in device.deployables if withdrawn]
-    # A later order stands, unless the device is gone.
-    query.get(session, model.Device, uuid, what='Device')
-    return []
-
-
-def add_attribute(
-    session: orm.Session, ctxt: context.RequestContext, deployable: str | int, key: str, value: str
-) -> str:
-    """Add an attribute to a deployable, given by its number or its uuid; returns its uuid.
-
-    :raises cyborg_lite.exception.NotFound: when there is no such deployable.
-    :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
-    """
-    same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
-    hosts.lock(session, hosts.OF_DEPLOYABLES.where(same == deployable))
-    row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
-    if row is None:
-        raise exception.NotFound(what='Deployable', id=deployable)
-    if any(attribute.key == key for attribute in row.attributes):
-        raise exception.Duplicate(what='Attribute', field='key', value=key)
-    attribute = model.Attribute(key=key, value=value, added=True)
-    row.attributes.append(attribute)
-    session.flush()
-    outbox.announce(session, [row])
-    return attribute.uuid
-
-
-def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Delete an attribute that was added through the API.
-
-    :raises cyborg_lite.exception.NotFound: when there is no such attribute.
-    :raises cyborg_lite.exception.Conflict: when a driver reports it.
-    """
-    of_attribute = hosts.OF_DEPLOYABLES.join(model.Attribute)
-    hosts.lock(session, of_attribute.where(model.Attribute.uuid == uuid))
-    attribute = query.get(session, model.Attribute, uuid, what='Attribute')
-    if attribute.reported:
-        raise exception.Conflict(
-            reason=f'Attribute {attribute.key} is reported by the driver '
-            f'{attribute.deployable.driver_name}, and only that can take it away.'
-        )
-    part = attribute.deployable
-    part.attributes.remove(attribute)
-    outbox.announce(session, [part])
-
-
-def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Delete a device that is missing from its host, and with it what was decided of it.
-
-    :raises cyborg_lite.exception.NotFound: when there is no such device.
-    :raises cyborg_lite.exception.Conflict: when it is there, or something of it is held.
-    """
-    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
-    device = query.get(session, model.Device, uuid, what='Device')
-    if not device.absences:
-        raise exception.Conflict(
-            reason=f'Device {uuid} cannot be deleted: its host {device.hostname} reports it.'
-        )
-    if hosts.is_held(device, hosts.held(session, device.hostname)):
-        raise exception.Conflict(
-            reason=f'Device {uuid} cannot be deleted: accelerator requests hold some of it.'
-        )
-    hosts.remove(session, device)

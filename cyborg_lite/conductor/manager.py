@@ -25,6 +25,7 @@ from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import reports
@@ -164,17 +165,17 @@ class Manager:
                 self._database.probe()
                 self._probed = time.monotonic()
 
-    delete_device = _exposed(inventory.delete_device)
+    delete_device = _exposed(orders.delete_device)
     delete_host = _exposed(hosts.delete)
     rename_host = _exposed(hosts.rename)
-    create_attribute = _exposed(inventory.add_attribute)
-    delete_attribute = _exposed(inventory.delete_attribute)
+    create_attribute = _exposed(orders.add_attribute)
+    delete_attribute = _exposed(orders.delete_attribute)
     create_device_profile = _exposed(profiles.create)
     delete_device_profile = _exposed(profiles.delete)
     create_arqs = _exposed(binding.create)
 
     _report = _transaction(inventory.receive)
-    _set_device_status = _transaction(inventory.set_status)
+    _set_device_status = _transaction(orders.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
     _unbind = _once(binding.unbind)

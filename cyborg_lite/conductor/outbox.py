@@ -29,8 +29,8 @@ from cyborg_lite import model
 from cyborg_lite import worker
 from cyborg_lite.clients import nova
 from cyborg_lite.clients import placement
-from cyborg_lite.conductor import exclusion
 from cyborg_lite.db import engine
+from cyborg_lite.db import exclusion
 
 LOG = log.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def describe(part: model.Deployable, excluded: collections.abc.Container[int] = 
     A host that is late, and not noted as silent, may report before that: nobody would take back
     what had been said of it.
 
-    :param excluded: the ids of handles that others exclude: see :mod:`.exclusion`.
+    :param excluded: the ids of handles that others exclude: see cyborg_lite.db.exclusion.
     """
     device, handles = part.device, part.attach_handles
     total = len(handles)

@@ -76,6 +76,12 @@ def find(
     return list(session.scalars(query).unique())
 
 
+def matched(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
+    """Execute a statement; returns how many rows met its conditions."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return typing.cast('sa.CursorResult[typing.Any]', result).rowcount
+
+
 def _after(
     session: orm.Session,
     kind: type[Row],

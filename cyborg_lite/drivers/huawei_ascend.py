@@ -153,7 +153,7 @@ class HuaweiAscend(pci.PciDriver):
     def _remember(self, card: sysfs.Function) -> Npu:
         """What is known of this very card; nothing of another one that was at its address."""
         status = card.path.lstat()
-        entry = (status.st_ino, self.host.printed_at('npu-smi'))
+        entry: tuple[int, ...] = (status.st_ino, self.host.printed_at('npu-smi'))
         if self.host.recorded:
             # The file system may use a number again.
             entry += (status.st_ctime_ns,)
@@ -173,7 +173,8 @@ class HuaweiAscend(pci.PciDriver):
 
     def serial(self, card: sysfs.Function) -> str | None:
         npu = self._known[card.bdf]
-        return self._unique(npu, 'serial') or self._unique(npu, 'die')
+        # One kind for each card: another kind of number would make it another card.
+        return self._unique(npu, 'serial' if npu.serial else 'die')
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``."""
@@ -277,8 +278,7 @@ class HuaweiAscend(pci.PciDriver):
         Each 910 has one: ``VDie ID``.
         """
         asked = npu.number is not None and _board_of(npu.number) in self._answered
-        known = self._unique(npu, 'serial')
-        return asked and known is None and FAMILIES[npu.ids[1]].startswith('910')
+        return asked and npu.serial is None and FAMILIES[npu.ids[1]].startswith('910')
 
     def _unique(self, npu: Npu, kind: str) -> str | None:
         """The serial number or die, unless others have the same: then it is none."""

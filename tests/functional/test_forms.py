@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 
+from cyborg_lite.cmd import up
 from cyborg_lite.driver import description
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.model import Device
@@ -107,6 +108,19 @@ def test_whole_card_and_its_virtual_functions(machine, before, after):
     for _ in range(after or 1):
         assert qat.bind('CUSTOM_QAT')[1].status_int == 202
     assert qat.bind('CUSTOM_QAT')[1].status_int == 404
+
+
+def test_table_of_up_counts_what_is_free(machine):
+    qat = machine(QAT % 0)
+    qat.bind('CUSTOM_QAT')
+    qat.report(QAT % 4)
+    with qat.service.database.reader() as session:
+        assert [row[-1] for row in up._rows(session)] == ['0/5']
+        assert up._example(session) is None
+    [row] = qat.service.rows(Device)
+    qat.api.post(f'/v2/devices/{row.uuid}/disable')
+    with qat.service.database.reader() as session:
+        assert [row[-1] for row in up._rows(session)] == ['0/5: it is maintaining']
 
 
 def test_virtual_functions_go_to_several(machine):

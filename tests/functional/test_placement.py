@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Placement is told, by the real Placement application."""
 
+import datetime
 import hashlib
 import threading
 import uuid
@@ -670,3 +671,19 @@ def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
     [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
     wait = (message.due_at - timeutils.utcnow()).total_seconds()
     assert 30 < wait <= 60 - interval.type.max
+
+
+def test_providers_follow_a_host_that_is_renamed_and_go_with_it(known):
+    root = known.add_root('host-2')
+    arq = take(known)
+    with known.database.writer() as session:
+        session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2026, 1, 1)))
+    known.manager.rename_host(context.service(), name='host-1', to='host-2')
+    known.send()
+    provider = known.provider()
+    assert provider['name'] == 'host-2_0000:3b:00.0'
+    assert provider['parent_provider_uuid'] == root['uuid']
+    known.manager.delete_arqs(context.service(), uuids=[arq])
+    known.manager.delete_host(context.service(), name='host-2')
+    known.send()
+    assert known.client.get(f'/resource_providers/{RP_UUID}', raise_exc=False).status_code == 404

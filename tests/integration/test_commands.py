@@ -190,6 +190,10 @@ def test_our_own(request, way):
     assert commands('host', 'show', conftest.HOST)['drivers']['fake'] == 'ok'
     devices = commands('device', 'inspect', '--type', 'QAT')
     assert [device['address'] for device in devices] == ['0000:b1:00.0']
+    assert 'its host' in commands.fail('device', 'delete', devices[0]['uuid'])
+    assert f'Host {conftest.HOST} is up' in commands.fail('host', 'rename', conftest.HOST, 'b')
+    assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)
+    assert 'Host b not found' in commands.fail('host', 'delete', 'b')
 
 
 @pytest.mark.parametrize('client', ['new', 'old'])

@@ -12,6 +12,7 @@ import pytest
 from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite.driver import testing
+from tests.support import card
 
 INFO = {'domain': '0000', 'bus': '01', 'device': '00', 'function': '0'}
 
@@ -295,3 +296,13 @@ def test_authors_are_told(tmp_path):
         testing.discover(Changing, host)
     with pytest.raises(AssertionError, match='careless: device 1 left out: address'):
         testing.discover(Careless, host)
+
+
+@pytest.mark.parametrize(
+    ('given', 'kept'),
+    [('0', None), ('N/A', None), ('Unknown', None), ('00000000', None), ('[N/A]', None),
+     ('Default string', None), ('033EFS10N5000001', '033EFS10N5000001'), (None, None)],
+)  # fmt: skip
+def test_what_stands_for_no_serial_number(given, kept):
+    [device], complaints = contract.check([card(serial=given)])
+    assert (device.serial, complaints) == (kept, [])

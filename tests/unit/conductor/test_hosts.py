@@ -314,3 +314,95 @@ def test_delete_a_device_that_is_missing(conductor):
     assert conductor.device('01') is None
     with pytest.raises(exception.NotFound):
         conductor.delete_device(uuid=device.uuid)
+
+
+# What was once given twice
+
+
+def test_new_machine_under_a_name_that_was_another_machines(conductor, agents):
+    agents.report('a', pci('01'))
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    agents.report('a', pci('01'), start=True, machine=MACHINE[::-1])
+    parts = conductor.rows(model.Deployable)
+    assert [part.name for part in parts] == ['b_0000:01:00.0', 'a_0000:01:00.0_0xABCD']
+    assert len({part.rp_uuid for part in parts}) == 2
+
+
+@pytest.mark.parametrize('deleted', [False, True])
+def test_late_report_of_the_old_name_is_dropped(conductor, agents, deleted):
+    agents.report('a', pci('01'))
+    late = conductor.told(pci('01'), host='a', machine=MACHINE, agent=agents._started['a'])
+    if deleted:
+        make_silent(conductor, 'a')
+        agents.report('b', pci('01'))
+        conductor.delete_host(name='a')
+        take(conductor, 'b')
+    else:
+        take(conductor, 'a')
+        agents.report('b', pci('01'))
+    conductor.report(**late)
+    agents.report('b', pci('01'), pci('02'))
+    if deleted:
+        assert host(conductor, 'a') is None
+    with pytest.raises(exception.CannotBind):
+        take(conductor, 'b')
+    assert not host(conductor, 'b').cloned
+
+
+def test_machine_identity_that_cannot_be_read_for_now(conductor, agents):
+    agents.report('a', pci('01'))
+    take(conductor, 'a')
+    agents.report('b', pci('01'))
+    agents.report('b', pci('01'), machine=None, start=True)
+    with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+        take(conductor, 'b')
+
+
+def test_what_is_disabled_under_the_old_name_is_disabled(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    conductor.set_device_status(uuid=conductor.device('01', 'a').uuid, status='maintaining')
+    agents.report('b', pci('01'), pci('02'))
+    with pytest.raises(exception.ProviderUnfit, match='is maintaining'):
+        take(conductor, 'b', '01')
+    take(conductor, 'b', '02')
+
+
+def test_rename_keeps_what_is_held_under_a_name_before(conductor, agents):
+    agents.report('c', pci('01'))
+    take(conductor, 'c')
+    agents.report('a', pci('01'))
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    assert host(conductor, 'c').renamed_to == 'b'
+    agents.report('b', pci('01'))
+    with pytest.raises(exception.ProviderUnfit, match='held as of host c'):
+        conductor.take(*conductor.arqs(), hostname='b', device_rp_uuid=direct.provider('01', 'a'))
+
+
+def test_rename_to_a_long_name(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b' * 250)
+    names = [part.name for part in conductor.rows(model.Deployable)]
+    assert len(set(names)) == 2
+    assert {len(name) for name in names} == {200}
+
+
+def test_attributes_stay_with_their_part(conductor, agents):
+    def split():
+        device = pci('01')
+        other = pci('01', handles=(1,)).deployables[0]
+        other.name += '-vf'
+        device.deployables.append(other)
+        return device
+
+    agents.report('a', split())
+    agents.report('b', split())
+    [part] = [p for p in conductor.rows(model.Deployable) if p.name == 'b_0000:01:00.0-vf']
+    conductor.create_attribute(deployable=part.id, key='rack', value='12')
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    names = {p.id: p.name for p in conductor.rows(model.Deployable)}
+    [added] = [a for a in conductor.rows(model.Attribute) if a.added]
+    assert names[added.deployable_id] == 'b_0000:01:00.0-vf'

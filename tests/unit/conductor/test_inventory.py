@@ -732,3 +732,23 @@ def test_card_comes_to_the_slot_of_one_that_moves(conductor):
         '0000:3b:00.0',
         '0000:5e:00.0',
     ]
+
+
+def test_card_without_a_readable_serial_number_may_be_a_missing_one(conductor):
+    conductor.report(npu('01', 'A'), npu('02', 'B'))
+    [arq] = conductor.hold('01')
+    for _ in range(3):
+        conductor.report(npu('02'), npu('01', 'B'))
+    assert sorted(row.serial for row in conductor.rows(model.Device)) == ['A', 'B']
+    conductor.report(npu('02', 'A'), npu('01', 'B'))
+    assert conductor.arq(arq).attach_handle.attach_info['bus'] == '02'
+
+
+def test_moved_card_at_the_place_of_a_held_one_gives_out_nothing(conductor):
+    conductor.report(npu('01', 'A'), npu('02'))
+    conductor.hold('02')
+    conductor.report(npu('02', 'A'))
+    moved = next(row for row in conductor.rows(model.Device) if row.serial == 'A')
+    [part] = [p for p in conductor.rows(model.Deployable) if p.device_id == moved.id]
+    with pytest.raises(exception.CannotBind):
+        conductor.take(*conductor.arqs(), device_rp_uuid=part.rp_uuid)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import exclusion
+from cyborg_lite.db import exclusion
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -17,6 +17,13 @@ def functions(*numbers, bus='3b', form=None, group=None, **more):
     for handle in device.deployables[0].attach_handles:
         handle.attach_type, handle.form, handle.iommu_group = 'PCI', form, group
     return device
+
+
+@pytest.fixture
+def conductor(database_url):
+    made = direct.Conductor(database_url)
+    yield made
+    made.close()
 
 
 WHOLE = functions(0)
@@ -143,3 +150,58 @@ def test_two_instances_in_one_call_do_not_share_a_group(conductor):
     with pytest.raises(exception.ProviderUnfit, match='IOMMU group 7'):
         conductor.bind(wishes=wishes)
     assert [conductor.arq(each).state for each in (first, second)] == ['BindFailed'] * 2
+
+
+def report_as(conductor, name, *cards, agent='1'):
+    conductor.report(*cards, host=name, machine='m', agent=agent)
+
+
+def take(conductor, name, bus):
+    values = {'hostname': name, 'device_rp_uuid': direct.provider(bus, name)}
+    conductor.take(*conductor.arqs(), **values)
+
+
+def test_iommu_group_under_the_old_name(conductor):
+    cards = functions(0, bus='01', group='7'), functions(0, bus='02', group='7')
+    report_as(conductor, 'a', *cards)
+    take(conductor, 'a', '01')
+    report_as(conductor, 'b', *cards, agent='2')
+    with pytest.raises(exception.ProviderUnfit, match='IOMMU group 7'):
+        take(conductor, 'b', '02')
+    assert excluded(conductor) == ['0', '0', '0']
+
+
+@pytest.mark.parametrize(('serials', 'bus'), [(('A', 'B'), '01'), (('B', 'A'), '02')])
+def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, bus):
+    def cards(*serials):
+        buses = ('01', '02')
+        return [functions(0, bus=b, serial=s) for b, s in zip(buses, serials, strict=True)]
+
+    report_as(conductor, 'a', *cards('A', 'B'))
+    take(conductor, 'a', '01')
+    report_as(conductor, 'b', *cards(*serials), agent='2')
+    with conductor.database.reader() as session:
+        parts = [p for p in session.scalars(sa.select(model.Deployable)) if p.name[0] == 'b']
+        ids = exclusion.excluded(session, parts)
+        handles = [h for part in parts for h in part.attach_handles if h.id in ids]
+        assert [handle.attach_info['bus'] for handle in handles] == [bus]
+
+
+def test_two_machines_asked_for_at_once(conductor):
+    for name, machine in ('a', 'm'), ('b', 'n'):
+        conductor.report(functions(0, bus='01'), host=name, machine=machine)
+    take(conductor, 'a', '01')
+    assert excluded(conductor) == []
+
+
+def test_a_card_alone_in_its_group_excludes_nothing(conductor):
+    conductor.report(functions(0, group='7'))
+    assert conductor._unbind(uuids=conductor.hold()) == []
+
+
+def test_form_of_what_is_held_stays(conductor):
+    conductor.report(functions(0))
+    conductor.hold()
+    conductor.report(functions(0, 1, 2, form='vf'))
+    with pytest.raises(exception.ProviderUnfit, match='held in another form'):
+        conductor.hold()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator orders of devices and their parts; an order locks the host, as a report does."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import outbox
+from cyborg_lite.db import query
+
+
+def set_status(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    uuid: str,
+    status: str,
+    seen: int | None = None,
+) -> list[str]:
+    """Enable or disable a device, as often as you like.
+
+    :param seen: the revision of the device that the caller saw: a later order than his stands.
+    :returns: the providers of which Placement is to be told before the order is answered.
+    :raises cyborg_lite.exception.NotFound: when there is no such device.
+    """
+    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    device = query.get(session, model.Device, uuid, what='Device')
+    since = [] if seen is None else [model.Device.revision == seen]
+    order = sa.update(model.Device).where(model.Device.id == device.id, *since)
+    if query.matched(session, order.values(status=status, revision=model.Device.revision + 1)):
+        session.refresh(device)
+        withdrawn = device.status != 'enabled'
+        outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
+        # Also if it was disabled before: the answer to that order may have been lost.
+        return [part.rp_uuid for part in device.deployables if withdrawn]
+    # A later order stands, unless the device is gone.
+    query.get(session, model.Device, uuid, what='Device')
+    return []
+
+
+def add_attribute(
+    session: orm.Session, ctxt: context.RequestContext, deployable: str | int, key: str, value: str
+) -> str:
+    """Add an attribute to a deployable, given by its number or its uuid; returns its uuid.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such deployable.
+    :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
+    """
+    same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
+    hosts.lock(session, hosts.OF_DEPLOYABLES.where(same == deployable))
+    row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
+    if row is None:
+        raise exception.NotFound(what='Deployable', id=deployable)
+    if any(attribute.key == key for attribute in row.attributes):
+        raise exception.Duplicate(what='Attribute', field='key', value=key)
+    attribute = model.Attribute(key=key, value=value, added=True)
+    row.attributes.append(attribute)
+    session.flush()
+    outbox.announce(session, [row])
+    return attribute.uuid
+
+
+def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
+    """Delete an attribute that was added through the API.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such attribute.
+    :raises cyborg_lite.exception.Conflict: when a driver reports it.
+    """
+    of_attribute = hosts.OF_DEPLOYABLES.join(model.Attribute)
+    hosts.lock(session, of_attribute.where(model.Attribute.uuid == uuid))
+    attribute = query.get(session, model.Attribute, uuid, what='Attribute')
+    if attribute.reported:
+        raise exception.Conflict(
+            reason=f'Attribute {attribute.key} is reported by the driver '
+            f'{attribute.deployable.driver_name}, and only that can take it away.'
+        )
+    part = attribute.deployable
+    part.attributes.remove(attribute)
+    outbox.announce(session, [part])
+
+
+def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
+    """Delete a device that is missing from its host, and with it what was decided of it.
+
+    :raises cyborg_lite.exception.NotFound: when there is no such device.
+    :raises cyborg_lite.exception.Conflict: when it is there, or something of it is held.
+    """
+    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    device = query.get(session, model.Device, uuid, what='Device')
+    if not device.absences:
+        raise exception.Conflict(
+            reason=f'Device {uuid} cannot be deleted: its host {device.hostname} reports it.'
+        )
+    if hosts.is_held(device, hosts.held(session, device.hostname)):
+        raise exception.Conflict(
+            reason=f'Device {uuid} cannot be deleted: accelerator requests hold some of it.'
+        )
+    hosts.remove(session, device)
