@@ -24,8 +24,9 @@ TRAIT = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 STANDARD_TRAITS = frozenset(os_traits.get_traits())
 #: What firmware and tools print where they know no serial number.
 PLACEHOLDER = re.compile(
-    r'(.)\1{2,}|[0?-]+|n/?a|none|null|unknown|default( string)?|not (specified|available|applicable)'
-    r'|to be filled by o\.?e\.?m\.?|(system )?serial number|\[(n/a|not supported)\]',
+    r'(.)\1{2,}|[0?-]+|n/?a|none|null|unknown|default( string)?'
+    r'|not (specified|available|applicable)|to be filled by o\.?e\.?m\.?'
+    r'|(system )?serial number|\[(n/a|not supported)\]',
     re.IGNORECASE,
 )
 #: The most that a card may tell of itself, in bytes of JSON.

@@ -343,7 +343,7 @@ def _leave_out_twins(
     # What has moved, as its serial number says, is not where it was.
     moved = {id(same) for found, same in pairs if same and same.identity != found.identity}
     holders = {
-        handle.location: device
+        handle.location: part
         for device in known
         if id(device) not in moved
         for part in device.deployables
@@ -358,7 +358,7 @@ def _leave_out_twins(
             (part, handle)
             for part in found.deployables
             for handle in part.attach_handles
-            if unknown or _is_twin(holders.get(handle.location), found, device)
+            if unknown or _is_twin(holders.get(handle.location), part, device)
         ]
         left_out += [f'{part.name} {handle.attach_info}' for part, handle in twins]
         if device is not None or not (twins or unknown):
@@ -387,12 +387,17 @@ def _withhold(device: model.Device, handle: model.AttachHandle) -> None:
                 known.lost = True
 
 
-def _is_twin(holder: model.Device | None, found: model.Device, device: model.Device | None) -> bool:
-    """Whether what a known device gives out may be what the found one gives out."""
-    if holder is None or holder is device:
+def _is_twin(
+    holder: model.Deployable | None, part: model.Deployable, device: model.Device | None
+) -> bool:
+    """Whether what a known deployable gives out may be what the found one gives out."""
+    if holder is None:
         return False
-    replaced = holder.absences and holder.identity == found.identity and not holder.may_be(found)
-    moved = holder.serial and found.serial and holder.serial != found.serial
+    if holder.device is device:
+        return holder.identity != part.identity
+    old, new = holder.device, part.device
+    replaced = old.absences and old.identity == new.identity and not old.may_be(new)
+    moved = old.serial and new.serial and old.serial != new.serial
     return not replaced and not moved
 
 

@@ -261,6 +261,7 @@ class _Takeover:
             model.Deployable,
             row,
             name=name,
+            label=name.removeprefix(f'{device.hostname}_').replace(device.address, '', 1),
             driver_name=_driver(device.type, row['driver_name']),
             rp_uuid=provider,
             bitstream_id=row['bitstream_id'],

@@ -52,6 +52,10 @@ def member_of(service):
     return request_id.RequestId(app.SizeLimit(identified, limit))
 
 
+#: What a web server on this machine says of the peer and of the name it was asked by.
+LOCAL = {'REMOTE_ADDR': '127.0.0.1', 'HTTP_HOST': 'localhost'}
+
+
 class World:
     """A service with rows of two projects; what is deleted comes back."""
 
@@ -100,7 +104,7 @@ class World:
         self.secrets = {ADMINS, *(x for arq in theirs for x in (arq.uuid, arq.instance_uuid) if x)}
 
     def some(self, kind, number):
-        rows = self.known[kind] or [str(uuid.UUID(int=number))]
+        rows = self.known.get(kind) or [str(uuid.UUID(int=number))]
         return rows[number % len(rows)]
 
     def about_what_is(self, case, number):
@@ -185,7 +189,8 @@ class Persona:
             return numbered.map(lambda drawn: self.world.about_what_is(*drawn))
 
     def __call__(self, environ, start_response):
-        return self.world.apps[self._name](environ, start_response)
+        # Who asks is on this machine.
+        return self.world.apps[self._name](environ | LOCAL, start_response)
 
 
 ADMIN, MEMBER = Persona('admin'), Persona('member')

@@ -58,7 +58,7 @@ class Bound:
         return [
             {
                 'uuid': arq,
-                'hostname': 'node-1',
+                'hostname': 'host-1',
                 'device_rp_uuid': provider or self.provider,
                 'instance_uuid': support.INSTANCE,
                 'project_id': 'p',

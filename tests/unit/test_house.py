@@ -57,6 +57,7 @@ MORE = {
     'test_ci',
     'test_devstack',
     'test_house',
+    'test_mutants',
     'conductor/test_machine',
     'conductor/test_machine_cards',
     'drivers/test_captures',

@@ -98,6 +98,12 @@ class Cards(stateful.RuleBasedStateMachine):
                 *devices, host=self.name, machine=MACHINE, agent=self.agent, interval=3600
             )
         self.names.add(self.name)
+        # What is disabled under an earlier name is disabled under this one.
+        self.disabled |= {
+            (host, card)
+            for (host, card), row in self._rows().items()
+            if row.status != 'enabled' and any(other == card for _, other in self.disabled)
+        }
 
     def _device(self, slot, card):
         found = support.card(

@@ -205,7 +205,11 @@ def test_what_our_drivers_find_is_what_upstreams_found(cyborg, conductor, take_o
     """Eight GPUs by upstream's names, then a report of our own driver of that host."""
     host = hosts.find('hgx-8gpu', tmp_path)
     found = drivers.Drivers(conductor.conf, host).discover().devices
-    cards = [cyborg.gpu(host.name, device.address) for device in found]
+    boards = [json.dumps({'product_id': device.board['product_id']}) for device in found]
+    cards = [
+        cyborg.gpu(host.name, device.address, std_board_info=board)
+        for device, board in zip(found, boards, strict=True)
+    ]
     profile = cyborg.profile()
     arqs = [cyborg.bound(profile, card) for card in cards[:3]]
     take_over()
@@ -262,7 +266,7 @@ def test_name_without_a_host(cyborg, conductor, take_over):
     assert [note for note in outcome.notes if second.rp_uuid in note and second.uuid in note]
     assert conductor.arq(arqs[1].uuid).device_rp_uuid == second.rp_uuid
     check_promises(conductor)
-    conductor.report(gpu(), host='host-2')
+    conductor.report(gpu(type='AICHIP', vendor='19e5'), host='host-2')
     assert conductor.arq(arqs[1].uuid).attach_handle.uuid == cards[1].handle.uuid
     assert len(conductor.rows(model.AttachHandle)) == 2
 
