@@ -5,13 +5,16 @@ The API is a part of the test's process, which spoils what it sends.
 """
 
 import contextlib
+import datetime
 import itertools
 import threading
 import time
 import uuid
 
 import oslo_messaging as messaging
+from oslo_utils import timeutils
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -162,6 +165,9 @@ class Scenario:
         yield
         self.bind(third, taken)
         yield
+        # Without Nova nobody can say that the instance is gone.
+        self.ask('DELETE', f'/v2/instances/{taken}', wanted=(409,))
+        yield
         self.ask('DELETE', f'{ARQS}?arqs={first}', done=[404])
         del self.states[first]
         yield
@@ -179,7 +185,25 @@ class Scenario:
             yield
         self.report(self.card)
         yield
+        [missing] = self._rows(model.Device, hostname=self.host, address=self.other.address)
+        self.ask('DELETE', f'/v2/devices/{missing.uuid}', done=[404])
+        yield
         self.report(self.card, self.other)
+        yield
+        yield from self._other_host()
+
+    def _other_host(self):
+        """One that goes down, gets another name, and is deleted."""
+        old, new = f'{self.host}-old', f'{self.host}-new'
+        self._tell(old, self.card)
+        past = timeutils.utcnow() - datetime.timedelta(days=1)
+        with self.deployment.database.writer() as session:
+            row = sa.update(model.Host).where(model.Host.name == old)
+            session.execute(row.values(seen_at=past))
+        yield
+        self.ask('PATCH', f'/v2/hosts/{old}', {'name': new}, done=[404])
+        yield
+        self.ask('DELETE', f'/v2/hosts/{new}', done=[404])
         yield
 
     def _set_status(self):
@@ -206,16 +230,19 @@ class Scenario:
             self.ask('DELETE', f'{ARQS}/{arq["uuid"]}')
 
     def report(self, *devices):
+        self._tell(self.host, *devices)
+        self.there['devices'] = len(devices)
+
+    def _tell(self, host, *devices):
         facts = [device.facts() for device in devices]
         for _ in range(2):
             told = {
-                'host': self.host, 'boot_id': 'boot-1', 'sequence': time.monotonic_ns(),
+                'host': host, 'boot_id': 'boot-1', 'sequence': time.monotonic_ns(),
                 'interval': 3600, 'digest': str(len(facts)), 'devices': facts, 'drivers': {},
             }  # fmt: skip
             with contextlib.suppress(messaging.MessagingTimeout):
                 self.deployment.call('report', **told)
                 break
-        self.there['devices'] = len(devices)
 
     def create_profile(self):
         body = [{'name': self.profile, 'groups': [{'resources:FPGA': '3'}]}]

@@ -50,12 +50,15 @@ class Cloud:
     def ask(self, method, path, body=None):
         return requests.request(method, f'{self.url}{path}', json=body, timeout=60)
 
+    def host(self):
+        return self.get('/devices')['devices'][0]['hostname']
+
     def cycle(self):
         """Create a request, bind it, see it bound, delete it."""
         answer = self.ask('POST', '/accelerator_requests', {'device_profile_name': 'one'})
         [arq] = answer.json()['arqs']
         provider = self.get('/deployables')['deployables'][0]['rp_uuid']
-        patch = {arq['uuid']: support.wish(provider, 'node-1', str(uuid.uuid4()))}
+        patch = {arq['uuid']: support.wish(provider, self.host(), str(uuid.uuid4()))}
         assert self.ask('PATCH', '/accelerator_requests', patch).status_code == 202
         assert self.get(f'/accelerator_requests/{arq["uuid"]}')['state'] == 'Bound'
         path = f'/accelerator_requests?arqs={arq["uuid"]}'
@@ -183,7 +186,7 @@ def test_sixteen_accelerators_go_to_sixteen_requests(cloud):
     answer = cloud.ask('POST', '/accelerator_requests', {'device_profile_name': 'sixteen'})
     arqs = [arq['uuid'] for arq in answer.json()['arqs']]
     provider = cloud.get('/deployables')['deployables'][0]['rp_uuid']
-    wish = support.wish(provider, 'node-1', support.INSTANCE)
+    wish = support.wish(provider, cloud.host(), support.INSTANCE)
     assert cloud.ask('PATCH', '/accelerator_requests', dict.fromkeys(arqs, wish)).status_code == 202
     bound = cloud.get(f'/accelerator_requests?instance={support.INSTANCE}')['arqs']
     assert len({arq['attach_handle_uuid'] for arq in bound}) == 16
