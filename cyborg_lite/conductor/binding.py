@@ -250,12 +250,8 @@ def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
     """
     if not arqs:
         return
-    gone = session.execute(
-        sa.delete(model.ARQ)
-        .where(model.ARQ.id.in_([arq.id for arq in arqs]), _unmoved(arqs))
-        .execution_options(synchronize_session=False)
-    )
-    if typing.cast('sa.CursorResult[typing.Any]', gone).rowcount != len(arqs):
+    gone = sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs]), _unmoved(arqs))
+    if queries.matched(session, gone) != len(arqs):
         raise orm_exception.StaleDataError
 
 
