@@ -16,6 +16,7 @@ from cyborg_lite import model
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import manager
+from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 from tests import support
@@ -150,11 +151,11 @@ def test_what_is_announced_of_a_device_is_what_all_have_made_of_it(service, othe
     service.report(support.card())
     [part], [device] = service.rows(model.Deployable), service.rows(model.Device)
     with other.writer() as session:
-        old = inventory.add_attribute(session, CALLER, part.id, 'trait7', 'CUSTOM_OLD')
+        old = orders.add_attribute(session, CALLER, part.id, 'trait7', 'CUSTOM_OLD')
     act, *given = {
-        'disable': (inventory.set_status, device.uuid, 'maintaining'),
-        'add a trait': (inventory.add_attribute, part.id, 'trait8', 'CUSTOM_NEW'),
-        'delete a trait': (inventory.delete_attribute, old),
+        'disable': (orders.set_status, device.uuid, 'maintaining'),
+        'add a trait': (orders.add_attribute, part.id, 'trait8', 'CUSTOM_NEW'),
+        'delete a trait': (orders.delete_attribute, old),
     }[order]
     outcome = []
 
@@ -241,7 +242,7 @@ def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):
 
     def put():
         with service.database.writer() as session:
-            session.info[outbox.KINDS] = {outbox.EVENT}
+            session.info |= {outbox.KINDS: {outbox.EVENT}, outbox.PUT: set()}
             outbox.put(session, outbox.EVENT, {'one': {}, 'two': {}})
 
     def end():

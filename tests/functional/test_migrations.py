@@ -210,6 +210,13 @@ class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.T
     def include_object(self, object_, name, type_, reflected, compare_to):
         return not (type_ == 'table' and name == 'alembic_version')
 
+    def compare_server_default(self, ctxt, ins_col, meta_col, insp_def, meta_def, rendered):
+        if insp_def == "''" == rendered:  # of MariaDB oslo.db compares a text with an expression
+            return False
+        return super().compare_server_default(
+            ctxt, ins_col, meta_col, insp_def, meta_def, rendered
+        )
+
 
 def expands(operation, made):
     """Whether a release that knows nothing of the operation reads and writes as before.

@@ -114,7 +114,7 @@ def test_a_request_is_bound(town, engine, tmp_path):
         [part] = ask('GET', '/deployables', 200)['deployables']
         ask('POST', '/device_profiles', 201, [{'name': 'one', 'groups': [{'resources:FPGA': '1'}]}])
         [arq] = ask('POST', '/accelerator_requests', 201, {'device_profile_name': 'one'})['arqs']
-        bind = {arq['uuid']: support.wish(part['rp_uuid'], 'node-1', support.INSTANCE)}
+        bind = {arq['uuid']: support.wish(part['rp_uuid'], f'host-{engine}', support.INSTANCE)}
         ask('PATCH', '/accelerator_requests', 202, bind)
         assert ask('GET', f'/accelerator_requests/{arq["uuid"]}', 200)['state'] == 'Bound'
         ask('DELETE', f'/accelerator_requests?arqs={arq["uuid"]}', 204)

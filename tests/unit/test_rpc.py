@@ -155,13 +155,13 @@ def test_what_is_no_method_for_others(bus, method):
 
 def test_nobody_answers(bus):
     with pytest.raises(messaging.MessagingTimeout):
-        bus.agent(CALLER, 'host-2', timeout=0).echo()
+        bus.agent(CALLER, 'host-2', timeout=0)._client.call(CALLER, 'echo')
 
 
 def test_exchanges_keep_apart(bus):
     other = rpc.Bus(options.load(files=[]), 'fake://', exchange='another')
     with pytest.raises(messaging.MessagingTimeout):
-        other.conductor(CALLER, timeout=0).echo()
+        other.conductor(CALLER, timeout=0)._client.call(CALLER, 'echo')
     other.close()
 
 
