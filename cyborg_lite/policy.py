@@ -15,7 +15,6 @@ import typing
 
 from oslo_config import cfg
 from oslo_log import log
-from oslo_policy import _checks
 from oslo_policy import policy
 
 from cyborg_lite import conf as options
@@ -173,15 +172,14 @@ class Enforcer(policy.Enforcer):
             where |= dict.fromkeys(rules, file)
         checks = policy.Rules.from_dict(said, self.default_rule)
         for name, check in checks.items():
-            # What oslo.policy cannot parse it takes for "nobody".
-            if isinstance(check, _checks.FalseCheck) and said[name] != '!':
+            # What oslo.policy cannot parse it takes for "nobody", which is written "!".
+            if str(check) == '!' and said[name] != '!':
                 raise Broken(f'Policy file {where[name]} is broken: rule {name} cannot be parsed')
         for default in self.registered_rules.values():
             checks.setdefault(default.name, default.check)
         self._refuse_loose_ends(checks, where)
         self.file_rules = {name: policy.RuleDefault(name, rule) for name, rule in said.items()}
         self.set_rules(checks, overwrite=True, use_conf=True)
-        self._need_check_rule = False
         self._warn_of_unknown(where)
 
     def _refuse_loose_ends(self, checks: policy.Rules, where: dict[str, pathlib.Path]) -> None:
@@ -236,7 +234,7 @@ def _read(file: pathlib.Path) -> dict[str, str]:
 
 def _references(check: typing.Any) -> collections.abc.Iterator[str]:
     """The names of other rules that a rule asks."""
-    if isinstance(check, _checks.RuleCheck):
+    if isinstance(check, policy.RuleCheck):
         yield check.match
     for part in getattr(check, 'rules', ()):
         yield from _references(part)

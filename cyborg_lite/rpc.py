@@ -16,12 +16,11 @@ import uuid
 import kombu.exceptions
 from oslo_config import cfg
 import oslo_messaging as messaging
-from oslo_messaging._metrics import client as metrics
-from oslo_messaging._tracing import client as tracing
 from oslo_utils import versionutils
 
 from cyborg_lite import context
 from cyborg_lite import exception
+from cyborg_lite import shims
 
 CONDUCTOR = 'cyborg_lite.conductor'
 #: Conductors serve this topic to agents: it takes reports and nothing else.
@@ -69,9 +68,7 @@ class Bus:
         self._slots = threading.BoundedSemaphore(CALLS)
         pins = conf.upgrade_levels
         self._newest = {CONDUCTOR: pins.conductor, REPORTS: pins.conductor, AGENT: pins.agent}
-        # oslo.messaging reads these of our options, but registers them with the global ones only.
-        conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
-        conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+        shims.register_messaging_options(conf)
         self._transport = messaging.get_rpc_transport(
             conf, url=url, allowed_remote_exmods=[exception.__name__]
         )
@@ -142,24 +139,9 @@ def stop(*servers: Server) -> None:
     """Take no more calls, and finish those in hand."""
     for server in servers:
         server.stop()
-        _hang_up(server.listener)
+        shims.disconnect(server)
     for server in servers:
         server.wait()
-
-
-def _hang_up(listener: typing.Any) -> None:
-    """Let the broker have back what it has sent us and we have not taken, for others to take.
-
-    By itself oslo.messaging stays connected until the last call in hand is finished: what the
-    broker still sends would wait for that. And it says goodbye: while it waits for the answer it
-    takes what comes, acknowledges it, and forgets it.
-    """
-    pooled = getattr(listener._poll_style_listener, 'conn', None)
-    if pooled is not None:
-        connection = pooled.connection
-        connection._heartbeat_stop()
-        connection.connection.collect()
-        connection.connection = None
 
 
 class BusAway(messaging.MessageDeliveryFailure):

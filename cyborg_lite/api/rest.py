@@ -28,6 +28,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import rpc
+from cyborg_lite import shims
 from cyborg_lite.api import types
 from cyborg_lite.api import version
 from cyborg_lite.db import engine
@@ -142,8 +143,7 @@ def expose(
             return _render(result)
 
         exposed = pecan.expose(content_type='application/json')(answer)
-        # pecan routes by the signature of what was written, not of what wraps it.
-        pecan.util._cfg(exposed)['argspec'] = spec
+        shims.route_by(exposed, spec)
         exposed.operation = operation
         return exposed
 
@@ -244,6 +244,7 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
 
 
+@shims.hide_unexposed
 class Controller(rest.RestController):
     """A resource: its collection's name in URLs, and its rows."""
 
@@ -257,11 +258,6 @@ class Controller(rest.RestController):
     what: str
     #: relationships that are shown, to be loaded with the rows
     options: tuple[typing.Any, ...] = ()
-
-    def _lookup_child(self, name: str) -> typing.Any:
-        # What is not exposed is no part of a URL: a profile may be called "kind".
-        child = super()._lookup_child(name)
-        return child if pecan.util.iscontroller(child) else None
 
     def links(self, row: typing.Any, root: str) -> list[dict[str, str]]:
         return [{'rel': 'self', 'href': f'{root}/v2/{self.path}/{getattr(row, self.id)}'}]

@@ -21,6 +21,7 @@ FILES = sorted(ROOT.rglob('*.py'))
 ROOMS = {
     # the ground
     'model': set(),
+    'shims': set(),
     'conf': set(),
     'exception': set(),
     'context': {'exception'},
@@ -31,12 +32,12 @@ ROOMS = {
     'contract': {'model'},
     'osc': set(),
     'server': set(),
-    'rpc': {'context', 'exception'},
+    'rpc': {'context', 'exception', 'shims'},
     'db': {'exception', 'model'},
     'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
-    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
+    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc', 'shims'},
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
@@ -123,6 +124,31 @@ def test_the_table_has_no_edge_that_is_not_used():
 
 def test_there_is_a_way_down_from_every_room():
     assert list(graphlib.TopologicalSorter(ROOMS).static_order())
+
+
+def private(file):
+    """The private names that a file uses and does not define."""
+    tree = ast.parse(file.read_text())
+    defined, used = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.Attribute):
+            used.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = '.'.join([getattr(node, 'module', ''), *(each.name for each in node.names)])
+            used |= set(names.split('.')) - {'__future__'}
+    return {each for each in used - defined if each.startswith('_') and not each.endswith('__')}
+
+
+def test_private_names_of_libraries_are_in_one_file():
+    public = {'_exit', '_replace'}
+    for file in FILES:
+        if file != ROOT / 'shims.py':
+            assert private(file) <= public, file
+    assert private(ROOT / 'shims.py')
 
 
 def test_the_services_meet_in_rpc_alone():

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that we use of libraries and that they do not promise to keep: their private names.
+
+A release of theirs may break any of these. ``tests/unit/test_shims.py`` then says which did.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+from oslo_config import cfg
+import oslo_messaging as messaging
+from oslo_messaging._metrics import client as metrics
+from oslo_messaging._tracing import client as tracing
+import pecan
+
+C = typing.TypeVar('C', bound=type)
+
+
+def register_messaging_options(conf: cfg.ConfigOpts) -> None:
+    """Register what oslo.messaging reads of our options, but registers with the global ones only.
+
+    Neither group is among what ``oslo_messaging.opts.list_opts()`` returns.
+    """
+    conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
+    conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
+
+
+def disconnect(server: messaging.MessageHandlingServer) -> None:
+    """Close a stopped server's connection to the broker at once, and without a goodbye.
+
+    The broker then gives to others what it has sent us and we have not taken. By itself
+    oslo.messaging stays connected until the last call in hand is finished: what the broker still
+    sends would wait for that. And it says goodbye: while it waits for the answer it takes what
+    comes, acknowledges it, and forgets it.
+
+    A transport in memory has no connection.
+    """
+    pooled = getattr(server.listener._poll_style_listener, 'conn', None)
+    if pooled is not None:
+        connection = pooled.connection
+        connection._heartbeat_stop()
+        connection.connection.collect()
+        connection.connection = None
+
+
+def route_by(exposed: typing.Any, signature: inspect.FullArgSpec) -> None:
+    """Have pecan match URLs with this signature, not with that of the exposed method itself."""
+    pecan.util._cfg(exposed)['argspec'] = signature
+
+
+def hide_unexposed(controller: C) -> C:
+    """Have pecan find only what is exposed: a decorator of REST controllers.
+
+    By itself it takes each attribute of a controller that a URL names for a part of the URL: a
+    profile may be called "kind".
+    """
+    lookup = controller._lookup_child  # type: ignore[attr-defined]
+
+    def lookup_exposed(self: typing.Any, name: str) -> typing.Any:
+        child = lookup(self, name)
+        return child if pecan.util.iscontroller(child) else None
+
+    controller._lookup_child = lookup_exposed  # type: ignore[attr-defined]
+    return controller

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each shim does what it is for, with the releases that are installed."""
+
+from importlib import metadata
+import inspect
+import uuid
+
+import oslo_messaging as messaging
+from oslo_messaging._drivers import impl_rabbit
+import pecan
+from pecan import rest
+import pytest
+import webtest
+
+from cyborg_lite import conf as options
+from cyborg_lite import shims
+
+
+def check_register_messaging_options(monkeypatch):
+    """A client and a server need no options that are not registered."""
+    conf = options.load(files=[])
+    shims.register_messaging_options(conf)
+    assert conf.oslo_messaging_metrics.metrics_enabled is False
+    assert conf.oslo_messaging_tracing.tracing_enabled is False
+    server, client = _serve(conf, 'fake://')
+    try:
+        assert client.call({}, 'echo', said='a') == 'a'
+    finally:
+        _stop(server)
+
+
+def check_disconnect(monkeypatch):
+    """What the transport of RabbitMQ has of a connection is closed and forgotten."""
+    conf = options.load(files=[])
+    shims.register_messaging_options(conf)
+    server, client = _serve(conf, 'kombu+memory:////')
+    try:
+        assert client.call({}, 'echo', said='a') == 'a'
+        connection = server.listener._poll_style_listener.conn.connection
+        broker, beats = connection.connection, []
+        stop = type(connection)._heartbeat_stop
+        monkeypatch.setattr(connection, '_heartbeat_stop', lambda: beats.append(stop(connection)))
+        assert broker.connected
+        server.stop()
+        shims.disconnect(server)
+        assert beats == [None]
+        assert not broker.connected
+    finally:
+        _stop(server)
+    assert connection.connection is None
+
+
+def check_route_by(monkeypatch):
+    """A method that takes anything is called with what its signature names."""
+
+    class Root(rest.RestController):
+        @pecan.expose(content_type='text/plain')
+        def get_one(self, *args):
+            return ','.join(args)
+
+    signature = inspect.getfullargspec(lambda self, id: None)
+    application = webtest.TestApp(pecan.make_app(Root()))
+    assert application.get('/a/b').text == 'a,b'
+    shims.route_by(Root.get_one, signature)
+    assert application.get('/a').text == 'a'
+    application.get('/a/b', status=404)
+
+
+def check_hide_unexposed(monkeypatch):
+    """An attribute that is not exposed is an id like any other."""
+
+    class Root(rest.RestController):
+        kind = 'hidden'
+
+        @pecan.expose(content_type='text/plain')
+        def get_one(self, id):
+            return id
+
+        @pecan.expose(content_type='text/plain')
+        def seen(self):
+            return 'exposed'
+
+        _custom_actions = {'seen': ['GET']}
+
+    hidden = shims.hide_unexposed(Root)
+    assert hidden is Root
+    application = webtest.TestApp(pecan.make_app(Root()))
+    assert application.get('/kind').text == 'kind'
+    assert application.get('/a').text == 'a'
+    assert application.get('/seen').text == 'exposed'
+
+
+CHECKS = {
+    shims.register_messaging_options: ('oslo.messaging', check_register_messaging_options),
+    shims.disconnect: ('oslo.messaging', check_disconnect),
+    shims.route_by: ('pecan', check_route_by),
+    shims.hide_unexposed: ('pecan', check_hide_unexposed),
+}
+
+
+class _Echo:
+    @messaging.expose
+    def echo(self, ctxt, said):
+        return said
+
+
+def _serve(conf, url):
+    transport = messaging.get_rpc_transport(conf, url=url)
+    exchange = str(uuid.uuid4())
+    server = messaging.get_rpc_server(
+        transport,
+        messaging.Target(exchange=exchange, topic='echo', server='here'),
+        [_Echo()],
+        access_policy=messaging.ExplicitRPCAccessPolicy,
+    )
+    server.start()
+    target = messaging.Target(exchange=exchange, topic='echo')
+    return server, messaging.get_rpc_client(transport, target, timeout=30)
+
+
+def _stop(server):
+    server.stop()
+    server.wait()
+    server.transport.cleanup()
+
+
+def hold(shim, monkeypatch):
+    """Check a shim; whatever goes wrong with it, say which release of which library is at fault."""
+    library, check = CHECKS[shim]
+    try:
+        check(monkeypatch)
+    except Exception as error:
+        release = f'{library} {metadata.version(library)}'
+        pytest.fail(f'{release} breaks cyborg_lite.shims.{shim.__name__}: {error!r}')
+
+
+@pytest.mark.parametrize('shim', CHECKS, ids=lambda shim: shim.__name__)
+def test_shim_fits_the_installed_release(shim, monkeypatch):
+    hold(shim, monkeypatch)
+
+
+BREAKS = {
+    shims.register_messaging_options: (shims.metrics, 'oslo_messaging_metrics'),
+    shims.disconnect: (impl_rabbit.Connection, '_heartbeat_stop'),
+    shims.route_by: (pecan.util, '_cfg'),
+    shims.hide_unexposed: (rest.RestController, '_lookup_child'),
+}
+
+
+@pytest.mark.parametrize('shim', CHECKS, ids=lambda shim: shim.__name__)
+def test_the_release_at_fault_is_named(shim, monkeypatch):
+    """A release is no longer to have the private name that a shim uses."""
+    owner, name = BREAKS[shim]
+    monkeypatch.delattr(owner, name)
+    library = CHECKS[shim][0]
+    with pytest.raises(pytest.fail.Exception) as caught:
+        hold(shim, monkeypatch)
+    assert f'{library} {metadata.version(library)} breaks' in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_every_shim_is_checked():
+    own = {
+        each
+        for each in vars(shims).values()
+        if inspect.isfunction(each) and each.__module__ == shims.__name__
+    }
+    assert own == set(CHECKS) == set(BREAKS)
