@@ -9,13 +9,17 @@ from __future__ import annotations
 import collections.abc
 from concurrent import futures
 import functools
+import sys
 import threading
+import types
 import typing
 import uuid
 
 import kombu.exceptions
 from oslo_config import cfg
+from oslo_log import log
 import oslo_messaging as messaging
+from oslo_serialization import jsonutils
 from oslo_utils import versionutils
 
 from cyborg_lite import context
@@ -37,8 +41,36 @@ RETRIES = 3
 #: The most calls with a timeout that a process has under way. One that the broker does not take
 #: goes on for a while after its caller has given up.
 CALLS = 64
+#: The modules whose errors are rebuilt where they are raised again.
+ERRORS = [exception.__name__]
 
-Server: typing.TypeAlias = messaging.MessageHandlingServer
+LOG = log.getLogger(__name__)
+
+
+class Server(typing.Protocol):
+    """A manager that is served."""
+
+    def stop(self) -> None:
+        """Take no more calls."""
+
+    def wait(self) -> None:
+        """Return once the calls in hand are finished."""
+
+
+class Peers(typing.Protocol):
+    """How managers are served and called: over a bus, or in this process."""
+
+    def serve(self, topic: str, server: str, manager: object) -> Server: ...
+
+    def conductor(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
+
+    def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
+
+    def agent(
+        self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
+    ) -> Peer: ...
+
+    def close(self) -> None: ...
 
 
 class _Serializer(messaging.NoOpSerializer):
@@ -69,9 +101,7 @@ class Bus:
         pins = conf.upgrade_levels
         self._newest = {CONDUCTOR: pins.conductor, REPORTS: pins.conductor, AGENT: pins.agent}
         shims.register_messaging_options(conf)
-        self._transport = messaging.get_rpc_transport(
-            conf, url=url, allowed_remote_exmods=[exception.__name__]
-        )
+        self._transport = messaging.get_rpc_transport(conf, url=url, allowed_remote_exmods=ERRORS)
 
     def serve(self, topic: str, server: str, manager: object) -> Server:
         """Start to answer calls, in threads, of those methods of the manager that are marked with
@@ -120,7 +150,8 @@ class Bus:
             # While there is no queue yet, be told so at once: nobody would ever answer.
             transport_options=messaging.TransportOptions(at_least_once=True),
         )
-        return Peer(client, ctxt, self._slots, timeout)
+        late = BusAway('the broker takes no messages')
+        return Peer(client, ctxt, self._slots, timeout, late)
 
     def _place(self, topic: str) -> dict[str, str]:
         """The topic and its exchange.
@@ -135,11 +166,139 @@ class Bus:
         self._transport.cleanup()
 
 
+class Local:
+    """Managers in this process: they are called directly.
+
+    They get and give what they would over a bus: plain data, a context and errors that are rebuilt
+    from text, and nothing that is shared with the caller.
+    """
+
+    def __init__(self) -> None:
+        self._slots = threading.BoundedSemaphore(CALLS)
+        #: by topic and server
+        self._served: dict[tuple[str, str], _Served] = {}
+
+    def serve(self, topic: str, server: str, manager: object) -> Server:
+        """Answer calls of those methods that are marked with ``oslo_messaging.expose``."""
+        made = _Served(manager)
+        self._served[topic, server] = made
+        return made
+
+    def conductor(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        return self._peer(ctxt, timeout, CONDUCTOR)
+
+    def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        return self._peer(ctxt, timeout, REPORTS)
+
+    def agent(
+        self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
+    ) -> Peer:
+        return self._peer(ctxt, timeout, AGENT, hostname)
+
+    def _peer(
+        self,
+        ctxt: context.RequestContext,
+        timeout: int | None,
+        topic: str,
+        server: str | None = None,
+    ) -> Peer:
+        late = messaging.MessagingTimeout('no answer in time')
+        return Peer(_Direct(self._find, topic, server), ctxt, self._slots, timeout, late)
+
+    def _find(self, topic: str, server: str | None) -> _Served | None:
+        """One that serves the topic, on this server if one is named."""
+        for (of, at), served in [*self._served.items()]:
+            if of == topic and server in (None, at) and not served.stopped:
+                return served
+        return None
+
+    def close(self) -> None:
+        """Forget whoever was served."""
+        self._served.clear()
+
+
+class _Served:
+    """A manager of this process, which takes calls until it is stopped."""
+
+    def __init__(self, manager: object) -> None:
+        self._dispatcher = messaging.RPCDispatcher(
+            [manager], _Serializer(), messaging.ExplicitRPCAccessPolicy
+        )
+        self._changed = threading.Condition()
+        self._calls = 0
+        self.stopped = False
+
+    def answer(self, ctxt: dict[str, typing.Any], message: dict[str, typing.Any]) -> typing.Any:
+        """What the method answers, or raises, and the caller is to know of it.
+
+        :raises _Stopped: when no more calls are taken.
+        """
+        with self._changed:
+            if self.stopped:
+                raise _Stopped
+            self._calls += 1
+        try:
+            incoming = types.SimpleNamespace(ctxt=ctxt, message=message, client_timeout=None)
+            return self._dispatcher.dispatch(incoming)
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        with self._changed:
+            self.stopped = True
+
+    def wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._calls)
+
+
+class _Stopped(Exception):
+    """A manager takes no more calls."""
+
+
+class _Direct:
+    """Calls a manager of this process, as messaging.RPCClient calls one over a bus."""
+
+    def __init__(
+        self,
+        find: collections.abc.Callable[[str, str | None], _Served | None],
+        topic: str,
+        server: str | None,
+    ) -> None:
+        self._find = find
+        self._topic = topic
+        self._server = server
+        self._serializer = _Serializer()
+
+    def call(self, ctxt: context.RequestContext, method: str, **kwargs: typing.Any) -> typing.Any:
+        message = {'method': method, 'args': kwargs, 'version': NEEDED[self._topic]}
+        sent = _copy([self._serializer.serialize_context(ctxt), message])
+        while served := self._find(self._topic, self._server):
+            try:
+                return _copy(served.answer(*sent))
+            except _Stopped:
+                continue
+            except messaging.ExpectedException as expected:
+                raise shims.rebuild(expected.exc_info, ERRORS) from None
+            except Exception:
+                LOG.exception('The call of %s failed', method)
+                raise shims.rebuild(sys.exc_info(), ERRORS) from None
+        raise messaging.MessageUndeliverable(None, None, self._topic, message)
+
+
+def _copy(data: typing.Any) -> typing.Any:
+    """Data as it is after a transport."""
+    return jsonutils.loads(jsonutils.dumps(data))
+
+
 def stop(*servers: Server) -> None:
     """Take no more calls, and finish those in hand."""
     for server in servers:
         server.stop()
-        shims.disconnect(server)
+        if isinstance(server, messaging.MessageHandlingServer):
+            shims.disconnect(server)
     for server in servers:
         server.wait()
 
@@ -149,19 +308,22 @@ class BusAway(messaging.MessageDeliveryFailure):
 
 
 class Peer:
-    """A manager elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
+    """A manager, perhaps elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
 
     def __init__(
         self,
-        client: messaging.RPCClient,
+        client: messaging.RPCClient | _Direct,
         ctxt: context.RequestContext,
         slots: threading.BoundedSemaphore,
         timeout: float | None,
+        late: Exception,
     ) -> None:
+        """:param late: is raised when the call itself has not ended in time."""
         self._client = client
         self._context = ctxt
         self._slots = slots
         self._timeout = timeout
+        self._late = late
 
     def __getattr__(self, method: str) -> collections.abc.Callable[..., typing.Any]:
         return functools.partial(self._call, method)
@@ -184,7 +346,7 @@ class Peer:
         try:
             return answer.result(self._timeout * 0.9)
         except futures.TimeoutError:
-            raise BusAway('the broker takes no messages') from None
+            raise self._late from None
 
     def _fulfil(
         self, answer: futures.Future[typing.Any], method: str, kwargs: dict[str, typing.Any]

@@ -10,7 +10,6 @@ import pathlib
 import socket
 import threading
 import typing
-import uuid
 
 from oslo_config import cfg
 from oslo_log import log
@@ -45,7 +44,7 @@ class Running(typing.Protocol):
 class Conductor:
     """Answers calls, in threads."""
 
-    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
         self._conf = conf
         self._bus = bus
         self._servers: list[rpc.Server] = []
@@ -67,7 +66,7 @@ class Conductor:
 class Agent:
     """Reports a host, and answers calls for it."""
 
-    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Peers, host: driver.Host) -> None:
         self._bus = bus
         self._servers: list[rpc.Server] = []
         self.manager = agent_manager.Manager(conf, bus, host)
@@ -84,8 +83,7 @@ class Agent:
 class Embedded:
     """API, conductor and the agents of some hosts in one process, as threads.
 
-    The same code as in many processes: the database is SQLite, the bus hands messages over in
-    memory.
+    The same code as in many processes: the database is SQLite, and there is no bus.
     """
 
     def __init__(
@@ -94,8 +92,7 @@ class Embedded:
         self.conf = conf
         self.database = engine.Database(conf)
         migration.upgrade(self.database.engine)
-        # The transport is one in the whole process, whoever else is in it.
-        self.bus = rpc.Bus(conf, 'fake://', exchange=str(uuid.uuid4()))
+        self.bus = rpc.Local()
         self.application = app.application(conf, self.database, self.bus)
         self.agents = [Agent(conf, self.bus, host) for host in hosts]
         self._services: list[Running] = [Conductor(conf, self.database, self.bus), *self.agents]

@@ -11,6 +11,7 @@ import typing
 
 from oslo_config import cfg
 import oslo_messaging as messaging
+from oslo_messaging._drivers import common
 from oslo_messaging._metrics import client as metrics
 from oslo_messaging._tracing import client as tracing
 import pecan
@@ -43,6 +44,15 @@ def disconnect(server: messaging.MessageHandlingServer) -> None:
         connection._heartbeat_stop()
         connection.connection.collect()
         connection.connection = None
+
+
+def rebuild(failure: typing.Any, modules: list[str]) -> Exception:
+    """The error of ``sys.exc_info()`` as it is when a transport has carried it.
+
+    One whose class is not built in, or of these modules, is a RemoteError then.
+    """
+    text = common.serialize_remote_exception(failure)
+    return typing.cast('Exception', common.deserialize_remote_exception(text, modules))
 
 
 def route_by(exposed: typing.Any, signature: inspect.FullArgSpec) -> None:

@@ -34,7 +34,7 @@ class Manager:
 
     target = messaging.Target(version=rpc.VERSION)
 
-    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Bus, host: driver.Host) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Peers, host: driver.Host) -> None:
         self._conf = conf
         self._bus = bus
         self.host = host

@@ -48,7 +48,7 @@ ALONE = {
 }
 
 
-def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> Wsgi:
+def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> Wsgi:
     """The WSGI application of the API."""
     app: Wsgi = Front(root.application(), conf, database, bus)
     app = _authenticated(app, conf)
@@ -182,7 +182,7 @@ class Front:
     """Agrees on the microversion, knows the caller, and gives errors their form."""
 
     def __init__(
-        self, app: Wsgi, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus
+        self, app: Wsgi, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers
     ) -> None:
         self._app = app
         self._conf = conf

@@ -71,7 +71,7 @@ class Probe:
 class Readiness:
     """503, and why, while the bus, the conductors or the database cannot be used."""
 
-    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
         # What it is not to answer, by the addresses that it serves, is not there.
         self._plugins = healthcheck.Healthcheck(webob.exc.HTTPNotFound(), conf)
         self._database = database
@@ -110,6 +110,6 @@ def alive(request: webob.Request) -> webob.Response:
     return webob.Response(text='OK', content_type='text/plain', charset='UTF-8')
 
 
-def paths(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Bus) -> dict[str, typing.Any]:
+def paths(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> dict[str, typing.Any]:
     """What is answered before anyone is asked who he is."""
     return {'/healthcheck': Readiness(conf, database, bus), '/healthcheck/live': alive}

@@ -47,7 +47,7 @@ class Call:
     content_type: str
     conf: cfg.ConfigOpts
     database: engine.Database
-    bus: rpc.Bus
+    bus: rpc.Peers
     #: where clients reach the root of the API, without a slash at its end
     root: str
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import datetime
 import json
 import sys
+import threading
 import uuid
 
 import oslo_messaging as messaging
@@ -46,6 +48,14 @@ class Manager:
 
     def _hidden(self, ctxt):
         return 'seen'
+
+    @messaging.expose
+    def fail(self, ctxt, kind):
+        raise {'builtin': KeyError('a'), 'other': uuid.uuid1, 'database': DatabaseError('b')}[kind]
+
+
+class DatabaseError(Exception):
+    """An error that is not ours."""
 
 
 @pytest.fixture(scope='module')
@@ -194,3 +204,157 @@ def test_what_the_pin_allows_is_sent(bus):
     pinned = rpc.Bus(conf, 'fake://', exchange=bus._exchange)
     assert pinned.conductor(CALLER).echo(a=1) == {'a': 1}
     pinned.close()
+
+
+@pytest.fixture(scope='module')
+def paths():
+    """The same manager over RabbitMQ's driver, whose broker is in memory, and called directly."""
+    made = {
+        'bus': rpc.Bus(options.load(files=[]), 'kombu+memory://', exchange=str(uuid.uuid4())),
+        'local': rpc.Local(),
+    }
+    managers = {name: Manager() for name in made}
+    served = [
+        made[name].serve(topic, 'host-1', manager)
+        for name, manager in managers.items()
+        for topic in (rpc.CONDUCTOR, rpc.REPORTS, rpc.AGENT)
+    ]
+    yield made, managers
+    rpc.stop(*served)
+    for each in made.values():
+        each.close()
+
+
+def outcome(peer, method, arguments):
+    """What a caller gets: an answer, or all by which one error is told from another."""
+    try:
+        return getattr(peer, method)(**arguments)
+    except Exception as error:
+        kinds = [(kind.__module__, kind.__name__) for kind in type(error).__mro__]
+        told = {name: getattr(error, name, None) for name in ('code', 'kwargs', 'message')}
+        # The last line of the text, where it is there: before it stands where it was raised.
+        return kinds, told, getattr(error, 'exc_type', None), getattr(error, 'value', None)
+
+
+@pytest.mark.parametrize(
+    ('method', 'arguments'),
+    [
+        ('echo', {}),
+        ('echo', {'a': [1, 2.5, None, True, 'é\0'], 'b': {'c': {'d': []}}}),
+        # What JSON has not becomes what it has.
+        ('echo', {'a': (1, 2), 'b': {1: 2, None: 3}, 'c': datetime.datetime(2026, 1, 2, 3, 4, 5)}),
+        ('echo', {'a': uuid.UUID(int=1), 'b': {'x'}, 'c': 1e999}),
+        ('refuse', {'kind': 'NotFound', 'what': 'ARQ', 'id': 'a'}),
+        ('refuse', {'kind': 'TraitsMissing', 'provider': 'a', 'traits': ['b'], 'arq': 'c'}),
+        ('refuse', {'kind': 'Conflict', 'reason': 'no {blank} here'}),
+        ('refuse', {'kind': 'ServiceTokenRequired'}),
+        ('fail', {'kind': 'builtin'}),
+        ('fail', {'kind': 'other'}),
+        ('fail', {'kind': 'database'}),
+        ('fail', {'kind': 'unknown'}),
+        ('fail', {'no such': 'argument'}),
+        ('start', {}),
+        ('_hidden', {}),
+        ('conf', {}),
+        ('nothing', {}),
+    ],
+)
+@pytest.mark.parametrize('topic', ['conductor', 'receiver', 'agent'])
+def test_a_direct_call_is_as_one_over_a_bus(paths, topic, method, arguments):
+    made, _ = paths
+    server = ('host-1',) if topic == 'agent' else ()
+    outcomes = [
+        outcome(getattr(each, topic)(CALLER, *server, timeout=20), method, arguments)
+        for each in made.values()
+    ]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_context_is_rebuilt_as_over_a_bus(paths):
+    made, managers = paths
+    known = []
+    for name, each in made.items():
+        each.conductor(CALLER, timeout=20).echo()
+        known.append(managers[name].contexts[-1].to_dict())
+        assert managers[name].contexts[-1] is not CALLER
+    calls = [each.pop('call') for each in known]
+    assert known[0] == known[1]
+    assert known[0]['auth_token'] is None
+    assert calls[0] != calls[1]
+
+
+def test_a_direct_call_shares_nothing(paths):
+    local, managers = paths[0]['local'], paths[1]['local']
+    sent = {'a': [1]}
+    got = local.conductor(CALLER).echo(sent=sent)
+    assert got == {'sent': sent}
+    assert got['sent'] is not sent
+    assert got['sent']['a'] is not sent['a']
+    assert managers.contexts[-1].roles is not CALLER.roles
+
+
+def test_what_text_cannot_carry_is_refused_before_it_is_sent(paths):
+    loop = []
+    loop.append(loop)
+    for each in paths[0].values():
+        with pytest.raises(ValueError, match='Circular'):
+            each.conductor(CALLER, timeout=20).echo(a=loop)
+
+
+class Slow:
+    """A manager whose call ends when it is told so."""
+
+    target = messaging.Target(version=rpc.VERSION)
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    @messaging.expose
+    def work(self, ctxt):
+        self.begun.set()
+        self.end.wait(20)
+        return 'done'
+
+
+def test_who_stops_finishes_what_is_in_hand_and_takes_no_more():
+    local, slow = rpc.Local(), Slow()
+    served = local.serve(rpc.CONDUCTOR, 'host-1', slow)
+    answers = []
+    peer = local.conductor(CALLER)
+    caller = threading.Thread(target=lambda: answers.append(peer.work()))
+    caller.start()
+    assert slow.begun.wait(20)
+    served.stop()
+    with pytest.raises(messaging.MessageUndeliverable):
+        peer.work()
+    stopper = threading.Thread(target=served.wait)
+    stopper.start()
+    assert stopper.is_alive()
+    slow.end.set()
+    stopper.join(20)
+    caller.join(20)
+    assert answers == ['done']
+
+
+def test_a_direct_call_has_its_time():
+    local, slow = rpc.Local(), Slow()
+    local.serve(rpc.CONDUCTOR, 'host-1', slow)
+    with pytest.raises(messaging.MessagingTimeout):
+        local.conductor(CALLER, timeout=0.1).work()
+    slow.end.set()
+
+
+@pytest.mark.parametrize('server', ['host-2', None])
+def test_nobody_serves_in_this_process(paths, server):
+    local = paths[0]['local'] if server else rpc.Local()
+    peer = local.agent(CALLER, server) if server else local.conductor(CALLER)
+    with pytest.raises(messaging.MessageUndeliverable):
+        peer.echo()
+
+
+def test_another_takes_the_calls_of_one_that_has_stopped():
+    local, managers = rpc.Local(), [Manager(), Manager()]
+    served = [local.serve(rpc.CONDUCTOR, f'host-{n}', each) for n, each in enumerate(managers)]
+    rpc.stop(served[0])
+    local.conductor(CALLER).echo()
+    assert [len(each.contexts) for each in managers] == [0, 1]

@@ -3,6 +3,7 @@
 
 from importlib import metadata
 import inspect
+import sys
 import uuid
 
 import oslo_messaging as messaging
@@ -13,6 +14,7 @@ import pytest
 import webtest
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import shims
 
 
@@ -48,6 +50,17 @@ def check_disconnect(monkeypatch):
     finally:
         _stop(server)
     assert connection.connection is None
+
+
+def check_rebuild(monkeypatch):
+    """Errors of a module that is known are rebuilt, and others are told of."""
+    for modules, kind in (([exception.__name__], exception.NotFound), ([], messaging.RemoteError)):
+        try:
+            raise exception.NotFound(what='ARQ', id='a')
+        except exception.NotFound:
+            rebuilt = shims.rebuild(sys.exc_info(), modules)
+        assert isinstance(rebuilt, kind)
+        assert 'ARQ a not found.' in str(rebuilt)
 
 
 def check_route_by(monkeypatch):
@@ -93,6 +106,7 @@ def check_hide_unexposed(monkeypatch):
 CHECKS = {
     shims.register_messaging_options: ('oslo.messaging', check_register_messaging_options),
     shims.disconnect: ('oslo.messaging', check_disconnect),
+    shims.rebuild: ('oslo.messaging', check_rebuild),
     shims.route_by: ('pecan', check_route_by),
     shims.hide_unexposed: ('pecan', check_hide_unexposed),
 }
@@ -142,6 +156,7 @@ def test_shim_fits_the_installed_release(shim, monkeypatch):
 BREAKS = {
     shims.register_messaging_options: (shims.metrics, 'oslo_messaging_metrics'),
     shims.disconnect: (impl_rabbit.Connection, '_heartbeat_stop'),
+    shims.rebuild: (shims.common, 'serialize_remote_exception'),
     shims.route_by: (pecan.util, '_cfg'),
     shims.hide_unexposed: (rest.RestController, '_lookup_child'),
 }
