@@ -87,7 +87,7 @@ class Deployment:
         peer = self.bus._peer(CALLER, 5, topic=rpc.CONDUCTOR, server=f'conductor-{number}')
         try:
             peer.unbind(uuids=[])
-        except (messaging.MessagingTimeout, messaging.MessageUndeliverable):
+        except (messaging.MessagingException, messaging.MessageUndeliverable):
             return False
         return True
 

@@ -5,9 +5,9 @@
 with a point before and after each commit of a writer, each call over the bus and its answer, and
 each HTTP request.  A point's name reads ``conductor commit bind before``.
 
-The directory that ``FAILPOINTS`` names holds what a test and the processes tell each other: who
-reaches the point that the file ``armed`` names renames it to ``fired`` and is gone, as by kill -9;
-``reached`` lists the points that were come by.
+The directory that ``FAILPOINTS`` names holds what a test and the processes tell each other: each
+file in ``armed`` names a point.  A process that reaches the point deletes the file and ends, as by
+kill -9.  The file ``reached`` lists the points that were reached.
 """
 
 from __future__ import annotations
@@ -133,11 +133,11 @@ class Points:
         point = ' '.join([self._name, *words])
         with (self._place / 'reached').open('a') as reached:
             reached.write(f'{point}\n')
-        armed = self._place / 'armed'
-        with contextlib.suppress(FileNotFoundError):
-            if armed.read_text() == point:
-                armed.rename(self._place / 'fired')
-                os._exit(STATUS)
+        for armed in (self._place / 'armed').iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if armed.read_text() == point:
+                    armed.unlink()
+                    os._exit(STATUS)
 
     @contextlib.contextmanager
     def around(self, *words: str) -> collections.abc.Iterator[None]:
@@ -238,19 +238,22 @@ class Control:
 
     def __init__(self, place: pathlib.Path) -> None:
         self.place = place
-        place.mkdir()
+        self._armed = place / 'armed'
+        self._armed.mkdir(parents=True)
 
-    def arm(self, point: str) -> None:
-        (self.place / 'fired').unlink(missing_ok=True)
-        new = self.place / 'new'
-        new.write_text(point)
-        new.rename(self.place / 'armed')
+    def arm(self, *points: str) -> None:
+        for number, point in enumerate(points):
+            new = self.place / 'new'
+            new.write_text(point)
+            new.rename(self._armed / str(number))
 
     def disarm(self) -> None:
-        (self.place / 'armed').unlink(missing_ok=True)
+        for left in self._armed.iterdir():
+            left.unlink(missing_ok=True)
 
     def fired(self) -> bool:
-        return (self.place / 'fired').exists()
+        """Whether a process has died at each point that was armed."""
+        return not any(self._armed.iterdir())
 
     def reached(self) -> set[str]:
         return set((self.place / 'reached').read_text().splitlines())

@@ -54,16 +54,36 @@ class Spoiler:
         self.struck = False
 
     def install(self, monkeypatch):
-        plain = rpc.Peer.__getattr__
+        plain, serialize = rpc.Peer.__getattr__, rpc._Serializer.serialize_context
+        # By the context of the request that made it, the number of the call that is spoiled.
+        numbers = {}
 
         def call(peer, method):
             send = plain(peer, method)
             if method != self._method or self.struck:
                 return send
             self.struck = True
-            return lambda **kwargs: self._fault(lambda: send(**kwargs))
+            number, owner = str(uuid.uuid4()), peer._context
+
+            def spoil(**kwargs):
+                def again():
+                    numbers[owner] = number
+                    return send(**kwargs)
+
+                try:
+                    return self._fault(again)
+                finally:
+                    numbers.pop(owner, None)
+
+            return spoil
+
+        def serialized(serializer, ctxt):
+            # A message that comes twice is one call.
+            own = {'call': numbers[ctxt]} if ctxt in numbers else {}
+            return serialize(serializer, ctxt) | own
 
         monkeypatch.setattr(rpc.Peer, '__getattr__', call)
+        monkeypatch.setattr(rpc._Serializer, 'serialize_context', serialized)
 
     def arrive(self):
         """What is late comes, once more."""
@@ -240,7 +260,7 @@ class Scenario:
                 'host': host, 'boot_id': 'boot-1', 'sequence': time.monotonic_ns(),
                 'interval': 3600, 'digest': str(len(facts)), 'devices': facts, 'drivers': {},
             }  # fmt: skip
-            with contextlib.suppress(messaging.MessagingTimeout):
+            with contextlib.suppress(messaging.MessagingException):
                 self.deployment.call('report', **told)
                 break
 
