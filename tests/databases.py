@@ -14,7 +14,10 @@ import typing
 
 import sqlalchemy as sa
 
+from cyborg_lite import conf as options
 from cyborg_lite import service
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
 from tests.integration import servers
 
 
@@ -42,14 +45,28 @@ class Databases(typing.Protocol):
 
 
 class Files:
-    """Databases of SQLite: a file is soon made, and each is used once."""
+    """Databases of SQLite, each used once.  Migrations take long: one is migrated and copied."""
+
+    def __init__(self, place: pathlib.Path) -> None:
+        self._migrated = place / 'migrated'
 
     @contextlib.contextmanager
     def new(self) -> Url:
         with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
             yield service.database_url(pathlib.Path(directory))
 
-    empty = new
+    @contextlib.contextmanager
+    def empty(self) -> Url:
+        with self.new() as url:
+            file = sa.make_url(url).database
+            if self._migrated.exists():
+                shutil.copy2(self._migrated, file)
+            else:
+                database = engine.Database(options.load(files=[], database__connection=url))
+                migration.upgrade(database.engine)
+                database.close()
+                shutil.copy2(file, self._migrated)
+            yield url
 
 
 class Served:
@@ -88,29 +105,29 @@ WHERE table_schema = database() AND auto_increment > 1
 
 def _clear(url: sa.URL) -> None:
     """Delete all rows; what comes next is numbered from one again."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    if engine.dialect.name == 'postgresql':
-        tables = set(sa.inspect(engine).get_table_names()) - {'alembic_version'}
+    made = sa.create_engine(url, poolclass=sa.NullPool)
+    if made.dialect.name == 'postgresql':
+        tables = set(sa.inspect(made).get_table_names()) - {'alembic_version'}
         _do(url, *([f'TRUNCATE {", ".join(tables)} RESTART IDENTITY'] if tables else []))
         return
-    with engine.connect() as connection:
+    with made.connect() as connection:
         tables = set(connection.scalars(sa.text(_USED)))
     truncate = [f'TRUNCATE TABLE {table}' for table in tables]
     _do(url, 'SET lock_wait_timeout = 60', 'SET foreign_key_checks = 0', *truncate)
 
 
 def _do(url: sa.URL, *statements: str) -> None:
-    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level='AUTOCOMMIT')
-    with engine.connect() as connection:
+    made = sa.create_engine(url, poolclass=sa.NullPool, isolation_level='AUTOCOMMIT')
+    with made.connect() as connection:
         for statement in statements:
             connection.execute(sa.text(statement))
 
 
 @contextlib.contextmanager
-def of(engine: str, place: pathlib.Path) -> collections.abc.Iterator[Databases]:
+def of(name: str, place: pathlib.Path) -> collections.abc.Iterator[Databases]:
     """Databases of an engine, and its server as long as they are needed."""
-    if engine == 'sqlite':
-        yield Files()
+    if name == 'sqlite':
+        yield Files(place)
     else:
-        with servers.DATABASES[engine](place / engine) as url:
+        with servers.DATABASES[name](place / name) as url:
             yield Served(url)

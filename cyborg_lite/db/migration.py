@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import functools
 import pathlib
 import typing
 
@@ -30,6 +31,7 @@ def _config(connection: sa.Connection | None = None) -> config.Config:
     return made
 
 
+@functools.cache
 def head() -> str | None:
     """The revision that this release needs."""
     return script.ScriptDirectory.from_config(_config()).get_current_head()
@@ -41,7 +43,9 @@ def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
     :raises cyborg_lite.exception.Conflict: when another process is at it for too long.
     """
     with engine.connect() as connection, _foreign_keys_off(connection), _alone(connection):
-        command.upgrade(_config(connection), revision)
+        # To find that nothing is missing alembic would load each of the migrations anew.
+        if revision != 'head' or version_of(connection) != head():
+            command.upgrade(_config(connection), revision)
 
 
 @contextlib.contextmanager
