@@ -11,6 +11,7 @@ from concurrent import futures
 import functools
 import sys
 import threading
+import time
 import types
 import typing
 import uuid
@@ -142,8 +143,9 @@ class Bus:
         client = messaging.get_rpc_client(
             self._transport,
             messaging.Target(version=NEEDED[topic], **self._place(topic), **target),
-            # Less than the caller waits: what is not answered then is not even sent.
-            timeout=None if timeout is None else timeout * 0.85,
+            # Less than the caller waits, also on a busy machine: a call that a conductor has not
+            # answered in time must not be taken for one that the broker has not taken.
+            timeout=None if timeout is None else timeout * 0.8,
             retry=RETRIES,
             version_cap=self._newest[topic],
             serializer=_Serializer(),
@@ -337,14 +339,15 @@ class Peer:
         # oslo.messaging's timeout is that of the answer, and of each attempt to send: where the
         # broker has blocked its publishers (its memory or its disk is full) a call took 43 s at
         # a timeout of 10 s.
-        if not self._slots.acquire(timeout=self._timeout * 0.9):
+        end = time.monotonic() + self._timeout * 0.95
+        if not self._slots.acquire(timeout=self._timeout / 2):
             raise BusAway(f'{CALLS} calls are under way')
         answer: futures.Future[typing.Any] = futures.Future()
         threading.Thread(
             target=self._fulfil, args=(answer, method, kwargs), name=f'call-{method}', daemon=True
         ).start()
         try:
-            return answer.result(self._timeout * 0.9)
+            return answer.result(end - time.monotonic())
         except futures.TimeoutError:
             raise self._late from None
 

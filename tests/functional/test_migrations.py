@@ -213,9 +213,7 @@ class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.T
     def compare_server_default(self, ctxt, ins_col, meta_col, insp_def, meta_def, rendered):
         if insp_def == "''" == rendered:  # of MariaDB oslo.db compares a text with an expression
             return False
-        return super().compare_server_default(
-            ctxt, ins_col, meta_col, insp_def, meta_def, rendered
-        )
+        return super().compare_server_default(ctxt, ins_col, meta_col, insp_def, meta_def, rendered)
 
 
 def expands(operation, made):

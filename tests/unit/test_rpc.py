@@ -3,6 +3,7 @@ import datetime
 import json
 import sys
 import threading
+import types
 import uuid
 
 import oslo_messaging as messaging
@@ -173,6 +174,24 @@ def test_exchanges_keep_apart(bus):
     with pytest.raises(messaging.MessagingTimeout):
         other.conductor(CALLER, timeout=0)._client.call(CALLER, 'echo')
     other.close()
+
+
+def test_a_call_that_waits_for_others_ends_within_its_timeout(bus, monkeypatch):
+    clock, waited = [0.0], []
+
+    class Slots:
+        def acquire(self, timeout):
+            clock[0] += timeout
+            return True
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(rpc, 'time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(bus, '_slots', Slots())
+    monkeypatch.setattr(rpc.futures.Future, 'result', lambda _, timeout: waited.append(timeout))
+    bus.conductor(CALLER, timeout=20).echo()
+    assert 0 < clock[0] + waited[0] < 20
 
 
 @pytest.mark.parametrize(('service', 'pin'), [('conductor', '0.9'), ('agent', '0.9')])
