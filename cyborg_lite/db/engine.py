@@ -20,6 +20,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite import shims
 
 #: How long a transaction may do nothing, in seconds: one whose process is stopped, or whose machine
 #: is gone, must not keep what it has locked.
@@ -66,7 +67,14 @@ class Database:
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._facade = enginefacade.transaction_context()
-        self._facade.configure(sqlite_fk=True, **dict(conf.database))
+        # Threads take turns by themselves: by default each one sleeps when it gives back a
+        # connection.
+        settings = {'sqlite_fk': True, 'thread_checkin': False, **dict(conf.database)}
+        found = conf.get_location('max_pool_size', 'database')
+        if found is None or found.location is cfg.Locations.opt_default:
+            # What is opened beside the pool is closed after each transaction.
+            settings['max_pool_size'] = shims.threads(conf)
+        self._facade.configure(**settings)
         self.engine: sa.Engine = self._facade.writer.get_engine()
         if prepare := _PREPARE.get(self.engine.dialect.name):
             prepare(self.engine)
@@ -133,6 +141,9 @@ def _prepare_mysql(engine: sa.Engine) -> None:
     deadlock.
     """
 
+    if engine.dialect.driver == 'pymysql':
+        _share_tls(engine)
+
     @event.listens_for(engine, 'connect')
     def connect(connection: typing.Any, _record: typing.Any) -> None:
         with connection.cursor() as cursor:
@@ -140,6 +151,17 @@ def _prepare_mysql(engine: sa.Engine) -> None:
             if 'MariaDB' in connection.get_server_info():
                 # MySQL has nothing like it.
                 cursor.execute(f'SET SESSION idle_transaction_timeout = {IDLE}')
+
+
+def _share_tls(engine: sa.Engine) -> None:
+    dbapi: typing.Any = engine.dialect.dbapi
+    kind = type('Connection', (shims.SharedTls, dbapi.connections.Connection), {})
+
+    @event.listens_for(engine, 'do_connect')
+    def connect(
+        _dialect: object, _record: object, arguments: typing.Any, named: typing.Any
+    ) -> object:
+        return kind(*arguments, **named)
 
 
 def _prepare_postgresql(engine: sa.Engine) -> None:

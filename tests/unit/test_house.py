@@ -33,7 +33,7 @@ ROOMS = {
     'osc': set(),
     'server': set(),
     'rpc': {'context', 'exception', 'shims'},
-    'db': {'exception', 'model'},
+    'db': {'exception', 'model', 'shims'},
     'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other

@@ -3,10 +3,12 @@
 
 from importlib import metadata
 import inspect
+import os
 import sys
 import uuid
 
 import oslo_messaging as messaging
+from oslo_messaging import server as messaging_server
 from oslo_messaging._drivers import impl_rabbit
 import pecan
 from pecan import rest
@@ -63,6 +65,11 @@ def check_rebuild(monkeypatch):
         assert 'ARQ a not found.' in str(rebuilt)
 
 
+def check_threads(monkeypatch):
+    """It is known before there is a server."""
+    assert shims.threads(options.load(files=[])) == 64
+
+
 def check_route_by(monkeypatch):
     """A method that takes anything is called with what its signature names."""
 
@@ -107,6 +114,7 @@ CHECKS = {
     shims.register_messaging_options: ('oslo.messaging', check_register_messaging_options),
     shims.disconnect: ('oslo.messaging', check_disconnect),
     shims.rebuild: ('oslo.messaging', check_rebuild),
+    shims.threads: ('oslo.messaging', check_threads),
     shims.route_by: ('pecan', check_route_by),
     shims.hide_unexposed: ('pecan', check_hide_unexposed),
 }
@@ -157,6 +165,7 @@ BREAKS = {
     shims.register_messaging_options: (shims.metrics, 'oslo_messaging_metrics'),
     shims.disconnect: (impl_rabbit.Connection, '_heartbeat_stop'),
     shims.rebuild: (shims.common, 'serialize_remote_exception'),
+    shims.threads: (messaging_server, '_pool_opts'),
     shims.route_by: (pecan.util, '_cfg'),
     shims.hide_unexposed: (rest.RestController, '_lookup_child'),
 }
@@ -181,3 +190,21 @@ def test_every_shim_is_checked():
         if inspect.isfunction(each) and each.__module__ == shims.__name__
     }
     assert own == set(CHECKS) == set(BREAKS)
+
+
+def test_connections_share_a_tls_context_until_its_files_are_renewed(tmp_path):
+    class Connection:
+        def _create_ssl_ctx(self, sslp):
+            return object()
+
+    class Shared(shims.SharedTls, Connection):
+        _contexts = {}  # noqa: RUF012
+
+    file = tmp_path / 'ca.pem'
+    file.touch()
+    plain, verified = Shared()._create_ssl_ctx({}), Shared()._create_ssl_ctx({'ca': str(file)})
+    assert plain is Shared()._create_ssl_ctx({})
+    assert verified is Shared()._create_ssl_ctx({'ca': str(file)})
+    assert verified is not plain
+    os.utime(file, (1, 1))
+    assert verified is not Shared()._create_ssl_ctx({'ca': str(file)})

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import ssl
 import threading
 import types
 
 from oslo_db import exception as db_exception
+from oslo_db.sqlalchemy import enginefacade
 from oslo_db.sqlalchemy import exc_filters
 import pytest
 import sqlalchemy as sa
 
+from cyborg_lite import conf as options
 from cyborg_lite import model
 from cyborg_lite.db import engine
 
@@ -110,3 +113,59 @@ def test_postgresql_that_cannot_be_reached_is_known_as_such(said):
         is_disconnect=False,
     )
     assert isinstance(exc_filters.handler(failed), db_exception.DBConnectionError)
+
+
+@pytest.mark.parametrize(
+    ('lines', 'size'),
+    [
+        ('', 64),
+        ('executor_thread_pool_size = 100', 100),
+        ('executor_thread_pool_size = 100\n[database]\nmax_pool_size = 3', 3),
+    ],
+)
+def test_each_thread_has_a_connection_of_the_pool(tmp_path, monkeypatch, lines, size):
+    """What is opened beside the pool is closed after each transaction."""
+    file = tmp_path / 'conf'
+    file.write_text(f'[DEFAULT]\n{lines}\n')
+    conf = options.load(files=[str(file)], database__connection=f'sqlite:///{tmp_path}/database')
+    configure, asked = enginefacade._TransactionContextManager.configure, []
+
+    def see(self, **settings):
+        asked.append(settings['max_pool_size'])
+        configure(self, **settings)
+
+    monkeypatch.setattr(enginefacade._TransactionContextManager, 'configure', see)
+    engine.Database(conf).close()
+    assert asked == [size]
+
+
+def test_as_many_threads_as_before_open_no_connection_more(database, server):
+    opened = []
+    sa.event.listen(database.engine, 'connect', lambda *_: opened.append(1))
+    together = threading.Barrier(20)
+
+    def read():
+        for _ in range(5):
+            with database.reader() as session:
+                session.execute(sa.select(1))
+                together.wait(20)
+
+    threads = [threading.Thread(target=read) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) <= 20
+
+
+def test_connections_share_what_they_need_for_tls(conf, monkeypatch):
+    """PyMySQL read all certificate authorities of the machine for each."""
+    made, create = [], ssl.create_default_context
+    monkeypatch.setattr(ssl, 'create_default_context', lambda **kw: made.append(1) or create(**kw))
+    database = engine.Database(conf)
+    opened = [database.engine.connect() for _ in range(5)]
+    for each in opened:
+        each.close()
+    # oslo.db tries the first before we know of it.
+    assert len(made) <= 2
+    database.close()
