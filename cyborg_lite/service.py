@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import gc
 from importlib import metadata
 import logging
 import pathlib
@@ -20,6 +21,7 @@ from oslo_service import service
 from cyborg_lite import driver
 from cyborg_lite import rpc
 from cyborg_lite import server
+from cyborg_lite import shims
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import app
 from cyborg_lite.api import origin
@@ -30,6 +32,8 @@ from cyborg_lite.db import migration
 VERSION = metadata.version('cyborg-lite')
 #: How many clients may wait to be accepted.
 BACKLOG = 512
+#: After how many new objects, and collections of the younger ones, garbage is looked for.
+GARBAGE = (50_000, 20, 20)
 is_loopback = origin.is_loopback
 
 
@@ -126,6 +130,7 @@ class Daemon(service.ServiceBase):
         if not self._ended.is_set():
             self._running = running
             running.start()
+            spare_garbage_collection()
 
     def stop(self) -> None:
         if self._running is not None:
@@ -146,14 +151,30 @@ def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> in
     return int(launcher.wait() or 0)
 
 
-def prepare(conf: cfg.ConfigOpts) -> None:
-    """What every process does first: set up its log, and a report of its state for SIGUSR2."""
+def prepare(conf: cfg.ConfigOpts, name: str | None = None) -> None:
+    """What every process does first: set up its log, and a report of its state for SIGUSR2.
+
+    :param name: of the log, where the process runs under a command that is not ours.
+    """
+    if name:
+        shims.name_log(name)
     log.setup(conf, 'cyborg_lite', version=VERSION)
     logging.Handler.handle = _handle  # type: ignore[method-assign]
     report = guru_meditation_report.TextGuruMeditation
     # By itself it tells of the global options, of which none is ours.
     report.register_section('Options', generator.ConfigReportGenerator(conf))
     report.setup_autorun(_Version(), conf=conf)
+
+
+def spare_garbage_collection() -> None:
+    """Look for garbage less often, and not among what was there when the process had started.
+
+    By Python's defaults that took a fifth of the CPU of a list of 1,000; nearly all that a request
+    makes is freed without it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 _HANDLE = logging.Handler.handle

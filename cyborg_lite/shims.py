@@ -6,12 +6,14 @@ A release of theirs may break any of these. ``tests/unit/test_shims.py`` then sa
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import ssl
 import typing
 
 from oslo_config import cfg
+from oslo_log import handlers
 import oslo_messaging as messaging
 from oslo_messaging import server as messaging_server
 from oslo_messaging._drivers import common
@@ -79,6 +81,22 @@ class SharedTls:
         if key not in self._contexts:
             self._contexts[key] = super()._create_ssl_ctx(sslp)  # type: ignore[misc]
         return self._contexts[key]
+
+
+def name_log(name: str) -> None:
+    """Call the log of this process so: its file in ``log_dir``, and what syslog shows.
+
+    By itself oslo.log takes the name of the outermost Python file, which under uWSGI is
+    ``<frozen importlib._bootstrap>``.
+    """
+    handlers._get_binary_name = lambda: name
+
+
+def cache_signatures() -> None:
+    """Have pecan look at the signature of each method once, not 13 times in each request."""
+    cached = functools.cache(pecan.util.getargspec)
+    for module in (pecan.core, pecan.rest, pecan.routing):
+        module.getargspec = cached
 
 
 def route_by(exposed: typing.Any, signature: inspect.FullArgSpec) -> None:

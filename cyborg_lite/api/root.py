@@ -8,6 +8,7 @@ import typing
 import pecan
 from pecan import rest as pecan_rest
 
+from cyborg_lite import shims
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
@@ -68,6 +69,7 @@ class Root(pecan_rest.RestController):
 
 
 def application() -> typing.Any:
+    shims.cache_signatures()
     # A host's name may end in .com: what follows a dot is no file type.
     return pecan.make_app(
         Root(), force_canonical=False, debug=False, guess_content_type_from_ext=False

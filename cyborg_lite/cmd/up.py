@@ -296,6 +296,7 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
     for agent in embedded.agents:
         while not (agent.manager.reported.wait(0.1) or web.stopped):
             pass
+    service.spare_garbage_collection()
 
 
 def _introduce(embedded: service.Embedded, url: str, curl: str) -> None:

@@ -20,8 +20,10 @@ from cyborg_lite.db import engine
 def _application() -> app.Wsgi:
     file = os.environ.get('CYBORG_LITE_CONFIG_FILE')
     conf = options.load(files=[file] if file else None)
-    service.prepare(conf)
-    return app.application(conf, engine.Database(conf), rpc.Bus(conf))
+    service.prepare(conf, 'cyborg-lite-api')
+    made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
+    service.spare_garbage_collection()
+    return made
 
 
 application = _application()

@@ -41,7 +41,7 @@ ROOMS = {
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
-    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server'},
+    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server', 'shims'},
     'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service'},
     'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service'},
 }

@@ -2,8 +2,10 @@
 import gc
 import importlib
 import logging
+import os
 import signal
 import socket
+import subprocess
 import sys
 import types
 from unittest import mock
@@ -241,3 +243,44 @@ def test_log_that_cannot_be_written_fails_nobody(log_file, tmp_path, capsys):
     logger.warning('after')
     assert 'before' in log_file.with_suffix('.1').read_text()
     assert 'after' in log_file.read_text()
+
+
+def test_log_of_the_api_has_its_name_under_any_web_server(tmp_path):
+    """uWSGI imports it from no file."""
+    file = tmp_path / 'cyborg_lite.conf'
+    file.write_text(
+        f'[DEFAULT]\ntransport_url = fake://\nlog_dir = {tmp_path}/logs\n'
+        f'[database]\nconnection = sqlite:///{tmp_path}/database\n[api]\nauth_strategy = noauth\n'
+    )
+    (tmp_path / 'logs').mkdir()
+    told = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-'],
+        input='import gc; from cyborg_lite.wsgi import api; print(gc.get_freeze_count())',
+        env=os.environ | {'CYBORG_LITE_CONFIG_FILE': str(file)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [each.name for each in (tmp_path / 'logs').iterdir()] == ['cyborg-lite-api.log']
+    # What is there from the beginning is no garbage.
+    assert int(told.stdout) > 10_000
+
+
+def test_a_daemon_that_has_started_looks_for_garbage_less_often(monkeypatch):
+    spared = []
+    monkeypatch.setattr(service, 'spare_garbage_collection', lambda: spared.append(started[:]))
+    started = []
+    made = types.SimpleNamespace(start=lambda: started.append(1), stop=lambda: None)
+    service.Daemon(lambda: made).start()
+    assert spared == [[1]]
+
+
+def test_what_was_there_at_the_start_is_not_looked_through():
+    before = gc.get_threshold()
+    try:
+        service.spare_garbage_collection()
+        assert gc.get_freeze_count() > 10_000
+        assert gc.get_threshold() == service.GARBAGE
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

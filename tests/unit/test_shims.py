@@ -7,6 +7,8 @@ import os
 import sys
 import uuid
 
+from oslo_log import handlers
+from oslo_log import log
 import oslo_messaging as messaging
 from oslo_messaging import server as messaging_server
 from oslo_messaging._drivers import impl_rabbit
@@ -70,6 +72,35 @@ def check_threads(monkeypatch):
     assert shims.threads(options.load(files=[])) == 64
 
 
+def check_name_log(monkeypatch):
+    monkeypatch.setattr(handlers, '_get_binary_name', handlers._get_binary_name)
+    shims.name_log('service-1')
+    conf = options.load(files=[])
+    conf.set_override('log_dir', '/var/log')
+    assert log._get_log_file_path(conf) == '/var/log/service-1.log'
+
+
+def check_cache_signatures(monkeypatch):
+    """After the first request of a kind no signature is inspected."""
+    plain = pecan.util.getargspec
+    for module in (pecan.core, pecan.rest, pecan.routing):
+        monkeypatch.setattr(module, 'getargspec', plain)
+
+    class Root(rest.RestController):
+        @pecan.expose(content_type='text/plain')
+        def get_one(self, id):
+            return id
+
+    shims.cache_signatures()
+    application = webtest.TestApp(pecan.make_app(Root()))
+    assert application.get('/a').text == 'a'
+    inspected = []
+    look = inspect.getfullargspec
+    monkeypatch.setattr(inspect, 'getfullargspec', lambda f: inspected.append(f) or look(f))
+    assert application.get('/b').text == 'b'
+    assert inspected == []
+
+
 def check_route_by(monkeypatch):
     """A method that takes anything is called with what its signature names."""
 
@@ -115,6 +146,8 @@ CHECKS = {
     shims.disconnect: ('oslo.messaging', check_disconnect),
     shims.rebuild: ('oslo.messaging', check_rebuild),
     shims.threads: ('oslo.messaging', check_threads),
+    shims.name_log: ('oslo.log', check_name_log),
+    shims.cache_signatures: ('pecan', check_cache_signatures),
     shims.route_by: ('pecan', check_route_by),
     shims.hide_unexposed: ('pecan', check_hide_unexposed),
 }
@@ -166,6 +199,8 @@ BREAKS = {
     shims.disconnect: (impl_rabbit.Connection, '_heartbeat_stop'),
     shims.rebuild: (shims.common, 'serialize_remote_exception'),
     shims.threads: (messaging_server, '_pool_opts'),
+    shims.name_log: (handlers, '_get_binary_name'),
+    shims.cache_signatures: (pecan.util, 'getargspec'),
     shims.route_by: (pecan.util, '_cfg'),
     shims.hide_unexposed: (rest.RestController, '_lookup_child'),
 }
