@@ -40,8 +40,10 @@ LEASE = 45
 #: The longest wait between two tries, in seconds: a minute after a service is back it knows all.
 PATIENCE = 45
 
-#: How many messages are read at once.
-BATCH = 16
+#: How many messages of a kind are taken at once, and sent side by side.
+BATCH = 8
+#: The columns that change when a message is replaced or taken over.
+CHANGED = ('stamp', 'lease')
 #: How long the answer to an order that withdraws something waits until Placement knows, in seconds.
 TELL = 5
 #: How many providers are told of at once while answers wait for them.
@@ -153,6 +155,34 @@ def describe(part: model.Deployable, excluded: collections.abc.Container[int] = 
     }
 
 
+def _are(messages: list[model.Message], *names: str) -> sa.ColumnElement[bool]:
+    """The condition that rows are these messages, as they were read.
+
+    :param names: the columns that are compared; by default those that a put or a claim changes.
+    """
+    return sa.or_(
+        *(
+            sa.and_(
+                model.Message.id == each.id,
+                *(getattr(model.Message, n) == getattr(each, n) for n in names or CHANGED),
+            )
+            for each in messages
+        )
+    )
+
+
+def _rows(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
+    """Change rows; returns how many there were."""
+    done = session.execute(statement.execution_options(synchronize_session=False))
+    return typing.cast('sa.CursorResult[typing.Any]', done).rowcount
+
+
+def _patience(message: model.Message) -> int:
+    """How long a message waits that could not be sent, in seconds."""
+    # So many twos are more than anybody's patience; a thousand are no number of seconds.
+    return min(2 ** min(message.attempts, 16), PATIENCE)
+
+
 #: A lost deadlock must not leave a message leased to nobody.
 _again = db_api.wrap_db_retry(
     max_retries=5, retry_interval=0.05, jitter=True, max_retry_interval=1, retry_on_deadlock=True
@@ -250,73 +280,72 @@ class Sender:
         """
         query = sa.select(model.Message).where(model.Message.kind == kind, model.Message.key == key)
         while found := self._read(query):
-            if self._claim(found[0]):
-                self._deliver(found[0])
+            for message in self._claim(found):
+                self._settle([(message, self._try(message))])
                 return
 
     def _work(self, kind: str) -> float:
         """Send all that is due; returns how long to wait for the next."""
-        while not self._workers[kind].stopping and self.send_one(kind):
-            pass
-        return self._pause(kind)
+        while not self._workers[kind].stopping:
+            due, wait = self._look(kind)
+            if not due:
+                return wait
+            self._deliver(self._claim(due))
+        return self._interval
 
-    def _pause(self, kind: str) -> float:
-        """How long to wait for the next message that is due, in seconds."""
-        query = sa.select(sa.func.min(model.Message.due_at)).where(model.Message.kind == kind)
-        with self._database.reader() as session:
-            due = session.scalar(query)
-        if due is None:
-            return self._interval
-        return min(max((due - timeutils.utcnow()).total_seconds(), 0), self._interval)
-
-    def send_one(self, *kinds: str) -> bool:
-        """Send the message, of these kinds or of any, that has waited longest; False if none is
+    def send_due(self, *kinds: str) -> bool:
+        """Send the messages, of these kinds or of any, that have waited longest; False if none is
         due.
         """
-        message = self._take(*kinds)
-        if message is None:
-            return False
-        self._deliver(message)
-        return True
+        messages = self._take(*kinds)
+        self._deliver(messages)
+        return bool(messages)
 
-    def _deliver(self, message: model.Message) -> None:
-        """Send a message that was claimed, and end its lease."""
+    def _deliver(self, messages: list[model.Message]) -> None:
+        """Send messages that were claimed, side by side, and end the lease of each when it is sent:
+        one that takes long keeps no other waiting.
+        """
+        with futures.ThreadPoolExecutor(BATCH, thread_name_prefix='outbox-send') as pool:
+            jobs = {pool.submit(self._try, each): each for each in messages}
+            while jobs:
+                done, _ = futures.wait(jobs, return_when=futures.FIRST_COMPLETED)
+                self._settle([(jobs.pop(job), job.result()) for job in done])
+
+    def _try(self, message: model.Message) -> Exception | None:
+        """Send a message; returns why that failed, or None."""
         try:
             self._send[message.kind](message.key, message.payload)
         except Exception as error:  # whatever it is, what waits must not be lost
-            # So many twos are more than anybody's patience; a thousand are no number of seconds.
-            wait = min(2 ** min(message.attempts, 16), PATIENCE)
-            LOG.warning('%s %s waits for %d s: %s', message.kind, message.key, wait, error)
-            due = timeutils.utcnow() + datetime.timedelta(seconds=wait)
-            self._settle(message, sa.update(model.Message).values(due_at=due, lease=None))
-        else:
-            self._settle(message, sa.delete(model.Message))
+            LOG.warning(
+                '%s %s waits for %d s: %s', message.kind, message.key, _patience(message), error
+            )
+            return error
+        return None
 
-    def _take(self, *kinds: str) -> model.Message | None:
-        """A message that is due: until its lease ends nobody else takes it.
+    def _take(self, *kinds: str) -> list[model.Message]:
+        """Messages that are due: until their lease ends nobody else takes them.
 
         Messages are found without a lock. A query that skips locked rows may miss one that is due:
         MariaDB locks each row that it examines, those of other kinds too.
         """
-        while found := self._due(kinds or self._send):
-            for message in found:
-                if self._claim(message):
-                    return message
-        return None
+        while found := self._look(*(kinds or self._send))[0]:
+            if claimed := self._claim(found):
+                return claimed
+        return []
 
-    def _due(self, kinds: collections.abc.Iterable[str]) -> list[model.Message]:
-        """The messages that have been due for longest."""
+    def _look(self, *kinds: str) -> tuple[list[model.Message], float]:
+        """The messages that have been due for longest; and how long to wait if there are none."""
         now = timeutils.utcnow()
-        # No message waits for longer: a clock that was fast wrote this one.
-        never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
-        due = sa.or_(model.Message.due_at <= now, model.Message.due_at > never)
-        query = (
-            sa.select(model.Message)
-            .where(due, model.Message.kind.in_(kinds))
-            .order_by(model.Message.due_at, model.Message.id)
-            .limit(BATCH)
-        )
-        return self._read(query)
+        of_kind = sa.select(model.Message).where(model.Message.kind.in_(kinds))
+        first = of_kind.order_by(model.Message.due_at, model.Message.id).limit(BATCH)
+        found = self._read(first)
+        due = [each for each in found if each.due_at <= now]
+        if found and not due:
+            # No message waits for longer: a clock that was fast wrote this one.
+            never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
+            due = self._read(first.where(model.Message.due_at > never))
+        soon = (found[0].due_at - now).total_seconds() if found else self._interval
+        return due, min(max(soon, 0), self._interval)
 
     def _read(self, query: sa.Select[typing.Any]) -> list[model.Message]:
         with self._database.reader() as session:
@@ -325,45 +354,52 @@ class Sender:
         return found
 
     @_again
-    def _claim(self, message: model.Message) -> bool:
-        """Take a message for the length of a lease; False if it has changed since it was read.
+    def _claim(self, messages: list[model.Message]) -> list[model.Message]:
+        """Take messages for the length of a lease, but for those that have changed since they were
+        read.
 
         Each ``put`` writes another stamp, and each claim counts an attempt.
         """
-        lease = {
-            'due_at': timeutils.utcnow() + datetime.timedelta(seconds=LEASE),
-            'lease': str(uuidlib.uuid4()),
-            'attempts': message.attempts + 1,
-        }
+        due_at = timeutils.utcnow() + datetime.timedelta(seconds=LEASE)
+        lease = str(uuidlib.uuid4())
         claim = (
             sa.update(model.Message)
-            .where(
-                model.Message.id == message.id,
-                model.Message.stamp == message.stamp,
-                model.Message.attempts == message.attempts,
-            )
-            .values(**lease)
-            .execution_options(synchronize_session=False)
+            .where(_are(messages, 'stamp', 'attempts'))
+            .values(due_at=due_at, lease=lease, attempts=model.Message.attempts + 1)
         )
+        mine = sa.select(model.Message.id).where(model.Message.lease == lease)
         with self._database.writer() as session:
-            claimed = typing.cast('sa.CursorResult[typing.Any]', session.execute(claim))
-        if not claimed.rowcount:
-            return False
-        for name, value in lease.items():
-            setattr(message, name, value)
-        return True
+            claimed = {each.id for each in messages}
+            if _rows(session, claim) < len(messages):
+                claimed = set(session.scalars(mine))
+        taken = [each for each in messages if each.id in claimed]
+        for each in taken:
+            each.due_at, each.lease, each.attempts = due_at, lease, each.attempts + 1
+        return taken
 
     @_again
-    def _settle(self, message: model.Message, statement: sa.Update | sa.Delete) -> None:
-        """End a lease with this statement; a message that was replaced meanwhile is due at once.
+    def _settle(self, outcomes: list[tuple[model.Message, Exception | None]]) -> None:
+        """End the lease of messages that were sent, or not; what was replaced meanwhile is due at
+        once.
 
-        Nothing is done to one that another conductor has taken over.
+        Nothing is done to those that another conductor has taken over.
         """
-        mine = sa.and_(model.Message.id == message.id, model.Message.lease == message.lease)
-        again = sa.update(model.Message).values(due_at=timeutils.utcnow(), lease=None)
+        sent = [message for message, error in outcomes if error is None]
+        now = timeutils.utcnow()
         with self._database.writer() as session:
-            for each in (statement.where(model.Message.stamp == message.stamp), again):
-                session.execute(each.where(mine).execution_options(synchronize_session=False))
+            settled = 0
+            if sent:
+                settled += _rows(session, sa.delete(model.Message).where(_are(sent)))
+            for message, error in outcomes:
+                if error is not None:
+                    due_at = now + datetime.timedelta(seconds=_patience(message))
+                    wait = sa.update(model.Message).where(_are([message]))
+                    settled += _rows(session, wait.values(due_at=due_at, lease=None))
+            if settled < len(outcomes):
+                replaced = sa.update(model.Message).where(
+                    _are([message for message, _ in outcomes], 'lease')
+                )
+                _rows(session, replaced.values(due_at=now, lease=None))
 
     def _publish(self, rp_uuid: str, gone: model.Facts) -> None:
         self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, tuple(gone)))

@@ -74,7 +74,7 @@ class Cloud:
     def send(self):
         """Send what is due; a message that fails waits."""
         self.calls.clear()
-        while self.manager.outbox.send_one():
+        while self.manager.outbox.send_due():
             pass
 
     def waiting(self):
@@ -307,8 +307,8 @@ def test_a_change_while_a_message_is_sent_is_not_lost(known, monkeypatch):
 
 def test_a_conductor_that_dies_leaves_its_message_to_another(known):
     known.report(support.card(handles=15))
-    assert known.manager.outbox._take() is not None
-    assert known.manager.outbox._take() is None
+    assert known.manager.outbox._take()
+    assert not known.manager.outbox._take()
     known.hurry()
     known.send()
     assert known.inventory()['FPGA']['total'] == 15
@@ -317,10 +317,10 @@ def test_a_conductor_that_dies_leaves_its_message_to_another(known):
 def test_nobody_else_sends_what_is_being_sent(known):
     """Two who send the old and the new state at a time could end with the old one."""
     known.report(support.card(handles=15))
-    held = known.manager.outbox._take()
+    [held] = known.manager.outbox._take()
     known.report(support.card(handles=14))
-    assert known.manager.outbox._take() is None
-    known.manager.outbox._settle(held, sa.delete(model.Message))
+    assert not known.manager.outbox._take()
+    known.manager.outbox._settle([(held, None)])
     known.send()
     assert known.inventory()['FPGA']['total'] == 14
     assert not known.waiting()
@@ -328,12 +328,12 @@ def test_nobody_else_sends_what_is_being_sent(known):
 
 def test_who_was_too_slow_ends_nobody_elses_lease(known):
     known.report(support.card(handles=15))
-    slow = known.manager.outbox._take()
+    [slow] = known.manager.outbox._take()
     known.hurry()
-    assert known.manager.outbox._take() is not None
-    known.manager.outbox._settle(slow, sa.delete(model.Message))
+    assert known.manager.outbox._take()
+    known.manager.outbox._settle([(slow, None)])
     assert known.waiting() == [RP_UUID]
-    assert known.manager.outbox._take() is None
+    assert not known.manager.outbox._take()
 
 
 @pytest.mark.parametrize('moment', ['GET', 'PUT'])
@@ -348,7 +348,7 @@ def test_who_was_too_slow_puts_nothing_over_what_came_after_him(known, monkeypat
             monkeypatch.undo()
             known.report(support.card(handles=14))
             known.hurry()
-            assert other.outbox.send_one()
+            assert other.outbox.send_due()
         answer = call(method, *args)
         if method == moment:
             # He may die now.
@@ -371,7 +371,7 @@ def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
         monkeypatch.undo()
         known.report(CARD)
         known.hurry()
-        assert other.outbox.send_one()
+        assert other.outbox.send_due()
         return call(*args)
 
     for _ in range(3):
@@ -392,7 +392,7 @@ def test_a_disabled_device_is_reserved_before_the_answer(known):
 
 def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_message(known):
     known.report(support.card(handles=15))
-    assert known.manager.outbox._take() is not None
+    assert known.manager.outbox._take()
     known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
     assert known.inventory()['FPGA']['reserved'] == 15
 
@@ -667,7 +667,7 @@ def test_a_lost_accelerator_that_is_held_is_reserved(known):
 
 def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
     known.report(support.card(handles=15))
-    message = known.manager.outbox._take()
+    [message] = known.manager.outbox._take()
     [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
     wait = (message.due_at - timeutils.utcnow()).total_seconds()
     assert 30 < wait <= 60 - interval.type.max

@@ -4,10 +4,12 @@
 import contextlib
 import datetime
 import threading
+import time
 
 from oslo_db import exception as db_exception
 from oslo_utils import timeutils
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import model
@@ -94,7 +96,7 @@ def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
         outbox.put(session, outbox.PROVIDER, {'one': {}})
         session.query(model.Message).one().attempts = attempts
     before = timeutils.utcnow()
-    assert sender.send_one()
+    assert sender.send_due()
     with sender.session() as session:
         [message] = session.query(model.Message)
     assert (message.due_at - before).total_seconds() == pytest.approx(wait, abs=5)
@@ -110,9 +112,9 @@ def test_what_waits_for_too_long_is_sent(sender):
         waits = {'now': 0, 'soon': 40, 'in a day': 86400}
         for message in session.query(model.Message):
             message.due_at += datetime.timedelta(seconds=waits[message.key])
-    while sender.send_one():
+    while sender.send_due():
         pass
-    assert told == ['now', 'in a day']
+    assert sorted(told) == ['in a day', 'now']
 
 
 def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
@@ -122,7 +124,7 @@ def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
 
     def look():
         while not over.is_set():
-            sender.send_one(outbox.EVENT)
+            sender.send_due(outbox.EVENT)
 
     other = threading.Thread(target=look)
     other.start()
@@ -130,7 +132,7 @@ def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
         for number in range(100):
             with sender.session() as session:
                 outbox.put(session, outbox.PROVIDER, {f'provider-{number}': {}})
-            assert sender.send_one(outbox.PROVIDER), number
+            assert sender.send_due(outbox.PROVIDER), number
     finally:
         over.set()
         other.join()
@@ -187,7 +189,7 @@ def test_what_was_sent_is_noted_although_the_transaction_met_a_deadlock(sender, 
     sender._send[outbox.PROVIDER] = lambda key, payload: monkeypatch.setattr(
         sender._database, 'writer', deadlock
     )
-    assert sender.send_one()
+    assert sender.send_due()
     with sender.session() as session:
         assert not session.query(model.Message).count()
 
@@ -198,6 +200,116 @@ def test_what_waits_of_one_request_is_not_replaced_by_what_comes_of_another(send
     for events in ({'a': 'completed', 'b': 'failed'}, {'b': 'completed'}, {'c': 'failed'}):
         with sender.session() as session:
             outbox.put(session, outbox.EVENT, {'instance': events})
-    while sender.send_one():
+    while sender.send_due():
         pass
     assert told == [{'a': 'completed', 'b': 'completed', 'c': 'failed'}]
+
+
+def put(sender, *keys):
+    with sender.session() as session:
+        outbox.put(session, outbox.PROVIDER, {key: {} for key in keys})
+
+
+@contextlib.contextmanager
+def statements(sender):
+    """The SQL statements that are sent meanwhile, but for those that begin transactions."""
+    seen = []
+
+    def see(_connection, _cursor, statement, *_):
+        if not statement.startswith('BEGIN'):
+            seen.append(statement)
+
+    sa.event.listen(sender._database.engine, 'before_cursor_execute', see)
+    yield seen
+    sa.event.remove(sender._database.engine, 'before_cursor_execute', see)
+
+
+def test_messages_are_sent_side_by_side(sender):
+    together = threading.Barrier(outbox.BATCH)
+    sender._send[outbox.PROVIDER] = lambda key, payload: together.wait(20)
+    put(sender, *(f'provider-{number}' for number in range(outbox.BATCH)))
+    assert sender.send_due()
+    assert not sender.send_due()
+    assert not together.broken
+
+
+def test_what_is_at_rest_is_asked_for_once(sender):
+    with statements(sender) as seen:
+        assert sender._work(outbox.PROVIDER) == 1
+    assert len(seen) == 1, seen
+
+
+@pytest.mark.parametrize('count', [1, outbox.BATCH])
+def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
+    """They are found, taken, and when they are sent forgotten, in one statement each."""
+    together = threading.Barrier(count)
+    sender._send[outbox.PROVIDER] = lambda key, payload: together.wait(20)
+    settle, outcomes = sender._settle, []
+    monkeypatch.setattr(sender, '_settle', outcomes.extend)
+    put(sender, *(f'provider-{number}' for number in range(count)))
+    with statements(sender) as seen:
+        assert sender.send_due()
+        settle(outcomes)
+        assert not sender.send_due()
+    assert len(seen) == 4, seen
+
+
+def test_what_cannot_be_sent_keeps_nothing_else_waiting(sender):
+    """One is refused, one is replaced while it is sent, and one hangs until the others are sent."""
+    hangs = threading.Event()
+
+    def send(key, payload):
+        if key == 'refused':
+            raise RuntimeError('no root provider')
+        if key == 'replaced' and not payload:
+            with sender.session() as session:
+                outbox.put(session, outbox.PROVIDER, {'replaced': {'trait': 'retired'}})
+        if key == 'hangs':
+            assert hangs.wait(20)
+
+    sender._send[outbox.PROVIDER] = send
+    put(sender, 'refused', 'replaced', 'hangs', 'sent')
+    thread = threading.Thread(target=sender.send_due)
+    thread.start()
+    try:
+        end = time.monotonic() + 20
+        while 'sent' in (waiting := rows(sender)) and time.monotonic() < end:
+            pass
+        assert 'sent' not in waiting
+        assert waiting['hangs'].lease is not None
+    finally:
+        hangs.set()
+        thread.join()
+    waiting = rows(sender)
+    assert waiting.keys() == {'refused', 'replaced'}
+    assert [each.lease for each in waiting.values()] == [None, None]
+    now = timeutils.utcnow()
+    assert waiting['refused'].due_at > now >= waiting['replaced'].due_at
+    assert sender.send_due()
+    assert rows(sender).keys() == {'refused'}
+
+
+def rows(sender):
+    with sender.session() as session:
+        found = {each.key: each for each in session.query(model.Message)}
+        session.expunge_all()
+    return found
+
+
+def test_a_message_that_another_has_taken_costs_only_itself(sender, monkeypatch):
+    told = []
+    sender._send[outbox.PROVIDER] = lambda key, payload: told.append(key)
+    put(sender, 'one', 'two', 'three')
+    claim = sender._claim
+
+    def late(found):
+        monkeypatch.undo()
+        [taken] = claim([each for each in found if each.key == 'two'])
+        # What it had read is older than that.
+        taken.attempts -= 1
+        return claim(found)
+
+    monkeypatch.setattr(sender, '_claim', late)
+    assert sender.send_due()
+    assert sorted(told) == ['one', 'three']
+    assert rows(sender).keys() == {'two'}
