@@ -135,7 +135,8 @@ CONDUCTOR_OPTS = [
         min=1,
         mutable=True,
         help='After how many reports in a row without a device the device is deleted. Until then '
-        'it is kept but not given out; a device that is held by a request is never deleted.',
+        'it is kept but not given out. A device that a request holds, that is disabled or that has '
+        'an added attribute is never deleted.',
     ),
     cfg.IntOpt(
         'healing_interval',

@@ -95,7 +95,7 @@ class TraitsMissing(ProviderUnfit):
     """The provider has not all traits that the request requires, as far as we know."""
 
     template = (
-        'Resource provider {provider} cannot be used: it has not {traits}, which ARQ {arq} '
+        'Resource provider {provider} cannot be used: it lacks the trait {traits}, which ARQ {arq} '
         'requires.'
     )
 

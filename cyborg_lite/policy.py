@@ -136,6 +136,7 @@ class Enforcer(policy.Enforcer):
         """
         with self._loading:
             self._find()
+            self._refuse_absent()
             files = self._files()
             stamps = [(file, _stamp(file)) for file in files]
             if stamps == self._stamps and not force_reload:
@@ -153,6 +154,13 @@ class Enforcer(policy.Enforcer):
         for path in (self.conf.oslo_policy.policy_file, *self.conf.oslo_policy.policy_dirs):
             if found := self.conf.find_file(path):
                 self._known[path] = pathlib.Path(found)
+
+    def _refuse_absent(self) -> None:
+        """:raises Broken: when the operator names a file that was never there."""
+        name = self.conf.oslo_policy.policy_file
+        said = self.conf.get_location('policy_file', 'oslo_policy')
+        if name not in self._known and said is not None and said.location.is_user_controlled:
+            raise Broken(f'Policy file {name} does not exist: see [oslo_policy] policy_file')
 
     def _files(self) -> list[pathlib.Path]:
         """The files, in the order in which one goes before another."""

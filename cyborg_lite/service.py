@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import gc
 from importlib import metadata
 import logging
 import pathlib
 import socket
+import sys
 import threading
+import time
 import typing
 
 from oslo_config import cfg
@@ -160,6 +163,7 @@ def prepare(conf: cfg.ConfigOpts, name: str | None = None) -> None:
         shims.name_log(name)
     log.setup(conf, 'cyborg_lite', version=VERSION)
     logging.Handler.handle = _handle  # type: ignore[method-assign]
+    logging.Handler.handleError = _complain  # type: ignore[method-assign]
     report = guru_meditation_report.TextGuruMeditation
     # By itself it tells of the global options, of which none is ours.
     report.register_section('Options', generator.ConfigReportGenerator(conf))
@@ -181,17 +185,37 @@ _HANDLE = logging.Handler.handle
 
 
 def _handle(self: logging.Handler, record: logging.LogRecord) -> typing.Any:
-    """Fail nobody who logs: a request, or a thread of a library, would end by that.
+    """Handle a record, and raise nothing: a request, or a thread of a library, would end by that.
 
-    The logging module has a handler's errors go to standard error, but not those of a log file
-    that cannot be opened anew once it was renamed.  Set on the class: handlers also come with a
-    configuration that is read again.
+    The logging module raises where a log file was renamed and cannot be opened anew.  Set on the
+    class: handlers also come with a configuration that is read again.
     """
     try:
         return _HANDLE(self, record)
     except Exception:
         self.handleError(record)
         return False
+
+
+_HANDLE_ERROR = logging.Handler.handleError
+#: How often the terminal is told that a log cannot be written, in seconds.
+COMPLAINT = 60.0
+
+
+def _complain(self: logging.Handler, record: logging.LogRecord) -> None:
+    """Say in one line, once a minute, that the log cannot be written.
+
+    By itself the logging module prints a traceback for each record.
+    """
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        _HANDLE_ERROR(self, record)
+        return
+    now, said = time.monotonic(), getattr(self, 'complained', -COMPLAINT)
+    if now - said >= COMPLAINT and sys.stderr is not None:
+        self.complained = now  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            print(f'The log cannot be written: {error}', file=sys.stderr)
 
 
 class _Version:

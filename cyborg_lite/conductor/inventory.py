@@ -218,8 +218,8 @@ def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Devi
     for device in known:
         if device.identity == found.identity:
             LOG.warning(
-                'Device %s (%s) at %s of host %s is gone, and another card is there, a %s. What '
-                'holds the old one holds a lost device',
+                'Device %s (%s) at %s of host %s is gone, and another card is there (%s). Requests '
+                'that hold the old one hold a lost device',
                 device.uuid,
                 device.model,
                 device.address,

@@ -92,6 +92,11 @@ class NvidiaGpu(pci.PciDriver):
         """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
         return self._known[card.bdf].facts.get('uuid')
 
+    def unusable(self, card: sysfs.Function) -> str | None:
+        if any(card.virtual_functions) and not self.functions(card):
+            return 'none of its virtual functions has a vGPU type: see nvidia/current_vgpu_type'
+        return super().unusable(card)
+
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.
 

@@ -241,6 +241,12 @@ def test_a_file_that_is_broken_at_the_start_is_named(tmp_path, files, break_):
         policy.enforcer(options.load(files=[str(tmp_path / 'conf')]))
 
 
+def test_a_file_that_is_named_and_was_never_there(tmp_path, files):
+    files.file.unlink()
+    with pytest.raises(cfg.ConfigFileValueError, match=f'{files.file} does not exist'):
+        policy.enforcer(options.load(files=[str(tmp_path / 'conf')]))
+
+
 def test_an_unknown_rule_is_a_warning(files, caplog):
     files.file.write_text(
         '"cyborg:arq:get_al": "role:other"\n'

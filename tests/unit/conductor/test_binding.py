@@ -524,7 +524,7 @@ def test_bind_to_another_place_is_not_taken_for_the_same(one, name):
 @pytest.mark.parametrize(
     ('asked', 'said'),
     [
-        ({'trait:CUSTOM_NVIDIA_2335': 'required'}, 'has not CUSTOM_NVIDIA_2335'),
+        ({'trait:CUSTOM_NVIDIA_2335': 'required'}, 'lacks the trait CUSTOM_NVIDIA_2335'),
         ({'trait:CUSTOM_FAKE_DEVICE': 'forbidden'}, 'has CUSTOM_FAKE_DEVICE, which'),
         ({'trait:CUSTOM_FAKE_DEVICE': 'required', 'trait:CUSTOM_X': 'forbidden'}, None),
     ],

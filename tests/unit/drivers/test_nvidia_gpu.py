@@ -290,6 +290,8 @@ def split(tmp_path, types: dict[int, str | None], count: int = 16) -> driver.Dev
     ],
 )
 def test_virtual_functions_without_a_type_are_not_offered(tmp_path, types, offered):
-    [deployable] = split(tmp_path, types).deployables
+    card = split(tmp_path, types)
+    [deployable] = card.deployables
+    assert 'current_vgpu_type' in (card.unusable or '') if not offered else card.unusable is None
     assert deployable.resource_class == 'VGPU'
     assert len(deployable.attach_handles) == offered
