@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import threading
+import time
 import typing
 import urllib.parse
 
@@ -23,6 +25,8 @@ LOG = log.getLogger(__name__)
 MICROVERSION = '1.39'
 #: How often it is begun anew with a provider that somebody else has changed meanwhile.
 TRIES = 5
+#: How long it stands what was found of a host, in seconds: who makes its providers asks once.
+FRESH = 10
 
 
 class Refused(Exception):
@@ -63,12 +67,26 @@ class Provider:
         return {self.resource_class: inventory}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Host:
+    """What Placement had of a host when it was looked up."""
+
+    root: str
+    #: the uuids of the root provider and of all below it
+    providers: set[str]
+    #: when that was, in seconds of time.monotonic()
+    since: float
+
+
 class Placement:
     """The providers that are ours, and no others."""
 
     def __init__(self, client: adapter.Adapter) -> None:
         self._client = client
         self._known: set[tuple[str, str]] = set()
+        self._hosts: dict[str, _Host] = {}
+        # What many providers need at once is asked for once.
+        self._looking = threading.Lock()
 
     def settle(self, uuid: str, wanted: collections.abc.Callable[[], Provider | None]) -> None:
         """Make a provider equal to what is wanted, or remove it; allocations are Nova's to remove.
@@ -174,9 +192,15 @@ class Placement:
 
     def _generation(self, provider: Provider) -> int:
         """The provider's generation; it is created, renamed or moved as is needed."""
+        host = self._host(provider.parent)
+        if host is not None and provider.uuid not in host.providers:
+            made = self._create(provider, host.root)
+            host.providers.add(provider.uuid)
+            if made is not None:
+                return made
         known = self._tree(provider.uuid)
         if provider.uuid not in known:
-            return self._create(provider)
+            return self._create_anew(provider)
         ours = known[provider.uuid]
         parent = ours['parent_provider_uuid']
         if known[ours['root_provider_uuid']]['name'] != provider.parent:
@@ -192,21 +216,42 @@ class Placement:
                 raise _refused(answer)
         return int(ours['generation'])
 
-    def _create(self, provider: Provider) -> int:
+    def _create_anew(self, provider: Provider) -> int:
+        """Create a provider that somebody has deleted, or whose name may be another's."""
         root = self._root(provider.parent)
         if root is None:
             raise Refused(f'{provider.parent} has no root provider yet: nova-compute makes it')
+        made = self._create(provider, root)
+        if made is None:
+            raise self._occupied(provider)
+        return made
+
+    def _create(self, provider: Provider, root: str) -> int | None:
+        """Create a provider below a root; returns its generation, or None if it is there."""
         body = {'uuid': provider.uuid, 'name': provider.name, 'parent_provider_uuid': root}
         answer = self._call('POST', '/resource_providers', body)
         if answer.status_code == 409:
-            # Another conductor was faster, or the name is another's.
-            known = self._tree(provider.uuid)
-            if provider.uuid not in known:
-                raise self._occupied(provider)
-            return int(known[provider.uuid]['generation'])
+            return None
         if answer.status_code != 200:
+            # The root may have gone since it was looked up.
+            self._hosts.pop(provider.parent, None)
             raise _refused(answer)
         return int(answer.json()['generation'])
+
+    def _host(self, name: str) -> _Host | None:
+        """The root provider of a host and all below it; None if nova-compute has not made it.
+
+        Where a host has many devices, each of their providers asks for it at once.
+        """
+        with self._looking:
+            host = self._hosts.get(name)
+            if host is None or time.monotonic() - host.since > FRESH:
+                self._hosts.pop(name, None)
+                since, root = time.monotonic(), self._root(name)
+                if root is None:
+                    return None
+                host = self._hosts[name] = _Host(root, set(self._tree(root)), since)
+        return host
 
     def _tree(self, uuid: str) -> dict[str, dict[str, typing.Any]]:
         """The provider and all in its tree, by uuid; nothing if it is not there."""
@@ -235,16 +280,19 @@ class Placement:
 
     def _has(self, kind: str, name: str) -> bool:
         """Whether there is such a name: those that anybody may make up are made."""
-        if (kind, name) not in self._known:
-            method = 'PUT' if name.startswith('CUSTOM_') else 'GET'
-            # It is a name, and never a path.
-            answer = self._call(method, f'/{kind}/{urllib.parse.quote(name, safe="")}')
-            if answer.status_code in (400, 404):
-                LOG.warning('Placement takes no %s named %r: %s', kind, name, answer.text[:200])
-                return False
-            if answer.status_code not in (200, 201, 204):
-                raise _refused(answer)
-            self._known.add((kind, name))
+        with self._looking:
+            return (kind, name) in self._known or self._make(kind, name)
+
+    def _make(self, kind: str, name: str) -> bool:
+        method = 'PUT' if name.startswith('CUSTOM_') else 'GET'
+        # It is a name, and never a path.
+        answer = self._call(method, f'/{kind}/{urllib.parse.quote(name, safe="")}')
+        if answer.status_code in (400, 404):
+            LOG.warning('Placement takes no %s named %r: %s', kind, name, answer.text[:200])
+            return False
+        if answer.status_code not in (200, 201, 204):
+            raise _refused(answer)
+        self._known.add((kind, name))
         return True
 
     def _call(

@@ -50,10 +50,13 @@ class Cloud:
 
     def _watch(self, ours):
         call = ours._call
+        # The Placement of the fixture has one connection to its database in memory.
+        one = threading.Lock()
 
         def watched(method, url, *args, **kwargs):
             self.calls.append((method, url))
-            return call(method, url, *args, **kwargs)
+            with one:
+                return call(method, url, *args, **kwargs)
 
         ours._call = watched
 
@@ -176,6 +179,49 @@ def test_a_change_takes_three_calls(known):
     known.send()
     assert len(known.calls) == 3, known.calls
     assert known.inventory()['FPGA']['total'] == 15
+
+
+def names(calls):
+    """Those that ask for names, once in the life of a conductor."""
+    return [url for _, url in calls if url.startswith(('/traits/', '/resource_classes/'))]
+
+
+def test_a_new_provider_takes_three_calls_and_its_host_two(cloud):
+    cloud.add_root()
+    cloud.report(*[support.card(f'{number:02x}') for number in range(8)])
+    cloud.send()
+    assert not cloud.waiting()
+    assert sorted(names(cloud.calls)) == sorted(set(names(cloud.calls)))
+    assert len(cloud.calls) - len(names(cloud.calls)) == 2 + 8 * 3, cloud.calls
+
+
+def test_another_device_of_a_host_takes_three_calls(known):
+    known.report(CARD, support.card('4b'))
+    known.send()
+    assert len(known.calls) == 3, known.calls
+
+
+def test_a_provider_that_another_conductor_has_just_made_is_made_once(known):
+    other = manager.Manager(known.conf, known.database)
+    known.report(CARD, support.card('4b'))
+    [message] = known.manager.outbox._take()
+    other.outbox._send_now(message.kind, message.key)
+    assert known.manager.outbox._try(message) is None
+    assert len(known.client.get('/resource_providers').json()['resource_providers']) == 3
+
+
+def test_a_host_whose_root_was_made_anew_gets_its_providers(known):
+    """It is looked up again when the one that was found is gone."""
+    known.client.delete(f'/resource_providers/{RP_UUID}')
+    known.client.delete(f'/resource_providers/{known.root["uuid"]}')
+    root = known.add_root()
+    known.report(CARD, support.card('4b'))
+    known.send()
+    known.hurry()
+    known.send()
+    assert not known.waiting()
+    made = known.client.get(f'/resource_providers?in_tree={root["uuid"]}').json()
+    assert len(made['resource_providers']) == 2
 
 
 def test_a_disabled_device_is_reserved_and_an_enabled_one_is_not(known):
