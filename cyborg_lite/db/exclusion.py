@@ -27,36 +27,62 @@ _arq = orm.aliased(model.ARQ)
 _siblings = sa.select(_other.id).join(_part, _part.id == _other.deployable_id)
 _held = _siblings.join(_arq, _arq.attach_handle_id == _other.id)
 
+#: That a request holds the handle.
+HELD = sa.exists().where(model.ARQ.attach_handle_id == model.AttachHandle.id)
+
 
 def free(provider: model.Deployable, instance: str) -> list[Condition]:
     """The conditions that a handle of the provider meets that nothing held elsewhere excludes."""
-    device = provider.device
+    return [~cause.holds for cause in causes(provider.device, instance)]
+
+
+class Cause(typing.NamedTuple):
+    """What excludes a handle, and how that is said."""
+
+    holds: Condition
+    words: sa.ColumnElement[str]
+
+
+def causes(device: model.Device | type[model.Device], instance: str | None = None) -> list[Cause]:
+    """All that may exclude a handle of a device, of which the first that holds is shown.
+
+    :param device: a row, or the class in a statement that joins it to the handle.
+    :param instance: the one that is to get the handle, if that is known.
+    """
     form = _held.where(_part.device_id == device.id, _other.form != model.AttachHandle.form)
     group = _held.join(_card, _card.id == _part.device_id).where(
         _card.hostname.in_(_names(device.hostname)),
         _other.iommu_group == model.AttachHandle.iommu_group,
-        _arq.instance_uuid != instance,
     )
-    conditions = [~_exists(form), ~_exists(group)]
-    if device.host.machine:
-        conditions.append(~_exists(_under_old_name(device)))
-    return conditions
+    if instance is not None:
+        group = group.where(_arq.instance_uuid != instance)
+    return [
+        _cause(_under_old_name(device), 'its card is held as of host ', _host.name,
+               ', which is the name that the host had'),
+        _cause(form, 'its card is held in another form (', _other.form, ')'),
+        _cause(group, 'another instance holds a device of IOMMU group ', _other.iommu_group),
+    ]  # fmt: skip
 
 
-def _names(hostname: str) -> sa.Select[typing.Any]:
+def _cause(query: sa.Select[typing.Any], before: str, named: typing.Any, after: str = '') -> Cause:
+    query = query.correlate(model.AttachHandle, model.Device)
+    name = query.with_only_columns(sa.func.min(named)).scalar_subquery()
+    return Cause(query.exists(), before + name + after)
+
+
+def _names(hostname: typing.Any) -> sa.Select[typing.Any]:
     """The name of a host, and those that its machine had before."""
-    return sa.select(_host.name).where(sa.or_(_host.name == hostname, _host.renamed_to == hostname))
+    names = sa.select(_host.name).where(
+        sa.or_(_host.name == hostname, _host.renamed_to == hostname)
+    )
+    return names.correlate(model.Device)
 
 
-def _exists(query: sa.Select[typing.Any]) -> sa.Exists:
-    return query.correlate(model.AttachHandle).exists()
-
-
-def _under_old_name(device: model.Device) -> sa.Select[typing.Any]:
+def _under_old_name(device: model.Device | type[model.Device]) -> sa.Select[typing.Any]:
     """What is held of this card under an earlier name of its machine."""
-    same = _card.address == device.address
-    if device.serial:
-        same = sa.case((_card.serial.is_not(None), _card.serial == device.serial), else_=same)
+    serial = sa.type_coerce(device.serial, sa.String)
+    both = sa.and_(_card.serial.is_not(None), serial.is_not(None))
+    same = sa.case((both, _card.serial == serial), else_=_card.address == device.address)
     return (
         _held.join(_card, _card.id == _part.device_id)
         .join(_host, _host.name == _card.hostname)
@@ -77,41 +103,42 @@ def excludes(hostname: str | orm.InstrumentedAttribute[str]) -> Condition:
         _other.iommu_group == model.AttachHandle.iommu_group,
         _other.id != model.AttachHandle.id,
     )
-    return sa.or_(_exists(form), _exists(group))
+    return sa.or_(*(each.correlate(model.AttachHandle).exists() for each in (form, group)))
 
 
 def reason(session: orm.Session, provider: model.Deployable, instance: str) -> str | None:
     """Why accelerators of the provider are not free although nobody holds them, in words."""
-    device = provider.device
-    mine = {handle.form for handle in provider.attach_handles}
-    groups = {handle.iommu_group for handle in provider.attach_handles} - {None}
-    old = device.host.machine and session.scalar(
-        _under_old_name(device).with_only_columns(_host.name).limit(1)
+    found = causes(provider.device, instance)
+    query = sa.select(words(found)).where(
+        model.AttachHandle.deployable_id == provider.id,
+        ~HELD,
+        sa.or_(*(cause.holds for cause in found)),
     )
-    if old:
-        return f'its card is held as of host {old}, which is the name that the host had'
-    for held in _held_handles(session, [device.hostname]):
-        if held.device_id == device.id and mine - {held.form}:
-            return f'its card is held in another form ({held.form})'
-        if held.iommu_group in groups and held.instance_uuid != instance:
-            return f'another instance holds a device of IOMMU group {held.iommu_group}'
-    return None
+    return session.scalar(query.order_by(model.AttachHandle.id).limit(1))
+
+
+def words(found: list[Cause]) -> sa.ColumnElement[str | None]:
+    """Why a handle is excluded; null if it is not."""
+    # Those of a cause that does not hold are null.
+    return sa.func.coalesce(*(cause.words for cause in found))
 
 
 def excluded(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> set[int]:
     """The ids of those handles of these parts that nobody holds, and that are excluded now."""
-    concerned = [part for part in parts if _may_be_excluded(part)]
+    concerned = [part.id for part in parts if _may_be_excluded(part)]
     if not concerned:
         return set()
-    hostnames = sorted({part.device.hostname for part in concerned})
-    held = _held_handles(session, hostnames)
-    taken = {each.id for each in held}
-    return {
-        handle.id
-        for part in concerned
-        for handle in part.attach_handles
-        if handle.id not in taken and any(_excludes(each, handle, part.device) for each in held)
-    }
+    query = (
+        sa.select(model.AttachHandle.id)
+        .join(model.Deployable)
+        .join(model.Device)
+        .where(
+            model.AttachHandle.deployable_id.in_(concerned),
+            ~HELD,
+            sa.or_(*(cause.holds for cause in causes(model.Device))),
+        )
+    )
+    return set(session.scalars(query))
 
 
 def _may_be_excluded(part: model.Deployable) -> bool:
@@ -121,43 +148,3 @@ def _may_be_excluded(part: model.Deployable) -> bool:
         or any(handle.iommu_group for handle in part.attach_handles)
         or bool(part.device.host.machine and not part.device.host.cloned)
     )
-
-
-def _held_handles(session: orm.Session, hostnames: list[str]) -> list[typing.Any]:
-    """What is held of these hosts, and under earlier names of them."""
-    columns = (
-        model.AttachHandle.id,
-        model.AttachHandle.form,
-        model.AttachHandle.iommu_group,
-        model.Deployable.device_id,
-        model.Device.hostname,
-        model.Device.address,
-        model.Device.serial,
-        model.Host.renamed_to,
-        model.ARQ.instance_uuid,
-    )
-    query = (
-        sa.select(*columns)
-        .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
-        .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
-        .join(model.Device, model.Device.id == model.Deployable.device_id)
-        .join(model.Host, model.Host.name == model.Device.hostname)
-        .where(sa.or_(model.Host.name.in_(hostnames), model.Host.renamed_to.in_(hostnames)))
-        .order_by(model.AttachHandle.id)
-    )
-    return list(session.execute(query))
-
-
-def _excludes(held: typing.Any, handle: model.AttachHandle, device: model.Device) -> bool:
-    """Whether a handle that is held excludes a free one of the device."""
-    if held.device_id == device.id and held.form != handle.form:
-        return True
-    if device.hostname not in (held.hostname, held.renamed_to):
-        return False
-    if handle.iommu_group and held.iommu_group == handle.iommu_group:
-        return True
-    if held.hostname == device.hostname:
-        return False
-    if held.serial and device.serial:
-        return bool(held.serial == device.serial)
-    return bool(held.address == device.address)

@@ -14,6 +14,8 @@ from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.dialects import mysql
+from sqlalchemy.ext import compiler
+from sqlalchemy.sql import functions
 
 Facts = dict[str, typing.Any]
 Version = tuple[int, int]
@@ -21,6 +23,29 @@ Version = tuple[int, int]
 #: A moment, to the microsecond: by itself MySQL keeps whole seconds, and two events of one second
 #: have no order.
 Moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
+
+
+class Age(functions.FunctionElement[float]):
+    """How many seconds ago a moment was, in SQL: each engine subtracts times in its own way."""
+
+    type = sa.Float()
+    inherit_cache = True
+
+    def __init__(self, moment: typing.Any) -> None:
+        # The time is that of each execution of the statement.
+        super().__init__(moment, sa.bindparam(None, callable_=timeutils.utcnow, type_=Moment))
+
+
+@compiler.compiles(Age)
+def _age(element: Age, compiler: typing.Any, **kwargs: typing.Any) -> str:
+    moment, now = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    forms = {
+        'sqlite': f'((julianday({now}) - julianday({moment})) * 86400)',
+        'postgresql': f'EXTRACT(EPOCH FROM ({now} - {moment}))',
+    }
+    other = f'(TIMESTAMPDIFF(MICROSECOND, {moment}, {now}) / 1000000)'
+    return forms.get(compiler.dialect.name, other)
+
 
 #: JSON with keys in order: made once, it costs a third of json.dumps().
 as_text = json.JSONEncoder(sort_keys=True).encode

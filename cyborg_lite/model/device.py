@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import typing
 
 import sqlalchemy as sa
@@ -89,12 +90,49 @@ class Device(base.Base):
     @property
     def obstacle(self) -> str | None:
         """Why no accelerator of this device may be given out, if there is a reason."""
-        if self.status != 'enabled':
-            return f'is {self.status}'
-        if self.absences:
-            return 'is missing from its host'
-        if self.unusable:
-            return f'cannot be used: {self.unusable}'
-        if self.host.renamed_to:
-            return f'is in {self.hostname}, which reports as {self.host.renamed_to} now'
-        return f'is in {self.hostname}, which is down' if self.host.state == 'down' else None
+        found = (each for each in OBSTACLES if each.holds(self, self.host))
+        return next((each.words(self, self.host) for each in found), None)
+
+
+class Obstacle(typing.NamedTuple):
+    """A reason not to give out what a device has.
+
+    Both functions take a device and its host: rows, or the two classes, and then make SQL.
+    """
+
+    #: the state of the accelerators of such a device
+    state: str
+    holds: collections.abc.Callable[[typing.Any, typing.Any], typing.Any]
+    words: collections.abc.Callable[[typing.Any, typing.Any], typing.Any]
+
+
+#: In order: the first that holds is shown.
+OBSTACLES = (
+    Obstacle(
+        'disabled',
+        lambda device, host: device.status != 'enabled',
+        lambda device, host: 'is ' + device.status,
+    ),
+    Obstacle(
+        'missing',
+        lambda device, host: device.absences > 0,
+        lambda device, host: 'is missing from its host',
+    ),
+    Obstacle(
+        'unusable',
+        lambda device, host: device.unusable != None,  # noqa: E711 - SQL, too
+        lambda device, host: 'cannot be used: ' + device.unusable,
+    ),
+    Obstacle(
+        'host down',
+        lambda device, host: host.renamed_to != None,  # noqa: E711 - SQL, too
+        lambda device, host: (
+            'is in ' + device.hostname + ', which reports as ' + host.renamed_to + ' now'
+        ),
+    ),
+    Obstacle(
+        'host down',
+        lambda device, host: host.silent_now,
+        lambda device, host: 'is in ' + device.hostname + ', which is down',
+    ),
+)

@@ -9,6 +9,7 @@ import typing
 from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.ext import hybrid
 
 from cyborg_lite.model import base
 
@@ -18,6 +19,8 @@ if typing.TYPE_CHECKING:
 
 #: By how much the clocks of two conductors may differ, in seconds.
 SKEW = 10
+#: After how many report intervals without a report a host is down.
+LATE = 2.5
 
 
 class Host(base.Base):
@@ -61,19 +64,28 @@ class Host(base.Base):
     @staticmethod
     def alive_since(interval: int) -> datetime.datetime:
         """A host with this report interval is down if it has not reported since then."""
-        return timeutils.utcnow() - datetime.timedelta(seconds=2.5 * interval)
+        return timeutils.utcnow() - datetime.timedelta(seconds=LATE * interval)
 
     @staticmethod
     def alive_until() -> datetime.datetime:
         """A report that is dated later counts for nothing: the clock that dated it was wrong."""
         return timeutils.utcnow() + datetime.timedelta(seconds=SKEW)
 
+    @hybrid.hybrid_property
+    def silent_now(self) -> bool:
+        """Whether reports are overdue, or the last one is dated in the future."""
+        return not self.alive_since(self.interval) <= self.seen_at <= self.alive_until()
+
+    @silent_now.inplace.expression
+    @classmethod
+    def _silent_now(cls) -> sa.ColumnElement[bool]:
+        age = base.Age(cls.seen_at)
+        return sa.or_(age > LATE * cls.interval, age < -SKEW)
+
     @base.shown
     def state(self) -> str:
         """``up``, or ``down`` when two reports in a row have not come."""
-        if self.renamed_to or self.seen_at > self.alive_until():
-            return 'down'
-        return 'down' if self.seen_at < self.alive_since(self.interval) else 'up'
+        return 'down' if self.renamed_to or self.silent_now else 'up'
 
     @base.shown
     def devices(self) -> list[str]:

@@ -15,6 +15,24 @@ PARTS = {
     'device': (2, 0x1F),
     'function': (1, 0x7),
 }
+#: The names of vendors of accelerators, by vendor id.  Source: the PCI ID repository.
+VENDORS = {
+    '1002': 'AMD',
+    '10b5': 'Broadcom',
+    '10de': 'NVIDIA',
+    '10ee': 'Xilinx',
+    '1172': 'Altera',
+    '144d': 'Samsung',
+    '15b3': 'Mellanox',
+    '19e5': 'Huawei',
+    '1ac1': 'Google',
+    '1d0f': 'Amazon',
+    '1da3': 'Habana Labs',
+    '1dd8': 'AMD Pensando',
+    '1e52': 'Tenstorrent',
+    '8086': 'Intel',
+    'cabc': 'Cambricon',
+}
 NUMBER = re.compile('(?:0[xX])?([0-9a-fA-F]{1,8})')
 ADDRESS = re.compile(
     r'(?:(?P<domain>[^:.]+):)?(?P<bus>[^:.]+):(?P<device>[^:.]+)\.(?P<function>[^:.]+)'
