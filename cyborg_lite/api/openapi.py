@@ -14,6 +14,7 @@ from pecan import rest as pecan_rest
 from wsme import types as wtypes
 
 from cyborg_lite.api import accelerator_requests
+from cyborg_lite.api import accelerators
 from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
@@ -23,6 +24,7 @@ from cyborg_lite.api import instances
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.api import version
+from cyborg_lite.db import accelerators as db_accelerators
 
 Json = dict[str, typing.Any]
 
@@ -82,6 +84,9 @@ ROUTES = (
     Route('PATCH', '/v2/accelerator_requests/{uuid}', _ARQS, 'patch', (409,)),
     Route('DELETE', '/v2/accelerator_requests', _ARQS, 'delete', (404,)),
     Route('DELETE', '/v2/accelerator_requests/{uuid}', _ARQS, 'delete'),
+    Route('GET', '/v2/accelerators', accelerators.Accelerators, 'get_all'),
+    Route('GET', '/v2/accelerators/summary', accelerators.Accelerators, 'summary'),
+    Route('GET', '/v2/accelerators/{uuid}', accelerators.Accelerators, 'get_one'),
     Route('GET', '/v2/hosts', hosts.Hosts, 'get_all'),
     Route('GET', '/v2/hosts/{name}', hosts.Hosts, 'get_one'),
     Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
@@ -91,9 +96,9 @@ ROUTES = (
 
 #: What needs no credentials: documents about the API.
 DOCUMENTS = {
-    '/': 'The versions of the API.',
-    '/v2': 'The microversions of version 2.',
-    '/v2/openapi.json': 'This document.',
+    '/': ('list_versions', 'The versions of the API.'),
+    '/v2': ('show_version', 'The microversions of version 2.'),
+    '/v2/openapi.json': ('show_openapi', 'This document.'),
 }
 
 _TEXT: Json = {'type': 'string'}
@@ -106,6 +111,8 @@ _KINDS: dict[typing.Any, Json] = {
     datetime.datetime: {'type': 'string', 'format': 'date-time'},
     wtypes.text: _TEXT,
     types.uuid: _UUID,
+    types.number: {'type': 'integer', 'minimum': 0, 'maximum': types.Number.MOST},
+    types.flag: {'type': 'boolean'},
     # What is no uuid is not found, which Tempest asserts.
     types.id: _TEXT,
     types.names: {
@@ -120,6 +127,7 @@ _ARGUMENTS: dict[str, Json] = {
     'marker': _UUID,
     'sort_dir': {'enum': ['asc', 'desc']},
     'bind_state': {'enum': ['resolved']},
+    'state': {'enum': [*db_accelerators.STATES]},
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
 }
 _LINKS: Json = {
@@ -175,7 +183,7 @@ class Document(pecan_rest.RestController):
 
 @functools.cache
 def document() -> Json:
-    paths: dict[str, Json] = {path: {'get': _shown(about)} for path, about in DOCUMENTS.items()}
+    paths: dict[str, Json] = {path: {'get': _shown(*about)} for path, about in DOCUMENTS.items()}
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
@@ -195,14 +203,14 @@ def document() -> Json:
     }
 
 
-def _shown(about: str) -> Json:
+def _shown(name: str, about: str) -> Json:
     answers = {'200': {'description': about} | _json({'type': 'object'})}
-    return {'summary': about, 'security': [], 'responses': answers}
+    return {'operationId': name, 'summary': about, 'security': [], 'responses': answers}
 
 
 def _operation(route: Route) -> Json:
     shown = {
-        'operationId': f'{route.method.lower()} {route.path}',
+        'operationId': _name(route),
         'summary': f'{route.name} of {route.controller.path}',
         'parameters': [_version_header(), *_parameters(route)],
         'responses': {
@@ -215,6 +223,20 @@ def _operation(route: Route) -> Json:
         body = refined() if refined else route.operation.body
         shown['requestBody'] = {'required': True} | _json(body)
     return shown
+
+
+def _name(route: Route) -> str:
+    """The name of an operation, as generated clients call a function."""
+    collection, *more = route.path.split('/')[2:]
+    if '{' not in route.path:
+        return f'{_VERBS[route.name]}_{collection}'
+    verb, *again = [part.strip('{}') for part in more[1:]] or [_VERBS[route.name]]
+    return '_'.join([verb, collection.removesuffix('s'), *again])
+
+
+#: What the methods of controllers do, for a client.
+_VERBS = {'get_all': 'list', 'get_one': 'show', 'post': 'create', 'patch': 'update',
+          'delete': 'delete', 'summary': 'summarize'}  # fmt: skip
 
 
 def _attribute() -> Json:
@@ -281,8 +303,7 @@ def _parameters(route: Route) -> list[Json]:
 
 def _query(route: Route, name: str, schema: Json) -> Json:
     if name == 'sort_key':
-        columns = [f.name for f in route.controller.kind.fields() if f.column is not None]
-        schema = {'enum': ['id', *columns]}
+        schema = {'enum': types.sort_keys(route.controller.kind, version.MAX)}
     commas = {'style': 'form', 'explode': False} if schema.get('type') == 'array' else {}
     return {'in': 'query', 'name': name, 'schema': schema} | commas
 
@@ -296,7 +317,9 @@ def _answer(route: Route) -> Json:
     collection = controller.collection or controller.path
     if declared.status in (202, 204):
         return answer
-    if declared.paged:
+    if declared.shows:
+        schema = declared.shows
+    elif declared.paged:
         schema = _object({collection: rows}, {f'{collection}_links': _LINKS})
     elif declared.wrap:
         schema = _object({declared.wrap: rows if declared.wrap == collection else row})

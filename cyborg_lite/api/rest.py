@@ -107,6 +107,8 @@ class Operation:
     paged: bool
     #: the key under which the answer shows what the method returns
     wrap: str | None
+    #: the JSON schema of an answer that is no row and no list of rows
+    shows: types.Schema | None
 
 
 def expose(
@@ -114,16 +116,20 @@ def expose(
     status: int = 200,
     body: types.Schema | None = None,
     paged: bool = False,
+    filters: dict[str, typing.Any] | None = None,
     wrap: str | None = None,
+    shows: types.Schema | None = None,
 ) -> collections.abc.Callable[[typing.Any], typing.Any]:
     """Make a method answer requests as an Operation says.
 
     :param kinds: the wsme types of the method's arguments in the URL.
+    :param filters: more arguments in the URL, with their types: the argument ``wanted`` has them.
     """
 
     def decorate(method: collections.abc.Callable[..., typing.Any]) -> typing.Any:
-        definition, spec = _define(method, kinds, paged)
-        operation = Operation(tuple(definition.arguments), status, body, paged, wrap)
+        more = dict.fromkeys(PAGE if paged else (), wtypes.text) | (filters or {})
+        definition, spec = _define(method, kinds, more)
+        operation = Operation(tuple(definition.arguments), status, body, paged, wrap, shows)
 
         @functools.wraps(method)
         def answer(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> bytes:
@@ -134,6 +140,8 @@ def expose(
                 pecan.request.environ['cyborg_lite.schema'] = body
                 if paged:
                     kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
+                if filters:
+                    kwargs['wanted'] = {name: kwargs.pop(name, None) for name in filters}
                 pecan.response.status, result = status, method(self, *args, **kwargs)
                 result = {wrap: result} if wrap else result
             except webob.exc.HTTPException:
@@ -158,15 +166,16 @@ def _render(result: dict[str, typing.Any] | None) -> bytes:
 
 
 def _define(
-    method: collections.abc.Callable[..., typing.Any], kinds: tuple[typing.Any, ...], paged: bool
+    method: collections.abc.Callable[..., typing.Any],
+    kinds: tuple[typing.Any, ...],
+    more: dict[str, typing.Any],
 ) -> tuple[wsme_api.FunctionDefinition, inspect.FullArgSpec]:
     """What wsme and what pecan have to know of a method: its arguments in the URL."""
     spec = inspect.getfullargspec(method)
     optional = spec.args[len(spec.args) - len(spec.defaults or ()) :]
-    names = [name for name in spec.args[1:] if name != 'page']
-    if paged:
-        names, optional = [*names, *PAGE], [*optional, *PAGE]
-        kinds = (*kinds, *(wtypes.text for _ in PAGE))
+    names = [name for name in spec.args[1:] if name not in ('page', 'wanted')]
+    names, optional = [*names, *more], [*optional, *more]
+    kinds = (*kinds, *more.values())
     definition = wsme_api.FunctionDefinition(method)
     definition.set_options(None, {})
     definition.arguments = [
@@ -309,12 +318,7 @@ def _page(
 ) -> query.Page:
     if limit is not None and not (limit.isascii() and limit.isdigit()):
         raise exception.Invalid(reason=f'Invalid limit {limit!r}: expected a number, 0 or more.')
-    columns = {
-        field.name
-        for field in types.fields(kind, call().version)
-        if field.column is not None and not isinstance(field.column.type, sa.JSON)
-    }
-    sortable = sorted(columns | {'id'})
+    sortable = types.sort_keys(kind, call().version)
     if sort_key is not None and sort_key not in sortable:
         raise exception.Invalid(
             reason=f'Invalid sort_key {sort_key!r}: expected one of {", ".join(sortable)}.'

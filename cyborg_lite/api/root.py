@@ -10,6 +10,7 @@ from pecan import rest as pecan_rest
 
 from cyborg_lite import shims
 from cyborg_lite.api import accelerator_requests
+from cyborg_lite.api import accelerators
 from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
@@ -37,6 +38,7 @@ class V2(pecan_rest.RestController):
     devices = devices.Devices()
     deployables = deployables.Deployables()
     attributes = attributes.Attributes()
+    accelerators = accelerators.Accelerators()
     hosts = hosts.Hosts()
     instances = instances.Instances()
     device_profiles = device_profiles.DeviceProfiles()

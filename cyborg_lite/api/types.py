@@ -14,10 +14,12 @@ import functools
 import itertools
 import json
 import operator
+import re
 import typing
 import uuid as uuidlib
 
 import jsonschema
+import sqlalchemy as sa
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -87,6 +89,45 @@ class Names(wtypes.UserType):
         return found
 
 
+class Number(wtypes.UserType):
+    """A number that a database can compare with an integer."""
+
+    basetype = str
+    name = 'number'
+    MOST = 2**31 - 1
+
+    @staticmethod
+    def validate(value: typing.Any) -> typing.Any:
+        return value
+
+    @staticmethod
+    def frombasetype(value: str | None) -> int | None:
+        if value is None:
+            return None
+        # Longer ones are no numbers of an integer column, and cost time to be read.
+        number = int(value) if re.fullmatch('[0-9]{1,10}', value) else -1
+        if not 0 <= number <= Number.MOST:
+            raise ValueError(f'{value} is no such number')
+        return number
+
+
+class Flag(wtypes.UserType):
+    """``true`` or ``false``."""
+
+    basetype = str
+    name = 'flag'
+
+    @staticmethod
+    def validate(value: typing.Any) -> typing.Any:
+        return value
+
+    @staticmethod
+    def frombasetype(value: str | None) -> bool | None:
+        if value not in (None, 'true', 'false'):
+            raise ValueError(f'{value} is neither')
+        return None if value is None else value == 'true'
+
+
 class Filter(wtypes.Base):
     """One of upstream's dotted filters: ``filters.field=limit&filters.value=1``."""
 
@@ -97,9 +138,13 @@ class Filter(wtypes.Base):
 uuid = Uuid()
 id = Id()
 names = Names()
+number = Number()
+flag = Flag()
 
 _EXPECTED: dict[typing.Any, str] = {
     int: 'a number',
+    number: f'a number from 0 to {Number.MOST}',
+    flag: 'true or false',
     uuid: 'a UUID',
     names: f'{NAMES} at most, with commas between them',
 }
@@ -127,6 +172,13 @@ def canonical(text: str) -> str:
 def fields(kind: type[model.Base], version: model.Version) -> tuple[model.Field, ...]:
     """The fields of a resource that this microversion shows."""
     return tuple(field for field in kind.fields() if field.version <= version)
+
+
+@functools.cache
+def sort_keys(kind: type[model.Base], version: model.Version) -> list[str]:
+    """The fields that lists of a resource can be sorted by."""
+    columns = [f.column for f in fields(kind, version) if f.column is not None]
+    return sorted(['id', *(c.name for c in columns if not isinstance(c.type, sa.JSON))])
 
 
 @functools.cache

@@ -161,12 +161,20 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('PATCH', path, body={arq['uuid']: bind}, asked=f'{name}/bind')
     made.ask('GET', path, answered=f'{name}/list')
     made.ask('GET', f'{path}/{{uuid}}', arq['uuid'], answered=f'{name}/get')
+    _accelerators(made)
     unbind = [{'path': each['path'], 'op': 'remove'} for each in bind]
     made.ask('PATCH', path, body={arq['uuid']: unbind}, asked=f'{name}/unbind')
     made.ask('PATCH', f'{path}/{{uuid}}', arq['uuid'], body={arq['uuid']: unbind})
     made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
     made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
     made.ask('DELETE', '/v2/instances/{uuid}', str(uuid.uuid4()))
+
+
+def _accelerators(made: Conversation) -> None:
+    path = '/v2/accelerators'
+    [held] = made.ask('GET', path, answered='accelerators/list')['accelerators']
+    made.ask('GET', f'{path}/{{uuid}}', held['uuid'], answered='accelerators/get')
+    made.ask('GET', f'{path}/summary', answered='accelerators/summary')
 
 
 def texts(exchanges: list[Exchange]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 
 from cyborg_lite import model
 from cyborg_lite import rpc
+from cyborg_lite.db import accelerators
 from tests import support
 
 MANY = 1000
@@ -65,6 +66,7 @@ LISTS = {
     'attributes': 'attributes',
     'device_profiles': 'device_profiles',
     'accelerator_requests': 'arqs',
+    'accelerators': 'accelerators',
 }
 
 
@@ -106,7 +108,8 @@ def test_each_page_takes_three_statements(crowded, name, key):
 @pytest.mark.parametrize(
     'query',
     ['devices?vendor=0001&hostname=host-1', 'attributes?key=rc', 'accelerator_requests?bind_state='
-     'resolved', 'device_profiles?name=p1,p2,p3'],
+     'resolved', 'device_profiles?name=p1,p2,p3', 'accelerators?free=true&trait=CUSTOM_FAKE_DEVICE',
+     'accelerators/summary'],
 )  # fmt: skip
 def test_a_filter_takes_no_statement_more(crowded, query):
     with crowded.statements() as statements:
@@ -131,6 +134,11 @@ def test_a_filter_takes_no_statement_more(crowded, query):
         ('attributes', 'key'),
         ('device_profiles', 'name'),
         ('device_profiles', 'description'),
+        ('accelerators', 'state'),
+        ('accelerators', 'reason'),
+        ('accelerators', 'vendor'),
+        ('accelerators', 'numa_node'),
+        ('accelerators', 'held_since'),
         ('accelerator_requests', 'state'),
         ('accelerator_requests', 'instance_uuid'),
         ('accelerator_requests', 'updated_at'),
@@ -143,6 +151,7 @@ def test_a_walk_over_all_pages_loses_and_doubles_nothing(crowded, name, sort_key
     uuids = [uuid for page in pages for uuid in page]
     kind = {'attributes': model.Attribute, 'accelerator_requests': model.ARQ}.get(name)
     kind = kind or {'devices': model.Device, 'deployables': model.Deployable}.get(name)
+    kind = accelerators.Accelerator if name == 'accelerators' else kind
     rows = crowded.rows(kind or model.DeviceProfile)
     assert collections.Counter(uuids) == collections.Counter(row.uuid for row in rows)
     assert [len(page) for page in pages[:-1]] == [137] * (len(pages) - 1)

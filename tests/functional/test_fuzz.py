@@ -111,6 +111,7 @@ class World:
             'instance': [arq.instance_uuid for arq in arqs if arq.instance_uuid],
             'instances': [arq.instance_uuid for arq in arqs if arq.instance_uuid],
             'device_profiles': [x for row in profiles for x in (row.uuid, row.name)],
+            'accelerators': [row.uuid for row in self.service.rows(model.AttachHandle)],
             'hosts': [host.name for host in self.service.rows(model.Host)],
             'rp': [part.rp_uuid for part in self.service.rows(model.Deployable)],
         }

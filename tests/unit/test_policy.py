@@ -52,6 +52,9 @@ EXPECTED = {
     'attribute:create': ADMIN,
     'attribute:delete': ADMIN,
     # Ours, as all that shows the cloud from within.
+    'accelerator:get_all': MANAGER,
+    'accelerator:get_one': MANAGER,
+    'accelerator:summary': READER,
     'host:get_all': MANAGER,
     'host:get_one': MANAGER,
     'host:update': ADMIN,

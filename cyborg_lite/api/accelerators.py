@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/accelerators: ours, and so the same at every microversion"""
+
+from __future__ import annotations
+
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+from cyborg_lite.db import accelerators
+from cyborg_lite.db.accelerators import Accelerator
+
+
+def _filters() -> dict[str, typing.Any]:
+    """The fields that a list can be filtered by: all that are one value, but moments."""
+    return {
+        field.name: types.uuid if field.name.endswith('_uuid') else _KINDS[field.type]
+        for field in Accelerator.fields()
+        if field.type in _KINDS and field.name not in rest.KEYS
+    }
+
+
+_KINDS = {str: wtypes.text, int: types.number}
+
+SUMMARY: types.Schema = {
+    'type': 'object',
+    'required': ['summary'],
+    'additionalProperties': False,
+    'properties': {
+        'summary': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'required': ['resource_class', 'model', 'traits', 'total', 'free'],
+                'additionalProperties': False,
+                'properties': {
+                    'resource_class': {'type': 'string'},
+                    'model': {'type': 'string'},
+                    'traits': {'type': 'array', 'items': {'type': 'string'}},
+                    'total': {'type': 'integer'},
+                    'free': {'type': 'integer'},
+                },
+            },
+        }
+    },
+}
+
+
+class Accelerators(rest.Controller):
+    """All that can be held: each attach handle with its card, its state and its holder."""
+
+    kind, path, what = Accelerator, 'accelerators', 'Accelerator'
+    options = (
+        orm.joinedload(Accelerator.attributes).load_only(
+            model.Attribute.key, model.Attribute.value
+        ),
+    )
+    _custom_actions: typing.ClassVar = {'summary': ['GET']}
+
+    @rest.expose(types.flag, wtypes.text, paged=True, filters=_filters())
+    def get_all(self, page, wanted, free=None, trait=None):
+        rest.call().context.can('cyborg:accelerator:get_all')
+        if wanted['state'] not in (None, *accelerators.STATES):
+            states = ', '.join(accelerators.STATES)
+            raise exception.Invalid(reason=f'Invalid state: expected one of {states}.')
+        conditions = [getattr(Accelerator, k) == v for k, v in wanted.items() if v is not None]
+        if free is not None:
+            is_free = Accelerator.state == 'free'
+            conditions.append(is_free if free else ~is_free)
+        if trait is not None:
+            conditions.append(Accelerator.attributes.any(_is_trait(trait)))
+        return self.list(*conditions, page=page)
+
+    @rest.expose(types.id)
+    def get_one(self, uuid):
+        rest.call().context.can('cyborg:accelerator:get_one')
+        return self.fetch(uuid)
+
+    @rest.expose(shows=SUMMARY)
+    def summary(self):
+        rest.call().context.can('cyborg:accelerator:summary')
+        with rest.call().database.reader() as session:
+            return {'summary': accelerators.summary(session)}
+
+
+def _is_trait(name: str) -> sa.ColumnElement[bool]:
+    return sa.and_(model.Attribute.key.startswith('trait'), model.Attribute.value == name)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accelerators: each attach handle, seen with its card, its state and its holder.
+
+They are a view of other tables: nothing is stored of them, so that every query of a model can
+filter and sort by whatever they show.
+"""
+
+from __future__ import annotations
+
+import collections
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+from cyborg_lite.db import exclusion
+from cyborg_lite.model import Attribute
+from cyborg_lite.model import base
+from cyborg_lite.model import device as devices
+from cyborg_lite.model import pci
+
+#: What is an id in what a vendor's board tells of itself; parts of a board have their own.
+IDS = {'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id'}
+
+_handle, _part, _device, _host = (
+    model.AttachHandle, model.Deployable, model.Device, model.Host,
+)  # fmt: skip
+_class = orm.aliased(Attribute)
+
+_causes = exclusion.causes(_device)
+_obstacles = [(each, each.holds(_device, _host)) for each in devices.OBSTACLES]
+_held = model.ARQ.id.is_not(None)
+
+STATES = (
+    'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'excluded',
+)  # fmt: skip
+
+_state = sa.case(
+    (_handle.lost, 'lost'),
+    *((holds, each.state) for each, holds in _obstacles),
+    (_held, 'held'),
+    (exclusion.words(_causes).is_not(None), 'excluded'),
+    else_='free',
+)
+_reason = sa.case(
+    (_handle.lost, 'its host does not report it any more'),
+    *((holds, 'its device ' + each.words(_device, _host)) for each, holds in _obstacles),
+    (_held, sa.null()),
+    else_=exclusion.words(_causes),
+)
+_vendor_id = sa.func.replace(sa.func.lower(_device.vendor), '0x', '')
+
+#: What is shown, in order: a column, whether it can be null, and what it is.
+_SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
+    'state': (_state, False, 'What it is: ' + ', '.join(f'``{each}``' for each in STATES) + '.'),
+    'reason': (_reason, True, 'Why it is not free, in words; null if it is free or only held.'),
+    'host': (_device.hostname, False, 'The host that it is in.'),
+    'device_uuid': (_device.uuid, False, 'The UUID of its device.'),
+    'type': (_device.type, False, 'The kind of its device: GPU, FPGA, AICHIP and so on.'),
+    'vendor': (sa.case(pci.VENDORS, value=_vendor_id, else_=_device.vendor), False,
+               'The vendor by name; the vendor id if the name is not known.'),
+    'vendor_id': (_device.vendor, False, 'The vendor id as its device has it.'),
+    'model': (_device.model, False, 'The model, in words.'),
+    'address': (_device.address, False, 'Where the host has the device: for PCI DDDD:BB:DD.F.'),
+    'numa_node': (_device.numa_node, True, 'The NUMA node; null if the host does not say.'),
+    'resource_class': (_class.value, True, 'The resource class.'),
+    'rp_uuid': (_part.rp_uuid, False, 'The UUID of the resource provider.'),
+    'driver': (_part.driver_name, False, 'The driver that found it.'),
+    'attach_type': (_handle.attach_type, False, 'How to attach it: PCI, MDEV and so on.'),
+    'attach_info': (_handle.attach_info, False, 'What to attach: for PCI its function.'),
+    'arq_uuid': (model.ARQ.uuid, True, 'The request that holds it.'),
+    'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
+    'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
+    'held_since': (
+        sa.case((_held, sa.func.coalesce(model.ARQ.updated_at, model.ARQ.created_at))), True,
+        'Since when it is held, ISO 8601, UTC; null if it is not.',
+    ),
+}  # fmt: skip
+
+_view = (
+    sa.select(
+        _handle.id,
+        _handle.uuid,
+        _handle.created_at,
+        _handle.updated_at,
+        _handle.deployable_id,
+        _device.vendor_board,
+        *(column.label(name) for name, (column, _, _) in _SHOWN.items()),
+    )
+    .select_from(_handle)
+    .join(_part, _part.id == _handle.deployable_id)
+    .join(_device, _device.id == _part.device_id)
+    .join(_host, _host.name == _device.hostname)
+    .outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
+    .outerjoin(_class, sa.and_(_class.deployable_id == _part.id, _class.key == 'rc'))
+    .subquery('accelerators')
+)
+
+
+def _described() -> sa.Subquery:
+    """The view, with its columns described as those of tables are."""
+    columns: typing.Iterable[typing.Any] = _view.columns
+    for column in columns:
+        if column.name in _SHOWN:
+            _, column.nullable, column.doc = _SHOWN[column.name]
+            hidden = False
+        else:
+            [of] = column.base_columns
+            column.nullable, column.doc, hidden = of.nullable, of.doc, of.info['hidden']
+        column.info = {'kind': 'own', 'since': '2.0', 'hidden': hidden}
+    return _view
+
+
+class Accelerator(base.Base):
+    """One thing that can be held: an attach handle, seen with its card."""
+
+    __table__ = _described()
+
+    if typing.TYPE_CHECKING:
+        state: orm.Mapped[str]
+        reason: orm.Mapped[str | None]
+        host: orm.Mapped[str]
+        device_uuid: orm.Mapped[str]
+        type: orm.Mapped[str]
+        vendor: orm.Mapped[str]
+        model: orm.Mapped[str]
+        address: orm.Mapped[str]
+        numa_node: orm.Mapped[int | None]
+        resource_class: orm.Mapped[str | None]
+        rp_uuid: orm.Mapped[str]
+        driver: orm.Mapped[str]
+        vendor_board: orm.Mapped[dict[str, typing.Any] | None]
+        deployable_id: orm.Mapped[int]
+
+    attributes: orm.Mapped[list[Attribute]] = orm.relationship(
+        primaryjoin=lambda: Accelerator.deployable_id == orm.foreign(Attribute.deployable_id),
+        viewonly=True,
+    )
+
+    @base.shown
+    def traits(self) -> list[str]:
+        """The traits."""
+        return sorted({each.value for each in self.attributes if each.is_trait})
+
+    @base.shown
+    def ids(self) -> dict[str, typing.Any]:
+        """The ids by which the vendor's software knows the card, as far as they are known."""
+        return _ids(self.vendor_board or {})
+
+
+def _ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    lists = {
+        name: [_ids(each) for each in value if isinstance(each, dict)]
+        for name, value in facts.items()
+        if isinstance(value, list)
+    }
+    found = {name: value for name, value in facts.items() if name in IDS}
+    return found | {name: parts for name, parts in lists.items() if any(parts)}
+
+
+def summary(session: orm.Session) -> list[dict[str, typing.Any]]:
+    """How many accelerators there are, and how many are free, by class, model and traits."""
+    free = sa.func.sum(sa.case((Accelerator.state == 'free', 1), else_=0))
+    counted = sa.select(
+        Accelerator.deployable_id,
+        Accelerator.resource_class,
+        Accelerator.model,
+        sa.func.count(Accelerator.id),
+        free,
+    ).group_by(Accelerator.deployable_id, Accelerator.resource_class, Accelerator.model)
+    named = sa.select(Attribute).where(Attribute.key.startswith('trait'))
+    traits = collections.defaultdict(set)
+    for each in session.scalars(named):
+        traits[each.deployable_id].add(each.value)
+    totals: dict[tuple[typing.Any, ...], list[int]] = collections.defaultdict(lambda: [0, 0])
+    for part, resource_class, name, total, free_ in session.execute(counted):
+        sums = totals[resource_class or '', name, tuple(sorted(traits[part]))]
+        sums[0] += total
+        sums[1] += int(free_)
+    return [
+        {'resource_class': class_, 'model': name, 'traits': list(names),
+         'total': total, 'free': free_}
+        for (class_, name, names), (total, free_) in sorted(totals.items())
+    ]  # fmt: skip

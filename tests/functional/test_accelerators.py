@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/accelerators: what can be held, in which state each is and why, and who holds it."""
+
+import datetime
+
+from oslo_utils import timeutils
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from cyborg_lite.api import app
+from cyborg_lite.db import accelerators
+from tests import support
+
+PATH = '/v2/accelerators'
+
+
+def function(bus, number, **more):
+    """A card that gives out one of its functions: 0 is the card itself."""
+    device = support.card(bus, handles=[number], **more)
+    device.deployables[0].attach_handles[0].attach_type = 'PCI'
+    return device
+
+
+def found(service, query=''):
+    answer = service.api.get(f'{PATH}{query}')
+    assert answer.status_int == 200, answer.text
+    return answer.json['accelerators']
+
+
+def states(service):
+    """State and reason of each."""
+    return [(each['state'], each['reason']) for each in found(service)]
+
+
+def bind(service, provider=0, **more):
+    """Bind a new request to a provider; returns its uuid."""
+    if not service.rows(model.DeviceProfile):
+        service.profile()
+    [arq] = service.arqs()
+    part = service.rows(model.Deployable)[provider]
+    assert service.api.bind(arq, provider=part.rp_uuid, **more).status_int == 202
+    return arq
+
+
+def change(service, kind, **values):
+    with service.database.writer() as session:
+        session.execute(sa.update(kind).values(**values))
+
+
+def test_a_row_tells_all_of_an_accelerator(service):
+    npu = support.card(
+        'c1', type='AICHIP', vendor='19e5', model='Ascend 910B3', resource_class='CUSTOM_NPU',
+        traits=['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'], numa_node=4,
+        vendor_board={'npu_id': 3, 'chip_name': '910B3', 'board_id': '0x33',
+                      'chips': [{'chip_id': 0, 'logic_id': 3, 'phy_id': 3, 'memory_mb': 65536}]},
+    )  # fmt: skip
+    service.report(npu)
+    [row] = found(service)
+    [device], [part] = service.rows(model.Device), service.rows(model.Deployable)
+    [handle] = service.rows(model.AttachHandle)
+    assert row['links'] == [{'rel': 'self', 'href': f'http://localhost{PATH}/{handle.uuid}'}]
+    assert {name: row[name] for name in row if name not in ('links', 'created_at')} == {
+        'uuid': handle.uuid,
+        'updated_at': None,
+        'state': 'free',
+        'reason': None,
+        'host': 'host-1',
+        'device_uuid': device.uuid,
+        'type': 'AICHIP',
+        'vendor': 'Huawei',
+        'vendor_id': '19e5',
+        'model': 'Ascend 910B3',
+        'address': '0000:c1:00.0',
+        'numa_node': 4,
+        'resource_class': 'CUSTOM_NPU',
+        'rp_uuid': part.rp_uuid,
+        'driver': 'fake',
+        'attach_type': 'TEST_PCI',
+        'attach_info': {'domain': '0000', 'bus': 'c1', 'device': '00', 'function': '0'},
+        'arq_uuid': None,
+        'instance_uuid': None,
+        'project_id': None,
+        'held_since': None,
+        'traits': ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'],
+        'ids': {'npu_id': 3, 'chips': [{'chip_id': 0, 'logic_id': 3, 'phy_id': 3}]},
+    }
+    assert service.api.get(f'{PATH}/{handle.uuid}').json == row
+
+
+def test_who_holds_it_and_since_when(service):
+    service.report(support.card(handles=2))
+    arq = bind(service, instance=support.INSTANCE)
+    shown = service.api.get(f'/v2/accelerator_requests/{arq}').json
+    [row] = found(service, '?state=held')
+    assert row['uuid'] == shown['attach_handle_uuid']
+    assert (row['arq_uuid'], row['instance_uuid']) == (arq, support.INSTANCE)
+    assert (row['project_id'], row['held_since']) == (shown['project_id'], shown['updated_at'])
+    for query in f'arq_uuid={arq}', f'instance_uuid={support.INSTANCE.upper()}':
+        assert found(service, f'?{query}') == [row]
+    service.api.unbind(arq)
+    assert {each['held_since'] for each in found(service, '?free=true')} == {None}
+
+
+def test_states_of_a_device(service):
+    service.report(support.card())
+    [device] = service.rows(model.Device)
+    for action, state in ('disable', 'disabled'), ('enable', 'free'):
+        service.api.post(f'/v2/devices/{device.uuid}/{action}')
+        assert states(service)[0][0] == state
+    assert states(service) == [('free', None)]
+    change(service, model.Device, unusable='it has a bridge')
+    assert states(service) == [('unusable', 'its device cannot be used: it has a bridge')]
+    change(service, model.Device, absences=1)
+    assert states(service) == [('missing', 'its device is missing from its host')]
+    change(service, model.Device, status='maintaining')
+    assert states(service) == [('disabled', 'its device is maintaining')]
+
+
+@pytest.mark.parametrize('seconds', [-9000, 60])
+def test_host_that_is_down(service, seconds):
+    """Or whose last report is dated in the future."""
+    service.report(support.card())
+    then = timeutils.utcnow() + datetime.timedelta(seconds=seconds)
+    change(service, model.Host, seen_at=then)
+    assert states(service) == [('host down', 'its device is in host-1, which is down')]
+    change(service, model.Host, seen_at=timeutils.utcnow(), renamed_to='b')
+    assert states(service) == [
+        ('host down', 'its device is in host-1, which reports as b now'),
+    ]
+    change(service, model.Host, renamed_to=None)
+    assert states(service) == [('free', None)]
+
+
+def test_accelerator_that_a_report_lacks_while_it_is_held(service):
+    service.report(support.card(handles=[0]))
+    bind(service)
+    service.report(support.card(handles=[1]))
+    assert sorted(states(service), key=str) == [
+        ('free', None),
+        ('lost', 'its host does not report it any more'),
+    ]
+
+
+def test_other_form_of_a_card_that_is_held(service):
+    service.report(function('3b', 0), function('4c', 0))
+    bind(service)
+    service.report(function('3b', 1), function('4c', 0))
+    said = 'its card is held in another form (whole)'
+    assert ('excluded', said) in states(service)
+    assert sorted(state for state, _ in states(service)) == ['excluded', 'free', 'lost']
+    assert len(found(service, '?free=true')) == 1
+
+
+def test_the_state_is_that_by_which_a_bind_is_refused(service):
+    """Every combination of what may stand in the way: no accelerator is bound but a free one."""
+    service.report(support.card(handles=1))
+    service.profile()
+    [part] = service.rows(model.Deployable)
+    [arq] = service.arqs()
+    old = datetime.datetime(2000, 1, 1)
+    ways = [
+        (model.Device, {'status': 'maintaining'}, {'status': 'enabled'}),
+        (model.Device, {'absences': 2}, {'absences': 0}),
+        (model.Device, {'unusable': 'it is odd'}, {'unusable': None}),
+        (model.Host, {'renamed_to': 'x'}, {'renamed_to': None}),
+        (model.Host, {'seen_at': old}, {'seen_at': timeutils.utcnow()}),
+    ]
+    for number in range(2 ** len(ways)):
+        for bit, (kind, bad, good) in enumerate(ways):
+            change(service, kind, **(bad if number >> bit & 1 else good))
+        [(state, reason)] = states(service)
+        answer = service.api.bind(arq, provider=part.rp_uuid)
+        assert (state == 'free') is (answer.status_int == 202)
+        if state != 'free':
+            assert reason in support.fault(answer)
+        service.api.unbind(arq)
+
+
+def many(service):
+    service.report(
+        support.card('3b', 2, numa_node=1),
+        support.card('4c', type='GPU', vendor='10de', model='A100', resource_class='PGPU',
+                     traits=['CUSTOM_A']),
+    )  # fmt: skip
+    service.report(support.card('5d', type='AICHIP', vendor='0x19e5'), host='host-2')
+    bind(service)
+
+
+def test_every_field_of_one_value_filters(service):
+    many(service)
+    rows = found(service)
+    assert len(rows) == 4
+    for name, value in ((name, row[name]) for row in rows for name in row):
+        if (
+            isinstance(value, (str, int))
+            and name != 'uuid'
+            and not name.endswith(('_at', '_since'))
+        ):
+            wanted = [row['uuid'] for row in rows if row[name] == value]
+            assert [row['uuid'] for row in found(service, f'?{name}={value}')] == wanted, name
+    assert found(service, '?vendor=Nobody') == []
+    assert [row['host'] for row in found(service, '?trait=CUSTOM_A')] == ['host-1']
+    assert [row['vendor'] for row in found(service, '?vendor=Huawei&free=true')] == ['Huawei']
+    assert len(found(service, '?free=false')) == 1
+
+
+def test_every_field_of_one_value_sorts(service):
+    many(service)
+    rows = found(service)
+    plain = [name for name in rows[0] if not isinstance(rows[0][name], (list, dict))]
+    for name in plain:
+        for direction in 'asc', 'desc':
+            page = f'?sort_key={name}&sort_dir={direction}'
+            values = [row[name] for row in found(service, page) if row[name] is not None]
+            assert values == sorted(values, reverse=direction == 'desc'), name
+
+
+def test_counts_for_whoever_sees_no_hosts(service, monkeypatch):
+    many(service)
+    monkeypatch.setitem(app.ALONE, 'X-Roles', 'member,reader')
+    assert service.api.get(PATH).status_int == 403
+    [handle, *_] = service.rows(model.AttachHandle)
+    assert service.api.get(f'{PATH}/{handle.uuid}').status_int == 403
+    assert service.api.get(f'{PATH}/summary').json == {
+        'summary': [
+            {'resource_class': 'FPGA', 'model': 'miss model info', 'total': 3, 'free': 2,
+             'traits': ['CUSTOM_FAKE_DEVICE']},
+            {'resource_class': 'PGPU', 'model': 'A100', 'total': 1, 'free': 1,
+             'traits': ['CUSTOM_A']},
+        ]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('query', 'said'),
+    [
+        ('?no=1', 'Unknown argument: "no"'),
+        ('?uuid=1', 'Unknown argument: "uuid"'),
+        ('?state=bad', 'Invalid state: expected one of free, held, '),
+        ('?free=1', "Invalid free: expected true or false, got '1'"),
+        ('?numa_node=-1', 'Invalid numa_node: expected a number from 0 to'),
+        ('?numa_node=' + '0' * 20, 'Invalid numa_node: expected a number'),
+        ('?numa_node=2147483648', 'Invalid numa_node: expected a number from 0 to'),
+        ('?device_uuid=1', 'Invalid device_uuid: expected a UUID'),
+        ('?sort_key=traits', "Invalid sort_key 'traits'"),
+        ('/summary?host=a', 'Unknown argument: "host"'),
+    ],
+)
+def test_bad_input(service, query, said):
+    answer = service.api.get(f'{PATH}{query}')
+    assert answer.status_int == 400
+    assert said in support.fault(answer)
+
+
+def test_one_that_is_not_there(service):
+    assert service.api.get(f'{PATH}/nothing').status_int == 404
+
+
+def test_states_are_declared(service):
+    assert set(accelerators.STATES) == {
+        'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'excluded',
+    }  # fmt: skip
