@@ -7,6 +7,7 @@ import argparse
 import collections.abc
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pathlib
@@ -30,13 +31,15 @@ from cyborg_lite import driver
 from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
-from cyborg_lite.db import exclusion
+from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
 
-COLUMNS = (
-    'Host', 'Device', 'Type', 'Vendor', 'Model', 'Address', 'NUMA node', 'Driver', 'Free/total',
-)  # fmt: skip
+COLUMNS = ('Host', 'Type', 'Vendor', 'Model', 'Address', 'NUMA', 'Free', 'State')
+#: What --long adds.
+MORE = ('Driver', 'Device', 'Reason')
+#: The state of what is known of a host that this process does not run.
+ABSENT = 'not of this run'
 
 
 class Refused(Exception):
@@ -91,6 +94,9 @@ def add_parser(commands: typing.Any) -> None:
         default=pathlib.Path(state) / 'cyborg-lite',
         help='where the database and the log are kept (%(default)s)',
     )
+    parser.add_argument(
+        '--long', action='store_true', help='show drivers, UUIDs of devices and reasons, too'
+    )
     parser.add_argument('--config-file', action='append', default=[], help='a configuration file')
     parser.set_defaults(run=run)
 
@@ -128,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
             scheme = 'https' if tls else 'http'
             url = f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}'
             if not web.stopped:
-                _introduce(embedded, url, _curl(conf, arguments))
+                _introduce(embedded, url, _curl(conf, arguments), arguments.long)
             web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
         finally:
             print('\nStopping.', file=sys.stderr)
@@ -299,15 +305,16 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
     service.spare_garbage_collection()
 
 
-def _introduce(embedded: service.Embedded, url: str, curl: str) -> None:
+def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> None:
     with embedded.database.reader() as session:
-        rows = list(_rows(session))
-        example = _example(session)
+        names = [agent.manager.host.name for agent in embedded.agents]
+        rows = list(_rows(session, names))
+        example = _example(session, names)
         drivers = {host.name: host.drivers for host in query.find(session, model.Host)}
     if rows:
-        table = prettytable.PrettyTable(COLUMNS, align='l')
+        table = prettytable.PrettyTable([*COLUMNS, *MORE], align='l')
         table.add_rows(rows)
-        print(table)
+        print(table.get_string() if long else table.get_string(fields=COLUMNS))
     else:
         print('No accelerator was found.')
     _explain(embedded, drivers, bool(rows))
@@ -317,38 +324,28 @@ def _introduce(embedded: service.Embedded, url: str, curl: str) -> None:
     sys.stdout.flush()
 
 
-def _rows(session: orm.Session) -> collections.abc.Iterator[list[typing.Any]]:
-    free = _free(session)
-    loaded = orm.selectinload(model.Device.deployables), orm.joinedload(model.Device.host)
-    for device in query.find(session, model.Device, options=loaded):
-        for part in device.deployables:
-            numa_node = '' if device.numa_node is None else device.numa_node
-            total, obstacle = part.num_accelerators, device.obstacle
-            yield [
-                *(device.hostname, device.uuid, device.type, device.vendor, device.model),
-                *(device.address, numa_node, part.driver_name),
-                f'{free[part.id]}/{total}' + (f': it {obstacle}' if obstacle else ''),
-            ]
+def _rows(
+    session: orm.Session, names: collections.abc.Collection[str]
+) -> collections.abc.Iterator[list[typing.Any]]:
+    """A row for each deployable, by the columns and those of --long.
 
-
-def _free(session: orm.Session) -> dict[int, int]:
-    """How many accelerators of each deployable are free, by its number."""
-    held = set(session.scalars(sa.select(model.ARQ.attach_handle_id)))
-    parts = query.find(
-        session,
-        model.Deployable,
-        options=[
-            orm.selectinload(model.Deployable.attach_handles),
-            orm.joinedload(model.Deployable.device).joinedload(model.Device.host),
-        ],
-    )
-    taken = held | exclusion.excluded(session, parts)
-    return {
-        part.id: sum(not handle.lost and handle.id not in taken for handle in part.attach_handles)
-        if part.device.obstacle is None
-        else 0
-        for part in parts
-    }
+    :param names: the hosts of this run: nothing of others is free.
+    """
+    kind, by_part = accelerators.Accelerator, query.Page(sort_key='deployable_id')
+    found = query.find(session, kind, page=by_part)
+    for _, group in itertools.groupby(found, key=lambda each: each.deployable_id):
+        each, *others = together = [*group]
+        ours = each.host in names
+        free = sum(one.state == 'free' for one in together) if ours else 0
+        states = {one.state for one in together} - ({'free'} if others else set())
+        reasons = {one.reason for one in together if one.reason}
+        yield [
+            *(each.host, each.type, each.vendor, each.model, each.address),
+            '' if each.numa_node is None else each.numa_node,
+            f'{free}/{len(together)}',
+            (', '.join(sorted(states)) or 'free') if ours else ABSENT,
+            *(each.driver, each.device_uuid, '; '.join(sorted(reasons))),
+        ]
 
 
 def _explain(
@@ -368,11 +365,15 @@ def _explain(
         print(f'Try hosts that come with cyborg_lite:\n  cyborg-lite up {known}')
 
 
-def _example(session: orm.Session) -> tuple[str, str, str] | None:
-    """A class, a provider that has one free, and its host."""
-    number = next((number for number, free in _free(session).items() if free), None)
-    part = session.get(model.Deployable, number) if number else None
-    return (str(part.resource_class), part.rp_uuid, part.device.hostname) if part else None
+def _example(
+    session: orm.Session, names: collections.abc.Collection[str]
+) -> tuple[str, str, str] | None:
+    """A class, a provider of one of these hosts that has one free, and its host."""
+    kind = accelerators.Accelerator
+    free = query.find(
+        session, kind, kind.state == 'free', kind.host.in_(names), page=query.Page(limit=1)
+    )
+    return next(((str(each.resource_class), each.rp_uuid, each.host) for each in free), None)
 
 
 def _requests(curl: str, url: str, resource_class: str, provider: str, hostname: str) -> str:

@@ -110,17 +110,25 @@ def test_whole_card_and_its_virtual_functions(machine, before, after):
     assert qat.bind('CUSTOM_QAT')[1].status_int == 404
 
 
+def table(session, *names):
+    """What the table of up says is free, and why the rest is not."""
+    return [tuple(row[6:8]) for row in up._rows(session, names or [support.HOST])]
+
+
 def test_table_of_up_counts_what_is_free(machine):
     qat = machine(QAT % 0)
     qat.bind('CUSTOM_QAT')
     qat.report(QAT % 4)
     with qat.service.database.reader() as session:
-        assert [row[-1] for row in up._rows(session)] == ['0/5']
-        assert up._example(session) is None
+        assert table(session) == [('0/5', 'excluded, lost')]
+        assert up._example(session, [support.HOST]) is None
     [row] = qat.service.rows(Device)
     qat.api.post(f'/v2/devices/{row.uuid}/disable')
     with qat.service.database.reader() as session:
-        assert [row[-1] for row in up._rows(session)] == ['0/5: it is maintaining']
+        assert table(session) == [('0/5', 'disabled, lost')]
+        [row] = up._rows(session, [support.HOST])
+        assert 'its device is maintaining' in row[-1]
+        assert table(session, 'another') == [('0/5', 'not of this run')]
 
 
 def test_virtual_functions_go_to_several(machine):

@@ -243,13 +243,13 @@ def test_port_that_is_none(up, port):
 
 def test_from_a_host_to_a_bound_accelerator(tmp_path):
     """The first screen of the README, done."""
-    with process.Up(tmp_path, '--host', 'atlas-800t-a2') as up:
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2', '--long') as up:
         rows = up.rows()
         assert len(rows) == 8
-        assert {(r['Host'], r['Type'], r['Driver'], r['Free/total']) for r in rows} == {
+        assert {(r['Host'], r['Type'], r['Driver'], r['Free']) for r in rows} == {
             ('atlas-800t-a2', 'AICHIP', 'huawei_ascend', '1/1')
         }
-        assert {row['NUMA node'] for row in rows} == {'0', '2', '4', '6'}
+        assert {row['NUMA'] for row in rows} == {'0', '2', '4', '6'}
         assert {row['Device'] for row in rows} == {
             d['uuid'] for d in up.get('/v2/devices')['devices']
         }
@@ -263,10 +263,13 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
         assert 'Stopping.' in up.errors()
         assert 'Traceback' not in up.errors()
     # A second start finds its state again, and offers what is left.
-    with process.Up(tmp_path, '--host', 'atlas-800t-a2') as up:
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2', '--long') as up:
         again = up.get(f'/v2/accelerator_requests/{arq["uuid"]}')
         assert {**again, 'links': None} == {**arq, 'links': None}
-        assert sorted(row['Free/total'] for row in up.rows()) == ['0/1'] + ['1/1'] * 7
+        assert sorted((row['Free'], row['State']) for row in up.rows()) == [
+            ('0/1', 'held'),
+            *[('1/1', 'free')] * 7,
+        ]
         assert {row['Device'] for row in up.rows()} == {row['Device'] for row in rows}
         assert arq['device_rp_uuid'] not in up.requests()
         assert up.interrupt(signal.SIGTERM) == 0
