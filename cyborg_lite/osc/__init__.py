@@ -14,9 +14,6 @@ import urllib.parse
 from osc_lib import exceptions
 from osc_lib.command import command
 
-#: the microversion that shows all that there is to show
-MICROVERSION = '2.50'
-
 
 class Command(command.Command):
     """A command that asks the API."""
@@ -35,7 +32,7 @@ class Command(command.Command):
         :raises osc_lib.exceptions.CommandError: with what the API said, when it refuses.
         """
         proxy = self.app.client_manager.sdk_connection.accelerator
-        answer = proxy.request(path, method, microversion=MICROVERSION, raise_exc=False, **more)
+        answer = proxy.request(path, method, raise_exc=False, **more)
         if answer.status_code >= 400:
             raise exceptions.CommandError(_sentence(answer))
         return answer
@@ -53,12 +50,17 @@ class Command(command.Command):
 
 
 def _sentence(answer: typing.Any) -> str:
-    """What the API said, out of its two layers of JSON; the whole text if it is in another form."""
+    """What the API said, in whatever form: ours, Cyborg's two layers of JSON, or Keystone's."""
     try:
-        inner = json.loads(answer.json()['error_message'])
+        said = answer.json()
+        if 'errors' in said:
+            return str(said['errors'][0]['detail'])
+        if 'error' in said:
+            return str(said['error']['message'])
+        inner = json.loads(said['error_message'])
         return str(inner.get('faultstring') or inner['description'])
-    except (ValueError, KeyError, TypeError):
-        return f'HTTP {answer.status_code}: {answer.text}'
+    except (ValueError, KeyError, TypeError, IndexError):
+        return f'The service answered {answer.status_code} {answer.reason}.'
 
 
 def quoted(name: str) -> str:

@@ -1,30 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator device inspect | delete"""
+"""openstack accelerator device delete"""
 
 from __future__ import annotations
 
 import argparse
-import typing
-
-from osc_lib.command import command
 
 from cyborg_lite import osc
-
-COLUMNS = ('uuid', 'hostname', 'address', 'numa_node', 'type', 'vendor', 'model', 'status')
-
-
-class InspectDevices(osc.Command, command.Lister):
-    """List devices with what microversion 2.50 shows: where in its host each one is."""
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument('--host', metavar='<host>', help='Only the devices of this host')
-        parser.add_argument('--type', metavar='<type>', help='Only devices of this type')
-        return parser
-
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
-        devices = self.ask_all('devices', hostname=parsed_args.host, type=parsed_args.type)
-        return COLUMNS, ([device[column] for column in COLUMNS] for device in devices)
 
 
 class DeleteDevice(osc.Command):

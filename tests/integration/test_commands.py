@@ -3,6 +3,7 @@
 
 from importlib import metadata
 import json
+from unittest.mock import ANY
 import uuid
 
 import pytest
@@ -27,7 +28,8 @@ COMMANDS = {
     'device profile': {'create', 'delete', 'list', 'show'},
     # ours
     'host': {'delete', 'list', 'rename', 'show'},
-    'device ': {'delete', 'inspect'},
+    '': {'bind', 'disable', 'enable', 'list', 'show', 'summary', 'unbind'},
+    'device ': {'delete'},
     'instance': {'free'},
 }
 
@@ -99,8 +101,8 @@ def profile(commands):
 def test_each_command_is_tested():
     points = metadata.entry_points(group='openstack.accelerator.v2')
     shipped = {point.name for point in points if point.name.startswith('accelerator_')}
-    names = {f'{noun.strip()} {verb}' for noun, verbs in COMMANDS.items() for verb in verbs}
-    assert shipped == {f'accelerator_{name.replace(" ", "_")}' for name in names}
+    names = {f'{noun} {verb}' for noun, verbs in COMMANDS.items() for verb in verbs}
+    assert shipped == {'_'.join(['accelerator', *name.split()]) for name in names}
 
 
 def test_devices(commands):
@@ -188,12 +190,56 @@ def test_our_own(request, way):
     [host] = commands('host', 'list')
     assert host['name'] == conftest.HOST
     assert commands('host', 'show', conftest.HOST)['drivers']['fake'] == 'ok'
-    devices = commands('device', 'inspect', '--type', 'QAT')
-    assert [device['address'] for device in devices] == ['0000:b1:00.0']
-    assert 'its host' in commands.fail('device', 'delete', devices[0]['uuid'])
+    found = commands('list', '--type', 'QAT', '--long')
+    assert {(each['state'], each['vendor'], each['address']) for each in found} == {
+        ('free', 'Intel', '0000:b1:00.0')
+    }
+    device = found[0]['device_uuid']
+    assert commands('show', found[0]['uuid']) == found[0] | {
+        'attach_type': 'PCI', 'attach_info': ANY, 'vendor_id': '8086', 'instance_uuid': None,
+        'created_at': ANY, 'updated_at': ANY,
+    }  # fmt: skip
+    total = {each['resource_class']: each['total'] for each in commands('summary')}
+    assert total['FPGA'] == 17
+    for verb, state in ('disable', 'disabled'), ('enable', 'free'):
+        assert commands.do(verb, device) == ''
+        states = {each['state'] for each in commands('list', '--device', device)}
+        assert states == {state}
+    assert len(commands('list', '--free')) == sum(total.values())
+    assert f'Device {NOTHING} not found' in commands.fail('disable', NOTHING)
+    assert f'Accelerator {NOTHING} not found' in commands.fail('show', NOTHING)
+    assert 'Invalid state: expected one of free' in commands.fail('list', '--state', 'odd')
+    assert 'its host' in commands.fail('device', 'delete', device)
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'rename', conftest.HOST, 'b')
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)
     assert 'Host b not found' in commands.fail('host', 'delete', 'b')
+
+
+@pytest.mark.parametrize('way', ['none', 'http_basic'])
+def test_all_requests_of_a_profile(request, way):
+    commands = make(request, 'new', way)
+    commands.do('device', 'profile', 'create', 'three', '[{"resources:FPGA": 3}]')
+    found = commands('list', '--free', '--resource-class', 'FPGA', '--trait', 'CUSTOM_FAKE_DEVICE')
+    uuids = [each['uuid'] for each in found[:3]]
+    bound = commands('bind', 'three', *uuids, '--instance', NOTHING)
+    assert [(each['state'], each['instance_uuid']) for each in bound] == [('Bound', NOTHING)] * 3
+    assert {each['attach_handle_uuid'] for each in bound} == set(uuids)
+    held = commands('list', '--instance', NOTHING)
+    assert {each['state'] for each in held} == {'held'}
+    # Nothing is left of those that cannot be bound.
+    arqs = [each['uuid'] for each in bound]
+    assert 'already has accelerator requests' in commands.fail(
+        'bind', 'three', *uuids, '--instance', NOTHING
+    )
+    assert 'makes 3 requests: expected as many' in commands.fail('bind', 'three', uuids[0])
+    assert sorted(each['uuid'] for each in commands('arq', 'list')) == sorted(arqs)
+    assert 'not found' in commands.fail('unbind', arqs[0], NOTHING)
+    assert {each['state'] for each in commands('arq', 'list')} == {'Bound'}
+    commands.do('unbind', *arqs)
+    assert {each['state'] for each in commands('arq', 'list')} == {'Unbound'}
+    commands.do('arq', 'delete', *arqs)
+    commands.do('device', 'profile', 'delete', 'three')
+    assert 'three not found' in commands.fail('bind', 'three', *uuids)
 
 
 @pytest.mark.parametrize('client', ['new', 'old'])

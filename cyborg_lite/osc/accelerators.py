@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack accelerator list | show | summary | bind | unbind | enable | disable"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+import uuid
+
+from osc_lib import exceptions
+from osc_lib.cli import format_columns
+from osc_lib.command import command
+
+from cyborg_lite import osc
+
+COLUMNS = ('uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid')
+MORE = (
+    'reason', 'device_uuid', 'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid',
+    'arq_uuid', 'project_id', 'held_since', 'ids',
+)  # fmt: skip
+#: The fields that a list can be filtered by, as options.
+FILTERS = {
+    'state': 'in this state',
+    'host': 'of this host',
+    'device': 'of this device, by its UUID',
+    'type': 'of this type',
+    'vendor': 'of this vendor, by its name',
+    'model': 'of this model',
+    'resource-class': 'of this resource class',
+    'trait': 'with this trait',
+    'instance': 'that this instance holds',
+    'project': 'that requests of this project hold',
+}
+REQUEST = (
+    'uuid', 'state', 'hostname', 'attach_handle_uuid', 'attach_handle_type', 'attach_handle_info',
+    'instance_uuid',
+)  # fmt: skip
+
+
+class ListAccelerators(osc.Command, command.Lister):
+    """List accelerators: what can be held, in which state it is, and who holds it."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('--free', action='store_true', help='Only those that are free')
+        parser.add_argument('--long', action='store_true', help='Show all that is known of them')
+        for name, which in FILTERS.items():
+            parser.add_argument(f'--{name}', metavar=f'<{name}>', help=f'Only those {which}')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        given = vars(parsed_args)
+        renamed = {'device': 'device_uuid', 'instance': 'instance_uuid', 'project': 'project_id'}
+        wanted = {name.replace('-', '_') for name in FILTERS}
+        arguments = {renamed.get(name, name): given[name] for name in wanted}
+        found = self.ask_all('accelerators', free='true' if parsed_args.free else None, **arguments)
+        columns = COLUMNS + MORE if parsed_args.long else COLUMNS
+        return columns, ([_cell(each[column]) for column in columns] for each in found)
+
+
+class ShowAccelerator(osc.Command, command.ShowOne):
+    """Show an accelerator."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('uuid', metavar='<uuid>', help='UUID of the accelerator')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        found = self.ask(f'/accelerators/{osc.quoted(parsed_args.uuid)}')
+        del found['links']
+        return tuple(found), tuple(_cell(value) for value in found.values())
+
+
+class SummarizeAccelerators(osc.Command, command.Lister):
+    """Count accelerators, and the free ones, by resource class, model and traits."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        columns = ('resource_class', 'model', 'traits', 'total', 'free')
+        counts = self.ask('/accelerators/summary')['summary']
+        return columns, ([_cell(each[column]) for column in columns] for each in counts)
+
+
+class BindAccelerators(osc.Command, command.Lister):
+    """Create the requests of a device profile and bind all of them at once, or none.
+
+    Each is bound to the resource provider of one of the accelerators, in order.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('profile', metavar='<profile>', help='Name of the device profile')
+        parser.add_argument(
+            'accelerators',
+            metavar='<accelerator>',
+            nargs='+',
+            help='UUID of an accelerator; one for each request of the profile',
+        )
+        parser.add_argument(
+            '--instance',
+            metavar='<instance>',
+            default=str(uuid.uuid4()),
+            help='UUID of the instance that is to hold them (a new UUID)',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        places = [self.ask(f'/accelerators/{osc.quoted(u)}') for u in parsed_args.accelerators]
+        body = {'device_profile_name': parsed_args.profile}
+        made = self.call('POST', '/accelerator_requests', json=body).json()['arqs']
+        uuids = [each['uuid'] for each in made]
+        try:
+            return REQUEST, self._bind(uuids, places, parsed_args.instance)
+        except exceptions.CommandError:
+            # What was made for this alone goes with it.
+            self.call('DELETE', '/accelerator_requests', params={'arqs': ','.join(uuids)})
+            raise
+
+    def _bind(
+        self, uuids: list[str], places: list[dict[str, typing.Any]], instance: str
+    ) -> list[list[typing.Any]]:
+        if len(uuids) != len(places):
+            raise exceptions.CommandError(
+                f'The profile makes {len(uuids)} requests: expected as many accelerators, not '
+                f'{len(places)}.'
+            )
+        patch = {
+            each: [
+                {'op': 'add', 'path': '/hostname', 'value': place['host']},
+                {'op': 'add', 'path': '/device_rp_uuid', 'value': place['rp_uuid']},
+                {'op': 'add', 'path': '/instance_uuid', 'value': instance},
+            ]
+            for each, place in zip(uuids, places, strict=True)
+        }
+        self.call('PATCH', '/accelerator_requests', json=patch)
+        found = [self.ask(f'/accelerator_requests/{each}') for each in uuids]
+        if failed := [each['uuid'] for each in found if each['state'] != 'Bound']:
+            raise exceptions.CommandError(f'Not bound: {", ".join(failed)}.')
+        return [[_cell(each[column]) for column in REQUEST] for each in found]
+
+
+class UnbindAccelerators(osc.Command):
+    """Unbind accelerator requests: all of them at once, or none."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'requests', metavar='<request>', nargs='+', help='UUID of an accelerator request'
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        remove = [{'op': 'remove', 'path': '/hostname'}]
+        patch = dict.fromkeys(parsed_args.requests, remove)
+        self.call('PATCH', '/accelerator_requests', json=patch)
+
+
+class EnableDevice(osc.Command):
+    """Give out the accelerators of a device again."""
+
+    action = 'enable'
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('device', metavar='<device>', help='UUID of the device')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.call('POST', f'/devices/{osc.quoted(parsed_args.device)}/{self.action}')
+
+
+class DisableDevice(EnableDevice):
+    """Give out no accelerator of a device any more; what is held stays held."""
+
+    action = 'disable'
+
+
+def _cell(value: typing.Any) -> typing.Any:
+    if isinstance(value, dict):
+        return format_columns.DictColumn(value)
+    return format_columns.ListColumn(value) if isinstance(value, list) else value
