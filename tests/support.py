@@ -148,7 +148,9 @@ def wish(provider: str, host: str, instance: str) -> list[dict[str, str]]:
 
 
 def fault(answer) -> str:
-    """What an error answer says, out of its two layers of JSON."""
+    """What an error answer says: of a resource of ours, or out of Cyborg's two layers of JSON."""
+    if 'errors' in answer.json:
+        return answer.json['errors'][0]['detail']
     inner = json.loads(answer.json['error_message'])
     return inner.get('faultstring') or inner['description']
 

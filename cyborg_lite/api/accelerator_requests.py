@@ -18,7 +18,6 @@ from cyborg_lite.db import query
 CREATE: types.Schema = {
     'type': 'object',
     'required': ['device_profile_name'],
-    'additionalProperties': False,
     'properties': {'device_profile_name': {'type': 'string'}},
 }
 
@@ -35,7 +34,6 @@ UPDATE: types.Schema = {
         'items': {
             'type': 'object',
             'required': ['path', 'op'],
-            'additionalProperties': False,
             'properties': {
                 'path': {'enum': ['/hostname', '/device_rp_uuid', '/instance_uuid', '/project_id']},
                 'op': {'enum': ['add', 'remove']},

@@ -59,6 +59,7 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
     if conf.api.auth_strategy != 'keystone':
         # Before headers replace the address of the client.
         app = _guarded(app, origin.Guard(conf))
+    app = _with_errors_in_one_form(app)
     app = catch_errors.CatchErrors(app)
     return typing.cast('Wsgi', request_id.RequestId(app))
 
@@ -88,6 +89,39 @@ def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
         return app(environ, start_response)
 
     return checked
+
+
+def _with_errors_in_one_form(app: Wsgi) -> Wsgi:
+    """The application; errors of our own resources have the form of the API-SIG's guideline."""
+
+    def formed(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        if not openapi.is_ours(environ.get('PATH_INFO', '')):
+            return app(environ, start_response)
+        response = webob.Request(environ).get_response(app)
+        if response.status_int >= 400:
+            error = {
+                'status': response.status_int,
+                'title': response.status.partition(' ')[2],
+                'detail': _said(response),
+                'request_id': environ.get(request_id.ENV_REQUEST_ID, ''),
+            }
+            response.content_type, response.charset = 'application/json', 'UTF-8'
+            response.body = json.dumps({'errors': [error]}).encode()
+        return response(environ, start_response)
+
+    return formed
+
+
+def _said(response: webob.Response) -> str:
+    """What an error says, in the form of Cyborg's resources or in keystonemiddleware's."""
+    try:
+        said = response.json
+        if 'error' in said:
+            return str(said['error']['message'])
+        inner = json.loads(said['error_message'])
+        return str(inner.get('faultstring') or inner['description'])
+    except (ValueError, KeyError, TypeError):
+        return f'{http.HTTPStatus(response.status_int).description}.'
 
 
 def _validate_users(file: str) -> None:

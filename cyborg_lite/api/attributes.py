@@ -18,7 +18,6 @@ from cyborg_lite.api import types
 CREATE: types.Schema = {
     'type': 'object',
     'required': ['deployable_id', 'key', 'value'],
-    'additionalProperties': False,
     'properties': {
         'deployable_id': {
             'type': ['integer', 'string'],
@@ -60,7 +59,7 @@ class Attributes(rest.Controller):
         body = rest.body()
         # openstacksdk and OpenStackClient wrap what they send; the API reference does not.
         attribute = body.get('attribute', body)
-        types.check(attribute, CREATE, rest.call().strict)
+        types.check(attribute, CREATE)
         _check_name(attribute['key'], attribute['value'])
         uuid = rest.call().conductor.create_attribute(
             deployable=_deployable(attribute['deployable_id']),

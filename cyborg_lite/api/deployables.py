@@ -19,7 +19,6 @@ PROGRAM: types.Schema = {
     'items': {
         'type': 'object',
         'required': ['path', 'op', 'value'],
-        'additionalProperties': False,
         'properties': {
             'path': {'const': '/program'},
             'op': {'const': 'replace'},

@@ -73,7 +73,7 @@ ROUTES = (
     Route('DELETE', '/v2/attributes/{uuid}', attributes.Attributes, 'delete', (409,)),
     Route('GET', '/v2/device_profiles', _PROFILES, 'get_all'),
     Route('GET', '/v2/device_profiles/{id}', _PROFILES, 'get_one'),
-    # 500 is asserted by Tempest in three cases, up to microversion 2.3.
+    # 500 is asserted by Tempest in three cases.
     Route('POST', '/v2/device_profiles', _PROFILES, 'post', (409, 500)),
     Route('DELETE', '/v2/device_profiles', _PROFILES, 'delete', (404, 409)),
     Route('DELETE', '/v2/device_profiles/{id}', _PROFILES, 'delete', (409,)),
@@ -93,6 +93,9 @@ ROUTES = (
     Route('DELETE', '/v2/hosts/{name}', hosts.Hosts, 'delete', (409,)),
     Route('DELETE', '/v2/instances/{uuid}', instances.Instances, 'delete', (409,)),
 )
+
+#: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
+OURS = ('accelerators', 'hosts', 'instances')
 
 #: What needs no credentials: documents about the API.
 DOCUMENTS = {
@@ -152,6 +155,29 @@ _ERRORS: Json = {
         },
     },
     'Unauthorized': {'type': 'object', 'required': ['error']},
+    # The form of the API-SIG's guideline on errors.
+    'Errors': {
+        'type': 'object',
+        'required': ['errors'],
+        'additionalProperties': False,
+        'properties': {
+            'errors': {
+                'type': 'array',
+                'minItems': 1,
+                'items': {
+                    'type': 'object',
+                    'required': ['status', 'title', 'detail', 'request_id'],
+                    'additionalProperties': False,
+                    'properties': {
+                        'status': {'type': 'integer'},
+                        'title': {'type': 'string'},
+                        'detail': {'type': 'string'},
+                        'request_id': {'type': 'string'},
+                    },
+                },
+            }
+        },
+    },
 }
 _HEADERS: Json = {
     name: {'required': True, 'schema': _TEXT}
@@ -164,6 +190,12 @@ def methods(path: str) -> list[str]:
     path = path.removesuffix('.json').rstrip('/') or '/'
     found = {method for form, method in _forms() if form.fullmatch(path)}
     return sorted(found | {'HEAD'} if 'GET' in found else found)
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is of a resource that Cyborg has not."""
+    version_, _, rest_ = path.removeprefix('/').partition('/')
+    return version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
 
 
 @functools.cache
@@ -215,7 +247,7 @@ def _operation(route: Route) -> Json:
         'parameters': [_version_header(), *_parameters(route)],
         'responses': {
             str(route.operation.status): _answer(route),
-            **{str(code): _refusal(code) for code in route.refusals},
+            **{str(code): _refusal(code, is_ours(route.path)) for code in route.refusals},
         },
     }
     if route.operation.body is not None:
@@ -328,12 +360,12 @@ def _answer(route: Route) -> Json:
     return answer | _json(schema)
 
 
-def _refusal(code: int) -> Json:
+def _refusal(code: int, ours: bool) -> Json:
     answer: Json = {'description': http.HTTPStatus(code).phrase}
     if code == 423:
         return answer
     # 401 has the form that keystonemiddleware gives it.
-    schema = 'Unauthorized' if code == 401 else 'Error'
+    schema = 'Errors' if ours else 'Unauthorized' if code == 401 else 'Error'
     return answer | _json({'$ref': f'#/components/schemas/{schema}'})
 
 

@@ -30,7 +30,6 @@ from cyborg_lite import model
 from cyborg_lite import rpc
 from cyborg_lite import shims
 from cyborg_lite.api import types
-from cyborg_lite.api import version
 from cyborg_lite.db import engine
 from cyborg_lite.db import query
 
@@ -50,11 +49,6 @@ class Call:
     bus: rpc.Peers
     #: where clients reach the root of the API, without a slash at its end
     root: str
-
-    @property
-    def strict(self) -> bool:
-        """Whether warts that old clients need are gone."""
-        return self.version >= version.STRICT
 
     @property
     def conductor(self) -> rpc.Peer:
@@ -218,7 +212,7 @@ def body() -> typing.Any:
     if call().content_type not in ('', 'application/json'):
         raise exception.UnsupportedMediaType(given=call().content_type)
     value = types.parse(call().body)
-    types.check(value, pecan.request.environ['cyborg_lite.schema'], call().strict)
+    types.check(value, pecan.request.environ['cyborg_lite.schema'])
     return value
 
 

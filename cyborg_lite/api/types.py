@@ -258,14 +258,12 @@ def refuse_unstorable(value: typing.Any) -> None:
             refuse_unstorable(item)
 
 
-def check(value: typing.Any, schema: Schema, strict: bool) -> None:
+def check(value: typing.Any, schema: Schema) -> None:
     """Return if a value fits a JSON schema.
 
-    :param strict: whether fields that the schema does not know are refused; old microversions
-        ignore them.
     :raises cyborg_lite.exception.Invalid: otherwise, naming the field and what was expected.
     """
-    errors = _validator(json.dumps(schema), strict).iter_errors(value)
+    errors = _validator(json.dumps(schema)).iter_errors(value)
     # Each has the text of what it finds wrong: a body of nothing else took a second.
     error = jsonschema.exceptions.best_match(itertools.islice(errors, ERRORS))
     if error is not None:
@@ -276,8 +274,7 @@ def check(value: typing.Any, schema: Schema, strict: bool) -> None:
 
 
 @functools.cache
-def _validator(schema: str, strict: bool) -> jsonschema.Draft202012Validator:
-    text = schema if strict else schema.replace('"additionalProperties": false', '"x": 0')
+def _validator(schema: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(
-        json.loads(text), format_checker=jsonschema.FormatChecker(['uuid'])
+        json.loads(schema), format_checker=jsonschema.FormatChecker(['uuid'])
     )

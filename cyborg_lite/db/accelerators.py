@@ -108,7 +108,8 @@ def _described() -> sa.Subquery:
         else:
             [of] = column.base_columns
             column.nullable, column.doc, hidden = of.nullable, of.doc, of.info['hidden']
-        column.info = {'kind': 'own', 'since': '2.0', 'hidden': hidden}
+        kind = 'link' if column.foreign_keys else 'own'
+        column.info = {'kind': kind, 'since': '2.0', 'hidden': hidden}
     return _view
 
 

@@ -31,10 +31,10 @@ class Device(base.Base):
     )
     model: orm.Mapped[str] = base.fact(sa.String(255), doc='The model, in words.')
     address: orm.Mapped[str] = base.fact(
-        sa.String(255), since='2.50', doc='Where the host has the device: for PCI DDDD:BB:DD.F.'
+        sa.String(255), hidden=True, doc='Where the host has the device: for PCI DDDD:BB:DD.F.'
     )
     numa_node: orm.Mapped[int | None] = base.fact(
-        sa.Integer, since='2.50', doc='The NUMA node of the device; null if the host does not say.'
+        sa.Integer, hidden=True, doc='The NUMA node of the device; null if the host does not say.'
     )
     # The serial number or UUID by which the card knows itself, wherever it is; null if unknown.
     serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)

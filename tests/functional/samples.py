@@ -207,7 +207,7 @@ def main() -> None:
     with databases.Files().new() as url:
         service = support.Service(url)
         try:
-            made = texts(converse(service, '2.50'))
+            made = texts(converse(service, '2.3'))
         finally:
             service.stop()
     for name, text in made.items():

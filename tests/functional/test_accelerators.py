@@ -253,8 +253,35 @@ def test_bad_input(service, query, said):
     assert said in support.fault(answer)
 
 
-def test_one_that_is_not_there(service):
-    assert service.api.get(f'{PATH}/nothing').status_int == 404
+@pytest.mark.parametrize(
+    ('method', 'path', 'status', 'said'),
+    [
+        ('GET', f'{PATH}/nothing', 404, 'Accelerator nothing not found.'),
+        ('GET', f'{PATH}/a/b', 404, 'Nothing matches the given URI.'),
+        ('PUT', PATH, 405, 'Specified method is invalid for this resource.'),
+        ('GET', f'{PATH}?no=1', 400, 'Unknown argument: "no"'),
+        ('PATCH', '/v2/hosts/a', 413, 'The body is too large: expected 114688 bytes at most.'),
+        ('DELETE', '/v2/instances/a', 400, "Invalid uuid: expected a UUID, got 'a'."),
+    ],
+)
+def test_errors_of_our_own_have_one_form(service, method, path, status, said):
+    answer = service.api.request(method, path, b' ' * 200_000 if status == 413 else None)
+    id = answer.headers['x-openstack-request-id']
+    title = answer.status.partition(' ')[2]
+    error = {'status': status, 'title': title, 'detail': said, 'request_id': id}
+    assert (answer.status_int, answer.json) == (status, {'errors': [error]})
+
+
+def test_unknown_version_of_our_own(service):
+    answer = service.api.at('2.50').get(PATH)
+    assert answer.status_int == 406
+    assert 'Version 2.50 is not supported' in support.fault(answer)
+
+
+def test_unknown_field_of_our_own(service):
+    answer = service.api.patch('/v2/hosts/a', {'name': 'b', 'colour': 'red'})
+    assert answer.status_int == 400
+    assert 'colour' in support.fault(answer)
 
 
 def test_states_are_declared(service):

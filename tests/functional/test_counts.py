@@ -84,7 +84,7 @@ def walk(api, path, key):
     return pages
 
 
-@pytest.mark.parametrize('version', ['2.0', '2.50'])
+@pytest.mark.parametrize('version', ['2.0', '2.3'])
 @pytest.mark.parametrize(('name', 'key'), LISTS.items())
 def test_a_list_of_many_takes_three_statements(crowded, name, key, version):
     api = crowded.api.at(version)
@@ -127,7 +127,6 @@ def test_a_filter_takes_no_statement_more(crowded, query):
         ('devices', 'hostname'),
         ('devices', 'created_at'),
         ('devices', 'updated_at'),
-        ('devices', 'numa_node'),
         ('devices', 'status'),
         ('deployables', 'name'),
         ('deployables', 'bitstream_id'),
@@ -145,7 +144,7 @@ def test_a_filter_takes_no_statement_more(crowded, query):
     ],
 )
 def test_a_walk_over_all_pages_loses_and_doubles_nothing(crowded, name, sort_key, direction):
-    api = crowded.api.at('2.50')
+    api = crowded.api.at('2.3')
     path = f'/v2/{name}?sort_key={sort_key}&sort_dir={direction}&limit='
     pages = walk(api, f'{path}137', LISTS[name])
     uuids = [uuid for page in pages for uuid in page]

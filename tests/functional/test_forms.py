@@ -185,8 +185,7 @@ def test_npus_that_change_slots(machine):
             board.write_text('\n'.join([*lines, f'Serial Number : 033EFS10N5{serial:06}', '']))
         atlas.agent.report()
         return {
-            device['address']: (device['uuid'], device['status'])
-            for device in atlas.api.at('2.50').get('/v2/devices').json['devices']
+            device.address: (device.uuid, device.status) for device in atlas.service.rows(Device)
         }
 
     before = tell(range(8))

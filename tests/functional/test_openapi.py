@@ -3,7 +3,6 @@
 
 import collections
 import copy
-import json
 import re
 
 import jsonschema
@@ -97,10 +96,10 @@ def test_the_document_is_valid(document):
 @each_route
 def test_each_route_is_served(service, route):
     path, body = example(route)
-    answer = service.api.at('2.50').request(route.method, path, body)
+    answer = service.api.request(route.method, path, body)
     assert answer.status_int != 405
     # It is a resource that was not found, not a path.
-    assert answer.status_int != 404 or 'faultstring' in json.loads(answer.json['error_message'])
+    assert answer.status_int != 404 or 'not found' in support.fault(answer)
 
 
 @pytest.mark.parametrize('path', sorted(openapi.document()['paths']))
@@ -137,7 +136,7 @@ def test_rules_and_routes_are_the_same(service, monkeypatch):
     asked = collections.defaultdict(set)
     for route in openapi.ROUTES:
         path, body = example(route)
-        answer = service.api.at('2.50').request(route.method, path, body)
+        answer = service.api.request(route.method, path, body)
         assert answer.status_int == 403, route
         asked[support.fault(answer).rpartition(' ')[2]].add((route.method, route.path))
     assert asked == {
@@ -170,7 +169,7 @@ def test_every_answer_is_declared_at_every_version(database_url, asked):
 
 
 @each_route
-@pytest.mark.parametrize('asked', ['2.0', '2.50', '2.49'])
+@pytest.mark.parametrize('asked', ['2.0', '2.3', '2.4'])
 def test_every_refusal_is_declared(service, document, route, asked):
     """Of what is not there, with arguments that nobody knows, and of a version that is not."""
     path, body = example(route)

@@ -135,7 +135,7 @@ class Scenario:
     def __init__(self, deployment, number):
         self.deployment = deployment
         api = app.application(deployment.conf, deployment.database, deployment.bus)
-        self.api = support.Api(support.local(api)).at('2.50')
+        self.api = support.Api(support.local(api)).at('2.3')
         self.profile = f'profile-{number}'
         self.host = f'node-{number}'
         self.key = f'colour-{number}'

@@ -34,7 +34,8 @@ def test_column_says_who_writes_it(kind, column):
         assert isinstance(column.type, sa.String | sa.Integer | sa.JSON)
     if column.foreign_keys:
         assert column.info['kind'] == 'link'
-        assert column.index
+        # A view has the indices of its tables.
+        assert column.index or not isinstance(column.table, sa.Table)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -95,9 +96,8 @@ def test_identity_tells_siblings_apart():
     ('kind', 'version', 'added'),
     [
         (model.Device, (2, 3), {'status'}),
-        (model.Device, (2, 50), {'address', 'numa_node'}),
-        (model.Deployable, (2, 50), set()),
-        (model.ARQ, (2, 50), set()),
+        (model.Deployable, (2, 3), set()),
+        (model.ARQ, (2, 3), set()),
     ],
 )
 def test_fields_that_a_microversion_adds(kind, version, added):
@@ -135,7 +135,7 @@ def test_fields_are_upstreams_at_2_0(kind, fields):
 @pytest.mark.parametrize(
     ('kind', 'nullable'),
     [
-        (model.Device, {'updated_at', 'numa_node'}),
+        (model.Device, {'updated_at'}),
         (model.Deployable, {'updated_at', 'bitstream_id', 'parent_id', 'root_id'}),
         (
             model.ARQ,
