@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite``: the whole service in one process, and a recorder of hosts."""
+"""``cyborg-lite``: the whole service in one process, what it holds, and a recorder of hosts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from oslo_config import cfg
 from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite.agent import drivers
+from cyborg_lite.cmd import ps
 from cyborg_lite.cmd import up
 from cyborg_lite.driver import description
 from cyborg_lite.driver import recording
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     up.add_parser(commands)
+    ps.add_parser(commands)
     record = commands.add_parser(
         'record',
         help='pack what drivers see of this machine, for a bug report',

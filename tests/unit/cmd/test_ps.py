@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import datetime
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import wsgiref.simple_server
+
+from oslo_utils import timeutils
+import pytest
+
+from cyborg_lite import model
+from cyborg_lite.cmd import main
+from cyborg_lite.cmd import ps
+from tests import support
+from tests.unit.cmd import process
+
+
+class Quiet(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served():
+    """Serve an application on a free port; returns the URL."""
+    servers = []
+
+    def serve(application):
+        server = wsgiref.simple_server.make_server('127.0.0.1', 0, application, handler_class=Quiet)
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01}).start()
+        servers.append(server)
+        return f'http://127.0.0.1:{server.server_port}'
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def service(database_url):
+    made = support.Service(database_url, api__max_limit=3)
+    made.report(support.card('3b', handles=4, vendor='10de', model='A100-SXM4-80GB-of-long-name'))
+    made.report(support.card('5e'), host='a-host-with-a-long-name.example.org')
+    made.profile()
+    [arq] = made.arqs()
+    provider = made.rows(model.Deployable)[0].rp_uuid
+    made.api.bind(arq, provider=provider, instance=support.INSTANCE)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'ps', *arguments])
+        status = main.main()
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_table_fits_80_columns(service, served, run):
+    status, out, _ = run('--url', served(service.embedded.application) + '/')
+    assert status == 0
+    heading, *rows = out.splitlines()
+    assert heading.split() == list(ps.WIDTHS)
+    assert len(rows) == 5
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert rows[0].split() == ['a-host-with-a-l…', 'miss', 'model', 'in…', '0000:5e:00.0', 'free']
+    held = [row.split()[:5] for row in rows if 'held' in row]
+    assert held == [['host-1', 'A100-SXM4-80G…', '0000:3b:00.0', 'held', support.INSTANCE[:8]]]
+    assert {row.split()[2] for row in rows[1:]} == {f'0000:3b:00.{n}' for n in range(4)}
+
+
+@pytest.mark.parametrize('form', ['json', 'csv'])
+def test_formats_for_programs(service, served, run, form):
+    status, out, _ = run('--url', served(service.embedded.application), '-f', form)
+    assert status == 0
+    rows = json.loads(out) if form == 'json' else list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 5
+    [held] = [row for row in rows if row['state'] == 'held']
+    assert held['instance_uuid'] == support.INSTANCE
+    assert held['host'] == 'host-1'
+
+
+def test_it_is_listed_again_until_it_is_interrupted(service, served):
+    url = served(service.embedded.application)
+    command = [process.COMMAND, 'ps', '--url', url, '-f', 'json', '--watch', '0.01']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watching:
+        lists = [json.loads(watching.stdout.readline()) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        _, errors = watching.communicate(timeout=process.BOUND)
+    assert watching.returncode == 0
+    assert b'Traceback' not in errors
+    assert [len(rows) for rows in lists] == [5] * 3
+
+
+def test_who_asks(served, run, monkeypatch):
+    asked = []
+
+    def application(environ, start_response):
+        asked.append((environ.get('HTTP_AUTHORIZATION'), environ.get('HTTP_X_AUTH_TOKEN')))
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [b'{"accelerators": []}']
+
+    url = served(application)
+    assert run('--url', url)[1] == 'No accelerator was found.\n'
+    monkeypatch.setenv('OS_TOKEN', 'secret')
+    run('--url', url)
+    monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
+    run('--url', url, '--user', 'ann')
+    assert asked == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
+
+
+@pytest.mark.parametrize(
+    ('status', 'body', 'said'),
+    [
+        ('403 F', b'{"errors": [{"detail": "Not you."}]}', 'answers 403: Not you.'),
+        ('200 OK', b'<html>', 'is not answered as by this service'),
+        ('200 OK', b'[]', 'is not answered as by this service'),
+        ('404 N', b'{"errors": []}', 'is not answered as by this service'),
+    ],
+)
+def test_refusals_are_told_in_a_line(served, run, status, body, said):
+    def application(environ, start_response):
+        start_response(status, [('Content-Type', 'application/json')])
+        return [body]
+
+    url = served(application)
+    assert run('--url', url) == (1, '', f'cyborg-lite: {url}/v2/accelerators {said}\n')
+
+
+@pytest.mark.parametrize('url', ['http://127.0.0.1:1', 'ftp://127.0.0.1', 'nothing'])
+def test_no_service(run, url):
+    status, out, error = run('--url', url)
+    assert (status, out, error.count('\n')) == (1, '', 1)
+    assert url in error
+
+
+@pytest.mark.parametrize('seconds', ['0', '-1', 'x', 'nan', 'inf'])
+def test_watch_needs_a_time(run, seconds):
+    with pytest.raises(SystemExit) as exit_:
+        run(f'--watch={seconds}')
+    assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'shown'), [(0, '0 s'), (59, '59 s'), (61, '1 min'), (7200, '2 h'), (10**6, '11 d')]
+)
+def test_since(seconds, shown, monkeypatch):
+    now = datetime.datetime(2026, 11, 26)
+    monkeypatch.setattr(timeutils, 'utcnow', lambda: now)
+    moment = now - datetime.timedelta(seconds=seconds)
+    assert ps._since(f'{moment.isoformat()}+00:00') == shown
+
+
+def test_text_that_would_move_the_cursor():
+    assert ps._cut('HOST', 'a\x1b[2J\n') == 'a?[2J?'
+    assert ps._cut('ADDRESS', '10000:00:02.0') == '…000:00:02.0'
