@@ -51,6 +51,8 @@ def causes(device: model.Device | type[model.Device], instance: str | None = Non
     """
     form = _held.where(_part.device_id == device.id, _other.form != model.AttachHandle.form)
     group = _held.join(_card, _card.id == _part.device_id).where(
+        # First: most handles have none, and the devices of the host are many.
+        model.AttachHandle.iommu_group.is_not(None),
         _card.hostname.in_(_names(device.hostname)),
         _other.iommu_group == model.AttachHandle.iommu_group,
     )
