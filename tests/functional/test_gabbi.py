@@ -47,6 +47,12 @@ class Fault(base.ResponseHandler):
     test_key_value = {}  # noqa: RUF012
 
     def preprocess(self, test):
+        if 'errors' in test.response_data:
+            # Of a resource of ours.
+            [said] = test.response_data['errors']
+            test.assertEqual(['detail', 'request_id', 'status', 'title'], sorted(said))
+            self._said = said | {'text': said['detail']}
+            return
         test.assertEqual(['error_message'], list(test.response_data))
         inner = json.loads(test.response_data['error_message'])
         wsme = 'faultcode' in inner
