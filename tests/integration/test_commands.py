@@ -200,7 +200,7 @@ def test_our_own(request, way):
         'created_at': ANY, 'updated_at': ANY,
     }  # fmt: skip
     total = {each['resource_class']: each['total'] for each in commands('summary')}
-    assert total['FPGA'] == 17
+    assert total['FPGA'] == 16
     for verb, state in ('disable', 'disabled'), ('enable', 'free'):
         assert commands.do(verb, device) == ''
         states = {each['state'] for each in commands('list', '--device', device)}
