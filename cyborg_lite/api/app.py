@@ -59,7 +59,7 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
     if conf.api.auth_strategy != 'keystone':
         # Before headers replace the address of the client.
         app = _guarded(app, origin.Guard(conf))
-    app = _with_errors_in_one_form(app)
+    app = with_errors_in_one_form(app)
     app = catch_errors.CatchErrors(app)
     return typing.cast('Wsgi', request_id.RequestId(app))
 
@@ -91,7 +91,7 @@ def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
     return checked
 
 
-def _with_errors_in_one_form(app: Wsgi) -> Wsgi:
+def with_errors_in_one_form(app: Wsgi) -> Wsgi:
     """The application; errors of our own resources have the form of the API-SIG's guideline."""
 
     def formed(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:

@@ -177,8 +177,8 @@ def fields(kind: type[model.Base], version: model.Version) -> tuple[model.Field,
 @functools.cache
 def sort_keys(kind: type[model.Base], version: model.Version) -> list[str]:
     """The fields that lists of a resource can be sorted by."""
-    columns = [f.column for f in fields(kind, version) if f.column is not None]
-    return sorted(['id', *(c.name for c in columns if not isinstance(c.type, sa.JSON))])
+    columns = {f.name: f.column for f in fields(kind, version) if f.column is not None}
+    return sorted(['id', *(n for n, c in columns.items() if not isinstance(c.type, sa.JSON))])
 
 
 @functools.cache

@@ -147,7 +147,9 @@ class Base(orm.DeclarativeBase):
     def fields(cls) -> tuple[Field, ...]:
         """What the API shows of this class, columns first, in order of declaration."""
         columns = [
-            Field(c.name, c.type.python_type, bool(c.nullable), c.info['since'], c.doc or '', c)
+            Field(
+                str(c.name), c.type.python_type, bool(c.nullable), c.info['since'], c.doc or '', c
+            )
             for c in cls._table().columns
             if not c.info['hidden']
         ]

@@ -50,7 +50,7 @@ def member_of(service):
         return front(environ | IDENTITY, start_response)
 
     limit = service.conf.api.max_request_body_size
-    return request_id.RequestId(app.SizeLimit(identified, limit))
+    return request_id.RequestId(app.with_errors_in_one_form(app.SizeLimit(identified, limit)))
 
 
 #: What a web server on this machine says of the peer and of the name it was asked by.
