@@ -372,6 +372,13 @@ def test_nobody_else_sends_what_is_being_sent(known):
     assert not known.waiting()
 
 
+def test_one_of_two_who_found_a_message_claims_it(known):
+    known.report(support.card(handles=15))
+    sender = known.manager.outbox
+    found = [sender._look(outbox.PROVIDER)[0] for _ in range(2)]
+    assert [len(sender._claim(each)) for each in found] == [1, 0]
+
+
 def test_who_was_too_slow_ends_nobody_elses_lease(known):
     known.report(support.card(handles=15))
     [slow] = known.manager.outbox._take()

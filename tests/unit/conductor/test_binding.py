@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import itertools
+import re
 import threading
 import tracemalloc
 import uuid
@@ -8,6 +9,9 @@ import uuid
 from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import orm
+from sqlalchemy.dialects import postgresql
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -543,6 +547,13 @@ def test_traits_of_the_profile(conductor, asked, said):
     assert conductor.arq(arqs[0]).state == 'BindFailed'
 
 
+def test_class_of_the_profile(one):
+    [arq] = one.arqs(GPU=1)
+    with pytest.raises(exception.ProviderUnfit, match=f'gives FPGA, and ARQ {arq} wants GPU'):
+        one.take(arq)
+    assert one.arq(arq).state == 'BindFailed'
+
+
 @pytest.mark.parametrize(
     ('host', 'named', 'right'),
     [
@@ -607,6 +618,34 @@ def test_what_moves_without_its_lock_is_read_again(one, monkeypatch, operate):
     monkeypatch.setattr(owners, 'remember', move)
     operate(one, arq, instance)
     assert read == [[arq], [arq]]
+
+
+OPERATIONS_AND_LOCKS = {
+    'bind': (lambda one, _, __: one.take(*one.arqs()), 'hosts'),
+    **{name: (operate, 'accelerator_requests') for name, operate in OPERATIONS.items()},
+}
+
+
+@pytest.mark.parametrize(
+    ('operate', 'table'), OPERATIONS_AND_LOCKS.values(), ids=OPERATIONS_AND_LOCKS
+)
+def test_what_is_changed_is_locked(one, operate, table):
+    """SQLite locks all: what others are asked tells."""
+    [arq] = one.hold()
+    locked = []
+
+    def note(state):
+        if state.is_select:
+            text = str(state.statement.compile(dialect=postgresql.dialect()))
+            locked.extend(re.findall(r'FROM (\w+).* FOR UPDATE$', text, re.DOTALL))
+
+    instance = one.arq(arq).instance_uuid
+    event.listen(orm.Session, 'do_orm_execute', note)
+    try:
+        operate(one, arq, instance)
+    finally:
+        event.remove(orm.Session, 'do_orm_execute', note)
+    assert table in locked
 
 
 def test_what_moves_while_it_is_bound_is_not_bound(one, monkeypatch):

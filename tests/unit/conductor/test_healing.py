@@ -64,6 +64,21 @@ def test_nothing_is_scheduled_to_a_host_that_is_down(conductor):
     assert reserved(conductor) == {direct.provider('3b'): 3, direct.provider('3c'): 2}
 
 
+def test_nothing_is_scheduled_to_a_host_of_a_clock_that_was_fast(conductor):
+    """Its report is dated in the future: without this it would be up until then."""
+    conductor.report(card('3b', handles=3))
+    fall_silent(conductor, seconds=-3600)
+    heal(conductor)
+    assert reserved(conductor) == {direct.provider('3b'): 3}
+
+
+def test_nothing_is_scheduled_to_a_device_that_cannot_be_used(conductor):
+    conductor.report(card('3b', handles=3, unusable='it shows the console'))
+    assert reserved(conductor) == {direct.provider('3b'): 3}
+    conductor.report(card('3b', handles=3))
+    assert reserved(conductor) == {direct.provider('3b'): 0}
+
+
 def test_it_is_noticed_once(conductor):
     conductor.report(card())
     fall_silent(conductor)

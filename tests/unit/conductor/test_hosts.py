@@ -213,6 +213,19 @@ def test_rename_to_the_name_under_which_it_reports(conductor, agents):
     take(conductor, 'b', '04')
 
 
+@pytest.mark.parametrize(('ordered', 'held'), [('a', 'b'), ('b', None)])
+def test_order_goes_with_the_card_when_its_two_rows_become_one(conductor, agents, ordered, held):
+    for name in ('a', 'b'):
+        agents.report(name, pci('01'))
+    if held:
+        take(conductor, held)
+    uuid_ = conductor.device('01', ordered).uuid
+    conductor.set_device_status(uuid=uuid_, status='maintaining')
+    conductor.rename_host(name='a', to='b')
+    [device] = conductor.rows(model.Device)
+    assert (device.hostname, device.status) == ('b', 'maintaining')
+
+
 def test_name_of_a_renamed_host_goes_to_another_machine(conductor, agents):
     """The UUIDs of its providers follow from the old name, and stay."""
     agents.report('a', pci('01'))
@@ -327,6 +340,14 @@ def test_new_machine_under_a_name_that_was_another_machines(conductor, agents):
     parts = conductor.rows(model.Deployable)
     assert [part.name for part in parts] == ['b_0000:01:00.0', 'a_0000:01:00.0_0xABCD']
     assert len({part.rp_uuid for part in parts}) == 2
+
+
+def test_report_that_arrives_twice_counts_once(conductor, agents):
+    agents.report('a', pci('01'), pci('02'))
+    twice = conductor.told(pci('01'), host='a', machine=MACHINE, agent=agents._started['a'])
+    for _ in range(2):
+        conductor.report(**twice)
+    assert conductor.device('02', 'a').absences == 1
 
 
 @pytest.mark.parametrize('deleted', [False, True])

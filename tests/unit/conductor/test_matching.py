@@ -35,6 +35,8 @@ def same(known, found):
         ([card('01', 'A'), card('02')], [card('02', 'A'), card('01')], [0, None]),
         # Serial numbers that several cards have tell nothing.
         ([card('01', 'X'), card('02', 'X')], [card('02', 'X'), card('01', 'X')], [1, 0]),
+        ([card('01', 'X'), card('02', 'X')], [card('01', 'X')], [0]),
+        ([card('01', 'X')], [card('01', 'X'), card('02', 'X')], [0, None]),
         # Another card at the address.
         ([card(product='d802')], [card(vendor='10de', product='2330')], [None]),
         ([card(product='d802')], [card(product='d500')], [None]),
@@ -43,6 +45,9 @@ def same(known, found):
         # The old one that is gone, and its successor, which is there.
         ([card(absences=3), card(vendor='10de', product='1')], [card()], [0]),
         ([card(absences=3, id=1), card(id=2)], [card()], [1]),
+        ([card(id=1), card(absences=3, id=2)], [card()], [0]),
+        # Of two that are there the newer one.
+        ([card(id=1), card(id=2)], [card()], [1]),
         # One row is one card.
         ([card()], [card(), card()], [0, None]),
     ],

@@ -284,6 +284,8 @@ BOMBS = {
     'long name': header('././@LongLink', tarfile.GNUTYPE_LONGNAME, GIB),
     'long link': header('././@LongLink', tarfile.GNUTYPE_LONGLINK, GIB),
     'extended header': header('x', tarfile.XHDTYPE, GIB),
+    'name of half a megabyte': header('././@LongLink', tarfile.GNUTYPE_LONGNAME, 1 << 19),
+    'header of half a megabyte': header('x', tarfile.XHDTYPE, 1 << 19),
     'extended header of Solaris': header('x', tarfile.SOLARIS_XHDTYPE, GIB),
     'global header': header('x', tarfile.XGLTYPE, GIB),
     'file': header('sys/x', size=GIB),
