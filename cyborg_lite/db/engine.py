@@ -27,8 +27,12 @@ from cyborg_lite import shims
 IDLE = 30
 
 
-# oslo.db knows how libpq said it before PostgreSQL 14.
-@exc_filters.filters('postgresql', sa.exc.OperationalError, r'.*connection to server .* failed: ')
+# oslo.db knows how libpq said it before PostgreSQL 14; the last is what psycopg 3 says.
+@exc_filters.filters(
+    'postgresql',
+    sa.exc.OperationalError,
+    r'.*(connection to server .* failed: |connection timeout expired)',
+)
 def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.NoReturn:
     """A database that cannot be reached is one: what can wait for it does, others say so."""
     raise db_exception.DBConnectionError(error)
@@ -44,12 +48,12 @@ def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.
 )
 @exc_filters.filters(
     'postgresql',
-    (sa.exc.OperationalError, sa.exc.InternalError),
+    sa.exc.DatabaseError,
     r'(?s).*(No space left on device|in a read-only transaction)',
 )
 @exc_filters.filters(
     'mysql',
-    (sa.exc.OperationalError, sa.exc.InternalError, sa.exc.DatabaseError),
+    sa.exc.DatabaseError,
     r'(?s).*\((?:3|1020|1021|1026|1114|1290|1836), .*'
     r'(No space left on device|is full|Disk full|read.only|Error writing file)',
 )

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.db import engine
 
@@ -93,26 +94,50 @@ def test_sqlite_keeps_what_was_answered(database):
             assert session.scalar(sa.text('PRAGMA synchronous')) == 2
 
 
+def translated(dialect, kind, said):
+    """What an error of this kind, with which a database says this, is turned into."""
+    error = kind(None, None, Exception(said))
+    failed = types.SimpleNamespace(
+        dialect=types.SimpleNamespace(name=dialect),
+        sqlalchemy_exception=error,
+        original_exception=error.orig,
+        connection=None,
+        is_disconnect=False,
+    )
+    return exc_filters.handler(failed)
+
+
+@pytest.mark.parametrize(
+    ('dialect', 'kind', 'said'),
+    [
+        ('sqlite', sa.exc.OperationalError, 'database or disk is full'),
+        ('sqlite', sa.exc.OperationalError, 'attempt to write a readonly database'),
+        ('postgresql', sa.exc.InternalError, 'cannot execute UPDATE in a read-only transaction'),
+        ('postgresql', sa.exc.OperationalError, 'could not extend: No space left on device'),
+        ('mysql', sa.exc.InternalError, "(1290, 'The server runs with the --read-only option')"),
+        ('mysql', sa.exc.OperationalError, "(1114, 'The table hosts is full')"),
+        ('mysql', sa.exc.DatabaseError, "(1026, 'Error writing file hosts (28)')"),
+    ],
+)
+def test_database_that_cannot_be_written_is_known_as_such(dialect, kind, said):
+    with pytest.raises(exception.DatabaseAway):
+        translated(dialect, kind, said)
+
+
 @pytest.mark.parametrize(
     'said',
     [
         'connection to server at "127.0.0.1", port 5432 failed: Connection refused\n\tIs it up?',
         'connection to server at "::1", port 5432 failed: FATAL:  the database is starting up',
         'could not connect to server: Connection refused',
+        'connection failed: connection to server at "::1", port 5432 failed: Connection refused',
+        'connection timeout expired',
     ],
 )
 def test_postgresql_that_cannot_be_reached_is_known_as_such(said):
     """By what libpq says, which changed with PostgreSQL 14: else nobody would try again."""
-    error = sa.exc.OperationalError(None, None, Exception(said))
-    dialect = types.SimpleNamespace(name='postgresql')
-    failed = types.SimpleNamespace(
-        dialect=dialect,
-        sqlalchemy_exception=error,
-        original_exception=error.orig,
-        connection=None,
-        is_disconnect=False,
-    )
-    assert isinstance(exc_filters.handler(failed), db_exception.DBConnectionError)
+    error = translated('postgresql', sa.exc.OperationalError, said)
+    assert isinstance(error, db_exception.DBConnectionError)
 
 
 @pytest.mark.parametrize(
