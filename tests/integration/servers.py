@@ -162,7 +162,7 @@ def postgresql(place: pathlib.Path, tls: Tls | None = None) -> Url:
         with running as server:
             environ = {'PGHOST': '127.0.0.1', 'PGPORT': str(port), 'PGUSER': 'cyborg'}
             process.run(bin_ / 'createdb', 'cyborg', **environ)
-            url = f'postgresql+psycopg2://cyborg@127.0.0.1:{port}/cyborg'
+            url = f'postgresql+psycopg://cyborg@127.0.0.1:{port}/cyborg'
             yield Address.of(server, url)
 
 
