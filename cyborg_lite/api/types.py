@@ -267,10 +267,17 @@ def check(value: typing.Any, schema: Schema) -> None:
     # Each has the text of what it finds wrong: a body of nothing else took a second.
     error = jsonschema.exceptions.best_match(itertools.islice(errors, ERRORS))
     if error is not None:
-        place = error.json_path.removeprefix('$').removeprefix('.') or 'the body'
+        place = error.json_path.removeprefix('$').removeprefix('.') or 'body'
         expected = error.schema.get('description') if isinstance(error.schema, dict) else None
         hint = f' (expected {expected})' if expected else ''
-        raise exception.Invalid(reason=f'Invalid {place}: {error.message[:300]}{hint}.')
+        raise exception.Invalid(reason=f'Invalid {place}: {_wrong(error)}{hint}.')
+
+
+def _wrong(error: jsonschema.ValidationError) -> str:
+    if error.validator in ('maxItems', 'maxProperties'):
+        # jsonschema shows all of the value first, and the limit never.
+        return f'{len(error.instance)} entries, expected {error.validator_value} at most'
+    return error.message[:300]
 
 
 @functools.cache

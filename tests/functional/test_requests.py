@@ -290,6 +290,7 @@ def test_a_body_of_very_many_values_is_a_400(make):
     patch = [{'path': '/hostname', 'op': 'remove'}]
     answer = service.api.patch(ARQS, {str(uuid.uuid4()): patch for _ in range(1001)})
     assert answer.status_int == 400
+    assert 'Invalid body: 1001 entries, expected 1000 at most' in support.fault(answer)
 
 
 def test_not_all_that_is_wrong_with_a_body_is_looked_for(service, monkeypatch):
