@@ -188,7 +188,7 @@ def test_creating_requests_of_many_groups_takes_no_more(service):
 
 
 @pytest.mark.parametrize('count', [1, 4, 16])
-def test_binding_takes_six_statements_and_two_for_each(service, count):
+def test_binding_takes_five_statements_and_one_for_each(service, count):
     service.report(support.card(handles=16))
     service.profile(FPGA=count)
     arqs = service.arqs()
@@ -197,7 +197,9 @@ def test_binding_takes_six_statements_and_two_for_each(service, count):
         answer = service.api.bind(*arqs, provider=provider, instance=support.INSTANCE)
     assert answer.status_int == 202
     assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound'}
-    assert len(statements) <= 6 + 2 * count, statements
+    # SQLite is told when a transaction begins; the others know.
+    sent = [each for each in statements if not each.startswith('BEGIN')]
+    assert len(sent) <= 5 + count, sent
     assert made == ['bind']
 
 
