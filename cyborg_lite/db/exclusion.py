@@ -23,7 +23,9 @@ _part = orm.aliased(model.Deployable)
 _card = orm.aliased(model.Device)
 _host = orm.aliased(model.Host)
 _arq = orm.aliased(model.ARQ)
+_own = orm.aliased(model.Deployable)
 
+_device = sa.select(_own.device_id).where(_own.id == model.AttachHandle.deployable_id)
 _siblings = sa.select(_other.id).join(_part, _part.id == _other.deployable_id)
 _held = _siblings.join(_arq, _arq.attach_handle_id == _other.id)
 
@@ -94,10 +96,8 @@ def _under_old_name(device: model.Device | type[model.Device]) -> sa.Select[typi
 
 def excludes(hostname: str | orm.InstrumentedAttribute[str]) -> Condition:
     """Whether a handle, of a host, may exclude others while it is held."""
-    own = orm.aliased(model.Deployable)
-    device = sa.select(own.device_id).where(own.id == model.AttachHandle.deployable_id)
     form = _siblings.where(
-        _part.device_id == device.correlate(model.AttachHandle).scalar_subquery(),
+        _part.device_id == _device.correlate(model.AttachHandle).scalar_subquery(),
         _other.form != model.AttachHandle.form,
     )
     group = _siblings.join(_card, _card.id == _part.device_id).where(
