@@ -83,10 +83,18 @@ def _names(hostname: typing.Any) -> sa.Select[typing.Any]:
 
 
 def _under_old_name(device: model.Device | type[model.Device]) -> sa.Select[typing.Any]:
-    """What is held of this card under an earlier name of its machine."""
+    """What is held of this card, or may be, under an earlier name of its machine.
+
+    A card whose serial number cannot be read for now may be any of its kind that has one: it may
+    have moved.
+    """
     serial = sa.type_coerce(device.serial, sa.String)
     both = sa.and_(_card.serial.is_not(None), serial.is_not(None))
-    same = sa.case((both, _card.serial == serial), else_=_card.address == device.address)
+    kind = sa.and_(_card.type == device.type, _card.vendor == device.vendor)
+    unread = sa.and_(_card.serial.is_not(None), serial.is_(None), kind)
+    same = sa.or_(
+        sa.case((both, _card.serial == serial), else_=_card.address == device.address), unread
+    )
     return (
         _held.join(_card, _card.id == _part.device_id)
         .join(_host, _host.name == _card.hostname)

@@ -171,11 +171,20 @@ def test_iommu_group_under_the_old_name(conductor):
     assert excluded(conductor) == ['0', '0', '0']
 
 
-@pytest.mark.parametrize(('serials', 'bus'), [(('A', 'B'), '01'), (('B', 'A'), '02')])
-def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, bus):
+@pytest.mark.parametrize(
+    ('serials', 'buses'),
+    [
+        (('A', 'B'), ['01']),
+        (('B', 'A'), ['02']),
+        # They may have changed slots while nobody can read which is which.
+        ((None, None), ['01', '02']),
+        ((None, 'A'), ['01', '02']),
+    ],
+)
+def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, buses):
     def cards(*serials):
-        buses = ('01', '02')
-        return [functions(0, bus=b, serial=s) for b, s in zip(buses, serials, strict=True)]
+        places = ('01', '02')
+        return [functions(0, bus=b, serial=s) for b, s in zip(places, serials, strict=True)]
 
     report_as(conductor, 'a', *cards('A', 'B'))
     take(conductor, 'a', '01')
@@ -184,7 +193,18 @@ def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, bus):
         parts = [p for p in session.scalars(sa.select(model.Deployable)) if p.name[0] == 'b']
         ids = exclusion.excluded(session, parts)
         handles = [h for part in parts for h in part.attach_handles if h.id in ids]
-        assert [handle.attach_info['bus'] for handle in handles] == [bus]
+        assert [handle.attach_info['bus'] for handle in handles] == buses
+    for bus in buses:
+        with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+            take(conductor, 'b', bus)
+
+
+def test_another_kind_of_card_is_not_what_is_held_under_the_old_name(conductor):
+    report_as(conductor, 'a', functions(0, bus='01', serial='A'))
+    take(conductor, 'a', '01')
+    other = functions(0, bus='02', vendor='10de')
+    report_as(conductor, 'b', functions(0, bus='01', serial='A'), other, agent='2')
+    take(conductor, 'b', '02')
 
 
 def test_two_machines_asked_for_at_once(conductor):
