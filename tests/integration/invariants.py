@@ -112,6 +112,8 @@ def _wanted(
 
 
 def _found(placement: adapter.Adapter, uuid: str) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    inventories = placement.get(f'/resource_providers/{uuid}/inventories').json()['inventories']
-    traits = placement.get(f'/resource_providers/{uuid}/traits').json()['traits']
+    """What Placement knows of a provider; nothing of one that has gone since."""
+    path = f'/resource_providers/{uuid}'
+    inventories = placement.get(f'{path}/inventories').json().get('inventories', {})
+    traits = placement.get(f'{path}/traits').json().get('traits', [])
     return {k: (v['total'], v['reserved']) for k, v in inventories.items()}, set(traits)

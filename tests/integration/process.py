@@ -100,9 +100,13 @@ class Server:
 
     def restart(self, how: signal.Signals) -> None:
         """End it and all of its workers by a signal, and start it again as it was."""
+        self.halt(how)
+        self.start()
+
+    def halt(self, how: signal.Signals) -> None:
+        """End it and all of its workers by a signal; ``start()`` starts it again as it was."""
         self._signal(how)
         self._bury()
-        self.start()
 
     def _bury(self) -> None:
         try:

@@ -120,6 +120,7 @@ def mariadb(place: pathlib.Path, tls: Tls | None = None) -> Url:
         f'--port={port}',
         f'--socket={place}/socket',
         *secure,
+        '--max-connections=200',
         # A commit waits for no disk: what is lost with the machine is of no use after it.
         *('--innodb-flush-log-at-trx-commit=2', '--innodb-doublewrite=0', '--sync-binlog=0'),
         ready='ready for connections',

@@ -105,8 +105,7 @@ def test_a_broker_that_has_blocked_its_publishers(deployment, client):
 
 
 def test_a_database_that_is_away_for_longer_than_the_retries(deployment, client):
-    deployment.postgresql._signal(signal.SIGQUIT)
-    deployment.postgresql._bury()
+    deployment.postgresql.halt(signal.SIGQUIT)
     try:
         # What was found stands for a second.
         process.until(lambda: client.health().status_code == 503)
