@@ -14,8 +14,17 @@ import collections.abc
 import dataclasses
 import itertools
 import math
+import types
 import typing
 
+#: How the answer of a delete says that there is nothing to delete.
+NOT_FOUND = 404
+#: What is answered while a server is away, or nothing.
+AWAY = (0, 503)
+#: The function that stands for a card as a whole.
+WHOLE = ' 00.0'
+#: What a client asks that the conductor has to do.
+CHANGES = ('create', 'bind', 'unbind', 'delete')
 #: The states in which a request may be at rest.
 STATES = ('Initial', 'Bound', 'Unbound', 'BindFailed')
 RELEASES = ('unbind', 'delete')
@@ -27,7 +36,8 @@ class Seen(typing.NamedTuple):
     """A request as the API showed it."""
 
     state: str
-    #: the accelerator itself: its host and its address there; empty if none
+    #: the accelerator itself: its provider, and its device and function on the bus of the card,
+    #: which stay wherever the card is, and whatever its host is called; empty if none
     handle: str = ''
     provider: str = ''
     instance: str = ''
@@ -40,12 +50,14 @@ class Operation:
 
     client: int
     #: create, bind, unbind, delete, read one, list those of an instance; enable, disable; trespass
-    #: is any on a request of another project
+    #: is any on a request of another project; others are of no request
     kind: str
     arqs: tuple[str, ...] = ()
     invoked: float = 0.0
     returned: float = math.inf
     outcome: str = 'unknown'
+    #: of the answer; 0 if none came
+    status: int = 0
     project: str = ''
     instance: str = ''
     #: by request, where it is to be bound; of a device, those it has
@@ -61,6 +73,14 @@ class Operation:
 History = collections.abc.Sequence[Operation]
 
 
+class Outage(typing.NamedTuple):
+    """For so long a server was not there."""
+
+    server: str
+    since: float
+    until: float
+
+
 class Hold(typing.NamedTuple):
     """A request certainly held an accelerator for this long."""
 
@@ -70,11 +90,20 @@ class Hold(typing.NamedTuple):
     arq: str
 
 
-def check(history: History, final: dict[str, Seen]) -> Wrong:
+def check(
+    history: History,
+    final: dict[str, Seen],
+    cards: collections.abc.Mapping[str, str] = types.MappingProxyType({}),
+    outages: collections.abc.Iterable[Outage] = (),
+) -> Wrong:
     """What is wrong, in words.
 
     :param final: every request of the service once it has come to rest.
+    :param cards: by provider, the card that it is of, if that is known: one that is found under
+        another name of its machine is of another provider.
     """
+    for outage in outages:
+        yield from _through(outage, history)
     yield from _trespasses(history)
     yield from _twins(history)
     yield from _given_though_disabled(history)
@@ -86,7 +115,7 @@ def check(history: History, final: dict[str, Seen]) -> Wrong:
             yield from found.tell(operation)
         yield from found.tell(_last_look(arq, final))
         holds += found.held()
-    yield from _overlaps(holds)
+    yield from _overlaps(hold._replace(handle=_of_card(hold.handle, cards)) for hold in holds)
 
 
 def _by_arq(history: History) -> dict[str, list[Operation]]:
@@ -184,6 +213,11 @@ class Story:
         self._instance = ''
 
     def _delete(self, operation: Operation) -> Wrong:
+        if operation.outcome == 'fail' and operation.status != NOT_FOUND:
+            # It did nothing, and so it explains nothing that is found later.
+            if operation.status:
+                yield f'I6: {operation} was refused: {operation.status}'
+            return
         # Only a delete without an answer explains that there is nothing to delete.
         if operation.outcome == 'fail' and not (self._gone or self._may_go):
             yield f'I6: {operation} found nothing, and nobody had deleted it'
@@ -205,8 +239,30 @@ class Story:
         return [*self.holds, Hold(self._handle, self._since, math.inf, self.arq)]
 
 
-def _overlaps(holds: list[Hold]) -> Wrong:
-    for handle, each in itertools.groupby(sorted(holds), key=lambda hold: hold.handle):
+def _of_card(handle: str, cards: collections.abc.Mapping[str, str]) -> str:
+    provider, _, function = handle.rpartition(' ')
+    return f'{cards.get(provider, provider)} {function}'
+
+
+def _form(hold: Hold) -> str:
+    """Whether a card is held as a whole: the first function of its bus stands for it."""
+    return 'whole' if hold.handle.endswith(WHOLE) else 'part'
+
+
+def _overlaps(found: collections.abc.Iterable[Hold]) -> Wrong:
+    """What was held twice, and which card in two forms, at one time."""
+    holds = sorted(found)
+    for card, each in itertools.groupby(holds, key=lambda hold: hold.handle.rpartition(' ')[0]):
+        of_card = list(each)
+        wholes = [hold for hold in of_card if _form(hold) == 'whole']
+        for whole, other in itertools.product(wholes, of_card):
+            since, until = max(whole.since, other.since), min(whole.until, other.until)
+            if _form(other) == 'part' and since < until:
+                yield (
+                    f'I14: {card} was held as a whole by {whole.arq} from {whole.since:.3f}, and '
+                    f'{other.handle} by {other.arq} from {other.since:.3f}'
+                )
+    for handle, each in itertools.groupby(holds, key=lambda hold: hold.handle):
         latest = None
         for hold in each:
             if latest and hold.since < latest.until and hold.arq != latest.arq:
@@ -216,6 +272,21 @@ def _overlaps(holds: list[Hold]) -> Wrong:
                 )
             if latest is None or hold.until > latest.until:
                 latest = hold
+
+
+def _through(outage: Outage, history: History) -> Wrong:
+    """What is asked while a server is away is told so, and what is asked later is done."""
+    needs = CHANGES if outage.server == 'broker' else (*CHANGES, 'read', 'list')
+    concerned = [operation for operation in history if operation.kind in needs]
+    within = [o for o in concerned if outage.since < o.invoked and o.returned < outage.until]
+    for operation in within:
+        if operation.status not in AWAY:
+            yield f'T11: {operation} was told {operation.status}, and the {outage.server} was away'
+    if within and not any(operation.status for operation in within):
+        yield f'T11: nobody was told that the {outage.server} was away'
+    after = [o for o in concerned if o.invoked > outage.until and o.kind in CHANGES]
+    if not any(operation.outcome == 'ok' for operation in after):
+        yield f'T11: nothing went well after the {outage.server} had been away'
 
 
 def _twins(history: History) -> Wrong:

@@ -50,6 +50,7 @@ class World:
             done = False
         if answered:
             operation.outcome = 'ok' if done else 'fail'
+            operation.status = 200 if done else 404
         self._tick()
         operation.returned = self._tick()
 
@@ -233,8 +234,8 @@ def holding(arq, since, client=0):
     yield operation('read', since + 0.4, since + 0.5, **more, seen=bound(arq))
 
 
-def gone(arq, invoked, returned, outcome='ok', client=0):
-    return operation('delete', invoked, returned, outcome, arq, client)
+def gone(arq, invoked, returned, outcome='ok', client=0, status=404):
+    return operation('delete', invoked, returned, outcome, arq, client, status=status)
 
 
 def test_two_hold_one_at_the_same_time():
@@ -265,6 +266,23 @@ def test_a_delete_that_finds_nothing_follows_one_without_an_answer():
     assert list(history.check(told, {})) == []
     told = [*holding('a', 0), gone('a', 3, 4, 'fail')]
     assert 'found nothing, and nobody had deleted it' in next(history.check(told, {}))
+
+
+@pytest.mark.parametrize('status', [0, 409])
+def test_a_delete_that_did_nothing_explains_none_that_finds_nothing(status):
+    told = [*holding('a', 0), gone('a', 1, 2, 'fail', status=status), gone('a', 3, 4, 'fail')]
+    assert [each for each in history.check(told, {}) if 'nobody had deleted it' in each]
+
+
+def test_a_delete_is_not_refused():
+    told = [*holding('a', 0), gone('a', 1, 2, 'fail', status=409)]
+    [wrong] = history.check(told, bound('a'))
+    assert wrong.endswith('was refused: 409')
+
+
+def test_a_delete_that_was_not_sent_is_no_answer():
+    told = [*holding('a', 0), gone('a', 1, 2, 'fail', status=0)]
+    assert list(history.check(told, bound('a'))) == []
 
 
 def test_an_accelerator_is_lost_by_nobody():
@@ -308,3 +326,75 @@ def test_another_project_s_request_is_out_of_reach():
 def test_no_request_is_left_half_done():
     told = [operation('create', 0, 1)]
     assert list(history.check(told, {'a': Seen('BindStarted', project='p')}))
+
+
+def held(arq, since, handle, client=0):
+    """As holding(), and it is known which accelerator it is."""
+    *begun, read = holding(arq, since, client)
+    provider = handle.partition(' ')[0]
+    read.seen = {arq: Seen('Bound', handle, provider, f'of {arq}', 'p')}
+    begun[1].providers = (provider,)
+    return [*begun, read]
+
+
+CARDS = {'rp-1': 'card 1', 'rp-2': 'card 1', 'rp-3': 'card 2'}
+
+
+@pytest.mark.parametrize(
+    ('one', 'other', 'promise'),
+    [
+        ('rp-1 00.0', 'rp-1 01.0', 'I14'),
+        ('rp-1 01.0', 'rp-1 00.0', 'I14'),
+        ('rp-1 00.0', 'rp-2 01.3', 'I14'),
+        ('rp-1 01.0', 'rp-2 01.0', 'I1'),
+        ('rp-1 01.0', 'rp-2 01.1', None),
+        ('rp-1 01.0', 'rp-3 01.0', None),
+        ('rp-1 00.0', 'rp-3 01.0', None),
+    ],
+)
+def test_a_card_is_held_once_and_in_one_form(one, other, promise):
+    """Whatever the name is under which its machine reports."""
+    ends = [gone('a', 5, 6), gone('b', 5, 6)]
+    told = [*held('a', 0, one), *held('b', 1, other, client=1), *ends]
+    wrong = [each.partition(':')[0] for each in history.check(told, {}, CARDS)]
+    assert wrong == [promise] * (promise is not None)
+
+
+def test_a_card_is_held_in_one_form_after_another():
+    told = [*held('a', 0, 'rp-1 00.0'), gone('a', 0.8, 2), *held('b', 1, 'rp-2 01.0', client=1)]
+    final = {'b': Seen('Bound', 'rp-2 01.0', 'rp-2', 'of b', 'p')}
+    assert list(history.check(told, final, CARDS)) == []
+
+
+def away(what='database'):
+    return [history.Outage(what, 1, 20)]
+
+
+def asked(invoked, status, kind='unbind', outcome='unknown'):
+    return operation(kind, invoked, invoked + 1, outcome, arq='', status=status)
+
+
+@pytest.mark.parametrize('what', ['database', 'broker'])
+def test_a_server_that_is_away_is_told_of(what):
+    told = [asked(2, 503), asked(4, 0), asked(21, 202, outcome='ok')]
+    assert list(history.check(told, {}, outages=away(what))) == []
+
+
+@pytest.mark.parametrize(
+    ('told', 'found'),
+    [
+        ([asked(2, 503), asked(4, 500), asked(21, 202, outcome='ok')], 'was told 500'),
+        ([asked(2, 503), asked(4, 404, outcome='fail'), asked(21, 202, outcome='ok')], 'told 404'),
+        ([asked(2, 0), asked(21, 202, outcome='ok')], 'T11: nobody was told'),
+        ([asked(2, 503), asked(21, 503)], 'T11: nothing went well after'),
+    ],
+)
+def test_a_server_that_is_away_is_not_told_of_rightly(told, found):
+    [wrong] = history.check(told, {}, outages=away())
+    assert found in wrong
+
+
+def test_who_reads_needs_no_broker():
+    told = [asked(2, 503), asked(4, 200, 'list', 'ok'), asked(21, 202, outcome='ok')]
+    assert list(history.check(told, {}, outages=away('broker'))) == []
+    assert list(history.check(told, {}, outages=away('database')))
