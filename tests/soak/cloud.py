@@ -7,6 +7,7 @@ import collections.abc
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import uuid
 
@@ -14,7 +15,6 @@ from keystoneauth1 import adapter
 from keystoneauth1 import session
 from keystoneauth1 import token_endpoint
 import requests
-import sqlalchemy as sa
 
 from cyborg_lite import driver
 from cyborg_lite import model
@@ -49,6 +49,8 @@ sync_on_startup = true
 [api]
 auth_strategy = noauth2
 """
+#: On which database it runs.
+DATABASE = os.environ.get('SOAK_DATABASE') or 'postgresql'
 #: How many of each run.
 APIS, CONDUCTORS, AGENTS = 2, 2, 4
 #: How long all hosts may take to be known, in seconds.
@@ -83,13 +85,12 @@ class Cloud(deployment_.Deployment):
         self.broker, self.engine, placement = process.enter(
             stack,
             servers.rabbitmq(place / 'rabbitmq'),
-            servers.postgresql(place / 'database'),
+            servers.DATABASES[DATABASE](place / 'database'),
             self._placement_server(),
         )
         self.placement = _connect(f'{placement.ready[1]}/placement')
         conf = CONF.format(placement=self.placement.endpoint_override)
         super().__init__(stack, place, self.broker, self.engine, conf)
-        self._hurry()
         self.hosts: list[driver.Host] = []
         self._allocated: dict[str, str] = {}
         self.urls: list[str] = []
@@ -150,12 +151,6 @@ class Cloud(deployment_.Deployment):
             CYBORG_LITE_CONFIG_FILE=str(self.file),
             PYTHONPATH=str(deployment_.ROOT),
         )
-
-    def _hurry(self) -> None:
-        """What is written outlives the death of a process, and need not outlive a power cut."""
-        with self.database.engine.connect().execution_options(isolation_level='AUTOCOMMIT') as door:
-            door.execute(sa.text('ALTER SYSTEM SET fsync = off'))
-            door.execute(sa.text('SELECT pg_reload_conf()'))
 
     def _kill(self) -> None:
         for service in self.services.values():

@@ -44,6 +44,26 @@ LANES = (
 )
 MESSAGE = ('lost', 'unanswered', 'late', 'doubled')
 PLACEMENT = ('conflict', 'unavailable', 'silent', 'late')
+#: How a database ends in order, and as after a crash.
+HOW = {
+    'postgresql': {'SIGTERM': signal.SIGINT, 'SIGKILL': signal.SIGQUIT},
+    'mysql': {'SIGTERM': signal.SIGTERM, 'SIGKILL': signal.SIGKILL},
+}
+#: How a connection to the database is found, a busy one first, and how it is ended.
+CUT = {
+    'postgresql': (
+        'SELECT pid FROM pg_stat_activity WHERE usename = current_user '
+        "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
+        "ORDER BY state = 'idle', random() LIMIT 1",
+        'SELECT pg_terminate_backend({})',
+    ),
+    'mysql': (
+        'SELECT id FROM information_schema.processlist '
+        "WHERE db = database() AND id <> connection_id() ORDER BY command = 'Sleep', rand() "
+        'LIMIT 1',
+        'KILL CONNECTION {}',
+    ),
+}
 #: How long the last faults may wait for somebody whom to befall, in seconds.
 PATIENCE = 10
 #: Which part of the services that are killed dies with all that minds it.
@@ -190,20 +210,18 @@ class Injector:
         process.until(self._cut)  # it may be away
 
     def _cut(self) -> bool:
-        query = (
-            'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user '
-            "AND pid <> pg_backend_pid() AND backend_type = 'client backend' "
-            "ORDER BY state = 'idle', random() LIMIT 1"
-        )
         away = (sa.exc.DBAPIError, db_exception.DBError)
         with contextlib.suppress(*away), self._cloud.database.engine.begin() as door:
-            return bool(door.execute(sa.text(query)).scalar())
+            find, end = CUT[door.dialect.name]
+            number = door.execute(sa.text(find)).scalar()
+            if number is not None:
+                door.execute(sa.text(end.format(number)))
+                return True
         return False
 
     def _database_restart(self, fault: Fault) -> None:
-        # Either at once, as after a crash: SIGQUIT, or in order: SIGINT.
-        how = signal.SIGINT if fault.target == 'SIGTERM' else signal.SIGQUIT
-        self._cloud.engine.server.restart(how)
+        server = self._cloud.engine.server
+        server.restart(HOW[self._cloud.database.engine.dialect.name][fault.target])
 
     def _broker_restart(self, fault: Fault) -> None:
         self._cloud.broker.server.restart(signal.Signals[fault.target])

@@ -76,16 +76,20 @@ def _quietly(call: collections.abc.Callable[[], typing.Any]) -> None:
 
 
 def watch_commits(control: control_.Control) -> None:
-    """Let PostgreSQL end a transaction with what it says of a deadlock."""
+    """Let the database end a transaction with what it says of a deadlock."""
 
     def deadlock(session: orm.Session) -> None:
         if control.take('deadlock'):
-            session.connection().execute(sa.text(DEADLOCK))
+            session.connection().execute(sa.text(DEADLOCK[session.get_bind().dialect.name]))
 
     event.listen(orm.Session, 'before_commit', deadlock)
 
 
-DEADLOCK = "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$"
+DEADLOCK = {
+    'postgresql': "DO $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01'; END $$",
+    'mysql': "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213, MESSAGE_TEXT = "
+    "'Deadlock found when trying to get lock; try restarting transaction'",
+}
 
 
 class Clock:
