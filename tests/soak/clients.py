@@ -40,14 +40,17 @@ class Answer(typing.NamedTuple):
     #: 0 if nothing came
     status: int
     body: typing.Any
+    #: False if nobody was there to take the request
+    sent: bool = True
 
-    @property
-    def outcome(self) -> str:
+    def outcome(self, method: str) -> str:
         if 200 <= self.status < 300:
             return 'ok'
         if not 400 <= self.status < 500:
-            return 'unknown'
-        return 'unknown' if any(each in str(self.body) for each in MOVED) else 'fail'
+            return 'unknown' if self.sent else 'fail'
+        # A delete has no conflict of its own making.
+        moved = method == 'PATCH' and any(each in str(self.body) for each in MOVED)
+        return 'unknown' if moved else 'fail'
 
 
 class Client(threading.Thread):
@@ -91,8 +94,8 @@ class Client(threading.Thread):
             )
             # A proxy of a stopped service, or a cut connection, may leave half an answer.
             found = Answer(answer.status_code, answer.json() if answer.content else None)
-        except (requests.RequestException, ValueError):
-            found = Answer(0, None)
+        except (requests.RequestException, ValueError) as error:
+            found = Answer(0, None, sent='NewConnectionError' not in repr(error))
         self.statuses[f'{method} {found.status}'] += 1
         return found
 
@@ -105,7 +108,7 @@ class Client(threading.Thread):
         )
         self.history.append(noted)
         answer = self.ask(method, path, body)
-        noted.outcome = answer.outcome
+        noted.outcome, noted.status = answer.outcome(method), answer.status
         noted.returned = time.monotonic()
         return noted, answer
 

@@ -33,6 +33,8 @@ debug = false
 [api]
 auth_strategy = noauth
 response_timeout = 6
+[oslo_messaging_rabbit]
+rabbit_interval_max = 5
 [agent]
 report_interval = 5
 [placement]

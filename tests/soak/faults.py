@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from tests.integration import deployment as deployment_
 from tests.integration import process
 from tests.soak import cloud as cloud_
+from tests.soak import history
 
 #: How many of each kind befall it in five minutes. Some find nobody whom to befall in the end.
 RATES = {
@@ -31,6 +32,8 @@ RATES = {
     'disconnect': 40,
     'database restart': 20,
     'broker restart': 8,
+    'database outage': 2,
+    'broker outage': 2,
     'clock': 12,
 }
 MINUTES = 5
@@ -39,8 +42,8 @@ LANES = (
     ('kill', 'stop', 'clock'),
     ('message', 'placement', 'deadlock'),
     ('disconnect',),
-    ('database restart',),
-    ('broker restart',),
+    ('database restart', 'database outage'),
+    ('broker restart', 'broker outage'),
 )
 MESSAGE = ('lost', 'unanswered', 'late', 'doubled')
 PLACEMENT = ('conflict', 'unavailable', 'silent', 'late')
@@ -65,11 +68,16 @@ CUT = {
     ),
 }
 #: How long the last faults may wait for somebody whom to befall, in seconds.
-PATIENCE = 10
+PATIENCE = 30
 #: Which part of the services that are killed dies with all that minds it.
 WHOLE = 0.2
 #: How long a service is stopped, in seconds: at most a part of the whole.
 STOPS = (3, 20)
+#: How long a server is away, in seconds: for longer than all tries of a request, which the API ends
+#: after its ``response_timeout``, a conductor after 20 of its transaction, and the bus after 9
+#: seconds. It begins early enough that something is asked after it.
+OUTAGES = {'database outage': 18, 'broker outage': 12}
+EARLY = 0.5
 #: For how long a clock is wrong, and by how much, in seconds.
 JUMPS = (2, 8)
 JUMP = 60
@@ -95,7 +103,7 @@ def plan(seed: str, seconds: float) -> list[Fault]:
     made = []
     for kind, rate in RATES.items():
         for _ in range(max(1, round(rate * scale))):
-            at = draw.uniform(0, seconds)
+            at = draw.uniform(0, seconds * (EARLY if kind in OUTAGES else 1))
             made.append(_fault(draw, at, kind, scale))
     return sorted(made)
 
@@ -120,8 +128,8 @@ def _fault(draw: random.Random, at: float, kind: str, scale: float) -> Fault:
         target = draw.choice(PLACEMENT)
     elif kind == 'deadlock':
         target = 'detected'
-    elif kind.endswith('restart'):
-        target = draw.choice(['SIGTERM', 'SIGKILL'])
+    elif kind.endswith(('restart', 'outage')):
+        target, seconds = draw.choice(['SIGTERM', 'SIGKILL']), OUTAGES.get(kind, 0.0)
     rare = draw.random() < (0.5 if kind == 'clock' else WHOLE)
     return Fault(at, kind, target, seconds, rare)
 
@@ -135,6 +143,7 @@ class Injector:
         self._issued = 0
         self.done: collections.Counter[str] = collections.Counter()
         self.errors: list[str] = []
+        self.outages: list[history.Outage] = []
         self._begun = 0.0
         self._threads = [
             threading.Thread(target=self._run, args=([f for f in faults if f.kind in lane],))
@@ -223,8 +232,25 @@ class Injector:
         server = self._cloud.engine.server
         server.restart(HOW[self._cloud.database.engine.dialect.name][fault.target])
 
+    def _database_outage(self, fault: Fault) -> None:
+        server = self._cloud.engine.server
+        server.halt(HOW[self._cloud.database.engine.dialect.name][fault.target])
+        self._wait('database', server, fault.seconds)
+
     def _broker_restart(self, fault: Fault) -> None:
         self._cloud.broker.server.restart(signal.Signals[fault.target])
+
+    def _broker_outage(self, fault: Fault) -> None:
+        server = self._cloud.broker.server
+        server.halt(signal.Signals[fault.target])
+        self._wait('broker', server, fault.seconds)
+
+    def _wait(self, name: str, server: process.Server, seconds: float) -> None:
+        """Have a server that has ended be away for so long, and start it again."""
+        since = time.monotonic()
+        time.sleep(seconds)
+        self.outages.append(history.Outage(name, since, time.monotonic()))
+        server.start()
 
 
 def _continue(group: int) -> None:

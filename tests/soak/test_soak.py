@@ -151,7 +151,7 @@ class Soak:
         wrong += [f'{client.name}: {client.error!r}' for client in self._clients if client.error]
         wrong += self._injector.errors
         final = self._final()
-        wrong += history_.check(operations, final)
+        wrong += history_.check(operations, final, outages=self._injector.outages)
         statuses = sum((client.statuses for client in self._clients), collections.Counter())
         wrong += [f'T11: {n} times {what}' for what, n in statuses.items() if what[-3:] == '500']
         done = self._injector.done
