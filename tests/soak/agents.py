@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of many hosts in one process: each is what ``cyborg-lite-agent`` is on one host."""
+"""The agents of many machines in one process: each is what ``cyborg-lite-agent`` is on one host."""
 
 from __future__ import annotations
 
@@ -7,67 +7,56 @@ import pathlib
 import sys
 
 from oslo_config import cfg
-import yaml
 
 from cyborg_lite import conf as options
-from cyborg_lite import driver
 from cyborg_lite import rpc
 from cyborg_lite import service
-from cyborg_lite.driver import host as hosts
-from cyborg_lite.driver import sysfs
+from cyborg_lite import worker
+from tests.soak import machines
 
-
-def lay_out(place: pathlib.Path, number: int) -> list[driver.Host]:
-    """So many copies of the hosts that we ship, in turn, each under a name of its own."""
-    texts = sorted(hosts.shipped().items())
-    made = []
-    for count in range(number):
-        name, text = texts[count % len(texts)]
-        # Every scalar is text.
-        described = yaml.load(text, yaml.BaseLoader)
-        described['name'] = f'{name}-{place.name}-{count}'
-        file = place / f'{described["name"]}.yaml'
-        file.write_text(yaml.safe_dump(described))
-        made.append(hosts.find(str(file), place / 'hosts'))
-        file.unlink()
-    return made
-
-
-class Cards:
-    """The cards of a host that was laid out: they can be pulled, and put back."""
-
-    def __init__(self, host: driver.Host) -> None:
-        self._functions = host.root / sysfs.DEVICES
-        self._pulled = host.root / 'pulled'
-        self._pulled.mkdir(exist_ok=True)
-
-    def pull(self, address: str) -> None:
-        (self._functions / address).rename(self._pulled / address)
-
-    def put_back(self) -> None:
-        for card in list(self._pulled.iterdir()):
-            card.rename(self._functions / card.name)
+#: How often it is looked whether a machine has another name, in seconds.
+LOOK = 0.5
 
 
 class Agents:
-    """Started and stopped together."""
+    """Started and stopped together; one whose machine is renamed is started anew."""
 
     def __init__(self, conf: cfg.ConfigOpts, place: pathlib.Path) -> None:
-        bus = rpc.Bus(conf)
-        found = [driver.Host(path.name, path) for path in sorted((place / 'hosts').iterdir())]
-        self._agents = [service.Agent(conf, bus, host) for host in found]
+        self._conf = conf
+        self._bus = rpc.Bus(conf)
+        self._machines = [machines.Machine(path) for path in sorted((place / 'hosts').iterdir())]
+        self._running: dict[str, tuple[str, service.Agent]] = {}
+        self._worker = worker.Worker('rename', self._follow)
 
     def start(self) -> None:
-        for each in self._agents:
-            each.start()
+        self._follow()
+        self._worker.start()
+
+    def _follow(self) -> float:
+        """Have an agent of each machine run under the name that it has now."""
+        for machine in self._machines:
+            name, agent = self._running.get(machine.id, ('', None))
+            host = machine.host
+            if host.name == name:
+                continue
+            if agent is not None:
+                agent.stop()
+                del self._running[machine.id]
+            if host.name:
+                started = service.Agent(self._conf, self._bus, host)
+                self._running[machine.id] = host.name, started
+                started.start()
+        return LOOK
 
     def stop(self) -> None:
-        for each in self._agents:
-            each.stop()
+        self._worker.stop()
+        self._worker.join()
+        for _, agent in self._running.values():
+            agent.stop()
 
 
 def main() -> int:
-    """``agents PLACE --config-file FILE``: those whose hosts are laid out there."""
+    """``agents PLACE --config-file FILE``: those whose machines are laid out there."""
     _, place, *arguments = sys.argv
     conf = options.load(arguments)
     return service.run(conf, lambda: Agents(conf, pathlib.Path(place)))

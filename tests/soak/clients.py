@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who uses a cloud: 32 clients of two projects, and an operator; each notes what he was told."""
+"""Who uses a cloud: clients of two projects; each notes what he was told."""
 
 from __future__ import annotations
 
 import collections
-import collections.abc
-import contextlib
 import random
 import threading
 import time
@@ -15,10 +13,10 @@ import uuid
 import requests
 
 from tests import support
-from tests.soak import agents
 from tests.soak import cloud as cloud_
 from tests.soak import history
 from tests.soak import hooks
+from tests.soak import watch
 
 PROJECTS = ('a', 'b')
 #: How long a client waits for a connection, and for an answer, in seconds.
@@ -27,9 +25,10 @@ TIMEOUT = (3, 10)
 MOVED = ('changed meanwhile', 'unbind it before')
 #: How many accelerators a request may ask for.
 MOST = 4
+#: How long an accelerator is held, in seconds, and how often: some for long, so that others find
+#: all taken, and some until its card has changed, and its host has another name.
+HOLDS, SHARES = ((0, 0.2), (0.5, 3), (8, 25)), (85, 10, 5)
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
-#: How many accelerators somebody else has, in Placement.
-ALLOCATIONS = 10
 #: How often a client asks again while nobody tells him what became of it.
 TRIES = 6
 
@@ -121,22 +120,23 @@ class Workload(Client):
         cloud: cloud_.Cloud,
         seed: str,
         number: int,
-        providers: list[cloud_.Provider],
+        seen: watch.Watch,
         others: list[Workload],
     ) -> None:
-        """:param others: all clients: what those of the other project have is tried at times."""
+        """A client.
+
+        :param seen: by which he knows what there is.
+        :param others: all clients: what those of the other project have is tried at times.
+        """
         super().__init__(cloud, seed, number)
-        self._others = others
+        self._seen, self._others = seen, others
         self.arqs: tuple[str, ...] = ()
-        self._by_class = collections.defaultdict(list)
-        for provider in providers:
-            self._by_class[provider.resource_class].append(provider)
         self._instance = ''
         #: whether nobody knows if an accelerator was given back
         self._loose = False
 
     def cycle(self) -> None:
-        resource_class = self._draw.choice(sorted(self._by_class))
+        resource_class = self._draw.choice(sorted(self._seen.by_class))
         number = self._draw.randint(1, MOST)
         if not self._create(f'{resource_class}-{number}'):
             self.pause(0.1, 0.5)
@@ -146,7 +146,7 @@ class Workload(Client):
                 break
         if self._draw.random() < 0.05:
             self._trespass()
-        self._delete()
+        self._discard()
 
     def _create(self, profile: str) -> bool:
         noted, answer = self.note(
@@ -163,8 +163,7 @@ class Workload(Client):
         if not self._bind(self._choose(resource_class)):
             return self._draw.random() < 0.5
         self._read(self._draw.random() < 0.5)
-        # Some hold for long, so that others find all taken.
-        self.pause(*((0.5, 3) if self._draw.random() < 0.1 else (0, 0.2)))
+        self.pause(*self._draw.choices(HOLDS, SHARES)[0])
         if self._draw.random() < 0.3:
             self._read(True)
         if self._stopped.is_set() or self._draw.random() < 0.4:
@@ -173,7 +172,7 @@ class Workload(Client):
 
     def _choose(self, resource_class: str) -> list[cloud_.Provider]:
         """Where Placement might have sent us, by a view of it that is old."""
-        known = self._by_class[resource_class]
+        known = self._seen.by_class[resource_class]
         # Some are in great demand.
         known = known[:8] if self._draw.random() < 0.3 else known
         if self._draw.random() < 0.5:
@@ -230,7 +229,8 @@ class Workload(Client):
             self._read(self._draw.random() < 0.5)
         return noted.outcome == 'ok'
 
-    def _delete(self) -> None:
+    # A thread has a _delete() of its own.
+    def _discard(self) -> None:
         """Until somebody says that they are gone."""
         arqs, self.arqs = self.arqs, ()
         for _ in range(TRIES):
@@ -265,72 +265,14 @@ class Workload(Client):
         self.note('trespass', method, path, body, arqs=(arq,))
 
 
-class Operator(Client):
-    """Disables and enables devices, and pulls cards and puts them back."""
-
-    def __init__(
-        self, cloud: cloud_.Cloud, seed: str, number: int, providers: list[cloud_.Provider]
-    ) -> None:
-        super().__init__(cloud, seed, number)
-        self._headers = cloud_.ADMIN
-        self._project = 'admin'
-        cards = {host.name: agents.Cards(host) for host in cloud.hosts}
-        # A card that comes back after long is a new device, of which no order is known.
-        self._cards = {name: cards[name] for name in sorted(cards)[::2]}
-        self._devices = collections.defaultdict(list)
-        stay = [provider for provider in providers if provider.host not in self._cards]
-        for provider in stay:
-            self._devices[provider.device].append(provider.uuid)
-        # What cannot be deleted while it is allocated would be waited for.
-        cloud.allocate(stay[:ALLOCATIONS])
-        self._addresses = sorted(
-            {(each.host, each.address) for each in providers if each.host in self._cards}
-        )
-
-    def cycle(self) -> None:
-        host, address = self._draw.choice(self._addresses)
-        # It is pulled already.
-        with contextlib.suppress(FileNotFoundError):
-            self._cards[host].pull(address)
-        device = self._draw.choice(sorted(self._devices))
-        self._order('disable', device)
-        self.pause(0.2, 3)
-        for _ in range(TRIES):
-            if self._order('enable', device):
-                break
-        if self._draw.random() < 0.3:
-            self.put_back()
-
-    def put_back(self) -> None:
-        for each in self._cards.values():
-            each.put_back()
-
-    def _order(self, kind: str, device: str) -> bool:
-        providers = tuple(self._devices[device])
-        noted, _ = self.note(kind, 'POST', f'/devices/{device}/{kind}', providers=providers)
-        return noted.outcome == 'ok'
-
-
 def show(row: dict[str, typing.Any]) -> history.Seen:
     """A request as the API shows it."""
     info = row['attach_handle_info']
-    address = '{domain}:{bus}:{device}.{function}'.format(**info) if info else ''
+    handle = '{} {device}.{function}'.format(row['device_rp_uuid'], **info) if info else ''
     return history.Seen(
         row['state'],
-        f'{row["hostname"]} {address}' if info else '',
+        handle,
         row['device_rp_uuid'] or '',
         row['instance_uuid'] or '',
         row['project_id'],
     )
-
-
-def population(
-    cloud: cloud_.Cloud, seed: str, number: int
-) -> collections.abc.Iterator[Workload | Operator]:
-    """The operator, and so many clients."""
-    providers = cloud.providers()
-    workloads: list[Workload] = []
-    yield Operator(cloud, seed, number, providers)
-    for each in range(number):
-        workloads.append(Workload(cloud, seed, each, providers, workloads))
-    yield from workloads

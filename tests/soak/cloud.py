@@ -15,17 +15,17 @@ from keystoneauth1 import adapter
 from keystoneauth1 import session
 from keystoneauth1 import token_endpoint
 import requests
+import sqlalchemy as sa
 
-from cyborg_lite import driver
 from cyborg_lite import model
 from cyborg_lite.clients import placement as client
 from tests.integration import deployment as deployment_
 from tests.integration import invariants
 from tests.integration import process
 from tests.integration import servers
-from tests.soak import agents
 from tests.soak import control as control_
 from tests.soak import hooks
+from tests.soak import machines as machines_
 
 CONF = """
 [DEFAULT]
@@ -55,6 +55,8 @@ auth_strategy = noauth2
 DATABASE = os.environ.get('SOAK_DATABASE') or 'postgresql'
 #: How many of each run.
 APIS, CONDUCTORS, AGENTS = 2, 2, 4
+#: How many names each machine has, one at a time.
+NAMES = 3
 #: How long all hosts may take to be known, in seconds.
 PATIENCE = 240
 
@@ -65,10 +67,11 @@ class Provider:
 
     uuid: str
     resource_class: str
-    handles: int
     host: str
     device: str
     address: str
+    #: the card that it is of: its machine, and its serial number or else its address
+    card: str
 
 
 class Cloud(deployment_.Deployment):
@@ -80,8 +83,13 @@ class Cloud(deployment_.Deployment):
         place: pathlib.Path,
         hosts: int,
         bug: str = '',
+        kinds: collections.abc.Collection[str] = (),
     ) -> None:
-        """:param hosts: how many each agents' process has."""
+        """A cloud, the services of which are started.
+
+        :param hosts: how many each agents' process has.
+        :param kinds: which of the hosts that we ship; all by default.
+        """
         self._stack, self._place, self._bug = stack, place, bug
         self.control = control_.Control(place / 'control')
         self.broker, self.engine, placement = process.enter(
@@ -93,15 +101,16 @@ class Cloud(deployment_.Deployment):
         self.placement = _connect(f'{placement.ready[1]}/placement')
         conf = CONF.format(placement=self.placement.endpoint_override)
         super().__init__(stack, place, self.broker, self.engine, conf)
-        self.hosts: list[driver.Host] = []
+        self.machines: list[machines_.Machine] = []
         self._allocated: dict[str, str] = {}
         self.urls: list[str] = []
         for number in range(AGENTS):
             (place / f'agents-{number}').mkdir()
-            self.hosts += agents.lay_out(place / f'agents-{number}', hosts)
-        for host in self.hosts:
-            answer = self.placement.post('/resource_providers', json={'name': host.name})
-            assert answer.status_code == 200, answer.text
+            self.machines += machines_.lay_out(place / f'agents-{number}', hosts, kinds)
+        for machine in self.machines:
+            for name in names(machine):
+                answer = self.placement.post('/resource_providers', json={'name': name})
+                assert answer.status_code == 200, answer.text
         services = self._services()
         started = process.enter(stack, *services.values())
         self.services = dict(zip(services, started, strict=True))
@@ -160,22 +169,28 @@ class Cloud(deployment_.Deployment):
 
     def providers(self) -> list[Provider]:
         """What there is at this moment."""
+        card = sa.func.coalesce(model.Device.serial, model.Device.address)
+        query = (
+            sa.select(
+                model.Deployable.rp_uuid,
+                model.Attribute.value,
+                model.Host.name,
+                model.Device.uuid,
+                model.Device.address,
+                sa.func.coalesce(model.Host.machine, model.Host.name) + ' ' + card,
+            )
+            .join(model.Deployable.device)
+            .join(model.Device.host)
+            .join(model.Deployable.attributes)
+            .where(model.Attribute.key == 'rc')
+            .order_by(model.Deployable.name)
+        )
         with self.database.reader() as session_:
-            return [
-                Provider(
-                    part.rp_uuid,
-                    part.resource_class,
-                    len(part.attach_handles),
-                    part.device.hostname,
-                    part.device.uuid,
-                    part.device.address,
-                )
-                for part in session_.query(model.Deployable).order_by(model.Deployable.name)
-            ]
+            return [Provider(*row) for row in session_.execute(query)]
 
     def settle(self, patience: int = PATIENCE) -> None:
         """Wait until every host has reported, and nobody is to be told of anything."""
-        process.until(lambda: self._count(model.Host) == len(self.hosts), patience)
+        process.until(lambda: self._count(model.Host) == len(self.machines), patience)
         process.until(lambda: not self._count(model.Message), patience)
         for url in self.urls:
             process.until(functools.partial(_answers, url))
@@ -186,11 +201,14 @@ class Cloud(deployment_.Deployment):
 
     def resting(self) -> collections.abc.Iterator[str]:
         """What is still to come to rest, in so far as it is quickly seen."""
-        for host in self.rows(model.Host):
-            if host.state != 'up' or host.silent:
-                yield f'I11: host {host.name} is not up'
-            if host.digest is None:
-                yield f'I9: of host {host.name} something is missing'
+        with self.database.reader() as session_:
+            held = set(session_.scalars(sa.select(model.ARQ.attach_handle_id)))
+            machines = {machine.name: machine for machine in self.machines}
+            found = {host.name: host for host in session_.scalars(sa.select(model.Host))}
+            for name in machines.keys() ^ found.keys():
+                yield f'I14: host {name} is one of the names only, or of the rows'
+            for name in machines.keys() & found.keys():
+                yield from _restless(found[name], machines[name], held)
         for message in self.rows(model.Message):
             yield f'I6: {message.kind} {message.key} waits'
 
@@ -218,6 +236,50 @@ class Cloud(deployment_.Deployment):
                 yield f'I5: the allocation of {consumer} is gone'
         yield from invariants.in_database(self)
         yield from invariants.in_placement(self, self.placement)
+
+
+def names(machine: machines_.Machine) -> list[str]:
+    """What a machine may be called, first its name at the beginning."""
+    return [machine.id, *(f'{machine.id}-{number}' for number in range(2, NAMES + 1))]
+
+
+def _restless(
+    host: model.Host, machine: machines_.Machine, held: collections.abc.Container[int | None]
+) -> collections.abc.Iterator[str]:
+    """What the rows of a host do not say yet of its machine.
+
+    A card that is gone stays as long as a request holds it.
+    """
+    if host.state != 'up' or host.silent:
+        yield f'I11: host {host.name} is not up'
+    there, gone = {}, []
+    for device in host.found:
+        handles = [handle for part in device.deployables for handle in part.attach_handles]
+        if device.absences:
+            gone += handles
+            continue
+        gone += [handle for handle in handles if handle.lost]
+        there[device.identity] = device.serial, {_function(h) for h in handles if not h.lost}
+    if any(handle.id not in held for handle in gone) or (host.digest is None and not gone):
+        yield f'I9: of host {host.name} something is missing'
+    for address in there.keys() | machine.there().keys():
+        yield from _other(there.get(address), machine.there().get(address), host, address)
+
+
+def _other(
+    known: tuple[str | None, set[str]] | None,
+    card: machines_.Card | None,
+    host: model.Host,
+    address: str,
+) -> collections.abc.Iterator[str]:
+    if known is None or card is None or known[0] != card.serial:
+        yield f'I14: at {address} of host {host.name} is {card}, and {known} is known'
+    elif card.functions and known[1] != card.functions:
+        yield f'I14: of {address} of host {host.name} are {card.functions}, and known {known[1]}'
+
+
+def _function(handle: model.AttachHandle) -> str:
+    return '{domain}:{bus}:{device}.{function}'.format(**handle.attach_info)
 
 
 def _answers(url: str) -> bool:

@@ -27,12 +27,17 @@ from sqlalchemy import orm
 import webob
 import webob.dec
 
+from cyborg_lite import driver
+from cyborg_lite import model
 from cyborg_lite import service  # noqa: F401 - so that what is forked is warm
 from cyborg_lite.api import app
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import manager
+from cyborg_lite.conductor import matching
+from cyborg_lite.db import exclusion
 from tests.soak import agents
 from tests.soak import control as control_
+from tests.soak import machines
 
 #: How late a message comes, or comes again, in seconds.
 LATE = (0.5, 8.0)
@@ -73,6 +78,17 @@ def _quietly(call: collections.abc.Callable[[], typing.Any]) -> None:
         call()
     except Exception as error:
         print(f'A message that came twice: {error!r}', file=sys.stderr)
+
+
+def watch_looks() -> None:
+    """Let no card change its slot while a driver looks at its machine."""
+    look = driver.Driver.look
+
+    def still(self: driver.Driver) -> typing.Any:
+        with machines.still(self.host.root):
+            return look(self)
+
+    driver.Driver.look = still
 
 
 def watch_commits(control: control_.Control) -> None:
@@ -141,12 +157,22 @@ def _keep(*_args: object, **_kwargs: object) -> None:
     """Say that it was given back."""
 
 
+def _pair_by_address(known: list[model.Device], found: list[model.Device]) -> list[matching.Pair]:
+    """Whatever their serial numbers are."""
+    at = {device.identity: device for device in known}
+    return [(card, at.get(card.identity)) for card in found]
+
+
 def plant(bug: str) -> None:
     """Break one promise."""
     if bug == 'given twice':
         binding._free_handles = _give_twice
     elif bug == 'kept':
         manager.Manager.unbind = _keep
+    elif bug == 'two forms':
+        exclusion.free = lambda *_args: []
+    elif bug == 'another card':
+        matching.pair = _pair_by_address
 
 
 def main() -> int:
@@ -160,6 +186,7 @@ def main() -> int:
         plant(os.environ.get('SOAK_BUG', ''))
     sys.argv[:] = command
     if command[0] == 'agents':
+        watch_looks()
         return agents.main()
     [entry] = metadata.entry_points(group='console_scripts', name=command[0])
     return entry.load()()

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machines as directories: cards are pulled, moved, replaced and split in them, and renamed they
+are, too.
+
+The processes of the agents read them, and whoever changes them knows what is true of each.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import fcntl
+import os
+import pathlib
+import re
+import time
+import typing
+import uuid
+
+import yaml
+
+from cyborg_lite import driver
+from cyborg_lite.driver import description
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import sysfs
+
+#: The classes of the functions that stand for a card in the hosts that we ship.
+CARDS = ('1200', '0302', '0b40')
+#: What npu-smi prints of a board, and which part of it goes with the card.
+BOARD = 'info -t board -i'
+SERIAL = re.compile(r'(?m)^(\s*Serial Number\s*: )(.*)$')
+ADDRESS = re.compile(r'(?m)^\s*PCIe Bus Info\s*: (.*)$')
+
+
+@contextlib.contextmanager
+def still(root: pathlib.Path, how: int = fcntl.LOCK_SH) -> collections.abc.Iterator[None]:
+    """While a driver looks at a machine no card changes its slot: none does so under power."""
+    with (root / 'lock').open('a') as lock:
+        fcntl.flock(lock, how)
+        yield
+
+
+class Card(typing.NamedTuple):
+    """A card that is in a machine."""
+
+    #: None for one that does not tell it
+    serial: str | None
+    #: the addresses of what is given out of it; empty if that is not looked at
+    functions: frozenset[str]
+
+
+class Machine:
+    """One that was laid out. It is itself, whatever its name."""
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self.root = root
+        self.id = root.name
+        self._listed = root / sysfs.DEVICES
+        self._pulled, self._hidden = root / 'pulled', root / 'hidden'
+        self._spare: list[str] = []
+        self.cards = [
+            function.bdf
+            for function in sysfs.Tree(root).functions()
+            if function.pci_class.startswith(CARDS)
+            and function.bdf.endswith('.0')
+            and not function.is_virtual
+        ]
+
+    # Its name
+
+    @property
+    def name(self) -> str:
+        """The name under which its agent reports; empty while no agent runs."""
+        return (self.root / 'name').read_text()
+
+    def rename(self, name: str) -> None:
+        self._write(self.root / 'name', name)
+
+    @property
+    def host(self) -> driver.Host:
+        return driver.Host(self.name, self.root)
+
+    # Its cards
+
+    def pull(self, address: str) -> None:
+        # It is pulled already.
+        with contextlib.suppress(FileNotFoundError):
+            (self._listed / address).rename(self._pulled / address)
+
+    def put_back(self) -> None:
+        for card in list(self._pulled.iterdir()):
+            card.rename(self._listed / card.name)
+
+    @property
+    def pulled(self) -> list[str]:
+        return sorted(os.listdir(self._pulled))
+
+    @property
+    def boards(self) -> dict[str, pathlib.Path]:
+        """By address, the file that tells the serial number of the card there."""
+        files = (self.root / description.output('npu-smi', ())).parent.glob('info_-t_board_-i_*')
+        texts = {file: file.read_text() for file in files}
+        return {
+            sysfs.normal(match[1]) or '': file
+            for file, text in sorted(texts.items())
+            if (match := ADDRESS.search(text))
+        }
+
+    def swap(self, one: str, other: str) -> None:
+        """Let two cards change slots."""
+        files = self.boards[one], self.boards[other]
+        serials = [_serial(file) for file in files]
+        with still(self.root, fcntl.LOCK_EX):
+            for file, serial in zip(files, reversed(serials), strict=True):
+                self._set_serial(file, serial)
+
+    def replace(self, address: str, again: bool) -> None:
+        """Put another card into a slot: a new one, or one that was taken out before."""
+        file = self.boards[address]
+        self._spare.append(_serial(file))
+        new = f'S{uuid.uuid4().hex[:16]}'
+        with still(self.root, fcntl.LOCK_EX):
+            self._set_serial(file, self._spare.pop(0) if again else new)
+
+    def _set_serial(self, file: pathlib.Path, serial: str) -> None:
+        self._write(file, SERIAL.sub(rf'\g<1>{serial}', file.read_text()))
+
+    @property
+    def split_cards(self) -> dict[str, int]:
+        """By address, the cards that can be split, and into how many parts."""
+        totals = {bdf: self._home(bdf) / 'sriov_totalvfs' for bdf in self.cards}
+        return {bdf: int(file.read_text()) for bdf, file in totals.items() if file.exists()}
+
+    def split(self, address: str, parts: int) -> None:
+        """Give a card so many virtual functions, in the order in which the kernel does."""
+        card = self._home(address)
+        self._write(card / 'sriov_numvfs', '0')
+        for link in sorted(card.glob('virtfn*')):
+            function = os.path.basename(os.readlink(link))
+            link.rename(self._hidden / link.name)
+            (self._listed / function).rename(self._hidden / function)
+        for number in range(parts):
+            link = self._hidden / f'virtfn{number}'
+            function = os.path.basename(os.readlink(link))
+            (self._hidden / function).rename(self._listed / function)
+            link.rename(card / link.name)
+        self._write(card / 'sriov_numvfs', str(parts))
+
+    def _home(self, address: str) -> pathlib.Path:
+        return self.root / 'sys' / f'devices/pci{address[:-5]}' / address
+
+    def there(self) -> dict[str, Card]:
+        """By address, the cards that are in the machine."""
+        boards = self.boards
+        made = {}
+        for bdf in self.cards:
+            if os.path.lexists(self._listed / bdf):
+                parts = (os.readlink(link) for link in self._home(bdf).glob('virtfn*'))
+                functions = frozenset(map(os.path.basename, parts))
+                # Of an Alveo the user's function alone is given out.
+                known = bdf in boards or bdf in self.split_cards
+                functions = functions or frozenset([bdf] if known else [])
+                serial = _serial(boards[bdf]) if bdf in boards else None
+                made[bdf] = Card(serial, functions)
+        return made
+
+    def _write(self, file: pathlib.Path, text: str) -> None:
+        """At one moment, and later than all before: the file system's clock is coarse."""
+        new = self.root / 'new'
+        new.write_text(text)
+        now = time.time_ns()
+        os.utime(new, ns=(now, now))
+        new.replace(file)
+
+
+def _serial(file: pathlib.Path) -> str:
+    match = SERIAL.search(file.read_text())
+    assert match, file
+    return match[2]
+
+
+def lay_out(
+    place: pathlib.Path, number: int, kinds: collections.abc.Collection[str] = ()
+) -> list[Machine]:
+    """So many copies of the hosts that we ship, in turn.
+
+    :param kinds: the names of those that are wanted; all by default.
+    """
+    texts = sorted((n, text) for n, text in hosts.shipped().items() if not kinds or n in kinds)
+    made = []
+    for count in range(number):
+        name, text = texts[count % len(texts)]
+        # Every scalar is text.
+        described = yaml.load(text, yaml.BaseLoader)
+        described['name'] = f'{name}-{place.name}-{count}'
+        for command, printed in described.get('tools', {}).get('npu-smi', {}).items():
+            if command.startswith(BOARD):
+                serial = f'S{uuid.uuid4().hex[:16]}'
+                described['tools']['npu-smi'][command] = f'{printed}Serial Number : {serial}\n'
+        file = place / f'{described["name"]}.yaml'
+        file.write_text(yaml.safe_dump(described))
+        root = hosts.find(str(file), place / 'hosts').root
+        file.unlink()
+        for directory in ('pulled', 'hidden', 'etc'):
+            (root / directory).mkdir()
+        (root / 'etc' / 'machine-id').write_text(uuid.uuid4().hex)
+        machine = Machine(root)
+        machine.rename(root.name)
+        made.append(machine)
+    return made

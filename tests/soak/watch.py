@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rows say again and again while everything happens: clients see a part of it only."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import typing
+
+from oslo_db import exception as db_exception
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from tests.integration import invariants
+from tests.soak import cloud as cloud_
+
+#: How often they are looked at, in seconds.
+LOOK = 1.0
+#: The most violations that are told: one that stays is found at each look.
+TOLD = 20
+HELD = (
+    sa.select(model.ARQ.uuid, model.ARQ.instance_uuid, model.Host.machine, model.Device.serial)
+    .join(model.AttachHandle, model.ARQ.attach_handle_id == model.AttachHandle.id)
+    .join(model.AttachHandle.deployable)
+    .join(model.Deployable.device)
+    .join(model.Device.host)
+)
+
+
+class Held(typing.NamedTuple):
+    """Of which machine a request holds a card, and which."""
+
+    machine: str | None
+    serial: str | None
+
+
+class Watch(threading.Thread):
+    """Looks until it is to stop; each query sees the rows as they are at one moment."""
+
+    def __init__(self, cloud: cloud_.Cloud) -> None:
+        super().__init__(name='watch', daemon=True)
+        self._cloud = cloud
+        self._stopped = threading.Event()
+        self._cards: dict[str, set[str]] = collections.defaultdict(set)
+        self._held: dict[tuple[str, str | None], Held] = {}
+        self.wrong: dict[str, None] = {}
+        self.looks = 0
+        self.look()
+
+    def run(self) -> None:
+        while not self._stopped.wait(LOOK):
+            try:
+                self.look()
+            except (db_exception.DBError, sa.exc.SQLAlchemyError):
+                # The database is away: that is a fault of ours.
+                continue
+            except Exception as error:
+                self._tell(f'The watch ends: {error!r}')
+                raise
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def look(self) -> None:
+        self.providers = self._cloud.providers()
+        by_class = collections.defaultdict(list)
+        for provider in self.providers:
+            by_class[provider.resource_class].append(provider)
+            self._cards[provider.uuid].add(provider.card)
+        #: what clients believe that there is
+        self.by_class: dict[str, list[cloud_.Provider]] = by_class
+        with self._cloud.database.reader() as session:
+            for each in invariants.forms(session):
+                self._tell(each)
+            for arq, instance, *card in session.execute(HELD):
+                self._compare((arq, instance), Held(*card))
+        self.looks += 1
+
+    def _compare(self, bound: tuple[str, str | None], now: Held) -> None:
+        before = self._held.setdefault(bound, now)
+        for name, was, is_ in zip(Held._fields, before, now, strict=True):
+            if was is not None and is_ != was:
+                self._tell(
+                    f'I14: ARQ {bound[0]} holds another card: {name} {is_}, and it was {was}'
+                )
+        self._held[bound] = now
+
+    def _tell(self, wrong: str) -> None:
+        if len(self.wrong) < TOLD:
+            self.wrong[wrong] = None
+
+    def cards(self) -> dict[str, str]:
+        """By provider, the card that it was of, where it was of one only."""
+        return {uuid: min(cards) for uuid, cards in self._cards.items() if len(cards) == 1}
