@@ -27,11 +27,14 @@ from cyborg_lite import shims
 IDLE = 30
 
 
-# oslo.db knows how libpq said it before PostgreSQL 14; the last is what psycopg 3 says.
+# oslo.db knows how libpq said it before PostgreSQL 14; the others are what psycopg 3 says,
+# the last one of a server that goes while a new connection is prepared.
 @exc_filters.filters(
     'postgresql',
     sa.exc.OperationalError,
-    r'.*(connection to server .* failed: |connection timeout expired)',
+    r'.*(connection to server .* failed: |connection timeout expired'
+    r'|server closed the connection unexpectedly|the connection is (lost|closed)'
+    r'|terminating connection due to )',
 )
 def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.NoReturn:
     """A database that cannot be reached is one: what can wait for it does, others say so."""
