@@ -8,6 +8,7 @@ global one, so that tests and several services in one process each have their ow
 from __future__ import annotations
 
 import collections.abc
+from importlib import metadata
 import socket
 import typing
 
@@ -18,6 +19,8 @@ from oslo_log import log
 from oslo_middleware import cors
 from oslo_policy import opts as policy_options
 from oslo_reports import opts as report_options
+
+VERSION = metadata.version('cyborg-lite')
 
 DEFAULT_OPTS = [
     cfg.HostAddressOpt(
@@ -244,12 +247,17 @@ def load(
         should be.
     """
     conf = new(**defaults)
-    conf(args, project='cyborg_lite', default_config_files=files)
+    conf(args, project='cyborg_lite', version=VERSION, default_config_files=files)
     for group, opts in _GROUPS.items():
         for opt in opts:
             # A value is looked at when it is first read.
             getattr(conf[group] if group else conf, opt.dest)
     return conf
+
+
+def names() -> dict[str, set[str]]:
+    """The names of our options by group, but for DEFAULT, which has options of libraries too."""
+    return {group: {opt.dest for opt in opts} for group, opts in _GROUPS.items() if group}
 
 
 def list_opts() -> list[tuple[str | None, collections.abc.Sequence[cfg.Opt]]]:

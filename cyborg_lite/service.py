@@ -6,7 +6,6 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import gc
-from importlib import metadata
 import logging
 import pathlib
 import socket
@@ -21,6 +20,7 @@ from oslo_reports import guru_meditation_report
 from oslo_reports.generators import conf as generator
 from oslo_service import service
 
+from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite import rpc
 from cyborg_lite import server
@@ -32,7 +32,6 @@ from cyborg_lite.conductor import manager as conductor_manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
-VERSION = metadata.version('cyborg-lite')
 #: How many clients may wait to be accepted.
 BACKLOG = 512
 #: After how many new objects, and collections of the younger ones, garbage is looked for.
@@ -149,7 +148,6 @@ class Daemon(service.ServiceBase):
 
 def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> int:
     """Run a service until it is told to stop; returns the exit status."""
-    prepare(conf)
     launcher = service.launch(conf, Daemon(make), restart_method='mutate')
     return int(launcher.wait() or 0)
 
@@ -161,7 +159,7 @@ def prepare(conf: cfg.ConfigOpts, name: str | None = None) -> None:
     """
     if name:
         shims.name_log(name)
-    log.setup(conf, 'cyborg_lite', version=VERSION)
+    log.setup(conf, 'cyborg_lite', version=options.VERSION)
     logging.Handler.handle = _handle  # type: ignore[method-assign]
     logging.Handler.handleError = _complain  # type: ignore[method-assign]
     report = guru_meditation_report.TextGuruMeditation
@@ -231,7 +229,7 @@ class _Version:
 
     @staticmethod
     def version_string_with_package() -> str:
-        return VERSION
+        return options.VERSION
 
 
 def listen(application: app.Wsgi, address: str, port: int) -> server.Server:

@@ -7,12 +7,13 @@ from oslo_config import cfg
 
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite import startup
 from cyborg_lite.cmd import daemon
 from cyborg_lite.db import engine
 
 
 def main() -> int:
-    return daemon.run('cyborg-lite-conductor', _make)
+    return daemon.run('cyborg-lite-conductor', _make, startup.database)
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:

@@ -8,11 +8,13 @@ import sys
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
+from oslo_log import log
 import prettytable
 import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
+from cyborg_lite import startup
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -22,17 +24,28 @@ from cyborg_lite.db import upstream
 def main() -> int:
     arguments = _parser().parse_args()
     try:
-        database = engine.Database(options.load(files=arguments.config_file))
-        return int(arguments.run(arguments, database) or 0)
+        return int(arguments.run(arguments, _database(arguments)) or 0)
     except (
         cfg.Error,
         db_exception.DBError,
         exception.CyborgError,
         sa.exc.SQLAlchemyError,
-        ImportError,
+        startup.Refused,
+        ImportError,  # of the driver of the database that is imported
     ) as error:
+        if arguments.debug:
+            raise
         print(f'cyborg-lite-dbsync: {error}', file=sys.stderr)
         return 1
+
+
+def _database(arguments: argparse.Namespace) -> engine.Database:
+    more = ['--config-dir', arguments.config_dir] if arguments.config_dir else []
+    conf = options.load([*more, *(['--debug'] if arguments.debug else [])], arguments.config_file)
+    if arguments.debug:
+        log.setup(conf, 'cyborg_lite')
+    startup.connection(conf)
+    return engine.Database(conf)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         # What others must not see in the list of processes may stand in a file.
         fromfile_prefix_chars='@',
     )
+    parser.add_argument('--version', action='version', version=options.VERSION)
     parser.add_argument('--config-file', action='append', help='a configuration file')
+    parser.add_argument('--config-dir', help='a directory of configuration files')
+    parser.add_argument('--debug', action='store_true', help='show each step, and tracebacks')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     upgrade = commands.add_parser('upgrade', help='apply the migrations that are missing')
     upgrade.set_defaults(run=_upgrade)

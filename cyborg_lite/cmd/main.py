@@ -29,6 +29,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
+    parser.add_argument('--version', action='version', version=options.VERSION)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     up.add_parser(commands)
     ps.add_parser(commands)

@@ -67,5 +67,8 @@ class Checks(upgradecheck.UpgradeCommands):
 
 
 def main() -> int:
+    if sys.argv[1:] == ['--version']:
+        print(options.VERSION)
+        return 0
     conf = options.new()
     return upgradecheck.main(conf, 'cyborg_lite', Checks(conf), argv=sys.argv[1:])

@@ -31,6 +31,7 @@ from cyborg_lite import driver
 from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
+from cyborg_lite import startup
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -233,6 +234,9 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
+    startup.check(conf)
+    for text in startup.unknown_options(conf):
+        print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 
 

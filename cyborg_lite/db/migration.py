@@ -37,6 +37,12 @@ def head() -> str | None:
     return script.ScriptDirectory.from_config(_config()).get_current_head()
 
 
+def is_older(revision: str) -> bool:
+    """Whether this release has migrations that a database of this revision lacks."""
+    known = script.ScriptDirectory.from_config(_config()).walk_revisions()
+    return revision != head() and revision in {each.revision for each in known}
+
+
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
     """Apply what is missing; nothing happens where nothing is.
 

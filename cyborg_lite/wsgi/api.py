@@ -8,19 +8,29 @@ The configuration is read from the usual places, or from the file that the envir
 from __future__ import annotations
 
 import os
+import sys
+
+from oslo_config import cfg
 
 from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
 from cyborg_lite import conf as options
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite import startup
 from cyborg_lite.api import app
 from cyborg_lite.db import engine
 
 
 def _application() -> app.Wsgi:
     file = os.environ.get('CYBORG_LITE_CONFIG_FILE')
-    conf = options.load(files=[file] if file else None)
-    service.prepare(conf, 'cyborg-lite-api')
+    try:
+        conf = options.load(files=[file] if file else None)
+        service.prepare(conf, 'cyborg-lite-api')
+        startup.check(conf, startup.identity, startup.database)
+    except (cfg.Error, startup.Refused) as error:
+        print(f'cyborg-lite-api: {error}', file=sys.stderr)
+        # By this status gunicorn ends, and does not start another worker.
+        sys.exit(3)
     made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
     service.spare_garbage_collection()
     return made

@@ -59,4 +59,5 @@ def main() -> int:
     """``agents PLACE --config-file FILE``: those whose machines are laid out there."""
     _, place, *arguments = sys.argv
     conf = options.load(arguments)
+    service.prepare(conf)
     return service.run(conf, lambda: Agents(conf, pathlib.Path(place)))

@@ -41,10 +41,16 @@ ROOMS = {
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
-    'service': {'agent', 'api', 'conductor', 'db', 'driver', 'rpc', 'server', 'shims'},
-    'cmd': {'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service'},
-    'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service'},
-}
+    'startup': {'conf', 'db'},
+    'service': {
+        'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'rpc', 'server', 'shims',
+    },
+    'cmd': {
+        'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service',
+        'startup',
+    },
+    'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service', 'startup'},
+}  # fmt: skip
 GROUPS = (
     'console_scripts',
     'cyborg_lite.drivers',

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks before a service starts.  What is wrong is said in one line that says what to do."""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import os
+import pathlib
+
+from oslo_config import cfg
+from oslo_log import log
+import sqlalchemy as sa
+
+from cyborg_lite import conf as options
+from cyborg_lite.db import migration
+
+LOG = log.getLogger(__name__)
+
+#: How long the database may take to accept a connection, in seconds.
+PATIENCE = 5
+#: The package of each database driver, by the extra of ours that installs it.
+EXTRAS = {'mysql': 'mysql', 'mariadb': 'mysql', 'postgresql': 'postgresql'}
+
+
+class Refused(Exception):
+    """The service cannot start as it is configured."""
+
+
+def check(conf: cfg.ConfigOpts, *checks: collections.abc.Callable[[cfg.ConfigOpts], None]) -> None:
+    """Run the checks of a service, and warn of options that do not exist.
+
+    :raises Refused: when the service would not work; the text says what to do.
+    """
+    for text in unknown_options(conf):
+        LOG.warning(text)
+    for each in checks:
+        each(conf)
+
+
+def connection(conf: cfg.ConfigOpts) -> sa.URL:
+    """The URL of the database, whose driver is installed."""
+    if not conf.database.connection:
+        raise Refused(f'[database] connection is not set ({_sources(conf)})')
+    try:
+        url = sa.make_url(conf.database.connection)
+        url.get_dialect().import_dbapi()
+    except sa.exc.SQLAlchemyError:
+        # What is set is not shown: there may be a password in it.
+        raise Refused(
+            '[database] connection: expected a URL such as postgresql+psycopg://USER@HOST/NAME'
+        ) from None
+    except ImportError as error:
+        extra = EXTRAS.get(url.get_backend_name())
+        hint = f": run pip install 'cyborg-lite[{extra}]'" if extra else ''
+        raise Refused(f'the driver of the database is not installed ({error}){hint}') from None
+    return url
+
+
+def database(conf: cfg.ConfigOpts) -> None:
+    """Check that there is a database with the tables of this release, or of a later one.
+
+    A database that cannot be reached is no error: the service waits for it.
+    """
+    url = connection(conf)
+    try:
+        revision = _revision(url)
+    except sa.exc.SQLAlchemyError as error:
+        LOG.warning('The database cannot be reached yet, it is tried again: %s', error)
+        return
+    if revision is None:
+        raise Refused('the database has no tables: run cyborg-lite-dbsync upgrade')
+    if migration.is_older(revision):
+        raise Refused(
+            f'the database is of an older release (revision {revision}, this one needs '
+            f'{migration.head()}): run cyborg-lite-dbsync upgrade'
+        )
+    if revision != migration.head():
+        LOG.warning('The database is of a newer release (revision %s)', revision)
+
+
+def identity(conf: cfg.ConfigOpts) -> None:
+    """Check that the API knows which Keystone it asks, if it is to ask one."""
+    given = 'keystone_authtoken' in conf.list_all_sections() or any(
+        name.startswith('OS_KEYSTONE_AUTHTOKEN__') for name in os.environ
+    )
+    if conf.api.auth_strategy == 'keystone' and not given:
+        raise Refused(
+            f'[api] auth_strategy is keystone and there is no section [keystone_authtoken] '
+            f'({_sources(conf)}): add it, or set auth_strategy to http_basic or noauth'
+        )
+
+
+def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[str]:
+    """What the files say in groups of ours that is no option, each with the nearest name."""
+    for file in _files(conf):
+        sections: dict[str, dict[str, list[str]]] = {}
+        try:
+            cfg.ConfigParser(file, sections).parse()
+        except (cfg.Error, OSError):
+            continue  # the options were read before: it has changed since
+        for group, names in options.names().items():
+            for name in sections.get(group, {}):
+                if name.replace('-', '_') not in names:
+                    near = difflib.get_close_matches(name, names, 1)
+                    hint = f' Did you mean {near[0]}?' if near else ''
+                    yield f'{file}: [{group}] has no option {name}.{hint}'
+
+
+def _files(conf: cfg.ConfigOpts) -> list[str]:
+    directories = [pathlib.Path(each) for each in conf.config_dir or ()]
+    more = [str(file) for each in directories for file in sorted(each.glob('*.conf'))]
+    return [*(conf.config_file or ()), *more]
+
+
+def _sources(conf: cfg.ConfigOpts) -> str:
+    files = ', '.join(_files(conf))
+    return f'read: {files}' if files else 'no configuration file was found: see --config-file'
+
+
+def _revision(url: sa.URL) -> str | None:
+    # SQLite has nobody to wait for.
+    patience = {} if url.get_backend_name() == 'sqlite' else {'connect_timeout': PATIENCE}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=patience)
+    with engine.connect() as connection:
+        return migration.version_of(connection)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused before a service starts, and what is said then."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import conf as options
+from cyborg_lite import startup
+from cyborg_lite.db import migration
+
+KEYSTONE = '[keystone_authtoken]\nauth_url = http://identity.example/v3\n'
+BIN = pathlib.Path(sys.executable).parent
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """Options from a file of this text."""
+
+    def read(text):
+        file = tmp_path / 'service.conf'
+        file.write_text(text)
+        return options.load(files=[str(file)])
+
+    return read
+
+
+@pytest.fixture
+def refused(conf):
+    """What is said of a configuration."""
+
+    def ask(text, check):
+        with pytest.raises(startup.Refused) as raised:
+            startup.check(conf(text), check)
+        said = str(raised.value)
+        assert '\n' not in said
+        return said
+
+    return ask
+
+
+def test_no_database_is_named(refused, tmp_path):
+    said = refused('[api]\n', startup.database)
+    assert said == f'[database] connection is not set (read: {tmp_path}/service.conf)'
+
+
+def test_no_file_is_found():
+    with pytest.raises(startup.Refused, match='no configuration file was found'):
+        startup.database(options.load(files=[]))
+
+
+@pytest.mark.parametrize('url', ['nonsense', 'nonsense://:SECRET@host/name', 'sqlite+no:///a'])
+def test_what_is_no_url_of_a_database(refused, url):
+    said = refused(f'[database]\nconnection = {url}\n', startup.database)
+    assert 'expected a URL' in said
+    assert 'SECRET' not in said
+
+
+def test_a_driver_that_is_not_installed(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'psycopg', None)
+    said = refused('[database]\nconnection = postgresql+psycopg://a@b/c\n', startup.database)
+    assert "run pip install 'cyborg-lite[postgresql]'" in said
+
+
+def in_file(path):
+    return f'[database]\nconnection = sqlite:///{path}\n'
+
+
+def stamp(path, revision):
+    engine = sa.create_engine(f'sqlite:///{path}')
+    with engine.begin() as connection:
+        connection.execute(sa.text('CREATE TABLE alembic_version (version_num VARCHAR(32))'))
+        row = sa.text('INSERT INTO alembic_version VALUES (:revision)')
+        connection.execute(row, {'revision': revision})
+    engine.dispose()
+
+
+def test_a_database_without_tables(refused, tmp_path):
+    said = refused(in_file(tmp_path / 'a'), startup.database)
+    assert said == 'the database has no tables: run cyborg-lite-dbsync upgrade'
+
+
+def test_a_database_of_an_older_release(refused, tmp_path):
+    stamp(tmp_path / 'a', 'b754f9f71354')
+    said = refused(in_file(tmp_path / 'a'), startup.database)
+    assert 'run cyborg-lite-dbsync upgrade' in said
+    assert migration.head() in said
+
+
+@pytest.mark.parametrize('revision', [migration.head(), 'ffffffffffff'])
+def test_a_database_of_this_or_a_newer_release(conf, tmp_path, revision):
+    """A service of the release before goes on while others are upgraded."""
+    stamp(tmp_path / 'a', revision)
+    startup.check(conf(in_file(tmp_path / 'a')), startup.database)
+
+
+def test_a_database_that_is_away_is_waited_for(conf, caplog):
+    startup.check(conf(in_file('/nowhere/a')), startup.database)
+    assert 'cannot be reached yet' in caplog.text
+
+
+def test_keystone_that_is_not_configured(refused, conf, monkeypatch):
+    assert 'no section [keystone_authtoken]' in refused('', startup.identity)
+    startup.check(conf(KEYSTONE), startup.identity)
+    startup.check(conf('[api]\nauth_strategy = noauth\n'), startup.identity)
+    monkeypatch.setenv('OS_KEYSTONE_AUTHTOKEN__AUTH_URL', 'http://identity.example/v3')
+    startup.check(conf(''), startup.identity)
+
+
+def test_an_option_that_does_not_exist_is_a_warning(conf, caplog):
+    text = '[api]\nauth_strategi = noauth\nzzz = 1\nmax_limit = 5\n[other]\nany = 1\n'
+    startup.check(conf(text))
+    [first, second] = [record.getMessage() for record in caplog.records]
+    assert '[api] has no option auth_strategi. Did you mean auth_strategy?' in first
+    assert second.endswith('[api] has no option zzz.')
+
+
+def run(command, *words, file=None):
+    more = ['--config-file', str(file)] if file else []
+    return subprocess.run(
+        [BIN / command, *more, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_conductor_ends_with_one_line(tmp_path):
+    file = tmp_path / 'service.conf'
+    file.write_text(in_file(tmp_path / 'a'))
+    done = run('cyborg-lite-conductor', file=file)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith('the database has no tables: run cyborg-lite-dbsync upgrade')
+    assert 'Traceback' not in done.stderr
+
+
+def test_an_api_ends_with_one_line(tmp_path):
+    file = tmp_path / 'service.conf'
+    file.write_text(in_file(tmp_path / 'a'))
+    done = subprocess.run(
+        [sys.executable, '-c', 'import cyborg_lite.wsgi.api'],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={'CYBORG_LITE_CONFIG_FILE': str(file)},
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert 'no section [keystone_authtoken]' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        'cyborg-lite', 'cyborg-lite-agent', 'cyborg-lite-conductor', 'cyborg-lite-dbsync',
+        'cyborg-lite-status',
+    ],
+)  # fmt: skip
+def test_each_command_tells_its_version(command):
+    done = run(command, '--version')
+    assert (done.returncode, done.stdout.strip()) == (0, options.VERSION), done.stderr
