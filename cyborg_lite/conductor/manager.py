@@ -52,6 +52,8 @@ _AWAY = (
     db_exception.CantStartEngineError,
     db_exception.DBNonExistentDatabase,
     db_exception.DBNonExistentTable,
+    # No connection was free in time.
+    sa.exc.TimeoutError,
 )
 
 

@@ -66,7 +66,8 @@ def check(report: dict[str, typing.Any]) -> inventory.Report:
     except ValueError as error:
         LOG.warning('A report of host %.255r is refused: %s', report.get('host'), error)
         raise exception.Invalid(reason=f'the report is refused: {error}') from error
-    devices, complaints = contract.check([_row(facts) for facts in report['devices']])
+    rows = [_row(facts) for facts in report['devices']]
+    devices, complaints = contract.check(rows)
     for complaint in complaints:
         LOG.warning('Host %s reports a bad device: %s', report['host'], complaint)
     interval = min(report['interval'], INTERVAL)
@@ -74,14 +75,27 @@ def check(report: dict[str, typing.Any]) -> inventory.Report:
         LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
     known = {key: report[key] for key in inventory.Report.__annotations__ if key in report}
     drivers = report['drivers']
-    if len(devices) < len(report['devices']):
-        # A device that is left out may be there: it must not count as gone.
-        drivers = {name: state | _degraded(complaints) for name, state in drivers.items()}
+    taken = {id(device) for device in devices}
+    bad = [
+        facts for facts, row in zip(report['devices'], rows, strict=True) if id(row) not in taken
+    ]
+    # A device that is left out may be there: it must not count as gone.
+    for name in set().union(*(_drivers_of(facts, drivers) for facts in bad)):
+        drivers = drivers | {name: drivers[name] | _degraded(complaints)}
     return typing.cast(
         'inventory.Report',
         known
         | {'devices': [each.facts() for each in devices], 'interval': interval, 'drivers': drivers},
     )
+
+
+def _drivers_of(facts: typing.Any, drivers: dict[str, model.Facts]) -> set[str]:
+    """The driver that reports a bad device; all of them where that cannot be told."""
+    try:
+        named = {part['driver_name'] for part in facts['deployables']} & drivers.keys()
+    except (KeyError, TypeError):  # anything may be anywhere
+        named = set()
+    return named or set(drivers)
 
 
 def _degraded(complaints: list[str]) -> model.Facts:

@@ -330,6 +330,25 @@ class Broken(io.BytesIO):
         raise ValueError('Bad chunked transfer size')
 
 
+class Endless(io.BytesIO):
+    """A body without an end, that notes the most bytes that were asked for at once."""
+
+    most = 0
+
+    def read(self, size=-1):
+        asked = size if size is not None and size >= 0 else 2**40
+        self.most = max(self.most, asked)
+        return b' ' * min(asked, 2**20)
+
+
+def test_a_body_in_chunks_is_read_up_to_the_limit(service):
+    """A WSGI server may hand on chunks as they come."""
+    body = Endless()
+    chunked = {'HTTP_TRANSFER_ENCODING': 'chunked', 'wsgi.input_terminated': True}
+    assert sent(service, body, **chunked) == 413
+    assert body.most == service.conf.api.max_request_body_size + 1
+
+
 @pytest.mark.parametrize('body', [b'', b'[', b'[{"name": "a"}]'])
 def test_a_body_that_stops_short_is_a_400(service, body):
     assert sent(service, io.BytesIO(body), CONTENT_LENGTH='1000') == 400

@@ -213,6 +213,7 @@ def test_our_own(request, way):
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'rename', conftest.HOST, 'b')
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)
     assert 'Host b not found' in commands.fail('host', 'delete', 'b')
+    assert NOTHING in commands.fail('instance', 'free', NOTHING)
 
 
 @pytest.mark.parametrize('way', ['none', 'http_basic'])

@@ -4,6 +4,7 @@ import tarfile
 
 import pytest
 
+from cyborg_lite.cmd import entry
 from cyborg_lite.cmd import main
 from tests.unit.cmd import process
 
@@ -51,3 +52,18 @@ def test_help(run, arguments, capsys):
         run(*arguments)
     assert exit_.value.code == 0
     assert 'usage: cyborg-lite' in capsys.readouterr().out
+
+
+class _Interrupted:
+    """Ctrl-C, while this module loads."""
+
+    def find_spec(self, name, path, target=None):
+        if name == 'cyborg_lite.cmd.main':
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_modules_load(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'cyborg_lite.cmd.main')
+    monkeypatch.delattr('cyborg_lite.cmd.main')
+    monkeypatch.setattr(sys, 'meta_path', [_Interrupted(), *sys.meta_path])
+    assert entry.main() == 130

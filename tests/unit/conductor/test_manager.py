@@ -4,6 +4,7 @@ import inspect
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import exception
@@ -47,6 +48,12 @@ def test_lost_race_is_run_again(conductor, monkeypatch, eager, error):
     assert runs == [{'value': 1}] * 3
     # What the first two did is undone.
     assert len(conductor.rows(model.DeviceProfile)) == 1
+
+
+def test_no_connection_to_the_database_is_free(conductor, monkeypatch, eager):
+    failing(monkeypatch, sa.exc.TimeoutError('QueuePool limit'))
+    with pytest.raises(exception.DatabaseAway):
+        conductor.work()
 
 
 def test_other_errors_undo_and_are_not_tried_again(conductor, monkeypatch, eager):

@@ -130,6 +130,21 @@ def test_a_bad_device_costs_itself(conductor, spoil, caplog):
     assert host.drivers['fake']['reason'].startswith('device 0 left out')
 
 
+def test_a_bad_device_costs_no_other_driver(conductor):
+    """What another driver does not report any more is gone all the same."""
+    other = card('5e').facts()
+    other['deployables'][0]['driver_name'] = 'pci'
+    drivers = {name: {'state': 'ok', 'reason': '', 'devices': 1} for name in ('fake', 'pci')}
+    conductor.report(devices=[card('3b').facts(), other], drivers=drivers)
+    bad = card('3b').facts() | {'model': ''}
+    conductor.report(devices=[bad], drivers=drivers, digest='another')
+    [host] = conductor.rows(model.Host)
+    states = {name: driver['state'] for name, driver in host.drivers.items()}
+    assert states == {'fake': 'degraded', 'pci': 'ok'}
+    absences = {device.address: device.absences for device in conductor.rows(model.Device)}
+    assert absences == {card('3b').address: 0, other['address']: 1}
+
+
 def test_a_device_that_is_bad_for_now_does_not_count_as_gone(known):
     bad = card().facts() | {'model': ''}
     for number in range(5):
