@@ -47,8 +47,9 @@ class Databases(typing.Protocol):
 class Files:
     """Databases of SQLite, each used once.  Migrations take long: one is migrated and copied."""
 
-    def __init__(self, place: pathlib.Path) -> None:
-        self._migrated = place / 'migrated'
+    def __init__(self) -> None:
+        self._place = tempfile.TemporaryDirectory(dir=MEMORY)
+        self._migrated = pathlib.Path(self._place.name) / 'migrated'
 
     @contextlib.contextmanager
     def new(self) -> Url:
@@ -132,7 +133,7 @@ def _engine(url: sa.URL, **more: typing.Any) -> sa.Engine:
 def of(name: str, place: pathlib.Path) -> collections.abc.Iterator[Databases]:
     """Databases of an engine, and its server as long as they are needed."""
     if name == 'sqlite':
-        yield Files(place)
+        yield Files()
     else:
         with servers.DATABASES[name](place / name) as url:
             yield Served(url)

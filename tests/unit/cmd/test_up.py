@@ -373,7 +373,7 @@ def test_driver_that_is_slow_first_and_hangs_then(tmp_path):
     (package / 'entry_points.txt').write_text('[cyborg_lite.drivers]\nslow = slow:Slow\n')
     (tmp_path / 'a.conf').write_text('[agent]\nenabled_drivers = slow\nreport_interval = 1\n')
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
-    arguments = ['--host', 'hgx-8gpu', '--config-file', str(tmp_path / 'a.conf')]
+    arguments = ['--host', 'hgx-8gpu', '--long', '--config-file', str(tmp_path / 'a.conf')]
     with process.Up(tmp_path, *arguments, PYTHONPATH=path) as up:
         assert [row['Driver'] for row in up.rows()] == ['slow']
 

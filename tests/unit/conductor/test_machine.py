@@ -27,6 +27,7 @@ SETTINGS = hypothesis.settings.get_profile(os.environ.get('CYBORG_LITE_HYPOTHESI
 BUSES = ('3b', '5e')
 FUNCTIONS = range(3)
 ABSENCES = 3
+FILES = databases.Files()
 
 Handle = tuple[str, int]  # bus and function
 
@@ -56,7 +57,7 @@ class Machine(stateful.RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.cleanup = contextlib.ExitStack()
-        url = self.cleanup.enter_context(databases.Files().new())
+        url = self.cleanup.enter_context(FILES.empty())
         self.conductor = direct.Conductor(url)
         self.cleanup.callback(self.conductor.close)
         self.conductor.create_device_profile(

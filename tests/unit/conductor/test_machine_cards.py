@@ -42,6 +42,7 @@ VENDORS = {'A': '19e5', 'B': '19e5', 'C': '10de'}
 #: The functions of a card that are given out, by its form.
 FORMS = {'whole': {0}, 'part': {1, 2}}
 ABSENCES = 3
+FILES = databases.Files()
 HANDLES = sa.select(model.AttachHandle).options(
     orm.joinedload(model.AttachHandle.arq).lazyload('*'),
     orm.joinedload(model.AttachHandle.deployable).lazyload('*'),
@@ -73,7 +74,7 @@ class Cards(stateful.RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.cleanup = contextlib.ExitStack()
-        url = self.cleanup.enter_context(databases.Files().new())
+        url = self.cleanup.enter_context(FILES.empty())
         self.conductor = direct.Conductor(url)
         self.cleanup.callback(self.conductor.close)
         profile = {'name': 'one', 'groups': [{'resources:FPGA': '1'}]}
