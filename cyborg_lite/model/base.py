@@ -99,6 +99,11 @@ class Field:
         return int(major), int(minor)
 
 
+def _type(column: sa.Column[typing.Any]) -> type:
+    """The type of a column's values.  JSON is of any: SQLAlchemy 2.0 says that it is a dict."""
+    return object if isinstance(column.type, sa.JSON) else column.type.python_type
+
+
 class Base(orm.DeclarativeBase):
     """A row: an id within the database, a uuid for everyone else."""
 
@@ -147,9 +152,7 @@ class Base(orm.DeclarativeBase):
     def fields(cls) -> tuple[Field, ...]:
         """What the API shows of this class, columns first, in order of declaration."""
         columns = [
-            Field(
-                str(c.name), c.type.python_type, bool(c.nullable), c.info['since'], c.doc or '', c
-            )
+            Field(str(c.name), _type(c), bool(c.nullable), c.info['since'], c.doc or '', c)
             for c in cls._table().columns
             if not c.info['hidden']
         ]
