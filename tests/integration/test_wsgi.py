@@ -61,6 +61,7 @@ def test_gunicorn_reads_options_anew(tmp_path):
         f'[database]\nconnection = sqlite:///{tmp_path}/database\n'
     )
     file.write_text(text)
+    process.run('cyborg-lite-dbsync', '--config-file', file, 'upgrade')
     server = process.serving(
         *('gunicorn', '--bind', '127.0.0.1:0', '--workers', '2', APPLICATION),
         ready=r'Listening at: (http://127.0.0.1:\d+)',
