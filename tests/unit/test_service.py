@@ -23,6 +23,8 @@ from cyborg_lite import driver
 from cyborg_lite import model
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite.db import engine
+from cyborg_lite.db import migration
 from cyborg_lite.db import query
 from tests import support
 
@@ -144,9 +146,9 @@ def test_listen_takes_a_port_and_serves_later():
 
 
 def test_version_is_known():
-    assert service.VERSION
+    assert options.VERSION
     report = service._Version()
-    assert report.version_string_with_package() == service.VERSION
+    assert report.version_string_with_package() == options.VERSION
     assert report.product_string() == report.vendor_string() == 'cyborg_lite'
 
 
@@ -255,6 +257,9 @@ def test_log_of_the_api_has_its_name_under_any_web_server(tmp_path):
         f'[database]\nconnection = sqlite:///{tmp_path}/database\n[api]\nauth_strategy = noauth\n'
     )
     (tmp_path / 'logs').mkdir()
+    database = engine.Database(options.load(files=[str(file)]))
+    migration.upgrade(database.engine)
+    database.close()
     told = subprocess.run(
         [sys.executable, '-W', 'ignore', '-'],
         input='import gc; from cyborg_lite.wsgi import api; print(gc.get_freeze_count())',
