@@ -56,30 +56,30 @@ class Uuid(wtypes.UserType):
         return None if value is None else Uuid.validate(value)
 
 
-class Id(wtypes.UserType):
-    """The uuid of a resource, in any of its spellings; what is none is the id of nothing."""
+class Argument(wtypes.UserType):
+    """An argument of a URL: ``frombasetype`` makes a value of its text, or raises a ValueError."""
 
     basetype = str
-    name = 'id'
 
     @staticmethod
-    def validate(value: str) -> str:
+    def validate(value: typing.Any) -> typing.Any:
         return value
+
+
+class Id(Argument):
+    """The uuid of a resource, in any of its spellings; what is none is the id of nothing."""
+
+    name = 'id'
 
     @staticmethod
     def frombasetype(value: str | None) -> str | None:
         return None if value is None else canonical(value)
 
 
-class Names(wtypes.UserType):
+class Names(Argument):
     """Names with commas between them, NAMES at most."""
 
-    basetype = str
     name = 'names'
-
-    @staticmethod
-    def validate(value: typing.Any) -> typing.Any:
-        return value
 
     @staticmethod
     def frombasetype(value: str | None) -> list[str] | None:
@@ -89,16 +89,11 @@ class Names(wtypes.UserType):
         return found
 
 
-class Number(wtypes.UserType):
+class Number(Argument):
     """A number that a database can compare with an integer."""
 
-    basetype = str
     name = 'number'
     MOST = 2**31 - 1
-
-    @staticmethod
-    def validate(value: typing.Any) -> typing.Any:
-        return value
 
     @staticmethod
     def frombasetype(value: str | None) -> int | None:
@@ -111,15 +106,10 @@ class Number(wtypes.UserType):
         return number
 
 
-class Flag(wtypes.UserType):
+class Flag(Argument):
     """``true`` or ``false``."""
 
-    basetype = str
     name = 'flag'
-
-    @staticmethod
-    def validate(value: typing.Any) -> typing.Any:
-        return value
 
     @staticmethod
     def frombasetype(value: str | None) -> bool | None:
