@@ -32,15 +32,20 @@ def _config(connection: sa.Connection | None = None) -> config.Config:
 
 
 @functools.cache
-def head() -> str | None:
+def _revisions() -> list[str]:
+    """The revisions that this release knows, the newest first: each is a module to be loaded."""
+    known = script.ScriptDirectory.from_config(_config()).walk_revisions()
+    return [each.revision for each in known]
+
+
+def head() -> str:
     """The revision that this release needs."""
-    return script.ScriptDirectory.from_config(_config()).get_current_head()
+    return _revisions()[0]
 
 
 def is_older(revision: str) -> bool:
     """Whether this release has migrations that a database of this revision lacks."""
-    known = script.ScriptDirectory.from_config(_config()).walk_revisions()
-    return revision != head() and revision in {each.revision for each in known}
+    return revision in _revisions()[1:]
 
 
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
