@@ -27,15 +27,20 @@ class Refused(Exception):
     """The service cannot start as it is configured."""
 
 
-def check(conf: cfg.ConfigOpts, *checks: collections.abc.Callable[[cfg.ConfigOpts], None]) -> None:
+def check(
+    conf: cfg.ConfigOpts, *checks: collections.abc.Callable[[cfg.ConfigOpts], None]
+) -> list[str]:
     """Run the checks of a service, and warn of options that do not exist.
 
+    :returns: the warnings, which are logged.
     :raises Refused: when the service would not work; the text says what to do.
     """
-    for text in unknown_options(conf):
+    warnings = list(unknown_options(conf))
+    for text in warnings:
         LOG.warning(text)
     for each in checks:
         each(conf)
+    return warnings
 
 
 def connection(conf: cfg.ConfigOpts) -> sa.URL:

@@ -234,8 +234,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    startup.check(conf)
-    for text in startup.unknown_options(conf):
+    for text in startup.check(conf):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 
