@@ -24,7 +24,7 @@ EXTRAS = {'mysql': 'mysql', 'mariadb': 'mysql', 'postgresql': 'postgresql'}
 
 
 class Refused(Exception):
-    """The service cannot start as it is configured."""
+    """A command cannot do what it is asked to, as things are: the text says what to do."""
 
 
 def check(

@@ -11,6 +11,7 @@ from oslo_config import cfg
 
 from cyborg_lite import conf as options
 from cyborg_lite import driver
+from cyborg_lite import startup
 from cyborg_lite.agent import drivers
 from cyborg_lite.cmd import ps
 from cyborg_lite.cmd import up
@@ -22,7 +23,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
-    except (description.HostError, cfg.Error, up.Refused, OSError) as error:
+    except (description.HostError, cfg.Error, startup.Refused, OSError) as error:
         print(f'cyborg-lite: {error}', file=sys.stderr)
         return 1
 

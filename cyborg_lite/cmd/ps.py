@@ -18,7 +18,7 @@ from oslo_utils import timeutils
 import prettytable
 import requests
 
-from cyborg_lite.cmd import up
+from cyborg_lite import startup
 
 Row = dict[str, typing.Any]
 
@@ -120,13 +120,13 @@ def _ask(session: requests.Session, url: str, arguments: dict[str, str]) -> Row:
             return typing.cast('Row', found)
         said = str(found['errors'][0]['detail'])
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise up.Refused(
+        raise startup.Refused(
             f'no service answers at {url} ({type(error).__name__}): start one with '
             '"cyborg-lite up", or say with --url where it is'
         ) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise up.Refused(f'{url} is not answered as by this service') from None
-    raise up.Refused(f'{url} answers {answer.status_code}: {said}')
+        raise startup.Refused(f'{url} is not answered as by this service') from None
+    raise startup.Refused(f'{url} answers {answer.status_code}: {said}')
 
 
 def _table(rows: list[Row]) -> str:
