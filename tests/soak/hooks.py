@@ -19,6 +19,7 @@ import threading
 import time
 import typing
 
+import oslo_messaging as messaging
 from oslo_messaging.rpc import dispatcher
 from oslo_utils import timeutils
 import sqlalchemy as sa
@@ -153,6 +154,7 @@ def _give_twice(
     return [Handle(handle.id, False) for handle in handles[:wanted]]
 
 
+@messaging.expose
 def _keep(*_args: object, **_kwargs: object) -> None:
     """Say that it was given back."""
 
