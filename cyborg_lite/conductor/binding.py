@@ -69,13 +69,28 @@ def create(
     :raises cyborg_lite.exception.NotFound: when there is no such profile.
     :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
     """
-    wanted = profiles.by_name(session, profile)
+    return make(session, ctxt, profiles.by_name(session, profile))
+
+
+def make(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    profile: model.DeviceProfile,
+    places: list[dict[str, typing.Any]] | None = None,
+) -> list[str]:
+    """Create a request for each accelerator of the profile; returns their uuids in order.
+
+    All requests are created here.
+
+    :param places: what else is noted of each request, in order: an allocation binds at once.
+    :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
+    """
     # Cyborg let amounts below zero pass, and such profiles are imported.
-    amounts = [max(0, sum(profiles.resources(group).values())) for group in wanted.groups]
+    amounts = [max(0, sum(profiles.resources(group).values())) for group in profile.groups]
     # First: a profile may name two billion, and a list of them does not fit in memory.
     if sum(amounts) > MOST:
         raise exception.Invalid(
-            reason=f'Device profile {profile} asks for {sum(amounts)} accelerators: expected '
+            reason=f'Device profile {profile.name} asks for {sum(amounts)} accelerators: expected '
             f'{MOST} at most in one request.'
         )
     groups = [number for number, amount in enumerate(amounts) for _ in range(amount)]
@@ -85,11 +100,12 @@ def create(
     rows = [
         {
             'uuid': uuid,
-            'device_profile_id': wanted.id,
+            'device_profile_id': profile.id,
             'device_profile_group_id': group,
             'project_id': ctxt.project_id,
+            **place,
         }
-        for uuid, group in zip(uuids, groups, strict=True)
+        for uuid, group, place in zip(uuids, groups, places or [{}] * len(groups), strict=True)
     ]
     session.execute(sa.insert(model.ARQ), rows)
     return uuids
