@@ -20,7 +20,7 @@ from cyborg_lite.driver import recording
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
     except (description.HostError, cfg.Error, startup.Refused, OSError) as error:
@@ -28,7 +28,7 @@ def main() -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
     parser.add_argument('--version', action='version', version=options.VERSION)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')

@@ -65,6 +65,7 @@ MORE = {
     'test_devstack',
     'test_house',
     'test_mutants',
+    'test_readme',
     'conductor/test_machine',
     'conductor/test_machine_cards',
     'drivers/test_captures',
