@@ -25,6 +25,8 @@ AWAY = (0, 503)
 WHOLE = ' 00.0'
 #: What a client asks that the conductor has to do.
 CHANGES = ('create', 'bind', 'unbind', 'delete')
+#: What a client asks that a server is needed for.
+NEEDS = {'broker': CHANGES, 'database': (*CHANGES, 'read', 'list')}
 #: The states in which a request may be at rest.
 STATES = ('Initial', 'Bound', 'Unbound', 'BindFailed')
 RELEASES = ('unbind', 'delete')
@@ -102,8 +104,7 @@ def check(
     :param cards: by provider, the card that it is of, if that is known: one that is found under
         another name of its machine is of another provider.
     """
-    for outage in outages:
-        yield from _through(outage, history)
+    yield from _through(list(outages), history)
     yield from _trespasses(history)
     yield from _twins(history)
     yield from _given_though_disabled(history)
@@ -274,19 +275,25 @@ def _overlaps(found: collections.abc.Iterable[Hold]) -> Wrong:
                 latest = hold
 
 
-def _through(outage: Outage, history: History) -> Wrong:
-    """What is asked while a server is away is told so, and what is asked later is done."""
-    needs = CHANGES if outage.server == 'broker' else (*CHANGES, 'read', 'list')
-    concerned = [operation for operation in history if operation.kind in needs]
-    within = [o for o in concerned if outage.since < o.invoked and o.returned < outage.until]
-    for operation in within:
-        if operation.status not in AWAY:
-            yield f'T11: {operation} was told {operation.status}, and the {outage.server} was away'
-    if within and not any(operation.status for operation in within):
-        yield f'T11: nobody was told that the {outage.server} was away'
-    after = [o for o in concerned if o.invoked > outage.until and o.kind in CHANGES]
-    if not any(operation.outcome == 'ok' for operation in after):
-        yield f'T11: nothing went well after the {outage.server} had been away'
+def _through(outages: list[Outage], history: History) -> Wrong:
+    """What is asked while a server is away is told so, and what is asked later is done.
+
+    In a single outage nobody may be told: each API may be stopped or dead for as long.
+    """
+    statuses = collections.defaultdict(set)
+    for outage in outages:
+        concerned = [o for o in history if o.kind in NEEDS[outage.server]]
+        within = [o for o in concerned if outage.since < o.invoked and o.returned < outage.until]
+        statuses[outage.server] |= {operation.status for operation in within}
+        for each in within:
+            if each.status not in AWAY:
+                yield f'T11: {each} was told {each.status}, and the {outage.server} was away'
+        after = [o for o in concerned if o.invoked > outage.until and o.kind in CHANGES]
+        if not any(operation.outcome == 'ok' for operation in after):
+            yield f'T11: nothing went well after the {outage.server} had been away'
+    for server, told in statuses.items():
+        if told == {0}:
+            yield f'T11: nobody was told that the {server} was away'
 
 
 def _twins(history: History) -> Wrong:

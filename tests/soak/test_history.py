@@ -394,6 +394,15 @@ def test_a_server_that_is_away_is_not_told_of_rightly(told, found):
     assert found in wrong
 
 
+def test_in_one_of_two_outages_nobody_may_be_told():
+    outages = [history.Outage('database', 1, 20), history.Outage('database', 30, 50)]
+    told = [asked(2, 0), asked(31, 503), asked(51, 202, outcome='ok')]
+    assert list(history.check(told, {}, outages=outages)) == []
+    told[1].status = 0
+    [wrong] = history.check(told, {}, outages=outages)
+    assert 'nobody was told' in wrong
+
+
 def test_who_reads_needs_no_broker():
     told = [asked(2, 503), asked(4, 200, 'list', 'ok'), asked(21, 202, outcome='ok')]
     assert list(history.check(told, {}, outages=away('broker'))) == []
