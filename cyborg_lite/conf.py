@@ -53,7 +53,15 @@ API_OPTS = [
         'http_basic_auth_user_file',
         default='/etc/cyborg_lite/htpasswd',
         help='An Apache htpasswd file with bcrypt hashes, as ``htpasswd -B`` writes it. Used with '
-        '``auth_strategy = http_basic``; every user in it is administrator of one project.',
+        '``auth_strategy = http_basic``.',
+    ),
+    cfg.StrOpt(
+        'http_basic_auth_project_file',
+        help='A file with the project and the roles of each user of ``http_basic_auth_user_file``, '
+        'a line ``USER:PROJECT:ROLE[,ROLE]`` for each. A role is one of ``admin``, ``manager``, '
+        '``member`` and ``reader``, and each includes those after it. It is read again for each '
+        'request. A user who is not in it may do nothing. Without this option every user is '
+        'administrator of one project.',
     ),
     cfg.ListOpt(
         'allowed_hosts',

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
+import uuid as uuidlib
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -232,4 +234,7 @@ def _named_owner(given: dict[str, str]) -> str:
         raise exception.NotAuthorized(resource='cyborg:arq:update /project_id')
     if not given['project_id']:
         raise exception.Invalid(reason='Invalid /project_id: expected the id of a project.')
-    return given['project_id'].replace('-', '')
+    with contextlib.suppress(ValueError):
+        # Keystone shows the ids of projects without dashes.
+        return uuidlib.UUID(given['project_id']).hex
+    return given['project_id']

@@ -27,6 +27,7 @@ from cyborg_lite import exception
 from cyborg_lite import policy
 from cyborg_lite import rpc
 from cyborg_lite.api import health
+from cyborg_lite.api import members
 from cyborg_lite.api import openapi
 from cyborg_lite.api import origin
 from cyborg_lite.api import rest
@@ -40,7 +41,7 @@ Wsgi = collections.abc.Callable[..., typing.Any]
 #: Discovery comes before a client knows whom to ask for a token.
 PUBLIC = ('', '/', '/v2', '/v2/', '/v2/openapi.json')
 
-#: Who everyone is where nobody can be asked: the administrator of one project.
+#: Who a caller is where nothing else is known: the administrator of one project.
 ALONE = {
     'X-Identity-Status': 'Confirmed',
     'X-Project-Id': '00000000000000000000000000000001',
@@ -73,9 +74,10 @@ def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
         return _by_path(dict.fromkeys(PUBLIC, app), checked)
     if conf.api.auth_strategy == 'noauth':
         return Alone(app, lambda _: 'admin')
-    file = conf.api.http_basic_auth_user_file
+    file, projects = conf.api.http_basic_auth_user_file, conf.api.http_basic_auth_project_file
     _validate_users(file)
-    checked = Alone(app, functools.partial(_basic, file))
+    known = members.Members(projects) if projects else None
+    checked = Alone(app, functools.partial(_basic, file), known)
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
 
 
@@ -142,17 +144,28 @@ def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
 
 
 class Alone:
-    """Says that the caller is the administrator, whatever the request itself says."""
+    """Says who the caller is, whatever the request itself says."""
 
-    def __init__(self, app: Wsgi, who: collections.abc.Callable[[webob.Request], str]) -> None:
-        """:param who: the name of the caller; raises an HTTPException if that is not known."""
+    def __init__(
+        self,
+        app: Wsgi,
+        who: collections.abc.Callable[[webob.Request], str],
+        known: members.Members | None = None,
+    ) -> None:
+        """An application that knows its caller.
+
+        :param who: the name of the caller; raises an HTTPException if that is not known.
+        :param known: the projects of users; without it each is administrator of one project.
+        """
         self._app = app
         self._who = who
+        self._known = known
 
     @webob.dec.wsgify
     def __call__(self, request: webob.Request) -> typing.Any:
         try:
             user = self._who(request)
+            project = self._project(user)
         except webob.exc.HTTPException as error:
             # In the form that keystonemiddleware gives it.
             said = {'code': error.code, 'title': error.title, 'message': error.detail or str(error)}
@@ -162,8 +175,14 @@ class Alone:
             return answer
         for name in [name for name in request.headers if name.lower().startswith('x-')]:
             del request.headers[name]
-        request.headers.update(ALONE | {'X-User-Id': user})
+        request.headers.update(ALONE | project | {'X-User-Id': user})
         return self._app
+
+    def _project(self, user: str) -> members.Headers:
+        found = self._known.headers(user) if self._known else {}
+        if found is None:
+            raise webob.exc.HTTPForbidden(f'User {user} has no project on this service.')
+        return found
 
 
 def _basic(file: str, request: webob.Request) -> str:

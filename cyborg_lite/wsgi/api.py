@@ -27,11 +27,12 @@ def _application() -> app.Wsgi:
         conf = options.load(files=[file] if file else None)
         service.prepare(conf, 'cyborg-lite-api')
         startup.check(conf, startup.identity, startup.database)
+        # It reads the files that say who callers are, and what they may do.
+        made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
     except (cfg.Error, startup.Refused) as error:
         print(f'cyborg-lite-api: {error}', file=sys.stderr)
         # By this status gunicorn ends, and does not start another worker.
         sys.exit(3)
-    made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
     service.spare_garbage_collection()
     return made
 

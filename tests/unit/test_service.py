@@ -273,6 +273,27 @@ def test_log_of_the_api_has_its_name_under_any_web_server(tmp_path):
     assert int(told.stdout) > 10_000
 
 
+def test_a_file_that_the_api_cannot_use_is_said_in_one_line(tmp_path):
+    file, policy = tmp_path / 'cyborg_lite.conf', tmp_path / 'policy.yaml'
+    file.write_text(
+        f'[DEFAULT]\ntransport_url = fake://\n[oslo_policy]\npolicy_file = {policy}\n'
+        f'[database]\nconnection = sqlite:///{tmp_path}/database\n[api]\nauth_strategy = noauth\n'
+    )
+    database = engine.Database(options.load(files=[str(file)]))
+    migration.upgrade(database.engine)
+    database.close()
+    told = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', 'from cyborg_lite.wsgi import api'],
+        env=os.environ | {'CYBORG_LITE_CONFIG_FILE': str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 3
+    assert told.stderr.splitlines()[-1].startswith('cyborg-lite-api: Policy file')
+    assert 'Traceback' not in told.stderr
+
+
 def test_a_daemon_that_has_started_looks_for_garbage_less_often(monkeypatch):
     spared = []
     monkeypatch.setattr(service, 'spare_garbage_collection', lambda: spared.append(started[:]))
