@@ -45,6 +45,35 @@ UPDATE: types.Schema = {
     },
 }
 
+_MOMENT: types.Schema = {'type': 'string', 'format': 'date-time'}
+_NAME: types.Schema = {'type': ['string', 'null']}
+_MOVE: types.Schema = {
+    'at': _MOMENT,
+    'state': {'type': 'string'},
+    'reason': _NAME,
+    'hostname': _NAME,
+    'device_rp_uuid': _NAME,
+    'instance_uuid': _NAME,
+    'accelerator_uuid': _NAME,
+    'request_id': _NAME,
+}
+HISTORY: types.Schema = {
+    'type': 'object',
+    'required': ['history'],
+    'additionalProperties': False,
+    'properties': {
+        'history': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'required': [*_MOVE],
+                'additionalProperties': False,
+                'properties': _MOVE,
+            },
+        }
+    },
+}
+
 
 class AcceleratorRequests(rest.Controller):
     """Accelerators that workloads ask for, and get."""
@@ -60,6 +89,8 @@ class AcceleratorRequests(rest.Controller):
             model.AttachHandle.attach_info,
         ),
     )
+
+    _custom_actions: typing.ClassVar = {'history': ['GET']}
 
     def scope(self) -> list[typing.Any]:
         """Another project's request looks like none.
@@ -99,6 +130,15 @@ class AcceleratorRequests(rest.Controller):
     def get_one(self, uuid):
         rest.call().context.can('cyborg:arq:get_one')
         return self.fetch(uuid)
+
+    # Ours: Cyborg has no such thing.
+    @rest.expose(types.uuid, shows=HISTORY)
+    def history(self, uuid):
+        rest.call().context.can('cyborg:arq:get_one')
+        with rest.call().database.reader() as session:
+            moves = [orm.lazyload('*'), orm.undefer(model.ARQ.moves)]
+            arq = query.get(session, self.kind, uuid, *self.scope(), what=self.what, options=moves)
+            return {'history': arq.history}
 
     @rest.expose(status=201, body=CREATE, wrap='arqs')
     def post(self):

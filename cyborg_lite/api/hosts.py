@@ -6,9 +6,13 @@ from __future__ import annotations
 from sqlalchemy import orm
 from wsme import types as wtypes
 
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+
+#: What a host can be.
+STATES = ('up', 'down')
 
 UPDATE: types.Schema = {
     'type': 'object',
@@ -30,10 +34,16 @@ class Hosts(rest.Controller):
     kind, path, id, what = model.Host, 'hosts', 'name', 'Host'
     options = (orm.joinedload(model.Host.found).load_only(model.Device.uuid),)
 
-    @rest.expose(paged=True)
-    def get_all(self, page):
+    @rest.expose(wtypes.text, wtypes.text, paged=True)
+    def get_all(self, page, host=None, state=None):
         rest.call().context.can('cyborg:host:get_all')
-        return self.list(page=page)
+        if state not in (None, *STATES):
+            raise exception.Invalid(reason=f'Invalid state: expected one of {", ".join(STATES)}.')
+        conditions = [] if host is None else [model.Host.name == host]
+        if state is not None:
+            down = model.Host.is_down()
+            conditions.append(down if state == 'down' else ~down)
+        return self.list(*conditions, page=page)
 
     @rest.expose(wtypes.text)
     def get_one(self, name):

@@ -79,6 +79,7 @@ ROUTES = (
     Route('DELETE', '/v2/device_profiles/{id}', _PROFILES, 'delete', (409,)),
     Route('GET', '/v2/accelerator_requests', _ARQS, 'get_all', (423,)),
     Route('GET', '/v2/accelerator_requests/{uuid}', _ARQS, 'get_one'),
+    Route('GET', '/v2/accelerator_requests/{uuid}/history', _ARQS, 'history'),
     Route('POST', '/v2/accelerator_requests', _ARQS, 'post', (404,)),
     Route('PATCH', '/v2/accelerator_requests', _ARQS, 'patch', (404, 409)),
     Route('PATCH', '/v2/accelerator_requests/{uuid}', _ARQS, 'patch', (409,)),
@@ -96,6 +97,8 @@ ROUTES = (
 
 #: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
 OURS = ('accelerators', 'hosts', 'instances')
+#: A resource of ours below one of Cyborg's.
+_HISTORY = re.compile(r'/v2/accelerator_requests/[^/]+/history(\.json)?/?')
 
 #: What needs no credentials: documents about the API.
 DOCUMENTS = {
@@ -130,9 +133,10 @@ _ARGUMENTS: dict[str, Json] = {
     'marker': _UUID,
     'sort_dir': {'enum': ['asc', 'desc']},
     'bind_state': {'enum': ['resolved']},
-    'state': {'enum': [*db_accelerators.STATES]},
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
 }
+#: The states by which each can be filtered.
+_STATES = {accelerators.Accelerators: db_accelerators.STATES, hosts.Hosts: hosts.STATES}
 _LINKS: Json = {
     'type': 'array',
     'items': {
@@ -195,7 +199,8 @@ def methods(path: str) -> list[str]:
 def is_ours(path: str) -> bool:
     """Whether a path is of a resource that Cyborg has not."""
     version_, _, rest_ = path.removeprefix('/').partition('/')
-    return version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
+    ours = version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
+    return ours or _HISTORY.fullmatch(path) is not None
 
 
 @functools.cache
@@ -263,6 +268,8 @@ def _name(route: Route) -> str:
     if '{' not in route.path:
         return f'{_VERBS[route.name]}_{collection}'
     verb, *again = [part.strip('{}') for part in more[1:]] or [_VERBS[route.name]]
+    if route.method == 'GET' and more[1:]:
+        return '_'.join(['show', collection.removesuffix('s'), verb])
     return '_'.join([verb, collection.removesuffix('s'), *again])
 
 
@@ -334,6 +341,8 @@ def _parameters(route: Route) -> list[Json]:
 
 
 def _query(route: Route, name: str, schema: Json) -> Json:
+    if name == 'state':
+        schema = {'enum': [*_STATES[route.controller]]}
     if name == 'sort_key':
         schema = {'enum': types.sort_keys(route.controller.kind, version.MAX)}
     commas = {'style': 'form', 'explode': False} if schema.get('type') == 'array' else {}

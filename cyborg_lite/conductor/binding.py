@@ -138,7 +138,7 @@ def bind(
         provider = providers.get(wish['device_rp_uuid'])
         more = (vouched or {}).get(wish['device_rp_uuid'], ())
         _refuse_unfit(wish, provider, arqs[wish['uuid']], more)
-    affected = _take(session, wishes, arqs, providers)
+    affected = _take(session, ctxt, wishes, arqs, providers)
     for hostname in sorted(affected):
         outbox.announce(session, hosts.parts(session, hostname))
     _notify(session, wishes, 'completed')
@@ -146,6 +146,7 @@ def bind(
 
 def _take(
     session: orm.Session,
+    ctxt: context.RequestContext,
     wishes: list[Wish],
     arqs: dict[str, model.ARQ],
     providers: dict[str, model.Deployable],
@@ -160,8 +161,11 @@ def _take(
         provider = providers[rp_uuid]
         handles = _free_handles(session, provider, instance, len(together))
         for wish, handle in zip(together, handles, strict=True):
-            since = model.ARQ.revision == arqs[wish['uuid']].revision
-            place = _place(wish) | {'ordinal': ordinals[instance], 'attach_handle_id': handle.id}
+            arq, place = arqs[wish['uuid']], _place(wish)
+            since = model.ARQ.revision == arq.revision
+            shown = place | {'accelerator_uuid': handle.uuid}
+            place['moves'] = arq.moved('Bound', None, ctxt.request_id, **shown)
+            place |= {'ordinal': ordinals[instance], 'attach_handle_id': handle.id}
             if not _move(session, [wish['uuid']], 'Bound', since, **place):
                 raise _changed(wish['uuid'])
             ordinals[instance] += 1
@@ -171,16 +175,26 @@ def _take(
 
 
 def fail(
-    session: orm.Session, ctxt: context.RequestContext, wishes: list[Wish], seen: Seen = None
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    wishes: list[Wish],
+    seen: Seen = None,
+    reason: str | None = None,
 ) -> None:
-    """Note that these requests could not be bound, and where they should have been.
+    """Note that these requests could not be bound, why, and where they should have been.
 
     One that another call has bound meanwhile stays so, and nobody is told otherwise.
     """
+    found = _load(session, ctxt, [wish['uuid'] for wish in wishes], orm.undefer(model.ARQ.moves))
+    arqs = {arq.uuid: arq for arq in found if not _has_moved(arq, seen)}
     failed = []
     for wish in wishes:
-        since = [] if seen is None else [model.ARQ.revision == seen[wish['uuid']]]
-        if _move(session, [wish['uuid']], 'BindFailed', *since, **_place(wish)):
+        arq, place = arqs.get(wish['uuid']), _place(wish)
+        if arq is None:
+            continue
+        moves = arq.moved('BindFailed', reason, ctxt.request_id, **place)
+        since = model.ARQ.revision == arq.revision
+        if _move(session, [arq.uuid], 'BindFailed', since, moves=moves, **place):
             failed.append(wish)
     _notify(session, failed, 'failed')
 
@@ -203,7 +217,7 @@ def unbind(
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
     """
-    arqs = _load(session, ctxt, uuids)
+    arqs = _load(session, ctxt, uuids, orm.undefer(model.ARQ.moves))
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     freed = _freed(session, arqs)
@@ -219,6 +233,7 @@ def unbind(
         device_rp_uuid=None,
         instance_uuid=None,
         ordinal=None,
+        moves=_moved(bound, 'Unbound', ctxt),
     )
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
@@ -271,6 +286,15 @@ def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
         raise orm_exception.StaleDataError
 
 
+def _moved(arqs: list[model.ARQ], state: str, ctxt: context.RequestContext) -> typing.Any:
+    """The moves of each of these with one more, for one statement that moves all."""
+    if not arqs:
+        return model.ARQ.moves
+    kind = model.ARQ.moves.type
+    known = {arq.id: sa.literal(arq.moved(state, None, ctxt.request_id), kind) for arq in arqs}
+    return sa.case(known, value=model.ARQ.id)
+
+
 def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
     """That requests have not moved since they were read, should the lock on them be lost."""
     return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
@@ -312,8 +336,10 @@ def _load_free(
     instances = {wish['instance_uuid'] for wish in wishes}
     visible = _visible(ctxt, uuids)
     # Both questions are of the same table.
-    query = sa.select(model.ARQ, visible).where(
-        sa.or_(visible, model.ARQ.instance_uuid.in_(instances))
+    query = (
+        sa.select(model.ARQ, visible)
+        .where(sa.or_(visible, model.ARQ.instance_uuid.in_(instances)))
+        .options(orm.undefer(model.ARQ.moves))
     )
     rows = session.execute(query).all()
     arqs = {arq.uuid: arq for arq, ours in rows if ours}
@@ -341,10 +367,12 @@ def _is_done(arq: model.ARQ, wish: Wish, seen: Seen) -> bool:
     return all(getattr(arq, name) == value for name, value in _place(wish).items())
 
 
-def _load(session: orm.Session, ctxt: context.RequestContext, uuids: list[str]) -> list[model.ARQ]:
+def _load(
+    session: orm.Session, ctxt: context.RequestContext, uuids: list[str], *options: typing.Any
+) -> list[model.ARQ]:
     """Those of these requests that there are, locked."""
     # MariaDB locks whatever is joined, and a profile is of many requests.
-    query = sa.select(model.ARQ).where(_visible(ctxt, uuids)).options(orm.lazyload('*'))
+    query = sa.select(model.ARQ).where(_visible(ctxt, uuids)).options(orm.lazyload('*'), *options)
     return list(session.scalars(query.order_by(model.ARQ.id).with_for_update()))
 
 
@@ -390,12 +418,12 @@ def _providers(
 def _free_handles(
     session: orm.Session, provider: model.Deployable, instance: str, wanted: int
 ) -> list[typing.Any]:
-    """Free handles of the provider, as many as are wanted: the id of each, and whether others are
+    """Free handles of the provider, as many as are wanted: the ids of each, and whether others are
     excluded while it is held.
     """
     excludes = exclusion.excludes(provider.device.hostname).label('excludes')
     query = (
-        sa.select(model.AttachHandle.id, model.AttachHandle.form, excludes)
+        sa.select(model.AttachHandle.id, model.AttachHandle.uuid, model.AttachHandle.form, excludes)
         .where(
             model.AttachHandle.deployable_id == provider.id,
             ~model.AttachHandle.lost,

@@ -205,8 +205,9 @@ class Manager:
         try:
             self._bind_vouched(ctxt, wishes, seen)
         except messaging.ExpectedException as expected:
-            if isinstance(expected.exc_info[1], exception.CannotBind):
-                self._fail(ctxt, wishes=wishes, seen=seen)
+            error = expected.exc_info[1]
+            if isinstance(error, exception.CannotBind):
+                self._fail(ctxt, wishes=wishes, seen=seen, reason=error.message)
             raise
 
     def _bind_vouched(

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import datetime
 import typing
 
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -15,6 +17,14 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.profile import DeviceProfile
 
 
+#: Where a move binds a request to.
+PLACE = ('hostname', 'device_rp_uuid', 'instance_uuid', 'accelerator_uuid')
+
+
+def _text(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec='seconds') + '+00:00'
+
+
 class ARQ(base.Base):
     """An accelerator request: one accelerator wanted and, once it is bound, which one."""
 
@@ -23,6 +33,8 @@ class ARQ(base.Base):
     __table_args__ = (sa.Index(None, 'instance_uuid', 'ordinal', unique=True),)
     #: the states in which a request waits for nothing
     RESOLVED: typing.ClassVar = ('Bound', 'BindFailed', 'Deleting')
+    #: How many of its last moves a request remembers.
+    REMEMBERED: typing.ClassVar = 32
 
     state: orm.Mapped[str] = base.own(
         sa.String(16),
@@ -50,6 +62,11 @@ class ARQ(base.Base):
     )
     # Counts its moves: who asks for one says which he saw, so that a late call meets no row.
     revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # Its last moves, the oldest first; null until the first. The statement that moves the request
+    # writes them; they are read only where they are asked for.
+    moves: orm.Mapped[list[dict[str, typing.Any]] | None] = base.own(
+        sa.JSON(none_as_null=True), hidden=True, deferred=True
+    )
     # Unique: this link is the allocation, and the database refuses to make it twice.
     attach_handle_id: orm.Mapped[int | None] = base.link('attach_handles.id', unique=True)
 
@@ -70,6 +87,26 @@ class ARQ(base.Base):
             return sa.true()
         own = cls.project_id == project
         return sa.or_(own, cls.instance_uuid.is_not(None)) if vouched else own
+
+    def moved(
+        self, state: str, reason: str | None, request: str | None, **place: str | None
+    ) -> list[dict[str, typing.Any]]:
+        """The moves of this request with one more, which happens now.
+
+        :param reason: why it is in this state, for one that could not be bound.
+        :param request: the id of the API request that asked for it.
+        :param place: those of PLACE that are known.
+        """
+        move = {'at': _text(timeutils.utcnow()), 'state': state, 'reason': reason}
+        move |= {name: place.get(name) for name in PLACE} | {'request_id': request}
+        return [*(self.moves or ()), move][-self.REMEMBERED :]
+
+    @property
+    def history(self) -> list[dict[str, typing.Any]]:
+        """Its creation, and its last moves."""
+        move = {'at': _text(self.created_at), 'state': 'Initial', 'reason': None}
+        created = move | dict.fromkeys((*PLACE, 'request_id'))
+        return [created, *(self.moves or ())]
 
     @base.shown
     def device_profile_name(self) -> str:

@@ -82,6 +82,11 @@ class Host(base.Base):
         age = base.Age(cls.seen_at)
         return sa.or_(age > LATE * cls.interval, age < -SKEW)
 
+    @classmethod
+    def is_down(cls) -> sa.ColumnElement[bool]:
+        """That a host is shown as ``down``."""
+        return sa.or_(cls.renamed_to.is_not(None), cls.silent_now)
+
     @base.shown
     def state(self) -> str:
         """``up``, or ``down`` when two reports in a row have not come."""

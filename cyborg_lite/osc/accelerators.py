@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator list | show | summary | bind | unbind | enable | disable"""
+"""openstack accelerator list | show | summary | bind | unbind | history | enable | disable"""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ FILTERS = {
     'instance': 'that this instance holds',
     'project': 'that requests of this project hold',
 }
+MOVE = ('at', 'state', 'hostname', 'reason')
+MOVE_MORE = ('accelerator_uuid', 'device_rp_uuid', 'instance_uuid', 'request_id')
 REQUEST = (
     'uuid', 'state', 'hostname', 'attach_handle_uuid', 'attach_handle_type', 'attach_handle_info',
     'instance_uuid',
@@ -153,6 +155,22 @@ class UnbindAccelerators(osc.Command):
         remove = [{'op': 'remove', 'path': '/hostname'}]
         patch = dict.fromkeys(parsed_args.requests, remove)
         self.call('PATCH', '/accelerator_requests', json=patch)
+
+
+class ShowHistory(osc.Command, command.Lister):
+    """Show how an accelerator request came to its state: each move, when and why."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('request', metavar='<request>', help='UUID of an accelerator request')
+        parser.add_argument('--long', action='store_true', help='Show all that is known of them')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        request = osc.quoted(parsed_args.request)
+        moves = self.ask(f'/accelerator_requests/{request}/history')['history']
+        columns = MOVE + MOVE_MORE if parsed_args.long else MOVE
+        return columns, ([move[column] for column in columns] for move in moves)
 
 
 class EnableDevice(osc.Command):

@@ -15,6 +15,11 @@ from cyborg_lite import osc
 class ListHosts(osc.Command, command.Lister):
     """List the hosts whose agents report accelerators."""
 
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('--state', choices=('up', 'down'), help='Only those in this state')
+        return parser
+
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         columns = ('name', 'state', 'last seen', 'devices', 'degraded drivers')
         rows = (
@@ -25,7 +30,7 @@ class ListHosts(osc.Command, command.Lister):
                 len(host['devices']),
                 format_columns.ListColumn(_degraded(host)),
             )
-            for host in self.ask_all('hosts')
+            for host in self.ask_all('hosts', state=parsed_args.state)
         )
         return columns, rows
 

@@ -161,6 +161,7 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('PATCH', path, body={arq['uuid']: bind}, asked=f'{name}/bind')
     made.ask('GET', path, answered=f'{name}/list')
     made.ask('GET', f'{path}/{{uuid}}', arq['uuid'], answered=f'{name}/get')
+    made.ask('GET', f'{path}/{{uuid}}/history', arq['uuid'], answered=f'{name}/history')
     _accelerators(made)
     unbind = [{'path': each['path'], 'op': 'remove'} for each in bind]
     made.ask('PATCH', path, body={arq['uuid']: unbind}, asked=f'{name}/unbind')

@@ -117,6 +117,10 @@ def test_states_of_a_device(service):
     assert states(service) == [('disabled', 'its device is maintaining')]
 
 
+def host_names(service, query):
+    return [host['name'] for host in service.api.get(f'/v2/hosts{query}').json['hosts']]
+
+
 @pytest.mark.parametrize('seconds', [-9000, 60])
 def test_host_that_is_down(service, seconds):
     """Or whose last report is dated in the future."""
@@ -124,12 +128,20 @@ def test_host_that_is_down(service, seconds):
     then = timeutils.utcnow() + datetime.timedelta(seconds=seconds)
     change(service, model.Host, seen_at=then)
     assert states(service) == [('host down', 'its device is in host-1, which is down')]
+    assert host_names(service, '?state=down') == ['host-1']
+    assert host_names(service, '?state=up') == []
     change(service, model.Host, seen_at=timeutils.utcnow(), renamed_to='b')
     assert states(service) == [
         ('host down', 'its device is in host-1, which reports as b now'),
     ]
+    assert host_names(service, '?state=down&host=host-1') == ['host-1']
     change(service, model.Host, renamed_to=None)
     assert states(service) == [('free', None)]
+    assert host_names(service, '?state=up&host=host-1') == ['host-1']
+    assert host_names(service, '?host=host-2') == []
+    answer = service.api.get('/v2/hosts?state=odd')
+    assert answer.status_int == 400
+    assert support.fault(answer) == 'Invalid state: expected one of up, down.'
 
 
 def test_accelerator_that_a_report_lacks_while_it_is_held(service):

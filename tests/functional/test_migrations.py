@@ -93,6 +93,11 @@ def fill_b17f4d2e8c05(connection, tables):
     connection.execute(sa.insert(tables['instances']).values(**instance))
 
 
+def fill_d41f6b2a9e73(connection, tables):
+    """A request that remembers a move."""
+    connection.execute(sa.update(tables['accelerator_requests']).values(moves='[]'))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -102,6 +107,7 @@ FILL = {
     '7a2f9d4c61e0': fill_7a2f9d4c61e0,
     'a93d6e0c51f7': fill_a93d6e0c51f7,
     'b17f4d2e8c05': fill_b17f4d2e8c05,
+    'd41f6b2a9e73': fill_d41f6b2a9e73,
 }
 
 

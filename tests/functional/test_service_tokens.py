@@ -245,3 +245,14 @@ def test_nobody_changes_what_an_instance_holds_alone(site, persona):
 def test_what_no_instance_holds_is_deleted_by_its_owner(site):
     assert ask(site, 'member').delete(f'{ARQS}/{create(site)}').status_int == 204
     assert gone(site)
+
+
+def test_the_history_of_another_project_s_request_looks_like_none(site):
+    arq = hold(site)
+    path = f'{ARQS}/{arq}/history'
+    states = [move['state'] for move in ask(site, 'reader').get(path).json['history']]
+    assert states == ['Initial', 'Bound']
+    assert ask(site, 'admin', 'b').get(path).status_int == 200
+    other = ask(site, 'member', 'b').get(path)
+    assert other.status_int == 404
+    assert other.json['errors'][0]['detail'] == f'ARQ {arq} not found.'

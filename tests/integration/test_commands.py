@@ -26,7 +26,7 @@ COMMANDS = {
     'device profile': {'create', 'delete', 'list', 'show'},
     # ours
     'host': {'delete', 'list', 'rename', 'show'},
-    '': {'bind', 'disable', 'enable', 'list', 'show', 'summary', 'unbind'},
+    '': {'bind', 'disable', 'enable', 'history', 'list', 'show', 'summary', 'unbind'},
     'device ': {'delete'},
     'instance': {'free'},
 }
@@ -232,6 +232,7 @@ def test_all_requests_of_a_profile(request, way):
     )
     assert 'makes 3 requests: expected as many' in commands.fail('bind', 'three', uuids[0])
     assert sorted(each['uuid'] for each in commands('arq', 'list')) == sorted(arqs)
+    assert [move['state'] for move in commands('history', arqs[0])] == ['Initial', 'Bound']
     assert 'not found' in commands.fail('unbind', arqs[0], NOTHING)
     assert {each['state'] for each in commands('arq', 'list')} == {'Bound'}
     commands.do('unbind', *arqs)
