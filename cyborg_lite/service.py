@@ -32,6 +32,8 @@ from cyborg_lite.conductor import manager as conductor_manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 
+LOG = log.getLogger(__name__)
+
 #: How many clients may wait to be accepted.
 BACKLOG = 512
 #: After how many new objects, and collections of the younger ones, garbage is looked for.
@@ -57,6 +59,7 @@ class Conductor:
         self.manager = conductor_manager.Manager(conf, database)
 
     def start(self) -> None:
+        LOG.info('Conductor %s starts on host %s', options.VERSION, self._conf.host)
         served = {rpc.CONDUCTOR: self.manager, rpc.REPORTS: self.manager.reports}
         for topic, endpoint in served.items():
             self._servers.append(self._bus.serve(topic, self._conf.host, endpoint))
@@ -73,11 +76,16 @@ class Agent:
     """Reports a host, and answers calls for it."""
 
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Peers, host: driver.Host) -> None:
+        self._conf = conf
         self._bus = bus
         self._servers: list[rpc.Server] = []
         self.manager = agent_manager.Manager(conf, bus, host)
 
     def start(self) -> None:
+        LOG.info(
+            'Agent %s of host %s starts with the drivers %s',
+            *(options.VERSION, self.manager.host.name, ', '.join(self._conf.agent.enabled_drivers)),
+        )
         self._servers.append(self._bus.serve(rpc.AGENT, self.manager.host.name, self.manager))
         self.manager.start()
 

@@ -50,6 +50,7 @@ class Manager:
         self._due = 0.0
         #: the kind of error for which no conductor took the last report
         self._failure: type[Exception] | None = None
+        self._taken = False
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext | None = None) -> dict[str, typing.Any]:
@@ -116,9 +117,9 @@ class Manager:
             LOG.exception('Host %s could not be reported', self.host.name)
             self.reported.set()
         else:
-            if self._failure:
+            if self._failure or not self._taken:
                 LOG.info('Host %s is reported: a conductor took the report', self.host.name)
-            self._failure = None
+            self._failure, self._taken = None, True
         return True
 
     def _wait_for_conductor(self, error: Exception) -> None:

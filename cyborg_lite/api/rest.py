@@ -242,9 +242,18 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
         LOG.error('Unexpected error', exc_info=error)
     if status == exception.StillChanging.code:
         return status, None
+    _log_refusal(status, text)
     # openstacksdk and Tempest read the inner JSON of the two (see cyborg_lite.api.app).
     side = 'Client' if status < 500 else 'Server'
     return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
+
+
+def _log_refusal(status: int, text: str) -> None:
+    """Log why somebody may not do what he asks, or cannot; who only looks may ask for anything."""
+    request = pecan.request
+    if status == 403 or (status < 500 and request.method != 'GET'):
+        said = ascii(f'{request.method} {request.path_info}')[1:-1], status, ascii(text)[1:-1]
+        LOG.info('%s is refused with %d: %s', *said)
 
 
 @shims.hide_unexposed

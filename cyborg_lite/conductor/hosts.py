@@ -69,8 +69,11 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
         _tell_late(host, report)
         return None
     if host is None:
+        LOG.info('Host %s is new: its first report is taken', report['host'])
         host = model.Host(name=report['host'], boot_id=report['boot_id'], machine=machine)
         session.add(host)
+    elif host.silent:
+        LOG.info('Host %s is up again', host.name)
     _recognise(session, host, machine, others, started)
     _note(host, report, machine)
     # Devices link to the host by its name: it has to be there first.

@@ -122,6 +122,7 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
     for found, same in pairs:
         if same is None:
             _tell_replaced(found, host, known)
+            LOG.info('Device %s (%s) of host %s is new', found.address, found.model, host.name)
             found.host = host
             session.add(found)
             known.append(found)

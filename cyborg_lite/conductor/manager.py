@@ -25,6 +25,7 @@ from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -138,9 +139,13 @@ def _find_call(session: orm.Session, _ctxt: context.RequestContext, call: str) -
     return list(session.scalars(sa.select(model.Call.answer).where(model.Call.uuid == call)))
 
 
-def _exposed(function: Function[Answer]) -> Function[Answer]:
-    """A method that callers may ask for by its name, and that is carried out once for a call."""
-    return typing.cast('Function[Answer]', messaging.expose(_once(function)))
+def _exposed(function: Function[Answer], order: str) -> Function[Answer]:
+    """A method that callers may ask for by its name, and that is carried out once for a call.
+
+    :param order: what it does, for the log: see journal.logged.
+    """
+    method = journal.logged(order)(_once(function))
+    return typing.cast('Function[Answer]', messaging.expose(method))
 
 
 class Manager:
@@ -167,14 +172,16 @@ class Manager:
                 self._database.probe()
                 self._probed = time.monotonic()
 
-    delete_device = _exposed(orders.delete_device)
-    delete_host = _exposed(hosts.delete)
-    rename_host = _exposed(hosts.rename)
-    create_attribute = _exposed(orders.add_attribute)
-    delete_attribute = _exposed(orders.delete_attribute)
-    create_device_profile = _exposed(profiles.create)
-    delete_device_profile = _exposed(profiles.delete)
-    create_arqs = _exposed(binding.create)
+    delete_device = _exposed(orders.delete_device, 'Delete device {uuid}')
+    delete_host = _exposed(hosts.delete, 'Delete host {name}')
+    rename_host = _exposed(hosts.rename, 'Rename host {name} to {to}')
+    create_attribute = _exposed(
+        orders.add_attribute, 'Add attribute {key} = {value} to deployable {deployable}'
+    )
+    delete_attribute = _exposed(orders.delete_attribute, 'Delete attribute {uuid}')
+    create_device_profile = _exposed(profiles.create, 'Create device profile {profile[name]}')
+    delete_device_profile = _exposed(profiles.delete, 'Delete device profile {id}')
+    create_arqs = _exposed(binding.create, 'Create the ARQs of device profile {profile}')
 
     _report = _transaction(inventory.receive)
     _set_device_status = _transaction(orders.set_status)
@@ -186,6 +193,7 @@ class Manager:
     _announce = _transaction(hosts.announce)
 
     @messaging.expose
+    @journal.logged(journal.set_status)
     def set_device_status(self, ctxt: context.RequestContext, **order: typing.Any) -> None:
         """Enable or disable a device; what is withdrawn so Placement knows before the answer."""
         self.outbox.tell(self._set_device_status(ctxt, **order))
@@ -196,6 +204,7 @@ class Manager:
         self.reports.report(ctxt, **report)
 
     @messaging.expose
+    @journal.logged(journal.bind)
     def bind(
         self, ctxt: context.RequestContext, wishes: list[binding.Wish], seen: binding.Seen = None
     ) -> None:
@@ -227,12 +236,14 @@ class Manager:
             self._bind(ctxt, wishes=wishes, seen=seen, vouched=vouched)
 
     @messaging.expose
+    @journal.logged(journal.unbind)
     def unbind(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> None:
         self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen))
 
     @messaging.expose
+    @journal.logged(journal.delete)
     def delete_arqs(
         self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
     ) -> list[str]:
@@ -241,6 +252,7 @@ class Manager:
         return missing
 
     @messaging.expose
+    @journal.logged('Delete the ARQs of instance {instance}')
     def delete_arqs_of(
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
     ) -> None:
@@ -248,6 +260,7 @@ class Manager:
         self._announce_hosts(ctxt, freed)
 
     @messaging.expose
+    @journal.logged('Free the accelerators of instance {instance}')
     def free_instance(
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen
     ) -> None:

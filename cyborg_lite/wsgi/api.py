@@ -11,6 +11,7 @@ import os
 import sys
 
 from oslo_config import cfg
+from oslo_log import log
 
 from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
 from cyborg_lite import conf as options
@@ -19,6 +20,8 @@ from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.api import app
 from cyborg_lite.db import engine
+
+LOG = log.getLogger(__name__)
 
 
 def _application() -> app.Wsgi:
@@ -33,6 +36,7 @@ def _application() -> app.Wsgi:
         print(f'cyborg-lite-api: {error}', file=sys.stderr)
         # By this status gunicorn ends, and does not start another worker.
         sys.exit(3)
+    LOG.info('API %s starts, auth_strategy is %s', options.VERSION, conf.api.auth_strategy)
     service.spare_garbage_collection()
     return made
 

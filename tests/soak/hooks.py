@@ -143,6 +143,7 @@ class Handle(typing.NamedTuple):
     """What is given, as binding._free_handles() returns it."""
 
     id: int
+    uuid: str
     excludes: bool
 
 
@@ -151,7 +152,7 @@ def _give_twice(
 ) -> list[typing.Any]:
     """Whoever holds it."""
     handles = [handle for handle in provider.attach_handles if not handle.lost]
-    return [Handle(handle.id, False) for handle in handles[:wanted]]
+    return [Handle(handle.id, handle.uuid, False) for handle in handles[:wanted]]
 
 
 @messaging.expose

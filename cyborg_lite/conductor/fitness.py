@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a resource provider is what an accelerator request asks for."""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import profiles
+
+
+def check(
+    wish: collections.abc.Mapping[str, typing.Any],
+    provider: model.Deployable | None,
+    arq: model.ARQ,
+    vouched: collections.abc.Iterable[str],
+) -> None:
+    """Refuse a provider that is not to be given out now, or is not what was asked for."""
+    if provider is None:
+        raise exception.ProviderNotFound(provider=wish['device_rp_uuid'])
+    device = provider.device
+    if not _same_host(wish['hostname'], device.hostname):
+        raise exception.Invalid(
+            reason=f'Invalid /hostname of {arq.uuid}: resource provider {provider.rp_uuid} is of '
+            f'host {device.hostname}, not of {wish["hostname"]}.'
+        )
+    if device.obstacle:
+        reason = f'its device {device.obstacle}'
+        raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
+    group = arq.device_profile.groups[arq.device_profile_group_id]
+    asked = profiles.resources(group)
+    if provider.resource_class not in asked:
+        raise exception.ProviderUnfit(
+            provider=provider.rp_uuid,
+            reason=f'it gives {provider.resource_class}, and ARQ {arq.uuid} wants '
+            + ', '.join(sorted(asked)),
+        )
+    required, forbidden = profiles.traits(group)
+    if unwanted := forbidden.intersection(provider.traits):
+        raise exception.ProviderUnfit(
+            provider=provider.rp_uuid,
+            reason=f'it has {", ".join(sorted(unwanted))}, which ARQ {arq.uuid} forbids',
+        )
+    if missing := required.difference(provider.traits, vouched):
+        raise exception.TraitsMissing(
+            provider=provider.rp_uuid, traits=', '.join(sorted(missing)), arq=arq.uuid
+        )
+
+
+def _same_host(one: str, other: str) -> bool:
+    """Whether two names are of one host: a short name is that of any domain."""
+    one, other = one.lower().rstrip('.'), other.lower().rstrip('.')
+    short = [name.partition('.')[0] for name in (one, other)]
+    return one == other or (short[0] == short[1] and (one in short or other in short))

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log of what callers order: each order, and whether it was carried out or why it was refused.
+
+The prefix of a line, which oslo.log makes of the caller's context, says who asked.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import typing
+
+from oslo_log import log
+import oslo_messaging as messaging
+
+LOG = log.getLogger(__name__)
+
+#: How many of a list are named.
+NAMED = 8
+
+Method = collections.abc.Callable[..., typing.Any]
+
+
+def logged(
+    order: str | collections.abc.Callable[..., str],
+) -> collections.abc.Callable[..., Method]:
+    """Log each call of a method of a manager.
+
+    :param order: what the method does, made of its arguments: a template, or a function.
+    """
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def call(manager: typing.Any, ctxt: typing.Any, **kwargs: typing.Any) -> typing.Any:
+            text = order.format(**kwargs) if isinstance(order, str) else order(**kwargs)
+            try:
+                answer = method(manager, ctxt, **kwargs)
+            except messaging.ExpectedException as expected:
+                LOG.info('%s: refused: %s', plain(text), plain(str(expected.exc_info[1])))
+                raise
+            LOG.info('%s: done', plain(text))
+            return answer
+
+        return call
+
+    return decorate
+
+
+def bind(wishes: list[typing.Any], **_: typing.Any) -> str:
+    """Name what is bound, and where."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for wish in wishes:
+        place = wish['instance_uuid'], wish['hostname'], wish['device_rp_uuid']
+        places.setdefault(place, []).append(wish['uuid'])
+    return '; '.join(
+        f'Bind ARQ {names(uuids)} to instance {instance} on host {host} (provider {provider})'
+        for (instance, host, provider), uuids in list(places.items())[:NAMED]
+    )
+
+
+def unbind(uuids: list[str], **_: typing.Any) -> str:
+    return f'Unbind ARQ {names(uuids)}'
+
+
+def delete(uuids: list[str], **_: typing.Any) -> str:
+    return f'Delete ARQ {names(uuids)}'
+
+
+def set_status(uuid: str, status: str, **_: typing.Any) -> str:
+    return f'{"Enable" if status == "enabled" else "Disable"} device {uuid}'
+
+
+def names(uuids: list[str]) -> str:
+    """A list in words, however long it is."""
+    more = f' and {len(uuids) - NAMED} more' if len(uuids) > NAMED else ''
+    return ', '.join(uuids[:NAMED]) + more
+
+
+def plain(text: str) -> str:
+    """A text on one line: names come from callers."""
+    return ''.join(each if each.isprintable() else '?' for each in text)
