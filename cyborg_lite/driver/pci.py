@@ -7,6 +7,7 @@ import collections.abc
 import typing
 
 from cyborg_lite import driver
+from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
 
 
@@ -15,8 +16,9 @@ class PciDriver(driver.Driver):
 
     type: str
     resource_class: str
-    #: vendor and device id of each physical function that is a card, and its model in words
-    models: typing.Mapping[tuple[str, str], str] = {}
+    #: vendor and device id of each physical function that is a card, and its model in words; where
+    #: several models have the same ids, those of the subsystem follow
+    models: collections.abc.Mapping[tuple[str, ...], str] = {}
     #: how the PCI class of a card begins; ids alone do not tell: vendors make network cards too
     classes: tuple[str, ...] = ('',)
 
@@ -37,7 +39,8 @@ class PciDriver(driver.Driver):
         return [card for card in cards if card.bdf not in virtual]
 
     def is_card(self, function: sysfs.Function) -> bool:
-        return function.ids in self.models and function.pci_class.startswith(self.classes)
+        named = function.ids in self.models or function.identity in self.models
+        return named and function.pci_class.startswith(self.classes)
 
     def device(self, card: sysfs.Function) -> driver.Device:
         vendor, product = card.ids
@@ -55,7 +58,12 @@ class PciDriver(driver.Driver):
         )
 
     def model(self, card: sysfs.Function) -> str:
-        return self.models[card.ids]
+        return self.known_model(card) or f'PCI {":".join(card.ids)}'
+
+    def known_model(self, card: sysfs.Function) -> str | None:
+        """The model by ``models``, else by the pci.ids of the host; None if neither knows it."""
+        known = self.models.get(card.identity) or self.models.get(card.ids)
+        return known or pci_ids.product(self.host.tree, card.ids)
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """What only this vendor's boards tell of themselves."""

@@ -93,12 +93,13 @@ class Tree:
 
     def functions(self) -> list[Function]:
         """All PCI functions, in order of their addresses."""
-        found = []
-        for name in self.names(self.root / DEVICES):
-            real = self.inside(self.root / DEVICES / name) if BDF.fullmatch(name) else None
-            if real:
-                found.append(Function(self, real, name))
-        return found
+        found = map(self.function, self.names(self.root / DEVICES))
+        return [function for function in found if function]
+
+    def function(self, bdf: str) -> Function | None:
+        """The function at an address; None if there is none."""
+        real = self.inside(self.root / DEVICES / bdf) if BDF.fullmatch(bdf) else None
+        return Function(self, real, bdf) if real else None
 
 
 class Function:

@@ -12,7 +12,10 @@ class IntelQat(pci.PciDriver):
     name, type, resource_class = 'intel_qat', 'QAT', 'CUSTOM_QAT'
     classes = ('0b40',)
     models = {
+        ('8086', '0434'): 'DH89xxCC',
         ('8086', '0435'): 'DH895xCC',
+        ('8086', '18a0'): 'C4xxx',
+        ('8086', '18ee'): '200xx',
         ('8086', '19e2'): 'C3xxx',
         ('8086', '37c8'): 'C62x',
         ('8086', '4940'): '4xxx',

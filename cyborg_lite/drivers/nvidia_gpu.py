@@ -21,6 +21,7 @@ from oslo_log import log
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
+from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
 
 LOG = log.getLogger(__name__)
@@ -46,19 +47,45 @@ class NvidiaGpu(pci.PciDriver):
     name, type, resource_class = 'nvidia_gpu', 'GPU', 'PGPU'
     #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are no GPUs
     classes = ('0300', '0302')
-    #: Source: pci.ids
+    #: Those whose name by NVML does not follow from pci.ids. Source: pci.ids, and NVML's names.
     models = {
+        ('10de', '15f7'): 'Tesla P100-PCIE-12GB',
+        ('10de', '15f8'): 'Tesla P100-PCIE-16GB',
         ('10de', '15f9'): 'Tesla P100-SXM2-16GB',
         ('10de', '1cb3'): 'Quadro P400',
+        ('10de', '1db1'): 'Tesla V100-SXM2-16GB',
+        ('10de', '1db4'): 'Tesla V100-PCIE-16GB',
+        ('10de', '1db5'): 'Tesla V100-SXM2-32GB',
+        ('10de', '1db6'): 'Tesla V100-PCIE-32GB',
         ('10de', '1eb8'): 'Tesla T4',
         ('10de', '20b0'): 'NVIDIA A100-SXM4-40GB',
         ('10de', '20b2'): 'NVIDIA A100-SXM4-80GB',
+        ('10de', '20b5'): 'NVIDIA A100 80GB PCIe',
+        ('10de', '20b7'): 'NVIDIA A30',
+        ('10de', '20f1'): 'NVIDIA A100-PCIE-40GB',
+        ('10de', '2235'): 'NVIDIA A40',
+        ('10de', '2236'): 'NVIDIA A10',
+        ('10de', '2321'): 'NVIDIA H100 NVL',
         ('10de', '2330'): 'NVIDIA H100 80GB HBM3',
+        ('10de', '2331'): 'NVIDIA H100 PCIe',
         ('10de', '2335'): 'NVIDIA H200',
+        ('10de', '233b'): 'NVIDIA H200 NVL',
+        ('10de', '2342'): 'NVIDIA GH200 480GB',
+        ('10de', '25b6', '10de', '14a9'): 'NVIDIA A16',
         ('10de', '25b6'): 'NVIDIA A2',
         ('10de', '2684'): 'NVIDIA GeForce RTX 4090',
+        ('10de', '26b5'): 'NVIDIA L40',
         ('10de', '26b9'): 'NVIDIA L40S',
+        ('10de', '27b2'): 'NVIDIA RTX 4000 Ada Generation',
+        ('10de', '27b8'): 'NVIDIA L4',
         ('10de', '2901'): 'NVIDIA B200',
+        ('10de', '2941'): 'NVIDIA GB200',
+        ('10de', '2bb1'): 'NVIDIA RTX PRO 6000 Blackwell Workstation Edition',
+        ('10de', '2bb4'): 'NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition',
+        ('10de', '2bb5'): 'NVIDIA RTX PRO 6000 Blackwell Server Edition',
+        ('10de', '2e12'): 'NVIDIA GB10',
+        ('10de', '3182'): 'NVIDIA B300 SXM6 AC',
+        ('10de', '31c2'): 'NVIDIA GB300',
     }
 
     def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
@@ -81,8 +108,13 @@ class NvidiaGpu(pci.PciDriver):
         return function.ids[0] == '10de' and function.pci_class.startswith(self.classes)
 
     def model(self, card: sysfs.Function) -> str:
-        named = self.models.get(card.ids) or f'NVIDIA GPU {card.ids[1]}'
-        return str(self._known[card.bdf].facts.get('name') or named)
+        """By our table first: a card has one name, whether NVML loads or not."""
+        listed = self.models.get(card.identity) or self.models.get(card.ids)
+        told = self._known[card.bdf].facts.get('name')
+        if listed or told:
+            return str(listed or told)
+        sold_as = pci_ids.product(self.host.tree, card.ids)
+        return f'NVIDIA {sold_as or f"GPU {card.ids[1]}"}'
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
         known = self._known[card.bdf].facts

@@ -152,7 +152,7 @@ class _Cards(pci.PciDriver):
         return [f for f in functions if whole or self.spec.matches(f)]
 
     def model(self, card: sysfs.Function) -> str:
-        return self.spec.model or f'PCI {":".join(card.ids)}'
+        return self.spec.model or super().model(card)
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterable[str | None]:
         return self.spec.traits

@@ -33,6 +33,33 @@ def test_classes(tmp_path, pci_class, found):
         assert card.deployables[0].traits == ['CUSTOM_NVIDIA_FFFF']
 
 
+@pytest.mark.parametrize(
+    ('ids', 'subsystem', 'model'),
+    [
+        ('10de:1db4', None, 'Tesla V100-PCIE-16GB'),
+        ('10de:20b5', None, 'NVIDIA A100 80GB PCIe'),
+        ('10de:25b6', '10de:14a9', 'NVIDIA A16'),
+        ('10de:25b6', '10de:157e', 'NVIDIA A2'),
+        ('10de:25b6', None, 'NVIDIA A2'),
+        ('10de:27b8', None, 'NVIDIA L4'),
+        ('10de:2bb5', None, 'NVIDIA RTX PRO 6000 Blackwell Server Edition'),
+        ('10de:2e12', None, 'NVIDIA GB10'),
+        ('10de:2230', None, 'NVIDIA RTX A6000'),
+        ('10de:ffff', None, 'NVIDIA GPU ffff'),
+    ],
+)
+def test_names_without_nvml(tmp_path, ids, subsystem, model):
+    host = captures.host(tmp_path, [captures.function('0000:01:00.0', ids, '030200')])
+    if subsystem:
+        place = host.root / 'sys/bus/pci/devices/0000:01:00.0'
+        for name, value in zip(('vendor', 'device'), subsystem.split(':'), strict=True):
+            (place / f'subsystem_{name}').write_text(f'0x{value}\n')
+    names = host.root / 'usr/share/misc/pci.ids'
+    names.parent.mkdir(parents=True)
+    names.write_text('10de  NVIDIA Corporation\n\t2230  GA102GL [RTX A6000]\n')
+    assert [card.model for card in discover(host)] == [model]
+
+
 def test_switches_are_no_gpus(tmp_path):
     assert len(discover(hosts.find('hgx-8gpu', tmp_path))) == 8
 

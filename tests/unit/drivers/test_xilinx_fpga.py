@@ -23,6 +23,10 @@ def discover(tmp_path, *ids: str) -> list[driver.Device]:
         ('5004', '5005', 'Alveo U250'),
         ('500c', '500d', 'Alveo U280'),
         ('5020', '5021', 'Alveo U50'),
+        ('503c', '503d', 'Alveo U30'),
+        ('505c', '505d', 'Alveo U55C'),
+        ('50b4', '50b5', 'Alveo V80'),
+        ('6a8f', '6a90', 'Xilinx FPGA 6a8f'),
     ],
 )
 def test_tenants_get_the_users_function(tmp_path, manager, user, model):
@@ -45,3 +49,15 @@ def test_a_card_without_a_users_function_is_not_given_out(tmp_path, ids):
 
 def test_a_users_function_alone_is_no_card(tmp_path):
     assert discover(tmp_path, '10ee:5001') == []
+
+
+def test_two_functions_whose_ids_do_not_follow_are_no_card(tmp_path):
+    assert discover(tmp_path, '10ee:7024', '10ee:7026') == []
+
+
+def test_a_pair_of_another_class_is_no_card(tmp_path):
+    pair = [
+        captures.function(f'0000:3b:00.{n}', ids, '058000')
+        for n, ids in enumerate(('10ee:7024', '10ee:7025'))
+    ]
+    assert testing.discover(xilinx_fpga.XilinxFpga, captures.host(tmp_path, pair)) == []
