@@ -167,6 +167,20 @@ def bound(nova, arq, provider, instance):
 
 @pytest.fixture(scope='session')
 def old_client():
-    """The commands of the last client that has none of its own for accelerators."""
+    """The command of the last client that has none of its own for accelerators."""
     wanted = 'python-openstackclient<10.4', 'python-cyborgclient'
     return process.environment('old-client', *wanted) / 'openstack'
+
+
+@pytest.fixture(scope='session')
+def old_openstack(old_client, place):
+    """``old_openstack(*words, **environ)`` runs that command."""
+    with process.forking(old_client, place / 'old_openstack') as run:
+        yield run
+
+
+@pytest.fixture(scope='session')
+def openstack(place):
+    """The same with the client of this environment."""
+    with process.forking(process.BIN / 'openstack', place / 'openstack') as run:
+        yield run

@@ -6,10 +6,12 @@ from __future__ import annotations
 import collections.abc
 from concurrent import futures
 import contextlib
+import json
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -159,6 +161,9 @@ def until(condition: collections.abc.Callable[[], Said], patience: float = PATIE
     return said
 
 
+Run = collections.abc.Callable[..., subprocess.CompletedProcess[str]]
+
+
 def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENCE, **environ: str):
     """Run a command of this environment to its end."""
     done = subprocess.run(
@@ -170,10 +175,38 @@ def run(*command: str | pathlib.Path, check: bool = True, timeout: int = PATIENC
         env=clean(**environ),
         check=False,
     )
-    if check and done.returncode:
-        words = ' '.join(str(word) for word in command)
+    return _checked(done) if check else done
+
+
+def _checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    if done.returncode:
+        words = ' '.join(map(str, done.args))
         raise AssertionError(f'{words}: status {done.returncode}\n{done.stdout}{done.stderr}')
     return done
+
+
+@contextlib.contextmanager
+def forking(command: pathlib.Path, place: pathlib.Path) -> collections.abc.Iterator[Run]:
+    """Run one Python command often: a function like run(), for that command.
+
+    Only the first runs import what the command needs: see forks.py.
+    """
+    place.mkdir()
+    path = place / 'socket'
+
+    def fork(*words: str, check: bool = True, **environ: str):
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(PATIENCE)
+            door.connect(str(path))
+            with door.makefile('rw') as stream:
+                stream.write(json.dumps([words, clean(**environ)]) + '\n')
+                stream.flush()
+                done = subprocess.CompletedProcess([command, *words], *json.loads(stream.read()))
+        return _checked(done) if check else done
+
+    server = [command.parent / 'python', '-P', pathlib.Path(__file__).with_name('forks.py')]
+    with serving(*server, command, path, ready='Ready', log=place / 'log'):
+        yield fork
 
 
 def environment(name: str, *packages: str) -> pathlib.Path:

@@ -16,7 +16,7 @@ from tests.integration import process
 NOTHING = '11111111-2222-4333-8444-555555555555'
 #: Placement's provider has the uuid that follows from its name.
 PROVIDER = str(uuid.uuid3(uuid.NAMESPACE_DNS, f'{conftest.HOST}_FakeDevice'))
-#: client, and how the service knows who asks; a command takes seconds, so not all four
+#: client, and how the service knows who asks
 WAYS = [('new', 'keystone'), ('new', 'none'), ('old', 'keystone')]
 COMMANDS = {
     'arq': {'bind', 'create', 'delete', 'list', 'show', 'unbind'},
@@ -35,20 +35,21 @@ COMMANDS = {
 class Commands:
     """``commands('device', 'list')`` is what ``openstack accelerator device list`` shows."""
 
-    def __init__(self, client, way, command, options, environ):
+    def __init__(self, client, way, run, options, environ):
         self.old, self.keystone = client == 'old', way == 'keystone'
-        self._command = [command, *options, 'accelerator']
+        self._run = run
+        self._words = [*options, 'accelerator']
         self._environ = environ
 
     def __call__(self, *words):
         return json.loads(self.do(*words, '-f', 'json'))
 
     def do(self, *words):
-        return process.run(*self._command, *words, **self._environ).stdout
+        return self._run(*self._words, *words, **self._environ).stdout
 
     def fail(self, *words):
         """What it says when it fails."""
-        done = process.run(*self._command, *words, check=False, **self._environ)
+        done = self._run(*self._words, *words, check=False, **self._environ)
         assert done.returncode, done.stdout
         return done.stderr
 
@@ -67,10 +68,10 @@ def commands(request):
 
 def make(request, client, way):
     fixture = request.getfixturevalue
-    command = fixture('old_client') if client == 'old' else 'openstack'
+    run = fixture('old_openstack' if client == 'old' else 'openstack')
     if way == 'keystone':
         fixture('service')
-        return Commands(client, way, command, [], fixture('cloud').environ('admin'))
+        return Commands(client, way, run, [], fixture('cloud').environ('admin'))
     peers = fixture('peers')
     url = fixture('noauth' if way == 'none' else way).url
     options = ['--os-auth-type', way, '--os-endpoint', url]
@@ -83,7 +84,7 @@ def make(request, client, way):
         'OS_COMPUTE_ENDPOINT_OVERRIDE': f'{peers.url}/compute/v2.1',
         'OS_IMAGE_ENDPOINT_OVERRIDE': f'{peers.url}/image/v2',
     }
-    return Commands(client, way, command, options, environ)
+    return Commands(client, way, run, options, environ)
 
 
 @pytest.fixture
@@ -101,6 +102,21 @@ def test_each_command_is_tested():
     shipped = {point.name for point in points if point.name.startswith('accelerator_')}
     names = {f'{noun} {verb}' for noun, verbs in COMMANDS.items() for verb in verbs}
     assert shipped == {'_'.join(['accelerator', *name.split()]) for name in names}
+
+
+@pytest.mark.parametrize('client', ['new', 'old'])
+@pytest.mark.parametrize('words', [['device', 'list', '--long'], ['device', 'show', NOTHING]])
+def test_a_process_of_its_own_does_the_same(request, noauth, client, words):
+    """Other commands here are forks, which need not import anything: see forks.py."""
+    fixture = request.getfixturevalue
+    fork = fixture('old_openstack' if client == 'old' else 'openstack')
+    command = fixture('old_client') if client == 'old' else 'openstack'
+    words = ['--os-auth-type', 'none', '--os-endpoint', noauth.url, 'accelerator', *words]
+    alone = process.run(command, *words, check=False)
+    for _ in range(2):
+        forked = fork(*words, check=False)
+        assert (forked.returncode, forked.stdout) == (alone.returncode, alone.stdout)
+        assert forked.stderr == alone.stderr
 
 
 def test_devices(commands):
