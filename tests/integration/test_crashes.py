@@ -55,9 +55,9 @@ ARQS = '/accelerator_requests'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 #: In CI all points die on one database; the others are walked at night.
 DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
-#: How many points of a cycle a service dies at. In CI it dies before and after each step of one
-#: cycle, since a cycle takes seconds; at night each cycle has one death.
-DEATHS = int(os.environ.get('CYBORG_LITE_CRASH_DEATHS', '2'))
+#: How many points of a cycle a service dies at. In CI it dies at several of one cycle, most of them
+#: before and after steps of one request, since a cycle takes seconds; at night each has one death.
+DEATHS = int(os.environ.get('CYBORG_LITE_CRASH_DEATHS', '4'))
 TOGETHER = [failpoints.POINTS[i : i + DEATHS] for i in range(0, len(failpoints.POINTS), DEATHS)]
 
 
@@ -502,14 +502,15 @@ def test_what_holds_without_a_death(region):
 
 @pytest.mark.parametrize('points', TOGETHER, ids=' and '.join)
 def test_death(region, points):
-    service = points[0].partition(' ')[0]
+    services = {point.partition(' ')[0] for point in points}
     try:
         region.cycle(*points)
         if not region.control.fired():
             region.cycle()  # by what takes the last one away
         if not region.control.fired():
             # Only one that is young comes by.
-            region.restart(service)
+            for service in services:
+                region.restart(service)
             region.cycle()
         process.until(region.control.fired)
     finally:
