@@ -15,9 +15,20 @@ from tests.integration import cloud as cloud_
 from tests.integration import peers as peers_
 from tests.integration import process
 
+#: The files that take longest. They come first: a process that began one of them last would work
+#: on alone.
+LONG = ('test_crashes', 'test_tempest', 'test_nova_boot', 'test_messages', 'test_processes')
 #: One FPGA with sixteen accelerators, as Cyborg's fake driver has it, and a host with two cards.
 DRIVERS = '[agent]\nenabled_drivers = fake, intel_qat, xilinx_fpga\n'
 HOST = 'mixed-alveo-qat'
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.stem
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 @dataclasses.dataclass
