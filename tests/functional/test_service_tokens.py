@@ -24,15 +24,23 @@ NONE = str(uuid.UUID(int=910))
 
 
 @pytest.fixture
-def site(database_url):
+def authtoken():
+    """The options of keystonemiddleware: a test may replace them."""
+    return ''
+
+
+@pytest.fixture
+def site(database_url, tmp_path, authtoken):
     """A service behind Keystone, with a card that gives eight accelerators."""
+    (tmp_path / 'conf').write_text(f'[keystone_authtoken]\n{authtoken}\n')
     with fixture.AuthTokenFixture() as keystone:
         for project, id in PROJECTS.items():
             for persona, roles in PERSONAS.items():
                 keystone.add_token_data(
                     token_id=f'{persona}-{project}', project_id=id, role_list=roles
                 )
-        made = support.Service(database_url, api__auth_strategy='keystone')
+        files = [str(tmp_path / 'conf')]
+        made = support.Service(database_url, files=files, api__auth_strategy='keystone')
         made.report(support.card(handles=8))
         made.provider = made.rows(model.Deployable)[0].rp_uuid
         admin = ask(made, 'admin')
@@ -239,6 +247,19 @@ def test_nobody_changes_what_an_instance_holds_alone(site, persona):
         assert answer.status_int == 403
         assert support.fault(answer).startswith(f'ARQ {arq} is bound to instance')
     [row] = [row for row in site.rows(model.ARQ) if row.uuid == arq]
+    assert row.state == 'Bound'
+
+
+@pytest.mark.parametrize('role', ['member', 'admin'])
+@pytest.mark.parametrize('authtoken', ['service_token_roles_required = false'])
+def test_a_service_token_of_another_role_does_not_vouch(site, role):
+    """The middleware lets it pass where operators have it do so."""
+    arq = hold(site)
+    api = ask(site, 'member', service=role)
+    answers = [api.unbind(arq), api.delete(f'{ARQS}?instance={support.INSTANCE}')]
+    assert [answer.status_int for answer in answers] == [403] * 2
+    assert all('requires a service token' in support.fault(answer) for answer in answers)
+    [row] = site.rows(model.ARQ)
     assert row.state == 'Bound'
 
 

@@ -301,8 +301,10 @@ def test_a_stop_lets_a_request_in_progress_end():
     with serving(application, grace=PATIENCE) as made, client(made) as found:
         found.sendall(GET)
         assert reached.wait(PATIENCE)
+        loop = made._loop
         made.stop()
-        go.set()
+        # A server that did not wait for the request would not live to see this.
+        loop.call_soon_threadsafe(loop.call_later, 0.1, go.set)
         assert status(read(found)) == 200
 
 

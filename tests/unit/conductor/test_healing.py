@@ -79,6 +79,14 @@ def test_nothing_is_scheduled_to_a_device_that_cannot_be_used(conductor):
     assert reserved(conductor) == {direct.provider('3b'): 0}
 
 
+def test_nothing_is_scheduled_to_the_old_name_of_a_machine(conductor):
+    for name in ('old', 'new'):
+        conductor.report(card('3b', handles=3), host=name, machine='one', agent=name)
+    part, new = conductor.rows(model.Deployable)
+    told = reserved(conductor)
+    assert told == {part.rp_uuid: 3, new.rp_uuid: 0}
+
+
 def test_it_is_noticed_once(conductor):
     conductor.report(card())
     fall_silent(conductor)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+from concurrent import futures
 import subprocess
 import sys
+import threading
 
 from alembic import autogenerate
 from alembic.runtime import migration as runtime
@@ -130,6 +132,26 @@ def test_a_table_of_somebody_else_is_not_taken(databases):
             migration.upgrade(made)
         assert migration.version(made) is None
         made.dispose()
+
+
+def test_one_waits_until_another_has_migrated(databases):
+    with databases.new() as url, futures.ThreadPoolExecutor(1) as pool:
+        first, second = connect(url), connect(url)
+        begun, later = threading.Event(), []
+        event.listen(second, 'after_cursor_execute', lambda *_: begun.set())
+
+        def meet(_connection, _cursor, statement, *_):
+            if 'CREATE TABLE' in statement and not later:
+                later.append(pool.submit(migration.upgrade, second))
+                # The second does nothing before the first has ended, but to wait for a lock.
+                begun.wait(0.5)
+
+        event.listen(first, 'before_cursor_execute', meet)
+        migration.upgrade(first)
+        later[0].result(60)
+        assert differences(second) == []
+        first.dispose()
+        second.dispose()
 
 
 def test_three_at_once(databases, tmp_path):
