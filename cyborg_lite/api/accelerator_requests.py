@@ -80,15 +80,6 @@ class AcceleratorRequests(rest.Controller):
 
     kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
     collection = 'arqs'
-    # What is shown of them, and no more: there are as many as requests.
-    options = (
-        orm.joinedload(model.ARQ.device_profile).load_only(model.DeviceProfile.name),
-        orm.joinedload(model.ARQ.attach_handle).load_only(
-            model.AttachHandle.uuid,
-            model.AttachHandle.attach_type,
-            model.AttachHandle.attach_info,
-        ),
-    )
 
     _custom_actions: typing.ClassVar = {'history': ['GET']}
 
@@ -144,9 +135,7 @@ class AcceleratorRequests(rest.Controller):
     def post(self):
         rest.call().context.can('cyborg:arq:create')
         uuids = rest.call().conductor.create_arqs(profile=rest.body()['device_profile_name'])
-        with rest.call().database.reader() as session:
-            arqs = query.find(session, self.kind, model.ARQ.uuid.in_(uuids))
-            return self.show(*arqs)
+        return self.read(model.ARQ.uuid.in_(uuids))
 
     # openstacksdk names the request in the path as well.
     @rest.expose(types.uuid, status=202, body=UPDATE)

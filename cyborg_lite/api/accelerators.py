@@ -6,7 +6,6 @@ from __future__ import annotations
 import typing
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -56,11 +55,6 @@ class Accelerators(rest.Controller):
     """All that can be held: each attach handle with its card, its state and its holder."""
 
     kind, path, what = Accelerator, 'accelerators', 'Accelerator'
-    options = (
-        orm.joinedload(Accelerator.attributes).load_only(
-            model.Attribute.key, model.Attribute.value
-        ),
-    )
     _custom_actions: typing.ClassVar = {'summary': ['GET']}
 
     @rest.expose(types.flag, wtypes.text, paged=True, filters=_filters())

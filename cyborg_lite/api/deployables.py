@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pecan
-from sqlalchemy import orm
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -41,15 +40,9 @@ class Deployables(rest.Controller):
     """The parts of devices that are given out."""
 
     kind, path, what = model.Deployable, 'deployables', 'Deployable'
-    # One statement, however long the page is.
-    options = (
-        orm.joinedload(model.Deployable.attributes).load_only(
-            model.Attribute.key, model.Attribute.value
-        ),
-    )
 
     def links(self, row, root):
-        bookmark = f'{root}/deployables/{row.uuid}'
+        bookmark = f'{root}/deployables/{row["uuid"]}'
         return [*super().links(row, root), {'rel': 'bookmark', 'href': bookmark}]
 
     @rest.expose([types.Filter], paged=True)

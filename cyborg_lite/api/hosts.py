@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from sqlalchemy import orm
 from wsme import types as wtypes
 
 from cyborg_lite import exception
@@ -32,7 +31,6 @@ class Hosts(rest.Controller):
     """The machines whose agents report."""
 
     kind, path, id, what = model.Host, 'hosts', 'name', 'Host'
-    options = (orm.joinedload(model.Host.found).load_only(model.Device.uuid),)
 
     @rest.expose(wtypes.text, wtypes.text, paged=True)
     def get_all(self, page, host=None, state=None):

@@ -268,16 +268,23 @@ class Controller(rest.RestController):
     collection = ''
     #: how the resource is called in errors
     what: str
-    #: relationships that are shown, to be loaded with the rows
-    options: tuple[typing.Any, ...] = ()
 
-    def links(self, row: typing.Any, root: str) -> list[dict[str, str]]:
-        return [{'rel': 'self', 'href': f'{root}/v2/{self.path}/{getattr(row, self.id)}'}]
+    def links(self, row: dict[str, typing.Any], root: str) -> list[dict[str, str]]:
+        return [{'rel': 'self', 'href': f'{root}/v2/{self.path}/{row[self.id]}'}]
 
-    def show(self, *rows: model.Base) -> list[dict[str, typing.Any]]:
-        """The rows as this request is to see them."""
-        show, root = types.shown(self.kind, call().version), call().root
-        return [show(row) | {'links': self.links(row, root)} for row in rows]
+    def read(
+        self, *conditions: typing.Any, page: query.Page | None = None
+    ) -> list[dict[str, typing.Any]]:
+        """The rows that meet all conditions, as this request is to see them."""
+        view, root = types.view(self.kind, call().version), call().root
+        with call().database.reader() as session:
+            rows = query.read(
+                session, self.kind, view.paths, *conditions, page=page, scope=self.scope()
+            )
+        shown = [view.show(row) for row in rows]
+        for row in shown:
+            row['links'] = self.links(row, root)
+        return shown
 
     def scope(self) -> list[typing.Any]:
         """The conditions that a row meets which the caller may see."""
@@ -286,11 +293,10 @@ class Controller(rest.RestController):
     def fetch(self, id: str, by: str = '') -> dict[str, typing.Any]:
         """The row of this id, as it is shown."""
         by = by or self.id
-        with call().database.reader() as session:
-            get = functools.partial(query.get, what=self.what, options=self.options)
-            id = types.canonical(id) if by == 'uuid' else id
-            [row] = self.show(get(session, self.kind, id, *self.scope(), by=by))
+        id = types.canonical(id) if by == 'uuid' else id
+        for row in self.read(getattr(self.kind, by) == id):
             return row
+        raise exception.NotFound(what=self.what, id=id)
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """A page of the rows that meet all conditions, with the link to the next if there is one.
@@ -300,10 +306,8 @@ class Controller(rest.RestController):
         most = call().conf.api.max_limit
         wanted = _page(self.kind, most, **page)
         more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
-        with call().database.reader() as session:
-            seen = {'scope': self.scope(), 'options': self.options}
-            rows = query.find(session, self.kind, *conditions, page=more, **seen)
-            shown = self.show(*rows[: wanted.limit])
+        rows = self.read(*conditions, page=more)
+        shown = rows[: wanted.limit]
         name = self.collection or self.path
         answer: dict[str, typing.Any] = {name: shown}
         if len(rows) > len(shown) and shown:

@@ -13,7 +13,6 @@ import datetime
 import functools
 import itertools
 import json
-import operator
 import re
 import typing
 import uuid as uuidlib
@@ -171,26 +170,45 @@ def sort_keys(kind: type[model.Base], version: model.Version) -> list[str]:
     return sorted(['id', *(n for n, c in columns.items() if not isinstance(c.type, sa.JSON))])
 
 
+class View(typing.NamedTuple):
+    """How the rows of a resource are shown."""
+
+    #: what is read of a row
+    paths: tuple[str, ...]
+    #: the fields as JSON has them, of the values that were read
+    show: collections.abc.Callable[[collections.abc.Sequence[typing.Any]], dict[str, typing.Any]]
+
+
 @functools.cache
-def shown(
-    kind: type[model.Base], version: model.Version
-) -> collections.abc.Callable[[typing.Any], dict[str, typing.Any]]:
-    """What shows a row at this microversion: its fields as JSON has them.
+def view(kind: type[model.Base], version: model.Version) -> View:
+    """How the rows of a resource are shown at this microversion.
 
     A list has many rows: what is the same for all is found once.
     """
-    names = [field.name for field in fields(kind, version)]
+    columns = {
+        f.name: f.shown.reads[0] if f.shown else f.name
+        for f in fields(kind, version)
+        if f.column is not None
+    }
     times = [f.name for f in fields(kind, version) if f.type is datetime.datetime]
-    read = operator.attrgetter(*names)
+    made = [(f.name, f.shown) for f in fields(kind, version) if f.shown is not None]
+    further = [path for _, shown in made for path in shown.reads]
+    paths = tuple(dict.fromkeys((*columns.values(), *further)))
+    makers = [
+        (name, shown.make, [paths.index(path) for path in shown.reads]) for name, shown in made
+    ]
 
-    def show(row: model.Base) -> dict[str, typing.Any]:
-        values = dict(zip(names, read(row), strict=True))
+    def show(row: collections.abc.Sequence[typing.Any]) -> dict[str, typing.Any]:
+        # The columns come first, in the fields as in the row.
+        values = dict(zip(columns, row, strict=False))
         for name in times:
             if values[name] is not None:
                 values[name] = values[name].isoformat(timespec='seconds') + '+00:00'
+        for name, make, positions in makers:
+            values[name] = make(*[row[position] for position in positions])
         return values
 
-    return show
+    return View(paths, show)
 
 
 def parse(body: bytes) -> typing.Any:

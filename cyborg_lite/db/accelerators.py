@@ -36,13 +36,16 @@ STATES = (
     'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'excluded',
 )  # fmt: skip
 
-_state = sa.case(
+# What an accelerator is that is neither free nor excluded; null if it is.
+_standing = sa.case(
     (_handle.lost, 'lost'),
     *((holds, each.state) for each, holds in _obstacles),
     (_held, 'held'),
-    (exclusion.words(_causes).is_not(None), 'excluded'),
-    else_='free',
 )
+_excluded = sa.case((exclusion.words(_causes).is_not(None), 'excluded'), else_='free')
+# To filter and to sort by.  What is shown follows from the reason, since a list would look for what
+# excludes each accelerator twice.
+_state = sa.func.coalesce(_standing, _excluded)
 _reason = sa.case(
     (_handle.lost, 'its host does not report it any more'),
     *((holds, 'its device ' + each.words(_device, _host)) for each, holds in _obstacles),
@@ -86,6 +89,7 @@ _view = (
         _handle.updated_at,
         _handle.deployable_id,
         _device.vendor_board,
+        _standing.label('standing'),
         *(column.label(name) for name, (column, _, _) in _SHOWN.items()),
     )
     .select_from(_handle)
@@ -105,11 +109,20 @@ def _described() -> sa.Subquery:
         if column.name in _SHOWN:
             _, column.nullable, column.doc = _SHOWN[column.name]
             hidden = False
+        elif column.name == 'standing':
+            hidden = True
         else:
             [of] = column.base_columns
             column.nullable, column.doc, hidden = of.nullable, of.doc, of.info['hidden']
         kind = 'link' if column.foreign_keys else 'own'
         column.info = {'kind': kind, 'since': '2.0', 'hidden': hidden}
+    _view.columns['state'].info['shown'] = base.shown(
+        str,
+        'standing',
+        'reason',
+        make=lambda standing, reason: standing or ('excluded' if reason else 'free'),
+        doc='',
+    )
     return _view
 
 
@@ -139,15 +152,21 @@ class Accelerator(base.Base):
         viewonly=True,
     )
 
-    @base.shown
-    def traits(self) -> list[str]:
-        """The traits."""
-        return sorted({each.value for each in self.attributes if each.is_trait})
-
-    @base.shown
-    def ids(self) -> dict[str, typing.Any]:
-        """The ids by which the vendor's software knows the card, as far as they are known."""
-        return _ids(self.vendor_board or {})
+    traits = base.shown(
+        list,
+        'attributes.key',
+        'attributes.value',
+        make=lambda keys, values: sorted(
+            {value for key, value in zip(keys, values, strict=True) if key.startswith('trait')}
+        ),
+        doc='The traits.',
+    )
+    ids = base.shown(
+        dict,
+        'vendor_board',
+        make=lambda board: _ids(board or {}),
+        doc="The ids by which the vendor's software knows the card, as far as they are known.",
+    )
 
 
 def _ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:

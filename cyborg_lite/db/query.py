@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import dataclasses
+import functools
 import typing
 
 import sqlalchemy as sa
@@ -14,6 +16,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 
 Row = typing.TypeVar('Row', bound=model.Base)
+Values = collections.abc.Sequence[collections.abc.Sequence[typing.Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +65,113 @@ def find(
         told that it is there. The others it need not meet any more.
     :raises cyborg_lite.exception.Invalid: when the marker or the sort key is unknown.
     """
-    page = page or Page()
+    query, page = sa.select(kind).where(*scope, *conditions).options(*options), page or Page()
+    rows = list(session.scalars(_in_order(query, kind, page, scope)).unique())
+    if not rows:
+        _refuse_unknown(session, kind, page, scope)
+    return rows
+
+
+def read(
+    session: orm.Session,
+    kind: type[Row],
+    paths: tuple[str, ...],
+    *conditions: sa.ColumnElement[bool],
+    page: Page | None = None,
+    scope: collections.abc.Sequence[sa.ColumnElement[bool]] = (),
+) -> Values:
+    """The values of these paths (see ``model.Shown``) of the rows that find() would return.
+
+    It takes one statement, and one more for each relationship that leads to many rows; no object is
+    made of a row.
+    """
+    reading, page = _reading(kind, paths), page or Page()
+    query = reading.query.where(*scope, *conditions)
+    # The session would make tuples of its own of each row.
+    connection = session.connection()
+    rows = connection.execute(_in_order(query, kind, page, scope)).all()
+    if not rows:
+        _refuse_unknown(session, kind, page, scope)
+    return _with_many(connection, rows, reading.many) if reading.many else rows
+
+
+class _Many(typing.NamedTuple):
+    """A relationship that leads to many rows."""
+
+    #: what is read: the column that points back, then those that are wanted
+    query: sa.Select[typing.Any]
+    back: sa.ColumnElement[typing.Any]
+    #: where the values go in a row; until then the value that the column points to is there
+    positions: list[int]
+
+
+class _Reading(typing.NamedTuple):
+    query: sa.Select[typing.Any]
+    many: list[_Many]
+
+
+@functools.cache
+def _reading(kind: type[model.Base], paths: tuple[str, ...]) -> _Reading:
+    """What reads these paths of all rows."""
+    columns: list[typing.Any] = []
+    ones: dict[str, typing.Any] = {}
+    many: dict[str, list[tuple[int, str]]] = collections.defaultdict(list)
+    for position, path in enumerate(paths):
+        name, _, further = path.partition('.')
+        found = getattr(kind, name)
+        if not further:
+            columns.append(found)
+        elif found.property.uselist:
+            columns.append(found.property.local_remote_pairs[0][0])
+            many[name].append((position, further))
+        else:
+            other = ones.setdefault(name, orm.aliased(found.property.entity.class_))
+            columns.append(getattr(other, further))
+    query = sa.select(*columns).select_from(kind)
+    for name, other in ones.items():
+        query = query.outerjoin(getattr(kind, name).of_type(other))
+    return _Reading(query, [_many(getattr(kind, name), at) for name, at in many.items()])
+
+
+def _many(relationship: typing.Any, wanted: list[tuple[int, str]]) -> _Many:
+    target = relationship.property.entity.class_
+    [(_, back)] = relationship.property.local_remote_pairs
+    columns = [getattr(target, name) for _, name in wanted]
+    query = sa.select(back, *columns).order_by(target.id)
+    return _Many(query, back, [position for position, _ in wanted])
+
+
+def _with_many(connection: sa.Connection, rows: Values, many: list[_Many]) -> Values:
+    """These rows with lists of the values that relationships lead to."""
+    complete = [[*row] for row in rows]
+    for query, back, positions in many:
+        ids = {row[positions[0]] for row in complete}
+        found: dict[typing.Any, list[list[typing.Any]]] = collections.defaultdict(list)
+        for id, *values in connection.execute(query.where(back.in_(ids))).all():
+            found[id].append(values)
+        for row in complete:
+            together = found[row[positions[0]]]
+            for number, position in enumerate(positions):
+                row[position] = [values[number] for values in together]
+    return complete
+
+
+def _in_order(
+    query: sa.Select[typing.Any],
+    kind: type[Row],
+    page: Page,
+    scope: collections.abc.Sequence[sa.ColumnElement[bool]],
+) -> sa.Select[typing.Any]:
+    """What reads the rows of one page, in its order."""
     column = getattr(kind, page.sort_key)
-    query = sa.select(kind).where(*scope, *conditions).options(*options).limit(page.limit)
     if page.marker is not None:
-        query = query.where(_after(session, kind, page, scope))
+        query = query.where(_after(kind, page, scope))
     direction = sa.desc if page.sort_dir == 'desc' else sa.asc
     if column.property.columns[0].nullable:
         # Nulls come last in either direction, on every engine.
         query = query.order_by(column.is_(None))
     # Ids tell equal values apart.
-    query = query.order_by(direction(column), direction(kind.id))
-    return list(session.scalars(query).unique())
+    return query.order_by(direction(column), direction(kind.id)).limit(page.limit)
 
 
 def matched(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
@@ -83,27 +181,40 @@ def matched(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
 
 
 def _after(
-    session: orm.Session,
     kind: type[Row],
     page: Page,
     scope: collections.abc.Sequence[sa.ColumnElement[bool]],
 ) -> sa.ColumnElement[bool]:
-    """That a row comes after the one that the marker names.
+    """That a row comes after the one that the marker names; it is met by none if that is unknown.
 
     oslo.db's paginate_query returns rows twice where the marker's value is null.
     """
     column = getattr(kind, page.sort_key)
-    found = sa.select(column, kind.id).where(kind.uuid == page.marker, *scope)
-    row = session.execute(found).one_or_none()
-    if row is None:
+    marked = sa.select(column).where(kind.uuid == page.marker, *scope)
+    # The rows of the statement that it is part of have the same table.
+    value = marked.correlate(None).scalar_subquery()
+    id = marked.with_only_columns(kind.id).correlate(None).scalar_subquery()
+    descending = page.sort_dir == 'desc'
+    further: sa.ColumnElement[bool] = kind.id < id if descending else kind.id > id
+    if page.sort_key == 'id':
+        return further
+    return sa.or_(
+        column < value if descending else column > value,
+        sa.and_(column == value, further),
+        sa.and_(column.is_(None), sa.or_(value.is_not(None), further)),
+    )
+
+
+def _refuse_unknown(
+    session: orm.Session,
+    kind: type[Row],
+    page: Page,
+    scope: collections.abc.Sequence[sa.ColumnElement[bool]],
+) -> None:
+    """:raises cyborg_lite.exception.Invalid: when there is a marker, and it names no row."""
+    marked = sa.select(kind.id).where(kind.uuid == page.marker, *scope)
+    if page.marker is not None and session.scalar(marked) is None:
         raise exception.Invalid(
             reason=f'Invalid marker {page.marker!r}: expected the uuid of the last item of the '
             'page before.'
         )
-    value, id = row
-    descending = page.sort_dir == 'desc'
-    further = kind.id < id if descending else kind.id > id
-    if value is None:
-        return sa.and_(column.is_(None), further)
-    beyond = column < value if descending else column > value
-    return sa.or_(beyond, sa.and_(column == value, further), column.is_(None))

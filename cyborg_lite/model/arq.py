@@ -75,6 +75,30 @@ class ARQ(base.Base):
         back_populates='arq', lazy='joined'
     )
 
+    device_profile_name = base.shown(
+        str,
+        'device_profile.name',
+        doc='The name of the device profile that the request was made from.',
+    )
+    attach_handle_type = base.shown(
+        str,
+        'attach_handle.attach_type',
+        make=lambda type_: type_ or '',
+        doc='How to attach the accelerator, PCI and so on; empty until bound.',
+    )
+    attach_handle_uuid = base.shown(
+        str,
+        'attach_handle.uuid',
+        nullable=True,
+        doc='The UUID of the attach handle; null until bound.',
+    )
+    attach_handle_info = base.shown(
+        dict,
+        'attach_handle.attach_info',
+        make=lambda info: info or {},
+        doc='What to attach, for PCI domain, bus, device and function; empty until bound.',
+    )
+
     @classmethod
     def visible(cls, project: str | None, vouched: bool = False) -> sa.ColumnElement[bool]:
         """That a request is one that a caller may see.
@@ -107,23 +131,3 @@ class ARQ(base.Base):
         move = {'at': _text(self.created_at), 'state': 'Initial', 'reason': None}
         created = move | dict.fromkeys((*PLACE, 'request_id'))
         return [created, *(self.moves or ())]
-
-    @base.shown
-    def device_profile_name(self) -> str:
-        """The name of the device profile that the request was made from."""
-        return self.device_profile.name
-
-    @base.shown
-    def attach_handle_type(self) -> str:
-        """How to attach the accelerator, PCI and so on; empty until bound."""
-        return self.attach_handle.attach_type if self.attach_handle else ''
-
-    @base.shown
-    def attach_handle_uuid(self) -> str | None:
-        """The UUID of the attach handle; null until bound."""
-        return self.attach_handle.uuid if self.attach_handle else None
-
-    @base.shown
-    def attach_handle_info(self) -> dict[str, str]:
-        """What to attach, for PCI domain, bus, device and function; empty until bound."""
-        return self.attach_handle.attach_info if self.attach_handle else {}

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import datetime
 import json
-import types
 import typing
 import uuid as uuidlib
 
@@ -78,13 +78,51 @@ def link(target: str, hidden: bool = True, **kwargs: typing.Any) -> orm.MappedCo
     return _column('link', sa.ForeignKey(target), hidden=hidden, index=True, **kwargs)
 
 
-class shown(property):  # noqa: N801 - reads as the decorator that it is
-    """A property that the API always shows beside the columns: it follows from other rows."""
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A field that the API always shows beside the columns: it is made of what it reads.
+
+    It is declared by paths, so that a list reads those columns and makes no object of a row.
+    """
+
+    type: type
+    #: Each is the name of a column, or of a relationship and of a column of what it leads to, with
+    #: a dot between. Where a relationship leads to many rows, the values are a list, by their ids.
+    reads: tuple[str, ...]
+    make: collections.abc.Callable[..., typing.Any]
+    nullable: bool
+    doc: str
+
+    def __get__(self, row: typing.Any, _kind: object = None) -> typing.Any:
+        if row is None:
+            return self
+        return self.make(*(_follow(row, path) for path in self.reads))
+
+
+def shown(
+    type_: type,
+    *reads: str,
+    make: collections.abc.Callable[..., typing.Any] = lambda value: value,
+    nullable: bool = False,
+    doc: str,
+) -> typing.Any:
+    """A field that is made of the values of these paths; of one path it is the value itself."""
+    return Shown(type_, reads, make, nullable, doc)
+
+
+def _follow(row: Base, path: str) -> typing.Any:
+    name, _, further = path.partition('.')
+    value = getattr(row, name)
+    if not further:
+        return value
+    if isinstance(value, list):
+        return [getattr(each, further) for each in value]
+    return None if value is None else getattr(value, further)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of a resource as the API shows it."""
+    """One field of a resource as the API shows it: a column, or made of what it reads."""
 
     name: str
     type: type
@@ -92,6 +130,8 @@ class Field:
     since: str
     doc: str
     column: sa.Column[typing.Any] | None
+    #: what it is made of; of a column, where that costs less than the column itself
+    shown: Shown | None = None
 
     @property
     def version(self) -> Version:
@@ -152,19 +192,19 @@ class Base(orm.DeclarativeBase):
     def fields(cls) -> tuple[Field, ...]:
         """What the API shows of this class, columns first, in order of declaration."""
         columns = [
-            Field(str(c.name), _type(c), bool(c.nullable), c.info['since'], c.doc or '', c)
+            Field(
+                *(str(c.name), _type(c), bool(c.nullable), c.info['since'], c.doc or '', c),
+                c.info.get('shown'),
+            )
             for c in cls._table().columns
             if not c.info['hidden']
         ]
-        derived = []
-        for name, value in vars(cls).items():
-            if isinstance(value, shown):
-                hint = typing.get_type_hints(value.fget)['return']
-                options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-                base = typing.get_origin(options[0]) or options[0]
-                nullable = type(None) in options
-                derived.append(Field(name, base, nullable, '2.0', value.__doc__ or '', None))
-        return tuple(columns + derived)
+        made = [
+            Field(name, value.type, value.nullable, '2.0', value.doc, None, value)
+            for name, value in vars(cls).items()
+            if isinstance(value, Shown)
+        ]
+        return tuple(columns + made)
 
     @property
     def identity(self) -> str:

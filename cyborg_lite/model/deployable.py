@@ -57,25 +57,24 @@ class Deployable(base.Base):
     if typing.TYPE_CHECKING:
         handle_count: int  # counted by the query, see the end of this module
 
-    @base.shown
-    def parent_id(self) -> str | None:
-        """Always null: a deployable has no parent."""
-        return None
-
-    @base.shown
-    def root_id(self) -> str | None:
-        """Always null: a deployable has no parent."""
-        return None
-
-    @base.shown
-    def num_accelerators(self) -> int:
-        """How many accelerators the deployable has, free or not."""
-        return self.handle_count
-
-    @base.shown
-    def attributes_list(self) -> str:
-        """The attributes: a JSON list of objects of one key each, as text."""
-        return base.as_text([{a.key: a.value} for a in self.attributes])
+    parent_id = base.shown(
+        str, make=lambda: None, nullable=True, doc='Always null: a deployable has no parent.'
+    )
+    root_id = base.shown(
+        str, make=lambda: None, nullable=True, doc='Always null: a deployable has no parent.'
+    )
+    num_accelerators = base.shown(
+        int, 'handle_count', doc='How many accelerators the deployable has, free or not.'
+    )
+    attributes_list = base.shown(
+        str,
+        'attributes.key',
+        'attributes.value',
+        make=lambda keys, values: base.as_text(
+            [{key: value} for key, value in zip(keys, values, strict=True)]
+        ),
+        doc='The attributes: a JSON list of objects of one key each, as text.',
+    )
 
     # The attributes are the one place where class and traits are kept.
 

@@ -87,12 +87,11 @@ class Host(base.Base):
         """That a host is shown as ``down``."""
         return sa.or_(cls.renamed_to.is_not(None), cls.silent_now)
 
-    @base.shown
-    def state(self) -> str:
-        """``up``, or ``down`` when two reports in a row have not come."""
-        return 'down' if self.renamed_to or self.silent_now else 'up'
-
-    @base.shown
-    def devices(self) -> list[str]:
-        """The UUIDs of the devices of the host."""
-        return [device.uuid for device in self.found]
+    state = base.shown(
+        str,
+        'renamed_to',
+        'silent_now',
+        make=lambda renamed_to, silent: 'down' if renamed_to or silent else 'up',
+        doc='``up``, or ``down`` when two reports in a row have not come.',
+    )
+    devices = base.shown(list, 'found.uuid', doc='The UUIDs of the devices of the host.')

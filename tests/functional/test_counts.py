@@ -7,6 +7,7 @@ import unittest.mock
 
 import pecan
 import pytest
+from sqlalchemy import event
 
 from cyborg_lite import model
 from cyborg_lite import rpc
@@ -29,6 +30,21 @@ def calls():
 
     with unittest.mock.patch.object(rpc.Peer, '__getattr__', see):
         yield seen
+
+
+@contextlib.contextmanager
+def loaded():
+    """The objects that SQLAlchemy makes of rows meanwhile."""
+    seen = []
+
+    def see(row, _context):
+        seen.append(row)
+
+    event.listen(model.Base, 'load', see, propagate=True)
+    try:
+        yield seen
+    finally:
+        event.remove(model.Base, 'load', see)
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +109,24 @@ def test_a_list_of_many_takes_three_statements(crowded, name, key, version):
     assert len(answer[key]) == MANY
     assert len(statements) <= 3, statements
     assert made == []
+
+
+@pytest.mark.parametrize(('name', 'key'), (LISTS | {'hosts': 'hosts'}).items())
+def test_neither_a_list_nor_a_row_of_it_makes_an_object_of_a_row(crowded, name, key):
+    with loaded() as objects:
+        [row, *_] = crowded.api.get(f'/v2/{name}').json[key]
+        assert (
+            crowded.api.get(f'/v2/{name}/{row["name" if name == "hosts" else "uuid"]}').status_int
+            == 200
+        )
+    assert objects == []
+
+
+def test_a_list_looks_once_for_what_excludes_accelerators(crowded):
+    with crowded.statements() as statements:
+        crowded.api.get('/v2/accelerators')
+    [listed] = [each for each in statements if 'reason' in each]
+    assert 'state' not in listed.partition('FROM')[0]
 
 
 @pytest.mark.parametrize(('name', 'key'), LISTS.items())
