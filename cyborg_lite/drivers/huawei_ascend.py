@@ -64,6 +64,10 @@ SIGNS = {
 BOARD_SIGN = re.compile(r'^\s*(NPU ID|Board ID|PCIe Bus Info)\s*:', re.MULTILINE)
 #: How npu-smi says that a card or a release has no such question: it is not worth asking again.
 UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
+#: The device node of a vNPU, and from which number on they are: 16 numbers for each physical id.
+#: Source: Huawei, npu-smi set -t create-vnpu, vnpu_id.
+VNPU = re.compile('vdavinci([0-9]{3,6})')
+VNPUS, EACH = 100, 16
 #: A serial number; NA, -, 0000 and the like stand for none.
 SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
 
@@ -87,6 +91,8 @@ class Npu:
     #: by which it knows itself: the serial number of its board, and the id of its first die
     serial: str | None = None
     die: str | None = None
+    #: its chip by the name that its board has for it
+    named: str | None = None
 
     @property
     def number(self) -> int | None:
@@ -98,11 +104,18 @@ class Npu:
         """The number of its first chip."""
         return min((chip.get('chip_id', 0) for chip in self.facts.get('chips', ())), default=0)
 
+    @property
+    def physical(self) -> set[int]:
+        """The physical ids of its chips; the logical ones where npu-smi tells no physical ones."""
+        chips = self.facts.get('chips', ())
+        ids = [chip.get('phy_id', chip.get('logic_id')) for chip in chips]
+        return {number for number in ids if number is not None}
+
     def place(self, number: int, name: str) -> None:
         """Note its number and chip; those of another card mean that it is another one."""
         known = self.facts.get('chip_name')
         if self.number != number or (name and known and name != known):
-            self.facts, self.serial, self.die, self.new = {}, None, None, True
+            self.facts, self.serial, self.die, self.named, self.new = {}, None, None, None, True
             known = None
         self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
         self.facts.setdefault('chips', [])
@@ -114,13 +127,14 @@ class Npu:
         if known is None:
             chips.append(dict(chip))
         else:
-            known.update({key: value for key, value in chip.items() if value or key not in known})
+            known.update(chip)
 
     def identify(self, kind: str, value: str | None) -> None:
         """Note the serial number or the die; another one than before means another card."""
         known = getattr(self, kind)
         if self.new and known and value != known:
             self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
+            self.named = None
         if value or self.new:
             setattr(self, kind, value)
 
@@ -176,6 +190,19 @@ class HuaweiAscend(pci.PciDriver):
         # One kind for each card: another kind of number would make it another card.
         return self._unique(npu, 'serial' if npu.serial else 'die')
 
+    def unusable(self, card: sysfs.Function) -> str | None:
+        """A card of which vNPUs exist can be neither mounted nor passed through as a whole."""
+        nodes = self.host.tree.names(self.host.root / 'dev')
+        numbers = sorted(int(match[1]) for node in nodes if (match := VNPU.fullmatch(node)))
+        known = {bdf: npu.physical for bdf, npu in self._known.items()}
+        everywhere = set().union(*known.values())
+        for number in numbers:
+            owner = (number - VNPUS) // EACH
+            # Where it is not known whose it is, it may be of each card that has told no number.
+            if owner in known[card.bdf] or owner not in everywhere and not known[card.bdf]:
+                return f'it is split into vNPUs (/dev/vdavinci{number})'
+        return super().unusable(card)
+
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``."""
         family = FAMILIES[card.ids[1]]
@@ -191,9 +218,11 @@ class HuaweiAscend(pci.PciDriver):
 
         The id decides: the first 910 calls itself 910A or 910B, and is no 910B.
         """
-        name = self.vendor_board(card).get('chip_name', '')
-        family = FAMILIES[card.ids[1]]
-        return name if re.fullmatch(rf'{family}\d[\w.-]{{0,15}}', name) else None
+        npu, family = self._known[card.bdf], FAMILIES[card.ids[1]]
+        # After the name of a family that has letters itself, or of a late one, letters may follow.
+        rest = r'\d' if family in ('310', '910') else r'[\dA-Z]'
+        names = [npu.named or '', npu.facts.get('chip_name', '')]
+        return next((n for n in names if re.fullmatch(rf'{family}{rest}[\w.-]{{0,15}}', n)), None)
 
     def _ask(self, cards: list[sysfs.Function]) -> None:
         """Learn what npu-smi tells of these cards."""
@@ -273,12 +302,14 @@ class HuaweiAscend(pci.PciDriver):
         return [question for question in questions if question not in self._answered]
 
     def _needs_die(self, npu: Npu) -> bool:
-        """Whether the chip alone can tell which card this is: no serial number is known.
+        """Whether the chip alone can tell which card this is, or which chip it has.
 
-        Each 910 has one: ``VDie ID``.
+        Each 910 has a ``VDie ID``: it counts where no serial number is known.  A 910_93 is called
+        910 in the table; its chip has the full name as ``NPU Name``.
         """
         asked = npu.number is not None and _board_of(npu.number) in self._answered
-        return asked and npu.serial is None and FAMILIES[npu.ids[1]].startswith('910')
+        family = FAMILIES[npu.ids[1]]
+        return asked and (family == '910_93' or npu.serial is None and family.startswith('910'))
 
     def _unique(self, npu: Npu, kind: str) -> str | None:
         """The serial number or die, unless others have the same: then it is none."""
@@ -296,13 +327,18 @@ class HuaweiAscend(pci.PciDriver):
             for row in self._mapping:
                 self._take_row(row)
         elif question == TOPOLOGY:
-            for number, peers in parse_topology(text).items():
-                for npu in self._at(number):
-                    npu.facts['hccs_peers'] = peers
+            self._take_topology(text)
         elif len(question) == len(_board_of(0)):
             self._take_board(int(question[4]), parse_board(text))
         else:
             self._take_die(int(question[4]), int(question[6]), parse_board(text))
+
+    def _take_topology(self, text: str) -> None:
+        """Note the links: by number, or by physical id where the rows are of single chips."""
+        for (kind, number), peers in parse_topology(text).items():
+            chips = [npu for npu in self._known.values() if number in npu.physical]
+            for npu in self._at(number) if kind == 'NPU' else chips:
+                npu.facts['hccs_peers'] = peers
 
     def _take_row(self, row: Facts) -> None:
         """Note what the mapping tells of a chip."""
@@ -321,6 +357,7 @@ class HuaweiAscend(pci.PciDriver):
         serial = _serial_in(board.get('Serial Number', ''))
         several = len(self._at(number)) > 1
         for npu in self._at(number):
+            npu.named = _chip_in(npu, board) or npu.named
             npu.identify('serial', f'{serial}/{npu.chip}' if serial and several else serial)
             if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
                 # It tells which vNPU templates the chip has; its name does not.
@@ -329,12 +366,24 @@ class HuaweiAscend(pci.PciDriver):
     def _take_die(self, number: int, chip: int, board: dict[str, str]) -> None:
         for npu in self._at(number):
             if npu.chip == chip:
+                npu.named = _chip_in(npu, board) or npu.named
                 npu.identify('die', _serial_in('-'.join(board.get('VDie ID', '').split())))
 
 
 def _serial_in(text: str) -> str | None:
     """The serial number that the text is, if it is one."""
     return text if SERIAL.fullmatch(text) else None
+
+
+def _chip_in(npu: Npu, board: dict[str, str]) -> str | None:
+    """The name of the chip by its board: ``910_9392`` of an A3, ``950PR`` of a 950.
+
+    Source: npu-smi, ``info -t board``: Chip Name, and NPU Name.
+    """
+    chip, sub = (board.get(k, '').removeprefix('Ascend').strip() for k in ('Chip Name', 'NPU Name'))
+    if FAMILIES[npu.ids[1]] == '910_93':
+        return f'910_{sub}' if re.fullmatch('93[0-9A-Z]{2,6}', sub) else sub or None
+    return chip or None
 
 
 def parse_info(text: str) -> list[Facts]:
@@ -357,13 +406,15 @@ def parse_info(text: str) -> list[Facts]:
             number, *name = [*' '.join(above[:column]).split(), ''][:3]
             ids = _ids(zip(heading, ' '.join(row[:column]).split(), strict=False))
             if (npu_id := _number(number)) is not None:
-                chip = ids | {'memory_mb': _memory(row[-1])}
+                chip = ids | _memory(row[-1])
                 chip_name = name[0].removeprefix('Ascend') if name else ''
                 chips.append({'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip})
         above = row
     return chips
 
 
+#: What stands for a name in the row of a board's controller.
+CONTROLLER = 'Mcu'
 #: Our name of each column that numbers a chip.
 COLUMNS = {
     'Chip': 'chip_id',
@@ -386,15 +437,19 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch('[0-9]{1,6}', text) else None
 
 
-def _memory(cell: str) -> int:
-    """The size of the last memory that is there, in MB: HBM comes after the host's; else 0."""
-    return next((int(size) for size in reversed(USAGE.findall(cell)) if int(size)), 0)
+def _memory(cell: str) -> Facts:
+    """The size of the last memory that is there, in MB: HBM comes after the host's.
+
+    Nothing where it is not known.
+    """
+    sizes = [int(size) for size in USAGE.findall(cell) if int(size)]
+    return {'memory_mb': sizes[-1]} if sizes else {}
 
 
 def parse_mapping(text: str) -> list[Facts]:
     """The chips in the table of ``npu-smi info -m``: npu_id, chip_id, chip_name and others.
 
-    Its columns stand two spaces or more apart.  A row of the board's controller has no numbers.
+    Its columns stand two spaces or more apart.  The board's controller has a row, and is no chip.
     """
     rows: list[Facts] = []
     titles: list[str] = []
@@ -403,7 +458,7 @@ def parse_mapping(text: str) -> list[Facts]:
         if cells[0] == 'NPU ID':
             titles = cells
         ids = _ids(zip(titles, cells, strict=False))
-        if ids.keys() >= {'npu_id', 'chip_id'}:
+        if ids.keys() >= {'npu_id', 'chip_id'} and cells[-1] != CONTROLLER:
             rows.append(ids | {'chip_name': cells[-1].removeprefix('Ascend').strip()})
     return rows
 
@@ -414,19 +469,26 @@ def parse_board(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
 
 
-def parse_topology(text: str) -> dict[int, list[int]]:
-    """The NPUs to which each is linked by HCCS, from the matrix of ``npu-smi info -t topo``.
+def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
+    """What each is linked to by HCCS, from the matrix of ``npu-smi info -t topo``.
 
-    Some builds print XLink for HCCS.
+    Rows and columns are of NPUs or, where an NPU has two dies, of dies by their physical ids:
+    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink for HCCS.
     """
-    peers: dict[int, list[int]] = {}
-    columns: list[int] = []
+    peers: dict[tuple[str, int], list[int]] = {}
+    columns: list[tuple[str, int]] = []
     for line in text.splitlines():
         words = line.split()
-        numbers = [int(w[3:]) for w in words if re.fullmatch('NPU[0-9]{1,4}', w)]
-        if len(numbers) > 1:
-            columns = numbers
-        elif numbers and len(words) > len(columns):
+        named = [_node(word) for word in words]
+        nodes = [node for node in named if node]
+        if len(nodes) > 1:
+            columns = nodes
+        elif nodes and named[0] and len(words) > len(columns):
             links = zip(columns, words[1:], strict=False)
-            peers[numbers[0]] = [n for n, link in links if link.startswith(('HCCS', 'XLink'))]
+            peers[named[0]] = [n for (_, n), link in links if link.startswith(('HCCS', 'XLink'))]
     return peers
+
+
+def _node(word: str) -> tuple[str, int] | None:
+    match = re.fullmatch('(NPU|Phy-ID)([0-9]{1,4})', word)
+    return (match[1], int(match[2])) if match else None

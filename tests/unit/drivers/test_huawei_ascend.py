@@ -662,3 +662,105 @@ def test_a_card_that_the_kernel_adds_anew_is_asked_for_its_number(atlas, tmp_pat
     assert (before[2].serial, after[2].serial) == ('033EFS10N5000002', '033EFS10N5000009')
     assert 'hccs_peers' not in after[2].vendor_board
     assert after[3].facts() == before[3].facts()
+
+
+def _table(*rows: str, heading: str = '| Chip | Bus-Id |') -> str:
+    return '\n'.join(['| NPU Name | Health |', heading, *rows])
+
+
+@pytest.mark.parametrize(
+    ('ids', 'name', 'model'),
+    [
+        ('19e5:d806', 'Ascend950PR', 'Ascend 950PR'),
+        ('19e5:d806', 'Ascend950DT', 'Ascend 950DT'),
+        ('19e5:d802', '910B4-1', 'Ascend 910B4-1'),
+        ('19e5:d802', '910ProB', 'Ascend 910B'),
+        ('19e5:d801', '910B', 'Ascend 910'),
+        ('19e5:d801', '910ProB', 'Ascend 910'),
+        ('19e5:d100', '310P3', 'Ascend 310'),
+        ('19e5:d500', '310P3', 'Ascend 310P3'),
+        ('19e5:d806', '950PR; rm -rf /', 'Ascend 950'),
+    ],
+)
+def test_letters_follow_where_a_family_has_them(tmp_path, ids, name, model):
+    said = {'info': _table(f'| 0 {name} | OK |', '| 0 | 0000:01:00.0 |')}
+    host = captures.host(tmp_path, [captures.function('0000:01:00.0', ids)], {'npu-smi': said})
+    [card] = discover(host)
+    assert card.model == model
+
+
+def _a3(tmp_path, **more):
+    functions = [captures.function(f'0000:{bus}:00.0', '19e5:d803') for bus in ('8d', '8f')]
+    rows = [
+        '| 4 Ascend910 | OK | |',
+        '| 0 8 | 0000:8D:00.0 | 51255/ 65536 |',
+        '| 4 Ascend910 | OK | |',
+        '| 1 9 | 0000:8F:00.0 | 0 / 0 |',
+    ]
+    said = {'info': _table(*rows, heading='| Chip Phy-ID | Bus-Id | HBM |')} | more
+    return captures.host(tmp_path, functions, {'npu-smi': said})
+
+
+def test_a3_has_its_name_on_the_chip(tmp_path):
+    board = 'NPU ID : 4\nChip Name : Ascend910\nNPU Name : {}\nVDie ID : A1 B2 {}\n'
+    said = {f'info -t board -i 4 -c {n}': board.format('9392', n) for n in (0, 1)}
+    cards = discover(_a3(tmp_path, **{'info -t board -i 4': 'NPU ID : 4\nBoard ID : 0xb\n'} | said))
+    assert [card.model for card in cards] == ['Ascend 910_9392'] * 2
+    assert {'CUSTOM_NPU_910C', 'CUSTOM_NPU_910_9392'} <= {
+        each.value for each in cards[0].deployables[0].attributes
+    }
+
+
+def test_a3_tells_the_links_of_dies(tmp_path):
+    topology = (
+        '           Phy-ID8    Phy-ID9    Phy-ID10   CPU Affinity\n'
+        'Phy-ID8    X          SIO        HCCS_SW    0-39\n'
+        'Phy-ID9    SIO        X          HCCS_SW    0-39\n'
+    )
+    cards = discover(_a3(tmp_path, **{'info -t topo': topology}))
+    assert [card.vendor_board['hccs_peers'] for card in cards] == [[10], [10]]
+
+
+def test_memory_that_is_not_known_is_absent(tmp_path):
+    chips = [card.vendor_board['chips'] for card in discover(_a3(tmp_path))]
+    assert chips == [
+        [{'chip_id': 0, 'phy_id': 8, 'memory_mb': 65536}],
+        [{'chip_id': 1, 'phy_id': 9}],
+    ]
+
+
+def test_the_controller_of_a_board_is_no_chip():
+    text = (
+        'NPU ID  Chip ID  Chip Logic ID  Chip Name\n'
+        '1       0        0              Ascend 310P3\n'
+        '1       1        7              Mcu\n'
+    )
+    assert [row['chip_id'] for row in huawei_ascend.parse_mapping(text)] == [0]
+
+
+def _with_nodes(host, *nodes):
+    (host.root / 'dev').mkdir(exist_ok=True)
+    for node in nodes:
+        (host.root / 'dev' / node).touch()
+    return [bool(card.unusable) for card in discover(host)]
+
+
+@pytest.mark.parametrize(
+    ('nodes', 'unusable'),
+    [
+        (['davinci8', 'davinci9'], [False, False]),
+        (['vdavinci228'], [True, False]),
+        (['vdavinci243', 'vdavinci244'], [True, True]),
+        (['vdavinci100'], [False, False]),
+        (['vdavinci', 'vdavinci9', 'vdavinci99999999'], [False, False]),
+    ],
+)
+def test_a_card_that_is_split_is_not_offered_whole(tmp_path, nodes, unusable):
+    assert _with_nodes(_a3(tmp_path), *nodes) == unusable
+
+
+def test_a_vnpu_of_nobody_known_may_be_of_each_card(tmp_path):
+    functions = [captures.function(f'0000:0{n}:00.0', '19e5:d802') for n in (1, 2)]
+    host = captures.host(tmp_path, functions)
+    assert _with_nodes(host) == [False, False]
+    assert _with_nodes(host, 'vdavinci100') == [True, True]
