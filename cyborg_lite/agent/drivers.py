@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections.abc
 import concurrent.futures
 import dataclasses
+from importlib import metadata
 import math
 import threading
 import time
@@ -128,6 +129,14 @@ class Scanner:
         state = 'ok' if whole and not notes else 'degraded'
         reason = '; '.join([*notes, *complaints])
         self.state = State(state, reason, complete=whole and complete and state != 'ok')
+
+
+def idle(conf: cfg.ConfigOpts) -> list[str]:
+    """The names of drivers that packages of others have installed, and that are not enabled."""
+    installed = metadata.entry_points(group=NAMESPACE)
+    own = metadata.distribution('cyborg-lite').entry_points
+    shipped = {point.name for point in own if point.group == NAMESPACE}
+    return sorted({point.name for point in installed} - shipped - {*conf.agent.enabled_drivers})
 
 
 class Drivers:

@@ -32,6 +32,7 @@ from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
+from cyborg_lite.agent import drivers as agent_drivers
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -363,6 +364,8 @@ def _explain(
                 print(f'{host.name}: {name} is {state["state"]}: {state["reason"]}')
             elif not found:
                 print(f'{host.name}: {name} looked in {host.root} and found nothing')
+    for name in agent_drivers.idle(embedded.conf):
+        print(f'{name} is installed but not enabled: see [agent] enabled_drivers')
     if not found:
         known = ' '.join(f'--host {name}' for name in sorted(hosts.shipped()))
         print(f'Try hosts that come with cyborg_lite:\n  cyborg-lite up {known}')

@@ -4,11 +4,21 @@
 from __future__ import annotations
 
 import collections.abc
+import re
 import typing
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
+
+#: A vendor or device id as sysfs has it, without its 0x.
+ID = re.compile('[0-9a-f]{4}')
+
+
+def _are_ids(ids: typing.Any) -> bool:
+    if not isinstance(ids, tuple) or len(ids) not in (2, 4):
+        return False
+    return all(isinstance(id, str) and ID.fullmatch(id) for id in ids)
 
 
 class PciDriver(driver.Driver):
@@ -25,7 +35,23 @@ class PciDriver(driver.Driver):
     #: virtual functions that no link tells yet, by the address of their physical function
     unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
 
+    def __init_subclass__(cls, **kwargs: typing.Any) -> None:
+        """Refuse ids that no function of sysfs could ever have.
+
+        :raises ValueError: naming the class and the id.
+        """
+        super().__init_subclass__(**kwargs)
+        given = vars(cls).get('models', {})
+        for ids in given if isinstance(given, collections.abc.Mapping) else ():
+            if not _are_ids(ids):
+                raise ValueError(
+                    f'{cls.__name__}.models: expected a vendor and a device id, and perhaps those '
+                    'of the subsystem, of four hexadecimal digits each in lower case, such as '
+                    f"('19e5', 'd802'), not {ids!r}"
+                )
+
     def discover(self) -> list[driver.Device]:
+        """A device for each card."""
         return [self.device(function) for function in self.cards()]
 
     def cards(self) -> list[sysfs.Function]:
@@ -39,10 +65,12 @@ class PciDriver(driver.Driver):
         return [card for card in cards if card.bdf not in virtual]
 
     def is_card(self, function: sysfs.Function) -> bool:
+        """Whether a function has ids of ``models`` and a class of ``classes``."""
         named = function.ids in self.models or function.identity in self.models
         return named and function.pci_class.startswith(self.classes)
 
     def device(self, card: sysfs.Function) -> driver.Device:
+        """A card as it is reported."""
         vendor, product = card.ids
         return driver.Device(
             type=self.type,
@@ -58,6 +86,7 @@ class PciDriver(driver.Driver):
         )
 
     def model(self, card: sysfs.Function) -> str:
+        """The model of a card, in words."""
         return self.known_model(card) or f'PCI {":".join(card.ids)}'
 
     def known_model(self, card: sysfs.Function) -> str | None:
@@ -99,11 +128,13 @@ class PciDriver(driver.Driver):
         return bool(card.numvfs or self.unlinked.get(card.bdf) or any(card.virtual_functions))
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
+        """What is given out of a card, one deployable for each kind of resource."""
         return [self.deployable(card, self.functions(card), self.resource_class)]
 
     def deployable(
         self, card: sysfs.Function, functions: list[sysfs.Function], resource_class: str
     ) -> driver.Deployable:
+        """Functions of a card that are given out as one resource class."""
         return driver.Deployable(
             name=card.bdf,
             driver_name=self.name,

@@ -63,6 +63,7 @@ GROUPS = (
 MORE = {
     'test_ci',
     'test_devstack',
+    'test_driver_guide',
     'test_house',
     'test_mutants',
     'test_readme',

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver guide, followed literally: its files are written, installed and run."""
+
+import re
+
+import pytest
+
+from cyborg_lite import conf as options
+from cyborg_lite.agent import drivers
+from cyborg_lite.cmd import main
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import pci
+from cyborg_lite.driver import testing
+from tests import pages
+
+GUIDE = pages.ROOT / 'doc/source/contributor/drivers.rst'
+
+
+@pytest.fixture
+def guide():
+    """The blocks of a language in a section, in order."""
+    found = pages.blocks(GUIDE)
+    return lambda section, language: [
+        block for block in found if (block.section, block.language) == (section, language)
+    ]
+
+
+@pytest.fixture
+def acme(guide, tmp_path, monkeypatch):
+    """The folder of the first section, with the package as pip installs it."""
+    section = 'From nothing to a table'
+    texts = {language: guide(section, language)[0].text for language in ('python', 'yaml', 'ini')}
+    names = {'python': 'acme_npu.py', 'yaml': 'acme.yaml', 'ini': 'up.conf'}
+    for language, name in names.items():
+        (tmp_path / name).write_text(texts[language])
+    [project] = guide(section, 'toml')
+    [point] = re.findall(r'^(acme_npu) = "(.+)"$', project.text, flags=re.M)
+    assert '[project.entry-points."cyborg_lite.drivers"]' in project.text
+    info = tmp_path / 'acme_npu-1.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: acme-npu\nVersion: 1.0\n')
+    (info / 'entry_points.txt').write_text('[cyborg_lite.drivers]\n{} = {}\n'.format(*point))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_from_nothing_to_a_table(acme, guide):
+    [block] = guide('From nothing to a table', '')
+    up = next(words for words in block.commands if words[0] == 'cyborg-lite')
+    arguments = main.parser().parse_args(up[1:])
+    conf = options.load(files=arguments.config_file)
+    [spec] = arguments.host
+    found = drivers.Drivers(conf, hosts.find(spec, acme / 'work')).discover(patience=30)
+    assert [(card.model, card.numa_node) for card in found.devices] == [
+        ('Acme One', 0), ('Acme One', 1),
+    ]  # fmt: skip
+    assert found.drivers['acme_npu'].state == 'ok'
+    assert drivers.idle(conf) == []
+    assert drivers.idle(options.load(files=[])) == ['acme_npu']
+
+
+def test_its_test_passes(acme, guide):
+    [block] = guide('Test it', 'python')
+    names = {}
+    exec(block.text, names)
+    names['test_acme'](acme / 'work')
+
+
+@pytest.mark.parametrize(
+    ('section', 'name', 'found'),
+    [
+        ('Something that is different', 'AcmeTraining', [('0000:3b:00.0', None)]),
+        ("A vendor's tool", 'AcmeTool', [('0000:3b:00.0', 'A1B2C3')]),
+    ],
+)
+def test_other_drivers(acme, guide, section, name, found):
+    names = {}
+    exec(guide(section, 'python')[0].text, names)
+    described = guide(section, 'yaml') or guide('Virtual functions', 'yaml')
+    (acme / 'other.yaml').write_text(described[0].text)
+    cards = testing.discover(names[name], hosts.find('other.yaml', acme / 'work'))
+    assert [(card.address, card.serial) for card in cards] == found
+
+
+def test_virtual_functions(acme, guide):
+    [described] = guide('Virtual functions', 'yaml')
+    (acme / 'vf.yaml').write_text(described.text)
+    names = {}
+    exec(guide('From nothing to a table', 'python')[0].text, names)
+    [card] = testing.discover(names['AcmeNpu'], hosts.find('vf.yaml', acme / 'work'))
+    assert len(card.deployables[0].attach_handles) == 4
+
+
+@pytest.mark.parametrize(
+    'ids', [('ABCD', '0001'), ('0xabcd', '0001'), (0xABCD, 1), ('abcd', 1), 'abcd', ('abcd',)]
+)
+def test_ids_that_no_card_can_have(ids):
+    with pytest.raises(ValueError, match=r'Acme\.models: expected a vendor and a device id'):
+        type('Acme', (pci.PciDriver,), {'models': {ids: 'Acme One'}})
