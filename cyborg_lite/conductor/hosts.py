@@ -3,11 +3,13 @@
 
 A machine is itself, not its name.  A host whose machine reports under another name has been
 renamed: what is held under the old name is not offered under the new one.  Two hosts that report
-side by side under one machine identity are clones of an image: there the identity tells nothing.
+in turn under one machine identity are clones of an image: there the identity tells nothing.  One
+report proves nothing: it may come late, also after a reboot.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 import typing
@@ -31,6 +33,11 @@ LOG = log.getLogger(__name__)
 NAME = 200
 #: how many boots, and starts of an agent, are remembered as over
 PAST = 8
+#: In how many turns two hosts report, each after the other, until they are taken for clones: a
+#: report or two of the boot before may come late.
+TURNS = 2
+#: After how long without a report a clone is taken for a host that is gone for good.
+GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
 OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
 #: By host, the last agent whose reports were refused: each is named in the log once.
@@ -59,9 +66,10 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     """The host of a report, locked, with what the report says of it; None if the report is late."""
     named = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
     host = session.scalars(named).one_or_none()
-    started = host is None or host.agent != report.get('agent')
     # A machine whose identity cannot be read for now is the one that it was.
     machine = report.get('machine') or (host.machine if host else None)
+    # An identity that was not known before tells as much as a new agent does.
+    started = host is None or host.agent != report.get('agent') or host.machine != machine
     others = []
     if machine and (started or (host is not None and host.renamed_to)):
         others = _others(session, report['host'], machine)
@@ -74,7 +82,7 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
         session.add(host)
     elif host.silent:
         LOG.info('Host %s is up again', host.name)
-    _recognise(session, host, machine, others, started)
+    _recognise(session, host, report, others, started)
     _note(host, report, machine)
     # Devices link to the host by its name: it has to be there first.
     session.flush()
@@ -140,41 +148,79 @@ def _note(host: model.Host, report: Claim, machine: str | None) -> None:
 def _recognise(
     session: orm.Session,
     host: model.Host,
-    machine: str | None,
+    report: Claim,
     others: list[model.Host],
     started: bool,
 ) -> None:
     """Note whether the machine had another name, or whether hosts are clones of each other.
 
     :param others: the other hosts of the machine identity.
-    :param started: whether an agent was started since the last report, or the host is new.
+    :param started: whether an agent was started since the last report, or the identity or the host
+        is new.
     """
+    machine = report.get('machine') or host.machine
     if machine != host.machine:
         host.cloned, host.renamed_to = False, None
+    if started and all(_is_gone(other) for other in others):
+        for each in (host, *others):
+            each.cloned = False
     if host.cloned or any(other.cloned for other in others):
         host.cloned, host.renamed_to = bool(machine), None
-    elif not started and host.renamed_to:
-        # Its agent was never stopped, and another one reports under another name: two machines.
-        twins = [host, *(other for other in others if other.name == host.renamed_to)]
-        for twin in twins:
-            twin.cloned, twin.renamed_to, twin.digest = True, None, None
-        LOG.warning(
-            'Hosts %s have one machine identity, %s: they are clones of one image. Give each its '
-            'own /etc/machine-id: until then a host that is renamed is not recognised',
-            ', '.join(sorted(twin.name for twin in twins)),
-            machine,
-        )
     elif started and others:
+        _take_name(session, host, others)
+    elif host.renamed_to:
+        _return(session, host, report, others)
+
+
+def _take_name(session: orm.Session, host: model.Host, others: list[model.Host]) -> None:
+    """Note that this is the name of the machine now, and that the others were."""
+    host.renamed_to = None
+    for other in others:
+        other.renamed_to, other.returns = host.name, None
+        outbox.announce(session, parts(session, other.name))
+    LOG.warning(
+        'Host %s reports from the machine that was %s: what is held there is not offered here. '
+        'Rename the old host to the new name, or delete it',
+        host.name,
+        ', '.join(sorted(other.name for other in others)),
+    )
+
+
+def _return(
+    session: orm.Session, host: model.Host, report: Claim, others: list[model.Host]
+) -> None:
+    """Weigh a report under the name before, of an agent that was not started anew.
+
+    It may be late, or the machine is another one than that which has the new name.
+    """
+    other = next((each for each in others if each.name == host.renamed_to), None)
+    if other is None:
+        # The new name is gone, or was another machine's.
         host.renamed_to = None
-        for other in others:
-            other.renamed_to = host.name
-            outbox.announce(session, parts(session, other.name))
-        LOG.warning(
-            'Host %s reports from the machine that was %s: what is held there is not offered here. '
-            'Rename the old host to the new name, or delete it',
-            host.name,
-            ', '.join(sorted(other.name for other in others)),
-        )
+        return
+    turn = f'{other.boot_id} {other.agent} {other.sequence}'
+    host.returns = sorted({turn, *(host.returns or ())})
+    # In one boot reports have an order: this one is newer than the last one of the new name.
+    if other.boot_id == report['boot_id'] or len(host.returns) >= TURNS:
+        _tell_clones(host, other)
+    elif other.silent_now:
+        _take_name(session, host, others)
+
+
+def _tell_clones(*twins: model.Host) -> None:
+    for twin in twins:
+        twin.cloned, twin.renamed_to, twin.digest = True, None, None
+    LOG.warning(
+        'Hosts %s have one machine identity, %s: they are clones of one image. Give each its '
+        'own /etc/machine-id: until then a host that is renamed is not recognised',
+        ', '.join(sorted(twin.name for twin in twins)),
+        twins[0].machine,
+    )
+
+
+def _is_gone(host: model.Host) -> bool:
+    """Whether a host has not reported for so long that it counts as gone for good."""
+    return host.seen_at < timeutils.utcnow() - GONE
 
 
 def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
@@ -251,7 +297,20 @@ def delete(session: orm.Session, ctxt: context.RequestContext, name: str) -> Non
     for device in devices(session, name):
         remove(session, device)
     session.flush()
+    _forget(session, host)
+    # A machine that has no newer name has the one before.
+    older = sa.update(model.Host).where(model.Host.renamed_to == name)
+    session.execute(older.values(renamed_to=None, returns=None, digest=None))
+
+
+def _forget(session: orm.Session, host: model.Host) -> None:
+    """Delete the row of a host; a clone that is left alone is none any more."""
     session.delete(host)
+    session.flush()
+    if host.machine:
+        left = _others(session, host.name, host.machine)
+        if len(left) == 1:
+            left[0].cloned = False
 
 
 def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: str) -> None:
@@ -275,14 +334,13 @@ def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: st
     new = session.scalars(sa.select(model.Host).where(model.Host.name == to)).one_or_none()
     if new is None:
         new = _copy(session, old, to)
-    elif new.machine is None or new.machine != old.machine or new.cloned:
+    elif not _may_unite(old, new):
         raise exception.Conflict(
             reason=f'Host {name} cannot be renamed to {to}: there is a host {to}, and it is not '
             'known to be the same machine.'
         )
     _unite(session, old, new)
-    session.delete(old)
-    session.flush()
+    _forget(session, old)
     new.digest = None
     outbox.announce(session, parts(session, to))
     LOG.info('Host %s is %s now', name, to)
@@ -297,6 +355,13 @@ def _down(session: orm.Session, name: str) -> model.Host:
             reason=f'Host {name} is up: stop its agent, and wait until the host is down.'
         )
     return host
+
+
+def _may_unite(old: model.Host, new: model.Host) -> bool:
+    """Whether two hosts are known to be one machine; a clone may be once the old one is gone."""
+    if new.machine is None or new.machine != old.machine:
+        return False
+    return not new.cloned or _is_gone(old)
 
 
 def _copy(session: orm.Session, old: model.Host, name: str) -> model.Host:

@@ -40,6 +40,8 @@ class Host(base.Base):
     machine: orm.Mapped[str | None] = base.own(sa.String(64), index=True, hidden=True)
     # The name under which the same machine has reported since: this one is its name no more.
     renamed_to: orm.Mapped[str | None] = base.own(sa.String(255), index=True, hidden=True)
+    # After which reports under that name this one reported again: two machines do so in turn.
+    returns: orm.Mapped[list[str] | None] = base.own(sa.JSON(none_as_null=True), hidden=True)
     # True once two hosts of this machine identity reported side by side: it tells nothing.
     cloned: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
     sequence: orm.Mapped[int] = base.own(sa.BigInteger, default=0, hidden=True)

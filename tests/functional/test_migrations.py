@@ -98,6 +98,11 @@ def fill_d41f6b2a9e73(connection, tables):
     connection.execute(sa.update(tables['accelerator_requests']).values(moves='[]'))
 
 
+def fill_c7e1a4f09b36(connection, tables):
+    """A host that reports again under the name before."""
+    connection.execute(sa.update(tables['hosts']).values(returns='["boot-2 agent-2 7"]'))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -108,6 +113,7 @@ FILL = {
     'a93d6e0c51f7': fill_a93d6e0c51f7,
     'b17f4d2e8c05': fill_b17f4d2e8c05,
     'd41f6b2a9e73': fill_d41f6b2a9e73,
+    'c7e1a4f09b36': fill_c7e1a4f09b36,
 }
 
 

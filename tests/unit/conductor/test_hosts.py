@@ -427,3 +427,124 @@ def test_attributes_stay_with_their_part(conductor, agents):
     names = {p.id: p.name for p in conductor.rows(model.Deployable)}
     [added] = [a for a in conductor.rows(model.Attribute) if a.added]
     assert names[added.deployable_id] == 'b_0000:01:00.0-vf'
+
+
+# Late reports across a reboot, and clones
+
+
+def first_boot(conductor, agents):
+    """Host a, of which something is held; returns a report of it that is still on its way."""
+    agents.report('a', pci('01'), boot_id='b1')
+    take(conductor, 'a')
+    return late_report(conductor, agents)
+
+
+def late_report(conductor, agents):
+    about = {'host': 'a', 'machine': MACHINE, 'agent': agents._started['a'], 'boot_id': 'b1'}
+    return conductor.told(pci('01'), **about)
+
+
+def refuses(conductor, name):
+    with pytest.raises(exception.ProviderUnfit):
+        take(conductor, name)
+    return True
+
+
+@pytest.mark.parametrize('machine', [None, MACHINE[::-1]])
+def test_machine_identity_that_is_known_later(conductor, agents, machine):
+    first_boot(conductor, agents)
+    agents.report('b', pci('01'), boot_id='b2', machine=machine)
+    agents.report('b', pci('01'), boot_id='b2')
+    with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+        take(conductor, 'b')
+    assert host(conductor, 'a').renamed_to == 'b'
+
+
+def test_late_reports_of_the_boot_before_make_no_clones(conductor, agents):
+    late = [first_boot(conductor, agents), late_report(conductor, agents)]
+    agents.report('b', pci('01'), boot_id='b2')
+    for _ in range(2):
+        for each in late:
+            conductor.report(**each)
+            assert refuses(conductor, 'b')
+    for _ in range(3):
+        agents.report('b', pci('01'), boot_id='b2')
+        assert refuses(conductor, 'b')
+    assert [row.cloned for row in conductor.rows(model.Host)] == [False, False]
+    assert refuses(conductor, 'a')
+
+
+def test_late_report_of_an_agent_that_was_not_known(conductor, agents):
+    """The other name is overdue while the machine reports: it is its name again."""
+    first_boot(conductor, agents)
+    agents.report('b', pci('01'), pci('02'), boot_id='b2')
+    agents.report('a', pci('01'), pci('02'), boot_id='b1', start=True)
+    agents.report('b', pci('01'), pci('02'), boot_id='b2')
+    assert host(conductor, 'b').renamed_to == 'a'
+    make_silent(conductor, 'a')
+    agents.report('b', pci('01'), pci('02'), boot_id='b2')
+    assert (host(conductor, 'a').renamed_to, host(conductor, 'b').renamed_to) == ('b', None)
+    assert refuses(conductor, 'b')
+    take(conductor, 'b', '02')
+
+
+def make_clones(conductor, agents):
+    """Two machines of two boots, each of which reports in turn."""
+    first_boot(conductor, agents)
+    for _ in range(2):
+        agents.report('b', pci('01'), boot_id='b2')
+        assert refuses(conductor, 'b')
+        agents.report('a', pci('01'), boot_id='b1')
+    assert [row.cloned for row in conductor.rows(model.Host)] == [True, True]
+
+
+def test_clones_report_in_turn(conductor, agents):
+    make_clones(conductor, agents)
+    for name, boot in ('a', 'b1'), ('b', 'b2'):
+        agents.report(name, pci('01'), pci('02'), boot_id=boot)
+        take(conductor, name, '02')
+    take(conductor, 'b', '01')
+
+
+def long_ago(conductor, name):
+    with conductor.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(days=2)
+        session.execute(sa.update(model.Host).where(model.Host.name == name).values(seen_at=past))
+
+
+def test_clone_that_is_silent_for_good_is_the_old_name(conductor, agents):
+    make_clones(conductor, agents)
+    long_ago(conductor, 'a')
+    agents.report('b', pci('01'), boot_id='b3', start=True)
+    assert (host(conductor, 'a').renamed_to, host(conductor, 'b').cloned) == ('b', False)
+    assert refuses(conductor, 'b')
+
+
+def test_clone_that_is_silent_for_good_can_be_renamed(conductor, agents):
+    make_clones(conductor, agents)
+    long_ago(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    [row] = conductor.rows(model.Host)
+    assert (row.name, row.cloned) == ('b', False)
+    with pytest.raises(exception.NoFreeHandle):
+        conductor.take(*conductor.arqs(), hostname='b', device_rp_uuid=direct.provider('01', 'a'))
+
+
+def test_last_clone_is_none_when_the_other_is_deleted(conductor, agents):
+    make_clones(conductor, agents)
+    conductor.delete_arqs(uuids=[row.uuid for row in conductor.rows(model.ARQ)])
+    make_silent(conductor, 'b')
+    conductor.delete_host(name='b')
+    [row] = conductor.rows(model.Host)
+    assert (row.name, row.cloned) == ('a', False)
+
+
+def test_host_has_its_name_again_when_the_new_one_is_deleted(conductor, agents):
+    first_boot(conductor, agents)
+    agents.report('b', pci('01'), pci('02'), boot_id='b2')
+    make_silent(conductor, 'b')
+    conductor.delete_host(name='b')
+    agents.report('a', pci('01'), pci('02'), boot_id='b1')
+    row = host(conductor, 'a')
+    assert (row.state, row.cloned) == ('up', False)
+    take(conductor, 'a', '02')
