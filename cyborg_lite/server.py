@@ -32,6 +32,9 @@ Wsgi = collections.abc.Callable[..., typing.Any]
 
 #: How much is read at once. The buffer of a connection holds twice as much.
 CHUNK = 16384
+#: How much of its responses the kernel keeps for a client that does not read, in bytes. By itself
+#: it keeps megabytes, and requests that were sent in advance are handled until they are full.
+UNREAD = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Limits:
     header: int = 65536
     #: Not much more of a body is read; the application refuses the request then.
     body: int = 114688
-    #: A further connection replaces the one that has waited longest for its request.
+    #: A further connection replaces the one that has waited longest for its client.
     connections: int = 500
     #: How many requests the application handles at the same time.
     threads: int = 16
@@ -71,14 +74,21 @@ class Server:
 
     def __init__(self, application: Wsgi, listener: socket.socket) -> None:
         listener.setblocking(False)
+        # What is accepted inherits it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)
         self.bind_addr: tuple[str, int] = listener.getsockname()[:2]
         self._application = application
         self._listener = listener
         self._limits = Limits()
         self._tls: ssl.SSLContext | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        #: The connections without a complete request: the one that waits longest comes first.
+        #: The connections that wait for their client, to send a request or to read a response: the
+        #: one that waits longest comes first.
         self._waiting: dict[asyncio.Task[None], None] = {}
+        #: The connections with a complete request whose response has not been sent.
+        self._in_progress: set[asyncio.Task[None]] = set()
+        #: A connection may have ended, or may be replaced.
+        self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
         self.stopped = False
@@ -119,9 +129,8 @@ class Server:
         accepting.cancel()
         await asyncio.wait({accepting})
         self._listener.close()
-        in_progress = self._connections - self._waiting.keys()
-        if in_progress:
-            await asyncio.wait(in_progress, timeout=self._limits.grace)
+        if self._in_progress:
+            await asyncio.wait(self._in_progress, timeout=self._limits.grace)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -137,16 +146,22 @@ class Server:
                     self._drop()
                     await asyncio.sleep(0.1)
                 continue
-            if len(self._connections) >= self._limits.connections and not self._drop():
-                client.close()
-                continue
+            while len(self._connections) >= self._limits.connections and not self._drop():
+                self._changed.clear()
+                await self._changed.wait()
             task = loop.create_task(self._connection(client, peer))
-            self._waiting[task] = None
+            self._wait(task)
             self._connections.add(task)
             task.add_done_callback(self._forget)
 
+    def _wait(self, task: asyncio.Task[None]) -> None:
+        """Note that the connection waits for its client from now on."""
+        self._waiting.pop(task, None)
+        self._waiting[task] = None
+        self._changed.set()
+
     def _drop(self) -> bool:
-        """Close the connection that has waited longest for a request; False if none waits."""
+        """Close the connection that has waited longest for its client; False if none waits."""
         task = next(iter(self._waiting), None)
         if task is None:
             return False
@@ -155,7 +170,9 @@ class Server:
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
+        self._in_progress.discard(task)
         self._waiting.pop(task, None)
+        self._changed.set()
         if not task.cancelled() and (error := task.exception()):
             LOG.error('A connection failed.', exc_info=error)
 
@@ -172,6 +189,8 @@ class Server:
         except OSError as error:
             LOG.debug('No TLS with %s: %s', peer[0], error)
             return
+        # A response has been sent once the kernel has all of it.
+        transport.set_write_buffer_limits(0)
         environ = {
             'SERVER_NAME': server[0],
             'SERVER_PORT': str(server[1]),
@@ -186,10 +205,16 @@ class Server:
         try:
             while (asked := await connection.request()) is not None:
                 self._waiting.pop(task, None)
+                self._in_progress.add(task)
                 answer = await loop.run_in_executor(self._threads, self._call, environ | asked)
-                if not await connection.answer(*answer, close=self.stopped):
+                self._wait(task)
+                kept = await connection.answer(*answer, close=self.stopped)
+                if not kept or self.stopped:
                     break
-                self._waiting[task] = None
+                self._in_progress.discard(task)
+                self._wait(task)
+                # The next request may be there already: another client comes first.
+                await asyncio.sleep(0)
             await connection.close()
         except OSError:  # the client has gone, or it is too slow
             pass

@@ -270,6 +270,71 @@ def test_slow_clients_take_no_thread():
         assert len(made._connections) <= 20
 
 
+def sized(environ, start_response):
+    """An application that answers with as many bytes as the path says."""
+    start_response('200 OK', [])
+    return [b'a' * int(environ['PATH_INFO'][1:])]
+
+
+def test_clients_that_do_not_read_keep_nobody_out():
+    large = b'GET /16000000 HTTP/1.1\r\nHost: a\r\n\r\n'
+    with serving(sized, connections=3) as made, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            found = stack.enter_context(client(made))
+            found.sendall(large)
+            # The response has begun.
+            assert found.recv(1)
+        assert status(ask(made, b'GET /2 HTTP/1.0\r\n\r\n')) == 200
+
+
+def test_requests_in_advance_keep_nobody_out():
+    """A connection whose next request is there already is replaced all the same."""
+    handled = []
+
+    def application(environ, start_response):
+        handled.append(environ['PATH_INFO'])
+        start_response('204 No Content', [])
+        return []
+
+    with serving(application, threads=1, connections=3) as made, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            found = stack.enter_context(client(made))
+            found.sendall(GET * 500)
+            assert found.recv(1)
+        assert status(ask(made, b'GET /other HTTP/1.0\r\n\r\n')) == 204
+        assert handled.index('/other') < 1000
+
+
+def test_few_requests_are_handled_for_a_client_that_does_not_read():
+    handled = []
+
+    def application(environ, start_response):
+        handled.append(True)
+        return sized(environ, start_response)
+
+    request = b'GET /100000 HTTP/1.1\r\nHost: a\r\n\r\n'
+    with serving(application, response=0.5) as made:
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            found.settimeout(PATIENCE)
+            found.connect(made.bind_addr)
+            found.sendall(request * 300)
+            end = time.monotonic() + PATIENCE
+            while made._connections or not handled:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        assert len(handled) < 10
+
+
+def test_a_stop_lets_a_response_be_read():
+    """And no longer: the connection takes no further request."""
+    with serving(sized, grace=9 * PATIENCE) as made, client(made) as found:
+        found.sendall(b'GET /16000000 HTTP/1.1\r\nHost: a\r\n\r\n')
+        assert found.recv(1)
+        made.stop()
+        assert len(read(found)) > 16_000_000
+
+
 def test_a_stop_waits_for_no_slow_client():
     made = service.listen(echo, '127.0.0.1', 0)
     thread = threading.Thread(target=made.serve)
