@@ -271,3 +271,31 @@ def names() -> dict[str, set[str]]:
 def list_opts() -> list[tuple[str | None, collections.abc.Sequence[cfg.Opt]]]:
     """Our options by group, for oslo-config-generator."""
     return list(_GROUPS.items())
+
+
+def list_client_opts() -> list[tuple[cfg.OptGroup, collections.abc.Sequence[cfg.Opt]]]:
+    """The options of keystoneauth for each service that we call, for oslo-config-generator."""
+    return [(_described(name), _client_opts(name)) for name in _CLIENTS]
+
+
+def _described(client: str) -> cfg.OptGroup:
+    nova = (
+        ' Nova binds and unbinds with a service token only: [service_user] of nova.conf has '
+        'send_service_user_token = true.'
+    )
+    about = f'How {client.capitalize()} is called; without auth_type it is done without.'
+    return cfg.OptGroup(client, help=about + (nova if client == 'nova' else ''))
+
+
+def _client_opts(client: str) -> list[cfg.Opt]:
+    """What keystoneauth registers for a client, with our defaults, and a password's options."""
+    defaults = _CLIENTS[client] | {'timeout': _CLIENT_TIMEOUT}
+    opts = [
+        *loading.get_auth_common_conf_options(),
+        *loading.get_auth_plugin_conf_options('password'),
+        *loading.get_session_conf_options(),
+        *loading.get_adapter_conf_options(include_deprecated=False),
+    ]
+    for opt in opts:
+        opt.default = defaults.get(opt.dest, opt.default)
+    return opts

@@ -22,7 +22,7 @@ from cyborg_lite.db import upstream
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         return int(arguments.run(arguments, _database(arguments)) or 0)
     except (
@@ -48,7 +48,7 @@ def _database(arguments: argparse.Namespace) -> engine.Database:
     return engine.Database(conf)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cyborg-lite-dbsync',
         description=__doc__,

@@ -28,9 +28,9 @@ def unit(request, tmp_path):
     """A unit that names the commands of this environment."""
     text = request.param.read_text()
     # systemd does not look for what it is not to run.
-    assert '/usr/bin/' in text
+    assert '/opt/cyborg_lite/bin/' in text
     copy = tmp_path / request.param.name
-    copy.write_text(text.replace('/usr/bin/', f'{process.BIN}/'))
+    copy.write_text(text.replace('/opt/cyborg_lite/bin/', f'{process.BIN}/'))
     return copy
 
 

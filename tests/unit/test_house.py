@@ -66,6 +66,7 @@ MORE = {
     'test_driver_guide',
     'test_house',
     'test_mutants',
+    'test_pages',
     'test_readme',
     'conductor/test_machine',
     'conductor/test_machine_cards',
