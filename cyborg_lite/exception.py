@@ -60,6 +60,15 @@ class ARQHeldByInstance(CyborgError):
     )
 
 
+class OverQuota(CyborgError):
+    """The project may not have so many."""
+
+    code = 403
+    template = (
+        'Quota exceeded for {resource}: the limit is {limit}, {used} used, and {asked} asked for.'
+    )
+
+
 class NotFound(CyborgError):
     code = 404
     template = '{what} {id} not found.'

@@ -15,8 +15,8 @@ LOG = log.getLogger(__name__)
 ROLES = ('admin', 'manager', 'member', 'reader')
 #: How large the file may be, in bytes.
 MOST = 1024 * 1024
-#: Names that no project has, because they stand for something else in a URL: the default quota.
-RESERVED = ('defaults',)
+#: Names that no project has, because they stand for something else in the URL of a quota.
+RESERVED = ('defaults', 'own')
 
 _PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
 _FORM = (

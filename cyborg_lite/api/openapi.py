@@ -21,6 +21,7 @@ from cyborg_lite.api import device_profiles
 from cyborg_lite.api import devices
 from cyborg_lite.api import hosts
 from cyborg_lite.api import instances
+from cyborg_lite.api import quotas
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.api import version
@@ -93,10 +94,14 @@ ROUTES = (
     Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
     Route('DELETE', '/v2/hosts/{name}', hosts.Hosts, 'delete', (409,)),
     Route('DELETE', '/v2/instances/{uuid}', instances.Instances, 'delete', (409,)),
+    Route('GET', '/v2/quotas', quotas.Quotas, 'get_all'),
+    Route('GET', '/v2/quotas/{project_id}', quotas.Quotas, 'get_one'),
+    Route('PATCH', '/v2/quotas/{project_id}', quotas.Quotas, 'patch'),
+    Route('DELETE', '/v2/quotas/{project_id}', quotas.Quotas, 'delete'),
 )
 
 #: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
-OURS = ('accelerators', 'hosts', 'instances')
+OURS = ('accelerators', 'hosts', 'instances', 'quotas')
 #: A resource of ours below one of Cyborg's.
 _HISTORY = re.compile(r'/v2/accelerator_requests/[^/]+/history(\.json)?/?')
 

@@ -18,6 +18,7 @@ from cyborg_lite.api import devices
 from cyborg_lite.api import hosts
 from cyborg_lite.api import instances
 from cyborg_lite.api import openapi
+from cyborg_lite.api import quotas
 from cyborg_lite.api import rest
 from cyborg_lite.api import version
 
@@ -41,6 +42,7 @@ class V2(pecan_rest.RestController):
     accelerators = accelerators.Accelerators()
     hosts = hosts.Hosts()
     instances = instances.Instances()
+    quotas = quotas.Quotas()
     device_profiles = device_profiles.DeviceProfiles()
     accelerator_requests = accelerator_requests.AcceleratorRequests()
 

@@ -25,6 +25,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import owners
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import quotas
 from cyborg_lite.db import exclusion
 from cyborg_lite.db import query as queries
 
@@ -69,6 +70,7 @@ def create(
     :param token: what an API of the release before sends; nothing follows from it.
     :raises cyborg_lite.exception.NotFound: when there is no such profile.
     :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
+    :raises cyborg_lite.exception.OverQuota: when the project may not have so many.
     """
     return make(session, ctxt, profiles.by_name(session, profile))
 
@@ -85,6 +87,7 @@ def make(
 
     :param places: what else is noted of each request, in order: an allocation binds at once.
     :raises cyborg_lite.exception.Invalid: when the profile asks for more than MOST.
+    :raises cyborg_lite.exception.OverQuota: when the project may not have so many.
     """
     # Cyborg let amounts below zero pass, and such profiles are imported.
     amounts = [max(0, sum(profiles.resources(group).values())) for group in profile.groups]
@@ -97,6 +100,9 @@ def make(
     groups = [number for number, amount in enumerate(amounts) for _ in range(amount)]
     if not groups:
         return []
+    # Read a moment ago: a quota that is set meanwhile counts for the next one.
+    if profile.limited is not False:
+        quotas.claim(session, ctxt.project_id or '', quotas.asked(profile.groups, amounts))
     uuids = [str(uuidlib.uuid4()) for _ in groups]
     rows = [
         {
@@ -127,6 +133,8 @@ def bind(
     :raises cyborg_lite.exception.Invalid: when an instance has requests already, or when a
         provider is not of the host that is named.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
+    :raises cyborg_lite.exception.OverQuota: when a project that gets a request of another may not
+        have so many.
     """
     rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
     of_providers = hosts.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
@@ -139,6 +147,14 @@ def bind(
         provider = providers.get(wish['device_rp_uuid'])
         more = (vouched or {}).get(wish['device_rp_uuid'], ())
         fitness.check(wish, provider, arqs[wish['uuid']], more)
+    quotas.claim_moved(
+        session,
+        [
+            (wish['project_id'], providers[wish['device_rp_uuid']].resource_class or '')
+            for wish in wishes
+            if wish['project_id'] != arqs[wish['uuid']].project_id
+        ],
+    )
     affected = _take(session, ctxt, wishes, arqs, providers)
     for hostname in sorted(affected):
         outbox.announce(session, hosts.parts(session, hostname))

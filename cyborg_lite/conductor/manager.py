@@ -29,6 +29,7 @@ from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reports
 from cyborg_lite.db import engine
 
@@ -182,6 +183,8 @@ class Manager:
     create_device_profile = _exposed(profiles.create, 'Create device profile {profile[name]}')
     delete_device_profile = _exposed(profiles.delete, 'Delete device profile {id}')
     create_arqs = _exposed(binding.create, 'Create the ARQs of device profile {profile}')
+    update_quota = _exposed(quotas.update, 'Set limits {limits} of project {project}')
+    delete_quota = _exposed(quotas.delete, 'Delete the quota of project {project}')
 
     _report = _transaction(inventory.receive)
     _set_device_status = _transaction(orders.set_status)

@@ -52,20 +52,16 @@ def by_name(session: orm.Session, name: str) -> model.DeviceProfile:
 
     :raises cyborg_lite.exception.NotFound: when there is none.
     """
-    profile = _find(session, model.DeviceProfile.name, name)
+    # Asked for with the row, so that nothing more is asked while no quota is set.
+    limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
+    query = sa.select(model.DeviceProfile).where(model.DeviceProfile.name == name).options(limited)
+    profile = session.scalars(query).one_or_none()
     if profile is None:
         raise exception.NotFound(what='Device profile', id=name)
     return profile
 
 
-def resources(group: dict[str, str]) -> dict[str, int]:
-    """How much of each resource class a group of a profile asks for."""
-    asked: dict[str, int] = {}
-    for key, amount in group.items():
-        prefix, _, name = key.partition(':')
-        if prefix == 'resources':
-            asked[name] = int(amount)
-    return asked
+resources = model.DeviceProfile.resources
 
 
 def traits(group: dict[str, str]) -> tuple[set[str], set[str]]:

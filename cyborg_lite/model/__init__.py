@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cyborg_lite knows: hosts, devices, deployables, handles, profiles and requests.
+"""What cyborg_lite knows: hosts, devices, deployables, handles, profiles, requests and quotas.
 
 Each concept is declared once, in a file of its name.  A column's kind says who writes it::
 
@@ -30,6 +30,7 @@ from cyborg_lite.model.host import Host
 from cyborg_lite.model.instance import Instance
 from cyborg_lite.model.message import Message
 from cyborg_lite.model.profile import DeviceProfile
+from cyborg_lite.model.quota import Quota
 
 __all__ = (
     'ARQ',
@@ -45,5 +46,6 @@ __all__ = (
     'Host',
     'Instance',
     'Message',
+    'Quota',
     'Version',
 )

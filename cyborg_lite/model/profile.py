@@ -21,3 +21,16 @@ class DeviceProfile(base.Base):
         sa.JSON, doc='The groups: objects of ``resources:``, ``trait:`` and ``accel:`` keys.'
     )
     description: orm.Mapped[str | None] = base.own(sa.String(255), doc='The description.')
+
+    # Whether any quota is set, where that was asked for with the row.
+    limited: orm.Mapped[bool | None] = orm.query_expression()
+
+    @staticmethod
+    def resources(group: dict[str, str]) -> dict[str, int]:
+        """How much of each resource class a group asks for."""
+        asked: dict[str, int] = {}
+        for key, amount in group.items():
+            prefix, _, name = key.partition(':')
+            if prefix == 'resources':
+                asked[name] = int(amount)
+        return asked

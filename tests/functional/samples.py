@@ -88,6 +88,7 @@ def converse(service: support.Service, version: str) -> list[Exchange]:
     _attributes(made)
     profile = _profiles(made)
     _requests(made, part['rp_uuid'])
+    _quotas(made)
     made.ask('DELETE', '/v2/device_profiles/{id}', profile['uuid'])
     made.ask('DELETE', '/v2/device_profiles', query='?value=none')
     _hosts(made, service)
@@ -169,6 +170,15 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
     made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
     made.ask('DELETE', '/v2/instances/{uuid}', str(uuid.uuid4()))
+
+
+def _quotas(made: Conversation) -> None:
+    path, project = '/v2/quotas/{project_id}', 'vision'
+    limits = {'limits': {'CUSTOM_NPU': 4, 'total': 8}}
+    made.ask('PATCH', path, project, body=limits, asked='quotas/update', answered='quotas/update')
+    made.ask('GET', path, project, answered='quotas/get')
+    made.ask('GET', '/v2/quotas', answered='quotas/list')
+    made.ask('DELETE', path, project)
 
 
 def _accelerators(made: Conversation) -> None:

@@ -183,8 +183,8 @@ LONG = 'a' * 65
         'ann', 'ann:vision', 'ann:vision:', 'ann::member', ':vision:member', 'ann vision member',
         'ann:vision:member:more', 'ann:vision:owner', 'ann:vision:Member', 'ann:vision:member,',
         'ann:vision:member;reader', 'ann:vi sion:member', 'ann:../etc:member', f'ann:{LONG}:member',
-        'ann:v\x00:member', 'ann:vïsion:member', 'ann:defaults:member', 'ann:-v:member',
-        f'{"a" * 256}:vision:member',
+        'ann:v\x00:member', 'ann:vïsion:member', 'ann:defaults:member', 'ann:own:member',
+        'ann:-v:member', f'{"a" * 256}:vision:member',
     ],
 )  # fmt: skip
 def test_a_bad_line_is_refused(place, line):

@@ -103,6 +103,12 @@ def fill_c7e1a4f09b36(connection, tables):
     connection.execute(sa.update(tables['hosts']).values(returns='["boot-2 agent-2 7"]'))
 
 
+def fill_f5a07c93e1b4(connection, tables):
+    """A project with a limit."""
+    quota = {'uuid': support.INSTANCE, 'created_at': sa.func.now(), 'project_id': 'p'}
+    connection.execute(sa.insert(tables['quotas']).values(**quota, limits='{"total": 1}'))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -114,6 +120,7 @@ FILL = {
     'b17f4d2e8c05': fill_b17f4d2e8c05,
     'd41f6b2a9e73': fill_d41f6b2a9e73,
     'c7e1a4f09b36': fill_c7e1a4f09b36,
+    'f5a07c93e1b4': fill_f5a07c93e1b4,
 }
 
 

@@ -16,7 +16,7 @@ ADMINS = {'admin'}
 MEMBERS = {'admin', 'manager', 'member', 'service'}
 
 #: The resources whose errors have a form of their own.
-OURS = {'accelerator', 'host', 'instance'}
+OURS = {'accelerator', 'host', 'instance', 'quota'}
 
 PROFILE = [{'name': 'no one', 'groups': [{'resources:FPGA': '1'}]}]
 PROGRAM = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': NOTHING}]}]
@@ -52,6 +52,10 @@ RULES = {
     'host:update': (ADMINS, 'PATCH', '/hosts/nowhere', {'name': 'a'}, 404),
     'host:delete': (ADMINS, 'DELETE', '/hosts/nowhere', None, 404),
     'instance:free': (ADMINS, 'DELETE', f'/instances/{NOTHING}', None, 404),
+    'quota:get_all': (ADMINS, 'GET', '/quotas', None, 200),
+    'quota:get_one': (READERS, 'GET', '/quotas/own', None, 200),
+    'quota:update': (ADMINS, 'PATCH', '/quotas/own', {'limits': {'total': 1}}, 400),
+    'quota:delete': (ADMINS, 'DELETE', '/quotas/nobody', None, 404),
     'attribute:get_all': (MANAGERS, 'GET', '/attributes', None, 200),
     'attribute:get_one': (MANAGERS, 'GET', f'/attributes/{NOTHING}', None, 404),
     'attribute:create': (ADMINS, 'POST', '/attributes', ATTRIBUTE, 404),

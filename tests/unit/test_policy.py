@@ -60,6 +60,10 @@ EXPECTED = {
     'host:update': ADMIN,
     'host:delete': ADMIN,
     'instance:free': ADMIN,
+    'quota:get_all': ADMIN,
+    'quota:get_one': READER,
+    'quota:update': ADMIN,
+    'quota:delete': ADMIN,
 }
 BASE = {
     'project_reader_or_admin': READER,

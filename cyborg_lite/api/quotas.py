@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/quotas: ours, and so the same at every microversion"""
+
+from __future__ import annotations
+
+import re
+import typing
+
+import os_resource_classes
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+from cyborg_lite.db import quotas
+
+#: What stands for the project of the caller in a URL.
+OWN = 'own'
+_PROJECT = re.compile(r'[A-Za-z0-9_.-]{1,64}', re.ASCII)
+_RESOURCES = '|'.join(
+    [model.Quota.TOTAL, 'CUSTOM_[A-Z0-9_]{1,248}', *sorted(os_resource_classes.STANDARDS)]
+)
+
+UPDATE: types.Schema = {
+    'type': 'object',
+    'required': ['limits'],
+    'additionalProperties': False,
+    'properties': {
+        'limits': {
+            'type': 'object',
+            'minProperties': 1,
+            'maxProperties': 100,
+            'propertyNames': {
+                # A "$" alone lets a line feed follow.
+                'pattern': rf'^(?:{_RESOURCES})$(?!\n)',
+                'description': '"total" or a resource class: a standard one, or CUSTOM_ and '
+                'A-Z, 0-9, _',
+            },
+            'additionalProperties': {
+                'type': ['integer', 'null'],
+                'minimum': -1,
+                'maximum': 2**31 - 1,
+                'description': 'a number, -1 for unlimited, or null for the default limit',
+            },
+        },
+    },
+}
+
+SHOWN: types.Schema = {
+    'type': 'object',
+    'required': ['project_id', 'quotas'],
+    'additionalProperties': False,
+    'properties': {
+        'project_id': {'type': 'string'},
+        'quotas': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'required': ['resource', 'limit', 'used'],
+                'additionalProperties': False,
+                'properties': {
+                    'resource': {'type': 'string'},
+                    'limit': {'type': 'integer'},
+                    'used': {'type': 'integer'},
+                },
+            },
+        },
+    },
+}
+
+
+class Quotas(rest.Controller):
+    """How many accelerator requests projects may have, and how many they have."""
+
+    kind, path, id, what = model.Quota, 'quotas', 'project_id', 'Quota'
+
+    @rest.expose(paged=True)
+    def get_all(self, page):
+        rest.call().context.can('cyborg:quota:get_all')
+        return self.list(page=page)
+
+    @rest.expose(wtypes.text, shows=SHOWN)
+    def get_one(self, project_id):
+        project = project_id if project_id != OWN else rest.call().context.project_id or ''
+        rest.call().context.can('cyborg:quota:get_one', {'project_id': project})
+        return _show(_checked(project))
+
+    @rest.expose(wtypes.text, body=UPDATE, shows=SHOWN)
+    def patch(self, project_id):
+        rest.call().context.can('cyborg:quota:update')
+        project = _named(project_id)
+        # JSON has one kind of number: 1.0 is an integer as well.
+        given = rest.body()['limits'].items()
+        limits = {name: None if limit is None else int(limit) for name, limit in given}
+        rest.call().conductor.update_quota(project=project, limits=limits)
+        return _show(project)
+
+    @rest.expose(wtypes.text, status=204)
+    def delete(self, project_id):
+        rest.call().context.can('cyborg:quota:delete')
+        rest.call().conductor.delete_quota(project=_named(project_id))
+
+
+def _named(project: str) -> str:
+    """A project that is called by its id."""
+    if project == OWN:
+        raise exception.Invalid(reason='Invalid project_id: expected the id of the project.')
+    return _checked(project)
+
+
+def _checked(project: str) -> str:
+    if not _PROJECT.fullmatch(project):
+        raise exception.Invalid(
+            reason=f'Invalid project_id {project[:64]!r}: expected the id of a project, 1 to 64 of '
+            'A-Z, a-z, 0-9, "_", "." and "-".'
+        )
+    return project
+
+
+def _show(project: str) -> dict[str, typing.Any]:
+    with rest.call().database.reader() as session:
+        limits, used = quotas.limits(session, project), quotas.usage(session, project)
+    total = model.Quota.TOTAL
+    names = [total, *sorted((limits.keys() | used.keys()) - {total})]
+    shown = [
+        {'resource': n, 'limit': limits.get(n, model.Quota.UNLIMITED), 'used': used[n]}
+        for n in names
+    ]
+    return {'project_id': project, 'quotas': shown}

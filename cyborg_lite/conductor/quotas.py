@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quotas: limits are set here, and kept in the transaction that creates accelerator requests."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.db import query as queries
+from cyborg_lite.db import quotas
+
+#: The most limits of one project.
+MOST = 1000
+
+
+def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str, int]) -> None:
+    """Return if the project may have so many requests more, by resource class.
+
+    Until the transaction ends, nothing else is counted for the project.
+
+    :raises cyborg_lite.exception.OverQuota: otherwise.
+    """
+    if not quotas.limits(session, project):
+        return
+    _lock(session, project)
+    # Under the lock: both may have changed until it was had.
+    limits, used = quotas.limits(session, project), quotas.usage(session, project)
+    wanted = {**asked, model.Quota.TOTAL: sum(asked.values())}
+    for name, count in sorted(wanted.items()):
+        limit = limits.get(name, model.Quota.UNLIMITED)
+        if limit != model.Quota.UNLIMITED and used[name] + count > limit:
+            raise exception.OverQuota(resource=name, limit=limit, used=used[name], asked=count)
+
+
+def claim_moved(session: orm.Session, moved: collections.abc.Iterable[tuple[str, str]]) -> None:
+    """Count for their new projects requests that change theirs.
+
+    :param moved: of each, its new project and its resource class.
+    """
+    found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for project, resource_class in moved:
+        found[project][resource_class] += 1
+    # In one order: two who lock the same projects wait for each other, and run into no deadlock.
+    for project, counts in sorted(found.items()):
+        claim(session, project, counts)
+
+
+def asked(groups: list[dict[str, str]], amounts: list[int]) -> collections.Counter[str]:
+    """How many requests of each resource class come of these groups, by how many each makes."""
+    found: collections.Counter[str] = collections.Counter()
+    for group, amount in zip(groups, amounts, strict=True):
+        found += quotas.shares(group, amount)
+    return found
+
+
+def _lock(session: orm.Session, project: str) -> None:
+    """Lock the row of a project until the transaction ends; make it where there is none.
+
+    Of two who make it the database refuses one, who tries again.
+    """
+    if session.scalar(_row(project).with_for_update()) is None:
+        session.execute(sa.insert(model.Quota), [{'project_id': project, 'limits': {}}])
+
+
+def _row(project: str) -> sa.Select[typing.Any]:
+    return sa.select(model.Quota).where(model.Quota.project_id == project)
+
+
+def update(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    project: str,
+    limits: dict[str, int | None],
+) -> None:
+    """Set limits of a project; None takes one away, so that the default one holds.
+
+    A limit may be lower than what is used: nothing is taken away, and nothing more is given.
+
+    :raises cyborg_lite.exception.Invalid: when the project would have too many.
+    """
+    _lock(session, project)
+    row = session.scalars(_row(project)).one()
+    merged = row.limits | limits
+    if len(merged) > MOST:
+        raise exception.Invalid(reason=f'Invalid limits: expected {MOST} at most for a project.')
+    row.limits = {name: limit for name, limit in merged.items() if limit is not None}
+
+
+def delete(session: orm.Session, ctxt: context.RequestContext, project: str) -> None:
+    """Take away all limits of a project, so that the default ones hold.
+
+    :raises cyborg_lite.exception.NotFound: when it has none.
+    """
+    gone = sa.delete(model.Quota).where(model.Quota.project_id == project)
+    if not queries.matched(session, gone):
+        raise exception.NotFound(what='Quota of project', id=project)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The limits of a project, and what of them it uses."""
+
+from __future__ import annotations
+
+import collections
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+
+
+def limits(session: orm.Session, project: str) -> dict[str, int]:
+    """What is limited, by resource class and in total: the project's own limits first."""
+    query = sa.select(model.Quota.project_id, model.Quota.limits).where(
+        model.Quota.project_id.in_([project, model.Quota.DEFAULTS])
+    )
+    found = {row.project_id: row.limits for row in session.execute(query)}
+    return found.get(model.Quota.DEFAULTS, {}) | found.get(project, {})
+
+
+def usage(session: orm.Session, project: str) -> collections.Counter[str]:
+    """How many accelerator requests the project has, by resource class and in total.
+
+    Each counts from its creation to its deletion, whatever its state, for the class that its device
+    profile asks for. Nothing is stored: counters could drift from the rows.
+    """
+    of = model.ARQ.device_profile_id, model.ARQ.device_profile_group_id
+    counts = sa.select(*of, sa.func.count().label('count'))
+    counts = counts.where(model.ARQ.project_id == project).group_by(*of)
+    by_group = counts.subquery()
+    query = sa.select(
+        model.DeviceProfile.groups, by_group.c.device_profile_group_id, by_group.c.count
+    ).join(by_group, by_group.c.device_profile_id == model.DeviceProfile.id)
+    used: collections.Counter[str] = collections.Counter()
+    for groups, number, count in session.execute(query):
+        used += shares(groups[number], count)
+        used[model.Quota.TOTAL] += count
+    return used
+
+
+def shares(group: dict[str, str], count: int) -> collections.Counter[str]:
+    """How many of so many requests of a group are for each resource class.
+
+    A group of several classes does not say which request is for which class. While all requests of
+    the group are there the numbers are exact, else they are rounded up.
+    """
+    amounts = {name: max(0, each) for name, each in model.DeviceProfile.resources(group).items()}
+    whole = sum(amounts.values())
+    return collections.Counter(
+        {name: -(-count * amount // whole) for name, amount in amounts.items() if amount}
+    )

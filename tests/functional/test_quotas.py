@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What projects may have: limits by resource class and in total, kept whoever asks and how many."""
+
+import collections
+import concurrent.futures
+import threading
+
+import pytest
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import members
+from cyborg_lite.api import quotas
+from tests import support
+from tests.functional import test_members
+
+ARQS = '/v2/accelerator_requests'
+ALONE = '00000000000000000000000000000001'
+QUOTAS = '/v2/quotas'
+place, start, asked = test_members.place, test_members.start, test_members.asked
+
+
+def set_(api, project=ALONE, **limits):
+    answer = api.patch(f'{QUOTAS}/{project}', {'limits': limits})
+    assert answer.status_int == 200, answer.text
+    return shown(answer)
+
+
+def shown(answer):
+    """By resource, the limit and what is used."""
+    return {each['resource']: (each['limit'], each['used']) for each in answer.json['quotas']}
+
+
+def post(api, profile='profile-1'):
+    return api.post(ARQS, {'device_profile_name': profile})
+
+
+@pytest.fixture
+def many(service):
+    """``many(project, count)``: create as many requests at once; returns the errors and uuids."""
+
+    def run(*projects):
+        ready = threading.Barrier(len(projects), timeout=60)
+
+        def create(project):
+            caller = context.RequestContext(project_id=project, overwrite=False)
+            conductor = service.embedded.bus.conductor(caller)
+            ready.wait()
+            try:
+                return conductor.create_arqs(profile='profile-1')
+            except exception.CyborgError as error:
+                return str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(len(projects)) as pool:
+            return list(pool.map(create, projects))
+
+    return run
+
+
+def counts(service):
+    return collections.Counter(arq.project_id for arq in service.rows(model.ARQ))
+
+
+# Who is refused what
+
+
+def test_nothing_is_limited_until_a_limit_is_set(service):
+    service.profile(FPGA=3)
+    assert post(service.api).status_int == 201
+    assert shown(service.api.get(f'{QUOTAS}/own')) == {'total': (-1, 3), 'FPGA': (-1, 3)}
+    assert service.rows(model.Quota) == []
+
+
+@pytest.mark.parametrize('resource', ['FPGA', 'total'])
+def test_a_refusal_names_class_limit_used_and_asked(service, resource):
+    service.profile(FPGA=2)
+    set_(service.api, **{resource: 5})
+    assert [post(service.api).status_int for _ in range(3)] == [201, 201, 403]
+    refused = post(service.api)
+    assert support.fault(refused) == (
+        f'Quota exceeded for {resource}: the limit is 5, 4 used, and 2 asked for.'
+    )
+    assert len(service.rows(model.ARQ)) == 4
+
+
+def test_up_to_the_limit_nothing_is_refused(service):
+    service.profile(FPGA=2)
+    set_(service.api, FPGA=4, total=4)
+    assert [post(service.api).status_int for _ in range(3)] == [201, 201, 403]
+
+
+def test_other_classes_and_other_projects_are_not_counted(service, many):
+    service.profile(FPGA=1)
+    service.profile('gpu', PGPU=1)
+    set_(service.api, FPGA=1)
+    assert [post(service.api).status_int for _ in range(2)] == [201, 403]
+    assert [post(service.api, 'gpu').status_int for _ in range(3)] == [201] * 3
+    assert all(isinstance(each, list) for each in many('p', 'p', 'q'))
+
+
+def test_zero_is_a_limit_and_minus_one_is_none(service):
+    service.profile()
+    set_(service.api, 'defaults', FPGA=0)
+    assert post(service.api).status_int == 403
+    set_(service.api, FPGA=-1)
+    assert post(service.api).status_int == 201
+
+
+def test_the_own_limit_goes_before_the_default_one(service, many):
+    service.profile()
+    set_(service.api, 'defaults', FPGA=1, total=9)
+    set_(service.api, 'p', FPGA=2)
+    assert sum(isinstance(each, list) for each in many('p', 'p', 'p', 'q', 'q')) == 3
+    assert counts(service) == {'p': 2, 'q': 1}
+    assert shown(service.api.get(f'{QUOTAS}/p')) == {'total': (9, 2), 'FPGA': (2, 2)}
+
+
+def test_what_is_deleted_counts_no_more_and_what_is_unbound_does(service):
+    service.report(support.card(handles=4))
+    service.profile()
+    set_(service.api, FPGA=1)
+    [arq] = service.arqs()
+    [part] = service.rows(model.Deployable)
+    assert service.api.bind(arq, provider=part.rp_uuid).status_int == 202
+    assert post(service.api).status_int == 403
+    assert service.api.unbind(arq).status_int == 202
+    assert post(service.api).status_int == 403
+    assert service.api.delete(f'{ARQS}/{arq}').status_int == 204
+    assert post(service.api).status_int == 201
+
+
+def test_a_group_of_several_classes_counts_for_each(service):
+    groups = [{'resources:FPGA': '1', 'resources:CUSTOM_NPU': '2'}, {'resources:FPGA': '1'}]
+    service.api.post('/v2/device_profiles', [{'name': 'profile-1', 'groups': groups}])
+    set_(service.api, FPGA=4, CUSTOM_NPU=3)
+    assert len(service.arqs()) == 4
+    assert shown(service.api.get(f'{QUOTAS}/own')) == {
+        'total': (-1, 4), 'FPGA': (4, 2), 'CUSTOM_NPU': (3, 2),
+    }  # fmt: skip
+    assert 'Quota exceeded for CUSTOM_NPU' in support.fault(post(service.api))
+
+
+def test_a_limit_below_what_is_used_takes_nothing_away(service):
+    service.profile()
+    for _ in range(2):
+        service.arqs()
+    assert set_(service.api, FPGA=1)['FPGA'] == (1, 2)
+    assert post(service.api).status_int == 403
+    assert len(service.rows(model.ARQ)) == 2
+
+
+def test_a_request_that_gets_another_project_counts_there(service):
+    service.report(support.card(handles=4))
+    service.profile()
+    set_(service.api, 'p', FPGA=1)
+    [part] = service.rows(model.Deployable)
+    api, answers = service.api.at('2.1'), []
+    for number in range(2):
+        [arq] = service.arqs()
+        patch = support.wish(part.rp_uuid, support.HOST, f'{support.INSTANCE[:-1]}{number}')
+        patch.append({'op': 'add', 'path': '/project_id', 'value': 'p'})
+        answers.append(api.patch(ARQS, {arq: patch}))
+    assert [answer.status_int for answer in answers] == [202, 403]
+    assert 'Quota exceeded for FPGA' in support.fault(answers[1])
+    assert counts(service) == {'p': 1, ALONE: 1}
+    # It is not bound, and may be bound elsewhere.
+    assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound', 'Initial'}
+
+
+# At once
+
+
+@pytest.mark.parametrize('which', ['own', 'default', 'total'])
+def test_of_64_at_once_as_many_as_the_limit_get_one(service, many, which):
+    service.profile()
+    project = 'defaults' if which == 'default' else 'p'
+    set_(service.api, project, **{'total' if which == 'total' else 'FPGA': 20})
+    answers = many(*['p'] * 64)
+    refused = [each for each in answers if isinstance(each, str)]
+    assert len(refused) == 44
+    assert {each.partition(':')[0] for each in refused} == {
+        f'Quota exceeded for {"total" if which == "total" else "FPGA"}'
+    }
+    assert counts(service) == {'p': 20}
+
+
+def test_those_who_want_many_at_once_get_all_or_none(service, many):
+    service.profile(FPGA=3)
+    set_(service.api, 'defaults', FPGA=10)
+    answers = many(*['p', 'q'] * 16)
+    assert sum(isinstance(each, list) for each in answers) == 6
+    assert counts(service) == {'p': 9, 'q': 9}
+
+
+# What is set
+
+
+def test_limits_are_set_one_by_one(service):
+    set_(service.api, 'p', FPGA=1, total=2)
+    set_(service.api, 'p', CUSTOM_NPU=3, total=None)
+    [row] = service.api.get(QUOTAS).json['quotas']
+    assert (row['project_id'], row['limits']) == ('p', {'FPGA': 1, 'CUSTOM_NPU': 3})
+    assert service.api.delete(f'{QUOTAS}/p').status_int == 204
+    assert service.api.delete(f'{QUOTAS}/p').status_int == 404
+    assert service.api.get(QUOTAS).json['quotas'] == []
+
+
+BAD = [
+    ({}, 'limits'),
+    ([], 'limits'),
+    (None, 'limits'),
+    ({'FPGA': '1'}, 'limits.FPGA'),
+    ({'FPGA': -2}, 'limits.FPGA'),
+    ({'FPGA': 1.5}, 'limits.FPGA'),
+    ({'FPGA': True}, 'limits.FPGA'),
+    ({'FPGA': 2**31}, 'limits.FPGA'),
+    ({'fpga': 1}, 'fpga'),
+    ({'': 1}, 'limits'),
+    ({'NPU': 1}, 'NPU'),
+    ({'CUSTOM_NPU\n': 1}, 'CUSTOM_NPU'),
+    ({'FPGA\n': 1}, 'FPGA'),
+    ({'TOTAL': 1}, 'TOTAL'),
+    ({'CUSTOM_' + 'A' * 249: 1}, 'CUSTOM_'),
+    ({f'CUSTOM_{n}': 1 for n in range(101)}, '101 entries, expected 100 at most'),
+]
+
+
+def test_bad_limits_are_refused(service):
+    for limits, said in BAD:
+        answer = service.api.patch(f'{QUOTAS}/p', {'limits': limits})
+        assert answer.status_int == 400, limits
+        assert said in support.fault(answer)
+    for body in ({}, [], {'limits': {'total': 1}, 'project_id': 'q'}, b'{', b''):
+        assert service.api.patch(f'{QUOTAS}/p', body).status_int == 400, body
+    assert service.rows(model.Quota) == []
+
+
+def test_what_is_no_project_is_refused(service):
+    for project in ('a' * 65, 'a b', '%C3%A4', 'a%0A', '%2e%2e%5c', "a'--"):
+        path = f'{QUOTAS}/{project}'
+        answers = [
+            service.api.get(path),
+            service.api.patch(path, {'limits': {'total': 1}}),
+            service.api.delete(path),
+        ]
+        assert [answer.status_int for answer in answers] == [400] * 3, project
+        assert 'Invalid project_id' in support.fault(answers[0])
+    # It is not said whose it would be.
+    assert service.api.patch(f'{QUOTAS}/own', {'limits': {'total': 1}}).status_int == 400
+
+
+def test_a_project_has_no_more_limits_than_are_of_use(service):
+    for page in range(10):
+        set_(service.api, 'p', **{f'CUSTOM_{page}_{n}': 1 for n in range(100)})
+    answer = service.api.patch(f'{QUOTAS}/p', {'limits': {'total': 1}})
+    assert answer.status_int == 400
+    assert 'expected 1000 at most' in support.fault(answer)
+
+
+# Who may
+
+
+def test_no_project_of_a_file_has_a_name_that_stands_for_something_else():
+    assert {quotas.OWN, model.Quota.DEFAULTS} == set(members.RESERVED)
+
+
+def test_members_see_the_quota_of_their_project_and_set_none(asked):
+    limits = {'limits': {'FPGA': 1}}
+    assert asked('root').patch(f'{QUOTAS}/vision', limits).status_int == 200
+    for name in ('ann', 'eve', 'max'):
+        api = asked(name)
+        assert shown(api.get(f'{QUOTAS}/own')) == {'total': (-1, 0), 'FPGA': (1, 0)}
+        assert api.get(f'{QUOTAS}/vision').json['project_id'] == 'vision'
+        refused = [
+            api.get(QUOTAS),
+            # Whether there is such a project is not told.
+            api.get(f'{QUOTAS}/speech'),
+            api.get(f'{QUOTAS}/nothing'),
+            api.get(f'{QUOTAS}/defaults'),
+            api.patch(f'{QUOTAS}/vision', limits),
+            api.delete(f'{QUOTAS}/vision'),
+        ]
+        assert [answer.status_int for answer in refused] == [403] * len(refused)
+    assert [post(asked('ann'), 'one').status_int for _ in range(2)] == [201, 403]
+    assert post(asked('bob'), 'one').status_int == 201
+
+
+# What it costs
+
+
+@pytest.mark.parametrize('count', [1, 100])
+def test_a_quota_costs_four_statements_more(service, count):
+    service.profile(FPGA=count)
+
+    def cost():
+        with service.statements() as statements:
+            assert post(service.api).status_int == 201
+        return len(statements)
+
+    free = cost()
+    set_(service.api, 'other', total=1)
+    assert cost() == free + 1
+    set_(service.api, FPGA=1000)
+    assert cost() == free + 4
+    with service.statements() as statements:
+        assert shown(service.api.get(f'{QUOTAS}/own'))['FPGA'] == (1000, 3 * count)
+    assert len(statements) <= 3, statements
