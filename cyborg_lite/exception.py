@@ -8,6 +8,10 @@ keyword arguments; the API answers with its ``code`` and ``message``.
 import typing
 
 
+class Refused(Exception):
+    """A command cannot do what it is asked to, as things are: the text says what to do."""
+
+
 class CyborgError(Exception):
     """The base of all errors of ours: a message with blanks, and what fills them."""
 

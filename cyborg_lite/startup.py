@@ -13,6 +13,7 @@ from oslo_log import log
 import sqlalchemy as sa
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite.db import migration
 
 LOG = log.getLogger(__name__)
@@ -23,17 +24,13 @@ PATIENCE = 5
 EXTRAS = {'mysql': 'mysql', 'mariadb': 'mysql', 'postgresql': 'postgresql'}
 
 
-class Refused(Exception):
-    """A command cannot do what it is asked to, as things are: the text says what to do."""
-
-
 def check(
     conf: cfg.ConfigOpts, *checks: collections.abc.Callable[[cfg.ConfigOpts], None]
 ) -> list[str]:
     """Run the checks of a service, and warn of options that do not exist.
 
     :returns: the warnings, which are logged.
-    :raises Refused: when the service would not work; the text says what to do.
+    :raises cyborg_lite.exception.Refused: when the service would not work.
     """
     warnings = list(unknown_options(conf))
     for text in warnings:
@@ -46,19 +43,21 @@ def check(
 def connection(conf: cfg.ConfigOpts) -> sa.URL:
     """The URL of the database, whose driver is installed."""
     if not conf.database.connection:
-        raise Refused(f'[database] connection is not set ({_sources(conf)})')
+        raise exception.Refused(f'[database] connection is not set ({_sources(conf)})')
     try:
         url = sa.make_url(conf.database.connection)
         url.get_dialect().import_dbapi()
     except sa.exc.SQLAlchemyError:
         # What is set is not shown: there may be a password in it.
-        raise Refused(
+        raise exception.Refused(
             '[database] connection: expected a URL such as postgresql+psycopg://USER@HOST/NAME'
         ) from None
     except ImportError as error:
         extra = EXTRAS.get(url.get_backend_name())
         hint = f": run pip install 'cyborg-lite[{extra}]'" if extra else ''
-        raise Refused(f'the driver of the database is not installed ({error}){hint}') from None
+        raise exception.Refused(
+            f'the driver of the database is not installed ({error}){hint}'
+        ) from None
     return url
 
 
@@ -74,9 +73,9 @@ def database(conf: cfg.ConfigOpts) -> None:
         LOG.warning('The database cannot be reached yet, it is tried again: %s', error)
         return
     if revision is None:
-        raise Refused('the database has no tables: run cyborg-lite-dbsync upgrade')
+        raise exception.Refused('the database has no tables: run cyborg-lite-dbsync upgrade')
     if migration.is_older(revision):
-        raise Refused(
+        raise exception.Refused(
             f'the database is of an older release (revision {revision}, this one needs '
             f'{migration.head()}): run cyborg-lite-dbsync upgrade'
         )
@@ -90,7 +89,7 @@ def identity(conf: cfg.ConfigOpts) -> None:
         name.startswith('OS_KEYSTONE_AUTHTOKEN__') for name in os.environ
     )
     if conf.api.auth_strategy == 'keystone' and not given:
-        raise Refused(
+        raise exception.Refused(
             f'[api] auth_strategy is keystone and there is no section [keystone_authtoken] '
             f'({_sources(conf)}): add it, or set auth_strategy to http_basic or noauth'
         )

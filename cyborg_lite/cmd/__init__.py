@@ -4,24 +4,40 @@
 from __future__ import annotations
 
 import importlib.abc
+import importlib.machinery
 import sys
 import typing
+
+#: The module in which oslo.service keeps the choice.
+_BACKEND = 'oslo_service.backend'
+
+
+class _Backend(importlib.machinery.SourceFileLoader):
+    """Chooses native threads as soon as the module is there, before anything takes eventlet."""
+
+    def exec_module(self, module: typing.Any) -> None:
+        super().exec_module(module)
+        module.init_backend(module.BackendType.THREADING)
 
 
 class _NoEventlet(importlib.abc.MetaPathFinder):
     """Makes eventlet look absent.
 
-    oslo.service still requires it to be installed, and futurist imports whatever is.
+    oslo.service still requires it to be installed, and futurist imports whatever is.  oslo.service
+    itself takes long to load: a command that does not need it does not import it.
     """
 
-    def find_spec(self, fullname: str, path: typing.Any, target: typing.Any = None) -> None:
+    def find_spec(
+        self, fullname: str, path: typing.Any, target: typing.Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if fullname.partition('.')[0] == 'eventlet':
             raise ModuleNotFoundError('cyborg_lite runs on native threads', name=fullname)
+        if fullname != _BACKEND:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is not None and spec.origin is not None:
+            spec.loader = _Backend(fullname, spec.origin)
+        return spec
 
 
 sys.meta_path.insert(0, _NoEventlet())
-
-from oslo_service import backend  # noqa: E402
-
-# Before anything else imports oslo.service, which would take eventlet.
-backend.init_backend(backend.BackendType.THREADING)

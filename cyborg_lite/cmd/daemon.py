@@ -10,6 +10,7 @@ import sys
 from oslo_config import cfg
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import service
 from cyborg_lite import startup
 
@@ -28,7 +29,7 @@ def run(
         conf = options.load(sys.argv[1:])
         service.prepare(conf)
         startup.check(conf, *checks)
-    except (cfg.Error, startup.Refused) as error:
+    except (cfg.Error, exception.Refused) as error:
         # Before the launcher is there, which would start it again and again.
         sys.exit(f'{name}: {error}')
     return service.run(conf, functools.partial(make, conf))

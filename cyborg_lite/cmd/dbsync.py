@@ -30,7 +30,7 @@ def main() -> int:
         db_exception.DBError,
         exception.CyborgError,
         sa.exc.SQLAlchemyError,
-        startup.Refused,
+        exception.Refused,
         ImportError,  # of the driver of the database that is imported
     ) as error:
         if arguments.debug:

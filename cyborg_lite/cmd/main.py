@@ -4,67 +4,72 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
+import importlib
 import sys
+import typing
 
-from oslo_config import cfg
+from cyborg_lite import exception
 
-from cyborg_lite import conf as options
-from cyborg_lite import driver
-from cyborg_lite import startup
-from cyborg_lite.agent import drivers
-from cyborg_lite.cmd import ps
-from cyborg_lite.cmd import up
-from cyborg_lite.driver import description
-from cyborg_lite.driver import recording
+#: The commands, each a module here, and what they do.
+COMMANDS = {
+    'up': 'run the service: API, conductor and agents in one process',
+    'ps': 'list the accelerators of a service that runs',
+    'record': 'pack what drivers see of this machine, for a bug report',
+}
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes long to find."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> typing.NoReturn:
+        from cyborg_lite import conf as options
+
+        print(options.VERSION)
+        parser.exit()
+
+
+class _Command(argparse.ArgumentParser):
+    """A command, whose module is imported when the command is asked for: most take long to load."""
+
+    def __init__(self, module: str, **more: typing.Any) -> None:
+        super().__init__(**more)
+        self._module = module
+
+    def parse_known_args(self, *arguments: typing.Any) -> typing.Any:  # type: ignore[override]
+        module = importlib.import_module(self._module)
+        self.description = module.DESCRIPTION
+        module.add_arguments(self)
+        return super().parse_known_args(*arguments)
 
 
 def main() -> int:
     arguments = parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
-    except (description.HostError, cfg.Error, startup.Refused, OSError) as error:
-        print(f'cyborg-lite: {error}', file=sys.stderr)
-        return 1
+    except (exception.Refused, OSError) as error:
+        return _fail(error)
+    except _unusable() as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f'cyborg-lite: {error}', file=sys.stderr)
+    return 1
+
+
+def _unusable() -> tuple[type[Exception], ...]:
+    """The errors of configurations and hosts.  Whatever raises one has imported it."""
+    from oslo_config import cfg
+
+    from cyborg_lite.driver import description
+
+    return cfg.Error, description.HostError
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
-    parser.add_argument('--version', action='version', version=options.VERSION)
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    up.add_parser(commands)
-    ps.add_parser(commands)
-    record = commands.add_parser(
-        'record',
-        help='pack what drivers see of this machine, for a bug report',
-        description='Writes a tarball that only you can read, of what drivers see of this machine: '
-        'of each PCI function the address, ids, class, revision, NUMA node, kernel driver, virtual '
-        'functions and types of vGPU; the names of accelerators in /dev; what the tools of vendors '
-        'print (npu-smi: chips, boards, health, usage, topology). Left out are the list of '
-        "processes that a tool prints and the machine's own ids; serial numbers and UUIDs are "
-        'replaced by others of their shape. "cyborg-lite up --host FILE" shows what was recorded.',
-    )
-    record.add_argument(
-        'file', nargs='?', type=pathlib.Path, help='the tarball to write (HOSTNAME.tar.gz)'
-    )
-    record.add_argument(
-        '--with-serials',
-        action='store_true',
-        help='keep serial numbers, UUIDs and lists of processes in what tools print',
-    )
-    record.add_argument('--config-file', action='append', help='a configuration file')
-    record.set_defaults(run=_record)
+    parser.add_argument('--version', action=_Version, nargs=0, help='print the version, and exit')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND', parser_class=_Command)
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text, module=f'cyborg_lite.cmd.{name}')
     return parser
-
-
-def _record(arguments: argparse.Namespace) -> None:
-    conf = options.load(files=arguments.config_file)
-    host = driver.Host.local(conf.host)
-    file = arguments.file or pathlib.Path(f'{conf.host}.tar.gz')
-    print(f'Looking at {conf.host}...', file=sys.stderr)
-    # What drivers ask tools for is recorded as they ask.
-    findings = drivers.Drivers(conf, host).discover(patience=conf.agent.driver_timeout)
-    recording.record(host, file, arguments.with_serials)
-    for name, state in findings.drivers.items():
-        print(f'{name}: {state.devices} device(s) {state.reason}'.rstrip())
-    print(f'Wrote {file}. Look at it with: cyborg-lite up --host {file}')

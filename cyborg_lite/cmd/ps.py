@@ -18,7 +18,7 @@ from oslo_utils import timeutils
 import prettytable
 import requests
 
-from cyborg_lite import startup
+from cyborg_lite import exception
 
 Row = dict[str, typing.Any]
 
@@ -33,14 +33,14 @@ TIMEOUT = 30
 CLEAR = '\x1b[2J\x1b[H'
 
 
-def add_parser(commands: typing.Any) -> None:
-    parser = commands.add_parser(
-        'ps',
-        help='list the accelerators of a service that runs',
-        description='Lists accelerators, in which state each is, who holds it, and since when. '
-        'With http_basic the password is read from the terminal, or from CYBORG_LITE_PASSWORD; '
-        'with keystone the token is read from OS_TOKEN.',
-    )
+DESCRIPTION = (
+    'Lists accelerators, in which state each is, who holds it, and since when. With http_basic the '
+    'password is read from the terminal, or from CYBORG_LITE_PASSWORD; with keystone the token is '
+    'read from OS_TOKEN.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--url',
         default=os.environ.get('CYBORG_LITE_URL', 'http://127.0.0.1:6666'),
@@ -120,13 +120,13 @@ def _ask(session: requests.Session, url: str, arguments: dict[str, str]) -> Row:
             return typing.cast('Row', found)
         said = str(found['errors'][0]['detail'])
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise startup.Refused(
+        raise exception.Refused(
             f'no service answers at {url} ({type(error).__name__}): start one with '
             '"cyborg-lite up", or say with --url where it is'
         ) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise startup.Refused(f'{url} is not answered as by this service') from None
-    raise startup.Refused(f'{url} answers {answer.status_code}: {said}')
+        raise exception.Refused(f'{url} is not answered as by this service') from None
+    raise exception.Refused(f'{url} answers {answer.status_code}: {said}')
 
 
 def _table(rows: list[Row]) -> str:

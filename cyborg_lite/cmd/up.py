@@ -28,6 +28,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import conf as options
 from cyborg_lite import driver
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
@@ -44,14 +45,14 @@ MORE = ('Driver', 'Device', 'Reason')
 ABSENT = 'not of this run'
 
 
-def add_parser(commands: typing.Any) -> None:
+DESCRIPTION = (
+    'Finds the accelerators of this machine, or of hosts that were described or recorded, and '
+    'gives them out over a REST API until it is interrupted.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
-    parser = commands.add_parser(
-        'up',
-        help='run the service: API, conductor and agents in one process',
-        description='Finds the accelerators of this machine, or of hosts that were described or '
-        'recorded, and gives them out over a REST API until it is interrupted.',
-    )
     parser.add_argument(
         '--host',
         action='append',
@@ -148,7 +149,7 @@ def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise startup.Refused(
+            raise exception.Refused(
                 f'{state_dir} is in use by process {file.read(20).strip()}: end that first, or '
                 'give another --state-dir'
             ) from None
@@ -164,14 +165,14 @@ def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedde
     except (sa.exc.SQLAlchemyError, db_exception.DBError, alembic.util.CommandError) as error:
         database = sa.make_url(conf.database.connection)
         reason = str(error).partition('\n')[0]
-        raise startup.Refused(f'the database {database} cannot be used: {reason}') from None
+        raise exception.Refused(f'the database {database} cannot be used: {reason}') from None
 
 
 def _listen(embedded: service.Embedded, arguments: argparse.Namespace) -> server.Server:
     try:
         return service.listen(embedded.application, arguments.bind, arguments.port)
     except OSError as error:
-        raise startup.Refused(
+        raise exception.Refused(
             f'cannot listen on {arguments.bind}, port {arguments.port}: '
             f'{error.strerror or error}. Choose others with --bind and --port.'
         ) from None
@@ -193,28 +194,28 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
     if not cert and not key:
         return None
     if not cert or not key:
-        raise startup.Refused('--tls-cert and --tls-key need each other')
+        raise exception.Refused('--tls-cert and --tls-key need each other')
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for option, file in (('--tls-cert', cert), ('--tls-key', key)):
         try:
             file.read_bytes()
         except OSError as error:
-            raise startup.Refused(f'{option} {file}: {error.strerror}') from None
+            raise exception.Refused(f'{option} {file}: {error.strerror}') from None
     try:
         # It says which of the two is no certificate.
         ssl.create_default_context(cafile=str(cert))
     except ssl.SSLError:
-        raise startup.Refused(f'--tls-cert {cert}: expected a certificate in PEM form') from None
+        raise exception.Refused(f'--tls-cert {cert}: expected a certificate in PEM form') from None
     try:
         # Without a password OpenSSL would ask for one on the terminal.
         context.load_cert_chain(cert, key, password='')  # nosec B106
     except (ssl.SSLError, ValueError) as error:
         if getattr(error, 'reason', None) == 'KEY_VALUES_MISMATCH':
-            raise startup.Refused(
+            raise exception.Refused(
                 f'--tls-key {key}: not the key of the certificate {cert}'
             ) from None
-        raise startup.Refused(
+        raise exception.Refused(
             f'--tls-key {key}: expected a private key in PEM form, without a passphrase'
         ) from None
     return context
@@ -223,7 +224,7 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     if set('?%') & set(str(arguments.state_dir.absolute())):
         # They have a meaning in the URL of a database.
-        raise startup.Refused(
+        raise exception.Refused(
             f'--state-dir {arguments.state_dir}: expected a path without "?" and "%"'
         )
     _keep_private(arguments.state_dir)
@@ -253,7 +254,7 @@ def _keep_private(directory: pathlib.Path) -> None:
 def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
     """Without authentication everyone who reaches the address is administrator."""
     if conf.api.auth_strategy == 'noauth' and not _is_loopback(address):
-        raise startup.Refused(
+        raise exception.Refused(
             f'refusing to listen on {address} without authentication: everyone who reaches it '
             'would be administrator. Listen on 127.0.0.1, or set auth_strategy = http_basic in '
             'the [api] section of a --config-file.'
@@ -267,7 +268,7 @@ def _refuse_plain_passwords(
     if conf.api.auth_strategy != 'http_basic' or tls or arguments.insecure:
         return
     if not _is_loopback(arguments.bind):
-        raise startup.Refused(
+        raise exception.Refused(
             f'refusing to listen on {arguments.bind} with http_basic and without TLS: passwords '
             'would cross the network in plain text. Give --tls-cert and --tls-key, or accept the '
             'risk with --insecure.'
@@ -282,7 +283,7 @@ def _refuse_twins(found: list[driver.Host]) -> None:
     names = [host.name for host in found]
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise startup.Refused(f'two hosts have the name {", ".join(twins)}: each needs its own')
+        raise exception.Refused(f'two hosts have the name {", ".join(twins)}: each needs its own')
 
 
 def _in_url(address: str) -> str:

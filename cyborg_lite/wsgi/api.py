@@ -15,6 +15,7 @@ from oslo_log import log
 
 from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import service
 from cyborg_lite import startup
@@ -32,7 +33,7 @@ def _application() -> app.Wsgi:
         startup.check(conf, startup.identity, startup.database)
         # It reads the files that say who callers are, and what they may do.
         made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
-    except (cfg.Error, startup.Refused) as error:
+    except (cfg.Error, exception.Refused) as error:
         print(f'cyborg-lite-api: {error}', file=sys.stderr)
         # By this status gunicorn ends, and does not start another worker.
         sys.exit(3)

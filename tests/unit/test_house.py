@@ -41,7 +41,7 @@ ROOMS = {
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
-    'startup': {'conf', 'db'},
+    'startup': {'conf', 'db', 'exception'},
     'service': {
         'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'rpc', 'server', 'shims',
     },
@@ -49,7 +49,7 @@ ROOMS = {
         'agent', 'conf', 'db', 'driver', 'exception', 'model', 'rpc', 'server', 'service',
         'startup',
     },
-    'wsgi': {'api', 'cmd', 'conf', 'db', 'rpc', 'service', 'startup'},
+    'wsgi': {'api', 'cmd', 'conf', 'db', 'exception', 'rpc', 'service', 'startup'},
 }  # fmt: skip
 GROUPS = (
     'console_scripts',

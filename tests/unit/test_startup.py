@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite import startup
 from cyborg_lite.db import migration
 
@@ -33,7 +34,7 @@ def refused(conf):
     """What is said of a configuration."""
 
     def ask(text, check):
-        with pytest.raises(startup.Refused) as raised:
+        with pytest.raises(exception.Refused) as raised:
             startup.check(conf(text), check)
         said = str(raised.value)
         assert '\n' not in said
@@ -48,7 +49,7 @@ def test_no_database_is_named(refused, tmp_path):
 
 
 def test_no_file_is_found():
-    with pytest.raises(startup.Refused, match='no configuration file was found'):
+    with pytest.raises(exception.Refused, match='no configuration file was found'):
         startup.database(options.load(files=[]))
 
 

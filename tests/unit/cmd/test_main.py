@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
 import sys
 import tarfile
 
@@ -52,6 +53,22 @@ def test_help(run, arguments, capsys):
         run(*arguments)
     assert exit_.value.code == 0
     assert 'usage: cyborg-lite' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('arguments', [['--help'], ['ps', '--url', 'http://127.0.0.1:9']])
+def test_what_only_asks_loads_no_service(arguments):
+    """A second went by before a line of help was shown."""
+    code = (
+        'import sys; from cyborg_lite.cmd import entry\n'
+        'try: entry.main()\n'
+        'except SystemExit: pass\n'
+        'heavy = {"sqlalchemy", "oslo_config", "oslo_messaging", "pecan"} & set(sys.modules)\n'
+        'print("loaded:", *heavy)'
+    )
+    run = [sys.executable, '-c', code, *arguments]
+    found = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == 'loaded:', found.stdout
+    assert ('usage:' in found.stdout) or ('no service answers' in found.stderr)
 
 
 class _Interrupted:
