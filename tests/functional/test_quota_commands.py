@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack accelerator quota ..., as a client asks the API."""
+
+import types
+
+from osc_lib import exceptions
+import pytest
+
+from cyborg_lite.osc import quotas
+from tests.functional import test_sdk
+
+OWN = '00000000000000000000000000000001'
+url, sdk = test_sdk.url, test_sdk.sdk
+
+
+@pytest.fixture
+def run(sdk):
+    """``run(command, *words)``: what it shows, row by row."""
+    client = types.SimpleNamespace(sdk_connection=types.SimpleNamespace(accelerator=sdk))
+
+    def run(kind, *words):
+        command = kind(types.SimpleNamespace(client_manager=client), None)
+        shown = command.take_action(command.get_parser('quota').parse_args([*words]))
+        return shown and [tuple(row) for row in shown[1]]
+
+    return run
+
+
+def test_limits_are_set_shown_and_listed(run):
+    set_ = ('--limit', 'FPGA=4', '--limit', 'total=-1')
+    assert run(quotas.SetQuota, OWN, *set_) == [('total', -1, 0), ('FPGA', 4, 0)]
+    run(quotas.SetQuota, '--default', '--limit', 'total=8')
+    assert run(quotas.ShowQuota) == run(quotas.ShowQuota, OWN)
+    assert run(quotas.ShowQuota) == [('total', -1, 0), ('FPGA', 4, 0)]
+    assert run(quotas.ShowQuota, 'other') == [('total', 8, 0)]
+    listed = {project: limits.human_readable() for project, limits in run(quotas.ListQuotas)}
+    assert listed == {OWN: "FPGA='4', total='-1'", 'defaults': "total='8'"}
+    run(quotas.SetQuota, OWN, '--limit', 'total=default')
+    assert run(quotas.ShowQuota) == [('total', 8, 0), ('FPGA', 4, 0)]
+    run(quotas.DeleteQuota, OWN)
+    assert run(quotas.ShowQuota) == [('total', 8, 0)]
+
+
+@pytest.mark.parametrize('words', [[], ['p'], ['p', '--limit', 'total'], ['--limit', 'total=x']])
+def test_words_that_cannot_be_understood(run, words, capsys):
+    with pytest.raises(SystemExit):
+        run(quotas.SetQuota, *words)
+    assert '--limit' in capsys.readouterr().err
+
+
+def test_a_change_names_its_project(run):
+    for command, words in ((quotas.SetQuota, ['--limit', 'total=1']), (quotas.DeleteQuota, [])):
+        with pytest.raises(exceptions.CommandError, match='Expected <project> or --default'):
+            run(command, *words)
+
+
+def test_what_the_service_refuses_is_said(run):
+    with pytest.raises(exceptions.CommandError, match='NPU.*"total" or a resource class'):
+        run(quotas.SetQuota, 'p', '--limit', 'NPU=1')
+    with pytest.raises(exceptions.CommandError, match='Quota of project p not found'):
+        run(quotas.DeleteQuota, 'p')
