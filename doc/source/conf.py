@@ -25,3 +25,14 @@ openstackdocs_auto_name = False
 openstackdocs_repo_name = ''
 openstackdocs_pdf_link = False
 pygments_style = 'native'
+
+man_pages = [
+    (f'cli/{name}', name, about, ['The cyborg_lite developers'], section)
+    for name, about, section in (
+        ('cyborg-lite', 'the whole accelerator service in one process', 1),
+        ('cyborg-lite-agent', 'reports the accelerators of a host', 8),
+        ('cyborg-lite-conductor', 'keeps accelerators, and binds them to workloads', 8),
+        ('cyborg-lite-dbsync', 'cares for the database of cyborg_lite', 8),
+        ('cyborg-lite-status', 'says what stands in the way of an upgrade', 8),
+    )
+]

@@ -65,6 +65,7 @@ MORE = {
     'test_devstack',
     'test_driver_guide',
     'test_house',
+    'test_man_pages',
     'test_mutants',
     'test_pages',
     'test_readme',

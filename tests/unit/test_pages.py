@@ -26,8 +26,8 @@ FOREIGN = {'Service', 'uwsgi', '[local|localrc]', 'options.entry_points'}
 #: Those of nova.conf, and those whose options depend on [GROUP] auth_type.
 NOVA = {'service_user', 'cyborg'}
 AUTH = NOVA | {'keystone_authtoken', 'placement', 'nova'}
-#: Commands of a package that tests do not need: osc-placement.
-ELSEWHERE = ['resource', 'provider']
+#: Commands of a package that tests do not need, osc-placement, and of cliff itself.
+ELSEWHERE = ('resource', 'complete')
 GENERATOR = pages.ROOT / 'etc/cyborg_lite/cyborg-lite-config-generator.conf'
 
 
@@ -90,7 +90,7 @@ def plugins():
 def test_openstack(words, plugins):
     while words[0].startswith('--os-'):
         words = words[2:]
-    if words[:2] == ELSEWHERE:
+    if words[0] in ELSEWHERE:
         return
     name = next(tuple(words[:n]) for n in range(len(words), 0, -1) if tuple(words[:n]) in plugins)
     # The options of a command stand in its parser; it needs no application for that.
