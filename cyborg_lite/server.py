@@ -189,8 +189,9 @@ class Server:
         except OSError as error:
             LOG.debug('No TLS with %s: %s', peer[0], error)
             return
-        # A response has been sent once the kernel has all of it.
-        transport.set_write_buffer_limits(0)
+        # A response has been sent once the kernel has all of it. With 0 asyncio's TLS would pause
+        # when there is nothing left to be sent.
+        transport.set_write_buffer_limits(1)
         environ = {
             'SERVER_NAME': server[0],
             'SERVER_PORT': str(server[1]),
