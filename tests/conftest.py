@@ -37,10 +37,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope='session')
-def databases(pytestconfig, tmp_path_factory):
+def databases(pytestconfig):
     """Where empty databases are to be had, of the engine that was asked for."""
-    place = tmp_path_factory.mktemp('databases')
-    with databases_.of(pytestconfig.option.database, place) as made:
+    with databases_.of(pytestconfig.option.database) as made:
         yield made
 
 

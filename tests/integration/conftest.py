@@ -17,7 +17,7 @@ from tests.integration import process
 
 #: The files that take longest. They come first: a process that began one of them last would work
 #: on alone.
-LONG = ('test_crashes', 'test_tempest', 'test_nova_boot', 'test_messages', 'test_processes')
+LONG = ('test_crashes', 'test_nova_boot', 'test_messages', 'test_processes', 'test_tempest')
 #: One FPGA with sixteen accelerators, as Cyborg's fake driver has it, and a host with two cards.
 DRIVERS = '[agent]\nenabled_drivers = fake, intel_qat, xilinx_fpga\n'
 HOST = 'mixed-alveo-qat'

@@ -35,7 +35,7 @@ from tests.integration import servers
 CONF = """
 [api]
 auth_strategy = keystone
-response_timeout = 2
+response_timeout = 4
 [conductor]
 absences = 1
 outbox_interval = 1
