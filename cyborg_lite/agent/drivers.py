@@ -37,6 +37,13 @@ class State:
     #: of a degraded one: whether it looked at all cards, so that one that it lacks is not there
     complete: bool = False
 
+    @property
+    def words(self) -> str:
+        """How it is, in a sentence; one that could not look found nothing that says anything."""
+        found = f', {self.devices} device{"" if self.devices == 1 else "s"}'
+        count = found if self.devices or self.state == 'ok' else ''
+        return f'{self.state}{count}' + (f': {self.reason}' if self.reason else '')
+
     def facts(self) -> dict[str, typing.Any]:
         """As it is reported; an ``ok`` one has always looked at all."""
         facts = dataclasses.asdict(self)
@@ -202,9 +209,8 @@ class Drivers:
         if self._states.get(name) != state:
             LOG.log(
                 log.INFO if state.state == 'ok' else log.WARNING,
-                'Host %s: driver %s is %s, %d device(s)%s',
-                *(self._host.name, name, state.state, state.devices),
-                f': {state.reason}' if state.reason else '',
+                'Host %s: driver %s is %s',
+                *(self._host.name, name, state.words),
             )
         self._states[name] = state
 

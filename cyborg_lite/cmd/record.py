@@ -44,5 +44,5 @@ def run(arguments: argparse.Namespace) -> None:
     findings = drivers.Drivers(conf, host).discover(patience=conf.agent.driver_timeout)
     recording.record(host, file, arguments.with_serials)
     for name, state in findings.drivers.items():
-        print(f'{name}: {state.devices} device(s) {state.reason}'.rstrip())
+        print(f'{name}: {state.words}')
     print(f'Wrote {file}. Look at it with: cyborg-lite up --host {file}')

@@ -320,6 +320,9 @@ def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> N
         table = prettytable.PrettyTable([*COLUMNS, *MORE], align='l')
         table.add_rows(rows)
         print(table.get_string() if long else table.get_string(fields=COLUMNS))
+        for host, *_, address, _numa, _free, state, _driver, _device, reason in rows:
+            if reason and not long:
+                print(f'{host}: {address} is {state}: {reason}')
     else:
         print('No accelerator was found.')
     _explain(embedded, drivers, bool(rows))

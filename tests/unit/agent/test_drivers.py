@@ -308,17 +308,16 @@ def test_what_each_driver_found_is_logged_when_it_changes(load, monkeypatch, cap
     for _ in range(3):
         loaded.discover()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ('INFO', 'Host host-1: driver moody is ok, 1 device(s)'),
+        ('INFO', 'Host host-1: driver moody is ok, 1 device'),
         (
             'WARNING',
-            'Host host-1: driver raising is degraded, 0 device(s): discover() failed: '
-            'OSError: no such card',
+            'Host host-1: driver raising is degraded: discover() failed: OSError: no such card',
         ),
     ]
     caplog.clear()
     monkeypatch.setattr(cards.Moody, 'buses', ('3b', '5e'))
     loaded.discover()
-    assert caplog.messages == ['Host host-1: driver moody is ok, 2 device(s)']
+    assert caplog.messages == ['Host host-1: driver moody is ok, 2 devices']
 
 
 def test_states_are_in_the_order_of_the_option(load):

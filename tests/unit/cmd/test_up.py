@@ -16,9 +16,12 @@ from cryptography.hazmat.primitives import serialization
 import pytest
 import trustme
 
+from cyborg_lite import model
 from cyborg_lite import service
 from cyborg_lite.cmd import main
+from cyborg_lite.cmd import up as up_
 from cyborg_lite.driver import host
+from tests import support
 from tests.unit.cmd import process
 
 
@@ -474,3 +477,19 @@ def test_a_stop_while_it_starts(tmp_path):
     assert 'Traceback' not in up.errors()
     up.__exit__()
     assert 'Traceback' not in (tmp_path / 'state' / 'cyborg-lite.log').read_text()
+
+
+def test_why_a_card_is_not_free_stands_below_the_table(database_url, tmp_path, capsys):
+    made = support.Service(database_url, [host.find('hgx-8gpu', tmp_path)])
+    try:
+        [agent] = made.embedded.agents
+        assert agent.manager.reported.wait(process.BOUND)
+        device = made.rows(model.Device)[0]
+        made.api.post(f'/v2/devices/{device.uuid}/disable')
+        for long, lines in (False, 1), (True, 0):
+            up_._introduce(made.embedded, 'http://127.0.0.1:6666', 'curl -s', long)
+            said = capsys.readouterr().out
+            line = f'hgx-8gpu: {device.address} is disabled: its device is maintaining\n'
+            assert said.count(line) == lines
+    finally:
+        made.stop()
