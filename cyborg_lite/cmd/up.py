@@ -16,6 +16,7 @@ import signal
 import ssl
 import sys
 import textwrap
+import threading
 import typing
 import uuid
 
@@ -41,6 +42,9 @@ from cyborg_lite.driver import host as hosts
 COLUMNS = ('Host', 'Type', 'Vendor', 'Model', 'Address', 'NUMA', 'Free', 'State')
 #: What --long adds.
 MORE = ('Driver', 'Device', 'Reason')
+#: How long the services may take to stop, in seconds. With the grace of the web server, and what
+#: cmd.entry waits for threads, it is less than the 5 s that a stop may take.
+PATIENCE = 1.0
 #: The state of what is known of a host that this process does not run.
 ABSENT = 'not of this run'
 
@@ -138,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
         finally:
             print('\nStopping.', file=sys.stderr)
             web.stop()
-            embedded.stop()
+            _stop(embedded)
 
 
 @contextlib.contextmanager
@@ -308,6 +312,13 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
         while not (agent.manager.reported.wait(0.1) or web.stopped):
             pass
     service.spare_garbage_collection()
+
+
+def _stop(embedded: service.Embedded) -> None:
+    """Stop, and do not wait for long for what is in hand: it may wait for a lock itself."""
+    stopping = threading.Thread(target=embedded.stop, name='stop', daemon=True)
+    stopping.start()
+    stopping.join(PATIENCE)
 
 
 def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> None:

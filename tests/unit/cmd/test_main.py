@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import tarfile
+import threading
 
 import pytest
 
@@ -32,6 +33,25 @@ def test_record(run, tmp_path, capsys):
     with process.Up(tmp_path, '--host', str(file)) as up:
         assert 'mine: ' in up.text or up.rows()
         assert up.interrupt() == 0
+
+
+@pytest.mark.parametrize('busy', [True, False])
+def test_threads_do_not_keep_the_process(monkeypatch, busy):
+    go, ended = threading.Event(), []
+    if not busy:
+        go.set()
+
+    def command():
+        threading.Thread(target=go.wait, name='slow').start()
+        return 3
+
+    monkeypatch.setattr(main, 'main', command)
+    monkeypatch.setattr(entry, 'PATIENCE', 0.1 if busy else process.BOUND)
+    monkeypatch.setattr(entry.os, '_exit', ended.append)
+    monkeypatch.setattr(entry.logging, 'shutdown', lambda: None)
+    assert entry.main() == 3
+    go.set()
+    assert ended == ([3] if busy else [])
 
 
 def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import datetime
+import http.client
 import json
 import os
 import re
@@ -187,6 +188,30 @@ def test_a_stop_waits_for_no_client(tmp_path, number):
         assert up.interrupt(number) == 0
         assert time.monotonic() - began < 5
         assert 'Traceback' not in up.errors()
+
+
+def test_a_stop_waits_for_no_lock(tmp_path):
+    """A request waits for SQLite's lock for 30 s."""
+    (tmp_path / 'bare' / 'sys').mkdir(parents=True)
+    with process.Up(tmp_path, '--host', str(tmp_path / 'bare')) as up:
+        _, _, port = up.url.rpartition(':')
+        file = tmp_path / 'state' / 'cyborg_lite.sqlite'
+        holder = sqlite3.connect(file, isolation_level=None, timeout=process.BOUND)
+        client = http.client.HTTPConnection('127.0.0.1', int(port))
+        with contextlib.closing(holder), contextlib.closing(client):
+            holder.execute('BEGIN IMMEDIATE')
+            profile = json.dumps([{'name': 'a', 'groups': [{'resources:FPGA': '1'}]}])
+            headers = {'Content-Type': 'application/json'}
+            client.request('POST', '/v2/device_profiles', profile, headers)
+            # It was sent later, and is answered.
+            assert up.get('/')['versions']
+            began = time.monotonic()
+            assert up.interrupt(signal.SIGTERM) == 0
+            # On a busy machine: 5 s otherwise.
+            assert time.monotonic() - began < 15
+        assert 'Traceback' not in up.errors()
+        log = (tmp_path / 'state' / 'cyborg-lite.log').read_text()
+        assert 'The process ends while threads are busy: http_' in log
 
 
 def test_files_are_of_the_user_alone(tmp_path):
