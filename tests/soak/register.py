@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a thousand hosts of eight devices take to be known, and what their reports cost then.
 
-``tox -e bench``; no test: what it says depends on the machine.  Hosts are reports that a few
-threads send over RabbitMQ; two conductors write them to PostgreSQL.
+``tox -e bench -- --hosts 1000``; no test: what it says depends on the machine.  Hosts are reports
+that a few threads send over RabbitMQ; two conductors write them to PostgreSQL.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import contextlib
 import functools
-import os
 import pathlib
 import tempfile
 import time
@@ -20,21 +18,19 @@ import typing
 from cyborg_lite import context
 from cyborg_lite import model
 from tests import support
+from tests.bench import measure
 from tests.integration import deployment as deployment_
 from tests.integration import process
 from tests.integration import servers
 
-TICK = os.sysconf('SC_CLK_TCK')
 DEVICES = 8
 CONDUCTORS = 2
 #: How many agents' reports are under way at a time.
 THREADS = 16
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--hosts', type=int, default=1000)
-    hosts = [f'host-{number}' for number in range(parser.parse_args().hosts)]
+def run(count: int) -> None:
+    hosts = [f'host-{number}' for number in range(count)]
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         place = pathlib.Path(directory)
         bus, database = process.enter(
@@ -85,12 +81,4 @@ def devices() -> list[dict[str, typing.Any]]:
 
 def spent(services: list[process.Server]) -> float:
     """The CPU time of those that do the work, in seconds."""
-    pids = [pid for service in services for pid in deployment_.workers(service)]
-    stats = [pathlib.Path(f'/proc/{pid}/stat').read_text() for pid in pids]
-    # Source: proc(5); the name before it may have blanks.
-    fields = [stat.rpartition(')')[2].split() for stat in stats]
-    return sum(int(field[11]) + int(field[12]) for field in fields) / TICK
-
-
-if __name__ == '__main__':
-    main()
+    return measure.spent(pid for service in services for pid in deployment_.workers(service))

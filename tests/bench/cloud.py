@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service as processes over RabbitMQ and PostgreSQL, and clients that go through HTTP."""
+
+from __future__ import annotations
+
+import collections.abc
+from concurrent import futures
+import contextlib
+import itertools
+import pathlib
+import time
+import uuid
+
+import requests
+import sqlalchemy as sa
+
+from cyborg_lite import context
+from cyborg_lite import model
+from tests import support
+from tests.bench import measure
+from tests.bench.measure import Figure
+from tests.integration import deployment as deployment_
+from tests.integration import process
+from tests.integration import servers
+
+CONF = '[DEFAULT]\ndebug = false\n[api]\nauth_strategy = noauth\n[agent]\nenabled_drivers = fake\n'
+CARDS = 64
+#: How many clients there are, and how many cycles a second are aimed at.
+CLIENTS = {1: 40, 8: 80, 32: 80}
+SECONDS = 5
+
+
+def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
+    with contextlib.ExitStack() as stack:
+        bus, database = process.enter(
+            stack, servers.rabbitmq(place / 'bus'), servers.postgresql(place / 'database')
+        )
+        cloud = deployment_.Deployment(stack, place, bus, database, CONF)
+        conductor = cloud.conductor()
+        process.until(lambda: cloud.answers(0))
+        url, api = cloud.api()
+        agent = cloud.agent()
+        yield from _floor(stack, cloud)
+        providers = _fill(cloud, url)
+        pids = {
+            name: deployment_.workers(server)
+            for name, server in (('API', api), ('conductor', conductor), ('agent', agent))
+        }
+        for clients, aim in CLIENTS.items():
+            yield from _cycles(url, providers, pids, clients, aim)
+        for name, aim in (('API', 120), ('conductor', 100), ('agent', 60)):
+            yield Figure(f'memory of one {name} (PSS)', measure.memory(pids[name]), 'MB', aim)
+
+
+def _floor(
+    stack: contextlib.ExitStack, cloud: deployment_.Deployment
+) -> collections.abc.Iterator[Figure]:
+    address = f'127.0.0.1:{servers.free_port()}'
+    words = ['tests.bench.hello:application', '--bind', address, '--threads', '8']
+    cloud.start('gunicorn', *words, number=1)
+    with requests.Session() as session:
+        hello = measure.p50(lambda: session.get(f'http://{address}/'), 300)
+    yield Figure('hello-WSGI over HTTP, p50', hello, 'ms')
+    with cloud.database.engine.connect() as connection:
+        select = sa.text('SELECT 1 FROM hosts WHERE id = 1')
+        yield Figure(
+            'SELECT by primary key, p50', measure.p50(lambda: connection.execute(select), 500), 'ms'
+        )
+
+
+def _fill(cloud: deployment_.Deployment, url: str) -> list[str]:
+    """Report cards; returns the resource providers."""
+    cards = [support.card(f'{number:02x}').facts() for number in range(CARDS)]
+    cloud.bus.conductor(context.service(), timeout=60).report(
+        host=support.HOST, boot_id='boot-1', sequence=1, interval=3600, digest='one',
+        devices=cards, drivers={'fake': {'state': 'ok', 'reason': '', 'devices': CARDS}},
+    )  # fmt: skip
+    profile = [{'name': 'one', 'groups': [{'resources:FPGA': '1'}]}]
+    requests.post(f'{url}/device_profiles', json=profile, timeout=60).raise_for_status()
+    names = {f'0000:{number:02x}:00.0' for number in range(CARDS)}
+    return [part.rp_uuid for part in cloud.rows(model.Deployable) if part.name[-12:] in names]
+
+
+def _cycles(
+    url: str, providers: list[str], pids: dict[str, list[int]], clients: int, aim: float
+) -> collections.abc.Iterator[Figure]:
+    before = {name: measure.spent(each) for name, each in pids.items()}
+    begun = time.monotonic()
+    until = begun + SECONDS
+    with futures.ThreadPoolExecutor(clients) as pool:
+        # Each has providers of its own: what is measured is no wait for another's accelerator.
+        jobs = [pool.submit(_work, url, providers[n], until) for n in range(clients)]
+        done = sum(job.result() for job in jobs)
+    took = time.monotonic() - begun
+    yield Figure(f'RabbitMQ: cycles, {clients} clients', done / took, '/s', aim)
+    for name, most in (('API', 8), ('conductor', 10)):
+        used = (measure.spent(pids[name]) - before[name]) * 1000 / done
+        yield Figure(f'RabbitMQ: CPU per cycle of the {name}, {clients} clients', used, 'ms', most)
+
+
+def _work(url: str, provider: str, until: float) -> int:
+    """Create, bind, look, delete, again and again; returns how often."""
+    arqs = f'{url}/accelerator_requests'
+    with requests.Session() as session:
+        for number in itertools.count():
+            if time.monotonic() > until and number:
+                return number
+            instance = str(uuid.uuid4())
+            made = session.post(arqs, json={'device_profile_name': 'one'}, timeout=60).json()
+            wish = support.wish(provider, support.HOST, instance)
+            session.patch(arqs, json={made['arqs'][0]['uuid']: wish}, timeout=60).raise_for_status()
+            shown = session.get(f'{arqs}?instance={instance}', timeout=60).json()['arqs']
+            assert [arq['state'] for arq in shown] == ['Bound'], shown
+            session.delete(f'{arqs}?instance={instance}', timeout=60).raise_for_status()
+    raise AssertionError
