@@ -124,4 +124,4 @@ def kill(server: process.Server) -> None:
     """End a service as a power cut does, and whoever would start it anew."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.process.pid, signal.SIGKILL)
-    server.process.wait(30)
+    server.process.wait(process.PATIENCE)

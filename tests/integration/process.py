@@ -23,7 +23,7 @@ Said = typing.TypeVar('Said')
 #: Where the commands of this environment are.
 BIN = pathlib.Path(sys.executable).parent
 #: How long a process may take to start, or to end, in seconds.
-PATIENCE = 90
+PATIENCE = 180
 #: A WSGI application on a port of its own.
 SERVE = """
 from cheroot import wsgi

@@ -120,7 +120,7 @@ class Client:
         :param done: what then says as well that it is done.
         """
         wanted = {*wanted}
-        end = time.monotonic() + 90
+        end = time.monotonic() + process.PATIENCE
         while time.monotonic() < end:
             answer = self._try(method, path, body)
             status = answer.status_code if answer is not None else 0
@@ -196,7 +196,7 @@ class Region:
             'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
         }
         try:
-            self.deployment.call('report', timeout=2, **self.told[host])
+            self.deployment.call('report', timeout=4, **self.told[host])
         except (messaging.MessagingException, messaging.MessageUndeliverable):
             return False
         return True
@@ -284,7 +284,7 @@ class Region:
             return not wrong
 
         with contextlib.suppress(AssertionError):
-            process.until(is_right, 30)
+            process.until(is_right)
         yield from wrong
 
     def _late(self):

@@ -218,7 +218,7 @@ def test_what_a_killed_conductor_did_another_does(cloud):
     first = cloud.conductors[0].process
     # Its worker as well, which shares its group.
     os.killpg(first.pid, signal.SIGKILL)
-    first.wait(30)
+    first.wait(process.PATIENCE)
     for _ in range(3):
         cloud.cycle()
 

@@ -143,7 +143,7 @@ def test_conductor_that_is_told_to_end_finishes_what_is_in_hand(deployment, cond
 def test_what_a_killed_conductor_had_in_hand_is_done_once_more(deployment, conductors):
     """Its callers get no answer, which the API makes a 503, and ask again."""
     wishes = prepare(deployment, HANDLES)
-    with in_hand(deployment, wishes, timeout=10) as calls:
+    with in_hand(deployment, wishes, timeout=20) as calls:
         deployment_.kill(conductors[0])
     seen = outcomes(calls)
     # The three of them share the work.
@@ -167,7 +167,7 @@ def test_what_a_killed_conductor_was_to_tell_another_tells(deployment, nova):
     first = deployment.conductor(3)
     [wish] = prepare(deployment, 1)
     deployment.call('bind', wishes=[wish])
-    assert nova.asked.acquire(timeout=30), 'Nova was not asked'
+    assert nova.asked.acquire(timeout=process.PATIENCE), 'Nova was not asked'
     others = [deployment.conductor(number) for number in (4, 5)]
     deployment_.kill(first)
     end = time.monotonic() + PROMISE
