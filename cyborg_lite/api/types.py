@@ -288,8 +288,17 @@ def _wrong(error: jsonschema.ValidationError) -> str:
     return error.message[:300]
 
 
+def _pattern(
+    validator: typing.Any, pattern: str, value: typing.Any, _schema: Schema
+) -> collections.abc.Iterator[jsonschema.ValidationError]:
+    """``$`` is the end of the text, as in ECMA-262: Python's matches before a last newline, too."""
+    if validator.is_type(value, 'string') and not re.search(pattern.replace('$', r'\Z'), value):
+        yield jsonschema.ValidationError(f'{value!r} does not match {pattern!r}')
+
+
+_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {'pattern': _pattern})
+
+
 @functools.cache
-def _validator(schema: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(
-        json.loads(schema), format_checker=jsonschema.FormatChecker(['uuid'])
-    )
+def _validator(schema: str) -> typing.Any:
+    return _Validator(json.loads(schema), format_checker=jsonschema.FormatChecker(['uuid']))
