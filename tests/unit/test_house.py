@@ -54,6 +54,7 @@ ROOMS = {
 GROUPS = (
     'console_scripts',
     'cyborg_lite.drivers',
+    'cyborg_lite.placing',
     'openstack.accelerator.v2',
     'oslo.config.opts',
     'oslo.policy.enforcer',
