@@ -166,6 +166,21 @@ CONDUCTOR_OPTS = [
         'seconds. What it writes itself it sends at once: this is for what another one left, '
         'which is taken over within a minute.',
     ),
+    cfg.StrOpt(
+        'placing',
+        default='binpack',
+        help='Which host an allocation gets its accelerators from, by the name of an entry point '
+        'of ``cyborg_lite.placing``: ``binpack`` takes the fullest that has room, ``spread`` the '
+        'emptiest.',
+    ),
+    cfg.IntOpt(
+        'keep_released',
+        default=604800,
+        min=0,
+        mutable=True,
+        help='How long an allocation that is released is shown, in seconds. After that it is '
+        'deleted, and its idempotency key is forgotten.',
+    ),
 ]
 
 PCI_OPTS = [

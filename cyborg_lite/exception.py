@@ -131,6 +131,30 @@ class Duplicate(CyborgError):
     template = '{what} with {field} {value} already exists.'
 
 
+class CannotAllocate(CyborgError):
+    """What is free does not do: the explanation counts what each filter takes away."""
+
+    code = 409
+    template = 'Cannot allocate: {reason}.'
+
+    @property
+    def explanation(self) -> dict[str, typing.Any]:
+        return typing.cast('dict[str, typing.Any]', self.kwargs['explanation'])
+
+
+class KeyReused(CyborgError):
+    """The idempotency key came before, with another request."""
+
+    # Source: draft-ietf-httpapi-idempotency-key-header, "Error Scenarios".
+    code = 422
+    template = 'Idempotency key {key} was used before, with another request.'
+
+
+class HeldByAllocation(CyborgError):
+    code = 409
+    template = 'ARQ {uuid} is a part of allocation {allocation}: release the allocation.'
+
+
 class UnsupportedMediaType(CyborgError):
     code = 415
     template = 'Unknown Content-Type {given}: expected application/json.'

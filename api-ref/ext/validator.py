@@ -39,8 +39,10 @@ def _check(title, text, operation, known, parts):
     if 'requestBody' in operation:
         names |= set(_fields(operation['requestBody'], parts)) or {'patch'}
     found += _compare(f'{title}: request', set(_table(asked)) - CREDENTIALS, names)
-    [success] = [answer for code, answer in operation['responses'].items() if code < '300']
-    table, fields = _table(answered), _fields(success, parts)
+    successes = [answer for code, answer in operation['responses'].items() if code < '300']
+    table, fields = _table(answered), {}
+    for success in successes:
+        fields |= _fields(success, parts)
     if fields:
         found += _compare(f'{title}: response', table, fields)
     for name in sorted(set(table) & set(fields)):

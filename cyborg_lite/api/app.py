@@ -101,12 +101,13 @@ def with_errors_in_one_form(app: Wsgi) -> Wsgi:
             return app(environ, start_response)
         response = webob.Request(environ).get_response(app)
         if response.status_int >= 400:
+            detail, more = _said(response)
             error = {
                 'status': response.status_int,
                 'title': response.status.partition(' ')[2],
-                'detail': _said(response),
+                'detail': detail,
                 'request_id': environ.get(request_id.ENV_REQUEST_ID, ''),
-            }
+            } | more
             response.content_type, response.charset = 'application/json', 'UTF-8'
             response.body = json.dumps({'errors': [error]}).encode()
         return response(environ, start_response)
@@ -114,16 +115,19 @@ def with_errors_in_one_form(app: Wsgi) -> Wsgi:
     return formed
 
 
-def _said(response: webob.Response) -> str:
-    """What an error says, in the form of Cyborg's resources or in keystonemiddleware's."""
+def _said(response: webob.Response) -> tuple[str, dict[str, typing.Any]]:
+    """What an error says, in the form of Cyborg's resources or in keystonemiddleware's; and what
+    else it has for clients.
+    """
     try:
         said = response.json
         if 'error' in said:
-            return str(said['error']['message'])
+            return str(said['error']['message']), {}
         inner = json.loads(said['error_message'])
-        return str(inner.get('faultstring') or inner['description'])
+        more = {name: inner[name] for name in ('explanation',) if name in inner}
+        return str(inner.get('faultstring') or inner['description']), more
     except (ValueError, KeyError, TypeError):
-        return f'{http.HTTPStatus(response.status_int).description}.'
+        return f'{http.HTTPStatus(response.status_int).description}.', {}
 
 
 def _validate_users(file: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import re
 import typing
@@ -11,6 +12,7 @@ from wsme import types as wtypes
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.api import explanation
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 
@@ -48,6 +50,10 @@ class DeviceProfiles(rest.Controller):
     """What workloads may ask for."""
 
     kind, path, what = model.DeviceProfile, 'device_profiles', 'Device profile'
+    _custom_actions: typing.ClassVar = {'check': ['POST']}
+
+    def scope(self) -> list[typing.Any]:
+        return [~model.DeviceProfile.private]
 
     @rest.expose(types.names, paged=True)
     def get_all(self, page, name=None):
@@ -71,7 +77,7 @@ class DeviceProfiles(rest.Controller):
         [given] = rest.body()
         profile = {
             'name': _name(given['name']),
-            'groups': [_group(group, number) for number, group in enumerate(given['groups'])],
+            'groups': [group(each, f'groups[{n}]') for n, each in enumerate(given['groups'])],
             'description': given.get('description'),
         }
         if given.get('uuid'):
@@ -94,6 +100,13 @@ class DeviceProfiles(rest.Controller):
         for each in [id] if id is not None else value:
             # By its uuid: a call that comes late spares the next profile of the name.
             rest.call().conductor.delete_device_profile(id=self._find(each)['uuid'])
+
+    @rest.expose(wtypes.text, shows=explanation.SCHEMA)
+    def check(self, id):
+        """Whether the profile could be allocated now: ours, and so of every microversion."""
+        rest.call().context.can('cyborg:device_profile:check')
+        request = {'profile': id, 'alternatives': [], 'same_host': True, 'same_numa': 'prefer'}
+        return rest.call().conductor.check_allocation(request=request | {'hosts': None})
 
     def _find(self, id: str) -> dict[str, typing.Any]:
         """The profile of this uuid, or else of this name: a name may look like a uuid."""
@@ -119,13 +132,13 @@ def _name(name: str) -> str:
     return name
 
 
-def _group(group: dict[str, str | int], number: int) -> dict[str, str]:
+def group(given: collections.abc.Mapping[str, str | int], place: str) -> dict[str, str]:
     """A group as it is kept: blanks about names are gone, and amounts are text."""
     kept: dict[str, str] = {}
-    for key, value in group.items():
+    for key, value in given.items():
         prefix, _, name = key.partition(':')
         name, text = name.strip(), str(value).strip()
-        where = f'groups[{number}] {key[:100]!r}'
+        where = f'{place} {key[:100]!r}'
         if prefix not in _CHECKS:
             raise exception.Invalid(
                 reason=f'Invalid {where}: expected a key that begins with resources:, trait: or '

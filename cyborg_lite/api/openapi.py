@@ -13,12 +13,15 @@ import typing
 from pecan import rest as pecan_rest
 from wsme import types as wtypes
 
+from cyborg_lite import model
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import accelerators
+from cyborg_lite.api import allocations
 from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
 from cyborg_lite.api import devices
+from cyborg_lite.api import explanation
 from cyborg_lite.api import hosts
 from cyborg_lite.api import instances
 from cyborg_lite.api import quotas
@@ -78,6 +81,7 @@ ROUTES = (
     Route('POST', '/v2/device_profiles', _PROFILES, 'post', (409, 500)),
     Route('DELETE', '/v2/device_profiles', _PROFILES, 'delete', (404, 409)),
     Route('DELETE', '/v2/device_profiles/{id}', _PROFILES, 'delete', (409,)),
+    Route('POST', '/v2/device_profiles/{id}/check', _PROFILES, 'check'),
     Route('GET', '/v2/accelerator_requests', _ARQS, 'get_all', (423,)),
     Route('GET', '/v2/accelerator_requests/{uuid}', _ARQS, 'get_one'),
     Route('GET', '/v2/accelerator_requests/{uuid}/history', _ARQS, 'history'),
@@ -89,6 +93,11 @@ ROUTES = (
     Route('GET', '/v2/accelerators', accelerators.Accelerators, 'get_all'),
     Route('GET', '/v2/accelerators/summary', accelerators.Accelerators, 'summary'),
     Route('GET', '/v2/accelerators/{uuid}', accelerators.Accelerators, 'get_one'),
+    Route('GET', '/v2/allocations', allocations.Allocations, 'get_all'),
+    Route('GET', '/v2/allocations/{id}', allocations.Allocations, 'get_one'),
+    Route('POST', '/v2/allocations', allocations.Allocations, 'post', (404, 409, 422)),
+    Route('PATCH', '/v2/allocations/{id}', allocations.Allocations, 'patch', (409,)),
+    Route('DELETE', '/v2/allocations/{id}', allocations.Allocations, 'delete'),
     Route('GET', '/v2/hosts', hosts.Hosts, 'get_all'),
     Route('GET', '/v2/hosts/{name}', hosts.Hosts, 'get_one'),
     Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
@@ -101,7 +110,7 @@ ROUTES = (
 )
 
 #: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
-OURS = ('accelerators', 'hosts', 'instances', 'quotas')
+OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas')
 #: A resource of ours below one of Cyborg's.
 _HISTORY = re.compile(r'/v2/accelerator_requests/[^/]+/history(\.json)?/?')
 
@@ -141,7 +150,11 @@ _ARGUMENTS: dict[str, Json] = {
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
 }
 #: The states by which each can be filtered.
-_STATES = {accelerators.Accelerators: db_accelerators.STATES, hosts.Hosts: hosts.STATES}
+_STATES = {
+    accelerators.Accelerators: db_accelerators.STATES,
+    allocations.Allocations: model.Allocation.STATES,
+    hosts.Hosts: hosts.STATES,
+}
 _LINKS: Json = {
     'type': 'array',
     'items': {
@@ -182,6 +195,8 @@ _ERRORS: Json = {
                         'title': {'type': 'string'},
                         'detail': {'type': 'string'},
                         'request_id': {'type': 'string'},
+                        # Why nothing can be allocated.
+                        'explanation': explanation.SCHEMA,
                     },
                 },
             }
@@ -257,6 +272,10 @@ def _operation(route: Route) -> Json:
         'parameters': [_version_header(), *_parameters(route)],
         'responses': {
             str(route.operation.status): _answer(route),
+            **{
+                status: _headed(int(status)) | _json(schema)
+                for status, schema in _ALSO.get((route.controller, route.name), {}).items()
+            },
             **{str(code): _refusal(code, is_ours(route.path)) for code in route.refusals},
         },
     }
@@ -280,7 +299,7 @@ def _name(route: Route) -> str:
 
 #: What the methods of controllers do, for a client.
 _VERBS = {'get_all': 'list', 'get_one': 'show', 'post': 'create', 'patch': 'update',
-          'delete': 'delete', 'summary': 'summarize'}  # fmt: skip
+          'delete': 'delete', 'summary': 'summarize', 'check': 'check'}  # fmt: skip
 
 
 def _attribute() -> Json:
@@ -319,6 +338,23 @@ def _profile() -> Json:
 _BODIES = {(attributes.Attributes, 'post'): _attribute, (_PROFILES, 'post'): _profile}
 
 
+#: What may come in a header.
+_HEADERS_OF: dict[typing.Any, list[Json]] = {
+    (allocations.Allocations, 'post'): [
+        {
+            'in': 'header',
+            'name': allocations.KEY,
+            'schema': {'type': 'string', 'minLength': 1, 'maxLength': allocations.KEY_LENGTH},
+        }
+    ],
+}
+#: What a method may answer with beside what it declares, by status.
+_ALSO: dict[typing.Any, dict[str, Json]] = {
+    # A dry run.
+    (allocations.Allocations, 'post'): {'200': explanation.SCHEMA},
+}
+
+
 def _version_header() -> Json:
     known = [version.text(v) for v in version.VERSIONS] + ['latest']
     schema = {'enum': [f'{version.SERVICE_TYPE} {each}' for each in known]}
@@ -342,7 +378,7 @@ def _parameters(route: Route) -> list[Json]:
             ]
         else:
             found.append(_query(route, name, _ARGUMENTS.get(name, _KINDS[kind])))
-    return found
+    return found + _HEADERS_OF.get((route.controller, route.name), [])
 
 
 def _query(route: Route, name: str, schema: Json) -> Json:
@@ -356,8 +392,7 @@ def _query(route: Route, name: str, schema: Json) -> Json:
 
 def _answer(route: Route) -> Json:
     controller, declared = route.controller, route.operation
-    headers = {name: {'$ref': f'#/components/headers/{name}'} for name in _HEADERS}
-    answer: Json = {'description': http.HTTPStatus(declared.status).phrase, 'headers': headers}
+    answer = _headed(declared.status)
     row = {'$ref': f'#/components/schemas/{controller.kind.__name__}'}
     rows = {'type': 'array', 'items': row}
     collection = controller.collection or controller.path
@@ -372,6 +407,11 @@ def _answer(route: Route) -> Json:
     else:
         schema = row
     return answer | _json(schema)
+
+
+def _headed(status: int) -> Json:
+    headers = {name: {'$ref': f'#/components/headers/{name}'} for name in _HEADERS}
+    return {'description': http.HTTPStatus(status).phrase, 'headers': headers}
 
 
 def _refusal(code: int, ours: bool) -> Json:

@@ -136,7 +136,9 @@ def expose(
                     kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
                 if filters:
                     kwargs['wanted'] = {name: kwargs.pop(name, None) for name in filters}
-                pecan.response.status, result = status, method(self, *args, **kwargs)
+                # The method may answer with another one.
+                pecan.response.status = status
+                result = method(self, *args, **kwargs)
                 result = {wrap: result} if wrap else result
             except webob.exc.HTTPException:
                 raise
@@ -245,7 +247,8 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
     _log_refusal(status, text)
     # openstacksdk and Tempest read the inner JSON of the two (see cyborg_lite.api.app).
     side = 'Client' if status < 500 else 'Server'
-    return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None}
+    more = {'explanation': error.explanation} if isinstance(error, exception.CannotAllocate) else {}
+    return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None} | more
 
 
 def _log_refusal(status: int, text: str) -> None:

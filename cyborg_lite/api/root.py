@@ -11,6 +11,7 @@ from pecan import rest as pecan_rest
 from cyborg_lite import shims
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import accelerators
+from cyborg_lite.api import allocations
 from cyborg_lite.api import attributes
 from cyborg_lite.api import deployables
 from cyborg_lite.api import device_profiles
@@ -40,6 +41,7 @@ class V2(pecan_rest.RestController):
     deployables = deployables.Deployables()
     attributes = attributes.Attributes()
     accelerators = accelerators.Accelerators()
+    allocations = allocations.Allocations()
     hosts = hosts.Hosts()
     instances = instances.Instances()
     quotas = quotas.Quotas()

@@ -236,6 +236,7 @@ def unbind(
     """
     arqs = _load(session, ctxt, uuids, orm.undefer(model.ARQ.moves))
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
+    _refuse_allocated(arqs)
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
     freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
@@ -267,6 +268,7 @@ def delete(
     :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
     """
     arqs = _load(session, ctxt, uuids)
+    _refuse_allocated(arqs)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
     freed = _freed(session, arqs)
@@ -361,6 +363,7 @@ def _load_free(
     rows = session.execute(query).all()
     arqs = {arq.uuid: arq for arq, ours in rows if ours}
     _refuse_missing(uuids, arqs)
+    _refuse_allocated(arqs.values())
     if all(_is_done(arqs[wish['uuid']], wish, seen) for wish in wishes):
         return {}
     _refuse_moved(arqs.values(), seen)
@@ -397,6 +400,13 @@ def _refuse_missing(uuids: list[str], found: collections.abc.Container[str]) -> 
     missing = sorted(uuid for uuid in uuids if uuid not in found)
     if missing:
         raise exception.NotFound(what='ARQ', id=', '.join(missing))
+
+
+def _refuse_allocated(arqs: collections.abc.Iterable[model.ARQ]) -> None:
+    """What an allocation holds goes with the allocation, all at once."""
+    for arq in arqs:
+        if arq.allocation_uuid is not None:
+            raise exception.HeldByAllocation(uuid=arq.uuid, allocation=arq.allocation_uuid)
 
 
 def _refuse_moved(arqs: collections.abc.Iterable[model.ARQ], seen: Seen) -> None:

@@ -14,15 +14,20 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite import worker
+from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import outbox
 
 LOG = log.getLogger(__name__)
+
+#: How many leases are ended at once, at most.
+MOST = 1000
 
 
 class Healer:
     """Does it, in a thread of each conductor."""
 
     def __init__(self, conf: cfg.ConfigOpts, sender: outbox.Sender) -> None:
+        self._conf = conf
         self._outbox = sender
         self._interval = conf.conductor.healing_interval
         #: the id of the host that Placement was last reminded of
@@ -52,6 +57,7 @@ class Healer:
         began = timeutils.utcnow()
         self._notice()
         self._remind()
+        self._expire()
         self._forget()
         if self._looked is not None:
             self._looked = began
@@ -77,9 +83,18 @@ class Healer:
         with self._outbox.session() as session:
             self._reminded = remind(session, self._reminded)
 
+    def _expire(self) -> None:
+        """Release what has been leased for long enough, each in a transaction of its own."""
+        with self._outbox.session() as session:
+            ids = allocating.expired(session, MOST)
+        for id in ids:
+            with self._outbox.session() as session:
+                allocating.expire(session, id)
+
     def _forget(self) -> None:
         with self._outbox.session() as session:
             forget(session)
+            allocating.forget(session, self._conf.conductor.keep_released)
 
 
 def notice_silence(

@@ -66,6 +66,13 @@ def delete(uuids: list[str], **_: typing.Any) -> str:
     return f'Delete ARQ {names(uuids)}'
 
 
+def allocate(request: typing.Any, **_: typing.Any) -> str:
+    wanted = [f'device profile {request["profile"]}'] if request['profile'] is not None else []
+    wanted += [str(groups) for groups in request['alternatives']]
+    named = f' as {request["name"]}' if request.get('name') else ''
+    return f'Allocate {" or ".join(wanted)[:500]}{named}'
+
+
 def set_status(uuid: str, status: str, **_: typing.Any) -> str:
     return f'{"Enable" if status == "enabled" else "Disable"} device {uuid}'
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import exc as orm_exception
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
@@ -30,6 +31,7 @@ from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import quotas
+from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import reports
 from cyborg_lite.db import engine
 
@@ -185,6 +187,8 @@ class Manager:
     create_arqs = _exposed(binding.create, 'Create the ARQs of device profile {profile}')
     update_quota = _exposed(quotas.update, 'Set limits {limits} of project {project}')
     delete_quota = _exposed(quotas.delete, 'Delete the quota of project {project}')
+    renew_allocation = _exposed(allocating.renew, 'Renew allocation {uuid} for {lease} seconds')
+    release_allocation = _exposed(allocating.release, 'Release allocation {uuid}')
 
     _report = _transaction(inventory.receive)
     _set_device_status = _transaction(orders.set_status)
@@ -194,12 +198,31 @@ class Manager:
     _delete_arqs = _once(binding.delete)
     _delete_arqs_of = _transaction(binding.delete_of)
     _announce = _transaction(hosts.announce)
+    _create_allocation = _once(allocating.create)
 
     @messaging.expose
     @journal.logged(journal.set_status)
     def set_device_status(self, ctxt: context.RequestContext, **order: typing.Any) -> None:
         """Enable or disable a device; what is withdrawn so Placement knows before the answer."""
         self.outbox.tell(self._set_device_status(ctxt, **order))
+
+    @messaging.expose
+    @journal.logged(journal.allocate)
+    def create_allocation(self, ctxt: context.RequestContext, request: allocating.Request) -> str:
+        """Allocate; Placement knows what is held before the answer."""
+        policy = self.conf.conductor.placing
+        uuid, providers = self._create_allocation(ctxt, request=request, policy=policy)
+        self.outbox.tell(providers)
+        return uuid
+
+    @messaging.expose
+    @messaging.expected_exceptions(exception.CyborgError)
+    @_named
+    def check_allocation(
+        self, ctxt: context.RequestContext, request: allocating.Request
+    ) -> reasons.Explanation:
+        with self._database.reader() as session:
+            return allocating.check(session, ctxt, request, self.conf.conductor.placing)
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:

@@ -107,9 +107,9 @@ def announce(
         return
     messages: dict[str, model.Facts] = {}
     parts = list(parts)
-    excluded = exclusion.excluded(session, parts)
+    taken = exclusion.excluded(session, parts) | exclusion.allocated(session, parts)
     for part in parts:
-        wanted = describe(part, excluded)
+        wanted = describe(part, taken)
         before = part.announced
         if before != wanted:
             part.announced = wanted
@@ -126,17 +126,18 @@ def retired(before: model.Facts | None, wanted: model.Facts | None = None) -> mo
     return dict.fromkeys(sorted(gone), 'retired')
 
 
-def describe(part: model.Deployable, excluded: collections.abc.Container[int] = ()) -> model.Facts:
+def describe(part: model.Deployable, taken: collections.abc.Container[int] = ()) -> model.Facts:
     """A deployable as Placement is to know it: by what is noted, and by no clock.
 
     A host that is late, and not noted as silent, may report before that: nobody would take back
     what had been said of it.
 
-    :param excluded: the ids of handles that others exclude: see cyborg_lite.db.exclusion.
+    :param taken: the ids of handles that others exclude, or that allocations hold: see
+        cyborg_lite.db.exclusion.
     """
     device, handles = part.device, part.attach_handles
     total = len(handles)
-    lost = sum(handle.lost or handle.id in excluded for handle in handles)
+    lost = sum(handle.lost or handle.id in taken for handle in handles)
     withheld = (
         device.status != 'enabled'
         or device.absences

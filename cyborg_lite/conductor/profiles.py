@@ -47,6 +47,21 @@ def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
     session.delete(profile)
 
 
+def find(session: orm.Session, id: str) -> model.DeviceProfile:
+    """The profile of this uuid, or else of this name: a name may look like a uuid.
+
+    :raises cyborg_lite.exception.NotFound: when there is none.
+    """
+    columns = model.DeviceProfile.uuid, model.DeviceProfile.name
+    query = sa.select(model.DeviceProfile).where(
+        sa.or_(*(column == id for column in columns)), ~model.DeviceProfile.private
+    )
+    found = {getattr(row, column.key): row for row in session.scalars(query) for column in columns}
+    if id not in found:
+        raise exception.NotFound(what='Device profile', id=id)
+    return found[id]
+
+
 def by_name(session: orm.Session, name: str) -> model.DeviceProfile:
     """The profile of this name.
 
@@ -56,7 +71,7 @@ def by_name(session: orm.Session, name: str) -> model.DeviceProfile:
     limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
     query = sa.select(model.DeviceProfile).where(model.DeviceProfile.name == name).options(limited)
     profile = session.scalars(query).one_or_none()
-    if profile is None:
+    if profile is None or profile.private:
         raise exception.NotFound(what='Device profile', id=name)
     return profile
 

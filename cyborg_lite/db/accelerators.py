@@ -20,9 +20,6 @@ from cyborg_lite.model import base
 from cyborg_lite.model import device as devices
 from cyborg_lite.model import pci
 
-#: What is an id in what a vendor's board tells of itself; parts of a board have their own.
-IDS = {'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id'}
-
 _handle, _part, _device, _host = (
     model.AttachHandle, model.Deployable, model.Device, model.Host,
 )  # fmt: skip
@@ -42,10 +39,17 @@ _standing = sa.case(
     *((holds, each.state) for each, holds in _obstacles),
     (_held, 'held'),
 )
-_excluded = sa.case((exclusion.words(_causes).is_not(None), 'excluded'), else_='free')
+
+
+def state(causes: list[exclusion.Cause]) -> sa.ColumnElement[str]:
+    """The state of an accelerator: the first of STATES that holds, by what may exclude it."""
+    excluded = sa.case((exclusion.words(causes).is_not(None), 'excluded'), else_='free')
+    return sa.func.coalesce(_standing, excluded)
+
+
 # To filter and to sort by.  What is shown follows from the reason, since a list would look for what
 # excludes each accelerator twice.
-_state = sa.func.coalesce(_standing, _excluded)
+_state = state(_causes)
 _reason = sa.case(
     (_handle.lost, 'its host does not report it any more'),
     *((holds, 'its device ' + each.words(_device, _host)) for each, holds in _obstacles),
@@ -56,7 +60,8 @@ _vendor_id = sa.func.replace(sa.func.lower(_device.vendor), '0x', '')
 
 #: What is shown, in order: a column, whether it can be null, and what it is.
 _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
-    'state': (_state, False, 'What it is: ' + ', '.join(f'``{each}``' for each in STATES) + '.'),
+    'state': (_state, False,
+              'What it is: ' + ', '.join(f'``{each}``' for each in STATES) + '.'),
     'reason': (_reason, True, 'Why it is not free, in words; null if it is free or only held.'),
     'host': (_device.hostname, False, 'The host that it is in.'),
     'device_uuid': (_device.uuid, False, 'The UUID of its device.'),
@@ -74,6 +79,7 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'attach_info': (_handle.attach_info, False, 'What to attach: for PCI its function.'),
     'arq_uuid': (model.ARQ.uuid, True, 'The request that holds it.'),
     'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
+    'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
     'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
     'held_since': (
         sa.case((_held, sa.func.coalesce(model.ARQ.updated_at, model.ARQ.created_at))), True,
@@ -164,19 +170,9 @@ class Accelerator(base.Base):
     ids = base.shown(
         dict,
         'vendor_board',
-        make=lambda board: _ids(board or {}),
+        make=lambda board: devices.ids(board or {}),
         doc="The ids by which the vendor's software knows the card, as far as they are known.",
     )
-
-
-def _ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    lists = {
-        name: [_ids(each) for each in value if isinstance(each, dict)]
-        for name, value in facts.items()
-        if isinstance(value, list)
-    }
-    found = {name: value for name, value in facts.items() if name in IDS}
-    return found | {name: parts for name, parts in lists.items() if any(parts)}
 
 
 def summary(session: orm.Session) -> list[dict[str, typing.Any]]:

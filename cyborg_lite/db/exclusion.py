@@ -45,11 +45,15 @@ class Cause(typing.NamedTuple):
     words: sa.ColumnElement[str]
 
 
-def causes(device: model.Device | type[model.Device], instance: str | None = None) -> list[Cause]:
+def causes(
+    device: model.Device | type[model.Device], instance: str | None = None, guest: bool = True
+) -> list[Cause]:
     """All that may exclude a handle of a device, of which the first that holds is shown.
 
     :param device: a row, or the class in a statement that joins it to the handle.
     :param instance: the one that is to get the handle, if that is known.
+    :param guest: whether a guest is to get it. A process of the host shares IOMMU groups with
+        other processes, and with no guest.
     """
     form = _held.where(_part.device_id == device.id, _other.form != model.AttachHandle.form)
     group = _held.join(_card, _card.id == _part.device_id).where(
@@ -59,7 +63,9 @@ def causes(device: model.Device | type[model.Device], instance: str | None = Non
         _other.iommu_group == model.AttachHandle.iommu_group,
     )
     if instance is not None:
-        group = group.where(_arq.instance_uuid != instance)
+        group = group.where(_arq.instance_uuid.is_distinct_from(instance))
+    if not guest:
+        group = group.where(_arq.instance_uuid.is_not(None))
     return [
         _cause(_under_old_name(device), 'its card is held as of host ', _host.name,
                ', which is the name that the host had'),
@@ -146,6 +152,19 @@ def excluded(session: orm.Session, parts: collections.abc.Iterable[model.Deploya
             model.AttachHandle.deployable_id.in_(concerned),
             ~HELD,
             sa.or_(*(cause.holds for cause in causes(model.Device))),
+        )
+    )
+    return set(session.scalars(query))
+
+
+def allocated(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> set[int]:
+    """The ids of those handles of these parts that allocations hold."""
+    query = (
+        sa.select(model.ARQ.attach_handle_id)
+        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
+        .where(
+            model.ARQ.allocation_uuid.is_not(None),
+            model.AttachHandle.deployable_id.in_([part.id for part in parts]),
         )
     )
     return set(session.scalars(query))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cyborg_lite knows: hosts, devices, deployables, handles, profiles, requests and quotas.
+"""What cyborg_lite knows: hosts, devices, handles, profiles, requests, allocations, quotas.
 
 Each concept is declared once, in a file of its name.  A column's kind says who writes it::
 
@@ -16,6 +16,7 @@ What follows from other rows is not stored: a handle is in use if and only if an
 request links to it, and a deployable has as many accelerators as it has handles.
 """
 
+from cyborg_lite.model.allocation import Allocation
 from cyborg_lite.model.arq import ARQ
 from cyborg_lite.model.base import Base
 from cyborg_lite.model.base import Facts
@@ -34,6 +35,7 @@ from cyborg_lite.model.quota import Quota
 
 __all__ = (
     'ARQ',
+    'Allocation',
     'AttachHandle',
     'Attribute',
     'Base',

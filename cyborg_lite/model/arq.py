@@ -57,6 +57,8 @@ class ARQ(base.Base):
     # Its number among those that one call bound for the instance: unique, so that of two calls that
     # bind for one instance at once the database refuses one. Null unless it is bound.
     ordinal: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
+    # The allocation that it is a part of, which alone frees it; null if it is of none.
+    allocation_uuid: orm.Mapped[str | None] = base.own(sa.String(36), index=True, hidden=True)
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), index=True, doc='The project that owns the request.'
     )

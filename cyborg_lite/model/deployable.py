@@ -100,7 +100,11 @@ class Attribute(base.Base):
     """Something to know of a deployable: its resource class, a trait, or what an operator adds."""
 
     __tablename__ = 'attributes'
-    __table_args__ = (sa.UniqueConstraint('deployable_id', 'key'),)
+    __table_args__ = (
+        sa.UniqueConstraint('deployable_id', 'key'),
+        # Accelerators of a class are found by it, in the order of their deployables.
+        sa.Index(None, 'key', 'value', 'deployable_id'),
+    )
     keys = ('key',)
 
     key: orm.Mapped[str] = base.fact(

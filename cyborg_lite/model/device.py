@@ -19,6 +19,10 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.host import Host
 
 
+#: What is an id in what a vendor's board tells of itself; parts of a board have their own.
+IDS = {'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id'}
+
+
 @functools.lru_cache(4096)
 def _canonical(text: str | None) -> str:
     """A JSON object in its canonical form; empty for null.
@@ -108,10 +112,26 @@ class Device(base.Base):
         return self.product == other.product or None in (self.product, other.product)
 
     @property
+    def ids(self) -> dict[str, typing.Any]:
+        """The ids by which the vendor's software knows the card, as far as they are known."""
+        return ids(self.vendor_board or {})
+
+    @property
     def obstacle(self) -> str | None:
         """Why no accelerator of this device may be given out, if there is a reason."""
         found = (each for each in OBSTACLES if each.holds(self, self.host))
         return next((each.words(self, self.host) for each in found), None)
+
+
+def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The ids in what a board, or a part of one, tells of itself."""
+    lists = {
+        name: [ids(each) for each in value if isinstance(each, dict)]
+        for name, value in facts.items()
+        if isinstance(value, list)
+    }
+    found = {name: value for name, value in facts.items() if name in IDS}
+    return found | {name: parts for name, parts in lists.items() if any(parts)}
 
 
 class Obstacle(typing.NamedTuple):

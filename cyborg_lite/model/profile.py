@@ -20,6 +20,10 @@ class DeviceProfile(base.Base):
     groups: orm.Mapped[list[dict[str, str]]] = base.own(
         sa.JSON, doc='The groups: objects of ``resources:``, ``trait:`` and ``accel:`` keys.'
     )
+    # True for the groups that one allocation brought: no list shows it, and it goes with it.
+    private: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
     description: orm.Mapped[str | None] = base.own(sa.String(255), doc='The description.')
 
     # Whether any quota is set, where that was asked for with the row.

@@ -168,6 +168,7 @@ def _requests(made: Conversation, provider: str) -> None:
     made.ask('PATCH', path, body={arq['uuid']: unbind}, asked=f'{name}/unbind')
     made.ask('PATCH', f'{path}/{{uuid}}', arq['uuid'], body={arq['uuid']: unbind})
     made.ask('DELETE', f'{path}/{{uuid}}', arq['uuid'])
+    _allocations(made)
     made.ask('DELETE', path, query=f'?instance={uuid.uuid4()}')
     made.ask('DELETE', '/v2/instances/{uuid}', str(uuid.uuid4()))
 
@@ -179,6 +180,21 @@ def _quotas(made: Conversation) -> None:
     made.ask('GET', path, project, answered='quotas/get')
     made.ask('GET', '/v2/quotas', answered='quotas/list')
     made.ask('DELETE', path, project)
+
+
+def _allocations(made: Conversation) -> None:
+    path, name = '/v2/allocations', 'allocations'
+    made.ask('POST', '/v2/device_profiles/{id}/check', 'npu', answered='device_profiles/check')
+    group = {'resources': {'CUSTOM_NPU': 1}, 'traits': {'CUSTOM_NPU_910B3': 'required'}}
+    consumer = {'type': 'process', 'id': 'atlas-800t-a2:4711'}
+    body = {'groups': [group], 'name': 'train-7', 'consumer': consumer, 'lease': 3600}
+    allocation = made.ask('POST', path, body=body, asked=f'{name}/create',
+                          answered=f'{name}/create')  # fmt: skip
+    made.ask('GET', path, answered=f'{name}/list')
+    made.ask('GET', f'{path}/{{id}}', allocation['uuid'], answered=f'{name}/get')
+    body = {'lease': 7200}
+    made.ask('PATCH', f'{path}/{{id}}', 'train-7', body=body, asked=f'{name}/renew')
+    made.ask('DELETE', f'{path}/{{id}}', 'train-7')
 
 
 def _accelerators(made: Conversation) -> None:

@@ -80,6 +80,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'attach_info': {'domain': '0000', 'bus': 'c1', 'device': '00', 'function': '0'},
         'arq_uuid': None,
         'instance_uuid': None,
+        'allocation_uuid': None,
         'project_id': None,
         'held_since': None,
         'traits': ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'],

@@ -73,6 +73,11 @@ def _crowd(made):
     made.arqs()
     [part] = made.api.get('/v2/deployables?limit=1').json['deployables']
     [arq] = made.api.get(f'{ARQS}?limit=1').json['arqs']
+    common = {'project_id': 'p', 'groups': [], 'accelerators': [], 'digest': ''}
+    with made.database.writer() as session:
+        session.add_all(
+            model.Allocation(name=None if n % 3 else f'a{n}', **common) for n in range(MANY)
+        )
     assert made.api.bind(arq['uuid'], provider=part['rp_uuid']).status_int == 202
 
 
@@ -83,6 +88,7 @@ LISTS = {
     'device_profiles': 'device_profiles',
     'accelerator_requests': 'arqs',
     'accelerators': 'accelerators',
+    'allocations': 'allocations',
 }
 
 
@@ -172,6 +178,7 @@ def test_a_filter_takes_no_statement_more(crowded, query):
         ('accelerators', 'vendor'),
         ('accelerators', 'numa_node'),
         ('accelerators', 'held_since'),
+        ('allocations', 'name'),
         ('accelerator_requests', 'state'),
         ('accelerator_requests', 'instance_uuid'),
         ('accelerator_requests', 'updated_at'),
@@ -182,7 +189,11 @@ def test_a_walk_over_all_pages_loses_and_doubles_nothing(crowded, name, sort_key
     path = f'/v2/{name}?sort_key={sort_key}&sort_dir={direction}&limit='
     pages = walk(api, f'{path}137', LISTS[name])
     uuids = [uuid for page in pages for uuid in page]
-    kind = {'attributes': model.Attribute, 'accelerator_requests': model.ARQ}.get(name)
+    kind = {
+        'allocations': model.Allocation,
+        'attributes': model.Attribute,
+        'accelerator_requests': model.ARQ,
+    }.get(name)
     kind = kind or {'devices': model.Device, 'deployables': model.Deployable}.get(name)
     kind = accelerators.Accelerator if name == 'accelerators' else kind
     rows = crowded.rows(kind or model.DeviceProfile)
@@ -288,3 +299,56 @@ def test_a_request_inspects_no_signature(service, monkeypatch):
     monkeypatch.setattr(pecan.util, '_getargspec', lambda f: inspected.append(f) or look(f))
     assert service.api.get(path).status_int == 200
     assert inspected == []
+
+
+def hosts_of_eight(service, number):
+    for n in range(number):
+        cards = [support.card(f'{bus:02x}', numa_node=bus // 4) for bus in range(8)]
+        service.report(*cards, host=f'host-{n}')
+
+
+def sent(statements):
+    """SQLite is told when a transaction begins; the others know."""
+    return [each for each in statements if not each.startswith('BEGIN')]
+
+
+@pytest.mark.parametrize('count', [1, 2, 8])
+@pytest.mark.parametrize('by', ['profile', 'groups'])
+def test_an_allocation_takes_ten_statements_and_two_for_each_and_one_call(service, count, by):
+    hosts_of_eight(service, 3)
+    service.profile(FPGA=count)
+    body = {'profile': 'profile-1'} if by == 'profile' else {
+        'groups': [{'resources': {'FPGA': count}}]
+    }  # fmt: skip
+    body |= {'name': 'a', 'lease': 60}
+    key = {'Idempotency-Key': 'b'}
+    with service.statements() as statements, calls() as made:
+        answer = service.api.post('/v2/allocations', body, **key)
+    assert answer.status_int == 201
+    assert made == ['create_allocation']
+    assert len(sent(statements)) <= 10 + 2 * count, sent(statements)
+    with service.statements() as statements, calls() as made:
+        assert service.api.delete(f'/v2/allocations/{answer.json["uuid"]}').status_int == 204
+    assert made == ['release_allocation']
+    assert len(sent(statements)) <= 8, sent(statements)
+
+
+def test_a_refused_allocation_takes_six_statements_and_one_call(service):
+    hosts_of_eight(service, 40)
+    body = {'groups': [{'resources': {'FPGA': 9}}], 'name': 'a'}
+    body['alternatives'] = [[{'resources': {'FPGA': n}}] for n in range(10, 18)]
+    with service.statements() as statements, calls() as made:
+        assert service.api.post('/v2/allocations', body).status_int == 409
+    assert made == ['create_allocation']
+    assert len(sent(statements)) <= 6, sent(statements)
+
+
+def test_an_allocation_costs_the_same_however_many_others_there_are(service):
+    hosts_of_eight(service, 2)
+    costs = set()
+    for _ in range(16):
+        with service.statements() as statements:
+            body = {'groups': [{'resources': {'FPGA': 1}}]}
+            assert service.api.post('/v2/allocations', body).status_int == 201
+        costs.add(len(statements))
+    assert len(costs) == 1

@@ -83,12 +83,21 @@ class World:
             admin.post('/v2/device_profiles', [{'name': name, 'groups': groups}])
         if len(rows(model.ARQ)) > 100:
             with self.service.database.writer() as session:
-                session.query(model.ARQ).delete()
+                session.query(model.ARQ).filter_by(allocation_uuid=None).delete()
+        self._release(admin)
         for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
             if sum(arq.project_id == project for arq in rows(model.ARQ)) < 4:
                 made = api.post(ARQS, {'device_profile_name': 'three'}).json['arqs']
                 api.bind(made[0]['uuid'], provider=rows(model.Deployable)[0].rp_uuid)
         self._learn()
+
+    def _release(self, admin):
+        """See that something is free."""
+        if len(self.service.rows(model.Allocation)) > 4:
+            for each in self.service.rows(model.Allocation):
+                admin.delete(f'/v2/allocations/{each.uuid}')
+            with self.service.database.writer() as session:
+                session.query(model.Allocation).delete()
 
     def _lose(self):
         """See that there are a device that is missing, and hosts that are down."""
@@ -112,6 +121,7 @@ class World:
             'instances': [arq.instance_uuid for arq in arqs if arq.instance_uuid],
             'device_profiles': [x for row in profiles for x in (row.uuid, row.name)],
             'accelerators': [row.uuid for row in self.service.rows(model.AttachHandle)],
+            'allocations': [row.uuid for row in self.service.rows(model.Allocation)],
             'hosts': [host.name for host in self.service.rows(model.Host)],
             'rp': [part.rp_uuid for part in self.service.rows(model.Deployable)],
         }
@@ -142,11 +152,17 @@ class World:
         if case.path.startswith(ARQS) and case.method == 'PATCH':
             uuid_ = case.path_parameters.get('uuid') or self.some(kind, number)
             case.body = {uuid_: self._patch(number // 8)}
-        if kind == 'hosts' and case.method == 'PATCH':
-            case.body = {'name': f'host-{number}'}
-        if case.path == '/v2/attributes' and case.method == 'POST':
-            case.body = {'deployable_id': 1, 'key': f'key{number}', 'value': ''}
+        case.body = self._body(case, kind, number)
         return case
+
+    def _body(self, case, kind, number):
+        """A sound body, where there is one for this kind of request."""
+        return {
+            ('PATCH', 'hosts'): {'name': f'host-{number}'},
+            ('POST', 'attributes'): {'deployable_id': 1, 'key': f'key{number}', 'value': ''},
+            ('POST', 'allocations'): {'profile': self.some('device_profiles', number)},
+            ('PATCH', 'allocations'): {'lease': 3600},
+        }.get((case.method, kind), case.body)
 
     def _patch(self, number):
         if number % 3 == 0:

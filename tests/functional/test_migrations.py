@@ -109,6 +109,18 @@ def fill_f5a07c93e1b4(connection, tables):
     connection.execute(sa.insert(tables['quotas']).values(**quota, limits='{"total": 1}'))
 
 
+def fill_d3f81b6a0c24(connection, tables):
+    """An allocation with a request, and a profile of its own."""
+    lists = {'groups': '[]', 'accelerators': '[]'}
+    allocation = {'uuid': support.INSTANCE, 'created_at': sa.func.now(), 'project_id': 'p'}
+    allocation |= {'state': 'active', 'digest': 'd', 'name': 'é' * 255, 'active_name': 'é' * 255}
+    allocation |= {'idempotency_key': 'é' * 255, 'lease_ends_at': sa.func.now()}
+    connection.execute(sa.insert(tables['allocations']).values(**allocation, **lists))
+    held = sa.update(tables['accelerator_requests']).values(allocation_uuid=support.INSTANCE)
+    connection.execute(held)
+    connection.execute(sa.update(tables['device_profiles']).values(private=True))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -121,6 +133,7 @@ FILL = {
     'd41f6b2a9e73': fill_d41f6b2a9e73,
     'c7e1a4f09b36': fill_c7e1a4f09b36,
     'f5a07c93e1b4': fill_f5a07c93e1b4,
+    'd3f81b6a0c24': fill_d3f81b6a0c24,
 }
 
 

@@ -78,6 +78,8 @@ def example(route):
         '/v2/attributes': {'deployable_id': 1, 'key': 'a', 'value': ''},
         '/v2/accelerator_requests': {'device_profile_name': 'a'},
         '/v2/hosts/{name}': {'name': 'a'},
+        '/v2/allocations': {'groups': [{'resources': {'FPGA': 1}}]},
+        '/v2/allocations/{id}': {'lease': 60},
     }
     body = bodies.get(route.path) if route.operation.body else None
     if route.controller is deployables.Deployables:

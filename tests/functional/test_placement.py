@@ -706,6 +706,26 @@ def test_a_trait_of_an_operator_in_placement_counts_at_bind(known):
     take(known, **asked)
 
 
+def test_what_an_allocation_holds_is_reserved_before_the_answer(known):
+    """And can be scheduled to again when it is released."""
+    request = {
+        'profile': None,
+        'alternatives': [[{'resources:FPGA': '3'}]],
+        'same_host': True,
+        'same_numa': 'prefer',
+        'hosts': None,
+    }
+    caller = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
+    made = known.manager.create_allocation(caller, request=request)
+    assert known.inventory()['FPGA']['reserved'] == 3
+    known.report(support.card(handles=16, numa_node=1))
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 3
+    known.manager.release_allocation(caller, uuid=made)
+    known.send()
+    assert known.inventory()['FPGA']['reserved'] == 0
+
+
 def test_a_lost_accelerator_that_is_held_is_reserved(known):
     """It counts as long as it is held, and nobody else may get one in its place."""
     take(known)

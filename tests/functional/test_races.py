@@ -3,11 +3,13 @@
 
 import collections
 import concurrent.futures
+import datetime
 import random
 import threading
 import uuid
 
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import context
 from cyborg_lite import model
@@ -283,6 +285,95 @@ def test_a_storm_leaves_no_handle_with_two_holders(service, race, seed):
     assert not holders(service)
     assert service.api.bind(*left[:4], provider=rp_uuid).status_int == 202
     assert len(holders(service)) == 4
+
+
+@pytest.mark.parametrize('together', [1, 3])
+def test_allocations_that_come_and_go_give_nothing_twice(service, race, together):
+    """32 callers, each with one allocation at a time, want more than there is."""
+    cards = [support.card(f'{n:02x}', numa_node=n // 4) for n in range(8)]
+    service.report(*cards)
+    service.report(*cards, host='host-2')
+    body = {'groups': [{'resources': {'FPGA': together}}]}
+
+    def churn(api):
+        seen = []
+        for _ in range(2):
+            answer = api.post('/v2/allocations', body)
+            assert answer.status_int in (201, 409), answer.text
+            seen.append(answer.status_int)
+            if answer.status_int == 201:
+                path = f'/v2/allocations/{answer.json["uuid"]}'
+                held = {each['uuid'] for each in answer.json['accelerators']}
+                assert len(held) == together
+                with lock:
+                    assert not held & taken, 'given twice'
+                    taken.update(held)
+                assert api.get(path).json['state'] == 'active'
+                with lock:
+                    taken.difference_update(held)
+                assert api.delete(path).status_int == 204
+        return collections.Counter(seen)
+
+    lock, taken = threading.Lock(), set()
+    seen = sum(race(*[churn] * 32), collections.Counter())
+    assert seen[201] > 16
+    assert service.rows(model.ARQ) == []
+    assert service.rows(model.DeviceProfile) == []
+    assert {row.state for row in service.rows(model.Allocation)} == {'released'}
+    whole = {'groups': [{'resources': {'FPGA': 16}}], 'same_host': False}
+    assert service.api.post('/v2/allocations', whole).status_int == 201
+
+
+def test_allocations_and_binds_share_what_there_is(service, race):
+    service.report(support.card(handles=15))
+    service.profile(FPGA=16)
+    arqs, rp_uuid = service.arqs(), provider(service)
+    body = {'groups': [{'resources': {'FPGA': 1}}]}
+    answers = race(
+        *(lambda api, arq=arq: api.bind(arq, provider=rp_uuid) for arq in arqs),
+        *[lambda api: api.post('/v2/allocations', body)] * 16,
+    )
+    statuses = collections.Counter(answer.status_int for answer in answers)
+    assert statuses[202] + statuses[201] == 15
+    assert statuses[404] + statuses[409] == 17
+    assert len(holders(service)) == 15
+
+
+def test_one_key_makes_one_allocation(service, race):
+    service.report(support.card(handles=15))
+    body = {'groups': [{'resources': {'FPGA': 1}}]}
+    key = {'Idempotency-Key': 'a'}
+    answers = race(*[lambda api: api.post('/v2/allocations', body, **key)] * 16)
+    assert {answer.status_int for answer in answers} == {201}
+    assert len({answer.json['uuid'] for answer in answers}) == 1
+    assert len(holders(service)) == 1
+
+
+def test_one_name_is_of_one_allocation(service, race):
+    service.report(support.card(handles=15))
+    body = {'groups': [{'resources': {'FPGA': 1}}], 'name': 'a'}
+    answers = race(*[lambda api: api.post('/v2/allocations', body)] * 16)
+    statuses = collections.Counter(answer.status_int for answer in answers)
+    assert statuses == {201: 1, 409: 15}
+
+
+def test_a_lease_is_renewed_or_ends(service, race):
+    """Renewing, deleting and the healers of two conductors: what is freed is freed once."""
+    service.report(support.card(handles=8))
+    body = {'groups': [{'resources': {'FPGA': 1}}], 'lease': 1}
+    made = [service.api.post('/v2/allocations', body).json['uuid'] for _ in range(8)]
+    with service.database.writer() as session:
+        past = datetime.datetime(2000, 1, 1)
+        session.execute(sa.update(model.Allocation).values(lease_ends_at=past))
+    healers = [service.embedded._services[0].manager.healer] * 2
+    race(
+        *(lambda _, healer=healer: healer._expire() for healer in healers),
+        *(lambda api, each=each: api.delete(f'/v2/allocations/{each}') for each in made),
+        *(lambda api, each=each: api.patch(f'/v2/allocations/{each}', {'lease': 60})
+          for each in made),
+    )  # fmt: skip
+    assert {row.state for row in service.rows(model.Allocation)} == {'released'}
+    assert service.rows(model.ARQ) == []
 
 
 def test_a_tenant_frees_nothing_that_nova_binds_meanwhile(service, monkeypatch):

@@ -64,6 +64,12 @@ EXPECTED = {
     'quota:get_one': READER,
     'quota:update': ADMIN,
     'quota:delete': ADMIN,
+    'allocation:get_all': READER,
+    'allocation:get_one': READER,
+    'allocation:create': MEMBER_OR_SERVICE,
+    'allocation:update': MEMBER_OR_SERVICE,
+    'allocation:delete': MEMBER_OR_SERVICE,
+    'device_profile:check': READER,
 }
 BASE = {
     'project_reader_or_admin': READER,

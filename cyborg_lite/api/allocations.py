@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/allocations: ours, and so the same at every microversion"""
+
+from __future__ import annotations
+
+import typing
+
+import pecan
+import sqlalchemy as sa
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import device_profiles
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+
+#: The header that makes a repeated request safe, and how long its value may be.
+#: Source: draft-ietf-httpapi-idempotency-key-header.
+KEY, KEY_LENGTH = 'Idempotency-Key', 255
+#: The most accelerators of one allocation.
+MOST = 1000
+#: The longest lease, in seconds: a year.
+LEASE = 366 * 24 * 3600
+
+_NAME: types.Schema = {'type': 'string', 'minLength': 1, 'maxLength': 255}
+_LEASE: types.Schema = {
+    'type': 'integer',
+    'minimum': 1,
+    'maximum': LEASE,
+    'description': f'seconds, from 1 to {LEASE}',
+}
+_GROUPS: types.Schema = {
+    'type': 'array',
+    'minItems': 1,
+    'maxItems': 16,
+    'items': {
+        'type': 'object',
+        'required': ['resources'],
+        'additionalProperties': False,
+        'properties': {
+            'resources': {
+                'type': 'object',
+                'minProperties': 1,
+                'maxProperties': 16,
+                'additionalProperties': {'type': 'integer', 'minimum': 1, 'maximum': MOST},
+                'description': f'amounts from 1 to {MOST} by resource class',
+            },
+            'traits': {
+                'type': 'object',
+                'maxProperties': 32,
+                'additionalProperties': {'enum': ['required', 'forbidden']},
+                'description': 'required or forbidden by trait',
+            },
+        },
+    },
+}
+
+CREATE: types.Schema = {
+    'type': 'object',
+    'oneOf': [{'required': ['profile']}, {'required': ['groups']}],
+    'additionalProperties': False,
+    'description': 'an object with either profile or groups',
+    'properties': {
+        'profile': _NAME,
+        'groups': _GROUPS,
+        'alternatives': {'type': 'array', 'maxItems': 8, 'items': _GROUPS},
+        'same_host': {'type': 'boolean'},
+        'same_numa': {'enum': ['prefer', 'require']},
+        'hosts': {'type': 'array', 'minItems': 1, 'maxItems': 1000, 'items': _NAME},
+        'name': {
+            'type': 'string',
+            'pattern': '^[A-Za-z0-9][A-Za-z0-9_.-]{0,254}$',
+            'description': 'letters, digits, -, _ and dots, 255 characters at most',
+        },
+        'consumer': {
+            'type': 'object',
+            'required': ['type', 'id'],
+            'additionalProperties': False,
+            'properties': {'type': _NAME, 'id': _NAME},
+        },
+        'lease': _LEASE,
+    },
+}
+
+UPDATE: types.Schema = {
+    'type': 'object',
+    'required': ['lease'],
+    'additionalProperties': False,
+    'properties': {'lease': _LEASE},
+}
+
+
+class Allocations(rest.Controller):
+    """Accelerators that consumers hold together."""
+
+    kind, path, what = model.Allocation, 'allocations', 'Allocation'
+
+    def scope(self) -> list[typing.Any]:
+        project = rest.call().context.scope
+        return [] if project is None else [model.Allocation.project_id == project]
+
+    @rest.expose(
+        paged=True,
+        filters=dict.fromkeys(
+            ('name', 'state', 'project_id', 'profile', 'consumer_type', 'consumer_id'), wtypes.text
+        ),
+    )
+    def get_all(self, page, wanted):
+        rest.call().context.can('cyborg:allocation:get_all')
+        if wanted['state'] not in (None, *model.Allocation.STATES):
+            states = ', '.join(model.Allocation.STATES)
+            raise exception.Invalid(reason=f'Invalid state: expected one of {states}.')
+        given = {name: value for name, value in wanted.items() if value is not None}
+        conditions = [getattr(model.Allocation, name) == given[name] for name in given]
+        return self.list(*conditions, page=page)
+
+    @rest.expose(wtypes.text)
+    def get_one(self, id):
+        rest.call().context.can('cyborg:allocation:get_one')
+        return self.fetch(self._uuid(id))
+
+    @rest.expose(types.flag, status=201, body=CREATE)
+    def post(self, dry_run=None):
+        rest.call().context.can('cyborg:allocation:create')
+        request = _request(rest.body()) | {'key': _key()}
+        if dry_run:
+            pecan.response.status = 200
+            return rest.call().conductor.check_allocation(request=request)
+        return self.fetch(rest.call().conductor.create_allocation(request=request))
+
+    @rest.expose(wtypes.text, body=UPDATE)
+    def patch(self, id):
+        rest.call().context.can('cyborg:allocation:update')
+        lease = int(rest.body()['lease'])
+        uuid = self._uuid(id)
+        rest.call().conductor.renew_allocation(uuid=uuid, lease=lease)
+        return self.fetch(uuid)
+
+    @rest.expose(wtypes.text, status=204)
+    def delete(self, id):
+        rest.call().context.can('cyborg:allocation:delete')
+        rest.call().conductor.release_allocation(uuid=self._uuid(id))
+
+    def _uuid(self, id: str) -> str:
+        """The uuid of an allocation by its uuid, or by its name in the caller's project.
+
+        Of a name the active allocation is meant, or else the last one that was released.
+        """
+        if types.is_uuid(id):
+            return types.canonical(id)
+        named = (
+            sa.select(model.Allocation.uuid)
+            .where(
+                model.Allocation.name == id,
+                model.Allocation.project_id == rest.call().context.project_id,
+            )
+            .order_by(model.Allocation.active_name.is_(None), model.Allocation.id.desc())
+        )
+        with rest.call().database.reader() as session:
+            uuid = session.scalar(named.limit(1))
+        if uuid is None:
+            raise exception.NotFound(what=self.what, id=id)
+        return uuid
+
+
+def _key() -> str | None:
+    key = pecan.request.headers.get(KEY)
+    if key is not None and not (key.isprintable() and 1 <= len(key) <= KEY_LENGTH):
+        raise exception.Invalid(
+            reason=f'Invalid {KEY}: expected 1 to {KEY_LENGTH} printable characters.'
+        )
+    return key
+
+
+def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """What is asked for, as the conductor wants to know it."""
+    if types.is_uuid(body.get('name', '')):
+        raise exception.Invalid(reason='Invalid name: expected a name that is no UUID.')
+    given = [('groups', body['groups'])] if 'groups' in body else []
+    given += [(f'alternatives[{n}]', each) for n, each in enumerate(body.get('alternatives', ()))]
+    return {
+        'profile': body.get('profile'),
+        'alternatives': [_groups(where, groups) for where, groups in given],
+        'same_host': body.get('same_host', True),
+        'same_numa': body.get('same_numa', 'prefer'),
+        'hosts': body.get('hosts'),
+        'name': body.get('name'),
+        'consumer': body.get('consumer'),
+        'lease': int(body['lease']) if 'lease' in body else None,
+    }
+
+
+def _groups(where: str, groups: list[dict[str, typing.Any]]) -> list[dict[str, str]]:
+    """Groups as device profiles have them."""
+    total = sum(int(amount) for group in groups for amount in group['resources'].values())
+    if total > MOST:
+        raise exception.Invalid(
+            reason=f'Invalid {where}: expected {MOST} accelerators at most, got {total}.'
+        )
+    return [
+        device_profiles.group(
+            {f'resources:{name}': int(amount) for name, amount in group['resources'].items()}
+            | {f'trait:{name}': value for name, value in group.get('traits', {}).items()},
+            f'{where}[{number}]',
+        )
+        for number, group in enumerate(groups)
+    ]

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which accelerators an allocation can get, and what keeps the others from it.
+
+What is free is told by the same conditions as everywhere: those of a device, of a request that
+holds a handle, and of what excludes it.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+from cyborg_lite.db import accelerators
+from cyborg_lite.db import exclusion
+from cyborg_lite.model import device as devices
+
+_handle, _part, _device, _host = (
+    model.AttachHandle, model.Deployable, model.Device, model.Host,
+)  # fmt: skip
+_class = orm.aliased(model.Attribute)
+_trait = orm.aliased(model.Attribute)
+
+#: What excludes an accelerator for a process of its host.
+_CAUSES = exclusion.causes(_device, guest=False)
+_FREE = [
+    ~_handle.lost,
+    *(~each.holds(_device, _host) for each in devices.OBSTACLES),
+    ~exclusion.HELD,
+    *(~cause.holds for cause in _CAUSES),
+]
+
+
+class Kind(typing.NamedTuple):
+    """What an accelerator has to be."""
+
+    resource_class: str
+    required: frozenset[str]
+    forbidden: frozenset[str]
+
+
+Hosts = collections.abc.Collection[str] | None
+
+
+def _has(trait: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(
+        _trait.deployable_id == _part.id, _trait.key.startswith('trait'), _trait.value == trait
+    )
+
+
+def _traits(kind: Kind) -> sa.ColumnElement[bool]:
+    required = [_has(trait) for trait in sorted(kind.required)]
+    return sa.and_(sa.true(), *required, *(~_has(trait) for trait in sorted(kind.forbidden)))
+
+
+def _joined(query: sa.Select[typing.Any]) -> sa.Select[typing.Any]:
+    return (
+        query.select_from(_class)
+        .join(_part, _part.id == _class.deployable_id)
+        .join(_handle, _handle.deployable_id == _part.id)
+        .join(_device, _device.id == _part.device_id)
+        .join(_host, _host.name == _device.hostname)
+        .where(_class.key == 'rc')
+    )
+
+
+def free(
+    session: orm.Session, kinds: list[Kind], hosts: Hosts, limit: int | None
+) -> list[sa.Row[typing.Any]]:
+    """Accelerators that can be given out now and are of one of these kinds, in a fixed order.
+
+    Each row has what tells it, and then of each kind whether it is one.
+    """
+    fits = [sa.and_(_class.value == kind.resource_class, _traits(kind)) for kind in kinds]
+    shown: list[typing.Any] = [
+        _handle.id, _device.hostname, _device.id.label('device'), _handle.form, _device.numa_node,
+    ]  # fmt: skip
+    shown += [fit.label(f'kind{number}') for number, fit in enumerate(fits)]
+    named = _class.value.in_({kind.resource_class for kind in kinds})
+    query = _joined(sa.select(*shown)).where(named, sa.or_(*fits), *_FREE)
+    if hosts is not None:
+        query = query.where(_device.hostname.in_(hosts))
+    # As the index has them: with a limit the database stops early.
+    return list(session.execute(query.order_by(_class.deployable_id, _handle.id).limit(limit)))
+
+
+def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Row[typing.Any]]:
+    """How many accelerators there are, by all that decides whether one can be given out.
+
+    Those of other classes are counted together: their class is null.
+    """
+    named = _class.value.in_({kind.resource_class for kind in kinds})
+    columns = {
+        'resource_class': _class.value,
+        'state': accelerators.state(_CAUSES),
+        'hostname': _device.hostname,
+        'numa_node': _device.numa_node,
+        'on_hosts': sa.true() if hosts is None else _device.hostname.in_(hosts),
+    } | {f'traits{number}': _traits(kind) for number, kind in enumerate(kinds)}
+    shown = [sa.case((named, column)).label(name) for name, column in columns.items()]
+    rows = _joined(sa.select(*shown)).outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
+    each = rows.subquery('each')
+    query = sa.select(*each.columns, sa.func.count().label('amount'))
+    return list(session.execute(query.group_by(*each.columns)))

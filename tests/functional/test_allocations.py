@@ -1,0 +1,631 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/allocations: accelerators that one consumer asks for, gets and gives back together."""
+
+import collections
+import datetime
+import uuid
+
+from oslo_utils import timeutils
+import pytest
+import sqlalchemy as sa
+
+from cyborg_lite import model
+from cyborg_lite.api import app
+from tests import support
+
+PATH = '/v2/allocations'
+NPU = {'resources': {'CUSTOM_NPU': 1}}
+
+
+def npu(bus, numa_node=0, **more):
+    facts = {'type': 'AICHIP', 'vendor': '19e5', 'model': 'Ascend 910B3', 'numa_node': numa_node}
+    facts |= {'resource_class': 'CUSTOM_NPU', 'traits': ['CUSTOM_NPU_910B']}
+    return support.card(bus, **(facts | more))
+
+
+def eight(service, host='host-1', **more):
+    """A host of eight cards, four in each NUMA node."""
+    service.report(*(npu(f'{n:02x}', n // 4, **more) for n in range(8)), host=host)
+
+
+def groups(amount=1, resource_class='CUSTOM_NPU', **traits):
+    return [{'resources': {resource_class: amount}, 'traits': traits}]
+
+
+def allocate(service, body=None, query='', **headers):
+    return service.api.post(f'{PATH}{query}', body or {'groups': [NPU]}, **headers)
+
+
+def got(service, amount=1, **more):
+    answer = allocate(service, {'groups': groups(amount)} | more)
+    assert answer.status_int == 201, answer.text
+    return answer.json
+
+
+def refused(answer, status):
+    assert answer.status_int == status, answer.text
+    return support.fault(answer)
+
+
+def held(service):
+    return {each['uuid'] for each in service.api.get('/v2/accelerators?state=held').json[
+        'accelerators']}  # fmt: skip
+
+
+def heal(service):
+    service.embedded._services[0].manager.healer.heal()
+
+
+def change(service, kind, **values):
+    with service.database.writer() as session:
+        session.execute(sa.update(kind).values(**values))
+
+
+@pytest.fixture
+def member(service, monkeypatch):
+    """Become a member of a project, as often as you like."""
+
+    def become(project, roles='member,reader'):
+        monkeypatch.setitem(app.ALONE, 'X-Project-Id', project)
+        monkeypatch.setitem(app.ALONE, 'X-Roles', roles)
+
+    return become
+
+
+def test_one_request_gives_accelerators_with_their_ids(service):
+    board = {'npu_id': 3, 'chips': [{'chip_id': 0, 'phy_id': 3}]}
+    service.report(npu('c1', vendor_board=board))
+    consumer = {'type': 'process', 'id': 'host-1:4711'}
+    answer = allocate(service, {'groups': [NPU], 'name': 'train-7', 'consumer': consumer,
+                                'lease': 3600})  # fmt: skip
+    assert answer.status_int == 201
+    made = answer.json
+    [handle], [device] = service.rows(model.AttachHandle), service.rows(model.Device)
+    [arq] = service.rows(model.ARQ)
+    assert made['accelerators'] == [
+        {
+            'uuid': handle.uuid,
+            'arq_uuid': arq.uuid,
+            'host': 'host-1',
+            'device_uuid': device.uuid,
+            'type': 'AICHIP',
+            'model': 'Ascend 910B3',
+            'address': '0000:c1:00.0',
+            'numa_node': 0,
+            'attach_type': 'TEST_PCI',
+            'attach_info': handle.attach_info,
+            'ids': {'npu_id': 3, 'chips': [{'chip_id': 0, 'phy_id': 3}]},
+        }
+    ]
+    assert (made['state'], made['reason'], made['name']) == ('active', None, 'train-7')
+    assert (made['consumer'], made['lease'], made['profile']) == (consumer, 3600, None)
+    assert made['groups'] == [NPU | {'traits': {}}]
+    ends = datetime.datetime.fromisoformat(made['lease_ends_at']).replace(tzinfo=None)
+    assert abs((ends - timeutils.utcnow()).total_seconds() - 3600) < 60
+    assert made['links'] == [{'rel': 'self', 'href': f'http://localhost{PATH}/{made["uuid"]}'}]
+    for id in made['uuid'], 'train-7':
+        assert service.api.get(f'{PATH}/{id}').json == made
+    assert (arq.state, arq.instance_uuid, arq.allocation_uuid) == ('Bound', None, made['uuid'])
+    [row] = service.api.get(f'/v2/accelerators?allocation_uuid={made["uuid"]}').json['accelerators']
+    assert (row['uuid'], row['state'], row['instance_uuid']) == (handle.uuid, 'held', None)
+
+
+@pytest.mark.parametrize('by', ['name', 'uuid'])
+def test_by_a_profile(service, by):
+    eight(service)
+    profile = service.profile(CUSTOM_NPU=2)
+    made = allocate(service, {'profile': profile[by]}).json
+    assert (made['profile'], made['groups']) == ('profile-1', groups(2))
+    assert len(made['accelerators']) == 2
+    arqs = service.api.get('/v2/accelerator_requests').json['arqs']
+    assert {arq['device_profile_name'] for arq in arqs} == {'profile-1'}
+    assert service.api.delete(f'{PATH}/{made["uuid"]}').status_int == 204
+    assert service.api.delete('/v2/device_profiles/profile-1').status_int == 204
+
+
+def test_the_groups_of_an_allocation_are_no_profile_of_others(service):
+    eight(service)
+    made = got(service)
+    [private] = service.rows(model.DeviceProfile)
+    assert service.api.get('/v2/device_profiles').json['device_profiles'] == []
+    for id in private.name, private.uuid:
+        assert service.api.at('2.3').get(f'/v2/device_profiles/{id}').status_int == 404
+        assert service.api.delete(f'/v2/device_profiles/{id}').status_int == 404
+        assert allocate(service, {'profile': id}).status_int == 404
+        arq = {'device_profile_name': id}
+        assert service.api.post('/v2/accelerator_requests', arq).status_int == 404
+    service.api.delete(f'{PATH}/{made["uuid"]}')
+    assert service.rows(model.DeviceProfile) == []
+
+
+def test_traits_are_required_and_forbidden(service):
+    service.report(npu('01'), npu('02', traits=['CUSTOM_NPU_310P']), npu('03', traits=[]))
+    for traits, bus in (
+        ({'CUSTOM_NPU_910B': 'required'}, '01'),
+        ({'CUSTOM_NPU_910B': 'forbidden', 'CUSTOM_NPU_310P': 'forbidden'}, '03'),
+        ({'CUSTOM_NPU_910B': 'forbidden'}, '02'),
+    ):
+        [found] = allocate(service, {'groups': groups(**traits)}).json['accelerators']
+        assert found['address'] == f'0000:{bus}:00.0'
+
+
+def test_groups_of_many_classes_come_in_order(service):
+    service.report(npu('01'), npu('02', resource_class='PGPU'), npu('03'), support.card('04'))
+    asked = [*groups(1, 'FPGA'), {'resources': {'CUSTOM_NPU': 2, 'PGPU': 1}}]
+    made = allocate(service, {'groups': asked}).json
+    buses = [each['address'][5:7] for each in made['accelerators']]
+    assert (buses[0], sorted(buses[1:3]), buses[3]) == ('04', ['01', '03'], '02')
+
+
+def test_the_first_alternative_that_can_be_had(service):
+    service.report(npu('01'), *(npu(f'{n:02x}', traits=['CUSTOM_NPU_310P']) for n in range(2, 8)))
+    body = {
+        'groups': groups(2, CUSTOM_NPU_910B='required'),
+        'alternatives': [groups(4, CUSTOM_NPU_310P='required'), groups(1)],
+    }
+    assert len(allocate(service, body).json['accelerators']) == 4
+    made = allocate(service, body).json
+    assert made['groups'] == groups(1)
+    assert len(made['accelerators']) == 1
+
+
+def test_together_on_one_host_unless_it_may_be_apart(service):
+    for host in 'host-1', 'host-2':
+        service.report(npu('01'), npu('02'), host=host)
+    assert 'on one host' in refused(allocate(service, {'groups': groups(3)}), 409)
+    made = got(service, 3, same_host=False)
+    assert len({each['host'] for each in made['accelerators']}) == 2
+
+
+def test_two_share_a_numa_node_whenever_two_free_ones_do(service):
+    eight(service)
+    for _ in range(4):
+        made = got(service, 2)
+        assert len({each['numa_node'] for each in made['accelerators']}) == 1
+    assert refused(allocate(service), 409)
+
+
+def test_same_numa_can_be_required(service):
+    service.report(npu('01', 0), npu('02', 1))
+    answer = allocate(service, {'groups': groups(2), 'same_numa': 'require'})
+    assert 'in one NUMA node' in refused(answer, 409)
+    assert len(got(service, 2)['accelerators']) == 2
+
+
+def test_only_from_the_hosts_that_are_named(service):
+    for n in range(3):
+        service.report(npu('01'), host=f'host-{n}')
+    made = got(service, hosts=['host-2', 'host-9'])
+    assert made['accelerators'][0]['host'] == 'host-2'
+    answer = allocate(service, {'groups': groups(), 'hosts': ['host-2']})
+    assert refused(answer, 409)
+    [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
+    assert (request['removed']['hosts'], request['removed']['held']) == (2, 1)
+
+
+@pytest.mark.parametrize(('policy', 'first'), [('binpack', 'host-2'), ('spread', 'host-1')])
+def test_the_policy_chooses_the_host(database_url, policy, first):
+    service = support.Service(database_url, conductor__placing=policy)
+    try:
+        for host in 'host-1', 'host-2':
+            service.report(npu('01'), npu('02'), npu('03'), host=host)
+        got(service, hosts=['host-2'])
+        assert got(service)['accelerators'][0]['host'] == first
+    finally:
+        service.stop()
+
+
+def test_release_frees_all_and_can_be_repeated(service):
+    eight(service)
+    made = got(service, 3, name='a')
+    assert len(held(service)) == 3
+    for _ in range(2):
+        assert service.api.delete(f'{PATH}/{made["uuid"]}').status_int == 204
+        assert service.api.delete(f'{PATH}/a').status_int == 204
+        assert held(service) == set()
+    shown = service.api.get(f'{PATH}/{made["uuid"]}').json
+    assert (shown['state'], shown['reason']) == ('released', 'It was deleted.')
+    assert shown['accelerators'] == made['accelerators']
+    assert shown['released_at']
+    assert service.rows(model.ARQ) == []
+    assert got(service, 8, name='a')['uuid'] != made['uuid']
+
+
+def test_what_is_not_there(service):
+    for id in str(uuid.uuid4()), 'none':
+        assert 'not found' in refused(service.api.get(f'{PATH}/{id}'), 404)
+        assert 'not found' in refused(service.api.delete(f'{PATH}/{id}'), 404)
+        assert 'not found' in refused(service.api.patch(f'{PATH}/{id}', {'lease': 1}), 404)
+    assert 'not found' in refused(allocate(service, {'profile': 'none'}), 404)
+
+
+def test_a_name_is_of_one_active_allocation_of_a_project(service, member):
+    eight(service)
+    made = got(service, name='a')
+    assert 'already exists' in refused(allocate(service, {'groups': [NPU], 'name': 'a'}), 409)
+    member('p2')
+    other = got(service, name='a')
+    assert service.api.get(f'{PATH}/a').json['uuid'] == other['uuid'] != made['uuid']
+
+
+def test_a_tenant_sees_and_releases_his_own(service, member):
+    eight(service)
+    member('p1')
+    mine = got(service)
+    member('p2')
+    for answer in (
+        service.api.get(f'{PATH}/{mine["uuid"]}'),
+        service.api.delete(f'{PATH}/{mine["uuid"]}'),
+        service.api.patch(f'{PATH}/{mine["uuid"]}', {'lease': 1}),
+    ):
+        assert refused(answer, 404)
+    assert service.api.get(PATH).json == {'allocations': []}
+    member('p3', 'admin,member,reader')
+    assert service.api.get(PATH).json['allocations'] == [mine]
+    assert service.api.delete(f'{PATH}/{mine["uuid"]}').status_int == 204
+    member('p1', 'reader')
+    assert service.api.get(f'{PATH}/{mine["uuid"]}').json['state'] == 'released'
+    assert refused(allocate(service), 403)
+
+
+def test_a_repeated_key_gives_the_same_allocation(service, member):
+    eight(service)
+    key = {'Idempotency-Key': 'c5d1"é'.encode().decode('latin-1')}
+    first = allocate(service, **key)
+    again = allocate(service, **key)
+    assert (first.status_int, again.status_int) == (201, 201)
+    assert first.json == again.json
+    assert len(held(service)) == 1
+    assert 'another request' in refused(allocate(service, {'groups': groups(2)}, **key), 422)
+    member('p2')
+    assert allocate(service, **key).json['uuid'] != first.json['uuid']
+    for bad in '', 'a' * 256, 'a\x07':
+        assert 'Idempotency-Key' in refused(allocate(service, **{'Idempotency-Key': bad}), 400)
+
+
+def test_a_lease_ends(service):
+    eight(service)
+    made, other, third = got(service, 2, lease=60), got(service), got(service, lease=60)
+    renewed = service.api.patch(f'{PATH}/{third["uuid"]}', {'lease': 7200})
+    assert renewed.status_int == 200
+    assert renewed.json['lease_ends_at'] > third['lease_ends_at']
+    heal(service)
+    assert len(held(service)) == 4
+    past = timeutils.utcnow() - datetime.timedelta(seconds=1)
+    with service.database.writer() as session:
+        row = sa.update(model.Allocation).where(model.Allocation.uuid == made['uuid'])
+        session.execute(row.values(lease_ends_at=past))
+    assert 'ended' in refused(service.api.patch(f'{PATH}/{made["uuid"]}', {'lease': 1}), 409)
+    heal(service)
+    states = {each['uuid']: (each['state'], each['reason'])
+              for each in service.api.get(PATH).json['allocations']}  # fmt: skip
+    assert states == {
+        made['uuid']: ('released', 'Its lease ended.'),
+        other['uuid']: ('active', None),
+        third['uuid']: ('active', None),
+    }
+    assert len(held(service)) == 2
+    assert refused(service.api.patch(f'{PATH}/{made["uuid"]}', {'lease': 1}), 409)
+
+
+def test_what_was_released_is_forgotten_after_a_time(service):
+    eight(service)
+    made, old, active = got(service), got(service), got(service)
+    for each in made, old:
+        service.api.delete(f'{PATH}/{each["uuid"]}')
+    past = timeutils.utcnow() - datetime.timedelta(days=8)
+    with service.database.writer() as session:
+        row = sa.update(model.Allocation).where(model.Allocation.uuid == old['uuid'])
+        session.execute(row.values(released_at=past))
+    heal(service)
+    uuids = {each['uuid'] for each in service.api.get(PATH).json['allocations']}
+    assert uuids == {made['uuid'], active['uuid']}
+
+
+def test_its_requests_are_freed_through_it_alone(service, member):
+    eight(service)
+    made = got(service, 2)
+    arqs = [each['arq_uuid'] for each in made['accelerators']]
+    provider = service.rows(model.Deployable)[7].rp_uuid
+    path = '/v2/accelerator_requests'
+    for answer in (
+        service.api.delete(f'{path}?arqs={arqs[0]}'),
+        service.api.delete(f'{path}/{arqs[1]}'),
+        service.api.unbind(arqs[0]),
+        service.api.bind(arqs[0], provider=provider),
+    ):
+        assert f'allocation {made["uuid"]}' in refused(answer, 409)
+    assert len(held(service)) == 2
+    shown = service.api.get(f'{path}/{arqs[0]}').json
+    assert (shown['state'], shown['instance_uuid']) == ('Bound', None)
+
+
+STATES = {
+    'disabled': (model.Device, {'status': 'maintaining'}),
+    'missing': (model.Device, {'absences': 1}),
+    'lost': (model.AttachHandle, {'lost': True}),
+    'unusable': (model.Device, {'unusable': 'it has a bridge'}),
+    'host down': (model.Host, {'seen_at': datetime.datetime(2000, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize('state', STATES)
+def test_states_are_respected_and_shown(service, state):
+    service.report(npu('01'), npu('02'))
+    made = got(service)
+    kind, values = STATES[state]
+    change(service, kind, **values)
+    answer = allocate(service)
+    assert 'no CUSTOM_NPU is free' in refused(answer, 409)
+    [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
+    # The first that holds is counted: of one that is held as well, too.
+    assert request['removed'][state] == 2
+    shown = service.api.get(f'{PATH}/{made["uuid"]}').json
+    assert shown['state'] == 'active'
+    assert made['accelerators'][0]['uuid'] in shown['reason']
+
+
+def forms():
+    device = npu('01')
+    [part] = device.deployables
+    part.attach_handles[0].form = 'whole'
+    for n in range(1, 4):
+        info = {'domain': '0000', 'bus': '01', 'device': '00', 'function': f'{n}'}
+        handle = model.AttachHandle(attach_type='TEST_PCI', attach_info=info, form='vf')
+        part.attach_handles.append(handle)
+    return device
+
+
+def test_a_card_is_given_out_in_one_form(service):
+    service.report(forms())
+    assert refused(allocate(service, {'groups': groups(4)}), 409)
+    made = got(service, 3)
+    assert {each['attach_info']['function'] for each in made['accelerators']} == {'1', '2', '3'}
+    answer = allocate(service)
+    [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
+    assert (request['removed']['held'], request['removed']['excluded']) == (3, 1)
+
+
+def grouped(*buses):
+    cards = [npu(bus) for bus in buses]
+    for each in cards:
+        each.deployables[0].attach_handles[0].iommu_group = '7'
+    return cards
+
+
+def test_an_iommu_group_is_of_processes_or_of_one_guest(service):
+    service.report(*grouped('01', '02', '03'))
+    got(service)
+    got(service)
+    service.profile(CUSTOM_NPU=1)
+    [arq] = service.arqs()
+    answer = service.api.bind(arq, provider=service.rows(model.Deployable)[2].rp_uuid)
+    assert 'IOMMU group 7' in refused(answer, 409)
+
+
+def test_what_a_guest_has_of_an_iommu_group_is_not_for_processes(service):
+    service.report(*grouped('01', '02'))
+    service.profile(CUSTOM_NPU=1)
+    [arq] = service.arqs()
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    assert service.api.bind(arq, provider=provider).status_int == 202
+    answer = allocate(service)
+    assert refused(answer, 409)
+    [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
+    assert (request['removed']['held'], request['removed']['excluded']) == (1, 1)
+
+
+def test_what_is_held_is_not_bound_for_an_instance(service):
+    service.report(npu('01'))
+    made = got(service)
+    service.profile(CUSTOM_NPU=1)
+    [arq] = service.arqs()
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    assert service.api.bind(arq, provider=provider).status_int == 404
+    service.api.delete(f'{PATH}/{made["uuid"]}')
+    [arq] = service.arqs()
+    assert service.api.bind(arq, provider=provider).status_int == 202
+    assert refused(allocate(service), 409)
+
+
+def test_a_refusal_says_how_many_each_filter_took_away(service, member):
+    eight(service)
+    service.report(support.card('01'), npu('02', traits=['CUSTOM_NPU_310P']), host='host-2')
+    got(service, 7)
+    member('p2')
+    body = {'groups': groups(2, CUSTOM_NPU_910B='required')}
+    answer = allocate(service, body)
+    text = refused(answer, 409)
+    assert text == (
+        'Cannot allocate: needs 2 of CUSTOM_NPU with CUSTOM_NPU_910B on one host: 1 of CUSTOM_NPU '
+        'free on 1 host, at most 1 on one.'
+    )
+    assert 'host-' not in answer.text
+    explanation = answer.json['errors'][0]['explanation']
+    [alternative] = explanation['alternatives']
+    [request] = alternative['requests']
+    removed = collections.Counter(request['removed'])
+    assert +removed == {'class': 1, 'trait': 1, 'held': 7}
+    assert (request['candidates'], request['left'], request['amount']) == (10, 1, 2)
+    assert (explanation['fits'], alternative['fits_if_all_were_free']) == (False, True)
+    tried = allocate(service, body, '?dry_run=true')
+    assert (tried.status_int, tried.json) == (200, explanation)
+
+
+def test_enough_and_not_together_is_topology(service):
+    for host in 'host-1', 'host-2':
+        service.report(npu('01'), npu('02'), host=host)
+    explanation = allocate(service, {'groups': groups(3)}, '?dry_run=true').json
+    [alternative] = explanation['alternatives']
+    assert alternative['requests'][0]['removed']['topology'] == 4
+    assert alternative['fits_if_all_were_free'] is False
+
+
+def test_the_quota_of_the_project_counts(service):
+    eight(service)
+    project = app.ALONE['X-Project-Id']
+    limits = {'limits': {'CUSTOM_NPU': 2}}
+    assert service.api.patch(f'/v2/quotas/{project}', limits).status_int == 200
+    service.profile(CUSTOM_NPU=1)
+    made = got(service, 2)
+    for body in {'groups': [NPU]}, {'profile': 'profile-1'}:
+        assert 'CUSTOM_NPU' in refused(allocate(service, body), 403)
+    assert len(held(service)) == len(service.rows(model.ARQ)) == 2
+    assert len(service.rows(model.Allocation)) == 1
+    service.api.delete(f'{PATH}/{made["uuid"]}')
+    assert allocate(service, {'profile': 'profile-1'}).status_int == 201
+
+
+def test_a_dry_run_takes_nothing(service):
+    eight(service)
+    answer = allocate(service, {'groups': groups(8)}, '?dry_run=true')
+    assert (answer.status_int, answer.json['fits']) == (200, True)
+    assert (held(service), service.rows(model.Allocation)) == (set(), [])
+    assert allocate(service, None, '?dry_run=maybe').status_int == 400
+
+
+def test_a_profile_can_be_checked(service):
+    eight(service)
+    service.profile(CUSTOM_NPU=2)
+    path = '/v2/device_profiles/{}/check'
+    for id in 'profile-1', service.rows(model.DeviceProfile)[0].uuid:
+        assert service.api.post(path.format(id)).json['fits'] is True
+    got(service, 7)
+    assert service.api.post(path.format('profile-1')).json['fits'] is False
+    assert service.api.post(path.format('none')).status_int == 404
+
+
+def test_lists_are_filtered_sorted_and_paged(service):
+    eight(service)
+    for n in range(5):
+        got(service, name=f'n{n}', consumer={'type': 'process', 'id': f'{n % 2}'})
+    service.api.delete(f'{PATH}/n4')
+
+    def names(query):
+        answer = service.api.get(f'{PATH}?{query}')
+        assert answer.status_int == 200, answer.text
+        return [each['name'] for each in answer.json['allocations']]
+
+    assert names('state=active&sort_key=name&sort_dir=desc') == ['n3', 'n2', 'n1', 'n0']
+    assert names('consumer_id=1&consumer_type=process') == ['n1', 'n3']
+    assert names('name=n2') == ['n2']
+    first = service.api.get(f'{PATH}?limit=2').json
+    marker = first['allocations'][-1]['uuid']
+    assert first['allocations_links'][0]['href'].endswith(f'limit=2&marker={marker}')
+    assert names(f'limit=9&marker={marker}') == ['n2', 'n3', 'n4']
+    for bad in 'state=broken', 'colour=red', 'sort_key=accelerators', 'limit=-1':
+        assert service.api.get(f'{PATH}?{bad}').status_int == 400
+
+
+HUGE = {'resources': {'CUSTOM_NPU': 1001}}
+#: Bodies that are refused, and what the refusal names.
+BAD = [
+    ({}, 'profile or groups'),
+    ([], 'body'),
+    ('text', 'body'),
+    ({'profile': 'a', 'groups': [NPU]}, 'profile'),
+    ({'profile': 1}, 'profile'),
+    ({'profile': ''}, 'profile'),
+    ({'profile': ['a']}, 'profile'),
+    ({'profile': 'a\0b'}, 'NUL'),
+    ({'profile': '\ud800'}, 'JSON'),
+    ({'groups': []}, 'groups'),
+    ({'groups': {}}, 'groups'),
+    ({'groups': [{}]}, 'resources'),
+    ({'groups': [[NPU]]}, 'groups'),
+    ({'groups': [{'resources': {}}]}, 'resources'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': 0}}]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': -1}}]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': True}}]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': '1'}}]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': 1.5}}]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_NPU': 10**30}}]}, 'CUSTOM_NPU'),
+    ({'groups': [HUGE]}, 'CUSTOM_NPU'),
+    ({'groups': [{'resources': {'CUSTOM_A': 600, 'CUSTOM_B': 600}}]}, '1000'),
+    ({'groups': [{'resources': {'CUSTOM_A': 1000}}, NPU]}, '1000'),
+    ({'groups': [{'resources': {'npu': 1}}]}, 'npu'),
+    ({'groups': [{'resources': {'': 1}}]}, 'groups[0]'),
+    ({'groups': [{'resources': {"CUSTOM_'; DROP TABLE hosts": 1}}]}, 'groups[0]'),
+    ({'groups': [NPU | {'traits': {'CUSTOM_A': 'wanted'}}]}, 'CUSTOM_A'),
+    ({'groups': [NPU | {'traits': {'a': 'required'}}]}, 'trait:a'),
+    ({'groups': [NPU | {'traits': ['CUSTOM_A']}]}, 'traits'),
+    ({'groups': [NPU | {'count': 2}]}, 'count'),
+    ({'groups': [NPU] * 17}, 'groups'),
+    ({'groups': [NPU], 'alternatives': [NPU]}, 'alternatives'),
+    ({'groups': [NPU], 'alternatives': [[HUGE]]}, 'alternatives'),
+    ({'groups': [NPU], 'alternatives': [[]]}, 'alternatives'),
+    ({'groups': [NPU], 'alternatives': [[NPU]] * 9}, 'alternatives'),
+    ({'groups': [NPU], 'same_host': 'true'}, 'same_host'),
+    ({'groups': [NPU], 'same_host': None}, 'same_host'),
+    ({'groups': [NPU], 'same_numa': 'always'}, 'same_numa'),
+    ({'groups': [NPU], 'same_numa': ['require']}, 'same_numa'),
+    ({'groups': [NPU], 'link': 'prefer'}, 'link'),
+    ({'groups': [NPU], 'queue': True}, 'queue'),
+    ({'groups': [NPU], 'hosts': []}, 'hosts'),
+    ({'groups': [NPU], 'hosts': 'a'}, 'hosts'),
+    ({'groups': [NPU], 'hosts': [1]}, 'hosts'),
+    ({'groups': [NPU], 'hosts': ['a'] * 1001}, 'hosts'),
+    ({'groups': [NPU], 'name': ''}, 'name'),
+    ({'groups': [NPU], 'name': 'a b'}, 'name'),
+    ({'groups': [NPU], 'name': 'a' * 256}, 'name'),
+    ({'groups': [NPU], 'name': 'a\n'}, 'name'),
+    ({'groups': [NPU], 'name': support.INSTANCE}, 'name'),
+    ({'groups': [NPU], 'consumer': 'me'}, 'consumer'),
+    ({'groups': [NPU], 'consumer': {'type': 'a'}}, 'consumer'),
+    ({'groups': [NPU], 'consumer': {'type': 'a', 'id': 1}}, 'consumer'),
+    ({'groups': [NPU], 'consumer': {'type': 'a', 'id': 'b' * 256}}, 'consumer'),
+    ({'groups': [NPU], 'consumer': {'type': 'a', 'id': 'b', 'more': 1}}, 'consumer'),
+    ({'groups': [NPU], 'lease': 0}, 'lease'),
+    ({'groups': [NPU], 'lease': '60'}, 'lease'),
+    ({'groups': [NPU], 'lease': True}, 'lease'),
+    ({'groups': [NPU], 'lease': 10**12}, 'lease'),
+    ({'groups': [NPU], 'lease': None}, 'lease'),
+    ({'groups': [NPU], 'nested': {'a': [[[[]]]]}}, 'nested'),
+]
+
+
+@pytest.mark.parametrize(('body', 'named'), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input_is_refused_and_named(empty, body, named):
+    assert named in refused(empty.api.post(PATH, body), 400)
+    assert empty.rows(model.Allocation) == []
+
+
+@pytest.mark.parametrize('body', [{}, [], {'lease': 0}, {'lease': '1'}, {'name': 'a'},
+                                  {'lease': 60, 'name': 'a'}, {'lease': 10**12}])  # fmt: skip
+def test_a_bad_renewal_is_refused(empty, body):
+    assert refused(empty.api.patch(f'{PATH}/{support.INSTANCE}', body), 400)
+
+
+@pytest.fixture(scope='module')
+def empty(databases):
+    """A service with nothing in it; only to be asked what it refuses."""
+    with databases.empty() as url:
+        made = support.Service(url)
+        yield made
+        made.stop()
+
+
+def test_bodies_of_other_kinds(empty):
+    assert refused(empty.api.post(PATH, b'{'), 400)
+    assert refused(empty.api.post(PATH), 400)
+    assert refused(empty.api.request('POST', PATH, b'a', **{'Content-Type': 'text/plain'}), 415)
+    assert refused(empty.api.post(PATH, b'[' * 50_000), 400)
+
+
+def test_a_profile_that_asks_for_too_much_or_nothing(service):
+    service.profile('huge', CUSTOM_NPU=2**31 - 1)
+    service.profile('none', CUSTOM_NPU=1)
+    change(service, model.DeviceProfile, groups=[{'resources:CUSTOM_NPU': '0'}])
+    assert '1000' in refused(allocate(service, {'profile': 'none'}), 400)
+    change(service, model.DeviceProfile, groups=[{'resources:CUSTOM_NPU': str(2**31 - 1)}])
+    assert '1000' in refused(allocate(service, {'profile': 'huge'}), 400)
+    assert refused(service.api.post('/v2/device_profiles/huge/check'), 400)
+
+
+def test_a_thousand_at_once(service):
+    cards = [npu(f'{n:02x}', handles=8) for n in range(125)]
+    service.report(*cards)
+    made = got(service, 1000)
+    assert len({each['uuid'] for each in made['accelerators']}) == 1000
+    assert service.api.delete(f'{PATH}/{made["uuid"]}').status_int == 204
+    assert held(service) == set()
