@@ -29,6 +29,7 @@ COMMANDS = {
     '': {'bind', 'disable', 'enable', 'history', 'list', 'show', 'summary', 'unbind'},
     'device ': {'delete'},
     'instance': {'free'},
+    'allocation': {'create', 'delete', 'list', 'renew', 'show'},
 }
 
 
@@ -211,7 +212,7 @@ def test_our_own(request, way):
     device = found[0]['device_uuid']
     assert commands('show', found[0]['uuid']) == found[0] | {
         'attach_type': 'PCI', 'attach_info': ANY, 'vendor_id': '8086', 'instance_uuid': None,
-        'created_at': ANY, 'updated_at': ANY,
+        'allocation_uuid': None, 'created_at': ANY, 'updated_at': ANY,
     }  # fmt: skip
     counts = commands('summary')
     assert sum(each['total'] for each in counts if each['resource_class'] == 'FPGA') == 17
@@ -228,6 +229,28 @@ def test_our_own(request, way):
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)
     assert 'Host b not found' in commands.fail('host', 'delete', 'b')
     assert NOTHING in commands.fail('instance', 'free', NOTHING)
+
+
+def test_allocations(request):
+    commands = make(request, 'new', 'none')
+    create = 'allocation', 'create', '--resource', 'FPGA=2'
+    made = commands(*create, '--trait', 'CUSTOM_FAKE_DEVICE', '--name', 'a', '--lease', '60',
+                    '--consumer-type', 'process', '--consumer-id', '1',
+                    '--idempotency-key', 'b')  # fmt: skip
+    assert (made['state'], made['consumer']) == ('active', {'type': 'process', 'id': '1'})
+    assert [each['host'] for each in made['accelerators']] == [conftest.HOST] * 2
+    assert commands('allocation', 'show', 'a') == made
+    [listed] = commands('allocation', 'list', '--state', 'active')
+    assert (listed['uuid'], len(listed['accelerators'])) == (made['uuid'], 2)
+    renewed = commands('allocation', 'renew', 'a', '--lease', '7200')
+    assert renewed['lease_ends_at'] > made['lease_ends_at']
+    assert 'already exists' in commands.fail(*create, '--name', 'a')
+    for dry in (), ('--dry-run',):
+        assert 'needs 999 of FPGA' in commands.fail(*create[:3], 'FPGA=999', *dry)
+    assert commands(*create, '--dry-run')['fits'] is True
+    assert 'expected <class>=<amount>' in commands.fail(*create[:3], 'FPGA')
+    assert 'none not found' in commands.fail('allocation', 'delete', 'none', 'a')
+    assert commands('allocation', 'show', 'a')['state'] == 'released'
 
 
 @pytest.mark.parametrize('way', ['none', 'http_basic'])

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack accelerator allocation create | list | show | renew | delete"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+
+from osc_lib import exceptions
+from osc_lib.cli import format_columns
+from osc_lib.command import command
+
+from cyborg_lite import osc
+
+COLUMNS = ('uuid', 'name', 'state', 'profile', 'accelerators', 'lease_ends_at')
+MORE = ('reason', 'project_id', 'groups', 'consumer', 'lease', 'released_at', 'created_at')
+#: The fields that a list can be filtered by, as options.
+FILTERS = {
+    'name': 'of this name',
+    'state': 'in this state: active or released',
+    'project': 'of this project',
+    'profile': 'of this device profile',
+    'consumer-type': 'of consumers of this type',
+    'consumer-id': 'of the consumer of this id',
+}
+Shown = tuple[typing.Any, typing.Any]
+
+
+class CreateAllocation(osc.Command, command.ShowOne):
+    """Allocate accelerators: all that is asked for, or nothing.
+
+    They are chosen by a device profile, or by resource classes and traits.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        what = parser.add_mutually_exclusive_group(required=True)
+        what.add_argument('--profile', metavar='<profile>', help='Name or UUID of a device profile')
+        what.add_argument(
+            '--resource',
+            metavar='<class>=<amount>',
+            action='append',
+            type=_amount,
+            help='Resource class and amount (repeat for several classes)',
+        )
+        parser.add_argument(
+            '--trait',
+            metavar='<trait>[=required|forbidden]',
+            action='append',
+            default=[],
+            help='Trait that each accelerator must have, or must not have; used with --resource '
+            '(repeat for several traits)',
+        )
+        parser.add_argument('--name', metavar='<name>', help='Name of the allocation')
+        parser.add_argument(
+            '--host',
+            metavar='<host>',
+            action='append',
+            help='Host that may be chosen (repeat for several hosts; all by default)',
+        )
+        parser.add_argument(
+            '--any-host', action='store_true', help='Accelerators may be of different hosts'
+        )
+        parser.add_argument(
+            '--same-numa', action='store_true', help='All accelerators must share a NUMA node'
+        )
+        parser.add_argument(
+            '--lease', metavar='<seconds>', type=int, help='Release it after this time'
+        )
+        parser.add_argument('--consumer-type', metavar='<type>', help='Kind of the consumer')
+        parser.add_argument('--consumer-id', metavar='<id>', help='Id of the consumer')
+        parser.add_argument(
+            '--idempotency-key',
+            metavar='<key>',
+            help='A key by which a command that is repeated gets the same allocation',
+        )
+        parser.add_argument(
+            '--dry-run',
+            action='store_true',
+            help='Take nothing: show whether it could be allocated, and fail if it could not',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Shown:
+        key = parsed_args.idempotency_key
+        headers = {'headers': {'Idempotency-Key': key}} if key is not None else {}
+        query = {'params': {'dry_run': 'true'}} if parsed_args.dry_run else {}
+        answer = self.call('POST', '/allocations', json=_body(parsed_args), **headers, **query)
+        found = answer.json()
+        if parsed_args.dry_run and not found['fits']:
+            reasons = [each['reason'] for each in found['alternatives']]
+            raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
+        return _one(found)
+
+
+class ListAllocations(osc.Command, command.Lister):
+    """List allocations, those that were released lately included."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('--long', action='store_true', help='Show all that is known of them')
+        for name, which in FILTERS.items():
+            parser.add_argument(f'--{name}', metavar=f'<{name}>', help=f'Only those {which}')
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Shown:
+        given = {name.replace('-', '_'): getattr(parsed_args, name.replace('-', '_'))
+                 for name in FILTERS}  # fmt: skip
+        given['project_id'] = given.pop('project')
+        columns = COLUMNS + MORE if parsed_args.long else COLUMNS
+        rows = self.ask_all('allocations', **given)
+        return columns, (_row(each, columns) for each in rows)
+
+
+class ShowAllocation(osc.Command, command.ShowOne):
+    """Show an allocation."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        return _with_allocation(super().get_parser(prog_name))
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Shown:
+        return _one(self.ask(_path(parsed_args.allocation)))
+
+
+class RenewAllocation(osc.Command, command.ShowOne):
+    """Let the lease of an allocation end later, or sooner."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = _with_allocation(super().get_parser(prog_name))
+        parser.add_argument(
+            '--lease',
+            metavar='<seconds>',
+            type=int,
+            required=True,
+            help='How long it is to be held from now on',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> Shown:
+        body = {'lease': parsed_args.lease}
+        return _one(self.call('PATCH', _path(parsed_args.allocation), json=body).json())
+
+
+class DeleteAllocations(osc.Command):
+    """Release allocations: what they hold is free then."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument(
+            'allocations',
+            metavar='<allocation>',
+            nargs='+',
+            help='Name or UUID of an allocation',
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        failed = []
+        for each in parsed_args.allocations:
+            try:
+                self.call('DELETE', _path(each))
+            except exceptions.CommandError as error:
+                failed.append(str(error))
+        if failed:
+            raise exceptions.CommandError('\n'.join(failed))
+
+
+def _with_allocation(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument('allocation', metavar='<allocation>', help='Name or UUID of the allocation')
+    return parser
+
+
+def _path(allocation: str) -> str:
+    return f'/allocations/{osc.quoted(allocation)}'
+
+
+def _amount(text: str) -> tuple[str, int]:
+    name, _, amount = text.partition('=')
+    if not name or not amount.isascii() or not amount.isdigit():
+        raise argparse.ArgumentTypeError(f'expected <class>=<amount>, got {text!r}')
+    return name, int(amount)
+
+
+def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
+    """The body of the request."""
+    body: dict[str, typing.Any] = {'same_host': not given.any_host}
+    if given.profile is not None:
+        if given.trait:
+            raise exceptions.CommandError('--trait is for --resource: a profile has its own.')
+        body['profile'] = given.profile
+    else:
+        traits = [each.partition('=') for each in given.trait]
+        group = {'resources': dict(given.resource)}
+        group['traits'] = {name: value or 'required' for name, _, value in traits}
+        body['groups'] = [group]
+    if given.same_numa:
+        body['same_numa'] = 'require'
+    if given.consumer_type is not None or given.consumer_id is not None:
+        body['consumer'] = {'type': given.consumer_type, 'id': given.consumer_id}
+    more = {'name': given.name, 'hosts': given.host, 'lease': given.lease}
+    return body | {name: value for name, value in more.items() if value is not None}
+
+
+def _one(found: dict[str, typing.Any]) -> Shown:
+    found.pop('links', None)
+    return tuple(found), tuple(map(_cell, found.values()))
+
+
+def _row(found: dict[str, typing.Any], columns: tuple[str, ...]) -> list[typing.Any]:
+    """An allocation in a list: of its accelerators only where they are."""
+    places = [f'{each["host"]} {each["address"]}' for each in found['accelerators']]
+    found = found | {'accelerators': places}
+    return [_cell(found[column]) for column in columns]
+
+
+def _cell(value: typing.Any) -> typing.Any:
+    if isinstance(value, dict):
+        return format_columns.DictColumn(value)
+    if not isinstance(value, list):
+        return value
+    dicts = any(isinstance(each, dict) for each in value)
+    return format_columns.ListDictColumn(value) if dicts else format_columns.ListColumn(value)
