@@ -4,6 +4,7 @@
 import re
 
 import pytest
+from stevedore import extension
 
 from cyborg_lite import conf as options
 from cyborg_lite.agent import drivers
@@ -41,6 +42,8 @@ def acme(guide, tmp_path, monkeypatch):
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: acme-npu\nVersion: 1.0\n')
     (info / 'entry_points.txt').write_text('[cyborg_lite.drivers]\n{} = {}\n'.format(*point))
     monkeypatch.syspath_prepend(tmp_path)
+    # What was installed when this process first looked stays known to it.
+    monkeypatch.setattr(extension.ExtensionManager, 'ENTRY_POINT_CACHE', {})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
