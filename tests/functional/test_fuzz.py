@@ -35,6 +35,8 @@ EXAMPLES = LEAST
 VERSIONS = [version.text(each) for each in version.VERSIONS]
 ARQS = '/v2/accelerator_requests'
 ADMINS, MEMBERS = app.ALONE['X-Project-Id'], 'f' * 32
+#: The projects whose limits are changed: of these nobody asks.
+QUOTAS = {'p', 'q'}
 IDENTITY = {
     'HTTP_X_USER_ID': 'member',
     'HTTP_X_PROJECT_ID': MEMBERS,
@@ -84,12 +86,18 @@ class World:
         if len(rows(model.ARQ)) > 100:
             with self.service.database.writer() as session:
                 session.query(model.ARQ).filter_by(allocation_uuid=None).delete()
+        self._limit(admin)
         self._release(admin)
         for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
             if sum(arq.project_id == project for arq in rows(model.ARQ)) < 4:
                 made = api.post(ARQS, {'device_profile_name': 'three'}).json['arqs']
                 api.bind(made[0]['uuid'], provider=rows(model.Deployable)[0].rp_uuid)
         self._learn()
+
+    def _limit(self, admin):
+        """See that projects have limits."""
+        for project in QUOTAS - {quota.project_id for quota in self.service.rows(model.Quota)}:
+            admin.patch(f'/v2/quotas/{project}', {'limits': {'total': 1}})
 
     def _release(self, admin):
         """See that something is free."""
@@ -123,6 +131,7 @@ class World:
             'accelerators': [row.uuid for row in self.service.rows(model.AttachHandle)],
             'allocations': [row.uuid for row in self.service.rows(model.Allocation)],
             'hosts': [host.name for host in self.service.rows(model.Host)],
+            'quotas': sorted(QUOTAS),
             'rp': [part.rp_uuid for part in self.service.rows(model.Deployable)],
         }
         for kind in (model.Device, model.Deployable, model.Attribute):
@@ -162,6 +171,7 @@ class World:
             ('POST', 'attributes'): {'deployable_id': 1, 'key': f'key{number}', 'value': ''},
             ('POST', 'allocations'): {'profile': self.some('device_profiles', number)},
             ('PATCH', 'allocations'): {'lease': 3600},
+            ('PATCH', 'quotas'): {'limits': {'total': number}},
         }.get((case.method, kind), case.body)
 
     def _patch(self, number):
