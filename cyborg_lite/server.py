@@ -16,6 +16,7 @@ from email import utils
 import errno
 import http
 import io
+import re
 import socket
 import ssl
 import sys
@@ -35,6 +36,8 @@ CHUNK = 16384
 #: How much of its responses the kernel keeps for a client that does not read, in bytes. By itself
 #: it keeps megabytes, and requests that were sent in advance are handled until they are full.
 UNREAD = 1 << 16
+#: The empty line after the headers.
+END_OF_HEAD = re.compile(rb'\n\r?\n')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Limits:
 
     #: The request line and the headers together.
     header: int = 65536
+    #: How many headers, however short.
+    headers: int = 100
     #: Not much more of a body is read; the application refuses the request then.
     body: int = 114688
     #: A further connection replaces the one that has waited longest for its client.
@@ -266,10 +271,12 @@ class Connection:
         return None
 
     async def _receive(self) -> Environ | None:
+        self._count_headers()
         request = await self._event()
         if not isinstance(request, h11.Request):
             return None
         self._method = request.method
+        _check(request)
         size = len(request.target) + sum(len(n) + len(v) for n, v in request.headers)
         if size > self._limits.header:
             raise Refused(431, f'The headers are too large: expected {self._limits.header} bytes')
@@ -294,8 +301,17 @@ class Connection:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-            self._http.receive_data(await self._reader.read(CHUNK))
+            data = await self._reader.read(CHUNK)
+            self._http.receive_data(data)
+            if b'\n' in data and self._http.their_state is h11.IDLE:
+                self._count_headers()
         return event if isinstance(event, h11.Event) else None
+
+    def _count_headers(self) -> None:
+        """Refuse a request with too many headers before h11 takes the time to parse them."""
+        head = END_OF_HEAD.split(self._http.trailing_data[0], 1)[0]
+        if head.count(b'\n') > self._limits.headers:
+            raise Refused(431, f'Too many headers: expected {self._limits.headers}')
 
     async def _refuse(self, status: int, reason: str) -> None:
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -341,6 +357,16 @@ class Connection:
                     pass
             self._writer.close()
             await self._writer.wait_closed()
+
+
+def _check(request: h11.Request) -> None:
+    """Refuse what is no request for this server."""
+    if request.method == b'CONNECT':
+        raise Refused(400, 'CONNECT is for proxies: expected another method')
+    names = {name for name, _ in request.headers}
+    # Whoever forwarded this may have taken another length for the right one: RFC 9112, 6.1.
+    if {b'content-length', b'transfer-encoding'} <= names:
+        raise Refused(400, 'Content-Length and Transfer-Encoding: expected one of them')
 
 
 def _environ(request: h11.Request) -> Environ:

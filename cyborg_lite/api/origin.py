@@ -23,6 +23,14 @@ Environ = dict[str, typing.Any]
 
 _HOST = re.compile(r'(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]+)?', re.IGNORECASE)
 
+#: What proxies say of whom they speak for, or that they speak for another: RFC 7230, 7239, 8586,
+#: and the headers of nginx, Envoy, Cloudflare, Akamai, Fastly and others.
+_FORWARDING = re.compile(
+    r'HTTP_(VIA|CDN_LOOP|(.*_)?FORWARDED(_.*)?'
+    r'|(.*_)?(CLIENT|CONNECTING|REAL|PROXYUSER|REMOTE|USER)_?(IP|IPV6|ADDR)'
+    r'|X_ENVOY_EXTERNAL_ADDRESS|X_ORIGINAL_(HOST|URL|PROTO))'
+)
+
 #: A page of another site can set neither of them, unless the CORS options let it.
 _PROOFS = ('HTTP_OPENSTACK_API_VERSION', 'HTTP_X_REQUESTED_WITH')
 
@@ -78,7 +86,7 @@ class Guard:
 def _check_peer(environ: Environ) -> None:
     """Refuse other machines, and whoever speaks for them."""
     for name in environ:
-        if name.startswith('HTTP_X_FORWARDED_') or name in ('HTTP_FORWARDED', 'HTTP_X_REAL_IP'):
+        if _FORWARDING.fullmatch(name):
             header = name.removeprefix('HTTP_').replace('_', '-').title()
             raise exception.Forbidden(
                 reason=f'Without authentication no forwarded request is served: {header} is set.'

@@ -109,6 +109,22 @@ def test_nobody_is_spoken_for_without_authentication(make, parsing, header, valu
     assert header.lower() in support.fault(asked.api.get('/', **{header: value})).lower()
 
 
+@pytest.mark.parametrize(
+    'header',
+    [
+        *('Via', 'X-Forwarded', 'X-Original-Forwarded-For', 'Forwarded-For', 'CDN-Loop'),
+        *('True-Client-IP', 'X-Client-IP', 'Client-IP', 'X-Cluster-Client-IP', 'Fly-Client-IP'),
+        *('CF-Connecting-IP', 'CF-Connecting-IPv6', 'Fastly-Client-IP', 'X-ProxyUser-Ip'),
+        *('X-Envoy-External-Address', 'X-Azure-ClientIP', 'X-AppEngine-User-IP', 'X-Remote-Addr'),
+    ],
+)
+def test_no_proxy_speaks_for_anybody_without_authentication(service, header):
+    asked = Asked(service)
+    refused = asked.api.get('/v2/devices', **{header: '127.0.0.1'})
+    assert refused.status_int == 403
+    assert header.lower() in support.fault(refused).lower()
+
+
 @pytest.mark.parametrize('address', [None, ''])
 def test_an_unknown_peer_is_not_served(service, address):
     assert Asked(service, REMOTE_ADDR=address).statuses() == REFUSED

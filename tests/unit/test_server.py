@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 
+import h11
 import pytest
 import trustme
 
@@ -128,13 +129,42 @@ def test_ipv6():
         (b'GET / HTTP/1.1\r\nHost: a\r\n' + b'A: a\r\n' * 20_000 + b'\r\n', (431,)),
         (b'GET / HTTP/1.1\r\nHost: a\r\nA: ' + b'a' * 5_000_000, (431,)),
         (b'a' * 5_000_000, (414,)),
+        (b'GET / HTTP/1.1\r\nHost: a\r\n' + b'a:\r\n' * 100 + b'\r\n', (431,)),
+        (b'GET / HTTP/1.1\nHost: a\n' + b'a:\n' * 100 + b'\n', (431,)),
     ],
-    ids=['target', 'header', 'headers', 'endless header', 'endless line'],
+    ids=[
+        *('target', 'header', 'headers', 'endless header', 'endless line'),
+        *('many headers', 'many headers without CR'),
+    ],
 )
 def test_headers_are_bounded(head, wanted):
     with serving() as made:
         assert status(ask(made, head)) in wanted
         assert status(ask(made, GET.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n'))) == 200
+
+
+def test_as_many_headers_as_are_taken():
+    head = b'POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 400\r\n'
+    with serving() as made:
+        text = ask(made, head + b'a:\r\n' * 97 + b'\r\n' + b'\n' * 400)
+        assert status(text) == 200
+
+
+def test_too_many_headers_are_not_parsed(monkeypatch):
+    """They took 75 ms, in which nobody else was served."""
+    parsed, next_event = [], h11.Connection.next_event
+
+    def event(self):
+        parsed.append(self.trailing_data[0].count(b'\n'))
+        return next_event(self)
+
+    monkeypatch.setattr(h11.Connection, 'next_event', event)
+    many = b'GET / HTTP/1.1\r\nHost: a\r\n' + b'a:\r\n' * 16_000 + b'\r\n'
+    with serving() as made:
+        assert status(ask(made, many)) == 431
+        assert max(parsed) <= 101
+        # The same after another request in one packet.
+        assert ask(made, GET + many).count(b' 431 ') == 1
 
 
 @pytest.mark.parametrize(
@@ -154,6 +184,8 @@ def test_bodies_are_bounded(head):
     with serving(application, body=1000) as made:
         text = ask(made, b'POST / HTTP/1.1\r\nHost: a\r\n' + head + b'a' * 1_000_000)
         assert status(text) == 413
+        # What follows on it would be the rest of the body.
+        assert b'\r\nConnection: close\r\n' in text
     [(told, kept)] = seen
     assert told > 1000
     assert kept <= 1000 + server.CHUNK
@@ -169,6 +201,11 @@ def test_bodies_are_bounded(head):
         b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n',
         b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n',
         b'CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n',
+        b'CONNECT /healthcheck HTTP/1.1\r\nHost: a\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n'
+        b'1\r\na\r\n0\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 999999\r\n'
+        b'\r\n0\r\n\r\n',
         b'GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n',
     ],
 )
@@ -371,6 +408,26 @@ def test_a_stop_lets_a_request_in_progress_end():
         # A server that did not wait for the request would not live to see this.
         loop.call_soon_threadsafe(loop.call_later, 0.1, go.set)
         assert status(read(found)) == 200
+
+
+def test_a_stop_waits_for_no_request_longer_than_its_grace():
+    reached, go = threading.Event(), threading.Event()
+
+    def application(environ, start_response):
+        reached.set()
+        go.wait(9 * PATIENCE)
+        return echo(environ, start_response)
+
+    try:
+        with serving(application, grace=0.3) as made, client(made) as found:
+            found.sendall(GET)
+            assert reached.wait(PATIENCE)
+            made.stop()
+            # The connection is cut off, and its request has not ended.
+            assert read(found) == b''
+            assert not go.is_set()
+    finally:
+        go.set()
 
 
 def test_a_stop_before_the_start():
