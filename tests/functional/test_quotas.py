@@ -12,6 +12,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import members
 from cyborg_lite.api import quotas
+from cyborg_lite.conductor import placing
 from tests import support
 from tests.functional import test_members
 
@@ -166,6 +167,22 @@ def test_a_request_that_gets_another_project_counts_there(service):
     assert counts(service) == {'p': 1, ALONE: 1}
     # It is not bound, and may be bound elsewhere.
     assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound', 'Initial'}
+
+
+@pytest.mark.parametrize(
+    'body', [{'profile': 'profile-1'}, {'groups': [{'resources': {'FPGA': 1}}]}]
+)
+def test_allocations_are_counted_as_requests_are(service, monkeypatch, body):
+    monkeypatch.setattr(placing, 'policy', lambda name: placing.binpack)
+    service.report(support.card(handles=4))
+    service.profile()
+    set_(service.api, FPGA=1)
+    made, refused = (service.api.post('/v2/allocations', body) for _ in range(2))
+    assert (made.status_int, refused.status_int) == (201, 403)
+    assert 'Quota exceeded for FPGA: the limit is 1, 1 used' in support.fault(refused)
+    assert post(service.api).status_int == 403
+    assert service.api.delete(f'/v2/allocations/{made.json["uuid"]}').status_int == 204
+    assert post(service.api).status_int == 201
 
 
 # At once
