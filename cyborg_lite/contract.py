@@ -31,6 +31,8 @@ PLACEHOLDER = re.compile(
 )
 #: The most that a card may tell of itself, in bytes of JSON.
 BOARD = 16384
+#: The most accelerators that a device may give out.
+HANDLES = 4096
 #: The service puts the host's name before the name of a deployable.
 NAME = 128
 
@@ -77,6 +79,8 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
     device.address = pci.canonical_address(device.address)
     _board('board', device.board)
     _board('vendor_board', device.vendor_board)
+    if sum(len(part.attach_handles) for part in device.deployables) > HANDLES:
+        raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
     dropped: list[str] = []

@@ -17,6 +17,7 @@ from cyborg_lite import contract
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import inventory
+from cyborg_lite.conductor import journal
 
 LOG = log.getLogger(__name__)
 
@@ -29,6 +30,10 @@ INTERVAL = 3600
 #: The most devices that a host may have, and the most bytes of JSON that say so.
 DEVICES = 4096
 SIZE = 8 << 20
+#: The most parts of each kind that the devices of a host may have together.
+PARTS = {'deployables': 16384, 'attach_handles': 16384, 'attributes': 65536}
+#: What is known of a driver.
+STATE = ('state', 'reason', 'devices', 'complete')
 #: The most drivers that a host may have, and the longest reason that one may give.
 DRIVERS, REASON = 256, 4096
 
@@ -74,7 +79,7 @@ def check(report: dict[str, typing.Any]) -> inventory.Report:
     if interval < report['interval']:
         LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
     known = {key: report[key] for key in inventory.Report.__annotations__ if key in report}
-    drivers = report['drivers']
+    drivers = {name: _known(state) for name, state in report['drivers'].items()}
     taken = {id(device) for device in devices}
     bad = [
         facts for facts, row in zip(report['devices'], rows, strict=True) if id(row) not in taken
@@ -99,7 +104,16 @@ def _drivers_of(facts: typing.Any, drivers: dict[str, model.Facts]) -> set[str]:
 
 
 def _degraded(complaints: list[str]) -> model.Facts:
-    return {'state': 'degraded', 'reason': '; '.join(complaints)[:1000]}
+    # What is left out may be there, even if the driver has looked at all cards.
+    return {'state': 'degraded', 'reason': '; '.join(complaints)[:1000], 'complete': False}
+
+
+def _known(state: model.Facts) -> model.Facts:
+    """What is kept of the state of a driver; the reason may be text of a tool."""
+    known = {key: state[key] for key in STATE if key in state}
+    if 'reason' in known:
+        known['reason'] = journal.plain(known['reason'])
+    return known
 
 
 def _row(facts: typing.Any) -> typing.Any:
@@ -127,6 +141,7 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
     _check_size(report)
+    _check_parts(report['devices'])
 
 
 def _check_size(report: dict[str, typing.Any]) -> None:
@@ -138,23 +153,55 @@ def _check_size(report: dict[str, typing.Any]) -> None:
         raise ValueError(f'expected up to {SIZE} bytes of JSON, not {size}')
 
 
+def _check_parts(devices: list[typing.Any]) -> None:
+    deployables = _listed(devices, 'deployables')
+    found = {'deployables': deployables} | {
+        name: _listed(deployables, name) for name in ('attach_handles', 'attributes')
+    }
+    for name, parts in found.items():
+        if len(parts) > PARTS[name]:
+            raise ValueError(f'devices: expected up to {PARTS[name]} {name}, not {len(parts)}')
+
+
+def _listed(rows: list[typing.Any], name: str) -> list[typing.Any]:
+    """All parts of this name; what is no list of parts is left to the contract to refuse."""
+    lists = (row.get(name) for row in rows if isinstance(row, dict))
+    return [part for parts in lists if isinstance(parts, list) for part in parts]
+
+
 def _check_drivers(drivers: typing.Any) -> None:
     if not isinstance(drivers, dict) or len(drivers) > DRIVERS:
         raise ValueError(f'drivers: expected a mapping of up to {DRIVERS}')
     for name, state in drivers.items():
-        if not isinstance(name, str) or len(name) > 255 or not isinstance(state, dict):
-            raise ValueError('drivers: expected a mapping for each name')
-        if state.get('state') not in ('ok', 'degraded'):
-            raise ValueError(f'drivers: {name}: state: expected ok or degraded')
-        reason = state.get('reason', '')
-        if not isinstance(reason, str) or len(reason) > REASON:
-            raise ValueError(f'drivers: {name}: reason: expected up to {REASON} characters')
+        if not _is_text(name, 255) or not isinstance(state, dict):
+            raise ValueError(
+                'drivers: expected a mapping for each name of up to 255 printable characters'
+            )
+        try:
+            _check_state(state)
+        except ValueError as error:
+            raise ValueError(f'drivers: {name}: {error}') from error
+
+
+def _check_state(state: dict[str, typing.Any]) -> None:
+    if state.get('state') not in ('ok', 'degraded'):
+        raise ValueError('state: expected ok or degraded')
+    reason = state.get('reason', '')
+    if not isinstance(reason, str) or len(reason) > REASON:
+        raise ValueError(f'reason: expected up to {REASON} characters')
+    if 'devices' in state:
+        _number(state, 'devices', 0, 2**31 - 1)
+    if not isinstance(state.get('complete', False), bool):
+        raise ValueError('complete: expected true or false')
 
 
 def _text(report: dict[str, typing.Any], name: str, width: int) -> None:
-    value = report[name]
-    if not isinstance(value, str) or not 0 < len(value) <= width or not value.isprintable():
+    if not _is_text(report[name], width):
         raise ValueError(f'{name}: expected up to {width} printable characters')
+
+
+def _is_text(value: typing.Any, width: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= width and value.isprintable()
 
 
 def _number(report: dict[str, typing.Any], name: str, least: int, most: int) -> None:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from cyborg_lite import contract
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import reports
@@ -45,6 +46,13 @@ BAD = [
     ({'drivers': {'fake': {'state': 'ok', 'reason': 7}}}, 'reason'),
     ({'drivers': {'fake': {'state': 'ok', 'reason': 'x' * 5000}}}, 'reason'),
     ({'drivers': {str(n): {'state': 'ok'} for n in range(257)}}, 'drivers'),
+    ({'drivers': {'': {'state': 'ok'}}}, 'drivers'),
+    ({'drivers': {'a\n': {'state': 'ok'}}}, 'drivers'),
+    ({'drivers': {'n' * 256: {'state': 'ok'}}}, 'drivers'),
+    ({'drivers': {'fake': {'state': 'ok', 'devices': '1'}}}, 'devices'),
+    ({'drivers': {'fake': {'state': 'ok', 'devices': -1}}}, 'devices'),
+    ({'drivers': {'fake': {'state': 'ok', 'devices': True}}}, 'devices'),
+    ({'drivers': {'fake': {'state': 'degraded', 'complete': 'yes'}}}, 'complete'),
     ({'devices': {}}, 'devices'),
     ({'devices': None}, 'devices'),
     ({'devices': [{}] * 4097}, 'devices'),
@@ -170,3 +178,49 @@ def test_a_trait_that_is_none_costs_itself(conductor):
 def test_what_a_later_release_adds_is_left_out(conductor):
     conductor.report(devices=[card().facts() | {'later': 1}], later={'a': 'b'})
     assert len(conductor.rows(model.Device)) == 1
+
+
+def test_a_bad_device_is_not_gone_though_its_driver_has_looked_at_all(conductor):
+    conductor.report(card('3b'), card('5e'))
+    bad = card('5e').facts()
+    bad['deployables'][0]['name'] = '\x07bad'
+    looked = {'state': 'degraded', 'reason': 'x', 'devices': 2, 'complete': True}
+    for number in range(4):
+        conductor.report(
+            devices=[card('3b').facts(), bad], drivers={'fake': looked}, digest=str(number)
+        )
+    assert [device.absences for device in conductor.rows(model.Device)] == [0, 0]
+
+
+def test_what_is_known_of_a_driver_is_kept_alone(conductor):
+    state = {'state': 'degraded', 'reason': 'a\nb\x00', 'devices': 1, 'complete': True}
+    conductor.report(card(), drivers={'fake': state | {'more': 'x' * 1_000_000}})
+    [host] = conductor.rows(model.Host)
+    assert host.drivers == {'fake': state | {'reason': 'a?b?'}}
+
+
+def many(count, bus='3b'):
+    """The facts of a device that gives out so many accelerators."""
+    facts = card(bus).facts()
+    [handle] = facts['deployables'][0]['attach_handles']
+    facts['deployables'][0]['attach_handles'] = [
+        handle | {'attach_type': 'X', 'attach_info': {bus: str(number)}} for number in range(count)
+    ]
+    return facts
+
+
+def test_a_device_of_too_many_accelerators_costs_itself(conductor):
+    conductor.report(devices=[many(contract.HANDLES + 1), card('5e').facts()])
+    assert [device.address for device in conductor.rows(model.Device)] == [card('5e').address]
+    [host] = conductor.rows(model.Host)
+    assert f'expected up to {contract.HANDLES} attach handles' in host.drivers['fake']['reason']
+
+
+@pytest.mark.parametrize('parts', reports.PARTS)
+def test_a_report_of_too_many_parts_is_refused(known, parts, monkeypatch):
+    monkeypatch.setitem(reports.PARTS, parts, 2)
+    before = known.dump()
+    facts = [card(bus).facts() for bus in ('01', '02', '03')]
+    with pytest.raises(exception.Invalid, match=f'expected up to 2 {parts}, not [36]'):
+        known.report(devices=facts)
+    assert known.dump() == before
