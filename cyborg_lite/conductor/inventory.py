@@ -374,9 +374,12 @@ def _leave_out_twins(
 
 
 def _may_be_one_of(found: model.Device, missing: list[model.Device]) -> bool:
-    """Whether a card whose serial number cannot be read may be one that is missing."""
-    return found.serial is None and any(
-        device.serial and device.may_be(found) for device in missing
+    """Whether a card that is new may be one that is missing: its serial number cannot be read, or
+    it is that of several cards, of which the missing one is one.
+    """
+    return any(
+        device.serial and found.serial in (None, device.serial) and device.may_be(found)
+        for device in missing
     )
 
 

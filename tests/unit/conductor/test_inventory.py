@@ -752,3 +752,47 @@ def test_moved_card_at_the_place_of_a_held_one_gives_out_nothing(conductor):
     [part] = [p for p in conductor.rows(model.Deployable) if p.device_id == moved.id]
     with pytest.raises(exception.CannotBind):
         conductor.take(*conductor.arqs(), device_rp_uuid=part.rp_uuid)
+
+
+@pytest.mark.parametrize(('key', 'value'), [('traitx', 'CUSTOM_B'), ('rack', '12')])
+def test_attribute_of_a_driver_outlives_an_equal_one_of_an_operator(conductor, key, value):
+    def told():
+        device = card(traits=['CUSTOM_A'])
+        more = 'trait1' if key == 'traitx' else key
+        device.deployables[0].attributes.append(model.Attribute(key=more, value=value))
+        return device
+
+    conductor.report(card(traits=['CUSTOM_A']))
+    [part] = conductor.rows(model.Deployable)
+    made = conductor.create_attribute(deployable=part.id, key=key, value=value)
+    for _ in range(2):
+        conductor.report(told())
+    conductor.delete_attribute(uuid=made)
+    conductor.report(told())
+    values = [a.value for a in conductor.rows(model.Attribute) if a.reported]
+    assert sorted(values) == sorted(['FPGA', 'CUSTOM_A', value])
+
+
+def test_serial_number_of_two_cards_may_be_that_of_a_missing_one(conductor):
+    conductor.report(npu('3b', 'A'), npu('3c', 'A'))
+    [arq] = conductor.hold('3b')
+    conductor.report(npu('3c', 'A'))
+    conductor.report(npu('3d', 'A'))
+    assert conductor.device('3d') is None
+    # Once the other one is gone, there is one card of this number: the held one.
+    for _ in range(3):
+        conductor.report(npu('3d', 'A'))
+    assert conductor.arq(arq).attach_handle.attach_info['bus'] == '3d'
+
+
+def test_group_of_what_is_held_stays(conductor):
+    """What shares the group with it is for nobody else."""
+    found = card('3b')
+    found.deployables[0].attach_handles[0].iommu_group = '7'
+    conductor.report(found)
+    [arq] = conductor.hold('3b')
+    conductor.report(card('3b'))
+    assert conductor.arq(arq).attach_handle.iommu_group == '7'
+    conductor.unbind(uuids=[arq])
+    conductor.report(card('3b'), card('3c'))
+    assert conductor.rows(model.AttachHandle)[0].iommu_group is None
