@@ -130,12 +130,12 @@ def bind(
     :param vouched: by provider, traits that Placement knows of it and we do not.
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request is not in a state to be bound.
-    :raises cyborg_lite.exception.Invalid: when an instance has requests already, or when a
-        provider is not of the host that is named.
+    :raises cyborg_lite.exception.Invalid: when an instance has requests already, or is wished to be
+        in two places, or when a provider is not of the host that is named.
     :raises cyborg_lite.exception.CannotBind: when a provider has not what is wished.
-    :raises cyborg_lite.exception.OverQuota: when a project that gets a request of another may not
-        have so many.
+    :raises cyborg_lite.exception.OverQuota: when a project may not have what another one gives it.
     """
+    fitness.refuse_scattered(wishes)
     rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
     of_providers = hosts.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
     ours = hosts.lock(session, of_providers)

@@ -54,3 +54,22 @@ def _same_host(one: str, other: str) -> bool:
     one, other = one.lower().rstrip('.'), other.lower().rstrip('.')
     short = [name.partition('.')[0] for name in (one, other)]
     return one == other or (short[0] == short[1] and (one in short or other in short))
+
+
+def refuse_scattered(
+    wishes: collections.abc.Iterable[collections.abc.Mapping[str, typing.Any]],
+) -> None:
+    """Refuse to bind for one instance on two hosts, or for two owners."""
+    first: dict[str, collections.abc.Mapping[str, typing.Any]] = {}
+    for wish in wishes:
+        instance = wish['instance_uuid']
+        other = first.setdefault(instance, wish)
+        same = {
+            'hostname': _same_host(wish['hostname'], other['hostname']),
+            'project_id': wish['project_id'] == other['project_id'],
+        }
+        for name in (name for name, holds in same.items() if not holds):
+            raise exception.Invalid(
+                reason=f'Instance {instance}: expected one {name} for all of its accelerator '
+                f'requests, not {other[name]} and {wish[name]}.'
+            )

@@ -660,3 +660,32 @@ def test_what_moves_while_it_is_bound_is_not_bound(one, monkeypatch):
     with pytest.raises(exception.Conflict, match=f'ARQ {arq} changed meanwhile'):
         one.take(arq)
     assert one.arq(arq).state == 'Initial'
+
+
+@pytest.mark.parametrize('name', ['hostname', 'project_id'])
+def test_one_instance_is_in_one_place(conductor, name):
+    for host in ('host-1', 'host-2'):
+        conductor.report(card(), host=host)
+    arqs = conductor.arqs(2)
+    first, second = (conductor.wish(arq, instance_uuid=support.INSTANCE) for arq in arqs)
+    if name == 'hostname':
+        second |= {name: 'host-2', 'device_rp_uuid': direct.provider('3b', 'host-2')}
+    else:
+        second |= {name: 'p2'}
+    with pytest.raises(
+        exception.Invalid, match=f'Instance {support.INSTANCE}: expected one {name}'
+    ):
+        conductor.bind(wishes=[first, second])
+    assert {arq.state for arq in conductor.rows(model.ARQ)} == {'Initial'}
+
+
+def test_bind_that_comes_again_after_other_moves_is_refused(conductor):
+    """It is bound as is wished; but not by the call of who saw it before."""
+    conductor.report(card())
+    [arq] = conductor.arqs()
+    seen, wish = {arq: conductor.arq(arq).revision}, conductor.wish(arq)
+    conductor.bind(wishes=[wish], seen=seen)
+    conductor.unbind(uuids=[arq])
+    conductor.bind(wishes=[wish])
+    with pytest.raises(exception.Conflict, match='changed meanwhile'):
+        conductor.bind(wishes=[wish], seen=seen)
