@@ -279,8 +279,8 @@ def delete(
 
 def delete_of(
     session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
-) -> list[str]:
-    """Delete the requests of an instance, if it has any; returns hosts as unbind() does."""
+) -> list[str] | None:
+    """Delete the requests of an instance; returns hosts as unbind() does, None if it has none."""
     of = [model.ARQ.instance_uuid == instance, model.ARQ.visible(ctxt.scope, ctxt.vouched)]
     if seen is not None:
         # Those that the instance has been given since are others.
@@ -290,7 +290,7 @@ def delete_of(
     freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    return freed
+    return freed if arqs else None
 
 
 def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:

@@ -142,6 +142,26 @@ def _find_call(session: orm.Session, _ctxt: context.RequestContext, call: str) -
     return list(session.scalars(sa.select(model.Call.answer).where(model.Call.uuid == call)))
 
 
+def _remembered(function: Function[Answer]) -> Function[Answer]:
+    """Make a method of a function that says None when there is nothing left to do.
+
+    It may have been done by the same call, as above: then it is answered as the first time. An
+    answer that says nothing is not remembered, which saves a statement.
+    """
+
+    def noted(
+        session: orm.Session, ctxt: context.RequestContext, call: str, **kwargs: typing.Any
+    ) -> typing.Any:
+        answer = function(session, ctxt, **kwargs)
+        if answer is None:
+            return next(iter(_find_call(session, ctxt, call)), None)
+        if answer:
+            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': answer}])
+        return answer
+
+    return _transaction(noted)
+
+
 def _exposed(function: Function[Answer], order: str) -> Function[Answer]:
     """A method that callers may ask for by its name, and that is carried out once for a call.
 
@@ -196,7 +216,7 @@ class Manager:
     _fail = _transaction(binding.fail)
     _unbind = _once(binding.unbind)
     _delete_arqs = _once(binding.delete)
-    _delete_arqs_of = _transaction(binding.delete_of)
+    _delete_arqs_of = _remembered(binding.delete_of)
     _announce = _transaction(hosts.announce)
     _create_allocation = _once(allocating.create)
 
@@ -282,8 +302,9 @@ class Manager:
     def delete_arqs_of(
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
     ) -> None:
-        freed = self._delete_arqs_of(ctxt, instance=instance, seen=seen)
-        self._announce_hosts(ctxt, freed)
+        call = ctxt.call or str(uuidlib.uuid4())
+        freed = self._delete_arqs_of(ctxt, call=call, instance=instance, seen=seen)
+        self._announce_hosts(ctxt, freed or [])
 
     @messaging.expose
     @journal.logged('Free the accelerators of instance {instance}')

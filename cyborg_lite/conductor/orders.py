@@ -33,13 +33,18 @@ def set_status(
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
     if query.matched(session, order.values(status=status, revision=model.Device.revision + 1)):
         session.refresh(device)
-        withdrawn = device.status != 'enabled'
-        outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
         # Also if it was disabled before: the answer to that order may have been lost.
-        return [part.rp_uuid for part in device.deployables if withdrawn]
-    # A later order stands, unless the device is gone.
-    query.get(session, model.Device, uuid, what='Device')
-    return []
+        withdrawn = _withdrawn(device)
+        outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
+        return withdrawn
+    # A later order stands, unless the device is gone; or this very one, if nobody heard of it.
+    device = query.get(session, model.Device, uuid, what='Device')
+    return _withdrawn(device) if device.status == status else []
+
+
+def _withdrawn(device: model.Device) -> list[str]:
+    """The providers of a device that is disabled."""
+    return [part.rp_uuid for part in device.deployables if device.status != 'enabled']
 
 
 def add_attribute(

@@ -23,6 +23,7 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 from tests import support
+from tests.functional import test_retries
 
 CARD = support.card(handles=16)
 NAME = 'host-1_0000:3b:00.0'
@@ -760,3 +761,37 @@ def test_providers_follow_a_host_that_is_renamed_and_go_with_it(known):
     known.manager.delete_host(context.service(), name='host-2')
     known.send()
     assert known.client.get(f'/resource_providers/{RP_UUID}', raise_exc=False).status_code == 404
+
+
+@pytest.mark.parametrize('free', ['delete_arqs_of', 'delete_arqs', 'unbind'])
+def test_what_is_freed_is_offered_though_the_commit_was_not_answered(cloud, free):
+    cloud.add_root()
+    card = support.card(handles=3)
+    for handle, form in zip(card.deployables[0].attach_handles, ['whole', 'vf', 'vf'], strict=True):
+        handle.form = form
+    cloud.report(card)
+    cloud.send()
+    ctxt = context.RequestContext(is_admin=True, project_id='p', overwrite=False)
+    profile = {'name': 'one', 'groups': [{'resources:FPGA': '1'}]}
+    cloud.manager.create_device_profile(ctxt, profile=profile)
+    [arq] = cloud.manager.create_arqs(ctxt, profile='one')
+    place = {'hostname': 'host-1', 'device_rp_uuid': RP_UUID, 'project_id': 'p'}
+    wish = {'uuid': arq, 'instance_uuid': support.INSTANCE, **place}
+    cloud.manager.bind(ctxt, wishes=[wish])
+    cloud.send()
+    before = cloud.inventory()['FPGA']['reserved']
+    what = {'instance': support.INSTANCE} if free == 'delete_arqs_of' else {'uuids': [arq]}
+    with test_retries.commit_lost(cloud.database):
+        getattr(cloud.manager, free)(ctxt, **what)
+    cloud.hurry()
+    cloud.send()
+    assert cloud.inventory()['FPGA']['reserved'] < before
+
+
+def test_placement_knows_before_the_answer_though_the_commit_was_not_answered(known):
+    with test_retries.commit_lost(known.database):
+        known.manager.set_device_status(
+            context.service(), uuid=known.device(), status='maintaining', seen=0
+        )
+    inventory = known.inventory()['FPGA']
+    assert inventory['reserved'] == inventory['total']
