@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import typing
 import uuid as uuidlib
@@ -147,6 +148,7 @@ class AcceleratorRequests(rest.Controller):
             raise exception.Invalid(reason=f'Invalid body: expected {uuid}, as in the path, alone.')
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
             wishes = _with_owners([_wish(*item) for item in body.items()])
+            _refuse_twice('body', [wish['uuid'] for wish in wishes])
             seen = self._seen(model.ARQ.uuid.in_([wish['uuid'] for wish in wishes]))
             rest.call().conductor.bind(wishes=wishes, seen=seen)
         elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
@@ -220,6 +222,7 @@ def _uuid(text: str) -> str:
 
 def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
     """Where a request is to be bound, as the conductor wants to know it."""
+    _refuse_twice(f'patch of {uuid}', [operation['path'] for operation in patch])
     given = {operation['path'][1:]: operation.get('value') or '' for operation in patch}
     for name in ('hostname', 'device_rp_uuid', 'instance_uuid'):
         if not given.get(name):
@@ -230,6 +233,12 @@ def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
         except ValueError as error:
             raise exception.Invalid(reason=f'Invalid /{name} of {uuid}: {error}.') from None
     return {'uuid': types.uuid.validate(uuid), **given, 'project_id': _named_owner(given)}
+
+
+def _refuse_twice(where: str, names: list[str]) -> None:
+    """Refuse what says two things of one: which of them is meant is not known."""
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise exception.Invalid(reason=f'Invalid {where}: {twice[0]} is there twice.')
 
 
 def _with_owners(wishes: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -2,6 +2,7 @@
 """What gabbi cannot send or set up: raw bytes, great sizes, settings, states between two others."""
 
 import base64
+import datetime
 import io
 import itertools
 import json
@@ -394,3 +395,40 @@ def test_a_name_that_is_unknown_takes_as_long_as_a_wrong_password(make, tmp_path
         answer = service.api.get('/v2/devices', Authorization=f'Basic {token}')
         assert answer.status_int == status, name
         assert len(compared) == 1, name
+
+
+@pytest.mark.parametrize('name', ['host-2\n', '\nhost-2', 'host 2', '', '-', 'h' * 129])
+def test_a_host_gets_no_name_that_is_none(service, name):
+    service.report(support.card())
+    with service.database.writer() as session:
+        session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2020, 1, 1)))
+    answer = service.api.patch('/v2/hosts/host-1', {'name': name})
+    assert answer.status_int == 400, answer.text
+    assert 'Invalid name' in support.fault(answer)
+    assert [host.name for host in service.rows(model.Host)] == ['host-1']
+
+
+@pytest.mark.parametrize('name', ['hostname', 'device_rp_uuid', 'instance_uuid'])
+def test_what_is_said_twice_of_a_request_is_refused(service, name):
+    service.report(support.card())
+    service.profile()
+    [arq] = service.arqs()
+    [part] = service.rows(model.Deployable)
+    patch = support.wish(part.rp_uuid, support.HOST, support.INSTANCE)
+    patch += [operation for operation in patch if operation['path'] == f'/{name}']
+    answer = service.api.patch(ARQS, {arq: patch})
+    assert answer.status_int == 400, answer.text
+    assert f'/{name} is there twice' in support.fault(answer)
+    assert [row.state for row in service.rows(model.ARQ)] == ['Initial']
+
+
+def test_a_request_that_is_named_twice_is_refused(service):
+    service.report(support.card(handles=2))
+    service.profile()
+    [arq] = service.arqs()
+    [part] = service.rows(model.Deployable)
+    patch = support.wish(part.rp_uuid, support.HOST, support.INSTANCE)
+    answer = service.api.patch(ARQS, {arq: patch, arq.upper(): patch})
+    assert answer.status_int == 400, answer.text
+    assert f'{arq} is there twice' in support.fault(answer)
+    assert [row.state for row in service.rows(model.ARQ)] == ['Initial']
