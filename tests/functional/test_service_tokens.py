@@ -8,6 +8,7 @@ import uuid
 
 from keystonemiddleware import fixture
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import model
 from tests import support
@@ -277,3 +278,38 @@ def test_the_history_of_another_project_s_request_looks_like_none(site):
     other = ask(site, 'member', 'b').get(path)
     assert other.status_int == 404
     assert other.json['errors'][0]['detail'] == f'ARQ {arq} not found.'
+
+
+def test_a_member_names_no_owner(site):
+    arq = create(site)
+    patch = support.wish(site.provider, support.HOST, support.INSTANCE)
+    patch.append({'path': '/project_id', 'op': 'add', 'value': PROJECTS['b']})
+    answer = nova(site).at('2.1').patch(ARQS, {arq: patch})
+    assert answer.status_int == 403, answer.text
+    assert project(site, arq) == 'a'
+    assert [row.state for row in site.rows(model.ARQ)] == ['Initial']
+
+
+def test_whether_requests_of_others_change_is_not_told(site, foreign):
+    with site.database.writer() as session:
+        session.execute(sa.update(model.ARQ).values(state='Unbound'))
+    resolved = f'{ARQS}?instance={support.INSTANCE}&bind_state=resolved'
+    answer = ask(site, 'member').get(resolved)
+    assert (answer.status_int, answer.json['arqs']) == (200, [])
+    assert nova(site).get(resolved).status_int == 423
+
+
+def test_an_instance_of_others_is_not_freed_by_who_may_free(database_url, tmp_path, site, foreign):
+    """Also where a policy lets members free the instances of their projects."""
+    conf = '[oslo_policy]\npolicy_file = ' + str(tmp_path / 'policy.yaml')
+    (tmp_path / 'policy.yaml').write_text('"cyborg:instance:free": "role:member"\n')
+    (tmp_path / 'more').write_text(conf)
+    files = [str(tmp_path / 'conf'), str(tmp_path / 'more')]
+    other = support.Service(database_url, files=files, api__auth_strategy='keystone')
+    try:
+        path = f'/v2/instances/{support.INSTANCE}'
+        # Without Nova there is no proof: this far comes who may.
+        answers = [ask(other, 'member', project).delete(path) for project in 'ab']
+        assert [answer.status_int for answer in answers] == [404, 409]
+    finally:
+        other.stop()
