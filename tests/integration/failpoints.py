@@ -161,7 +161,7 @@ class Points:
         def watched(database: engine.Database) -> typing.Iterator[orm.Session]:
             with writer(database) as session:
                 # One that has no name has no point in the list, and is found by that.
-                session.info['point'] = getattr(self._transaction, 'name', 'of nobody')
+                session.info['point'] = self._name_of_transaction()
                 yield session
 
         engine.Database.writer = watched
@@ -170,14 +170,19 @@ class Points:
         for when in ('before', 'after'):
             event.listen(orm.Session, f'{when}_commit', functools.partial(self._commit, when))
 
+    def _name_of_transaction(self) -> str:
+        return getattr(self._transaction, 'name', 'of nobody')
+
     def _named(self, name: str, function: typing.Any) -> typing.Any:
         @functools.wraps(function)
         def named(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+            # One may call another: what it does after that is its own again.
+            before = self._name_of_transaction()
             self._transaction.name = name
             try:
                 return function(*args, **kwargs)
             finally:
-                del self._transaction.name
+                self._transaction.name = before
 
         return named
 
