@@ -29,6 +29,7 @@ Anchors and aliases are refused.
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import pathlib
 import re
 import typing
@@ -41,6 +42,12 @@ Data = dict[str, typing.Any]
 
 #: The most that is read of a description, in characters.
 LIMIT = 1 << 20
+#: The most files, directories and links that a description may stand for.
+FILES = 20_000
+#: The most text that these files may have together, in characters.
+SIZE = 1 << 24
+#: What each function has beside the files that are named: at most so many files and links.
+COMMON = 12
 
 
 class Text(typing.NamedTuple):
@@ -59,9 +66,13 @@ class Each(typing.NamedTuple):
 
 ID = Text(r'[0-9a-f]{4}:[0-9a-f]{4}', 'vendor and device id, four hexadecimal digits each')
 COUNT = Text(r'[0-9]{1,3}', 'a number below 1000')
-WORD = Text(r'\w[\w.+-]{0,63}', 'a name')
-PATH = Text(r'\w[\w.+-]*(/\w[\w.+-]*)*', 'a path without .. in it')
-TEXT = Text(r'(?s).*', 'a text')
+WORD = Text(r'(?a)\w[\w.+-]{0,63}', 'a name')
+PATH = Text(
+    r'(?a)\w[\w.+-]{0,99}(/\w[\w.+-]{0,99}){0,9}',
+    'a path without .. in it, of up to 10 names of up to 100 characters',
+)
+TEXT = Text('[^\ud800-\udfff]*', 'a text')
+ARGUMENTS = Text(r'[ -.0-~]{1,200}', 'arguments without a slash, of up to 200 ASCII characters')
 
 #: The form of each place: a dict is a mapping of these keys, of which those with ! are needed.
 FUNCTION = {
@@ -90,7 +101,7 @@ DESCRIPTION = {
     'name': Text(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,62}', 'a host name'),
     'functions': [FUNCTION],
     'dev': [PATH],
-    'tools': Each(WORD, Each(Text(r'[^/\x00-\x1f]{1,200}', 'arguments without a slash'), TEXT)),
+    'tools': Each(WORD, Each(ARGUMENTS, TEXT)),
 }
 
 
@@ -119,7 +130,9 @@ def load(path: pathlib.Path) -> Data:
     """
     try:
         with path.open(encoding='utf-8') as file:
-            return parse(file.read(LIMIT))
+            text = file.read(LIMIT + 1)
+            _expect(len(text) <= LIMIT, '', f'at most {LIMIT} characters')
+            return parse(text)
     except (OSError, ValueError) as error:
         raise HostError(f'{path}: {error}') from error
 
@@ -134,6 +147,7 @@ def parse(text: str) -> Data:
     except (yaml.YAMLError, RecursionError) as error:
         raise HostError(f'not YAML: {error}') from error
     _check(data, DESCRIPTION, '')
+    _check_size(data)
     return typing.cast('Data', data)
 
 
@@ -163,6 +177,26 @@ def _check_mapping(value: Data, form: typing.Any, place: str) -> None:
         _check(item, forms.get(key, getattr(form, 'value', None)), inner)
 
 
+def _check_size(data: Data) -> None:
+    """Refuse what is large once it is laid out: a few lines stand for many virtual functions."""
+    files = size = 0
+    for number, function in enumerate(data.get('functions', [])):
+        cards = sum(map(len, function['at'].values()))
+        virtual = function.get('virtual', {})
+        enabled = int(virtual.get('enabled', 0))
+        named = [function.get('files', {}), *virtual.get('files', {}).values()]
+        levels = sum(name.count('/') + 1 for each in named for name in each)
+        files += cards * (COMMON * (1 + enabled) + levels)
+        size += cards * sum(len(text) for each in named for text in each.values())
+        place = f'functions[{number}].{"virtual.enabled" if enabled else "at"}'
+        _expect(files <= FILES, place, f'at most {FILES} files of all functions together')
+        _expect(size <= SIZE, place, f'at most {SIZE} characters in all files together')
+    files = sum(name.count('/') + 1 for name in data.get('dev', []))
+    _expect(files <= FILES, 'dev', f'at most {FILES} files')
+    files = sum(1 + len(outputs) for outputs in data.get('tools', {}).values())
+    _expect(files <= FILES, 'tools', f'at most {FILES} files')
+
+
 def _expect(sound: object, place: str, words: str) -> None:
     if not sound:
         raise HostError(f'{place.lstrip(".") or "the description"}: expected {words}')
@@ -176,27 +210,43 @@ def output(tool: str, args: collections.abc.Iterable[str]) -> pathlib.PurePath:
 def write(data: Data, root: pathlib.Path) -> None:
     """Lay the described host out below an empty directory.
 
-    :raises HostError: when two functions have one address.
+    :raises HostError: when two functions have one address, or two files one place.
     """
     (root / sysfs.DEVICES).mkdir(parents=True)
-    for function in data.get('functions', []):
+    for number, function in enumerate(data.get('functions', [])):
         for node, addresses in function['at'].items():
             for bdf in addresses:
-                _write_card(root, bdf, node, function)
-    for name in data.get('dev', []):
-        _write(root / 'dev' / name, '')
+                _write_card(root, bdf, node, function, f'functions[{number}]')
+    for number, name in enumerate(data.get('dev', [])):
+        with _naming(f'dev[{number}]'):
+            _write(root / 'dev' / name, '')
     for tool, outputs in data.get('tools', {}).items():
         for command, text in outputs.items():
-            _write(root / output(tool, command.split()), text)
+            with _naming(f'tools.{tool}.{command}'):
+                _write(root / output(tool, command.split()), text)
 
 
-def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data) -> None:
+@contextlib.contextmanager
+def _naming(field: str) -> collections.abc.Iterator[None]:
+    """Say which field cannot be written: something else is in its place."""
+    try:
+        yield
+    except OSError as error:
+        raise HostError(f'{field}: cannot be laid out: {error.strerror}') from error
+
+
+def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data, field: str) -> None:
     """One physical function, and the virtual ones that are enabled on it."""
     home = pathlib.PurePath(f'devices/pci{bdf[:-5]}')
-    card = _write_function(root, home / bdf, node, data)
+    card = _write_function(root, home / bdf, node, data, field)
     virtual = data.get('virtual')
-    if not virtual:
-        return
+    if virtual:
+        with _naming(f'{field}.virtual'):
+            _write_virtual(root, card, node, data)
+
+
+def _write_virtual(root: pathlib.Path, card: pathlib.Path, node: str, data: Data) -> None:
+    bdf, virtual = card.name, data['virtual']
     enabled = virtual.get('enabled', '0')
     offset, stride = virtual.get('offset', '1'), virtual.get('stride', '1')
     _write(card / 'sriov_totalvfs', virtual['total'])
@@ -211,7 +261,8 @@ def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data) -> None:
         if 'iommu_group' in virtual:
             alike['iommu_group'] = str(int(virtual['iommu_group']) + number)
         # Beside the physical one, even if it is on the next bus.
-        function = _write_function(root, home / name, node, alike)
+        place = pathlib.PurePath('devices', card.parent.name, name)
+        function = _write_function(root, place, node, alike, f'virtual function {number} of {bdf}')
         (function / 'physfn').symlink_to(f'../{bdf}')
         (card / f'virtfn{number}').symlink_to(f'../{name}')
 
@@ -230,7 +281,7 @@ def _address(bdf: str, routing_id: int) -> str:
 
 
 def _write_function(
-    root: pathlib.Path, place: pathlib.PurePath, node: str, data: Data
+    root: pathlib.Path, place: pathlib.PurePath, node: str, data: Data, field: str
 ) -> pathlib.Path:
     path = root / 'sys' / place
     listed = root / sysfs.DEVICES / place.name
@@ -244,16 +295,18 @@ def _write_function(
         vendor, device = data['subsystem'].split(':')
         files |= {'subsystem_vendor': f'0x{vendor}', 'subsystem_device': f'0x{device}'}
     for name, text in (files | data.get('files', {})).items():
-        _write(path / name, text)
+        with _naming(f'{field}.files.{name}'):
+            _write(path / name, text)
     if 'driver' in data:
-        (path / 'driver').symlink_to(f'../../../bus/pci/drivers/{data["driver"]}')
+        with _naming(f'{field}.driver'):
+            (path / 'driver').symlink_to(f'../../../bus/pci/drivers/{data["driver"]}')
     if 'iommu_group' in data:
-        (path / 'iommu_group').symlink_to(
-            f'../../../kernel/iommu_groups/{int(data["iommu_group"])}'
-        )
+        group = int(data['iommu_group'])
+        with _naming(f'{field}.iommu_group'):
+            (path / 'iommu_group').symlink_to(f'../../../kernel/iommu_groups/{group}')
     return path
 
 
 def _write(path: pathlib.Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{text}\n' if text else '')
+    path.write_text(f'{text}\n' if text else '', encoding='utf-8')

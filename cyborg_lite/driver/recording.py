@@ -54,7 +54,7 @@ NODES = re.compile(
     r'(v?davinci|nvidia|accel|hl)\d+|davinci_manager|devmm_svm|hisi_hdc|nvidiactl|kfd|(dfl|qat)\S+'
 )
 #: The most that a tarball may hold.
-MEMBERS = 200_000
+MEMBERS = 30_000
 SIZE = 1 << 28
 #: The most text that links may have, in characters: it is kept until all else is there.
 LINKS = 1 << 25

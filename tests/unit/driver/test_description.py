@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import hypothesis
 from hypothesis import strategies as st
 import pytest
@@ -139,6 +141,83 @@ def test_the_file_is_named(tmp_path):
 def test_addresses_that_are_there_twice(tmp_path):
     with pytest.raises(driver.HostError, match='0000:3d:00.0: there are two functions'):
         lay_out(tmp_path, functions=[ONE, dict(ONE, at={'0': ['0000:3d:00.0']})])
+
+
+@pytest.mark.parametrize(
+    ('data', 'field'),
+    [
+        (ONE | {'driver': 'c6xx', 'files': {'driver': 'a'}}, r'functions\[0\]\.driver'),
+        (ONE | {'iommu_group': '3', 'files': {'iommu_group/a': 'b'}}, r'\]\.iommu_group'),
+        (ONE | {'files': {'a': 'x', 'a/b': 'y'}}, r'functions\[0\]\.files\.a/b'),
+        (ONE | {'files': {'a/b': 'x', 'a': 'y'}}, r'functions\[0\]\.files\.a'),
+        (
+            ONE
+            | {
+                'files': {'virtfn0': 'x'},
+                'virtual': {'id': '8086:37c9', 'total': '1', 'enabled': '1'},
+            },
+            r'functions\[0\]\.virtual',
+        ),
+        (ONE | {'files': {'a' * 300: 'x'}}, r'functions\[0\]\.files\.a+'),
+        (ONE | {'files': {'/'.join('a' * 20): 'x'}}, r'functions\[0\]\.files\.a'),
+        (ONE | {'files': {'x': '\ud800'}}, r'functions\[0\]\.files\.x'),
+    ],
+)
+def test_files_that_cannot_be_made(tmp_path, data, field):
+    with pytest.raises(driver.HostError, match=field):
+        lay_out(tmp_path, functions=[data])
+
+
+def test_names_in_dev_and_of_tools_that_cannot_be_made(tmp_path):
+    with pytest.raises(driver.HostError, match=r'dev\[1\]: '):
+        lay_out(tmp_path, dev=['a', 'a/b'])
+    with pytest.raises(driver.HostError, match='tools.x.é'):
+        description.parse('tools: {x: {"' + 'é' * 190 + '": y}}')
+
+
+VIRTUAL = {'id': '8086:37c9', 'total': '999', 'enabled': '999'}
+
+
+@pytest.mark.parametrize(
+    ('data', 'field'),
+    [
+        (
+            ONE | {'at': {'0': [f'000{n}:00:00.0' for n in range(9)]}, 'virtual': VIRTUAL},
+            r'^functions\[0\]\.virtual\.enabled: expected at most 20000 files',
+        ),
+        (
+            ONE
+            | {
+                'at': {'0': [f'{n:04x}:00:00.0' for n in range(200)]},
+                'files': {f'a{n}': '' for n in range(200)},
+            },
+            r'^functions\[0\]\.at: expected at most 20000 files',
+        ),
+        (
+            ONE
+            | {
+                'at': {'0': [f'{n:04x}:00:00.0' for n in range(200)]},
+                'files': {'a': 'b' * 100_000},
+            },
+            r'^functions\[0\]\.at: expected at most 16777216 characters',
+        ),
+    ],
+)
+def test_few_lines_that_stand_for_much_are_refused(data, field):
+    with pytest.raises(driver.HostError, match=field):
+        description.parse(yaml.safe_dump({'functions': [data]}))
+
+
+def test_a_description_is_not_read_beyond_its_limit(tmp_path):
+    file = tmp_path / 'large.yaml'
+    with file.open('wb') as made:
+        made.truncate(64 << 20)
+    tracemalloc.start()
+    with pytest.raises(driver.HostError, match='expected at most 1048576 characters'):
+        description.load(file)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def test_virtual_functions_past_the_last_bus(tmp_path):

@@ -310,7 +310,7 @@ def test_a_hostile_tarball(tmp_path):
 def test_a_tarball_of_too_much(tmp_path, monkeypatch):
     file = pack(tmp_path / 'big.tgz', *CARD)
     monkeypatch.setattr(recording, 'SIZE', 16)
-    with pytest.raises(driver.HostError, match='more than 200000 files or 0 MiB'):
+    with pytest.raises(driver.HostError, match='more than 30000 files or 0 MiB'):
         hosts.find(file, tmp_path / 'work')
     monkeypatch.undo()
     monkeypatch.setattr(recording, 'MEMBERS', 2)
