@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import typing
+import unittest.mock
 import uuid
 
 from sqlalchemy import event
@@ -87,6 +88,27 @@ class Service:
         """Create the requests of a profile; returns their uuids."""
         answer = self.api.post('/v2/accelerator_requests', {'device_profile_name': profile})
         return [arq['uuid'] for arq in answer.json['arqs']]
+
+
+def take(sender, kind: str) -> list[model.Message]:
+    """Take the messages that are due, as a thread of a conductor does before it sends them."""
+    due, _ = sender._look(kind)
+    return sender._claim(due) if due else []
+
+
+def send_batch(sender, kind: str) -> bool:
+    """Send one batch, whatever is due then; False if nothing is."""
+    batch = take(sender, kind)
+    sender._deliver(batch)
+    return bool(batch)
+
+
+def send(sender) -> int:
+    """Send all that is due, as the threads of a conductor do; returns how many messages were."""
+    with unittest.mock.patch.object(sender, '_try', wraps=sender._try) as tries:
+        for kind in sender._send:
+            sender._work(kind)
+    return tries.call_count
 
 
 def local(application) -> webtest.TestApp:

@@ -206,6 +206,10 @@ class Sender:
         self._interval = conf.conductor.outbox_interval
         self._tellers = futures.ThreadPoolExecutor(TELLERS, thread_name_prefix='outbox-tell')
         # One service that hangs must not keep another waiting.
+        self._senders = {
+            kind: futures.ThreadPoolExecutor(BATCH, thread_name_prefix=f'outbox-send-{kind}')
+            for kind in self._send
+        }
         self._workers = {
             kind: worker.Worker(f'outbox-{kind}', functools.partial(self._work, kind))
             for kind in self._send
@@ -255,7 +259,8 @@ class Sender:
             each.stop()
         for each in self._workers.values():
             each.join()
-        self._tellers.shutdown(cancel_futures=True)
+        for pool in (self._tellers, *self._senders.values()):
+            pool.shutdown(cancel_futures=True)
 
     def tell(self, providers: collections.abc.Iterable[str]) -> None:
         """Have Placement told of these providers now, and return once it knows, or after TELL
@@ -294,23 +299,14 @@ class Sender:
             self._deliver(self._claim(due))
         return self._interval
 
-    def send_due(self, *kinds: str) -> bool:
-        """Send the messages, of these kinds or of any, that have waited longest; False if none is
-        due.
-        """
-        messages = self._take(*kinds)
-        self._deliver(messages)
-        return bool(messages)
-
     def _deliver(self, messages: list[model.Message]) -> None:
         """Send messages that were claimed, side by side, and end the lease of each when it is sent:
         one that takes long keeps no other waiting.
         """
-        with futures.ThreadPoolExecutor(BATCH, thread_name_prefix='outbox-send') as pool:
-            jobs = {pool.submit(self._try, each): each for each in messages}
-            while jobs:
-                done, _ = futures.wait(jobs, return_when=futures.FIRST_COMPLETED)
-                self._settle([(jobs.pop(job), job.result()) for job in done])
+        jobs = {self._senders[each.kind].submit(self._try, each): each for each in messages}
+        while jobs:
+            done, _ = futures.wait(jobs, return_when=futures.FIRST_COMPLETED)
+            self._settle([(jobs.pop(job), job.result()) for job in done])
 
     def _try(self, message: model.Message) -> Exception | None:
         """Send a message; returns why that failed, or None."""
@@ -323,21 +319,14 @@ class Sender:
             return error
         return None
 
-    def _take(self, *kinds: str) -> list[model.Message]:
-        """Messages that are due: until their lease ends nobody else takes them.
+    def _look(self, kind: str) -> tuple[list[model.Message], float]:
+        """The messages that have been due for longest; and how long to wait if there are none.
 
-        Messages are found without a lock. A query that skips locked rows may miss one that is due:
+        They are found without a lock. A query that skips locked rows may miss one that is due:
         MariaDB locks each row that it examines, those of other kinds too.
         """
-        while found := self._look(*(kinds or self._send))[0]:
-            if claimed := self._claim(found):
-                return claimed
-        return []
-
-    def _look(self, *kinds: str) -> tuple[list[model.Message], float]:
-        """The messages that have been due for longest; and how long to wait if there are none."""
         now = timeutils.utcnow()
-        of_kind = sa.select(model.Message).where(model.Message.kind.in_(kinds))
+        of_kind = sa.select(model.Message).where(model.Message.kind == kind)
         first = of_kind.order_by(model.Message.due_at, model.Message.id).limit(BATCH)
         found = self._read(first)
         due = [each for each in found if each.due_at <= now]

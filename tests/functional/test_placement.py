@@ -78,8 +78,7 @@ class Cloud:
     def send(self):
         """Send what is due; a message that fails waits."""
         self.calls.clear()
-        while self.manager.outbox.send_due():
-            pass
+        support.send(self.manager.outbox)
 
     def waiting(self):
         with self.database.reader() as session:
@@ -205,7 +204,7 @@ def test_another_device_of_a_host_takes_three_calls(known):
 def test_a_provider_that_another_conductor_has_just_made_is_made_once(known):
     other = manager.Manager(known.conf, known.database)
     known.report(CARD, support.card('4b'))
-    [message] = known.manager.outbox._take()
+    [message] = support.take(known.manager.outbox, outbox.PROVIDER)
     other.outbox._send_now(message.kind, message.key)
     assert known.manager.outbox._try(message) is None
     assert len(known.client.get('/resource_providers').json()['resource_providers']) == 3
@@ -354,8 +353,8 @@ def test_a_change_while_a_message_is_sent_is_not_lost(known, monkeypatch):
 
 def test_a_conductor_that_dies_leaves_its_message_to_another(known):
     known.report(support.card(handles=15))
-    assert known.manager.outbox._take()
-    assert not known.manager.outbox._take()
+    assert support.take(known.manager.outbox, outbox.PROVIDER)
+    assert not support.take(known.manager.outbox, outbox.PROVIDER)
     known.hurry()
     known.send()
     assert known.inventory()['FPGA']['total'] == 15
@@ -364,9 +363,9 @@ def test_a_conductor_that_dies_leaves_its_message_to_another(known):
 def test_nobody_else_sends_what_is_being_sent(known):
     """Two who send the old and the new state at a time could end with the old one."""
     known.report(support.card(handles=15))
-    [held] = known.manager.outbox._take()
+    [held] = support.take(known.manager.outbox, outbox.PROVIDER)
     known.report(support.card(handles=14))
-    assert not known.manager.outbox._take()
+    assert not support.take(known.manager.outbox, outbox.PROVIDER)
     known.manager.outbox._settle([(held, None)])
     known.send()
     assert known.inventory()['FPGA']['total'] == 14
@@ -382,12 +381,12 @@ def test_one_of_two_who_found_a_message_claims_it(known):
 
 def test_who_was_too_slow_ends_nobody_elses_lease(known):
     known.report(support.card(handles=15))
-    [slow] = known.manager.outbox._take()
+    [slow] = support.take(known.manager.outbox, outbox.PROVIDER)
     known.hurry()
-    assert known.manager.outbox._take()
+    assert support.take(known.manager.outbox, outbox.PROVIDER)
     known.manager.outbox._settle([(slow, None)])
     assert known.waiting() == [RP_UUID]
-    assert not known.manager.outbox._take()
+    assert not support.take(known.manager.outbox, outbox.PROVIDER)
 
 
 @pytest.mark.parametrize('moment', ['GET', 'PUT'])
@@ -402,7 +401,7 @@ def test_who_was_too_slow_puts_nothing_over_what_came_after_him(known, monkeypat
             monkeypatch.undo()
             known.report(support.card(handles=14))
             known.hurry()
-            assert other.outbox.send_due()
+            assert support.send(other.outbox)
         answer = call(method, *args)
         if method == moment:
             # He may die now.
@@ -425,7 +424,7 @@ def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
         monkeypatch.undo()
         known.report(CARD)
         known.hurry()
-        assert other.outbox.send_due()
+        assert support.send(other.outbox)
         return call(*args)
 
     for _ in range(3):
@@ -446,7 +445,7 @@ def test_a_disabled_device_is_reserved_before_the_answer(known):
 
 def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_message(known):
     known.report(support.card(handles=15))
-    assert known.manager.outbox._take()
+    assert support.take(known.manager.outbox, outbox.PROVIDER)
     known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
     assert known.inventory()['FPGA']['reserved'] == 15
 
@@ -741,7 +740,7 @@ def test_a_lost_accelerator_that_is_held_is_reserved(known):
 
 def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
     known.report(support.card(handles=15))
-    [message] = known.manager.outbox._take()
+    [message] = support.take(known.manager.outbox, outbox.PROVIDER)
     [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
     wait = (message.due_at - timeutils.utcnow()).total_seconds()
     assert 30 < wait <= 60 - interval.type.max

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cyborg_lite import conf as options
 from cyborg_lite import model
 from cyborg_lite.conductor import outbox
+from tests import support
 from tests.unit.conductor import direct
 
 NEIGHBOUR = """
@@ -96,7 +97,7 @@ def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
         outbox.put(session, outbox.PROVIDER, {'one': {}})
         session.query(model.Message).one().attempts = attempts
     before = timeutils.utcnow()
-    assert sender.send_due()
+    assert support.send(sender)
     with sender.session() as session:
         [message] = session.query(model.Message)
     assert (message.due_at - before).total_seconds() == pytest.approx(wait, abs=5)
@@ -112,8 +113,7 @@ def test_what_waits_for_too_long_is_sent(sender):
         waits = {'now': 0, 'soon': 40, 'in a day': 86400}
         for message in session.query(model.Message):
             message.due_at += datetime.timedelta(seconds=waits[message.key])
-    while sender.send_due():
-        pass
+    support.send(sender)
     assert sorted(told) == ['in a day', 'now']
 
 
@@ -124,7 +124,7 @@ def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
 
     def look():
         while not over.is_set():
-            sender.send_due(outbox.EVENT)
+            sender._work(outbox.EVENT)
 
     other = threading.Thread(target=look)
     other.start()
@@ -132,7 +132,7 @@ def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
         for number in range(100):
             with sender.session() as session:
                 outbox.put(session, outbox.PROVIDER, {f'provider-{number}': {}})
-            assert sender.send_due(outbox.PROVIDER), number
+            assert support.take(sender, outbox.PROVIDER), number
     finally:
         over.set()
         other.join()
@@ -189,7 +189,7 @@ def test_what_was_sent_is_noted_although_the_transaction_met_a_deadlock(sender, 
     sender._send[outbox.PROVIDER] = lambda key, payload: monkeypatch.setattr(
         sender._database, 'writer', deadlock
     )
-    assert sender.send_due()
+    assert support.send(sender)
     with sender.session() as session:
         assert not session.query(model.Message).count()
 
@@ -200,8 +200,7 @@ def test_what_waits_of_one_request_is_not_replaced_by_what_comes_of_another(send
     for events in ({'a': 'completed', 'b': 'failed'}, {'b': 'completed'}, {'c': 'failed'}):
         with sender.session() as session:
             outbox.put(session, outbox.EVENT, {'instance': events})
-    while sender.send_due():
-        pass
+    support.send(sender)
     assert told == [{'a': 'completed', 'b': 'completed', 'c': 'failed'}]
 
 
@@ -228,8 +227,8 @@ def test_messages_are_sent_side_by_side(sender):
     together = threading.Barrier(outbox.BATCH)
     sender._send[outbox.PROVIDER] = lambda key, payload: together.wait(20)
     put(sender, *(f'provider-{number}' for number in range(outbox.BATCH)))
-    assert sender.send_due()
-    assert not sender.send_due()
+    assert support.send(sender)
+    assert not support.send(sender)
     assert not together.broken
 
 
@@ -248,9 +247,9 @@ def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
     monkeypatch.setattr(sender, '_settle', outcomes.extend)
     put(sender, *(f'provider-{number}' for number in range(count)))
     with statements(sender) as seen:
-        assert sender.send_due()
+        assert support.send_batch(sender, outbox.PROVIDER)
         settle(outcomes)
-        assert not sender.send_due()
+        assert not support.send_batch(sender, outbox.PROVIDER)
     assert len(seen) == 4, seen
 
 
@@ -269,7 +268,7 @@ def test_what_cannot_be_sent_keeps_nothing_else_waiting(sender):
 
     sender._send[outbox.PROVIDER] = send
     put(sender, 'refused', 'replaced', 'hangs', 'sent')
-    thread = threading.Thread(target=sender.send_due)
+    thread = threading.Thread(target=support.send_batch, args=[sender, outbox.PROVIDER])
     thread.start()
     try:
         end = time.monotonic() + 20
@@ -285,7 +284,7 @@ def test_what_cannot_be_sent_keeps_nothing_else_waiting(sender):
     assert [each.lease for each in waiting.values()] == [None, None]
     now = timeutils.utcnow()
     assert waiting['refused'].due_at > now >= waiting['replaced'].due_at
-    assert sender.send_due()
+    assert support.send(sender)
     assert rows(sender).keys() == {'refused'}
 
 
@@ -310,6 +309,6 @@ def test_a_message_that_another_has_taken_costs_only_itself(sender, monkeypatch)
         return claim(found)
 
     monkeypatch.setattr(sender, '_claim', late)
-    assert sender.send_due()
+    assert support.send(sender)
     assert sorted(told) == ['one', 'three']
     assert rows(sender).keys() == {'two'}
