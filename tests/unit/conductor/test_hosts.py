@@ -548,3 +548,12 @@ def test_host_has_its_name_again_when_the_new_one_is_deleted(conductor, agents):
     row = host(conductor, 'a')
     assert (row.state, row.cloned) == ('up', False)
     take(conductor, 'a', '02')
+
+
+def test_clone_with_the_identity_of_a_third_host(conductor, agents):
+    for name in 'aba':
+        agents.report(name, pci('01'))
+    for name in 'cb':
+        agents.report(name, pci('01'), machine='another', start=True)
+    assert host(conductor, 'b').cloned is False
+    assert host(conductor, 'c').renamed_to == 'b'
