@@ -66,10 +66,11 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
     }
     named = {
         rpc.CONDUCTOR: {
-            'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
-            'delete_arqs_of', 'delete_attribute', 'delete_device', 'delete_device_profile',
-            'delete_host', 'free_instance', 'probe', 'rename_host', 'report',
-            'set_device_status', 'unbind',
+            'bind', 'check_allocation', 'create_allocation', 'create_arqs', 'create_attribute',
+            'create_device_profile', 'delete_arqs', 'delete_arqs_of', 'delete_attribute',
+            'delete_device', 'delete_device_profile', 'delete_host', 'delete_quota',
+            'free_instance', 'probe', 'release_allocation', 'rename_host', 'renew_allocation',
+            'report', 'set_device_status', 'unbind', 'update_quota',
         },
         rpc.REPORTS: {'report'},
         rpc.AGENT: {'report'},

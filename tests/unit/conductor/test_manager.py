@@ -97,8 +97,9 @@ def test_methods_that_can_be_called_over_rpc():
     public = {name for name, value in inspect.getmembers(manager.Manager)
               if hasattr(value, 'exposed')}  # fmt: skip
     assert public == {
-        'bind', 'create_arqs', 'create_attribute', 'create_device_profile', 'delete_arqs',
-        'delete_arqs_of', 'delete_attribute', 'delete_device', 'delete_device_profile',
-        'delete_host', 'free_instance', 'probe', 'rename_host', 'report',
-        'set_device_status', 'unbind',
+        'bind', 'check_allocation', 'create_allocation', 'create_arqs', 'create_attribute',
+        'create_device_profile', 'delete_arqs', 'delete_arqs_of', 'delete_attribute',
+        'delete_device', 'delete_device_profile', 'delete_host', 'delete_quota', 'free_instance',
+        'probe', 'release_allocation', 'rename_host', 'renew_allocation', 'report',
+        'set_device_status', 'unbind', 'update_quota',
     }  # fmt: skip
