@@ -18,6 +18,8 @@ from cyborg_lite.db import migration
 
 LOG = log.getLogger(__name__)
 
+#: The option without which every user is an administrator: nobody means that by a misspelt one.
+GUARD = 'http_basic_auth_project_file'
 #: How long the database may take to accept a connection, in seconds.
 PATIENCE = 5
 #: The package of each database driver, by the extra of ours that installs it.
@@ -30,9 +32,13 @@ def check(
     """Run the checks of a service, and warn of options that do not exist.
 
     :returns: the warnings, which are logged.
-    :raises cyborg_lite.exception.Refused: when the service would not work.
+    :raises cyborg_lite.exception.Refused: when the service would not work, or might let in anyone.
     """
-    warnings = list(unknown_options(conf))
+    unknown = list(unknown_options(conf))
+    for text, meant in unknown:
+        if meant == GUARD:
+            raise exception.Refused(text)
+    warnings = [text for text, _ in unknown]
     for text in warnings:
         LOG.warning(text)
     for each in checks:
@@ -95,20 +101,36 @@ def identity(conf: cfg.ConfigOpts) -> None:
         )
 
 
-def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[str]:
-    """What the files say in groups of ours that is no option, each with the nearest name."""
+def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[tuple[str, str | None]]:
+    """What the files say in groups of ours that is no option, each with the nearest one."""
     for file in _files(conf):
         sections: dict[str, dict[str, list[str]]] = {}
         try:
             cfg.ConfigParser(file, sections).parse()
         except (cfg.Error, OSError):
             continue  # the options were read before: it has changed since
-        for group, names in options.names().items():
-            for name in sections.get(group, {}):
-                if name.replace('-', '_') not in names:
-                    near = difflib.get_close_matches(name, names, 1)
-                    hint = f' Did you mean {near[0]}?' if near else ''
-                    yield f'{file}: [{group}] has no option {name}.{hint}'
+        ours = options.names()
+        for section, given in sections.items():
+            if section in ours:
+                for name in given:
+                    yield from _unknown(file, section, name, ours[section])
+            elif group := _nearest(section, ours):
+                meant = GUARD if GUARD in given else None
+                yield f'{file}: there is no section [{section}]. Did you mean [{group}]?', meant
+
+
+def _unknown(
+    file: str, group: str, name: str, names: collections.abc.Collection[str]
+) -> collections.abc.Iterator[tuple[str, str | None]]:
+    if name.replace('-', '_') not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f' Did you mean {near[0]}?' if near else ''
+        yield f'{file}: [{group}] has no option {name}.{hint}', near[0] if near else None
+
+
+def _nearest(section: str, groups: collections.abc.Iterable[str]) -> str | None:
+    """The group of ours that a section is a misspelling of, if it is one."""
+    return next(iter(difflib.get_close_matches(section, groups, 1, cutoff=0.8)), None)
 
 
 def _files(conf: cfg.ConfigOpts) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import typing
 
 from oslo_config import cfg
+from oslo_log import log
 from oslo_middleware import basic_auth
 from oslo_middleware import catch_errors
 from oslo_middleware import cors
@@ -35,6 +36,8 @@ from cyborg_lite.api import root
 from cyborg_lite.api import types
 from cyborg_lite.api import version
 from cyborg_lite.db import engine
+
+LOG = log.getLogger(__name__)
 
 Wsgi = collections.abc.Callable[..., typing.Any]
 
@@ -133,10 +136,10 @@ def _said(response: webob.Response) -> tuple[str, dict[str, typing.Any]]:
 def _validate_users(file: str) -> None:
     try:
         basic_auth.validate_auth_file(file)
-    except middleware_exceptions.ConfigInvalid:
+    except (middleware_exceptions.ConfigInvalid, webob.exc.HTTPBadRequest) as error:
         raise cfg.ConfigFileValueError(
-            f'[api] http_basic_auth_user_file: {file} is no readable file of lines NAME:HASH; '
-            'write one with: htpasswd -B -c FILE NAME'
+            f'[api] http_basic_auth_user_file: {file} is no readable file of lines NAME:HASH with '
+            f'bcrypt hashes ({error}); write one with: htpasswd -B -c FILE NAME'
         ) from None
 
 
@@ -198,6 +201,10 @@ def _basic(file: str, request: webob.Request) -> str:
         except webob.exc.HTTPUnauthorized:
             _take_as_long(file, name, password)
             raise
+        except webob.exc.HTTPBadRequest as error:
+            # The file has changed since the start. Nobody but an operator can mend it.
+            LOG.error('[api] http_basic_auth_user_file: %s: %s', file, error)
+            raise webob.exc.HTTPUnauthorized from None
     except ValueError as error:  # not bcrypt, or not text
         raise webob.exc.HTTPUnauthorized(str(error)) from error
     return str(name)

@@ -26,7 +26,7 @@ Row = dict[str, typing.Any]
 WIDTHS = {'HOST': 16, 'MODEL': 14, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 8, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
-    'arq_uuid', 'instance_uuid', 'project_id', 'held_since',
+    'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since',
 )  # fmt: skip
 #: How long an answer may take, in seconds.
 TIMEOUT = 30
@@ -119,6 +119,10 @@ def _ask(session: requests.Session, url: str, arguments: dict[str, str]) -> Row:
         if answer.ok and isinstance(found['accelerators'], list):
             return typing.cast('Row', found)
         said = str(found['errors'][0]['detail'])
+    except requests.exceptions.SSLError:
+        raise exception.Refused(
+            f'the certificate of {url} is not trusted: name its authority with --cacert'
+        ) from None
     except (requests.ConnectionError, requests.Timeout) as error:
         raise exception.Refused(
             f'no service answers at {url} ({type(error).__name__}): start one with '
@@ -136,8 +140,8 @@ def _table(rows: list[Row]) -> str:
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:
         cells = (
-            row['host'], row['model'], _place(row), row['state'], row['instance_uuid'] or '',
-            _since(row['held_since']),
+            row['host'], row['model'], _place(row), row['state'],
+            row['instance_uuid'] or row.get('allocation_uuid') or '', _since(row['held_since']),
         )  # fmt: skip
         table.add_row([_cut(*each) for each in zip(WIDTHS, map(str, cells), strict=True)])
     return '\n'.join(line.rstrip() for line in table.get_string().splitlines())

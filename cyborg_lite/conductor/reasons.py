@@ -139,7 +139,9 @@ def _free(rows: Rows, kinds: list[candidates.Kind], kind: int) -> str:
         if _filter(row, kinds, kind) == 'left':
             by_host[row.hostname] += row.amount
     if not by_host:
-        return f'no {kinds[kind].resource_class} is free'
+        # One that no card has is not to be waited for.
+        fit = any(_filter(row, kinds, kind) not in ('class', 'trait') for row in rows)
+        return f'no {_named(kinds[kind])} {"is free" if fit else "is known"}'
     most, total = max(by_host.values()), sum(by_host.values())
     on = f'on {len(by_host)} host{"s" if len(by_host) > 1 else ""}'
     return f'{total} of {kinds[kind].resource_class} free {on}, at most {most} on one'

@@ -365,6 +365,13 @@ def test_states_are_respected_and_shown(service, state):
     assert made['accelerators'][0]['uuid'] in shown['reason']
 
 
+def test_a_trait_that_no_card_has_is_not_one_that_others_hold(service):
+    service.report(npu('01'))
+    groups = [{'resources': {'CUSTOM_NPU': 1}, 'traits': {'CUSTOM_NPU_910X': 'required'}}]
+    answer = service.api.post(PATH, {'groups': groups})
+    assert 'no CUSTOM_NPU with CUSTOM_NPU_910X is known' in refused(answer, 409)
+
+
 def forms():
     device = npu('01')
     [part] = device.deployables

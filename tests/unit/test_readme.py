@@ -27,6 +27,7 @@ BLOCKS = [
     'ARQ=$(curl',
     'RP=$(curl',
     '/v2/accelerator_requests/$ARQ\n',
+    '/v2/allocations',
     'accelerator host list',
     'htpasswd',
     '--tls-cert',
@@ -63,7 +64,7 @@ def test_the_blocks_are_those_that_are_known(blocks):
 
 
 def test_from_the_first_command_to_a_bound_accelerator(blocks, tmp_path, openstack):
-    [_, up] = blocks['cyborg-lite up --host atlas-800t-a2\n'].commands
+    [*_, up] = blocks['cyborg-lite up --host atlas-800t-a2\n'].commands
     with process.Up(tmp_path, *up[2:]) as service:
         assert blocks['+----'].text in service.text
         # In one shell, as they follow each other: a variable is that of the block before.
@@ -71,6 +72,8 @@ def test_from_the_first_command_to_a_bound_accelerator(blocks, tmp_path, opensta
         shown = process.shell(requests.replace(URL, service.url))
         arq = json.loads(shown[shown.rindex('{"uuid"') :])
         assert (arq['state'], arq['attach_handle_type']) == ('Bound', 'PCI')
+        shown = process.shell(blocks['/v2/allocations'].text.replace(URL, service.url))
+        assert len(json.loads(shown)['accelerators']) == 2
         [_, devices, hosts] = blocks['accelerator host list'].commands
         assert openstack(devices, service.url).count('AICHIP') == 8
         assert 'atlas-800t-a2' in openstack(hosts, service.url)

@@ -119,6 +119,20 @@ def test_an_option_that_does_not_exist_is_a_warning(conf, caplog):
     assert second.endswith('[api] has no option zzz.')
 
 
+def test_a_section_that_is_nearly_one_of_ours_is_a_warning(conf, caplog):
+    startup.check(conf('[apii]\nmax_limit = 5\n[cors]\nany = 1\n'))
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.endswith('there is no section [apii]. Did you mean [api]?')
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['[api]\nhttp_basic_project_file = a\n', '[apii]\nhttp_basic_auth_project_file = a\n'],
+)
+def test_projects_that_are_not_read_make_nobody_administrator(refused, text):
+    assert 'Did you mean' in refused(text, startup.connection)
+
+
 def run(command, *words, file=None):
     more = ['--config-file', str(file)] if file else []
     return subprocess.run(

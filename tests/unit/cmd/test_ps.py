@@ -11,6 +11,7 @@ import wsgiref.simple_server
 
 from oslo_utils import timeutils
 import pytest
+import requests
 
 from cyborg_lite import model
 from cyborg_lite.cmd import main
@@ -88,6 +89,23 @@ def test_formats_for_programs(service, served, run, form):
     [held] = [row for row in rows if row['state'] == 'held']
     assert held['instance_uuid'] == support.INSTANCE
     assert held['host'] == 'host-1'
+
+
+def test_an_allocation_is_a_holder(service, served, run):
+    groups = [{'resources': {'FPGA': 1}}]
+    made = service.api.post('/v2/allocations', {'groups': groups}).json
+    _, out, _ = run('--url', served(service.embedded.application))
+    assert made['uuid'][:8] in out
+
+
+def test_a_certificate_that_is_not_trusted(run, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise requests.exceptions.SSLError('self-signed certificate')
+
+    monkeypatch.setattr(requests.Session, 'get', refuse)
+    status, _, errors = run('--url', 'https://127.0.0.1:1')
+    assert status == 1
+    assert 'name its authority with --cacert' in errors
 
 
 def test_it_is_listed_again_until_it_is_interrupted(service, served):
