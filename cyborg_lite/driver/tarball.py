@@ -14,13 +14,13 @@ from __future__ import annotations
 import bz2
 import collections.abc
 import contextlib
-import gzip
 import io
 import lzma
 import pathlib
 import re
 import tarfile
 import typing
+import zlib
 
 #: The most that is read at once, in bytes.
 CHUNK = 1 << 16
@@ -30,6 +30,10 @@ NAME = 4096
 EXTENDED = 1 << 14
 #: The most memory that xz may take: its highest preset needs 65 MiB.
 XZ_MEMORY = 80 << 20
+
+#: The most compressed data that is read, in bytes, and the most streams of it: bgzip makes one of
+#: each 64 KiB.
+COMPRESSED, STREAMS = 1 << 28, 8192
 
 #: Source: the magic numbers in RFC 1952, bzip2's format and the .xz file format.
 GZIP, BZIP2, XZ = b'\x1f\x8b', b'BZh', b'\xfd7zXZ\x00'
@@ -44,37 +48,100 @@ def opened(file: pathlib.Path) -> collections.abc.Iterator[Bytes]:
     """The file's content, decompressed while it is read."""
     with file.open('rb') as raw:
         magic = raw.peek(len(XZ))
-        if magic.startswith(GZIP):
-            stream: typing.Any = gzip.GzipFile(fileobj=raw)
-        elif magic.startswith(BZIP2):
-            stream = bz2.BZ2File(raw)
-        elif magic.startswith(XZ):
-            stream = io.BufferedReader(_Xz(raw))
-        else:
-            stream = raw
+        kind = next((known for known in DECOMPRESSORS if magic.startswith(known)), None)
+        stream: typing.Any = io.BufferedReader(_Decompressed(raw, kind)) if kind else raw
         with stream:
             yield stream
 
 
-class _Xz(io.RawIOBase):
-    """What xz has compressed.  lzma.open() knows no limit of memory."""
+class _Gzip:
+    """zlib's decompressor, with the methods that those of bz2 and lzma have."""
 
-    def __init__(self, raw: Bytes) -> None:
-        self._raw = raw
-        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
+    def __init__(self) -> None:
+        # 16 more than the largest window: a gzip header comes first, and a checksum last.
+        self._zlib = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+#: By the first bytes of a file.
+DECOMPRESSORS: dict[bytes, collections.abc.Callable[[], typing.Any]] = {
+    GZIP: _Gzip,
+    BZIP2: bz2.BZ2Decompressor,
+    XZ: lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY),
+}
+
+
+class _Decompressed(io.RawIOBase):
+    """One compressed stream after another: parallel compressors write many.
+
+    The modules for whole files know no limit: of streams, of compressed bytes, nor of memory.
+    """
+
+    def __init__(self, raw: Bytes, kind: bytes) -> None:
+        self._raw, self._kind = raw, kind
+        self._streams = self._taken = 0
+        self._begin()
+        #: what was read and belongs to the next stream
+        self._ahead = b''
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: typing.Any) -> int:
         part = b''
-        while not part and not self._decompressor.eof:
-            more = self._raw.read(CHUNK) if self._decompressor.needs_input else b''
-            if self._decompressor.needs_input and not more:
-                raise EOFError('the compressed data is cut short')
-            part = self._decompressor.decompress(more, len(buffer))
+        while not part and not (self._current.eof and not self._continue()):
+            more = self._more() if self._current.needs_input else b''
+            part = self._current.decompress(more, len(buffer))
         buffer[: len(part)] = part
         return len(part)
+
+    def _begin(self) -> None:
+        self._streams += 1
+        if self._streams > STREAMS:
+            raise tarfile.ReadError(f'more than {STREAMS} compressed streams')
+        self._current = DECOMPRESSORS[self._kind]()
+
+    def _continue(self) -> bool:
+        """Begin the next stream, if there is one; what else may follow is not read."""
+        ahead = self._current.unused_data
+        # An archive may be filled up with zeros to a whole block.
+        while not (ahead := ahead.lstrip(b'\0')):
+            if not (ahead := self._load()):
+                return False
+        while len(ahead) < len(self._kind) and (more := self._load()):
+            ahead += more
+        if not ahead.startswith(self._kind):
+            return False
+        self._ahead = ahead
+        self._begin()
+        return True
+
+    def _more(self) -> bytes:
+        ahead, self._ahead = self._ahead or self._load(), b''
+        if not ahead:
+            raise EOFError('the compressed data is cut short')
+        return ahead
+
+    def _load(self) -> bytes:
+        part = self._raw.read(CHUNK)
+        self._taken += len(part)
+        if self._taken > COMPRESSED:
+            raise tarfile.ReadError(f'more than {COMPRESSED >> 20} MiB of compressed data')
+        return part
 
 
 class Reader:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -18,6 +19,7 @@ import pytest
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
+from cyborg_lite.driver import tarball
 
 END = bytes(1024)
 DEVICES = 'sys/bus/pci/devices'
@@ -98,6 +100,32 @@ KEPT = {'sys': None, 'sys/bus': None, 'sys/bus/pci': None, DEVICES: None, 'sys/f
 )
 def test_each_compression(unpack, name, pack):
     assert tree(unpack(pack(HOST + END), name=name)) == KEPT
+
+
+@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress])
+def test_several_streams(unpack, pack):
+    """As parallel compressors write them; zeros may fill the last block."""
+    whole = HOST + END
+    parts = [whole[n : n + 700] for n in range(0, len(whole), 700)]
+    packed = b''.join(map(pack, parts))
+    assert tree(unpack(packed + bytes(512), name='a.tar')) == KEPT
+    assert tree(unpack(packed + b'something else', name='b.tar')) == KEPT
+
+
+@pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress])
+def test_streams_are_bounded(unpack, pack, monkeypatch):
+    """4 MB of empty ones cost 12 s."""
+    monkeypatch.setattr(tarball, 'STREAMS', 8)
+    with pytest.raises(driver.HostError, match='more than 8 compressed streams'):
+        unpack(pack(HOST) + pack(b'') * 9, name='a.tar')
+
+
+def test_compressed_data_is_bounded(unpack, monkeypatch):
+    """The name in a header of gzip has no end of its own."""
+    monkeypatch.setattr(tarball, 'COMPRESSED', 1 << 20)
+    endless = b'\x1f\x8b\x08\x08' + bytes(6) + b'n' * (2 << 20)
+    with pytest.raises(driver.HostError, match='more than 1 MiB of compressed data'):
+        unpack(endless, name='a.tar')
 
 
 @pytest.mark.parametrize('format_', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -317,13 +345,22 @@ BOMBS = {
 @pytest.fixture
 def reads(monkeypatch):
     """How much is read at once of what is decompressed."""
-    sizes, read = [], gzip.GzipFile.read
+    sizes, opened = [], tarball.opened
 
-    def counted(self, size=-1):
-        sizes.append(size)
-        return read(self, size)
+    class Counted:
+        def __init__(self, stream):
+            self._stream = stream
 
-    monkeypatch.setattr(gzip.GzipFile, 'read', counted)
+        def read(self, size=-1):
+            sizes.append(size)
+            return self._stream.read(size)
+
+    @contextlib.contextmanager
+    def counted(file):
+        with opened(file) as stream:
+            yield Counted(stream)
+
+    monkeypatch.setattr(tarball, 'opened', counted)
     return sizes
 
 
