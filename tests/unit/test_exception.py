@@ -7,7 +7,11 @@ import pytest
 
 from cyborg_lite import exception
 
-KINDS = [kind for _, kind in inspect.getmembers(exception, inspect.isclass)]
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(exception, inspect.isclass)
+    if issubclass(kind, exception.CyborgError)
+]
 
 
 def blanks(kind):
