@@ -111,8 +111,10 @@ ROUTES = (
 
 #: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
 OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas')
-#: A resource of ours below one of Cyborg's.
-_HISTORY = re.compile(r'/v2/accelerator_requests/[^/]+/history(\.json)?/?')
+#: Resources of ours below those of Cyborg.
+_BELOW = re.compile(
+    r'/v2/(accelerator_requests/[^/]+/history|device_profiles/[^/]+/check)(\.json)?/?'
+)
 
 #: What needs no credentials: documents about the API.
 DOCUMENTS = {
@@ -220,7 +222,7 @@ def is_ours(path: str) -> bool:
     """Whether a path is of a resource that Cyborg has not."""
     version_, _, rest_ = path.removeprefix('/').partition('/')
     ours = version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
-    return ours or _HISTORY.fullmatch(path) is not None
+    return ours or _BELOW.fullmatch(path) is not None
 
 
 @functools.cache

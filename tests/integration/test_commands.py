@@ -29,6 +29,7 @@ COMMANDS = {
     '': {'bind', 'disable', 'enable', 'history', 'list', 'show', 'summary', 'unbind'},
     'device ': {'delete'},
     'instance': {'free'},
+    'quota': {'delete', 'list', 'set', 'show'},
     'allocation': {'create', 'delete', 'list', 'renew', 'show'},
 }
 

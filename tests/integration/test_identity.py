@@ -15,8 +15,9 @@ MANAGERS = {'admin', 'manager'}
 ADMINS = {'admin'}
 MEMBERS = {'admin', 'manager', 'member', 'service'}
 
-#: The resources whose errors have a form of their own.
-OURS = {'accelerator', 'host', 'instance', 'quota'}
+#: The resources whose errors have a form of their own, and a rule for one below a resource of
+#: Cyborg's.
+OURS = {'accelerator', 'allocation', 'host', 'instance', 'quota', 'device_profile:check'}
 
 PROFILE = [{'name': 'no one', 'groups': [{'resources:FPGA': '1'}]}]
 PROGRAM = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': NOTHING}]}]
@@ -52,6 +53,12 @@ RULES = {
     'host:update': (ADMINS, 'PATCH', '/hosts/nowhere', {'name': 'a'}, 404),
     'host:delete': (ADMINS, 'DELETE', '/hosts/nowhere', None, 404),
     'instance:free': (ADMINS, 'DELETE', f'/instances/{NOTHING}', None, 404),
+    'device_profile:check': (READERS, 'POST', f'/device_profiles/{NOTHING}/check', None, 404),
+    'allocation:get_all': (READERS, 'GET', '/allocations', None, 200),
+    'allocation:get_one': (READERS, 'GET', f'/allocations/{NOTHING}', None, 404),
+    'allocation:create': (MEMBERS, 'POST', '/allocations', {'profile': 'nothing'}, 404),
+    'allocation:update': (MEMBERS, 'PATCH', f'/allocations/{NOTHING}', {'lease': 60}, 404),
+    'allocation:delete': (MEMBERS, 'DELETE', f'/allocations/{NOTHING}', None, 404),
     'quota:get_all': (ADMINS, 'GET', '/quotas', None, 200),
     'quota:get_one': (READERS, 'GET', '/quotas/own', None, 200),
     'quota:update': (ADMINS, 'PATCH', '/quotas/own', {'limits': {'total': 1}}, 400),
@@ -63,10 +70,14 @@ RULES = {
 }  # fmt: skip
 
 
+def is_ours(rule):
+    return rule in OURS or rule.partition(':')[0] in OURS
+
+
 def denied(answer, rule):
     said = f'Access was denied to the following resource: cyborg:{rule}'
     assert answer.status_code == 403
-    if rule.partition(':')[0] in OURS:
+    if is_ours(rule):
         [error] = answer.json()['errors']
         assert (error['status'], error['title'], error['detail']) == (403, 'Forbidden', said)
         return
@@ -109,7 +120,7 @@ def test_no_token_or_a_wrong_one(service, cloud, rule, headers):
         method, f'{service.url}/v2{path}', json=body, headers=headers | said, timeout=30
     )
     assert answer.status_code == 401
-    if rule.partition(':')[0] in OURS:
+    if is_ours(rule):
         [error] = answer.json()['errors']
         assert (error['status'], error['title']) == (401, 'Unauthorized')
         assert error['detail']
