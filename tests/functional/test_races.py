@@ -316,7 +316,8 @@ def test_allocations_that_come_and_go_give_nothing_twice(service, race, together
 
     lock, taken = threading.Lock(), set()
     seen = sum(race(*[churn] * 32), collections.Counter())
-    assert seen[201] > 16
+    # Whoever is refused was refused while all was taken.
+    assert seen[201] >= 2 * (len(cards) // together)
     assert service.rows(model.ARQ) == []
     assert service.rows(model.DeviceProfile) == []
     assert {row.state for row in service.rows(model.Allocation)} == {'released'}
