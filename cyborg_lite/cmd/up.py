@@ -164,10 +164,10 @@ def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
 
 
 def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedded:
+    database = startup.connection(conf)
     try:
         return service.Embedded(conf, found)
     except (sa.exc.SQLAlchemyError, db_exception.DBError, alembic.util.CommandError) as error:
-        database = sa.make_url(conf.database.connection)
         reason = str(error).partition('\n')[0]
         raise exception.Refused(f'the database {database} cannot be used: {reason}') from None
 

@@ -137,7 +137,7 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
         orm.attributes.set_committed_value(device, 'host', host)
     parts = [part for device in known for part in device.deployables]
     _tell(session, parts, before)
-    return not waiting and not any(_is_missing(device) for device in known)
+    return not waiting and not any(_waits(device, held, absences) for device in known)
 
 
 def _tell(
@@ -156,6 +156,16 @@ def _tell(
     outbox.announce(session, parts)
     gone = before.keys() - {part.rp_uuid for part in parts}
     outbox.put(session, outbox.PROVIDER, {each: outbox.retired(before[each]) for each in gone})
+
+
+def _waits(device: model.Device, held: set[int], absences: int) -> bool:
+    """Whether the next report has to look at this device, even if it says the same.
+
+    A device that stays because an operator has decided something of it waits for another order.
+    """
+    if device.absences >= absences:
+        return hosts.is_held(device, held)
+    return _is_missing(device)
 
 
 def _is_missing(row: model.Base) -> bool:

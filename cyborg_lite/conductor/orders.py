@@ -33,6 +33,9 @@ def set_status(
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
     if query.matched(session, order.values(status=status, revision=model.Device.revision + 1)):
         session.refresh(device)
+        if device.absences:
+            # The next report, even an equal one, deletes what nothing keeps any more.
+            device.host.digest = None
         # Also if it was disabled before: the answer to that order may have been lost.
         withdrawn = _withdrawn(device)
         outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)

@@ -478,6 +478,24 @@ def test_database_that_cannot_be_used(up, tmp_path, damage):
     assert said.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    ('connection', 'reason'),
+    [
+        ('no url', 'expected a URL such as'),
+        ('nosuch://localhost/a', 'expected a URL such as'),
+        ('mssql+pyodbc://localhost/a', 'the driver of the database is not installed'),
+    ],
+)
+def test_database_that_is_none(up, tmp_path, connection, reason):
+    file = tmp_path / 'up.conf'
+    file.write_text(f'[database]\nconnection = {connection}\n')
+    status, said = up('--port', '0', '--config-file', str(file))
+    assert status == 1
+    assert said.startswith('cyborg-lite: ')
+    assert reason in said
+    assert said.count('\n') == 1
+
+
 def test_all_addresses(tmp_path, http_basic):
     """The URL and the commands that are printed work as they stand, but for the password."""
     with process.Up(

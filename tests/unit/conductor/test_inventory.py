@@ -408,6 +408,21 @@ def test_heartbeat_after_a_device_has_gone(conductor):
     assert len(seen) <= 2, seen
 
 
+def test_heartbeat_while_a_disabled_device_is_gone(conductor):
+    conductor.report(card('3b'), card('5e'))
+    uuid_ = conductor.device('3b').uuid
+    conductor.set_device_status(uuid=uuid_, status='maintaining')
+    for _ in range(3):
+        conductor.report(card('5e'))
+    with conductor.statements() as seen:
+        conductor.report(card('5e'))
+    assert len(seen) <= 2, seen
+    # Nothing keeps it when it is enabled: the next report takes it away.
+    conductor.set_device_status(uuid=uuid_, status='enabled')
+    conductor.report(card('5e'))
+    assert [device.identity for device in conductor.rows(model.Device)] == ['0000:5e:00.0']
+
+
 def test_unchanged_report_after_something_was_released_is_read(conductor):
     """Equal to the last one, it still has to be looked at: the lost handle may go now."""
     conductor.report(card(handles=2))
