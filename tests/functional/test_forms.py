@@ -173,7 +173,7 @@ def test_another_card_in_the_slot_of_a_held_one(machine):
     assert host.api.bind(request, provider=new['rp_uuid']).status_int == 202
 
 
-def test_npus_that_change_slots(machine):
+def test_npus_that_change_slots(machine, caplog):
     """The one that is disabled stays so, and the held one is where its card is."""
     atlas = machine(hosts.shipped()['atlas-800t-a2'])
 
@@ -197,6 +197,7 @@ def test_npus_that_change_slots(machine):
     after = tell([1, 0, *range(2, 8)])
     assert after[slots[1]] == (before[slots[0]][0], 'maintaining')
     assert after[slots[0]] == (before[slots[1]][0], 'enabled')
+    assert f'is at {slots[0]} now: it was at {slots[1]}' in caplog.text
     assert [after[slot] for slot in slots[2:]] == [before[slot] for slot in slots[2:]]
     handle = atlas.api.get(f'/v2/accelerator_requests/{arq}').json['attach_handle_info']
     assert f'{handle["domain"]}:{handle["bus"]}:{handle["device"]}.0' == slots[0]

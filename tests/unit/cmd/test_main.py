@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
+from cyborg_lite import driver
 from cyborg_lite.cmd import entry
 from cyborg_lite.cmd import main
+from cyborg_lite.driver import description
 from tests.unit.cmd import process
 
 
@@ -52,6 +54,19 @@ def test_threads_do_not_keep_the_process(monkeypatch, busy):
     assert entry.main() == 3
     go.set()
     assert ended == ([3] if busy else [])
+
+
+@pytest.mark.parametrize('words', [[], ['--with-serials']])
+def test_serial_numbers_are_recorded_if_asked_for(run, tmp_path, monkeypatch, words):
+    root = tmp_path / 'host'
+    description.write(description.parse('functions: []'), root)
+    host = driver.Host('host', root)
+    host.outputs['npu-smi', 'info'] = 'Serial Number : 2102312NVF10L8000123'
+    monkeypatch.setattr(driver.Host, 'local', lambda _name: host)
+    assert run('record', *words, str(tmp_path / 'a.tar.gz')) == 0
+    with tarfile.open(tmp_path / 'a.tar.gz') as tar:
+        text = tar.extractfile('tools/npu-smi/info.txt').read().decode()
+    assert ('2102312NVF10L8000123' in text) == bool(words)
 
 
 def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
