@@ -66,8 +66,7 @@ class PciDriver(driver.Driver):
 
     def is_card(self, function: sysfs.Function) -> bool:
         """Whether a function has ids of ``models`` and a class of ``classes``."""
-        named = function.ids in self.models or function.identity in self.models
-        return named and function.pci_class.startswith(self.classes)
+        return bool(self.listed_model(function)) and function.pci_class.startswith(self.classes)
 
     def device(self, card: sysfs.Function) -> driver.Device:
         """A card as it is reported."""
@@ -91,8 +90,11 @@ class PciDriver(driver.Driver):
 
     def known_model(self, card: sysfs.Function) -> str | None:
         """The model by ``models``, else by the pci.ids of the host; None if neither knows it."""
-        known = self.models.get(card.identity) or self.models.get(card.ids)
-        return known or pci_ids.product(self.host.tree, card.ids)
+        return self.listed_model(card) or pci_ids.product(self.host.tree, card.ids)
+
+    def listed_model(self, function: sysfs.Function) -> str | None:
+        """The model by ``models``, where the ids of the subsystem count before those of all."""
+        return self.models.get(function.identity) or self.models.get(function.ids)
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """What only this vendor's boards tell of themselves."""

@@ -7,6 +7,7 @@ begins with one tab.  Distributions have the file in one of two places.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import typing
@@ -26,6 +27,8 @@ LONGEST = 128
 SOLD_AS = re.compile(r'[^\[]*\[([^\[\]]+)\]\s*')
 
 
+# Each look asks for the same few names, and the file is long.
+@functools.lru_cache(maxsize=256)
 def product(tree: sysfs.Tree, ids: tuple[str, str]) -> str | None:
     """The name of a device, by vendor and device id; None if the host does not know it.
 

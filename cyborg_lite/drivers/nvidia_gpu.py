@@ -109,10 +109,9 @@ class NvidiaGpu(pci.PciDriver):
 
     def model(self, card: sysfs.Function) -> str:
         """By our table first: a card has one name, whether NVML loads or not."""
-        listed = self.models.get(card.identity) or self.models.get(card.ids)
-        told = self._known[card.bdf].facts.get('name')
-        if listed or told:
-            return str(listed or told)
+        known = self.listed_model(card) or self._known[card.bdf].facts.get('name')
+        if known:
+            return str(known)
         sold_as = pci_ids.product(self.host.tree, card.ids)
         return f'NVIDIA {sold_as or f"GPU {card.ids[1]}"}'
 
