@@ -97,7 +97,7 @@ def create(
     accelerators = [shown for _, shown in held]
     _add(session, ctxt, uuid, request, profile, digest, accelerators)
     names = {each.host for each in found}
-    _announce(session, names, after=outbox.TELL)
+    hosts.announce_all(session, names, after=outbox.TELL)
     told = outbox.tells(session, outbox.PROVIDER)
     return uuid, sorted({provider for provider, _ in held}) if told else []
 
@@ -337,13 +337,6 @@ def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:
     return shown | {'arq_uuid': arq, 'ids': devices.ids(row.vendor_board or {})}
 
 
-def _announce(session: orm.Session, names: set[str], after: float = 0) -> None:
-    """Have Placement told what is held, and what that excludes, on hosts that are locked."""
-    if outbox.tells(session, outbox.PROVIDER):
-        for name in sorted(names):
-            outbox.announce(session, hosts.parts(session, name), after=after)
-
-
 def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: int) -> None:
     """Let the lease of an active allocation end so many seconds from now.
 
@@ -429,7 +422,7 @@ def _release(
     if profile is None:
         own = model.DeviceProfile.name == _private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
-    _announce(session, names)
+    hosts.announce_all(session, names)
     return True
 
 

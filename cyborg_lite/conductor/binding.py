@@ -155,9 +155,7 @@ def bind(
             if wish['project_id'] != arqs[wish['uuid']].project_id
         ],
     )
-    affected = _take(session, ctxt, wishes, arqs, providers)
-    for hostname in sorted(affected):
-        outbox.announce(session, hosts.parts(session, hostname))
+    hosts.announce_all(session, _take(session, ctxt, wishes, arqs, providers))
     _notify(session, wishes, 'completed')
 
 

@@ -9,6 +9,7 @@ report proves nothing: it may come late, also after a reboot.
 
 from __future__ import annotations
 
+import collections.abc
 import datetime
 import hashlib
 import itertools
@@ -177,7 +178,7 @@ def _take_name(session: orm.Session, host: model.Host, others: list[model.Host])
     host.renamed_to = None
     for other in others:
         other.renamed_to, other.returns = host.name, None
-        outbox.announce(session, parts(session, other.name))
+        announce_all(session, [other.name])
     LOG.warning(
         'Host %s reports from the machine that was %s: what is held there is not offered here. '
         'Rename the old host to the new name, or delete it',
@@ -232,7 +233,21 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
 def announce(session: orm.Session, ctxt: context.RequestContext, hostname: str) -> None:
     """Have Placement told of what differs on a host, after something on it was freed."""
     lock(session, sa.select(sa.literal(hostname)))
-    outbox.announce(session, parts(session, hostname))
+    announce_all(session, [hostname])
+
+
+def announce_all(
+    session: orm.Session, names: collections.abc.Iterable[str], after: float = 0
+) -> None:
+    """Have Placement told of what differs on hosts that are locked.
+
+    Nothing is read where there is nobody to tell.
+
+    :param after: as for :func:`outbox.put`.
+    """
+    if outbox.tells(session, outbox.PROVIDER):
+        for name in sorted(names):
+            outbox.announce(session, parts(session, name), after=after)
 
 
 def parts(session: orm.Session, hostname: str) -> list[model.Deployable]:
@@ -342,7 +357,7 @@ def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: st
     _unite(session, old, new)
     _forget(session, old)
     new.digest = None
-    outbox.announce(session, parts(session, to))
+    announce_all(session, [to])
     LOG.info('Host %s is %s now', name, to)
 
 
