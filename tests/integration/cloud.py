@@ -53,6 +53,9 @@ class Cloud:
         return str(made.id)
 
     def register(self, service_type: str, url: str) -> None:
+        """Put a service in the catalogue, in the place of the one of its type that was there."""
+        for old in self.identity.services(type=service_type):
+            self.identity.delete_service(old)
         service = self.identity.create_service(name=service_type, type=service_type)
         self.identity.create_endpoint(
             service_id=service.id, interface='public', region_id=REGION, url=url
