@@ -422,7 +422,7 @@ def _release(
     if profile is None:
         own = model.DeviceProfile.name == _private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
-    hosts.announce_all(session, names)
+    outbox.put_all(session, hosts.changed(names))
     return True
 
 

@@ -155,8 +155,8 @@ def bind(
             if wish['project_id'] != arqs[wish['uuid']].project_id
         ],
     )
-    hosts.announce_all(session, _take(session, ctxt, wishes, arqs, providers))
-    _notify(session, wishes, 'completed')
+    affected = _take(session, ctxt, wishes, arqs, providers)
+    outbox.put_all(session, hosts.changed(affected) | _events(wishes, 'completed'))
 
 
 def _take(
@@ -211,23 +211,21 @@ def fail(
         since = model.ARQ.revision == arq.revision
         if _move(session, [arq.uuid], 'BindFailed', since, moves=moves, **place):
             failed.append(wish)
-    _notify(session, failed, 'failed')
+    outbox.put_all(session, _events(failed, 'failed'))
 
 
-def _notify(session: orm.Session, wishes: list[Wish], status: str) -> None:
-    """Have Nova told, one call for each instance."""
+def _events(wishes: list[Wish], status: str) -> dict[str, dict[str, model.Facts]]:
+    """The messages by which Nova is told, one for each instance."""
     events: dict[str, model.Facts] = collections.defaultdict(dict)
     for wish in wishes:
         events[wish['instance_uuid']][wish['uuid']] = status
-    outbox.put(session, outbox.EVENT, events)
+    return {outbox.EVENT: dict(events)}
 
 
 def unbind(
     session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
-) -> list[str]:
+) -> None:
     """Free what these requests hold; one that holds nothing stays as it is.
-
-    :returns: the hosts where something may not be excluded any more: see hosts.announce.
 
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
@@ -236,7 +234,7 @@ def unbind(
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_allocated(arqs)
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
-    freed = _freed(session, arqs)
+    _tell_freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     bound = [arq for arq in arqs if not _has_moved(arq, seen)]
     moved = _move(
@@ -253,42 +251,39 @@ def unbind(
     )
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
-    return freed
 
 
 def delete(
     session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
-) -> tuple[list[str], list[str]]:
-    """Delete these requests and free what they hold.
+) -> list[str]:
+    """Delete these requests and free what they hold; returns the uuids that do not exist.
 
     :param seen: given for a caller who may delete only what no instance holds, and has seen that.
-    :returns: the uuids that do not exist, and the hosts as unbind() returns them.
     :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
     """
     arqs = _load(session, ctxt, uuids)
     _refuse_allocated(arqs)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
-    freed = _freed(session, arqs)
+    _tell_freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    return [uuid for uuid in uuids if uuid not in found], freed
+    return [uuid for uuid in uuids if uuid not in found]
 
 
 def delete_of(
     session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
-) -> list[str] | None:
-    """Delete the requests of an instance; returns hosts as unbind() does, None if it has none."""
+) -> None:
+    """Delete the requests of an instance."""
     of = [model.ARQ.instance_uuid == instance, model.ARQ.visible(ctxt.scope, ctxt.vouched)]
     if seen is not None:
         # Those that the instance has been given since are others.
         of.append(model.ARQ.uuid.in_(seen))
     locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
     arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
-    freed = _freed(session, arqs)
+    _tell_freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    return freed if arqs else None
 
 
 def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
@@ -317,11 +312,11 @@ def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
     return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
 
 
-def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:
-    """The hosts where these requests, while they hold what they hold, exclude what is free."""
+def _tell_freed(session: orm.Session, arqs: list[model.ARQ]) -> None:
+    """Have Placement told of the hosts where these requests exclude what is free, until now."""
     handles = [arq.attach_handle_id for arq in arqs if arq.attach_handle_id is not None]
-    if not handles:
-        return []
+    if not handles or not outbox.tells(session, outbox.HOST):
+        return
     query = (
         sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
         .select_from(model.AttachHandle)
@@ -333,7 +328,7 @@ def _freed(session: orm.Session, arqs: list[model.ARQ]) -> list[str]:
             sa.or_(model.Host.renamed_to.is_not(None), exclusion.excludes(model.Device.hostname)),
         )
     )
-    return sorted(set(session.scalars(query)))
+    outbox.put_all(session, hosts.changed({*session.scalars(query)}))
 
 
 def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:

@@ -230,10 +230,20 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
     return list(session.scalars(same.order_by(model.Host.id).with_for_update()))
 
 
-def announce(session: orm.Session, ctxt: context.RequestContext, hostname: str) -> None:
-    """Have Placement told of what differs on a host, after something on it was freed."""
-    lock(session, sa.select(sa.literal(hostname)))
-    announce_all(session, [hostname])
+def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.Facts]]:
+    """The messages by which Placement is told of what differs on these hosts, in a transaction that
+    begins when this one is over.
+
+    It costs this one little, and it need not lock the hosts: they are locked before what is held
+    of them, never after.
+    """
+    return {outbox.HOST: {name: {} for name in sorted(names)}}
+
+
+def announce(session: orm.Session, name: str) -> None:
+    """Lock a host, and have Placement told of what differs on it."""
+    lock(session, sa.select(sa.literal(name)))
+    announce_all(session, [name])
 
 
 def announce_all(

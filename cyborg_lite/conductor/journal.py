@@ -19,14 +19,14 @@ LOG = log.getLogger(__name__)
 NAMED = 8
 
 Method = collections.abc.Callable[..., typing.Any]
+#: What an order is in words, of its arguments: a template, or a function.
+Order = str | collections.abc.Callable[..., str]
 
 
-def logged(
-    order: str | collections.abc.Callable[..., str],
-) -> collections.abc.Callable[..., Method]:
+def logged(order: Order) -> collections.abc.Callable[..., Method]:
     """Log each call of a method of a manager.
 
-    :param order: what the method does, made of its arguments: a template, or a function.
+    :param order: what the method does.
     """
 
     def decorate(method: Method) -> Method:

@@ -142,27 +142,7 @@ def _find_call(session: orm.Session, _ctxt: context.RequestContext, call: str) -
     return list(session.scalars(sa.select(model.Call.answer).where(model.Call.uuid == call)))
 
 
-def _remembered(function: Function[Answer]) -> Function[Answer]:
-    """Make a method of a function that says None when there is nothing left to do.
-
-    It may have been done by the same call, as above: then it is answered as the first time. An
-    answer that says nothing is not remembered, which saves a statement.
-    """
-
-    def noted(
-        session: orm.Session, ctxt: context.RequestContext, call: str, **kwargs: typing.Any
-    ) -> typing.Any:
-        answer = function(session, ctxt, **kwargs)
-        if answer is None:
-            return next(iter(_find_call(session, ctxt, call)), None)
-        if answer:
-            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': answer}])
-        return answer
-
-    return _transaction(noted)
-
-
-def _exposed(function: Function[Answer], order: str) -> Function[Answer]:
+def _exposed(function: Function[Answer], order: journal.Order) -> Function[Answer]:
     """A method that callers may ask for by its name, and that is carried out once for a call.
 
     :param order: what it does, for the log: see journal.logged.
@@ -178,7 +158,7 @@ class Manager:
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self.conf = conf
-        self.outbox = outbox.Sender(conf, database)
+        self.outbox = outbox.Sender(conf, database, hosts.announce)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._report)
         self._database = database
@@ -205,6 +185,8 @@ class Manager:
     create_device_profile = _exposed(profiles.create, 'Create device profile {profile[name]}')
     delete_device_profile = _exposed(profiles.delete, 'Delete device profile {id}')
     create_arqs = _exposed(binding.create, 'Create the ARQs of device profile {profile}')
+    unbind = _exposed(binding.unbind, journal.unbind)
+    delete_arqs = _exposed(binding.delete, journal.delete)
     update_quota = _exposed(quotas.update, 'Set limits {limits} of project {project}')
     delete_quota = _exposed(quotas.delete, 'Delete the quota of project {project}')
     renew_allocation = _exposed(allocating.renew, 'Renew allocation {uuid} for {lease} seconds')
@@ -214,10 +196,7 @@ class Manager:
     _set_device_status = _transaction(orders.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)
-    _unbind = _once(binding.unbind)
-    _delete_arqs = _once(binding.delete)
-    _delete_arqs_of = _remembered(binding.delete_of)
-    _announce = _transaction(hosts.announce)
+    _delete_arqs_of = _transaction(binding.delete_of)
     _create_allocation = _once(allocating.create)
 
     @messaging.expose
@@ -282,29 +261,12 @@ class Manager:
             self._bind(ctxt, wishes=wishes, seen=seen, vouched=vouched)
 
     @messaging.expose
-    @journal.logged(journal.unbind)
-    def unbind(
-        self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
-    ) -> None:
-        self._announce_hosts(ctxt, self._unbind(ctxt, uuids=uuids, seen=seen))
-
-    @messaging.expose
-    @journal.logged(journal.delete)
-    def delete_arqs(
-        self, ctxt: context.RequestContext, uuids: list[str], seen: binding.Seen = None
-    ) -> list[str]:
-        missing, freed = self._delete_arqs(ctxt, uuids=uuids, seen=seen)
-        self._announce_hosts(ctxt, freed)
-        return missing
-
-    @messaging.expose
     @journal.logged('Delete the ARQs of instance {instance}')
     def delete_arqs_of(
         self, ctxt: context.RequestContext, instance: str, seen: binding.Seen = None
     ) -> None:
-        call = ctxt.call or str(uuidlib.uuid4())
-        freed = self._delete_arqs_of(ctxt, call=call, instance=instance, seen=seen)
-        self._announce_hosts(ctxt, freed or [])
+        """A second time there is nothing left to do: that needs no note."""
+        self._delete_arqs_of(ctxt, instance=instance, seen=seen)
 
     @messaging.expose
     @journal.logged('Free the accelerators of instance {instance}')
@@ -323,8 +285,3 @@ class Manager:
                 reason=f'Instance {instance} exists: use the Compute API to manage its '
                 'accelerators.'
             )
-
-    def _announce_hosts(self, ctxt: context.RequestContext, hostnames: list[str]) -> None:
-        """In a transaction of its own: a host is locked before what is held of it, never after."""
-        for hostname in hostnames:
-            self._announce(ctxt, hostname=hostname)

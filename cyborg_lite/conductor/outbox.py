@@ -49,8 +49,11 @@ TELL = 5
 #: How many providers are told of at once while answers wait for them.
 TELLERS = 8
 
+#: A message says that Placement is to be told of a provider, that Nova is to be told of the requests
+#: of an instance, or that it is to be found out what differs on a host.
 PROVIDER = 'provider'
 EVENT = 'event'
+HOST = 'host'
 #: Under this name a session knows which kinds of messages are sent, and under the next which of
 #: them were put in its transaction.
 KINDS = 'cyborg_lite.outbox'
@@ -60,31 +63,44 @@ PUT = 'cyborg_lite.outbox.put'
 def put(
     session: orm.Session, kind: str, messages: dict[str, model.Facts], after: float = 0
 ) -> None:
-    """Have these sent, by their keys: what waits already is merged with the new, entry by entry,
+    """Have these of one kind sent: see :func:`put_all`."""
+    put_all(session, {kind: messages}, after)
+
+
+def put_all(
+    session: orm.Session, by_kind: dict[str, dict[str, model.Facts]], after: float = 0
+) -> None:
+    """Have these sent, by kind and key: what waits already is merged with the new, entry by entry,
     and a message that is being sent is sent again after that.
 
     Where there is nobody to be told, nothing is written.
 
     :param after: how many seconds the senders leave them to the caller of :meth:`Sender.tell`.
     """
-    if not messages or not tells(session, kind):
+    by_kind = {kind: found for kind, found in by_kind.items() if found and tells(session, kind)}
+    if not by_kind:
         return
+    these = (
+        sa.and_(model.Message.kind == kind, model.Message.key.in_(found))
+        for kind, found in sorted(by_kind.items())
+    )
     same = (
         sa.select(model.Message)
-        .where(model.Message.kind == kind, model.Message.key.in_(messages))
+        .where(sa.or_(*these))
         .order_by(model.Message.id)
         # None of them is to end meanwhile: of many rows, an UPDATE does not say which it missed.
         .with_for_update()
     )
-    waiting = {row.key: row for row in session.scalars(same)}
-    for key, payload in messages.items():
-        row = waiting.get(key) or model.Message(kind=kind, key=key)
-        row.payload = (row.payload or {}) | payload
-        row.attempts, row.stamp = 0, str(uuidlib.uuid4())
-        if row.lease is None:
-            row.due_at = timeutils.utcnow() + datetime.timedelta(seconds=after)
-        session.add(row)
-    session.info[PUT].add(kind)
+    waiting = {(row.kind, row.key): row for row in session.scalars(same)}
+    for kind, messages in by_kind.items():
+        for key, payload in messages.items():
+            row = waiting.get((kind, key)) or model.Message(kind=kind, key=key)
+            row.payload = (row.payload or {}) | payload
+            row.attempts, row.stamp = 0, str(uuidlib.uuid4())
+            if row.lease is None:
+                row.due_at = timeutils.utcnow() + datetime.timedelta(seconds=after)
+            session.add(row)
+    session.info[PUT].update(by_kind)
 
 
 def tells(session: orm.Session, kind: str) -> bool:
@@ -193,13 +209,21 @@ _again = db_api.wrap_db_retry(
 class Sender:
     """Sends what waits: a thread of each conductor for each service."""
 
-    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
-        self._database = database
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        database: engine.Database,
+        announce: collections.abc.Callable[[orm.Session, str], None],
+    ) -> None:
+        """
+        :param announce: has Placement told of what differs on a host: see hosts.announce.
+        """
+        self._database, self._announce = database, announce
         self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}
         if clients.configured(conf, 'placement'):
             client = clients.connect(conf, 'placement', placement.MICROVERSION)
             self._placement = placement.Placement(client)
-            self._send[PROVIDER] = self._publish
+            self._send |= {HOST: self._compare, PROVIDER: self._publish}
         if clients.configured(conf, 'nova'):
             self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
             self._send[EVENT] = self._nova.notify
@@ -390,6 +414,11 @@ class Sender:
                     _are([message for message, _ in outcomes], 'lease')
                 )
                 _rows(session, replaced.values(due_at=now, lease=None))
+
+    @_again
+    def _compare(self, hostname: str, _: model.Facts) -> None:
+        with self.session() as session:
+            self._announce(session, hostname)
 
     def _publish(self, rp_uuid: str, gone: model.Facts) -> None:
         self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, tuple(gone)))

@@ -91,7 +91,7 @@ UNASKED = {
         name
         for name, function in vars(kind).items()
         if inspect.isfunction(function)
-        and re.search(r'_database\.writer\(\)|_outbox\.session\(\)', inspect.getsource(function))
+        and re.search(r'_database\.writer\(\)|(_outbox|self)\.session\(\)', inspect.getsource(function))
         and name != outbox.Sender.session.__name__
         and _plain(name) not in ABSENT
     ]

@@ -17,6 +17,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import owners
 from tests import support
 from tests.support import card
@@ -204,6 +205,30 @@ def test_bind_costs_two_statements_each(conductor, count):
     with conductor.statements() as seen:
         conductor.take(*arqs)
     assert len(seen) <= 6 + 2 * count, seen
+
+
+@pytest.fixture
+def telling(conductor, monkeypatch):
+    """A conductor with a Placement and a Nova to tell."""
+    told = dict.fromkeys((outbox.HOST, outbox.PROVIDER, outbox.EVENT))
+    monkeypatch.setattr(conductor._manager.outbox, '_send', told)
+    return conductor
+
+
+@pytest.mark.parametrize('count', [1, 2, 8])
+@pytest.mark.parametrize('group', [None, '7'])
+def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group):
+    """Nor when it excludes others: what differs on the host is found out after that."""
+    cards = [card(bus, handles=8) for bus in ('3b', '3c')]
+    for handle in itertools.chain(*(each.deployables[0].attach_handles for each in cards)):
+        handle.iommu_group = group
+    telling.report(*cards)
+    arqs = telling.arqs(count)
+    with telling.statements() as seen:
+        telling.take(*arqs)
+    assert len(seen) <= 6 + 2 * count, seen
+    kinds = {message.kind for message in telling.rows(model.Message)}
+    assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}
 
 
 def test_bind_is_all_or_none(one):

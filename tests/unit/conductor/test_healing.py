@@ -17,7 +17,7 @@ from cyborg_lite.conductor import outbox
 from tests.support import card
 from tests.unit.conductor import direct
 
-TOLD = (outbox.PROVIDER,)
+TOLD = (outbox.HOST, outbox.PROVIDER)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import model
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from tests import support
 from tests.unit.conductor import direct
@@ -34,7 +35,7 @@ def make_sender(database_url, tmp_path):
 
     def make(outbox_interval):
         conf = options.load(files=[str(file)], conductor__outbox_interval=outbox_interval)
-        made.append(outbox.Sender(conf, conductor.database))
+        made.append(outbox.Sender(conf, conductor.database, hosts.announce))
         return made[-1]
 
     yield make
