@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import collections.abc
 import datetime
-import hashlib
-import itertools
 import typing
-import uuid as uuidlib
 
 from oslo_log import log
 from oslo_utils import timeutils
@@ -25,13 +22,12 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import matching
+from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
 
-#: How long the name of a provider may be. Source: the Placement API reference.
-NAME = 200
 #: how many boots, and starts of an agent, are remembered as over
 PAST = 8
 #: In how many turns two hosts report, each after the other, until they are taken for clones: a
@@ -41,7 +37,7 @@ TURNS = 2
 GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
 OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
-#: By host, the last agent whose reports were refused: each is named in the log once.
+#: By host, the last agent or boot whose reports were refused: each is named in the log once.
 _refused: dict[str, str] = {}
 
 
@@ -67,6 +63,8 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     """The host of a report, locked, with what the report says of it; None if the report is late."""
     named = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
     host = session.scalars(named).one_or_none()
+    if host is not None and _is_another(host, report):
+        return None
     # A machine whose identity cannot be read for now is the one that it was.
     machine = report.get('machine') or (host.machine if host else None)
     # An identity that was not known before tells as much as a new agent does.
@@ -88,6 +86,26 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     # Devices link to the host by its name: it has to be there first.
     session.flush()
     return host
+
+
+def _is_another(host: model.Host, report: Claim) -> bool:
+    """Whether another machine reports under the name of a host that is up.
+
+    Whoever is on the bus as an agent may name any host, but knows neither the identity nor the boot
+    of its machine. A machine that replaces another is heard once the old one is down.
+    """
+    if host.silent_now or report['boot_id'] == host.boot_id:
+        return False
+    if host.machine in (None, report.get('machine')):
+        return False
+    if _refused.get(host.name) != report['boot_id']:
+        LOG.warning(
+            'Another machine reports as host %s, which is up: its reports are dropped. Give each '
+            'machine a name of its own. One that replaces the host is heard once that is down',
+            host.name,
+        )
+    _refused[host.name] = report['boot_id']
+    return True
 
 
 def _is_overtaken(report: Claim, others: list[model.Host]) -> bool:
@@ -423,7 +441,7 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
         card.host = new
         for part in card.deployables:
             plain = part.name.removeprefix(f'{old.name}_')
-            name_provider(session, part, f'{new.name}_{plain}')
+            naming.give(session, part, f'{new.name}_{plain}')
         session.flush()
     session.execute(
         sa.update(model.ARQ)
@@ -455,48 +473,3 @@ def _inherit(device: model.Device, twin: model.Device) -> None:
             if attribute.added and attribute.key not in known:
                 added = model.Attribute(key=attribute.key, value=attribute.value, added=True)
                 part.attributes.append(added)
-
-
-def name_provider(session: orm.Session, part: model.Deployable, name: str) -> None:
-    """Give a provider this name; something is added to it if another row has it.
-
-    A card that is gone keeps its provider, and with it the name, while it is held.  A host that was
-    renamed keeps the UUIDs that follow from its old name, and another host may get that name.
-    """
-    device = part.device
-    known = f'_{device.serial or device.product or device.vendor}'
-    more = itertools.chain(('', known), (f'_{number}' for number in itertools.count(2)))
-    candidates = (_fitting(name, each) for each in more)
-    with session.no_autoflush:
-        part.name = next(
-            each for each in candidates if not taken_names(session, [each], part.id or 0)
-        )
-
-
-def taken_names(session: orm.Session, names: list[str], own: int = 0) -> set[str]:
-    """Those of these names that a provider has, or of which it has the UUID.
-
-    :param own: the number of the one that is to be named.
-    """
-    by_uuid = {provider_uuid(name): name for name in names}
-    rows = session.execute(
-        sa.select(model.Deployable.name, model.Deployable.rp_uuid).where(
-            sa.or_(model.Deployable.name.in_(names), model.Deployable.rp_uuid.in_(by_uuid)),
-            model.Deployable.id != own,
-        )
-    ).all()
-    return {row.name for row in rows} | {by_uuid.get(row.rp_uuid, row.name) for row in rows}
-
-
-def provider_uuid(name: str) -> str:
-    """The UUID of a new provider: it follows from the name, as upstream."""
-    return str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name))
-
-
-def _fitting(name: str, more: str) -> str:
-    """A name with something added, cut to what Placement takes: 200 characters."""
-    if len(name) + len(more) <= NAME:
-        return name + more
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    more = more[-64:]
-    return f'{name[: NAME - len(more) - 9]}_{digest}{more}'

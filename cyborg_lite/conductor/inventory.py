@@ -17,6 +17,7 @@ from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
+from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
 from cyborg_lite.model import pci
@@ -206,11 +207,11 @@ def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]
     ]
     for part in new:
         part.name = f'{host.name}_{part.name}'
-    taken = hosts.taken_names(session, [part.name for part in new]) if new else set()
+    taken = naming.taken(session, [part.name for part in new]) if new else set()
     for part in new:
-        if part.name in taken or len(part.name) > hosts.NAME:
-            hosts.name_provider(session, part, part.name)
-        part.rp_uuid = hosts.provider_uuid(part.name)
+        if part.name in taken or len(part.name) > naming.LONGEST:
+            naming.give(session, part, part.name)
+        part.rp_uuid = naming.uuid_of(part.name)
 
 
 def _inherit_orders(session: orm.Session, host: model.Host, pairs: list[matching.Pair]) -> None:

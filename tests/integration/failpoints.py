@@ -91,7 +91,9 @@ UNASKED = {
         name
         for name, function in vars(kind).items()
         if inspect.isfunction(function)
-        and re.search(r'_database\.writer\(\)|(_outbox|self)\.session\(\)', inspect.getsource(function))
+        and re.search(
+            r'_database\.writer\(\)|(_outbox|self)\.session\(\)', inspect.getsource(function)
+        )
         and name != outbox.Sender.session.__name__
         and _plain(name) not in ABSENT
     ]
@@ -136,6 +138,9 @@ def _points() -> collections.abc.Iterator[str]:
 
 
 POINTS = list(_points())
+#: Those that lie beside others: before a call is sent nothing has happened, and an answer begins
+#: and ends where its transaction does.
+BESIDE = {point for point in POINTS if re.search('api call .* before|conductor answer', point)}
 
 
 class Points:

@@ -60,6 +60,36 @@ def take(conductor, name, bus='01', count=1):
     return arq
 
 
+# Another machine under the name of a host
+
+
+@pytest.mark.parametrize('machine', [MACHINE[::-1], None])
+def test_a_host_that_is_up_is_reported_by_its_own_machine_alone(conductor, agents, caplog, machine):
+    agents.report('a', pci('01'), pci('02'))
+    before, boot = conductor.dump(), str(uuid.uuid4())
+    for _ in range(4):
+        agents.report('a', start=True, machine=machine, boot_id=boot, interval=3600)
+    assert conductor.dump() == before
+    assert caplog.text.count('Another machine reports as host a') == 1
+    agents.report('a', pci('01'), start=True)
+    assert conductor.device('02', 'a').absences == 1
+
+
+def test_a_machine_that_replaces_a_host_is_heard_once_that_is_down(conductor, agents):
+    agents.report('a', pci('01'))
+    make_silent(conductor, 'a')
+    agents.report('a', pci('02'), start=True, machine=MACHINE[::-1], boot_id='its own')
+    assert conductor.device('02', 'a')
+    assert host(conductor, 'a').machine == MACHINE[::-1]
+
+
+def test_an_identity_that_is_read_otherwise_in_one_boot_is_of_the_same_machine(conductor, agents):
+    """As when the agent may read the mainboard's from now on."""
+    agents.report('a', pci('01'))
+    agents.report('a', pci('01'), pci('02'), start=True, machine=MACHINE[::-1])
+    assert conductor.device('02', 'a')
+
+
 # A machine under another name
 
 

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import outbox
 from cyborg_lite.db import exclusion
 from tests.support import card
 from tests.unit.conductor import direct
@@ -214,9 +215,13 @@ def test_two_machines_asked_for_at_once(conductor):
     assert excluded(conductor) == []
 
 
-def test_a_card_alone_in_its_group_excludes_nothing(conductor):
-    conductor.report(functions(0, group='7'))
-    assert conductor._unbind(uuids=conductor.hold()) == []
+@pytest.mark.parametrize(('cards', 'told'), [((0,), False), ((0, 1), True)])
+def test_a_host_is_compared_if_what_is_freed_excluded_others(conductor, monkeypatch, cards, told):
+    conductor.report(functions(*cards, group='7'))
+    held = conductor.hold()
+    monkeypatch.setattr(conductor._manager.outbox, '_send', {outbox.HOST: None})
+    conductor.unbind(uuids=held)
+    assert [row.kind for row in conductor.rows(model.Message)] == [outbox.HOST] * told
 
 
 def test_form_of_what_is_held_stays(conductor):

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of providers, and the UUIDs that follow from them: each name is given once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import uuid as uuidlib
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+
+#: How long the name of a provider may be. Source: the Placement API reference.
+LONGEST = 200
+
+
+def give(session: orm.Session, part: model.Deployable, name: str) -> None:
+    """Give a provider this name; something is added to it if another row has it.
+
+    A card that is gone keeps its provider, and with it the name, while it is held.  A host that was
+    renamed keeps the UUIDs that follow from its old name, and another host may get that name.
+    """
+    device = part.device
+    known = f'_{device.serial or device.product or device.vendor}'
+    more = itertools.chain(('', known), (f'_{number}' for number in itertools.count(2)))
+    candidates = (_fitting(name, each) for each in more)
+    with session.no_autoflush:
+        part.name = next(each for each in candidates if not taken(session, [each], part.id or 0))
+
+
+def taken(session: orm.Session, names: list[str], own: int = 0) -> set[str]:
+    """Those of these names that a provider has, or of which it has the UUID.
+
+    :param own: the number of the one that is to be named.
+    """
+    by_uuid = {uuid_of(name): name for name in names}
+    rows = session.execute(
+        sa.select(model.Deployable.name, model.Deployable.rp_uuid).where(
+            sa.or_(model.Deployable.name.in_(names), model.Deployable.rp_uuid.in_(by_uuid)),
+            model.Deployable.id != own,
+        )
+    ).all()
+    return {row.name for row in rows} | {by_uuid.get(row.rp_uuid, row.name) for row in rows}
+
+
+def uuid_of(name: str) -> str:
+    """The UUID of a new provider: it follows from the name, as upstream."""
+    return str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name))
+
+
+def _fitting(name: str, more: str) -> str:
+    """A name with something added, cut to what Placement takes: 200 characters."""
+    if len(name) + len(more) <= LONGEST:
+        return name + more
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    more = more[-64:]
+    return f'{name[: LONGEST - len(more) - 9]}_{digest}{more}'
