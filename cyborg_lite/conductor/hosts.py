@@ -94,7 +94,8 @@ def _is_another(host: model.Host, report: Claim) -> bool:
     Whoever is on the bus as an agent may name any host, but knows neither the identity nor the boot
     of its machine. A machine that replaces another is heard once the old one is down.
     """
-    if host.silent_now or report['boot_id'] == host.boot_id:
+    # As noted: a conductor that was away itself has not heard the host for long.
+    if host.silent or report['boot_id'] == host.boot_id:
         return False
     if host.machine in (None, report.get('machine')):
         return False
