@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import re
 import threading
 import time
 import typing
-import urllib.parse
 
 from keystoneauth1 import adapter
 from oslo_log import log
 import requests
 
 LOG = log.getLogger(__name__)
+
+#: What Placement takes for the name of a trait or a resource class. Source: its API reference.
+_NAME = re.compile('[A-Z0-9_]{1,255}')
 
 #: root providers by name, providers that move between roots, reserved up to total
 MICROVERSION = '1.39'
@@ -284,9 +287,12 @@ class Placement:
             return (kind, name) in self._known or self._make(kind, name)
 
     def _make(self, kind: str, name: str) -> bool:
+        # It may be what a user has written: a path, as .. is, must not be asked for.
+        if not _NAME.fullmatch(name):
+            LOG.warning('Placement takes no %s named %r', kind, name[:255])
+            return False
         method = 'PUT' if name.startswith('CUSTOM_') else 'GET'
-        # It is a name, and never a path.
-        answer = self._call(method, f'/{kind}/{urllib.parse.quote(name, safe="")}')
+        answer = self._call(method, f'/{kind}/{name}')
         if answer.status_code in (400, 404):
             LOG.warning('Placement takes no %s named %r: %s', kind, name, answer.text[:200])
             return False

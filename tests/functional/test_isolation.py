@@ -98,10 +98,12 @@ def test_requests_of_one_profile_are_bound_on_two_hosts_at_the_same_time(service
 
 
 def test_an_instance_waits_until_it_is_known_whether_it_has_requests(service, other):
-    service.report(support.card('3b'), support.card('3c'))
+    for host in ('host-1', 'host-2'):
+        service.report(support.card(), host=host)
     service.profile()
+    # Each locks its own host: what they share is the instance.
     first, second = (
-        wish(service, 'host-1', bus, instance_uuid=support.INSTANCE) for bus in ('3b', '3c')
+        wish(service, host, instance_uuid=support.INSTANCE) for host in ('host-1', 'host-2')
     )
     with service.database.writer() as session:
         binding.bind(session, CALLER, [first])

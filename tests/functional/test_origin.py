@@ -182,6 +182,14 @@ def test_other_addresses(make, tmp_path):
     assert basic(make, tmp_path).statuses(Host='192.0.2.1:6666')[0] == 200
 
 
+def test_a_name_that_a_page_sends_along_is_not_believed(make, tmp_path):
+    """Where a proxy is expected, its headers say by which name it was asked."""
+    asked = basic(make, tmp_path)
+    asked.service.conf.set_override('enable_proxy_headers_parsing', True, group='oslo_middleware')
+    headers = {'X-Forwarded-Host': 'localhost', 'Forwarded': 'host=localhost'}
+    assert asked.statuses(Host='evil.example', **headers) == REFUSED
+
+
 def test_names_that_an_operator_gives(make, tmp_path):
     names = {
         'api__allowed_hosts': ['Node-1.example.org', 'node-2:6666', '[2001:db8::1]'],
@@ -283,6 +291,9 @@ def test_a_body_says_that_it_is_json(asked, type_):
         answer = send(path, BODY, **{'Content-Type': type_})
         assert answer.status_int == 415
         assert 'application/json' in support.fault(answer)
+    # In chunks, a body has no length.
+    chunked = {'Content-Type': type_, 'Content-Length': '', 'Transfer-Encoding': 'chunked'}
+    assert asked.api.post(PROFILES, b'', **chunked).status_int == 415
     assert asked.api.get(PROFILES).json['device_profiles'] == []
     json = {'Content-Type': 'application/json; charset=utf-8'}
     assert asked.api.post(PROFILES, BODY, **json).status_int == 201

@@ -58,12 +58,9 @@ def test_embedded_with_agents(conf, tmp_path):
 def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
     """Every attribute of a manager was a method once: ``conf`` reset all options."""
     embedded = service.Embedded(conf, [driver.Host('host-1', tmp_path)])
-    conductor, agent = embedded._services
-    served = {
-        rpc.CONDUCTOR: conductor.manager,
-        rpc.REPORTS: conductor.manager.reports,
-        rpc.AGENT: agent.manager,
-    }
+    with mock.patch.object(embedded.bus, 'serve', wraps=embedded.bus.serve) as serve:
+        embedded.start()
+    served = {call.args[0]: call.args[2] for call in serve.call_args_list}
     named = {
         rpc.CONDUCTOR: {
             'bind', 'check_allocation', 'create_allocation', 'create_arqs', 'create_attribute',

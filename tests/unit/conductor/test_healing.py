@@ -3,6 +3,7 @@
 
 import contextlib
 import datetime
+import queue
 import threading
 import types
 
@@ -278,6 +279,29 @@ def noticed(conductor):
 def test_a_conductor_that_has_just_started_judges_no_host(conductor, healer, clock):
     """The host may have reported all the time, and nobody was there."""
     fall_silent(conductor, seconds=3600)
+    healer.heal()
+    watch(healer, clock, 40)
+    assert not noticed(conductor)
+    watch(healer, clock, 20)
+    assert noticed(conductor)
+
+
+def test_a_healer_judges_no_host_once_it_is_started(conductor, monkeypatch):
+    judged = queue.SimpleQueue()
+    monkeypatch.setattr(healing, 'notice_silence', lambda session, watching: judged.put(watching))
+    conductor.conf.set_override('healing_interval', 1, 'conductor')
+    healer = healing.Healer(conductor.conf, conductor._manager.outbox)
+    began = timeutils.utcnow()
+    healer.start()
+    assert judged.get(timeout=10) >= began
+    healer.stop()
+
+
+def test_after_a_clock_that_goes_back_hosts_are_judged_anew(conductor, healer, clock):
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+    clock(-3600)
+    fall_silent(conductor, seconds=3660)
     healer.heal()
     watch(healer, clock, 40)
     assert not noticed(conductor)
