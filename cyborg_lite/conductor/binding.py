@@ -234,7 +234,7 @@ def unbind(
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_allocated(arqs)
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
-    _tell_freed(session, arqs)
+    freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     bound = [arq for arq in arqs if not _has_moved(arq, seen)]
     moved = _move(
@@ -251,6 +251,7 @@ def unbind(
     )
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
+    outbox.put_all(session, hosts.changed(freed))
 
 
 def delete(
@@ -265,9 +266,10 @@ def delete(
     _refuse_allocated(arqs)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
-    _tell_freed(session, arqs)
+    freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
+    outbox.put_all(session, hosts.changed(freed))
     return [uuid for uuid in uuids if uuid not in found]
 
 
@@ -281,9 +283,10 @@ def delete_of(
         of.append(model.ARQ.uuid.in_(seen))
     locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
     arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
-    _tell_freed(session, arqs)
+    freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
+    outbox.put_all(session, hosts.changed(freed))
 
 
 def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
@@ -312,11 +315,14 @@ def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
     return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
 
 
-def _tell_freed(session: orm.Session, arqs: list[model.ARQ]) -> None:
-    """Have Placement told of the hosts where these requests exclude what is free, until now."""
+def _freed(session: orm.Session, arqs: list[model.ARQ]) -> set[str]:
+    """The hosts where these requests exclude what is free, while they hold what they hold.
+
+    They are told of last: others wait for a message from then on.
+    """
     handles = [arq.attach_handle_id for arq in arqs if arq.attach_handle_id is not None]
     if not handles or not outbox.tells(session, outbox.HOST):
-        return
+        return set()
     query = (
         sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
         .select_from(model.AttachHandle)
@@ -328,7 +334,7 @@ def _tell_freed(session: orm.Session, arqs: list[model.ARQ]) -> None:
             sa.or_(model.Host.renamed_to.is_not(None), exclusion.excludes(model.Device.hostname)),
         )
     )
-    outbox.put_all(session, hosts.changed({*session.scalars(query)}))
+    return {*session.scalars(query)}
 
 
 def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:

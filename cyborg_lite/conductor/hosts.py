@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections.abc
 import datetime
 import typing
+import uuid as uuidlib
 
 from oslo_log import log
 from oslo_utils import timeutils
@@ -33,6 +34,9 @@ PAST = 8
 #: In how many turns two hosts report, each after the other, until they are taken for clones: a
 #: report or two of the boot before may come late.
 TURNS = 2
+#: The longest interval, in seconds, by which it is judged whether a host is up when another machine
+#: reports under its name.
+HEARD = 60
 #: After how long without a report a clone is taken for a host that is gone for good.
 GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
@@ -94,8 +98,10 @@ def _is_another(host: model.Host, report: Claim) -> bool:
     Whoever is on the bus as an agent may name any host, but knows neither the identity nor the boot
     of its machine. A machine that replaces another is heard once the old one is down.
     """
-    # As noted: a conductor that was away itself has not heard the host for long.
-    if host.silent or report['boot_id'] == host.boot_id:
+    if host.silent or host.renamed_to or report['boot_id'] == host.boot_id:
+        return False
+    # However seldom it says that it reports: who was first to report a name may have forged it.
+    if host.seen_at < host.alive_since(min(host.interval, HEARD)):
         return False
     if host.machine in (None, report.get('machine')):
         return False
@@ -256,7 +262,8 @@ def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.F
     It costs this one little, and it need not lock the hosts: they are locked before what is held
     of them, never after.
     """
-    return {outbox.HOST: {name: {} for name in sorted(names)}}
+    keys = {name: str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name)) for name in sorted(names)}
+    return {outbox.HOST: {key: {'name': name} for name, key in keys.items()}}
 
 
 def announce(session: orm.Session, name: str) -> None:

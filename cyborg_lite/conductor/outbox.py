@@ -49,8 +49,8 @@ TELL = 5
 #: How many providers are told of at once while answers wait for them.
 TELLERS = 8
 
-#: A message says that Placement is to be told of a provider, that Nova is to be told of the requests
-#: of an instance, or that it is to be found out what differs on a host.
+#: A message has Placement told of a provider, Nova of the requests of an instance, or has it found
+#: out what differs on a host.
 PROVIDER = 'provider'
 EVENT = 'event'
 HOST = 'host'
@@ -88,6 +88,9 @@ def put_all(
         sa.select(model.Message)
         .where(sa.or_(*these))
         .order_by(model.Message.id)
+        # Of a few rows MariaDB would read, and lock, the whole table.
+        .with_hint(model.Message, 'FORCE INDEX (uq_messages_kind_key)', 'mysql')
+        .with_hint(model.Message, 'FORCE INDEX (uq_messages_kind_key)', 'mariadb')
         # None of them is to end meanwhile: of many rows, an UPDATE does not say which it missed.
         .with_for_update()
     )
@@ -95,6 +98,8 @@ def put_all(
     for kind, messages in by_kind.items():
         for key, payload in messages.items():
             row = waiting.get((kind, key)) or model.Message(kind=kind, key=key)
+            if row.payload == payload and row.lease is None and not row.attempts and not after:
+                continue  # it is locked: whoever sends it sees this change
             row.payload = (row.payload or {}) | payload
             row.attempts, row.stamp = 0, str(uuidlib.uuid4())
             if row.lease is None:
@@ -243,10 +248,16 @@ class Sender:
     def session(self) -> collections.abc.Iterator[orm.Session]:
         """A transaction that may put messages; they are sent as soon as it is committed."""
         put_: set[str] = set()
-        with self._database.writer() as session:
-            session.info |= {KINDS: self._send.keys(), PUT: put_}
-            yield session
-        self._wake(put_)
+        done = False
+        try:
+            with self._database.writer() as session:
+                session.info |= {KINDS: self._send.keys(), PUT: put_}
+                yield session
+                done = True
+        finally:
+            # Also if the commit was not answered: it may be done, and then the next try does nothing.
+            if done:
+                self._wake(put_)
 
     def _wake(self, kinds: set[str]) -> None:
         for kind in self._workers.keys() & kinds:
@@ -416,9 +427,9 @@ class Sender:
                 _rows(session, replaced.values(due_at=now, lease=None))
 
     @_again
-    def _compare(self, hostname: str, _: model.Facts) -> None:
+    def _compare(self, _: str, host: model.Facts) -> None:
         with self.session() as session:
-            self._announce(session, hostname)
+            self._announce(session, host['name'])
 
     def _publish(self, rp_uuid: str, gone: model.Facts) -> None:
         self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, tuple(gone)))

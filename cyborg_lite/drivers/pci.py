@@ -169,8 +169,8 @@ class PciDevices(driver.Driver):
             try:
                 spec = parse(text, f'[pci] device_spec[{number}]')
             except ValueError as error:
-                # The others are looked for all the same: what they miss is gone.
-                self.note(str(error))
+                # What it means is not known, so nothing that was found by it before is gone.
+                self.note(str(error), complete=False)
                 continue
             for device in _Cards(self.host, self.conf, spec).discover():
                 found.setdefault(device.address, device)

@@ -113,6 +113,48 @@ def test_an_instance_waits_until_it_is_known_whether_it_has_requests(service, ot
         binding.bind(more, CALLER, [second])
 
 
+TELLING = {outbox.KINDS: {outbox.HOST, outbox.PROVIDER, outbox.EVENT}}
+#: A name as clouds have them: longer than a UUID.
+LONG = 'compute-0123.rack-07.pod-2.dc1.cloud.example.org'
+
+
+@contextlib.contextmanager
+def telling(database):
+    """A transaction of a conductor that has a Placement and a Nova to tell."""
+    with database.writer() as session:
+        session.info |= TELLING | {outbox.PUT: set()}
+        yield session
+        session.flush()
+
+
+def grouped(*buses):
+    """Cards of one IOMMU group: what one instance holds of them excludes the rest."""
+    cards = [support.card(bus) for bus in buses]
+    for card in cards:
+        card.deployables[0].attach_handles[0].iommu_group = '7'
+    return cards
+
+
+def test_binds_that_exclude_others_do_not_wait_for_another_host(service, other):
+    for host in ('host-1', LONG):
+        service.report(*grouped('3b', '3c'), host=host)
+    service.profile()
+    first, second = wish(service, 'host-1'), wish(service, LONG)
+    with telling(service.database) as session:
+        binding.bind(session, CALLER, [first])
+        session.flush()
+        with telling(other) as more:
+            binding.bind(more, CALLER, [second])
+    assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound'}
+    with telling(service.database) as session:
+        binding.unbind(session, CALLER, [first['uuid']])
+        session.flush()
+        with telling(other) as more:
+            binding.delete(more, CALLER, [second['uuid']])
+    compared = [row.payload for row in service.rows(model.Message) if row.kind == outbox.HOST]
+    assert compared == [{'name': 'host-1'}, {'name': LONG}]
+
+
 def test_who_is_stopped_keeps_no_host_for_himself(service, other, monkeypatch):
     """Nor one whose machine has lost its power: others go on, and he tries again when he can."""
     service.report(support.card())
@@ -242,16 +284,16 @@ def test_a_bind_sees_no_provider_that_came_after_its_turn(service, other):
 def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):
     """Who has sent the old ones is about to delete them."""
 
-    def put():
+    def put(payload):
         with service.database.writer() as session:
             session.info |= {outbox.KINDS: {outbox.EVENT}, outbox.PUT: set()}
-            outbox.put(session, outbox.EVENT, {'one': {}, 'two': {}})
+            outbox.put(session, outbox.EVENT, {'one': payload, 'two': payload})
 
     def end():
         with contextlib.suppress(*LOCKED), other.writer() as session:
             session.execute(sa.delete(model.Message))
 
-    put()
+    put({})
     with before(service.database, 'UPDATE messages', end):
-        put()
+        put({'arq': 'completed'})
     assert [message.key for message in service.rows(model.Message)] == ['one', 'two']

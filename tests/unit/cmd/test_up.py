@@ -347,6 +347,10 @@ endpoint_override = http://127.0.0.1:1
 """
 
 
+#: The agent's, the healer's, and those that send two kinds of messages.
+WORKERS = 4
+
+
 @pytest.mark.parametrize('place', ['logs', 'state'])
 def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
     """The place ``state`` has the database as well."""
@@ -354,7 +358,7 @@ def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
     log.parent.mkdir()
     conf.write_text(CONF.format(log=log))
     with process.Up(tmp_path, '--host', 'hgx-8gpu', '--config-file', str(conf)) as up:
-        up.until(lambda: up.workers() == 3)
+        up.until(lambda: up.workers() == WORKERS)
         log.rename(log.with_suffix('.1'))
         log.parent.rename(tmp_path / 'elsewhere')
         end = time.monotonic() + 6
@@ -368,7 +372,7 @@ def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
         up.until(lambda: up.ask('/v2/hosts')[0] == 200)
         up.until(lambda: up.get('/v2/hosts')['hosts'][0]['seen_at'] > back)
         assert up.get('/v2/hosts')['hosts'][0]['state'] == 'up'
-        up.until(lambda: up.workers() == 3)
+        up.until(lambda: up.workers() == WORKERS)
         up.until(lambda: log.exists() and 'cyborg_lite' in log.read_text())
         assert up.interrupt() == 0
 

@@ -223,10 +223,13 @@ def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group)
     for handle in itertools.chain(*(each.deployables[0].attach_handles for each in cards)):
         handle.iommu_group = group
     telling.report(*cards)
-    arqs = telling.arqs(count)
-    with telling.statements() as seen:
-        telling.take(*arqs)
-    assert len(seen) <= 6 + 2 * count, seen
+    for _ in range(2):
+        arqs = telling.arqs(count)
+        with telling.statements() as seen:
+            telling.take(*arqs)
+        # The second time the host is to be compared already.
+        assert len(seen) <= 6 + 2 * count, seen
+        telling.delete_arqs(uuids=arqs)
     kinds = {message.kind for message in telling.rows(model.Message)}
     assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}
 

@@ -86,6 +86,17 @@ def test_a_machine_that_replaces_a_host_is_heard_once_that_is_down(conductor, ag
     assert host(conductor, 'a').machine == MACHINE[::-1]
 
 
+def test_who_reports_a_host_first_and_seldom_does_not_keep_its_machine_out(conductor, agents):
+    agents.report('a', machine=MACHINE[::-1], boot_id='forged', interval=3600)
+    agents.report('a', pci('01'), start=True)
+    assert conductor.device('01', 'a') is None
+    with conductor.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(seconds=151)
+        session.execute(sa.update(model.Host).values(seen_at=past))
+    agents.report('a', pci('01'))
+    assert conductor.device('01', 'a')
+
+
 def test_an_identity_that_is_read_otherwise_in_one_boot_is_of_the_same_machine(conductor, agents):
     """As when the agent may read the mainboard's from now on."""
     agents.report('a', pci('01'))

@@ -10,6 +10,7 @@ from oslo_db import exception as db_exception
 from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from cyborg_lite import conf as options
 from cyborg_lite import model
@@ -154,6 +155,18 @@ def test_only_the_kinds_that_were_put_are_woken_and_only_after_the_commit(sender
         outbox.put(session, outbox.EVENT, {'instance': {}})
         assert woken() == set()
     assert woken() == {outbox.EVENT}
+
+
+def test_senders_are_woken_after_a_commit_that_was_not_answered(sender):
+    """It may be done: then who tries again finds nothing to do, and puts nothing."""
+
+    def lose(_):
+        raise RuntimeError('lost')
+
+    with pytest.raises(RuntimeError, match='lost'), sender.session() as session:
+        outbox.put(session, outbox.EVENT, {'instance': {}})
+        event.listen(session, 'before_commit', lose)
+    assert sender._workers[outbox.EVENT]._woken.is_set()
 
 
 def test_what_failed_is_tried_again_when_it_is_due(make_sender):
