@@ -136,7 +136,7 @@ def _named(kind: candidates.Kind) -> str:
 def _free(rows: Rows, kinds: list[candidates.Kind], kind: int) -> str:
     by_host: collections.Counter[str] = collections.Counter()
     for row in rows:
-        if _filter(row, kinds, kind) == 'left':
+        if row.amount and _filter(row, kinds, kind) == 'left':
             by_host[row.hostname] += row.amount
     if not by_host:
         # One that no card has is not to be waited for.

@@ -56,11 +56,14 @@ def _traits(kind: Kind) -> sa.ColumnElement[bool]:
     return sa.and_(sa.true(), *required, *(~_has(trait) for trait in sorted(kind.forbidden)))
 
 
-def _joined(query: sa.Select[typing.Any]) -> sa.Select[typing.Any]:
+def _joined(query: sa.Select[typing.Any], outer: bool = False) -> sa.Select[typing.Any]:
+    """
+    :param outer: keep a deployable without accelerators, with nulls for those.
+    """
     return (
         query.select_from(_class)
         .join(_part, _part.id == _class.deployable_id)
-        .join(_handle, _handle.deployable_id == _part.id)
+        .join(_handle, _handle.deployable_id == _part.id, isouter=outer)
         .join(_device, _device.id == _part.device_id)
         .join(_host, _host.name == _device.hostname)
         .where(_class.key == 'rc')
@@ -90,7 +93,8 @@ def free(
 def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Row[typing.Any]]:
     """How many accelerators there are, by all that decides whether one can be given out.
 
-    Those of other classes are counted together: their class is null.
+    Those of other classes are counted together: their class is null.  A card of which nothing is
+    given out counts as none.
     """
     named = _class.value.in_({kind.resource_class for kind in kinds})
     columns = {
@@ -101,7 +105,8 @@ def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Ro
         'on_hosts': sa.true() if hosts is None else _device.hostname.in_(hosts),
     } | {f'traits{number}': _traits(kind) for number, kind in enumerate(kinds)}
     shown = [sa.case((named, column)).label(name) for name, column in columns.items()]
-    rows = _joined(sa.select(*shown)).outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
-    each = rows.subquery('each')
-    query = sa.select(*each.columns, sa.func.count().label('amount'))
-    return list(session.execute(query.group_by(*each.columns)))
+    rows = _joined(sa.select(_handle.id, *shown), outer=True)
+    each = rows.outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id).subquery('each')
+    id, *alike = each.columns
+    query = sa.select(*alike, sa.func.count(id).label('amount'))
+    return list(session.execute(query.group_by(*alike)))

@@ -365,6 +365,18 @@ def test_states_are_respected_and_shown(service, state):
     assert made['accelerators'][0]['uuid'] in shown['reason']
 
 
+def test_a_card_of_which_nothing_is_given_out_is_known(service):
+    card = npu('01')
+    card.deployables[0].attach_handles.clear()
+    service.report(card)
+    answer = allocate(service)
+    said = 'no CUSTOM_NPU is free, and all accelerators together would not do'
+    assert said in refused(answer, 409)
+    [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
+    assert (request['candidates'], request['left']) == (0, 0)
+    assert set(request['removed'].values()) == {0}
+
+
 def test_a_trait_that_no_card_has_is_not_one_that_others_hold(service):
     service.report(npu('01'))
     groups = [{'resources': {'CUSTOM_NPU': 1}, 'traits': {'CUSTOM_NPU_910X': 'required'}}]
