@@ -74,10 +74,13 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     show = {'table': _table, 'json': _json, 'csv': _csv}[arguments.format]
+    url = arguments.url.rstrip('/').removesuffix('/v2')
     try:
         with _session(arguments) as session:
             while True:
-                text = show(_rows(session, arguments.url.rstrip('/').removesuffix('/v2')))
+                rows = _rows(session, url)
+                empty = arguments.format == 'table' and not rows
+                text = _nothing(session, url) if empty else show(rows)
                 if arguments.watch and arguments.format == 'table' and sys.stdout.isatty():
                     text = CLEAR + text
                 print(text, flush=True)
@@ -107,16 +110,25 @@ def _rows(session: requests.Session, url: str) -> list[Row]:
     page: Row = {'accelerators_links': True}
     while 'accelerators_links' in page:
         marker = {'marker': rows[-1]['uuid']} if rows else {}
-        page = _ask(session, f'{url}/v2/accelerators', marker | {'sort_key': 'host'})
+        page = _ask(session, url, 'accelerators', marker | {'sort_key': 'host'})
         rows += page['accelerators']
     return rows
 
 
-def _ask(session: requests.Session, url: str, arguments: dict[str, str]) -> Row:
+def _nothing(session: requests.Session, url: str) -> str:
+    """What is said where there are no accelerators: there may be cards all the same."""
+    if _ask(session, url, 'devices', {'limit': '1'})['devices']:
+        return 'Devices were found, and nothing of them is given out.'
+    return 'No accelerator was found.'
+
+
+def _ask(session: requests.Session, url: str, resource: str, arguments: dict[str, str]) -> Row:
+    """A page of a list."""
+    url = f'{url}/v2/{resource}'
     try:
         answer = session.get(url, params=arguments, timeout=TIMEOUT)
         found = answer.json()
-        if answer.ok and isinstance(found['accelerators'], list):
+        if answer.ok and isinstance(found[resource], list):
             return typing.cast('Row', found)
         said = str(found['errors'][0]['detail'])
     except requests.exceptions.SSLError:
@@ -134,8 +146,6 @@ def _ask(session: requests.Session, url: str, arguments: dict[str, str]) -> Row:
 
 
 def _table(rows: list[Row]) -> str:
-    if not rows:
-        return 'No accelerator was found.'
     table = prettytable.PrettyTable(list(WIDTHS), align='l', border=False)
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:

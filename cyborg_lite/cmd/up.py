@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -324,7 +325,7 @@ def _stop(embedded: service.Embedded) -> None:
 def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> None:
     with embedded.database.reader() as session:
         names = [agent.manager.host.name for agent in embedded.agents]
-        rows = list(_rows(session, names))
+        rows = _rows(session, names)
         example = _example(session, names)
         drivers = {host.name: host.drivers for host in query.find(session, model.Host)}
     if rows:
@@ -343,28 +344,35 @@ def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> N
     sys.stdout.flush()
 
 
-def _rows(
-    session: orm.Session, names: collections.abc.Collection[str]
-) -> collections.abc.Iterator[list[typing.Any]]:
+def _rows(session: orm.Session, names: collections.abc.Collection[str]) -> list[list[typing.Any]]:
     """A row for each deployable, by the columns and those of --long.
+
+    A device of which nothing is given out has a row, too.
 
     :param names: the hosts of this run: nothing of others is free.
     """
     kind, by_part = accelerators.Accelerator, query.Page(sort_key='deployable_id')
     found = query.find(session, kind, page=by_part)
-    for _, group in itertools.groupby(found, key=lambda each: each.deployable_id):
-        each, *others = together = [*group]
-        ours = each.host in names
-        free = sum(one.state == 'free' for one in together) if ours else 0
-        states = {one.state for one in together} - ({'free'} if others else set())
-        reasons = {one.reason for one in together if one.reason}
-        yield [
-            *(each.host, each.type, each.vendor, each.model, each.address),
-            '' if each.numa_node is None else each.numa_node,
-            f'{free}/{len(together)}',
-            (', '.join(sorted(states)) or 'free') if ours else ABSENT,
-            *(each.driver, each.device_uuid, '; '.join(sorted(reasons))),
-        ]
+    parts = [[*part] for _, part in itertools.groupby(found, key=lambda each: each.deployable_id)]
+    rows: list[tuple[list[typing.Any], int]] = [(part, len(part)) for part in parts]
+    rows += [([each], 0) for each in accelerators.devices_without(session)]
+    rows.sort(key=lambda row: row[0][0].deployable_id or math.inf)
+    return [_row(each, total, each[0].host in names) for each, total in rows]
+
+
+def _row(together: list[typing.Any], total: int, ours: bool) -> list[typing.Any]:
+    """The row of the accelerators of one deployable, or of a device without any."""
+    each, *others = together
+    free = sum(one.state == 'free' for one in together) if ours else 0
+    states = {one.state for one in together} - ({'free'} if others else set())
+    reasons = {one.reason for one in together if one.reason}
+    return [
+        *(each.host, each.type, each.vendor, each.model, each.address),
+        '' if each.numa_node is None else each.numa_node,
+        f'{free}/{total}',
+        (', '.join(sorted(states)) or 'free') if ours else ABSENT,
+        *(each.driver or '', each.device_uuid, '; '.join(sorted(reasons))),
+    ]
 
 
 def _explain(

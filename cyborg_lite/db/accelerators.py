@@ -26,7 +26,11 @@ _handle, _part, _device, _host = (
 _class = orm.aliased(Attribute)
 
 _causes = exclusion.causes(_device)
-_obstacles = [(each, each.holds(_device, _host)) for each in devices.OBSTACLES]
+_obstacles = [(each.holds(_device, _host), each.state) for each in devices.OBSTACLES]
+_obstacle_words = [
+    (each.holds(_device, _host), 'its device ' + each.words(_device, _host))
+    for each in devices.OBSTACLES
+]
 _held = model.ARQ.id.is_not(None)
 
 STATES = (
@@ -36,7 +40,7 @@ STATES = (
 # What an accelerator is that is neither free nor excluded; null if it is.
 _standing = sa.case(
     (_handle.lost, 'lost'),
-    *((holds, each.state) for each, holds in _obstacles),
+    *_obstacles,
     (_held, 'held'),
 )
 
@@ -52,7 +56,7 @@ def state(causes: list[exclusion.Cause]) -> sa.ColumnElement[str]:
 _state = state(_causes)
 _reason = sa.case(
     (_handle.lost, 'its host does not report it any more'),
-    *((holds, 'its device ' + each.words(_device, _host)) for each, holds in _obstacles),
+    *_obstacle_words,
     (_held, sa.null()),
     else_=exclusion.words(_causes),
 )
@@ -173,6 +177,21 @@ class Accelerator(base.Base):
         make=lambda board: devices.ids(board or {}),
         doc="The ids by which the vendor's software knows the card, as far as they are known.",
     )
+
+
+def devices_without(session: orm.Session) -> list[sa.Row[typing.Any]]:
+    """The devices that have no accelerators, with the fields of those that describe a device."""
+    shown = ('host', 'device_uuid', 'type', 'vendor', 'model', 'address', 'numa_node')
+    part = sa.select(_part).where(_part.device_id == _device.id)
+    query = sa.select(
+        *(_SHOWN[name][0].label(name) for name in shown),
+        sa.case(*_obstacles, else_='unusable').label('state'),
+        sa.case(*_obstacle_words, else_='its driver reports no accelerators of it').label('reason'),
+        part.with_only_columns(sa.func.min(_part.id)).scalar_subquery().label('deployable_id'),
+        part.with_only_columns(sa.func.min(_part.driver_name)).scalar_subquery().label('driver'),
+    ).join(_host, _host.name == _device.hostname)
+    given_out = part.join(_handle, _handle.deployable_id == _part.id)
+    return list(session.execute(query.where(~given_out.exists()).order_by(_device.id)))
 
 
 def summary(session: orm.Session) -> list[dict[str, typing.Any]]:

@@ -105,9 +105,9 @@ class PciDriver(driver.Driver):
         return None
 
     def unusable(self, card: sysfs.Function) -> str | None:
-        """Why the card must not be given to an instance as a whole, in words; None if it may."""
+        """Why nothing of the card must be given to an instance, in words; None if it may."""
         if self.is_split(card):
-            return None
+            return None if self.functions(card) else self._withheld(card)
         if card.mediated_devices:
             return 'its mediated devices are in use'
         # A guest that had it would take the host's screen away.
@@ -115,6 +115,14 @@ class PciDriver(driver.Driver):
         if card.is_console and not getattr(agent, 'offer_console_card', False):
             return 'it shows the console of the host (boot_vga)'
         return None
+
+    def _withheld(self, card: sysfs.Function) -> str | None:
+        """Why no virtual function of the card can be given out."""
+        functions = list(card.virtual_functions)
+        if not functions:
+            return 'its virtual functions cannot be seen'
+        used = any(function.mediated_devices for function in functions)
+        return 'its mediated devices are in use' if used else None
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """What is given out of a card: its virtual functions, or itself where it has none.

@@ -124,9 +124,10 @@ class NvidiaGpu(pci.PciDriver):
         return self._known[card.bdf].facts.get('uuid')
 
     def unusable(self, card: sysfs.Function) -> str | None:
-        if any(card.virtual_functions) and not self.functions(card):
-            return 'none of its virtual functions has a vGPU type: see nvidia/current_vgpu_type'
-        return super().unusable(card)
+        reason = super().unusable(card)
+        if reason or self.functions(card):
+            return reason
+        return 'none of its virtual functions has a vGPU type: see nvidia/current_vgpu_type'
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.

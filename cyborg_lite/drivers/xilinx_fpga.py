@@ -60,6 +60,11 @@ class XilinxFpga(pci.PciDriver):
     def model(self, card: sysfs.Function) -> str:
         return self.known_model(card) or f'Xilinx FPGA {card.ids[1]}'
 
+    def unusable(self, card: sysfs.Function) -> str | None:
+        if not self._user(card):
+            return 'it has no function for users, as in its golden state'
+        return super().unusable(card)
+
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """The user's function alone: who has the other one reprograms the card for all."""
         user = self._user(card)

@@ -91,6 +91,19 @@ def test_formats_for_programs(service, served, run, form):
     assert held['host'] == 'host-1'
 
 
+@pytest.mark.parametrize(('form', 'said'), [('table', True), ('json', False), ('csv', False)])
+def test_cards_of_which_nothing_is_given_out_were_found(database_url, served, run, form, said):
+    made = support.Service(database_url)
+    try:
+        made.report(support.card('3b', handles=0), support.card('5e', handles=0))
+        status, out, _ = run('--url', served(made.embedded.application), '-f', form)
+    finally:
+        made.stop()
+    assert status == 0
+    assert 'No accelerator was found' not in out
+    assert (out == 'Devices were found, and nothing of them is given out.\n') == said
+
+
 def test_an_allocation_is_a_holder(service, served, run):
     groups = [{'resources': {'FPGA': 1}}]
     made = service.api.post('/v2/allocations', {'groups': groups}).json
@@ -126,7 +139,7 @@ def test_who_asks(served, run, monkeypatch):
     def application(environ, start_response):
         asked.append((environ.get('HTTP_AUTHORIZATION'), environ.get('HTTP_X_AUTH_TOKEN')))
         start_response('200 OK', [('Content-Type', 'application/json')])
-        return [b'{"accelerators": []}']
+        return [b'{"accelerators": [], "devices": []}']
 
     url = served(application)
     assert run('--url', url)[1] == 'No accelerator was found.\n'
@@ -134,7 +147,9 @@ def test_who_asks(served, run, monkeypatch):
     run('--url', url)
     monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
     run('--url', url, '--user', 'ann')
-    assert asked == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
+    # Where there are no accelerators it asks for devices.
+    assert asked[::2] == asked[1::2]
+    assert asked[::2] == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
 
 
 @pytest.mark.parametrize(

@@ -540,3 +540,124 @@ def test_why_a_card_is_not_free_stands_below_the_table(database_url, tmp_path, c
             assert said.count(line) == lines
     finally:
         made.stop()
+
+
+CONSOLE = """
+functions:
+- id: 10de:2684
+  class: 030000
+  files: {boot_vga: 1}
+  at: {0: [0000:01:00.0]}
+"""
+MEDIATED = """
+functions:
+- id: 10de:1eb8
+  class: 030200
+  files: {mdev_supported_types/nvidia-222/devices/0: ''}
+  at: {0: [0000:01:00.0]}
+"""
+UNTYPED = """
+functions:
+- id: 10de:2335
+  class: 030200
+  at: {0: [0000:01:00.0]}
+  virtual: {id: 10de:2335, total: 16, enabled: 2, offset: 4, stride: 1,
+            files: {0: {nvidia/current_vgpu_type: 0}, 1: {nvidia/current_vgpu_type: 0}}}
+"""
+GOLDEN = """
+functions:
+- id: 10ee:d00c
+  class: 120000
+  at: {0: [0000:01:00.0]}
+"""
+SPLIT = """
+functions:
+- id: 19e5:d802
+  class: 120000
+  at: {0: [0000:01:00.0]}
+dev: [davinci0, vdavinci100]
+"""
+FREE = """
+- id: 8086:37c8
+  class: 0b4000
+  at: {0: [0000:02:00.0]}
+"""
+
+
+@pytest.fixture
+def introduce(database_url, tmp_path, capsys):
+    """Run the service on a host that is described, in this process; returns what up prints."""
+    made = []
+
+    def introduce(text):
+        (tmp_path / 'a.yaml').write_text(text)
+        made.append(
+            support.Service(database_url, [host.find(str(tmp_path / 'a.yaml'), tmp_path / 'hosts')])
+        )
+        [agent] = made[0].embedded.agents
+        assert agent.manager.reported.wait(process.BOUND)
+        up_._introduce(made[0].embedded, 'http://127.0.0.1:6666', 'curl -s', long=False)
+        return capsys.readouterr().out
+
+    yield introduce
+    for service_ in made:
+        service_.stop()
+
+
+@pytest.mark.parametrize(
+    ('text', 'free', 'reason', 'others'),
+    [
+        (CONSOLE, '0/1', 'it shows the console of the host (boot_vga)', False),
+        (MEDIATED, '0/0', 'its mediated devices are in use', False),
+        (MEDIATED, '0/0', 'its mediated devices are in use', True),
+        (UNTYPED, '0/0', 'none of its virtual functions has a vGPU type', False),
+        (GOLDEN, '0/0', 'it has no function for users', False),
+        (SPLIT, '0/1', 'it is split into vNPUs (/dev/vdavinci100)', False),
+    ],
+    ids=['console', 'mediated', 'mediated and another', 'untyped', 'golden', 'split'],
+)
+def test_a_card_of_which_nothing_is_given_out_is_shown(introduce, text, free, reason, others):
+    said = introduce(text.replace('functions:', f'functions:{FREE}') if others else text)
+    rows = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in said.splitlines()
+        if line.startswith('|')
+    ]
+    states = {row[4]: tuple(row[-2:]) for row in rows[1:]}
+    free_ = {'0000:02:00.0': ('1/1', 'free')} if others else {}
+    assert states == {'0000:01:00.0': (free, 'unusable')} | free_
+    assert f'a: 0000:01:00.0 is unusable: its device cannot be used: {reason}' in said
+    assert 'No accelerator was found' not in said
+    assert 'found nothing' not in said
+    assert 'Try hosts' not in said
+
+
+@pytest.mark.parametrize('parts', [0, 1])
+def test_a_card_whose_driver_gives_no_reason_is_shown(database_url, parts):
+    made = support.Service(database_url)
+    try:
+        card = support.card('3b', handles=0)
+        card.deployables = card.deployables[:parts]
+        made.report(card, support.card('5e'))
+        [device, _] = made.rows(model.Device)
+        for state, reason in [
+            ('unusable', 'its driver reports no accelerators of it'),
+            ('disabled', 'its device is maintaining'),
+        ]:
+            with made.database.reader() as session:
+                rows = up_._rows(session, [support.HOST])
+                others = up_._rows(session, ['another'])
+            # One without a deployable comes last.
+            shown, other = rows if parts else reversed(rows)
+            assert shown == [
+                *(support.HOST, 'FPGA', '0xABCD', 'miss model info', '0000:3b:00.0', '', '0/0'),
+                *(state, 'fake' if parts else '', device.uuid, reason),
+            ]
+            assert other[6:8] == ['1/1', 'free']
+            assert {row[4]: row[6:8] for row in others} == {
+                '0000:3b:00.0': ['0/0', 'not of this run'],
+                '0000:5e:00.0': ['0/1', 'not of this run'],
+            }
+            made.api.post(f'/v2/devices/{device.uuid}/disable')
+    finally:
+        made.stop()

@@ -99,6 +99,9 @@ def test_a_card_whose_functions_are_not_linked_yet_is_not_given_out(split, numvf
     seen = offered(subject)
     assert CARD not in seen or seen == {CARD: []}
     assert not seen.keys() - {CARD}
+    assert {each.unusable for each in subject.discover()} <= {
+        'its virtual functions cannot be seen'
+    }
     for number, function in enumerate(virtual):
         (card.path / f'virtfn{number}').symlink_to(f'../{function.bdf}')
         before = offered(subject)
@@ -196,6 +199,8 @@ def test_a_virtual_function_with_a_mediated_device_is_not_given_out(split):
     for function in host.tree.functions()[1:3]:
         (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
     assert offered(subject) == {CARD: FUNCTIONS[2:]}
+    assert [card.unusable for card in subject.discover()] == [None]
     for function in host.tree.functions()[3:]:
         (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
     assert offered(subject) == {CARD: []}
+    assert [card.unusable for card in subject.discover()] == ['its mediated devices are in use']

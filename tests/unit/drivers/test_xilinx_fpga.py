@@ -35,6 +35,7 @@ def test_tenants_get_the_users_function(tmp_path, manager, user, model):
     [deployable] = card.deployables
     assert deployable.resource_class == 'FPGA'
     assert [h.attach_info['function'] for h in deployable.attach_handles] == ['1']
+    assert card.unusable is None
     assert f'CUSTOM_FPGA_PRODUCT_ID_{user.upper()}' in deployable.traits
     assert 'CUSTOM_FPGA_XILINX' in deployable.traits
 
@@ -45,6 +46,7 @@ def test_tenants_get_the_users_function(tmp_path, manager, user, model):
 def test_a_card_without_a_users_function_is_not_given_out(tmp_path, ids):
     [card] = discover(tmp_path, *ids)
     assert card.deployables[0].attach_handles == []
+    assert card.unusable == 'it has no function for users, as in its golden state'
 
 
 def test_a_users_function_alone_is_no_card(tmp_path):
