@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+from importlib import metadata
 import os
 import pathlib
 
@@ -65,6 +66,16 @@ def connection(conf: cfg.ConfigOpts) -> sa.URL:
             f'the driver of the database is not installed ({error}){hint}'
         ) from None
     return url
+
+
+def placing(conf: cfg.ConfigOpts) -> None:
+    """Check that the policy by which allocations are placed is installed."""
+    name = conf.conductor.placing
+    known = sorted({each.name for each in metadata.entry_points(group='cyborg_lite.placing')})
+    if name not in known:
+        raise exception.Refused(
+            f'[conductor] placing is {name!r}: expected one of {", ".join(known)}'
+        )
 
 
 def database(conf: cfg.ConfigOpts) -> None:

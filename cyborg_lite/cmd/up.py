@@ -241,7 +241,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    for text in startup.check(conf):
+    for text in startup.check(conf, startup.placing):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 
@@ -250,7 +250,13 @@ def _keep_private(directory: pathlib.Path) -> None:
     """Let nobody else read the database and the log, even if others may enter the directory."""
     # Also for what comes later: the journal of the database, logs that are rotated.
     os.umask(0o077)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise exception.Refused(
+            f'the state directory {directory} cannot be made: {error.strerror}. Name another one '
+            'with --state-dir'
+        ) from None
     for file in directory.glob('cyborg[-_]lite.*'):
         if file.is_file() and not file.is_symlink():
             file.chmod(0o600)

@@ -255,7 +255,7 @@ class Sender:
                 yield session
                 done = True
         finally:
-            # Also if the commit was not answered: it may be done, and then the next try does nothing.
+            # Also if the commit was not answered: it may be done, and a next try then does nothing.
             if done:
                 self._wake(put_)
 

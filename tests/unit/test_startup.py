@@ -43,6 +43,13 @@ def refused(conf):
     return ask
 
 
+def test_a_policy_of_placing_that_is_not_installed(refused, conf):
+    said = refused('[conductor]\nplacing = worst\n', startup.placing)
+    assert said == "[conductor] placing is 'worst': expected one of binpack, spread"
+    for name in ('binpack', 'spread'):
+        startup.check(conf(f'[conductor]\nplacing = {name}\n'), startup.placing)
+
+
 def test_no_database_is_named(refused, tmp_path):
     said = refused('[api]\n', startup.database)
     assert said == f'[database] connection is not set (read: {tmp_path}/service.conf)'

@@ -461,7 +461,7 @@ def test_state_directory_that_is_a_file(up, tmp_path):
     (tmp_path / 'file').write_text('')
     status, said = up('--state-dir', str(tmp_path / 'file'))
     assert status == 1
-    assert f'{tmp_path}/file' in said
+    assert f'{tmp_path}/file cannot be made: File exists. Name another one with --state-dir' in said
     assert said.count('\n') == 1
 
 
