@@ -342,8 +342,8 @@ def delete(session: orm.Session, ctxt: context.RequestContext, name: str) -> Non
     held_ids = held(session, name)
     if held_ids:
         raise exception.Conflict(
-            reason=f'Host {name} cannot be deleted: {len(held_ids)} of its accelerators are held '
-            'by accelerator requests.'
+            reason=f'Host {name} cannot be deleted: accelerator requests hold {len(held_ids)} of '
+            'its accelerators.'
         )
     for device in devices(session, name):
         remove(session, device)

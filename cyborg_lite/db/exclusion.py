@@ -67,8 +67,8 @@ def causes(
     if not guest:
         group = group.where(_arq.instance_uuid.is_not(None))
     return [
-        _cause(_under_old_name(device), 'its card is held as of host ', _host.name,
-               ', which is the name that the host had'),
+        _cause(_under_old_name(device), 'its card is held under the old name of its host, ',
+               _host.name),
         _cause(form, 'its card is held in another form (', _other.form, ')'),
         _cause(group, 'another instance holds a device of IOMMU group ', _other.iommu_group),
     ]  # fmt: skip

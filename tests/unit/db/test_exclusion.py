@@ -196,7 +196,7 @@ def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, buses):
         handles = [h for part in parts for h in part.attach_handles if h.id in ids]
         assert [handle.attach_info['bus'] for handle in handles] == buses
     for bus in buses:
-        with pytest.raises(exception.ProviderUnfit, match='held as of host a'):
+        with pytest.raises(exception.ProviderUnfit, match='held under the old name of its host, a'):
             take(conductor, 'b', bus)
 
 
