@@ -229,9 +229,9 @@ def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group)
             telling.take(*arqs)
         # The second time the host is to be compared already.
         assert len(seen) <= 6 + 2 * count, seen
+        kinds = {message.kind for message in telling.rows(model.Message)}
+        assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}
         telling.delete_arqs(uuids=arqs)
-    kinds = {message.kind for message in telling.rows(model.Message)}
-    assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}
 
 
 def test_bind_is_all_or_none(one):

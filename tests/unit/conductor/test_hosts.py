@@ -97,6 +97,18 @@ def test_who_reports_a_host_first_and_seldom_does_not_keep_its_machine_out(condu
     assert conductor.device('01', 'a')
 
 
+def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(conductor, agents):
+    """That host is down: the clock that dated the report was wrong."""
+    agents.report('a', pci('01'))
+    with conductor.database.writer() as session:
+        future = timeutils.utcnow() + datetime.timedelta(hours=1)
+        session.execute(sa.update(model.Host).values(seen_at=future))
+    with conductor._manager.outbox.session() as session:
+        healing.notice_silence(session)
+    agents.report('a', pci('02'), start=True, machine=MACHINE[::-1], boot_id='its own')
+    assert conductor.device('02', 'a')
+
+
 def test_an_identity_that_is_read_otherwise_in_one_boot_is_of_the_same_machine(conductor, agents):
     """As when the agent may read the mainboard's from now on."""
     agents.report('a', pci('01'))
