@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections.abc
 import datetime
 import typing
-import uuid as uuidlib
 
 from oslo_log import log
 from oslo_utils import timeutils
@@ -262,8 +261,8 @@ def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.F
     It costs this one little, and it need not lock the hosts: they are locked before what is held
     of them, never after.
     """
-    keys = {name: str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name)) for name in sorted(names)}
-    return {outbox.HOST: {key: {'name': name} for name, key in keys.items()}}
+    # A name may be longer than a key.
+    return {outbox.HOST: {naming.uuid_of(name): {'name': name} for name in sorted(names)}}
 
 
 def announce(session: orm.Session, name: str) -> None:

@@ -33,7 +33,7 @@ def give(session: orm.Session, part: model.Deployable, name: str) -> None:
 def taken(session: orm.Session, names: list[str], own: int = 0) -> set[str]:
     """Those of these names that a provider has, or of which it has the UUID.
 
-    :param own: the number of the one that is to be named.
+    :param own: the id of the deployable that gets the name.
     """
     by_uuid = {uuid_of(name): name for name in names}
     rows = session.execute(
@@ -46,7 +46,7 @@ def taken(session: orm.Session, names: list[str], own: int = 0) -> set[str]:
 
 
 def uuid_of(name: str) -> str:
-    """The UUID of a new provider: it follows from the name, as upstream."""
+    """The UUID that follows from a name: a new provider has it, as upstream."""
     return str(uuidlib.uuid3(uuidlib.NAMESPACE_DNS, name))
 
 

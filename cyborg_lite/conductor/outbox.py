@@ -99,7 +99,7 @@ def put_all(
         for key, payload in messages.items():
             row = waiting.get((kind, key)) or model.Message(kind=kind, key=key)
             if row.payload == payload and row.lease is None and not row.attempts and not after:
-                continue  # it is locked: whoever sends it sees this change
+                continue  # it is locked: its sender sees this change
             row.payload = (row.payload or {}) | payload
             row.attempts, row.stamp = 0, str(uuidlib.uuid4())
             if row.lease is None:

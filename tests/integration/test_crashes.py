@@ -57,8 +57,8 @@ REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
 #: How many points of a cycle a service dies at. In CI it dies at several of one cycle, since a
 #: cycle takes seconds, and the points that lie beside others are left to the night; at night each
-#: has one death. What a service was about when it died others take up later: so the points of one
-#: cycle are far apart.
+#: has one death. Others take over the work of a dead service only after a while: so the points of
+#: one cycle are far apart.
 DEATHS = int(os.environ.get('CYBORG_LITE_CRASH_DEATHS', '4'))
 POINTS = [each for each in failpoints.POINTS if DEATHS == 1 or each not in failpoints.BESIDE]
 CYCLES = -(-len(POINTS) // DEATHS)

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -73,6 +74,11 @@ class Conductor:
             'digest': hashlib.sha256(text).hexdigest(),
         }
         return about | content
+
+    def heal(self) -> None:
+        """Note which hosts are silent, as the healer does."""
+        with self._manager.outbox.session() as session:
+            healing.notice_silence(session)
 
     def arqs(self, count: int = 1, ctxt=ADMIN, **resources: int) -> list[str]:
         """Create this many requests of a new profile; returns their uuids."""

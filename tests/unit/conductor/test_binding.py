@@ -227,7 +227,7 @@ def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group)
         arqs = telling.arqs(count)
         with telling.statements() as seen:
             telling.take(*arqs)
-        # The second time the host is to be compared already.
+        # The second time, a message about the host waits already.
         assert len(seen) <= 6 + 2 * count, seen
         kinds = {message.kind for message in telling.rows(model.Message)}
         assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}

@@ -37,11 +37,6 @@ def fall_silent(conductor, seconds=51):
         session.execute(sa.delete(model.Message))
 
 
-def heal(conductor):
-    with conductor._manager.outbox.session() as session:
-        healing.notice_silence(session)
-
-
 def remind(conductor, last=0):
     """Returns which providers Placement is told of, and the host's id."""
     with conductor.database.writer() as session:
@@ -61,7 +56,7 @@ def test_nothing_is_scheduled_to_a_host_that_is_down(conductor):
     """I11."""
     conductor.report(card('3b', handles=3), card('3c', handles=2))
     fall_silent(conductor)
-    heal(conductor)
+    conductor.heal()
     assert reserved(conductor) == {direct.provider('3b'): 3, direct.provider('3c'): 2}
 
 
@@ -69,7 +64,7 @@ def test_nothing_is_scheduled_to_a_host_of_a_clock_that_was_fast(conductor):
     """Its report is dated in the future: without this it would be up until then."""
     conductor.report(card('3b', handles=3))
     fall_silent(conductor, seconds=-3600)
-    heal(conductor)
+    conductor.heal()
     assert reserved(conductor) == {direct.provider('3b'): 3}
 
 
@@ -91,11 +86,11 @@ def test_nothing_is_scheduled_to_the_old_name_of_a_machine(conductor):
 def test_it_is_noticed_once(conductor):
     conductor.report(card())
     fall_silent(conductor)
-    heal(conductor)
+    conductor.heal()
     with conductor.database.writer() as session:
         session.execute(sa.delete(model.Message))
     with conductor.statements() as seen:
-        heal(conductor)
+        conductor.heal()
     assert conductor.rows(model.Message) == []
     assert len(seen) <= 3, seen
 
@@ -103,7 +98,7 @@ def test_it_is_noticed_once(conductor):
 def test_a_host_that_reports_is_left_alone(conductor):
     conductor.report(card())
     fall_silent(conductor, seconds=49)
-    heal(conductor)
+    conductor.heal()
     assert conductor.rows(model.Message) == []
 
 
@@ -111,14 +106,14 @@ def test_a_host_is_as_patient_as_it_says(conductor):
     conductor.report(card('3b'), host='often', interval=10)
     conductor.report(card('3b'), host='seldom', interval=30)
     fall_silent(conductor, seconds=30)
-    heal(conductor)
+    conductor.heal()
     assert reserved(conductor) == {direct.provider('3b', 'often'): 1}
 
 
 def test_an_unchanged_report_brings_it_back(conductor):
     conductor.report(card(handles=3))
     fall_silent(conductor)
-    heal(conductor)
+    conductor.heal()
     conductor.report(card(handles=3))
     assert reserved(conductor) == {direct.provider(): 0}
     with conductor.statements() as seen:
@@ -143,7 +138,7 @@ def test_a_host_that_somebody_has_locked_is_noticed(conductor, server):
     conductor.report(card(handles=3))
     fall_silent(conductor)
     asked = threading.Event()
-    healer = threading.Thread(target=heal, args=(conductor,))
+    healer = threading.Thread(target=conductor.heal)
 
     def see(_connection, _cursor, statement, *_):
         if 'FOR UPDATE' in statement and threading.current_thread() is healer:
@@ -163,7 +158,7 @@ def test_what_is_bound_stays_bound(conductor):
     conductor.report(card(handles=3))
     [held] = conductor.hold()
     fall_silent(conductor)
-    heal(conductor)
+    conductor.heal()
     assert conductor.arq(held).state == 'Bound'
 
 

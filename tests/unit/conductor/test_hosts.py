@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import healing
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -79,8 +78,7 @@ def test_a_host_that_is_up_is_reported_by_its_own_machine_alone(conductor, agent
 def test_a_machine_that_replaces_a_host_is_heard_once_that_is_down(conductor, agents):
     agents.report('a', pci('01'))
     make_silent(conductor, 'a')
-    with conductor._manager.outbox.session() as session:
-        healing.notice_silence(session)
+    conductor.heal()
     agents.report('a', pci('02'), start=True, machine=MACHINE[::-1], boot_id='its own')
     assert conductor.device('02', 'a')
     assert host(conductor, 'a').machine == MACHINE[::-1]
@@ -103,8 +101,7 @@ def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(c
     with conductor.database.writer() as session:
         future = timeutils.utcnow() + datetime.timedelta(hours=1)
         session.execute(sa.update(model.Host).values(seen_at=future))
-    with conductor._manager.outbox.session() as session:
-        healing.notice_silence(session)
+    conductor.heal()
     agents.report('a', pci('02'), start=True, machine=MACHINE[::-1], boot_id='its own')
     assert conductor.device('02', 'a')
 

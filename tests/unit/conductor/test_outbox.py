@@ -158,7 +158,7 @@ def test_only_the_kinds_that_were_put_are_woken_and_only_after_the_commit(sender
 
 
 def test_senders_are_woken_after_a_commit_that_was_not_answered(sender):
-    """It may be done: then who tries again finds nothing to do, and puts nothing."""
+    """It may be done: a retry then changes nothing, and puts no message."""
 
     def lose(_):
         raise RuntimeError('lost')
