@@ -334,7 +334,7 @@ def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.An
 
 def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:
     shown = {name: getattr(row, name) for name in ACCELERATOR}
-    return shown | {'arq_uuid': arq, 'ids': devices.ids(row.vendor_board or {})}
+    return shown | {'arq_uuid': arq, 'ids': devices.ids_of_part(row.vendor_board, row.attach_info)}
 
 
 def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: int) -> None:

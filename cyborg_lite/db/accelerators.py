@@ -174,8 +174,10 @@ class Accelerator(base.Base):
     ids = base.shown(
         dict,
         'vendor_board',
-        make=lambda board: devices.ids(board or {}),
-        doc="The ids by which the vendor's software knows the card, as far as they are known.",
+        'attach_info',
+        make=devices.ids_of_part,
+        doc="The ids by which the vendor's software knows it, as far as they are known: its own, "
+        'or those of its card.',
     )
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA GPUs: whole ones, and the virtual functions of those that are split for vGPU.
+"""NVIDIA GPUs: whole ones, virtual functions with a vGPU type, and MIG instances.
 
-Sysfs alone finds them.  Where nvidia-ml-py and NVIDIA's driver load, they add the product's
-name, the UUID and the memory.  Each value is asked for alone; one that cannot be had this time
-stays as it was, and the driver says so.
+Sysfs alone finds the cards.  Where nvidia-ml-py and NVIDIA's driver load, they add the product's
+name, the UUID, the memory and the MIG instances.  Each value is asked for alone; one that cannot be
+had this time stays as it was, and the driver says so.
 
-Source: the NVML API reference, device queries.
+Source: the NVML API reference, device queries and multi instance GPU management.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
+import pathlib
 import re
 import typing
 
@@ -31,6 +32,18 @@ Facts = dict[str, typing.Any]
 #: A line of creatable_vgpu_types: number and name of a type; a heading is none.
 #: Source: NVIDIA vGPU software user guide, "Creating an NVIDIA vGPU on a Linux with KVM host".
 VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
+#: What follows the name of the card in the name of a MIG instance.
+#: Source: NVIDIA MIG user guide, "MIG Device Names".
+PROFILE = re.compile(
+    r'.* MIG ((?:[0-9]{1,2}c\.)?[0-9]{1,2}g\.[0-9]{1,4}gb(?:[+-][a-z.]{1,16}){0,2})'
+)
+#: The most MIG instances of a card that are asked for: a card has 7 slices.
+INSTANCES = 64
+#: The errors by which NVML says that no MIG instance has a number.
+NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
+#: Where the kernel driver lists the cards, and what of them processes may open.
+#: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
+PROC = pathlib.PurePath('proc/driver/nvidia')
 #: The errors by which NVML says that there is no driver, rather than that something is wrong.
 ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
 
@@ -117,7 +130,7 @@ class NvidiaGpu(pci.PciDriver):
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
         known = self._known[card.bdf].facts
-        return {key: known[key] for key in ('uuid', 'memory_mb') if key in known}
+        return {key: known[key] for key in ('uuid', 'index', 'memory_mb') if key in known}
 
     def serial(self, card: sysfs.Function) -> str | None:
         """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
@@ -125,9 +138,38 @@ class NvidiaGpu(pci.PciDriver):
 
     def unusable(self, card: sysfs.Function) -> str | None:
         reason = super().unusable(card)
-        if reason or self.functions(card):
+        if reason:
             return reason
-        return 'none of its virtual functions has a vGPU type: see nvidia/current_vgpu_type'
+        if not self.functions(card):
+            return 'none of its virtual functions has a vGPU type: see nvidia/current_vgpu_type'
+        return None if self.is_split(card) else self._no_instance(card)
+
+    def _no_instance(self, card: sysfs.Function) -> str | None:
+        """Why no MIG instance of the card can be given out; None if one can, or it has no MIG."""
+        instances = self._instances(card)
+        if instances == []:
+            return 'it is in MIG mode and has no MIG instance: nvidia-smi mig -cgi creates them'
+        if instances is None and self._has_instances(card):
+            return "it has MIG instances and NVML does not list them: is 'nvidia-ml-py' installed?"
+        return None
+
+    def _instances(self, card: sysfs.Function) -> list[Facts] | None:
+        """The MIG instances that NVML listed; None for a card out of MIG mode, or not known."""
+        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has let it go: it is whole
+            return None
+        return typing.cast('list[Facts] | None', self._known[card.bdf].facts.get('mig'))
+
+    def _has_instances(self, card: sysfs.Function) -> bool:
+        """Whether the kernel driver lists MIG instances of a card of which NVML told nothing."""
+        if 'mig' in self._known[card.bdf].facts:
+            return False
+        tree = self.host.tree
+        told = tree.load(tree.root / PROC / 'gpus' / card.bdf / 'information', sysfs.LIMIT) or b''
+        minor = re.search(rb'^Device Minor:\s*([0-9]{1,5})\s*$', told, re.MULTILINE)
+        if not minor:
+            return False
+        directory = tree.root / PROC / 'capabilities' / f'gpu{int(minor[1])}' / 'mig'
+        return any(name.startswith('gi') for name in tree.names(directory))
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.
@@ -142,8 +184,32 @@ class NvidiaGpu(pci.PciDriver):
         return [f for f in functions if re.fullmatch('0*[1-9][0-9]{0,8}', types[f.bdf] or '')]
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        resource_class = 'VGPU' if self.is_split(card) else self.resource_class
-        return [self.deployable(card, self.functions(card), resource_class)]
+        if self.is_split(card):
+            return [self.deployable(card, self.functions(card), 'VGPU')]
+        instances = self._instances(card)
+        if instances is None:
+            return [self.deployable(card, self.functions(card), self.resource_class)]
+        profiles = sorted({each['profile'] for each in instances})
+        return [
+            self._profile(card, name, [each for each in instances if each['profile'] == name])
+            for name in profiles
+        ] or [self.deployable(card, [], self.resource_class)]
+
+    def _profile(
+        self, card: sysfs.Function, profile: str, instances: list[Facts]
+    ) -> driver.Deployable:
+        """The MIG instances of one profile, such as ``1g.10gb``: ``CUSTOM_MIG_1G_10GB``."""
+        deployable = self.deployable(card, [], driver.trait('MIG', profile) or 'CUSTOM_MIG')
+        deployable.name = f'{card.bdf}_mig_{profile}'
+        deployable.attach_handles = [
+            driver.AttachHandle(
+                attach_type='MIG',
+                attach_info={key: each[key] for key in ('uuid', *INSTANCE_IDS)},
+                form='mig',
+            )
+            for each in instances
+        ]
+        return deployable
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         """Cyborg's ``CUSTOM_NVIDIA_1EB8``, and with each vGPU type that can be made."""
@@ -216,8 +282,47 @@ class NvidiaGpu(pci.PciDriver):
 QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.Any]] = {
     'name': lambda nvml, gpu: _text(nvml.nvmlDeviceGetName(gpu)),
     'uuid': lambda nvml, gpu: _text(nvml.nvmlDeviceGetUUID(gpu)),
+    'index': lambda nvml, gpu: int(nvml.nvmlDeviceGetIndex(gpu)),
     'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
+    'mig': lambda nvml, gpu: _mig(nvml, gpu),
 }
+#: By which numbers NVML knows a MIG instance, and how it is asked for each.
+INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
+    'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),
+    'compute_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetComputeInstanceId(mig))),
+}
+
+
+def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
+    """The MIG instances of a card; None while it is not in MIG mode.
+
+    All or none: an instance that cannot be asked for must not look as if it were gone.
+    """
+    current, _ = nvml.nvmlDeviceGetMigMode(gpu)
+    if current != nvml.NVML_DEVICE_MIG_ENABLE:
+        return None
+    instances = []
+    for number in range(min(int(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)), INSTANCES)):
+        try:
+            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+        except Exception as error:
+            if type(error).__name__ not in NO_INSTANCE:
+                raise
+            continue
+        facts = {key: ask(nvml, mig) for key, ask in INSTANCE_IDS.items()}
+        instances.append(
+            facts | {'uuid': _text(nvml.nvmlDeviceGetUUID(mig)), 'profile': _mig_profile(nvml, mig)}
+        )
+    return instances
+
+
+def _mig_profile(nvml: typing.Any, mig: typing.Any) -> str:
+    """``1g.10gb`` of ``NVIDIA H100 80GB HBM3 MIG 1g.10gb``; ``unknown`` if the name is another.
+
+    :raises ValueError: when the name is none that can be shown.
+    """
+    match = PROFILE.fullmatch(_text(nvml.nvmlDeviceGetName(mig)))
+    return match[1] if match else 'unknown'
 
 
 def _text(value: str | bytes) -> str:

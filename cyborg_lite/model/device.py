@@ -134,6 +134,13 @@ def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
     return found | {name: parts for name, parts in lists.items() if any(parts)}
 
 
+def ids_of_part(
+    board: dict[str, typing.Any] | None, attach_info: dict[str, str]
+) -> dict[str, typing.Any]:
+    """The ids of what one attach handle gives out: its own where it has any, else its card's."""
+    return ids(attach_info) or ids(board or {})
+
+
 class Obstacle(typing.NamedTuple):
     """A reason not to give out what a device has.
 

@@ -72,6 +72,17 @@ def member(service, monkeypatch):
     return become
 
 
+def test_a_part_of_a_card_has_ids_of_its_own(service):
+    card = npu('c1', resource_class='CUSTOM_MIG_1G_10GB', vendor_board={'uuid': 'GPU-1'})
+    card.deployables[0].attach_handles = [
+        model.AttachHandle(attach_type='MIG', attach_info={'uuid': 'MIG-7'}, form='mig')
+    ]
+    service.report(card)
+    [mine] = got(service, groups=groups(1, 'CUSTOM_MIG_1G_10GB'))['accelerators']
+    assert mine['ids'] == {'uuid': 'MIG-7'}
+    assert service.api.get(f'/v2/accelerators/{mine["uuid"]}').json['ids'] == {'uuid': 'MIG-7'}
+
+
 def test_one_request_gives_accelerators_with_their_ids(service):
     board = {'npu_id': 3, 'chips': [{'chip_id': 0, 'phy_id': 3}]}
     service.report(npu('c1', vendor_board=board))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 
@@ -90,6 +91,10 @@ class NVMLError(Exception):
     """As the library's."""
 
 
+class NVMLError_NotFound(NVMLError):  # noqa: N801 - the library's name
+    """As the library's."""
+
+
 @pytest.fixture
 def nvml(monkeypatch):
     """A library that knows two GPUs, in place of the real one."""
@@ -103,6 +108,9 @@ def nvml(monkeypatch):
         nvmlDeviceGetName=lambda gpu: 'NVIDIA H200',
         nvmlDeviceGetUUID=lambda gpu: f'GPU-{gpu}',
         nvmlDeviceGetMemoryInfo=lambda gpu: types.SimpleNamespace(total=150754820096),
+        nvmlDeviceGetIndex=lambda gpu: gpu,
+        nvmlDeviceGetMigMode=lambda gpu: [0, 0],
+        NVML_DEVICE_MIG_ENABLE=1,
     )
     monkeypatch.setitem(sys.modules, 'pynvml', module)
     return module
@@ -119,8 +127,8 @@ def test_nvml_adds_what_it_knows(nvml, local):
     cards = discover(local)
     assert {c.model for c in cards} == {'NVIDIA H200'}
     assert [c.vendor_board for c in cards] == [
-        {'uuid': 'GPU-0', 'memory_mb': 143771},
-        {'uuid': 'GPU-1', 'memory_mb': 143771},
+        {'uuid': 'GPU-0', 'index': 0, 'memory_mb': 143771},
+        {'uuid': 'GPU-1', 'index': 1, 'memory_mb': 143771},
     ]
     assert [c.serial for c in cards] == ['GPU-0', 'GPU-1']
 
@@ -180,18 +188,22 @@ def test_a_value_that_a_card_has_not_costs_no_other(nvml, local):
     nvml.nvmlDeviceGetMemoryInfo = refuse(NVMLError_NotSupported)
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
     assert {c.model for c in cards} == {'NVIDIA H200'}
-    assert [c.vendor_board for c in cards] == [{'uuid': 'GPU-0'}, {'uuid': 'GPU-1'}]
+    assert [c.vendor_board for c in cards] == [
+        {'uuid': 'GPU-0', 'index': 0},
+        {'uuid': 'GPU-1', 'index': 1},
+    ]
     assert notes == []
 
 
 @pytest.mark.parametrize(
-    ('call', 'value'), [('Name', 'name'), ('UUID', 'uuid'), ('MemoryInfo', 'memory_mb')]
+    ('call', 'value'),
+    [('Name', 'name'), ('UUID', 'uuid'), ('Index', 'index'), ('MemoryInfo', 'memory_mb')],
 )
 def test_a_value_that_fails_costs_no_other(nvml, local, call, value):
     setattr(nvml, f'nvmlDeviceGet{call}', refuse())
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
     told = [({'name': c.model} | c.vendor_board).keys() for c in cards]
-    assert told == [{'name', 'uuid', 'memory_mb'} - ({value} - {'name'})] * 2
+    assert told == [{'name', 'uuid', 'index', 'memory_mb'} - ({value} - {'name'})] * 2
     assert {c.model for c in cards} == {'NVIDIA GPU ffff' if value == 'name' else 'NVIDIA H200'}
     assert notes == [f'NVML does not tell the {value} of {c.address}: Not Supported' for c in cards]
 
@@ -203,7 +215,9 @@ CALLS = [
     'nvmlDeviceGetPciInfo',
     'nvmlDeviceGetName',
     'nvmlDeviceGetUUID',
+    'nvmlDeviceGetIndex',
     'nvmlDeviceGetMemoryInfo',
+    'nvmlDeviceGetMigMode',
 ]
 
 
@@ -257,7 +271,12 @@ def test_another_card_of_the_same_kind_inherits_nothing(nvml, local):
     subject.look()
     nvml.nvmlDeviceGetUUID = lambda gpu: f'GPU-{gpu + 7}'
     nvml.nvmlDeviceGetMemoryInfo = refuse(NVMLError_NotSupported)
-    assert [c.vendor_board for c in subject.look()[0]] == [{'uuid': 'GPU-7'}, {'uuid': 'GPU-8'}]
+    uuids = [c.vendor_board.pop('uuid') for c in subject.look()[0]]
+    assert uuids == ['GPU-7', 'GPU-8']
+    assert [c.vendor_board for c in subject.look()[0]] == [
+        {'uuid': 'GPU-7', 'index': 0},
+        {'uuid': 'GPU-8', 'index': 1},
+    ]
 
 
 def test_a_card_that_was_away_is_learnt_anew(nvml, local):
@@ -322,3 +341,163 @@ def test_virtual_functions_without_a_type_are_not_offered(tmp_path, types, offer
     assert 'current_vgpu_type' in (card.unusable or '') if not offered else card.unusable is None
     assert deployable.resource_class == 'VGPU'
     assert len(deployable.attach_handles) == offered
+
+
+#: MIG instances by their number on the card: name, GPU instance and compute instance.
+INSTANCES = {
+    0: ('NVIDIA H200 MIG 3g.71gb', 2, 0),
+    2: ('NVIDIA H200 MIG 1g.18gb', 9, 0),
+    3: ('NVIDIA H200 MIG 1g.18gb', 10, 0),
+}
+
+
+@pytest.fixture
+def mig(nvml):
+    """The first of the two GPUs is in MIG mode, the other is not."""
+    whole = vars(nvml) | {}
+
+    def handle(gpu, number):
+        if number not in INSTANCES:
+            raise NVMLError_NotFound(number)
+        return 'MIG', number
+
+    def either(name, instance):
+        setattr(nvml, name, lambda gpu: instance(gpu[1]) if gpu in parts else whole[name](gpu))
+
+    parts = [('MIG', number) for number in INSTANCES]
+    nvml.nvmlDeviceGetMigMode = lambda gpu: [int(gpu == 0)] * 2
+    nvml.nvmlDeviceGetMaxMigDeviceCount = lambda gpu: 7
+    nvml.nvmlDeviceGetMigDeviceHandleByIndex = handle
+    nvml.nvmlDeviceGetGpuInstanceId = lambda mig: INSTANCES[mig[1]][1]
+    nvml.nvmlDeviceGetComputeInstanceId = lambda mig: INSTANCES[mig[1]][2]
+    either('nvmlDeviceGetName', lambda number: INSTANCES[number][0])
+    either('nvmlDeviceGetUUID', lambda number: f'MIG-{number}')
+    return nvml
+
+
+def parts_of(card: driver.Device) -> dict[str | None, list[str]]:
+    """The UUIDs of what a card gives out, by resource class."""
+    return {
+        each.resource_class: [handle.attach_info.get('uuid') for handle in each.attach_handles]
+        for each in card.deployables
+    }
+
+
+def test_a_card_in_mig_mode_is_given_out_by_instance(mig, local):
+    split, whole = discover(local)
+    assert parts_of(split) == {
+        'CUSTOM_MIG_1G_18GB': ['MIG-2', 'MIG-3'],
+        'CUSTOM_MIG_3G_71GB': ['MIG-0'],
+    }
+    assert (split.unusable, whole.unusable) == (None, None)
+    assert [each.name for each in split.deployables] == [
+        '0000:0a:00.0_mig_1g.18gb',
+        '0000:0a:00.0_mig_3g.71gb',
+    ]
+    handle = split.deployables[0].attach_handles[0]
+    assert (handle.attach_type, handle.form) == ('MIG', 'mig')
+    assert handle.attach_info == {
+        'uuid': 'MIG-2',
+        'gpu_instance_id': '9',
+        'compute_instance_id': '0',
+    }
+    assert all(each.traits == ['CUSTOM_NVIDIA_FFFF'] for each in split.deployables)
+    assert parts_of(whole) == {'PGPU': [None]}
+
+
+@pytest.mark.parametrize(
+    ('name', 'resource_class'),
+    [
+        ('NVIDIA A100-SXM4-40GB MIG 1g.5gb', 'CUSTOM_MIG_1G_5GB'),
+        ('NVIDIA H100 80GB HBM3 MIG 1g.10gb+me', 'CUSTOM_MIG_1G_10GB_ME'),
+        ('NVIDIA H200 MIG 1c.3g.71gb', 'CUSTOM_MIG_1C_3G_71GB'),
+        ('NVIDIA B200 MIG 1g.23gb+me.all', 'CUSTOM_MIG_1G_23GB_ME_ALL'),
+        ('NVIDIA H200', 'CUSTOM_MIG_UNKNOWN'),
+        ('NVIDIA H200 MIG ' + '9' * 99, 'CUSTOM_MIG_UNKNOWN'),
+    ],
+)
+def test_profiles(mig, local, monkeypatch, name, resource_class):
+    monkeypatch.setattr(sys.modules[__name__], 'INSTANCES', {0: (name, 1, 0)})
+    assert list(parts_of(discover(local)[0])) == [resource_class]
+
+
+def test_a_card_without_an_instance_gives_nothing_out(mig, local):
+    mig.nvmlDeviceGetMaxMigDeviceCount = lambda gpu: 0
+    card = discover(local)[0]
+    assert 'nvidia-smi mig -cgi' in card.unusable
+    assert parts_of(card) == {'PGPU': []}
+
+
+@pytest.mark.parametrize(
+    'call',
+    ['MigMode', 'MaxMigDeviceCount', 'MigDeviceHandleByIndex', 'GpuInstanceId', 'UUID', 'Name'],
+)
+def test_no_instance_goes_while_nvml_fails(mig, local, call):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    before = [c.facts() for c in subject.look()[0]]
+    setattr(mig, f'nvmlDeviceGet{call}', refuse())
+    cards, notes = subject.look()
+    assert [c.facts() for c in cards] == before
+    assert any('does not tell the mig' in note for note in notes)
+
+
+def test_a_card_out_of_mig_mode_is_whole_again(mig, local):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    subject.look()
+    mig.nvmlDeviceGetMigMode = lambda gpu: [0, 1]
+    assert parts_of(subject.look()[0][0]) == {'PGPU': [None]}
+
+
+def test_a_card_whose_instances_only_the_kernel_lists_is_not_given_out(nvml, local, monkeypatch):
+    """Whole, it would be given to one tenant while others use its instances."""
+    monkeypatch.setitem(sys.modules, 'pynvml', None)
+    proc = local.root / 'proc/driver/nvidia'
+    for number in range(2):
+        card = proc / f'gpus/000{number}:0a:00.0'
+        card.mkdir(parents=True)
+        (card / 'information').write_text(f'Model: \t\t H200\nDevice Minor: \t {7 - number}\n')
+    (proc / 'capabilities/gpu6/mig/gi2/ci0').mkdir(parents=True)
+    whole, split = discover(local)
+    assert whole.unusable is None
+    assert 'nvidia-ml-py' in split.unusable
+
+
+def test_real_cards_with_instances(nvml, tmp_path):
+    """What a host with H100s told, of which one is split."""
+    told = json.loads(captures.text('detector-json/nvidia_h100_mig.json'))
+    parts = {gpu['index']: gpu['appendix'].get('mig_devices', []) for gpu in told}
+    functions = [captures.function(gpu['appendix']['bdf'], '10de:2330', '030200') for gpu in told]
+    copy = captures.host(tmp_path, functions)
+
+    def handle(gpu, number):
+        if number >= len(parts[gpu]):
+            raise NVMLError_NotFound(number)
+        return parts[gpu][number]
+
+    nvml.nvmlDeviceGetCount = lambda: len(told)
+    nvml.nvmlDeviceGetPciInfo = lambda gpu: types.SimpleNamespace(
+        busId=told[gpu]['appendix']['bdf']
+    )
+    nvml.nvmlDeviceGetMigMode = lambda gpu: [int(told[gpu]['appendix'].get('mig', False))] * 2
+    nvml.nvmlDeviceGetMaxMigDeviceCount = lambda gpu: 7
+    nvml.nvmlDeviceGetMigDeviceHandleByIndex = handle
+    nvml.nvmlDeviceGetGpuInstanceId = lambda mig: mig['appendix']['gpu_instance_id']
+    nvml.nvmlDeviceGetComputeInstanceId = lambda mig: mig['appendix']['compute_instance_id']
+    nvml.nvmlDeviceGetName = lambda gpu: (
+        f'NVIDIA H100 80GB HBM3 MIG {gpu["name"]}' if isinstance(gpu, dict) else 'x'
+    )
+    nvml.nvmlDeviceGetUUID = lambda gpu: gpu['uuid'] if isinstance(gpu, dict) else f'GPU-{gpu}'
+    cards = discover(driver.Host('local', copy.root, recorded=False))
+    for gpu, card in zip(told, cards, strict=True):
+        found = sorted(uuid for uuids in parts_of(card).values() for uuid in uuids if uuid)
+        assert found == sorted(each['uuid'] for each in parts[gpu['index']])
+    assert parts_of(cards[0]).keys() == {'CUSTOM_MIG_1G_10GB', 'CUSTOM_MIG_1G_20GB'}
+    assert parts_of(cards[3]).keys() == {'CUSTOM_MIG_1C_3G_40GB'}
+
+
+def test_a_card_that_a_guest_has_is_whole(mig, local):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    subject.look()
+    for function in local.tree.functions():
+        (function.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    assert parts_of(subject.look()[0][0]) == {'PGPU': [None]}
