@@ -15,6 +15,10 @@ from osc_lib import exceptions
 from osc_lib.command import command
 
 
+class NotFound(exceptions.CommandError):
+    """The API answered 404."""
+
+
 class Command(command.Command):
     """A command that asks the API."""
 
@@ -34,7 +38,8 @@ class Command(command.Command):
         proxy = self.app.client_manager.sdk_connection.accelerator
         answer = proxy.request(path, method, raise_exc=False, **more)
         if answer.status_code >= 400:
-            raise exceptions.CommandError(_sentence(answer))
+            kind = NotFound if answer.status_code == 404 else exceptions.CommandError
+            raise kind(_sentence(answer))
         return answer
 
     def ask_all(self, collection: str, **arguments: str | None) -> list[dict[str, typing.Any]]:
@@ -47,6 +52,14 @@ class Command(command.Command):
             if f'{collection}_links' not in page:
                 return items
             marker = items[-1]['uuid']
+
+
+def place(accelerator: dict[str, typing.Any]) -> str:
+    """The address of an accelerator: its own PCI function where it has one, else its card's."""
+    try:
+        return '{domain}:{bus}:{device}.{function}'.format(**accelerator['attach_info'])
+    except KeyError:
+        return str(accelerator['address'])
 
 
 def _sentence(answer: typing.Any) -> str:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import collections.abc
+import contextlib
 import typing
 import uuid
 
@@ -12,11 +14,12 @@ from osc_lib.cli import format_columns
 from osc_lib.command import command
 
 from cyborg_lite import osc
+from cyborg_lite.osc import devices
 
 COLUMNS = ('uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid')
 MORE = (
-    'reason', 'device_uuid', 'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid',
-    'arq_uuid', 'project_id', 'held_since', 'ids',
+    'reason', 'device_uuid', 'device_address', 'numa_node', 'resource_class', 'traits', 'driver',
+    'rp_uuid', 'arq_uuid', 'project_id', 'held_since', 'ids',
 )  # fmt: skip
 #: The fields that a list can be filtered by, as options.
 FILTERS = {
@@ -57,7 +60,8 @@ class ListAccelerators(osc.Command, command.Lister):
         arguments = {renamed.get(name, name): given[name] for name in wanted}
         found = self.ask_all('accelerators', free='true' if parsed_args.free else None, **arguments)
         columns = COLUMNS + MORE if parsed_args.long else COLUMNS
-        return columns, ([_cell(each[column]) for column in columns] for each in found)
+        shown = (_shown(each) for each in found)
+        return columns, ([_cell(each[column]) for column in columns] for each in shown)
 
 
 class ShowAccelerator(osc.Command, command.ShowOne):
@@ -69,7 +73,7 @@ class ShowAccelerator(osc.Command, command.ShowOne):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
-        found = self.ask(f'/accelerators/{osc.quoted(parsed_args.uuid)}')
+        found = _shown(_find(self, parsed_args.uuid))
         del found['links']
         return tuple(found), tuple(_cell(value) for value in found.values())
 
@@ -107,7 +111,7 @@ class BindAccelerators(osc.Command, command.Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
-        places = [self.ask(f'/accelerators/{osc.quoted(u)}') for u in parsed_args.accelerators]
+        places = [_find(self, each) for each in parsed_args.accelerators]
         body = {'device_profile_name': parsed_args.profile}
         made = self.call('POST', '/accelerator_requests', json=body).json()['arqs']
         uuids = [each['uuid'] for each in made]
@@ -154,7 +158,8 @@ class UnbindAccelerators(osc.Command):
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         remove = [{'op': 'remove', 'path': '/hostname'}]
         patch = dict.fromkeys(parsed_args.requests, remove)
-        self.call('PATCH', '/accelerator_requests', json=patch)
+        with _explained():
+            self.call('PATCH', '/accelerator_requests', json=patch)
 
 
 class ShowHistory(osc.Command, command.Lister):
@@ -168,29 +173,57 @@ class ShowHistory(osc.Command, command.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         request = osc.quoted(parsed_args.request)
-        moves = self.ask(f'/accelerator_requests/{request}/history')['history']
+        with _explained():
+            moves = self.ask(f'/accelerator_requests/{request}/history')['history']
         columns = MOVE + MOVE_MORE if parsed_args.long else MOVE
         return columns, ([move[column] for column in columns] for move in moves)
 
 
-class EnableDevice(osc.Command):
+class EnableDevice(devices.DeviceCommand):
     """Give out the accelerators of a device again."""
 
-    action = 'enable'
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument('device', metavar='<device>', help='UUID of the device')
-        return parser
-
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        self.call('POST', f'/devices/{osc.quoted(parsed_args.device)}/{self.action}')
+        self.change('POST', parsed_args, '/enable')
 
 
-class DisableDevice(EnableDevice):
+class DisableDevice(devices.DeviceCommand):
     """Give out no accelerator of a device any more; what is held stays held."""
 
-    action = 'disable'
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        self.change('POST', parsed_args, '/disable')
+
+
+def _find(asking: osc.Command, uuid: str) -> dict[str, typing.Any]:
+    """An accelerator by its UUID."""
+    try:
+        return asking.ask(f'/accelerators/{osc.quoted(uuid)}')
+    except osc.NotFound as error:
+        hint = f'{error} "openstack accelerator list" shows the UUIDs.'
+    with contextlib.suppress(osc.NotFound):
+        asking.ask(f'/devices/{osc.quoted(uuid)}')
+        hint = (
+            f'{uuid} is a device: "openstack accelerator list --device {uuid}" shows its '
+            'accelerators. Give the UUID of one.'
+        )
+    raise exceptions.CommandError(hint)
+
+
+@contextlib.contextmanager
+def _explained() -> collections.abc.Iterator[None]:
+    """Say where the UUIDs of requests are shown, if one is not found."""
+    try:
+        yield
+    except osc.NotFound as error:
+        raise exceptions.CommandError(
+            f'{error} "openstack accelerator list --long" shows the request of each accelerator '
+            'as arq_uuid.'
+        ) from None
+
+
+def _shown(accelerator: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """An accelerator as it is shown: its own address, and that of its device."""
+    device = {'device_address': accelerator['address']}
+    return accelerator | {'address': osc.place(accelerator)} | device
 
 
 def _cell(value: typing.Any) -> typing.Any:

@@ -208,7 +208,7 @@ def _one(found: dict[str, typing.Any]) -> Shown:
 
 def _row(found: dict[str, typing.Any], columns: tuple[str, ...]) -> list[typing.Any]:
     """An allocation in a list: of its accelerators only where they are."""
-    places = [f'{each["host"]} {each["address"]}' for each in found['accelerators']]
+    places = [f'{each["host"]} {osc.place(each)}' for each in found['accelerators']]
     found = found | {'accelerators': places}
     return [_cell(found[column]) for column in columns]
 

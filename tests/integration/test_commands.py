@@ -207,7 +207,7 @@ def test_our_own(request, way):
     assert host['name'] == conftest.HOST
     assert commands('host', 'show', conftest.HOST)['drivers']['fake'] == 'ok'
     found = commands('list', '--type', 'QAT', '--long')
-    assert {(each['state'], each['vendor'], each['address']) for each in found} == {
+    assert {(each['state'], each['vendor'], each['device_address']) for each in found} == {
         ('free', 'Intel', '0000:b1:00.0')
     }
     device = found[0]['device_uuid']

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that name devices, accelerators and requests, as a client asks the API."""
+
+from osc_lib import exceptions
+import pytest
+
+from cyborg_lite import model
+from cyborg_lite.osc import accelerators
+from cyborg_lite.osc import devices
+from tests import support
+from tests.functional import test_quota_commands
+from tests.functional import test_sdk
+
+HOST = 'host-2'
+NOTHING = '11111111-2222-4333-8444-555555555555'
+url, sdk, run = test_sdk.url, test_sdk.sdk, test_quota_commands.run
+
+
+@pytest.fixture
+def card(service):
+    """A card whose four accelerators are functions of their own, and its names."""
+    service.report(support.card('3b', handles=range(1, 5)), host=HOST)
+    device = service.rows(model.Device)[-1]
+    handle = service.rows(model.AttachHandle)[-2]
+    return {
+        'device': [device.uuid],
+        'accelerator': [handle.uuid],
+        'card': [HOST, '0000:3b:00.0'],
+        'function': [HOST, '0000:3B:00.3'],
+    }
+
+
+@pytest.mark.parametrize('way', ['device', 'accelerator', 'card', 'function'])
+def test_each_name_of_a_device_is_understood(run, service, card, way):
+    run(accelerators.DisableDevice, *card[way])
+    device = service.rows(model.Device)[-1]
+    assert device.status == 'maintaining'
+    run(accelerators.EnableDevice, *card[way])
+    assert service.rows(model.Device)[-1].status == 'enabled'
+    with pytest.raises(exceptions.CommandError, match=f'{device.uuid} cannot be deleted'):
+        run(devices.DeleteDevice, *card[way])
+
+
+@pytest.mark.parametrize('name', ['nope', NOTHING, HOST])
+def test_a_name_of_no_device_says_what_to_type(run, card, name):
+    for kind in accelerators.DisableDevice, accelerators.EnableDevice, devices.DeleteDevice:
+        with pytest.raises(exceptions.CommandError) as raised:
+            run(kind, name)
+        assert str(raised.value) == (
+            f'Device {name} not found, and no accelerator has this UUID. Give the UUID of a '
+            'device or of an accelerator, or HOST ADDRESS: "openstack accelerator list --long" '
+            'shows them.'
+        )
+    with pytest.raises(exceptions.CommandError) as raised:
+        run(accelerators.DisableDevice, name, '0000:99:00.0')
+    assert str(raised.value) == (
+        f'Host {name} has no accelerator at 0000:99:00.0: "openstack accelerator list --host '
+        f'{name}" shows the addresses.'
+    )
+
+
+def test_an_accelerator_is_shown_at_its_own_address(run, card):
+    shown = run(accelerators.ListAccelerators, '--host', HOST)
+    assert [row[6] for row in shown] == [f'0000:3b:00.{n}' for n in range(1, 5)]
+    with pytest.raises(exceptions.CommandError, match=f'list --device {card["device"][0]}"'):
+        run(accelerators.ShowAccelerator, *card['device'])
+
+
+def test_what_is_no_accelerator_or_request_says_where_they_are_shown(run, card):
+    shows = '"openstack accelerator list" shows the UUIDs'
+    with pytest.raises(exceptions.CommandError, match=f'Accelerator nope not found. {shows}'):
+        run(accelerators.ShowAccelerator, 'nope')
+    for kind in accelerators.ShowHistory, accelerators.UnbindAccelerators:
+        with pytest.raises(exceptions.CommandError, match='not found.*shows the request of each'):
+            run(kind, *card['accelerator'])
