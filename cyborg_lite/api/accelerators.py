@@ -63,7 +63,9 @@ class Accelerators(rest.Controller):
         if wanted['state'] not in (None, *accelerators.STATES):
             states = ', '.join(accelerators.STATES)
             raise exception.Invalid(reason=f'Invalid state: expected one of {states}.')
+        state = wanted.pop('state')
         conditions = [getattr(Accelerator, k) == v for k, v in wanted.items() if v is not None]
+        conditions += [] if state is None else [accelerators.is_in(state)]
         if free is not None:
             is_free = Accelerator.state == 'free'
             conditions.append(is_free if free else ~is_free)

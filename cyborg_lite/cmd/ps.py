@@ -150,7 +150,7 @@ def _table(rows: list[Row]) -> str:
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:
         cells = (
-            row['host'], row['model'], _place(row), row['state'],
+            row['host'], row['model'], _place(row), _states(row),
             row['instance_uuid'] or row.get('allocation_uuid') or '', _since(row['held_since']),
         )  # fmt: skip
         table.add_row([_cut(*each) for each in zip(WIDTHS, map(str, cells), strict=True)])
@@ -163,6 +163,12 @@ def _place(row: Row) -> str:
         return '{domain}:{bus}:{device}.{function}'.format(**row['attach_info'])
     except KeyError:
         return str(row['address'])
+
+
+def _states(row: Row) -> str:
+    """All that it is; who holds it stands beside that, unless it is held only."""
+    states = row.get('states', [row['state']])
+    return ', '.join(each for each in states if each != 'held' or len(states) == 1)
 
 
 def _cut(column: str, text: str) -> str:

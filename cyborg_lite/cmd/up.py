@@ -369,8 +369,8 @@ def _rows(session: orm.Session, names: collections.abc.Collection[str]) -> list[
 def _row(together: list[typing.Any], total: int, ours: bool) -> list[typing.Any]:
     """The row of the accelerators of one deployable, or of a device without any."""
     each, *others = together
-    free = sum(one.state == 'free' for one in together) if ours else 0
-    states = {one.state for one in together} - ({'free'} if others else set())
+    free = sum(one.states == ['free'] for one in together) if ours else 0
+    states = {state for one in together for state in one.states} - ({'free'} if others else set())
     reasons = {one.reason for one in together if one.reason}
     return [
         *(each.host, each.type, each.vendor, each.model, each.address),

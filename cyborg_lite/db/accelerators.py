@@ -8,6 +8,9 @@ filter and sort by whatever they show.
 from __future__ import annotations
 
 import collections
+import functools
+import operator
+import types
 import typing
 
 import sqlalchemy as sa
@@ -26,22 +29,35 @@ _handle, _part, _device, _host = (
 _class = orm.aliased(Attribute)
 
 _causes = exclusion.causes(_device)
-_obstacles = [(each.holds(_device, _host), each.state) for each in devices.OBSTACLES]
-_obstacle_words = [
-    (each.holds(_device, _host), 'its device ' + each.words(_device, _host))
-    for each in devices.OBSTACLES
-]
 _held = model.ARQ.id.is_not(None)
 
-STATES = (
-    'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'excluded',
-)  # fmt: skip
 
-# What an accelerator is that is neither free nor excluded; null if it is.
-_standing = sa.case(
-    (_handle.lost, 'lost'),
-    *_obstacles,
-    (_held, 'held'),
+def _joined(between: str, *texts: tuple[typing.Any, typing.Any]) -> sa.ColumnElement[typing.Any]:
+    """The texts whose conditions hold, with a separator between two; null if none holds."""
+    each = [sa.case((holds, between + text), else_='') for holds, text in texts]
+    joined = functools.reduce(operator.add, each)
+    return sa.func.nullif(sa.func.substr(joined, len(between) + 1), '')
+
+
+def _by_state() -> dict[str, sa.ColumnElement[bool]]:
+    """By state that keeps an accelerator from being free, the condition, in the order of STATES."""
+    found: dict[str, sa.ColumnElement[bool]] = {'lost': _handle.lost.expression}
+    for each in devices.OBSTACLES:
+        holds = each.holds(_device, _host)
+        found[each.state] = sa.or_(found[each.state], holds) if each.state in found else holds
+    return found | {'held': _held}
+
+
+_conditions = _by_state()
+#: ``free``, or of the others in order: the first that holds is the state of an accelerator.
+STATES = ('free', *_conditions, 'excluded')
+_SEPARATOR = ','
+# Of an accelerator that is neither free nor excluded all states, and the first; else null.
+_standings = _joined(_SEPARATOR, *((holds, name) for name, holds in _conditions.items()))
+_standing = sa.case(*((holds, name) for name, holds in _conditions.items()))
+_obstacle = 'its device ' + _joined(
+    devices.AND,
+    *((each.holds(_device, _host), each.words(_device, _host)) for each in devices.OBSTACLES),
 )
 
 
@@ -55,18 +71,21 @@ def state(causes: list[exclusion.Cause]) -> sa.ColumnElement[str]:
 # excludes each accelerator twice.
 _state = state(_causes)
 _reason = sa.case(
-    (_handle.lost, 'its host does not report it any more'),
-    *_obstacle_words,
-    (_held, sa.null()),
-    else_=exclusion.words(_causes),
-)
+    (_standing.is_(None), exclusion.words(_causes)),
+    else_=_joined(
+        '; ', (_handle.lost, 'its host does not report it any more'),
+        (_obstacle.is_not(None), _obstacle),
+    ),
+)  # fmt: skip
 _vendor_id = sa.func.replace(sa.func.lower(_device.vendor), '0x', '')
 
 #: What is shown, in order: a column, whether it can be null, and what it is.
 _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'state': (_state, False,
-              'What it is: ' + ', '.join(f'``{each}``' for each in STATES) + '.'),
-    'reason': (_reason, True, 'Why it is not free, in words; null if it is free or only held.'),
+              '``free``, or the first of these that holds: '
+              + ', '.join(f'``{each}``' for each in STATES[1:]) + '.'),
+    'reason': (_reason, True,
+               'Why it is not free, all reasons in words; null if it is free or only held.'),
     'host': (_device.hostname, False, 'The host that it is in.'),
     'device_uuid': (_device.uuid, False, 'The UUID of its device.'),
     'type': (_device.type, False, 'The kind of its device: GPU, FPGA, AICHIP and so on.'),
@@ -99,7 +118,7 @@ _view = (
         _handle.updated_at,
         _handle.deployable_id,
         _device.vendor_board,
-        _standing.label('standing'),
+        _standings.label('standings'),
         *(column.label(name) for name, (column, _, _) in _SHOWN.items()),
     )
     .select_from(_handle)
@@ -119,7 +138,7 @@ def _described() -> sa.Subquery:
         if column.name in _SHOWN:
             _, column.nullable, column.doc = _SHOWN[column.name]
             hidden = False
-        elif column.name == 'standing':
+        elif column.name == 'standings':
             hidden = True
         else:
             [of] = column.base_columns
@@ -127,13 +146,16 @@ def _described() -> sa.Subquery:
         kind = 'link' if column.foreign_keys else 'own'
         column.info = {'kind': kind, 'since': '2.0', 'hidden': hidden}
     _view.columns['state'].info['shown'] = base.shown(
-        str,
-        'standing',
-        'reason',
-        make=lambda standing, reason: standing or ('excluded' if reason else 'free'),
-        doc='',
+        str, 'standings', 'reason', make=lambda *standing: _states(*standing)[0], doc=''
     )
     return _view
+
+
+def _states(standings: str | None, reason: str | None) -> list[str]:
+    """All states of an accelerator, by the columns of these names."""
+    if standings:
+        return standings.split(_SEPARATOR)
+    return ['excluded' if reason else 'free']
 
 
 class Accelerator(base.Base):
@@ -143,6 +165,7 @@ class Accelerator(base.Base):
 
     if typing.TYPE_CHECKING:
         state: orm.Mapped[str]
+        standings: orm.Mapped[str | None]
         reason: orm.Mapped[str | None]
         host: orm.Mapped[str]
         device_uuid: orm.Mapped[str]
@@ -179,21 +202,42 @@ class Accelerator(base.Base):
         doc="The ids by which the vendor's software knows it, as far as they are known: its own, "
         'or those of its card.',
     )
+    states = base.shown(
+        list,
+        'standings',
+        'reason',
+        make=_states,
+        doc='All states that hold, in the order of ``state``.',
+    )
 
 
-def devices_without(session: orm.Session) -> list[sa.Row[typing.Any]]:
+def is_in(state: str) -> sa.ColumnElement[bool]:
+    """That an accelerator is in a state, whatever else it is."""
+    if state not in _conditions:
+        return Accelerator.state == state
+    padded = _SEPARATOR + Accelerator.standings + _SEPARATOR
+    return sa.func.coalesce(padded, '').contains(f'{_SEPARATOR}{state}{_SEPARATOR}')
+
+
+def devices_without(session: orm.Session) -> list[types.SimpleNamespace]:
     """The devices that have no accelerators, with the fields of those that describe a device."""
     shown = ('host', 'device_uuid', 'type', 'vendor', 'model', 'address', 'numa_node')
     part = sa.select(_part).where(_part.device_id == _device.id)
+    of_device = {each.state: _conditions[each.state] for each in devices.OBSTACLES}
+    standings = _joined(_SEPARATOR, *((holds, name) for name, holds in of_device.items()))
     query = sa.select(
         *(_SHOWN[name][0].label(name) for name in shown),
-        sa.case(*_obstacles, else_='unusable').label('state'),
-        sa.case(*_obstacle_words, else_='its driver reports no accelerators of it').label('reason'),
+        sa.func.coalesce(standings, 'unusable').label('standings'),
+        sa.func.coalesce(_obstacle, 'its driver reports no accelerators of it').label('reason'),
         part.with_only_columns(sa.func.min(_part.id)).scalar_subquery().label('deployable_id'),
         part.with_only_columns(sa.func.min(_part.driver_name)).scalar_subquery().label('driver'),
     ).join(_host, _host.name == _device.hostname)
     given_out = part.join(_handle, _handle.deployable_id == _part.id)
-    return list(session.execute(query.where(~given_out.exists()).order_by(_device.id)))
+    found = session.execute(query.where(~given_out.exists()).order_by(_device.id)).mappings()
+    return [
+        types.SimpleNamespace(**row, states=_states(row['standings'], row['reason']))
+        for row in found
+    ]
 
 
 def summary(session: orm.Session) -> list[dict[str, typing.Any]]:

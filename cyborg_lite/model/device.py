@@ -118,9 +118,9 @@ class Device(base.Base):
 
     @property
     def obstacle(self) -> str | None:
-        """Why no accelerator of this device may be given out, if there is a reason."""
+        """Why no accelerator of this device may be given out: all reasons, if there are any."""
         found = (each for each in OBSTACLES if each.holds(self, self.host))
-        return next((each.words(self, self.host) for each in found), None)
+        return AND.join(each.words(self, self.host) for each in found) or None
 
 
 def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -153,7 +153,9 @@ class Obstacle(typing.NamedTuple):
     words: collections.abc.Callable[[typing.Any, typing.Any], typing.Any]
 
 
-#: In order: the first that holds is shown.
+#: What stands between the words of two obstacles.
+AND = ' and '
+#: In the order in which they are shown.
 OBSTACLES = (
     Obstacle(
         'disabled',

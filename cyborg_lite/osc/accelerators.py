@@ -23,7 +23,7 @@ MORE = (
 )  # fmt: skip
 #: The fields that a list can be filtered by, as options.
 FILTERS = {
-    'state': 'in this state',
+    'state': 'in this state, whatever else they are',
     'host': 'of this host',
     'device': 'of this device, by its UUID',
     'type': 'of this type',
@@ -221,9 +221,11 @@ def _explained() -> collections.abc.Iterator[None]:
 
 
 def _shown(accelerator: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """An accelerator as it is shown: its own address, and that of its device."""
+    """An accelerator as it is shown: all its states, its own address, and that of its device."""
+    shown = dict(accelerator)
+    states = shown.pop('states', [shown['state']])
     device = {'device_address': accelerator['address']}
-    return accelerator | {'address': osc.place(accelerator)} | device
+    return shown | {'state': ', '.join(states), 'address': osc.place(accelerator)} | device
 
 
 def _cell(value: typing.Any) -> typing.Any:

@@ -64,6 +64,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'uuid': handle.uuid,
         'updated_at': None,
         'state': 'free',
+        'states': ['free'],
         'reason': None,
         'host': 'host-1',
         'device_uuid': device.uuid,
@@ -112,10 +113,51 @@ def test_states_of_a_device(service):
     assert states(service) == [('free', None)]
     change(service, model.Device, unusable='it has a bridge')
     assert states(service) == [('unusable', 'its device cannot be used: it has a bridge')]
+    unusable = 'cannot be used: it has a bridge'
     change(service, model.Device, absences=1)
-    assert states(service) == [('missing', 'its device is missing from its host')]
+    missing = f'is missing from its host and {unusable}'
+    assert states(service) == [('missing', f'its device {missing}')]
     change(service, model.Device, status='maintaining')
-    assert states(service) == [('disabled', 'its device is maintaining')]
+    assert states(service) == [('disabled', f'its device is maintaining and {missing}')]
+
+
+def test_all_states_of_an_accelerator_are_shown_and_found(service):
+    """Which of them is ``state`` follows from their order; a filter finds each."""
+    service.report(support.card('3b'), support.card('4c'))
+    bind(service)
+    other = found(service)[1]['uuid']
+    device, _ = service.rows(model.Device)
+    changes = [
+        ('held', lambda: None),
+        ('host down', lambda: change(service, model.Host, renamed_to='b')),
+        ('host down', lambda: change(service, model.Host, seen_at=datetime.datetime(2000, 1, 1))),
+        ('unusable', lambda: change_one(model.Device, unusable='it is odd')),
+        ('missing', lambda: change_one(model.Device, absences=1)),
+        ('disabled', lambda: change_one(model.Device, status='maintaining')),
+        ('lost', lambda: change_one(model.AttachHandle, lost=True)),
+    ]
+
+    def change_one(kind, **values):
+        with service.database.writer() as session:
+            session.execute(sa.update(kind).where(kind.id == 1).values(**values))
+
+    expected = []
+    for state, happens in changes:
+        happens()
+        expected = [state, *(each for each in expected if each != state)]
+        [row] = [row for row in found(service) if row['device_uuid'] == device.uuid]
+        assert (row['state'], row['states']) == (state, expected)
+        for each in accelerators.STATES:
+            rows = [row['uuid'] for row in found(service, f'?state={each}')]
+            assert (row['uuid'] in rows) is (each in expected), each
+    assert row['reason'] == (
+        'its host does not report it any more; its device is maintaining and is missing from its '
+        'host and cannot be used: it is odd and is in host-1, which reports as b now and is in '
+        'host-1, which is down'
+    )
+    [row] = [row for row in found(service) if row['uuid'] == other]
+    assert row['states'] == ['host down']
+    assert [row['state'] for row in found(service, '?sort_key=state')] == ['host down', 'lost']
 
 
 def host_names(service, query):
@@ -250,7 +292,7 @@ def test_counts_for_whoever_sees_no_hosts(service, monkeypatch):
     [
         ('?no=1', 'Unknown argument: "no"'),
         ('?uuid=1', 'Unknown argument: "uuid"'),
-        ('?state=bad', 'Invalid state: expected one of free, held, '),
+        ('?state=bad', 'Invalid state: expected one of free, lost, '),
         ('?free=1', "Invalid free: expected true or false, got '1'"),
         ('?numa_node=-1', 'Invalid numa_node: expected a number from 0 to'),
         ('?numa_node=' + '0' * 20, 'Invalid numa_node: expected a number'),
