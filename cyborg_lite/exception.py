@@ -84,7 +84,10 @@ class CannotBind(CyborgError):
 
 class ProviderNotFound(CannotBind):
     code = 404
-    template = 'Resource provider {provider} not found.'
+    template = (
+        'Resource provider {provider} not found. "openstack accelerator list --long" shows those '
+        'that exist as rp_uuid.'
+    )
 
 
 class NoFreeHandle(CannotBind):
@@ -93,8 +96,12 @@ class NoFreeHandle(CannotBind):
     code = 404
     template = (
         'Resource provider {provider} has {free} free attach handle(s), and {wanted} were asked '
-        'for.'
+        'for.{holders}'
     )
+
+    def __init__(self, holders: str = '', **kwargs: typing.Any) -> None:
+        """:param holders: who holds the others; a conductor of the release before does not say."""
+        super().__init__(holders=holders, **kwargs)
 
 
 class ProviderUnfit(CannotBind):

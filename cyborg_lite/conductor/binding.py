@@ -174,7 +174,7 @@ def _take(
     affected = set()
     for (rp_uuid, instance), together in by_place.items():
         provider = providers[rp_uuid]
-        handles = _free_handles(session, provider, instance, len(together))
+        handles = _free_handles(session, provider, together)
         for wish, handle in zip(together, handles, strict=True):
             arq, place = arqs[wish['uuid']], _place(wish)
             since = model.ARQ.revision == arq.revision
@@ -369,12 +369,14 @@ def _load_free(
     for arq in arqs.values():
         if arq.state not in SOURCES['BindStarted']:
             raise exception.Conflict(
-                reason=f'ARQ {arq.uuid} is {arq.state}: unbind it before it is bound again.'
+                reason=f'ARQ {arq.uuid} is {arq.state}: unbind it before it is bound again, with '
+                f'"openstack accelerator unbind {arq.uuid}".'
             )
     for arq, _ in rows:
         if arq.instance_uuid in instances:
             raise exception.Invalid(
-                reason=f'Instance {arq.instance_uuid} already has accelerator requests'
+                reason=f'Instance {arq.instance_uuid} already has accelerator requests: '
+                f'"openstack accelerator list --instance {arq.instance_uuid}" shows them.'
             )
     return arqs
 
@@ -442,11 +444,10 @@ def _providers(
 
 
 def _free_handles(
-    session: orm.Session, provider: model.Deployable, instance: str, wanted: int
+    session: orm.Session, provider: model.Deployable, wishes: list[Wish]
 ) -> list[typing.Any]:
-    """Free handles of the provider, as many as are wanted: the ids of each, and whether others are
-    excluded while it is held.
-    """
+    """A free handle for each wish of an instance: its ids, and whether it excludes others."""
+    instance, project, wanted = wishes[0]['instance_uuid'], wishes[0]['project_id'], len(wishes)
     excludes = exclusion.excludes(provider.device.hostname).label('excludes')
     query = (
         sa.select(model.AttachHandle.id, model.AttachHandle.uuid, model.AttachHandle.form, excludes)
@@ -466,7 +467,7 @@ def _free_handles(
         reason = exclusion.reason(session, provider, instance)
         if reason:
             raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
-        raise exception.NoFreeHandle(provider=provider.rp_uuid, free=len(handles), wanted=wanted)
+        raise fitness.exhausted(session, provider, project, len(handles), wanted)
     return handles
 
 

@@ -6,9 +6,16 @@ from __future__ import annotations
 import collections.abc
 import typing
 
+import sqlalchemy as sa
+from sqlalchemy import orm
+
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import profiles
+
+#: How many holders an error names.
+HOLDERS = 4
+_LIST = '"openstack accelerator list'
 
 
 def check(
@@ -27,15 +34,17 @@ def check(
             f'host {device.hostname}, not of {wish["hostname"]}.'
         )
     if device.obstacle:
-        reason = f'its device {device.obstacle}'
-        raise exception.ProviderUnfit(provider=provider.rp_uuid, reason=reason)
+        raise exception.ProviderUnfit(
+            provider=provider.rp_uuid, reason=f'its device {device.obstacle}. {_next(device)}'
+        )
     group = arq.device_profile.groups[arq.device_profile_group_id]
     asked = profiles.resources(group)
     if provider.resource_class not in asked:
         raise exception.ProviderUnfit(
             provider=provider.rp_uuid,
             reason=f'it gives {provider.resource_class}, and ARQ {arq.uuid} wants '
-            + ', '.join(sorted(asked)),
+            f'{", ".join(sorted(asked))}. {_LIST} --free --resource-class {min(asked)}" shows what '
+            'can be used',
         )
     required, forbidden = profiles.traits(group)
     if unwanted := forbidden.intersection(provider.traits):
@@ -47,6 +56,48 @@ def check(
         raise exception.TraitsMissing(
             provider=provider.rp_uuid, traits=', '.join(sorted(missing)), arq=arq.uuid
         )
+
+
+def exhausted(
+    session: orm.Session,
+    provider: model.Deployable,
+    project: str,
+    free: int,
+    wanted: int,
+) -> exception.NoFreeHandle:
+    """The error that the provider has too few free accelerators: it says who holds the others.
+
+    :param project: the project of the request, which learns nothing of other projects.
+    """
+    held = (
+        sa.select(model.ARQ)
+        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
+        .where(model.AttachHandle.deployable_id == provider.id)
+        .options(orm.lazyload('*'))
+    )
+    arqs = list(session.scalars(held.order_by(model.ARQ.id)))
+    own = dict.fromkeys(_holder(arq) for arq in arqs if arq.project_id == project)
+    others = sum(arq.project_id != project for arq in arqs)
+    holders = [*list(own)[:HOLDERS], *(['...'] if len(own) > HOLDERS else [])]
+    holders += [f'other projects ({others} of them)'] if others else []
+    said = f' Held by {", ".join(holders)}.' if holders else ''
+    shows = f' {_LIST} --device {provider.device.uuid}" shows each.'
+    return exception.NoFreeHandle(
+        provider=provider.rp_uuid, free=free, wanted=wanted, holders=said + shows
+    )
+
+
+def _holder(arq: model.ARQ) -> str:
+    if arq.allocation_uuid is not None:
+        return f'allocation {arq.allocation_uuid}'
+    return f'instance {arq.instance_uuid} (ARQ {arq.uuid})'
+
+
+def _next(device: model.Device) -> str:
+    """What an operator can type where a device is not given out."""
+    if device.status != 'enabled':
+        return f'"openstack accelerator enable {device.uuid}" enables it'
+    return f'{_LIST} --long --device {device.uuid}" shows its accelerators'
 
 
 def _same_host(one: str, other: str) -> bool:
