@@ -105,7 +105,16 @@ API_OPTS = [
 AGENT_OPTS = [
     cfg.ListOpt(
         'enabled_drivers',
-        default=['huawei_ascend', 'nvidia_gpu', 'intel_qat', 'xilinx_fpga', 'pci'],
+        default=[
+            'huawei_ascend',
+            'nvidia_gpu',
+            'amd_gpu',
+            'intel_gpu',
+            'intel_gaudi',
+            'intel_qat',
+            'xilinx_fpga',
+            'pci',
+        ],  # fmt: skip
         help='The drivers that look for accelerators on this host, by the names of their entry '
         'points. Where two find a device at the same address, the one named first has it. The '
         'default is all that ship, but the fake one.',

@@ -21,6 +21,8 @@
     dev: [davinci0, davinci1]       # names in /dev
     tools:                          # what vendor tools print: tool, arguments, text
       npu-smi: {info: '...', info -m: '...'}
+    files:                          # whatever else drivers read, by path
+      sys/class/kfd/kfd/topology/nodes/1/properties: '...'
 
 Every scalar is text as it stands: to YAML 1.1 the address 0000:01:00.0 would be a number.
 Anchors and aliases are refused.
@@ -71,6 +73,10 @@ PATH = Text(
     r'(?a)\w[\w.+-]{0,99}(/\w[\w.+-]{0,99}){0,9}',
     'a path without .. in it, of up to 10 names of up to 100 characters',
 )
+FILE = Text(
+    r'(?a)(?:sys|proc|etc|run)(/\w[\w.+:-]{0,99}){1,12}',
+    'a path below sys, proc, etc or run without .. in it, of up to 12 more names',
+)
 TEXT = Text('[^\ud800-\udfff]*', 'a text')
 ARGUMENTS = Text(r'[ -.0-~]{1,200}', 'arguments without a slash, of up to 200 ASCII characters')
 
@@ -102,6 +108,7 @@ DESCRIPTION = {
     'functions': [FUNCTION],
     'dev': [PATH],
     'tools': Each(WORD, Each(ARGUMENTS, TEXT)),
+    'files': Each(FILE, TEXT),
 }
 
 
@@ -195,6 +202,8 @@ def _check_size(data: Data) -> None:
     _expect(files <= FILES, 'dev', f'at most {FILES} files')
     files = sum(1 + len(outputs) for outputs in data.get('tools', {}).values())
     _expect(files <= FILES, 'tools', f'at most {FILES} files')
+    files = sum(name.count('/') + 1 for name in data.get('files', {}))
+    _expect(files <= FILES, 'files', f'at most {FILES} files')
 
 
 def _expect(sound: object, place: str, words: str) -> None:
@@ -224,6 +233,9 @@ def write(data: Data, root: pathlib.Path) -> None:
         for command, text in outputs.items():
             with _naming(f'tools.{tool}.{command}'):
                 _write(root / output(tool, command.split()), text)
+    for name, text in data.get('files', {}).items():
+        with _naming(f'files.{name}'):
+            _write(root / name, text)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ VALUES = [
         rf'<[\w.-]*{NAMED}[\w.-]*>(?P<value>[^<\n]*)<',
         # Serial Number : ...
         rf'{NAMED}[ \t]*[:=](?![ \t]*["\[{{])[ \t]*(?P<value>[^|\n]*)',
+        # unique_id 5847760019078012339, as files of the kernel have it
+        rf'(?m:^)\w*{NAMED}[ \t]+(?P<value>(?:0x)?[0-9a-f]{{6,64}})[ \t]*(?m:$)',
     )
 ]
 #: A UUID, wherever it stands.
@@ -51,15 +53,24 @@ TRIES = 100
 Outputs = dict[tuple[str, ...], str]
 
 
-def mask(outputs: Outputs) -> Outputs:
-    """What tools printed, by tool and arguments, without what is to be kept out."""
+def mask(outputs: Outputs, files: dict[str, str]) -> tuple[Outputs, dict[str, str]]:
+    """What tools printed and what files hold, without what must not be known.
+
+    :param outputs: texts by tool and arguments
+    :param files: texts by path; the last name of the path says what its text is
+    """
     left = {command: _without_processes(text) for command, text in outputs.items()}
     masked = _Mask()
-    found = {command: masked.named(text) for command, text in left.items()}
+    printed = {command: masked.named(text) for command, text in left.items()}
+    held = {path: masked.file(path.rpartition('/')[2], text) for path, text in files.items()}
     # A serial number may stand where nothing says that it is one, even in a command.
-    return {
-        tuple(map(masked.known, command)): masked.known(text) for command, text in found.items()
-    }
+    return (
+        {
+            tuple(map(masked.known, command)): masked.known(text)
+            for command, text in printed.items()
+        },
+        {masked.known(path): masked.known(text) for path, text in held.items()},
+    )
 
 
 class _Mask:
@@ -76,6 +87,10 @@ class _Mask:
         for pattern in (UUID, *VALUES):
             text = pattern.sub(self._replace, text)
         return '\n'.join(self._columns(text.split('\n')))
+
+    def file(self, name: str, text: str) -> str:
+        """The text of a file of that name, which says what the file holds."""
+        return self.named(f'{name}: {text}').partition(': ')[2]
 
     def known(self, text: str) -> str:
         """The text, with the words replaced that are secret values elsewhere."""

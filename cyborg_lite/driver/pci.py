@@ -26,6 +26,8 @@ class PciDriver(driver.Driver):
 
     type: str
     resource_class: str
+    #: the resource class of virtual functions, if they have another
+    virtual_class: str | None = None
     #: vendor and device id of each physical function that is a card, and its model in words; where
     #: several models have the same ids, those of the subsystem follow
     models: collections.abc.Mapping[tuple[str, ...], str] = {}
@@ -139,7 +141,8 @@ class PciDriver(driver.Driver):
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
         """What is given out of a card, one deployable for each kind of resource."""
-        return [self.deployable(card, self.functions(card), self.resource_class)]
+        virtual = self.virtual_class if self.is_split(card) else None
+        return [self.deployable(card, self.functions(card), virtual or self.resource_class)]
 
     def deployable(
         self, card: sysfs.Function, functions: list[sysfs.Function], resource_class: str

@@ -196,9 +196,10 @@ class _Target(contextlib.ExitStack):
 
 
 def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> None:
-    """Pack what drivers read of a host: PCI functions, names in /dev, and what tools printed.
+    """Pack what drivers read of a host: PCI functions, names in /dev, what tools printed, and
+    whatever else they asked the tree for.
 
-    The tools are those that drivers have run on this very object: let them discover before.
+    What they ran and asked is known of this very object: let them discover before.
 
     :param file: the tarball to write, gzip; only the user may read it
     :param with_serials: keep what tells of one card, machine or user in what tools printed
@@ -210,9 +211,34 @@ def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> 
             _add_function(tar, function)
         for name in filter(NODES.fullmatch, host.tree.names(host.tree.root / 'dev')):
             _add_file(tar, pathlib.PurePath('dev', name), b'')
-        outputs = host.outputs if with_serials else masking.mask(host.outputs)
+        outputs, files = host.outputs, _read(host.tree)
+        listed = _listed(host.tree) - files.keys()
+        if not with_serials:
+            outputs, files = masking.mask(outputs, files)
         for (tool, *args), text in outputs.items():
             _add_file(tar, description.output(tool, args), text.encode())
+        for place, text in files.items():
+            _add_file(tar, pathlib.PurePath(place), f'{text}\n'.encode())
+        for place in sorted(listed):
+            if (host.root / place).is_dir():
+                _add_directory(tar, pathlib.PurePath(place))
+            else:
+                _add_file(tar, pathlib.PurePath(place), b'')
+
+
+def _read(tree: sysfs.Tree) -> dict[str, str]:
+    """The texts of the files that drivers asked for, beside the attributes in ``ATTRIBUTES``."""
+    places = {*tree.read}
+    for name in tree.attributes - {*ATTRIBUTES}:
+        places |= {f.path.relative_to(tree.root) / name for f in tree.functions()}
+    texts = {str(place): tree.text(place) for place in sorted(places)}
+    return {place: text for place, text in texts.items() if text is not None}
+
+
+def _listed(tree: sysfs.Tree) -> set[str]:
+    """What is in the directories that drivers listed, by path."""
+    places = (place / name for place in tree.listed for name in tree.names(tree.root / place))
+    return {str(place) for place in places if tree.inside(tree.root / place)}
 
 
 @contextlib.contextmanager

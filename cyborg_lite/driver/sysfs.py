@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import stat
+import typing
 
 #: A PCI address; domains are wider than 16 bits behind some controllers (VMD: 10000:00:02.0).
 BDF = re.compile(
@@ -31,6 +32,8 @@ PASSED_THROUGH = ('vfio-pci', 'pci-stub')
 LIMIT = 4096
 #: The most entries that are read of a directory.
 ENTRIES = 65536
+#: The most files, and the most directories, of which a tree knows that they were read.
+READS = 10_000
 
 
 def address(bdf: str) -> dict[str, str]:
@@ -61,11 +64,22 @@ def _load(path: pathlib.Path, limit: int) -> bytes | None:
         return None
 
 
+def _decoded(content: bytes | None) -> str | None:
+    text = (content or b'\xff').decode('ascii', 'replace').strip()
+    printable = text.translate({ord('\n'): None, ord('\t'): None}).isprintable()
+    return text if printable and '\ufffd' not in text else None
+
+
 class Tree:
     """The files below one root: the whole of what a driver may read of a host."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.root = pathlib.Path(os.path.realpath(root))
+        #: What was asked for: a recording keeps it.  Files and directories below the root, and the
+        #: names of attributes, which it keeps of all functions.
+        self.read: set[pathlib.PurePath] = set()
+        self.listed: set[pathlib.PurePath] = set()
+        self.attributes: set[str] = set()
 
     def inside(self, path: pathlib.Path) -> pathlib.Path | None:
         """Where the path leads in the end, if that exists and is below the root."""
@@ -79,6 +93,43 @@ class Tree:
         """At most so many bytes of a regular file; None for whatever else is there."""
         real = self.inside(path)
         return _load(real, limit) if real else None
+
+    def text(self, path: str | pathlib.PurePath) -> str | None:
+        """The text of a small file below the root, stripped; None where it is absent or no text.
+
+        :param path: relative to the root, such as ``sys/class/accel/accel0/dev``
+        """
+        place = pathlib.PurePath(path)
+        self._note(self.read, place)
+        return _decoded(self.load(self.root / place, LIMIT))
+
+    def number(self, path: str | pathlib.PurePath) -> int | None:
+        """The number of up to 20 digits that a small file holds; None where it holds none."""
+        text = self.text(path) or ''
+        return int(text) if re.fullmatch('[0-9]{1,20}', text) else None
+
+    def numbers(self, path: str | pathlib.PurePath) -> dict[str, int]:
+        """What a file of lines ``key value`` says; lines of another form are left out."""
+        lines = (self.text(path) or '').split('\n')
+        found = (re.fullmatch(r'(\w{1,64})[ \t]+([0-9]{1,20})', line, re.ASCII) for line in lines)
+        return {match[1]: int(match[2]) for match in found if match}
+
+    def entries(self, path: str | pathlib.PurePath) -> list[str]:
+        """The names in a directory below the root, sorted; none where there is no directory.
+
+        :param path: relative to the root
+        """
+        place = pathlib.PurePath(path)
+        self._note(self.listed, place)
+        return self.names(self.root / place)
+
+    def asked(self, attribute: str) -> None:
+        """Know that an attribute of a function was asked for."""
+        self._note(self.attributes, attribute)
+
+    def _note(self, places: set[typing.Any], place: pathlib.PurePath | str) -> None:
+        if len(places) < READS:
+            places.add(place)
 
     def names(self, path: pathlib.Path) -> list[str]:
         """The names in a directory, sorted; none where there is no directory."""
@@ -115,11 +166,19 @@ class Function:
 
     def read(self, name: str) -> str | None:
         """The text of an attribute, stripped; None where it is absent or no text."""
+        self.tree.asked(name)
         path = self.path / name
         # An attribute is no link, so only one in a directory below has to be looked for.
-        content = self.tree.load(path, LIMIT) if '/' in name else _load(path, LIMIT)
-        text = (content or b'\xff').decode('ascii', 'replace').strip()
-        return text if text.replace('\n', '').isprintable() and '\ufffd' not in text else None
+        return _decoded(self.tree.load(path, LIMIT) if '/' in name else _load(path, LIMIT))
+
+    def entries(self, name: str) -> list[str]:
+        """The names in a directory of the function, sorted; none where there is no such one."""
+        return self.tree.entries(self.path.relative_to(self.tree.root) / name)
+
+    def number(self, name: str) -> int | None:
+        """The number of up to 20 digits that an attribute holds; None where it holds none."""
+        text = self.read(name) or ''
+        return int(text) if re.fullmatch('[0-9]{1,20}', text) else None
 
     def _hex(self, name: str, digits: int) -> str:
         text = (self.read(name) or '').lower().removeprefix('0x')

@@ -58,6 +58,7 @@ class Gpu:
 
 class NvidiaGpu(pci.PciDriver):
     name, type, resource_class = 'nvidia_gpu', 'GPU', 'PGPU'
+    virtual_class = 'VGPU'
     #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are no GPUs
     classes = ('0300', '0302')
     #: Those whose name by NVML does not follow from pci.ids. Source: pci.ids, and NVML's names.
@@ -164,12 +165,12 @@ class NvidiaGpu(pci.PciDriver):
         if 'mig' in self._known[card.bdf].facts:
             return False
         tree = self.host.tree
-        told = tree.load(tree.root / PROC / 'gpus' / card.bdf / 'information', sysfs.LIMIT) or b''
-        minor = re.search(rb'^Device Minor:\s*([0-9]{1,5})\s*$', told, re.MULTILINE)
+        told = tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
+        minor = re.search(r'^Device Minor:\s*([0-9]{1,5})\s*$', told, re.MULTILINE)
         if not minor:
             return False
-        directory = tree.root / PROC / 'capabilities' / f'gpu{int(minor[1])}' / 'mig'
-        return any(name.startswith('gi') for name in tree.names(directory))
+        directory = PROC / 'capabilities' / f'gpu{int(minor[1])}' / 'mig'
+        return any(name.startswith('gi') for name in tree.entries(directory))
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.
@@ -184,11 +185,9 @@ class NvidiaGpu(pci.PciDriver):
         return [f for f in functions if re.fullmatch('0*[1-9][0-9]{0,8}', types[f.bdf] or '')]
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        if self.is_split(card):
-            return [self.deployable(card, self.functions(card), 'VGPU')]
-        instances = self._instances(card)
+        instances = None if self.is_split(card) else self._instances(card)
         if instances is None:
-            return [self.deployable(card, self.functions(card), self.resource_class)]
+            return super().deployables(card)
         profiles = sorted({each['profile'] for each in instances})
         return [
             self._profile(card, name, [each for each in instances if each['profile'] == name])

@@ -91,7 +91,7 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         ('a: &a [*a]', 'not YAML|a: expected one of'),
         ('? [1]\n: 2', 'not YAML'),
         ('[' * 5000, 'not YAML'),
-        ('colour: red', r'^colour: expected one of name, functions, dev, tools$'),
+        ('colour: red', r'^colour: expected one of name, functions, dev, tools, files$'),
         ('name: -x', r"^name: expected a host name, not '-x'$"),
         ('name: [x]', 'name: expected a host name'),
         ('functions: {}', r'^functions: expected a list$'),
@@ -121,6 +121,9 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         ('tools: {x: {../y: z}}', r'tools\.x\.\.\./y: expected arguments without a slash'),
         ('tools: {x: {y: [z]}}', 'tools.x.y: expected a text'),
         ('tools: {x: y}', 'tools.x: expected a mapping'),
+        ('files: {etc/../x: y}', r'files\.etc/\.\./x: expected a path below sys, proc, etc or run'),
+        ('files: {/proc/x: y}', 'files./proc/x: expected a path below'),
+        ('files: {usr/x: y}', 'files.usr/x: expected a path below'),
         ('name: !!python/object/apply:os.getcwd []', 'name: expected a host name'),
     ],
 )
@@ -166,6 +169,17 @@ def test_addresses_that_are_there_twice(tmp_path):
 def test_files_that_cannot_be_made(tmp_path, data, field):
     with pytest.raises(driver.HostError, match=field):
         lay_out(tmp_path, functions=[data])
+
+
+def test_other_files(tmp_path):
+    host = lay_out(tmp_path, files={'sys/class/a/0:1/text': 'x y', 'sys/class/a/n': 'unit 7\nx'})
+    assert host.tree.text('sys/class/a/0:1/text') == 'x y'
+    assert host.tree.numbers('sys/class/a/n') == {'unit': 7}
+    assert host.tree.entries('sys/class/a') == ['0:1', 'n']
+    assert host.tree.number('sys/class/a/n') is None
+    assert host.tree.text('sys/class/b') is host.tree.text('../../etc/passwd') is None
+    with pytest.raises(driver.HostError, match='files.sys/bus/pci/devices'):
+        lay_out(tmp_path / 'other', files={'sys/bus/pci/devices': 'x'})
 
 
 def test_names_in_dev_and_of_tools_that_cannot_be_made(tmp_path):

@@ -16,9 +16,8 @@ UUID = 'GPU-7f1c2a9e-55b0-4d3c-9a11-0c8de21f4b77'
 
 
 def mask(text, *more):
-    return masking.mask(
-        {('tool', 'info'): text, **{('tool', str(n)): t for n, t in enumerate(more)}}
-    )
+    outputs = {('tool', 'info'): text, **{('tool', str(n)): t for n, t in enumerate(more)}}
+    return masking.mask(outputs, {})[0]
 
 
 def masked(text):
@@ -92,7 +91,7 @@ def test_cards_stay_apart_and_are_the_same_wherever_they_are_named():
         ('smi', '-L'): f'GPU 0: H200 (UUID: {UUID})\n',
         ('smi', '-q', '-i', UUID): f'GPU UUID : {UUID}\nBare: {UUID[4:]}\n',
     }
-    answer = masking.mask(outputs)
+    answer, _ = masking.mask(outputs, {})
     assert list(answer)[:4] == list(outputs)[:4]
     first, second, listed, gpus, gpu = answer.values()
     serials = [text.split(' : ')[1].split('\n')[0] for text in (first, second)]
@@ -193,3 +192,23 @@ def test_tags_that_do_not_fit(text):
     answer = masked(text)
     assert '<' not in answer and 'c' not in answer
     assert ('d' in answer) == ('d' in text)
+
+
+def test_files_are_masked_by_their_names_and_their_keys():
+    node = 'gpu_id 4711\nunique_id 5847760019078012339\ndevice_id 29711\n'
+    files = {
+        'sys/devices/pci0000:00/0000:03:00.0/unique_id': '5127a6b8c9d0e1f2',
+        'sys/class/kfd/kfd/topology/nodes/1/properties': node,
+        'sys/class/accel/accel0/status': 'operational',
+        f'sys/class/cards/{SERIAL}/name': SERIAL,
+        'sys/class/cards/0/serial_number': SERIAL,
+    }
+    _, found = masking.mask({}, files)
+    unique, properties, status, name, serial = found.values()
+    assert unique != '5127a6b8c9d0e1f2' and shape(unique) == shape(unique)
+    assert re.fullmatch('[0-9a-f]{16}', unique)
+    assert '5847760019078012339' not in properties
+    assert 'gpu_id 4711\n' in properties and 'device_id 29711\n' in properties
+    assert status == 'operational'
+    assert name == serial != SERIAL
+    assert not any(SERIAL in path for path in found)

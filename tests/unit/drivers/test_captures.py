@@ -12,14 +12,20 @@ import pytest
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
+from cyborg_lite.drivers import amd_gpu
 from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers import intel_gaudi
+from cyborg_lite.drivers import intel_gpu
 from cyborg_lite.drivers import intel_qat
 from cyborg_lite.drivers import nvidia_gpu
 from cyborg_lite.drivers import xilinx_fpga
 from tests.unit.drivers import captures
 
 DRIVERS = (
+    amd_gpu.AmdGpu,
     huawei_ascend.HuaweiAscend,
+    intel_gaudi.IntelGaudi,
+    intel_gpu.IntelGpu,
     intel_qat.IntelQat,
     nvidia_gpu.NvidiaGpu,
     xilinx_fpga.XilinxFpga,
@@ -74,7 +80,10 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
                 '16:00.0 36:00.0 46:00.0 56:00.0 98:00.0 b8:00.0 c8:00.0 d8:00.0',
             ),
         ),
-        ('lspci/gaudi2-partial.lspci-nn.txt', []),
+        (
+            'lspci/gaudi2-partial.lspci-nn.txt',
+            alike('intel_gaudi', '1da3:1020', 'Intel Gaudi 2', '19:00.0 1a:00.0 43:00.0 44:00.0'),
+        ),
         ('intel/ofs-n6001-lspci-vfs.txt', []),
     ],
 )

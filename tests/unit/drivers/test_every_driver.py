@@ -57,7 +57,8 @@ def test_nothing_is_found_in_nothing(tmp_path, conf, kind):
 def test_names_are_those_of_the_files():
     names = [kind.name for kind in DRIVERS]
     assert names == [kind.__module__.rpartition('.')[2] for kind in DRIVERS]
-    assert {'fake', 'huawei_ascend', 'intel_qat', 'nvidia_gpu', 'pci', 'xilinx_fpga'} <= {*names}
+    assert {'amd_gpu', 'fake', 'huawei_ascend', 'intel_gaudi', 'intel_gpu'} <= {*names}
+    assert {'intel_qat', 'nvidia_gpu', 'pci', 'xilinx_fpga'} <= {*names}
 
 
 FOUND = {

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AMD Instinct accelerators: whole ones, or their virtual functions.
+
+The kernel's compute driver (KFD) tells more of a card than PCI does: its architecture, and one node
+for each partition in which processes of the host see it.
+
+Source: pci.ids; Linux, drivers/gpu/drm/amd/amdkfd/kfd_topology.c and amdgpu's sysfs attributes.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import pathlib
+import re
+import typing
+
+from cyborg_lite import driver
+from cyborg_lite.driver import pci
+from cyborg_lite.driver import sysfs
+
+#: A unique id, as sysfs has it.
+HEX = re.compile('[0-9a-f]{1,16}')
+#: One directory for each node: a processor, or a partition of a GPU.
+NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
+
+Node = dict[str, int]
+
+
+class AmdGpu(pci.PciDriver):
+    """Graphics cards and the graphics of processors are none: see ``[pci] device_spec``."""
+
+    name, type, resource_class = 'amd_gpu', 'GPU', 'PGPU'
+    virtual_class = 'VGPU'
+    #: MI100 and MI200 are display controllers, later ones processing accelerators
+    classes = ('0380', '12')
+    models = {
+        ('1002', '738c'): 'AMD Instinct MI100',
+        ('1002', '738e'): 'AMD Instinct MI100',
+        ('1002', '7408'): 'AMD Instinct MI250X',
+        ('1002', '740c'): 'AMD Instinct MI250X/MI250',
+        ('1002', '740f'): 'AMD Instinct MI210',
+        ('1002', '74a0'): 'AMD Instinct MI300A',
+        ('1002', '74a1'): 'AMD Instinct MI300X',
+        ('1002', '74a2'): 'AMD Instinct MI308X',
+        ('1002', '74b5'): 'AMD Instinct MI300X VF',
+    }
+
+    def discover(self) -> list[driver.Device]:
+        self._nodes = self._read_nodes()
+        return super().discover()
+
+    def is_card(self, function: sysfs.Function) -> bool:
+        """What the table lists, and every processing accelerator of AMD's."""
+        accelerator = function.ids[0] == '1002' and function.pci_class.startswith('12')
+        return accelerator or super().is_card(function)
+
+    def model(self, card: sysfs.Function) -> str:
+        return self.known_model(card) or f'AMD GPU {card.ids[1]}'
+
+    def serial(self, card: sysfs.Function) -> str | None:
+        """The unique id, by which ROCR_VISIBLE_DEVICES names a card: ``GPU-`` and 16 digits."""
+        text = card.read('unique_id') or ''
+        nodes = self._of(card)
+        number = int(text, 16) if HEX.fullmatch(text) else nodes[0]['unique_id'] if nodes else 0
+        return f'GPU-{number:016x}' if number else None
+
+    def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
+        memory = card.number('mem_info_vram_total')
+        facts: dict[str, typing.Any] = {
+            'uuid': self.serial(card),
+            'memory_mb': memory >> 20 if memory else None,
+            'partition_mode': card.read('current_compute_partition'),
+        }
+        nodes = [{'index': n['index'], 'render_minor': n['render']} for n in self._of(card)]
+        facts |= nodes[0] if len(nodes) == 1 else {'partitions': nodes or None}
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
+        yield driver.trait('AMD', card.ids[1])
+        for node in self._of(card)[:1]:
+            yield driver.trait('AMD', architecture(node['gfx']))
+
+    def _of(self, card: sysfs.Function) -> list[Node]:
+        """The nodes of a card, in their order: one, or one for each partition."""
+        return self._nodes[int(card.address['domain'], 16), card.routing_id & ~7]
+
+    def _read_nodes(self) -> dict[tuple[int, int], list[Node]]:
+        """The nodes of GPUs, by domain and place; the last three bits number the partition."""
+        tree = self.host.tree
+        names = (name for name in tree.entries(NODES) if name.isascii() and name.isdigit())
+        found: dict[tuple[int, int], list[Node]] = collections.defaultdict(list)
+        index = 0
+        for name in sorted(names, key=int):
+            node = collections.Counter(tree.numbers(NODES / name / 'properties'))
+            # Processors have no SIMDs. What remains is counted as ROCm counts it.
+            if node['simd_count'] and node['vendor_id'] == 0x1002:
+                facts = {'index': index, 'render': node['drm_render_minor']}
+                facts |= {'gfx': node['gfx_target_version'], 'unique_id': node['unique_id']}
+                found[node['domain'], node['location_id'] & 0xFFF8].append(facts)
+                index += 1
+        return found
+
+
+def architecture(version: int) -> str:
+    """``gfx90a`` of 90010, as compilers name it: the last two numbers are hexadecimal."""
+    return f'gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}'

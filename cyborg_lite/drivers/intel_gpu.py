@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intel Data Center GPUs: whole ones, or their virtual functions."""
+
+from __future__ import annotations
+
+from cyborg_lite.driver import pci
+
+
+class IntelGpu(pci.PciDriver):
+    """The graphics of processors are none of these: nearly every desktop has one.
+
+    Source: pci.ids.
+    """
+
+    name, type, resource_class = 'intel_gpu', 'GPU', 'PGPU'
+    virtual_class = 'VGPU'
+    classes = ('0300', '0380')
+    models = {
+        ('8086', '0bd5'): 'Intel Data Center GPU Max 1550',
+        ('8086', '0bd6'): 'Intel Data Center GPU Max 1550',
+        ('8086', '0bd7'): 'Intel Data Center GPU Max 1350',
+        ('8086', '0bd8'): 'Intel Data Center GPU Max 1350',
+        ('8086', '0bd9'): 'Intel Data Center GPU Max 1100',
+        ('8086', '0bda'): 'Intel Data Center GPU Max 1100',
+        ('8086', '0bdb'): 'Intel Data Center GPU Max 1100',
+        ('8086', '56c0'): 'Intel Data Center GPU Flex 170',
+        ('8086', '56c1'): 'Intel Data Center GPU Flex 140',
+    }

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AMD cards, with what the kernel's compute driver (KFD) says of them, and without."""
+
+from __future__ import annotations
+
+import pathlib
+import tarfile
+
+import pytest
+
+from cyborg_lite import driver
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import recording
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import amd_gpu
+from tests.unit.drivers import captures
+
+NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
+
+
+def discover(host: driver.Host) -> list[driver.Device]:
+    return testing.discover(amd_gpu.AmdGpu, host)
+
+
+def properties(**more: int) -> str:
+    facts = {'simd_count': 1216, 'vendor_id': 4098, 'device_id': 29857, 'domain': 0}
+    return '\n'.join(f'{key} {value}' for key, value in (facts | more).items())
+
+
+def host(tmp_path: pathlib.Path, *nodes: str, **files: str) -> driver.Host:
+    """One MI300X, and these nodes after that of the processor."""
+    card = captures.function('0000:26:00.0', '1002:74a1', '120000', files=files)
+    copy = captures.host(tmp_path, [card])
+    for number, text in enumerate(('cpu_cores_count 96\nsimd_count 0', *nodes)):
+        place = copy.root / NODES / str(number)
+        place.mkdir(parents=True)
+        (place / 'properties').write_text(text)
+    return copy
+
+
+def test_a_card_says_what_it_is(tmp_path):
+    node = properties(location_id=0x2600, drm_render_minor=136, gfx_target_version=90402,
+                      unique_id=0x0CEE36DDC4255115)  # fmt: skip
+    [card] = discover(host(tmp_path, node, mem_info_vram_total='206141652992',
+                           current_compute_partition='SPX'))  # fmt: skip
+    assert card.model == 'AMD Instinct MI300X'
+    assert card.serial == 'GPU-0cee36ddc4255115'
+    assert card.vendor_board == {
+        'uuid': 'GPU-0cee36ddc4255115',
+        'memory_mb': 196592,
+        'partition_mode': 'SPX',
+        'index': 0,
+        'render_minor': 136,
+    }
+    [part] = card.deployables
+    assert part.resource_class == 'PGPU'
+    assert part.traits == ['CUSTOM_AMD_74A1', 'CUSTOM_AMD_GFX942']
+
+
+def test_a_card_that_is_partitioned_is_one_card(tmp_path):
+    nodes = [
+        properties(location_id=0x2600 + n, drm_render_minor=128 + n, gfx_target_version=90402)
+        for n in range(8)
+    ]
+    [card] = discover(host(tmp_path, *nodes, unique_id='cee36ddc4255115'))
+    assert card.serial == 'GPU-0cee36ddc4255115'
+    assert card.vendor_board['partitions'] == [
+        {'index': n, 'render_minor': 128 + n} for n in range(8)
+    ]
+    assert card.ids['partitions'][3] == {'index': 3}
+    assert len(card.deployables[0].attach_handles) == 1
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', 'simd_count', 'simd_count -1\nvendor_id 4098', 'simd_count ' + '9' * 400, '\xff', 'a b c'],
+)
+def test_a_node_that_says_nothing_costs_no_card(tmp_path, text):
+    [card] = discover(host(tmp_path, text, unique_id='not a number'))
+    assert (card.serial, card.vendor_board) == (None, {})
+
+
+def test_nodes_of_others_are_not_ours(tmp_path):
+    other = properties(location_id=0x2600, vendor_id=0x10DE)
+    elsewhere = properties(location_id=0x2600, domain=1, drm_render_minor=129)
+    [card] = discover(host(tmp_path, other, elsewhere))
+    assert card.vendor_board == {}
+
+
+@pytest.mark.parametrize(
+    ('ids', 'pci_class', 'models'),
+    [
+        ('1002:740f', '038000', ['AMD Instinct MI210']),
+        ('1002:74ff', '120000', ['AMD GPU 74ff']),
+        ('1002:744c', '030000', []),
+        ('1002:1681', '038000', []),
+        ('1022:74a1', '120000', []),
+    ],
+)
+def test_which_are_cards(tmp_path, ids, pci_class, models):
+    copy = captures.host(tmp_path, [captures.function('0000:26:00.0', ids, pci_class)])
+    assert [card.model for card in discover(copy)] == models
+
+
+def test_virtual_functions(tmp_path):
+    virtual = {'id': '1002:74b5', 'total': '8', 'enabled': '8', 'offset': '8'}
+    card = captures.function('0000:26:00.0', '1002:74a1', '120000', virtual=virtual)
+    [card] = discover(captures.host(tmp_path, [card]))
+    [part] = card.deployables
+    assert (part.resource_class, len(part.attach_handles)) == ('VGPU', 8)
+
+
+@pytest.mark.parametrize('name', ['kfd-topo-mi210-xgmi-pcie', 'kfd-topology-parsing-mi308'])
+def test_real_topologies(tmp_path, name):
+    """The functions are laid out after the nodes: the captures have the nodes alone."""
+    with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:
+        tar.extractall(tmp_path / 'capture', filter='data')
+    told = {}
+    for file in (tmp_path / 'capture').rglob('nodes/*/properties'):
+        facts = dict(line.split() for line in file.read_text().splitlines())
+        told[int(file.parent.name)] = file, {key: int(value) for key, value in facts.items()}
+    gpus = [facts for _, (_, facts) in sorted(told.items()) if facts['simd_count']]
+    places = {(each['domain'], each['location_id'] & ~7): each for each in gpus}
+    functions = [
+        captures.function(
+            f'{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.0',
+            f'1002:{facts["device_id"]:04x}',
+            '120000',
+        )
+        for (domain, place), facts in places.items()
+    ]
+    copy = captures.host(tmp_path, functions)
+    for number, (file, _) in told.items():
+        place = copy.root / NODES / str(number)
+        place.mkdir(parents=True)
+        (place / 'properties').write_bytes(file.read_bytes())
+    cards = discover(copy)
+    assert len(cards) == len(functions) > 3
+    minors = [
+        part['render_minor']
+        for card in cards
+        for part in card.vendor_board.get('partitions', [card.vendor_board])
+    ]
+    assert sorted(minors) == sorted(each['drm_render_minor'] for each in gpus)
+    assert len({card.serial for card in cards}) == len(cards)
+
+
+def test_a_recording_keeps_what_the_driver_read(tmp_path):
+    node = properties(location_id=0x2600, drm_render_minor=136, gfx_target_version=90402)
+    first = host(tmp_path, node, unique_id='cee36ddc4255115', mem_info_vram_total='1099511627776')
+    before = [card.facts() for card in discover(first)]
+    for name, with_serials in (('whole', True), ('masked', False)):
+        recording.record(first, tmp_path / f'{name}.tar.gz', with_serials)
+    copy = hosts.find(str(tmp_path / 'whole.tar.gz'), tmp_path / 'whole')
+    assert [card.facts() for card in discover(copy)] == before
+    [card] = discover(hosts.find(str(tmp_path / 'masked.tar.gz'), tmp_path / 'masked'))
+    assert card.serial not in (None, 'GPU-0cee36ddc4255115')
+    assert card.vendor_board['render_minor'] == 136

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gaudi accelerators."""
+
+from __future__ import annotations
+
+import pytest
+
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import intel_gaudi
+from tests.unit.drivers import captures
+
+
+@pytest.mark.parametrize(
+    ('ids', 'pci_class', 'models'),
+    [
+        ('1da3:1060', '120000', ['Intel Gaudi 3']),
+        ('1da3:1063', '120000', ['Intel Gaudi 3 PCIe']),
+        ('1da3:1020', '020000', []),
+    ],
+)
+def test_which_are_cards(tmp_path, ids, pci_class, models):
+    host = captures.host(tmp_path, [captures.function('0000:19:00.0', ids, pci_class)])
+    cards = testing.discover(intel_gaudi.IntelGaudi, host)
+    assert [card.model for card in cards] == models
+    assert all(card.deployables[0].resource_class == 'CUSTOM_HPU' for card in cards)
+
+
+@pytest.mark.parametrize(
+    ('node', 'board'),
+    [('accel/accel3', {'index': 3}), ('habanalabs/hl7', {'index': 7}), ('accel/other', {})],
+)
+def test_a_gaudi_has_the_number_of_its_node(tmp_path, node, board):
+    card = captures.function('0000:19:00.0', '1da3:1020', files={f'{node}/dev': '261:3'})
+    [found] = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, [card]))
+    assert found.vendor_board == board

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intel's GPUs: those of data centres, not those of processors."""
+
+from __future__ import annotations
+
+import pytest
+
+from cyborg_lite.driver import testing
+from cyborg_lite.drivers import intel_gpu
+from tests.unit.drivers import captures
+
+
+@pytest.mark.parametrize(
+    ('ids', 'pci_class', 'models'),
+    [
+        ('8086:0bd5', '038000', ['Intel Data Center GPU Max 1550']),
+        ('8086:56c0', '030000', ['Intel Data Center GPU Flex 170']),
+        ('8086:4680', '030000', []),
+    ],
+)
+def test_which_are_cards(tmp_path, ids, pci_class, models):
+    host = captures.host(tmp_path, [captures.function('0000:19:00.0', ids, pci_class)])
+    cards = testing.discover(intel_gpu.IntelGpu, host)
+    assert [card.model for card in cards] == models
+    assert all(card.deployables[0].resource_class == 'PGPU' for card in cards)
+
+
+def test_virtual_functions_of_a_gpu(tmp_path):
+    virtual = {'id': '8086:56c0', 'total': '31', 'enabled': '4'}
+    card = captures.function('0000:4d:00.0', '8086:56c0', '038000', virtual=virtual)
+    [found] = testing.discover(intel_gpu.IntelGpu, captures.host(tmp_path, [card]))
+    [part] = found.deployables
+    assert (part.resource_class, len(part.attach_handles)) == ('VGPU', 4)
