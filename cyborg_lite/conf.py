@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import collections.abc
 from importlib import metadata
+import os
+import re
 import socket
 import typing
 
 from keystoneauth1 import loading
 from oslo_config import cfg
+from oslo_config import types
 from oslo_db import options as db_options
 from oslo_log import log
 from oslo_middleware import cors
@@ -280,11 +283,78 @@ def load(
     """
     conf = new(**defaults)
     conf(args, project='cyborg_lite', version=VERSION, default_config_files=files)
+    # A value is looked at when it is first read.
     for group, opts in _GROUPS.items():
         for opt in opts:
-            # A value is looked at when it is first read.
-            getattr(conf[group] if group else conf, opt.dest)
+            _read(conf[group] if group else conf, group or 'DEFAULT', opt.dest)
     return conf
+
+
+def check_values(conf: cfg.ConfigOpts) -> None:
+    """Read the values of libraries' options too, which takes longer than all else of a start.
+
+    :raises oslo_config.cfg.Error: when one is not as expected, with its section, in one line.
+    """
+    for name in conf:
+        section = _read(conf, 'DEFAULT', name)
+        if isinstance(section, cfg.ConfigOpts.GroupAttr):
+            for option in section:
+                _read(section, name, option)
+
+
+def _read(values: typing.Any, group: str, name: str) -> typing.Any:
+    try:
+        return values[name]
+    except ValueError as error:
+        source = re.search("detail='([^']+)'", str(error))
+        where = f'{source[1]}: ' if source else ''
+        opts = _GROUPS.get(None if group == 'DEFAULT' else group, ())
+        expected = [_expected(opt) for opt in opts if opt.dest == name]
+        reason = str(error).rpartition(' is not valid: ')[2]
+        for python, plain in _PLAIN.items():
+            reason = reason.replace(python, plain)
+        wanted = f'expected {expected[0]}' if expected else reason
+        given = f', not {_given(source[1], group, name)!r}' if source and expected else ''
+        raise cfg.ConfigFileValueError(f'{where}[{group}] {name}: {wanted}{given}') from None
+
+
+#: What Python says of a value, in plain words.
+_PLAIN = {
+    'invalid literal for int() with base 10:': 'expected a whole number, not',
+    'could not convert string to float:': 'expected a number, not',
+    'Unexpected boolean value': 'expected true or false, not',
+    'Invalid Boolean value:': 'expected true or false, not',
+}
+
+
+def _expected(opt: cfg.Opt) -> str:
+    """What an option takes, in words."""
+    kind: typing.Any = opt.type
+    if isinstance(kind, types.Integer):
+        least = '' if kind.min is None else f' from {kind.min}'
+        return f'a whole number{least}' + ('' if kind.max is None else f' to {kind.max}')
+    if getattr(kind, 'choices', None):
+        return f'one of {", ".join(kind.choices)}'
+    if isinstance(kind, types.URI):
+        return f'a URL that begins with {" or ".join(f"{each}://" for each in kind.schemes or ())}'
+    words: dict[typing.Any, str] = {
+        types.Boolean: 'true or false',
+        types.HostAddress: 'a host name or address',
+    }
+    return words.get(type(kind), 'another value')
+
+
+def _given(source: str, group: str, name: str) -> str:
+    """The text that a file, or a variable of the environment, has for an option."""
+    if source in os.environ:
+        return os.environ[source]
+    sections: dict[str, dict[str, list[str]]] = {}
+    cfg.ConfigParser(source, sections).parse()
+    return next(
+        (values[-1] for key, values in sections.get(group, {}).items()
+         if key.replace('-', '_') == name),
+        '',
+    )  # fmt: skip
 
 
 def names() -> dict[str, set[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections.abc
 import concurrent.futures
 import dataclasses
+import difflib
 from importlib import metadata
 import math
 import threading
@@ -182,7 +183,10 @@ class Drivers:
                 self._start(extension.name, extension.plugin)
         for name in names:
             if name not in self._scanners | self._states:
-                self._degrade(name, f'no entry point of that name in the group {NAMESPACE}')
+                installed = sorted({point.name for point in metadata.entry_points(group=NAMESPACE)})
+                near = difflib.get_close_matches(name, installed, 1)
+                hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(installed)}'
+                self._degrade(name, f'no entry point of that name in the group {NAMESPACE}: {hint}')
 
     def _start(self, name: str, plugin: typing.Any) -> None:
         """Make the driver, if it is one: the contract is a class, not a group's name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import difflib
 import importlib.resources
 import os
 import pathlib
@@ -141,9 +142,11 @@ def find(spec: str, workdir: pathlib.Path) -> Host:
             recording.unpack(path, root)
             recording.locate(root)
         return Host(name, recording.locate(workdir / name))
+    near = difflib.get_close_matches(spec[:256], known, 1)
+    hint = f'. Did you mean {near[0]}?' if near else ''
     raise description.HostError(
         f'no host {spec[:256]!r}: expected one that comes with us ({", ".join(sorted(known))}), '
-        'a host description (.yaml), or a directory or tarball that holds a recorded sys/'
+        f'a host description (.yaml), or a directory or tarball that holds a recorded sys/{hint}'
     )
 
 

@@ -40,22 +40,37 @@ def test_file_goes_before_defaults_and_arguments_before_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'text',
+    ('group', 'option', 'value', 'expected'),
     [
-        '[agent]\nreport_interval = 0\n',
-        '[agent]\nreport_interval = often\n',
-        '[agent]\ndriver_timeout = -1\n',
-        '[api]\nauth_strategy = none\n',
-        '[api]\nmax_limit = 0\n',
-        '[api]\npublic_endpoint = ftp://x\n',
-        '[conductor]\nabsences = 0\n',
-        '[DEFAULT]\nhost = a_b\n',
-        'no section = x\n[\n',
+        ('agent', 'report_interval', '0', 'a whole number from 1 to 3600'),
+        ('agent', 'report_interval', 'often', 'a whole number from 1 to 3600'),
+        ('agent', 'driver_timeout', '-1', 'a whole number from 1'),
+        ('agent', 'offer_console_card', 'maybe', 'true or false'),
+        ('api', 'auth_strategy', 'none', 'one of keystone, http_basic, noauth'),
+        ('api', 'max_limit', '0', 'a whole number from 1 to 10000'),
+        ('api', 'public_endpoint', 'ftp://x', 'a URL that begins with http:// or https://'),
+        ('conductor', 'absences', '0', 'a whole number from 1'),
+        ('DEFAULT', 'host', 'a_b', 'a host name or address'),
     ],
 )
-def test_value_out_of_range(tmp_path, text):
-    (tmp_path / 'a.conf').write_text(text)
-    with pytest.raises((cfg.Error, ValueError)):
+def test_value_out_of_range(tmp_path, group, option, value, expected):
+    file = tmp_path / 'a.conf'
+    file.write_text(f'[{group}]\n{option} = {value}\n')
+    with pytest.raises(cfg.Error) as raised:
+        options.load(files=[str(file)])
+    named = f'[{group}] {option}'
+    assert str(raised.value) == f'{file}: {named}: expected {expected}, not {value!r}'
+
+
+def test_value_of_the_environment(monkeypatch):
+    monkeypatch.setenv('OS_AGENT__REPORT_INTERVAL', 'often')
+    with pytest.raises(cfg.Error, match=r'REPORT_INTERVAL: \[agent\] report_interval: expected'):
+        options.load(files=[])
+
+
+def test_text_that_is_no_configuration(tmp_path):
+    (tmp_path / 'a.conf').write_text('no section = x\n[\n')
+    with pytest.raises(cfg.Error, match='a.conf:2'):
         options.load(files=[str(tmp_path / 'a.conf')])
 
 

@@ -63,7 +63,7 @@ def test_ours_goes_before_upstreams_of_the_same_name(entry_points, host):
 @pytest.mark.parametrize(
     ('target', 'reason'),
     [
-        (None, 'no entry point of that name in the group cyborg_lite.drivers'),
+        (None, 'no entry point of that name in the group cyborg_lite.drivers: '),
         (f'{CARDS}:Nothing', 'it does not load: '),
         ('no.such.module:Driver', "it does not load: ModuleNotFoundError: No module named 'no'"),
         (f'{CARDS}:Upstream', f'{CARDS} does not derive from cyborg_lite.driver.Driver'),
@@ -82,6 +82,18 @@ def test_driver_that_cannot_be_had_says_why(entry_points, host, target, reason, 
     assert states(findings) == {'bad': 'degraded', 'good': 'ok'}
     assert reason in findings.drivers['bad'].reason
     assert buses(findings) == ['3b']
+
+
+@pytest.mark.parametrize(
+    ('name', 'hint'),
+    [
+        ('huawei_ascnd', 'did you mean huawei_ascend?'),
+        ('acme', 'there are fake, huawei_ascend, '),
+    ],
+)
+def test_a_driver_that_is_misspelt_has_a_hint(host, name, hint):
+    findings = drivers.Drivers(conf(name), host).discover()
+    assert hint in findings.drivers[name].reason
 
 
 @pytest.mark.parametrize(
