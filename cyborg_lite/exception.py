@@ -8,6 +8,11 @@ keyword arguments; the API answers with its ``code`` and ``message``.
 import typing
 
 
+def line(error: BaseException) -> str:
+    """The text of an error in one line, without the hints that SQLAlchemy adds."""
+    return ' '.join(str(error).partition('\n[SQL:')[0].partition('(Background on')[0].split())
+
+
 class Refused(Exception):
     """A command cannot do what it is asked to, as things are: the text says what to do."""
 

@@ -18,6 +18,7 @@ from oslo_log import log
 from oslo_policy import policy
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 
 LOG = log.getLogger(__name__)
 
@@ -219,7 +220,7 @@ class Enforcer(policy.Enforcer):
             other.check_rules(raise_on_violation=True)
         except policy.InvalidDefinitionError as error:
             files = ', '.join(sorted({str(file) for file in where.values()}))
-            raise Broken(f'Policy file {files} is broken: {error}') from None
+            raise Broken(f'Policy file {files} is broken: {exception.line(error)}') from None
 
     def _warn_of_unknown(self, where: dict[str, pathlib.Path]) -> None:
         """Warn of what guards nothing: a rule that is misspelt does not what its author thinks."""
@@ -253,7 +254,7 @@ def _read(file: pathlib.Path) -> dict[str, str]:
     try:
         said = policy.parse_file_contents(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise Broken(f'Policy file {file} cannot be read: {error}') from None
+        raise Broken(f'Policy file {file} cannot be read: {exception.line(error)}') from None
     if not isinstance(said, dict):
         raise Broken(f'Policy file {file} is broken: expected lines of NAME: RULE')
     for name, rule in said.items():

@@ -8,9 +8,15 @@ import difflib
 from importlib import metadata
 import os
 import pathlib
+import ssl
+import typing
 
+import amqp
+import kombu
 from oslo_config import cfg
 from oslo_log import log
+import oslo_messaging as messaging
+from oslo_messaging import opts as messaging_options
 import sqlalchemy as sa
 
 from cyborg_lite import conf as options
@@ -21,7 +27,7 @@ LOG = log.getLogger(__name__)
 
 #: The option without which every user is an administrator: nobody means that by a misspelt one.
 GUARD = 'http_basic_auth_project_file'
-#: How long the database may take to accept a connection, in seconds.
+#: How long the database or the broker may take to accept a connection, in seconds.
 PATIENCE = 5
 #: The package of each database driver, by the extra of ours that installs it.
 EXTRAS = {'mysql': 'mysql', 'mariadb': 'mysql', 'postgresql': 'postgresql'}
@@ -35,6 +41,10 @@ def check(
     :returns: the warnings, which are logged.
     :raises cyborg_lite.exception.Refused: when the service would not work, or might let in anyone.
     """
+    # Those that are read by the process that the launcher forks would end it again and again.
+    for group, opts in messaging_options.list_opts():
+        conf.register_opts(opts, group=group)
+    options.check_values(conf)
     unknown = list(unknown_options(conf))
     for text, meant in unknown:
         if meant == GUARD:
@@ -87,7 +97,8 @@ def database(conf: cfg.ConfigOpts) -> None:
     try:
         revision = _revision(url)
     except sa.exc.SQLAlchemyError as error:
-        LOG.warning('The database cannot be reached yet, it is tried again: %s', error)
+        reason = exception.line(error)
+        LOG.warning('The database cannot be reached yet, it is tried again: %s', reason)
         return
     if revision is None:
         raise exception.Refused('the database has no tables: run cyborg-lite-dbsync upgrade')
@@ -98,6 +109,63 @@ def database(conf: cfg.ConfigOpts) -> None:
         )
     if revision != migration.head():
         LOG.warning('The database is of a newer release (revision %s)', revision)
+
+
+def bus(conf: cfg.ConfigOpts) -> None:
+    """Check that the broker lets this service in.
+
+    A broker that cannot be reached is no error: the service waits for it.
+    """
+    url = messaging.TransportURL.parse(conf)
+    for host in url.hosts if url.transport in ('rabbit', 'kombu') else ():
+        place = f'{host.hostname}:{host.port or 5672}'
+        name, vhost = host.username or 'guest', url.virtual_host or '/'
+        try:
+            _connect(conf, host, vhost)
+        except amqp.AccessRefused as error:
+            raise exception.Refused(
+                f'the broker at {place} refuses user {name} for virtual host {vhost} '
+                f'({exception.line(error)}): check the password in [DEFAULT] transport_url with '
+                f'rabbitmqctl authenticate_user {name}'
+            ) from None
+        except amqp.NotAllowed as error:
+            raise exception.Refused(
+                f'the broker at {place} refuses user {name} for virtual host {vhost} '
+                f'({exception.line(error)}): run rabbitmqctl add_vhost {vhost}, if it does not '
+                f"exist, and rabbitmqctl set_permissions -p {vhost} {name} '.*' '.*' '.*'"
+            ) from None
+        except (OSError, amqp.AMQPError) as error:
+            LOG.warning(
+                'The broker at %s (user %s, virtual host %s) cannot be reached yet, it is tried '
+                'again: %s',
+                *(place, name, vhost, exception.line(error)),
+            )
+
+
+def _connect(conf: cfg.ConfigOpts, host: messaging.TransportHost, vhost: str) -> None:
+    """Open a connection as oslo.messaging does, and close it."""
+    rabbit = conf.oslo_messaging_rabbit
+    files = {
+        'ca_certs': rabbit.ssl_ca_file,
+        'certfile': rabbit.ssl_cert_file,
+        'keyfile': rabbit.ssl_key_file,
+    }
+    given = {name: file for name, file in files.items() if file}
+    verified = {'cert_reqs': ssl.CERT_REQUIRED} if rabbit.ssl_ca_file else {}
+    connection: typing.Any = kombu.Connection(  # type: ignore[attr-defined,no-untyped-call]
+        hostname=host.hostname,
+        port=host.port or 5672,
+        userid=host.username,
+        password=host.password,
+        virtual_host=vhost,
+        login_method=rabbit.rabbit_login_method,
+        ssl=(given | verified or True) if rabbit.ssl else False,
+        connect_timeout=PATIENCE,
+    )
+    try:
+        connection.connect()
+    finally:
+        connection.release()
 
 
 def identity(conf: cfg.ConfigOpts) -> None:

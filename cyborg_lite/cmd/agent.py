@@ -8,11 +8,12 @@ from oslo_config import cfg
 from cyborg_lite import driver
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite import startup
 from cyborg_lite.cmd import daemon
 
 
 def main() -> int:
-    return daemon.run('cyborg-lite-agent', _make)
+    return daemon.run('cyborg-lite-agent', _make, startup.bus)
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:

@@ -13,7 +13,9 @@ from cyborg_lite.db import engine
 
 
 def main() -> int:
-    return daemon.run('cyborg-lite-conductor', _make, startup.database, startup.placing)
+    return daemon.run(
+        'cyborg-lite-conductor', _make, startup.database, startup.bus, startup.placing
+    )
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:

@@ -35,7 +35,7 @@ def main() -> int:
     ) as error:
         if arguments.debug:
             raise
-        print(f'cyborg-lite-dbsync: {error}', file=sys.stderr)
+        print(f'cyborg-lite-dbsync: {exception.line(error)}', file=sys.stderr)
         return 1
 
 

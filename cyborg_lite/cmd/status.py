@@ -11,6 +11,7 @@ from oslo_upgradecheck import common_checks
 from oslo_upgradecheck import upgradecheck
 
 from cyborg_lite import conf as options
+from cyborg_lite import exception
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -28,7 +29,7 @@ class Checks(upgradecheck.UpgradeCommands):
             version, head = migration.version(engine.Database(self.conf).engine), migration.head()
         except db_exception.DBError as error:
             return upgradecheck.Result(
-                upgradecheck.Code.FAILURE, f'The database cannot be read: {error}'
+                upgradecheck.Code.FAILURE, f'The database cannot be read: {exception.line(error)}'
             )
         if version != head:
             return upgradecheck.Result(

@@ -169,8 +169,9 @@ def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedde
     try:
         return service.Embedded(conf, found)
     except (sa.exc.SQLAlchemyError, db_exception.DBError, alembic.util.CommandError) as error:
-        reason = str(error).partition('\n')[0]
-        raise exception.Refused(f'the database {database} cannot be used: {reason}') from None
+        raise exception.Refused(
+            f'the database {database} cannot be used: {exception.line(error)}'
+        ) from None
 
 
 def _listen(embedded: service.Embedded, arguments: argparse.Namespace) -> server.Server:

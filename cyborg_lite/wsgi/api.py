@@ -30,7 +30,7 @@ def _application() -> app.Wsgi:
     try:
         conf = options.load(files=[file] if file else None)
         service.prepare(conf, 'cyborg-lite-api')
-        startup.check(conf, startup.identity, startup.database)
+        startup.check(conf, startup.identity, startup.database, startup.bus)
         # It reads the files that say who callers are, and what they may do.
         made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
     except (cfg.Error, exception.Refused) as error:

@@ -5,6 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import amqp
+import kombu
+from oslo_config import cfg
 import pytest
 import sqlalchemy as sa
 
@@ -138,6 +141,79 @@ def test_a_section_that_is_nearly_one_of_ours_is_a_warning(conf, caplog):
 )
 def test_projects_that_are_not_read_make_nobody_administrator(refused, text):
     assert 'Did you mean' in refused(text, startup.connection)
+
+
+@pytest.mark.parametrize(
+    ('section', 'option', 'value', 'expected'),
+    [
+        ('database', 'max_pool_size', 'many', "expected a whole number, not 'many'"),
+        ('placement', 'timeout', 'x', "expected a number, not 'x'"),
+        ('oslo_messaging_rabbit', 'ssl', 'perhaps', "expected true or false, not 'perhaps'"),
+    ],
+)
+def test_a_value_of_a_library_is_told_with_its_section(conf, section, option, value, expected):
+    with pytest.raises(cfg.Error) as raised:
+        startup.check(conf(f'[{section}]\n{option} = {value}\n'))
+    assert str(raised.value).endswith(f'service.conf: [{section}] {option}: {expected}')
+
+
+class Broker:
+    """In place of a connection to a broker, which answers with an error or not at all."""
+
+    def __init__(self, monkeypatch, *answers):
+        self._answers = list(answers)
+        self.asked = []
+        monkeypatch.setattr(kombu, 'Connection', self._connection)
+
+    def _connection(self, **asked):
+        self.asked.append(asked)
+        return self
+
+    def connect(self):
+        answer = self._answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    def release(self):
+        pass
+
+
+URL = '[DEFAULT]\ntransport_url = rabbit://ann:secret@one:5671,ann:secret@two:5672/things\n'
+DENIED = amqp.AccessRefused('ACCESS_REFUSED')
+NO_HOST = amqp.NotAllowed('vhost things not found')
+
+
+@pytest.mark.parametrize(
+    ('error', 'hint'),
+    [
+        (DENIED, 'rabbitmqctl authenticate_user ann'),
+        (NO_HOST, "rabbitmqctl set_permissions -p things ann '.*' '.*' '.*'"),
+    ],
+)
+def test_a_broker_that_refuses_the_service(refused, monkeypatch, error, hint):
+    Broker(monkeypatch, error)
+    said = refused(URL, startup.bus)
+    assert said.startswith('the broker at one:5671 refuses user ann for virtual host things')
+    assert hint in said
+    assert 'secret' not in said
+
+
+def test_a_broker_that_is_away_is_waited_for(conf, monkeypatch, caplog):
+    broker = Broker(monkeypatch, ConnectionRefusedError(111, 'Connection refused'), None)
+    startup.check(conf(URL), startup.bus)
+    assert 'The broker at one:5671 (user ann, virtual host things) cannot be reached' in caplog.text
+    assert [each['hostname'] for each in broker.asked] == ['one', 'two']
+    assert [each['ssl'] for each in broker.asked] == [False, False]
+    startup.check(conf('[DEFAULT]\ntransport_url = fake:/\n'), startup.bus)
+    assert len(broker.asked) == 2
+
+
+def test_the_broker_is_asked_over_tls(conf, monkeypatch):
+    broker = Broker(monkeypatch, None, None)
+    text = 'ssl = true\nssl_ca_file = /a.pem\nrabbit_login_method = PLAIN\n'
+    startup.check(conf(f'{URL}[oslo_messaging_rabbit]\n{text}'), startup.bus)
+    assert broker.asked[0]['ssl']['ca_certs'] == '/a.pem'
+    assert broker.asked[0]['login_method'] == 'PLAIN'
 
 
 def run(command, *words, file=None):
