@@ -174,9 +174,7 @@ class Alone:
             user = self._who(request)
             project = self._project(user)
         except webob.exc.HTTPException as error:
-            # In the form that keystonemiddleware gives it.
-            said = {'code': error.code, 'title': error.title, 'message': error.detail or str(error)}
-            answer = webob.Response(json_body={'error': said}, status=error.code)
+            answer = _error(error.code, error.detail or str(error))
             if error.code == 401:
                 answer.headers['WWW-Authenticate'] = 'Basic realm="cyborg_lite"'
             return answer

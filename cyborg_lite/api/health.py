@@ -83,6 +83,9 @@ class Readiness:
         answer = request.get_response(self._plugins)
         reason = self._probe.reason() if answer.status_int < 300 else None
         if reason is None:
+            # Without plugins oslo.middleware has nothing to say.
+            if not answer.body and request.method == 'GET':
+                answer.text = 'OK'
             return answer
         if answer.content_type == 'application/json':
             json = {'detailed': False, 'reasons': [reason]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 import typing
 
@@ -16,6 +18,10 @@ COMMANDS = {
     'ps': 'list the accelerators of a service that runs',
     'record': 'pack what drivers see of this machine, for a bug report',
 }
+
+
+#: The status of a command whose output nobody reads on, as shells have it.
+PIPED = 128 + signal.SIGPIPE
 
 
 class _Version(argparse.Action):
@@ -45,7 +51,13 @@ class _Command(argparse.ArgumentParser):
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        return int(arguments.run(arguments) or 0)
+        status = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Nobody reads on. What is left of the output would be an error at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPED
     except (exception.Refused, OSError) as error:
         return _fail(error)
     except _unusable() as error:

@@ -30,6 +30,9 @@ CSV = (
 )  # fmt: skip
 #: How long an answer may take, in seconds.
 TIMEOUT = 30
+#: What errors say where a server has no TLS, and where one closes a connection.
+NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
+CLOSED = ('Connection aborted', 'Connection reset', 'RemoteDisconnected')
 CLEAR = '\x1b[2J\x1b[H'
 
 
@@ -124,25 +127,46 @@ def _nothing(session: requests.Session, url: str) -> str:
 
 def _ask(session: requests.Session, url: str, resource: str, arguments: dict[str, str]) -> Row:
     """A page of a list."""
-    url = f'{url}/v2/{resource}'
+    root, url = url, f'{url}/v2/{resource}'
     try:
         answer = session.get(url, params=arguments, timeout=TIMEOUT)
         found = answer.json()
         if answer.ok and isinstance(found[resource], list):
             return typing.cast('Row', found)
         said = str(found['errors'][0]['detail'])
-    except requests.exceptions.SSLError:
-        raise exception.Refused(
-            f'the certificate of {url} is not trusted: name its authority with --cacert'
-        ) from None
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise exception.Refused(
-            f'no service answers at {url} ({type(error).__name__}): start one with '
-            '"cyborg-lite up", or say with --url where it is'
-        ) from None
+        raise exception.Refused(_unreachable(root, url, error)) from None
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         raise exception.Refused(f'{url} is not answered as by this service') from None
-    raise exception.Refused(f'{url} answers {answer.status_code}: {said}')
+    hint = _credentials(session, answer) if answer.status_code == 401 else ''
+    raise exception.Refused(f'{url} answers {answer.status_code}: {said}{hint}')
+
+
+def _unreachable(root: str, url: str, error: requests.RequestException) -> str:
+    """Why there is no answer, and what to type."""
+    text = str(error)
+    if isinstance(error, requests.exceptions.SSLError):
+        if any(each in text for each in NO_TLS):
+            return f'{url} has no TLS: give --url {root.replace("https:", "http:", 1)}'
+        return f'the certificate of {url} is not trusted: name its authority with --cacert'
+    if url.startswith('http:') and any(each in text for each in CLOSED):
+        return (
+            f'{url} closed the connection without an answer: if it is a service with TLS, give '
+            f'--url {root.replace("http:", "https:", 1)}'
+        )
+    return (
+        f'no service answers at {url} ({type(error).__name__}): start one with "cyborg-lite up", '
+        'or say with --url where it is'
+    )
+
+
+def _credentials(session: requests.Session, answer: requests.Response) -> str:
+    """What a service wants that does not know who asks."""
+    if answer.headers.get('WWW-Authenticate', '').lower().startswith('basic'):
+        wrong = ' The name or the password is wrong.' if session.auth else ''
+        return f'{wrong} Give the name of a user with --user.'
+    wrong = ' The token is wrong, or has expired.' if 'X-Auth-Token' in session.headers else ''
+    return f'{wrong} Put a token into OS_TOKEN: "openstack token issue -f value -c id" prints one.'
 
 
 def _table(rows: list[Row]) -> str:

@@ -246,6 +246,8 @@ def _replaced(file: pathlib.Path) -> collections.abc.Iterator[typing.IO[bytes]]:
     """A file that takes this place once it is complete.  A link in the place is not followed."""
     if file.exists() and not file.is_symlink() and not file.is_file():
         raise description.HostError(f'{file} is in the way: expected a file, or nothing')
+    if not file.parent.is_dir():
+        raise description.HostError(f'{file}: there is no directory {file.parent}')
     # Its mode is 0600 from the start.
     with tempfile.NamedTemporaryFile(
         dir=file.parent, prefix=f'.{file.name}.', delete=False

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import typing
 
+from cliff import columns as formattable
 from osc_lib import exceptions
 from osc_lib.cli import format_columns
 from osc_lib.command import command
@@ -90,7 +91,25 @@ class CreateAllocation(osc.Command, command.ShowOne):
         if parsed_args.dry_run and not found['fits']:
             reasons = [each['reason'] for each in found['alternatives']]
             raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
+        if parsed_args.dry_run:
+            found['alternatives'] = _Alternatives(found['alternatives'])
         return _one(found)
+
+
+class _Alternatives(formattable.FormattableColumn[typing.Any]):
+    """What a dry run counted: a line for each request to a human, all of it to a program."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(_counted(request) for each in self._value for request in each['requests'])
+
+
+def _counted(request: dict[str, typing.Any]) -> str:
+    """How many accelerators a request wants, how many fit, and what takes the others away."""
+    traits = [*request['required'], *(f'no {each}' for each in request['forbidden'])]
+    wanted = ' with '.join(filter(None, (request['resource_class'], ', '.join(traits))))
+    removed = [f'{name}: {count}' for name, count in request['removed'].items() if count]
+    others = f' (not: {", ".join(removed)})' if removed else ''
+    return f'{request["amount"]} of {wanted}: {request["left"]} of {request["candidates"]}{others}'
 
 
 class ListAllocations(osc.Command, command.Lister):

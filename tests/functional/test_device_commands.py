@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands that name devices, accelerators and requests, as a client asks the API."""
 
+import re
+import types
+
 from osc_lib import exceptions
 import pytest
 
 from cyborg_lite import model
 from cyborg_lite.osc import accelerators
+from cyborg_lite.osc import allocations
 from cyborg_lite.osc import devices
 from tests import support
 from tests.functional import test_quota_commands
@@ -73,3 +77,16 @@ def test_what_is_no_accelerator_or_request_says_where_they_are_shown(run, card):
     for kind in accelerators.ShowHistory, accelerators.UnbindAccelerators:
         with pytest.raises(exceptions.CommandError, match='not found.*shows the request of each'):
             run(kind, *card['accelerator'])
+
+
+def test_a_dry_run_shows_counts_in_words(run, sdk, card):
+    run(accelerators.DisableDevice, *card['device'])
+    words = ['--resource', 'FPGA=1', '--trait', 'CUSTOM_FAKE_DEVICE', '--dry-run']
+    client = types.SimpleNamespace(sdk_connection=types.SimpleNamespace(accelerator=sdk))
+    command = allocations.CreateAllocation(types.SimpleNamespace(client_manager=client), None)
+    names, values = command.take_action(command.get_parser('create').parse_args(words))
+    shown = dict(zip(names, values, strict=True))
+    said = shown['alternatives'].human_readable()
+    assert re.fullmatch(r'1 of FPGA with CUSTOM_FAKE_DEVICE: \d of \d \(.*disabled: 4.*\)', said)
+    [counted] = shown['alternatives'].machine_readable()
+    assert counted['requests'][0]['removed']['disabled'] == 4

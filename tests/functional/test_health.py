@@ -57,7 +57,7 @@ def full(service):
 def test_ready(service):
     before = service.rows(model.DeviceProfile)
     answer = service.api.get('/healthcheck')
-    assert answer.status_int == 200
+    assert (answer.status_int, answer.text) == (200, 'OK')
     assert service.api.get('/healthcheck/live').status_int == 200
     assert service.rows(model.DeviceProfile) == before
 

@@ -2,6 +2,7 @@
 """Names and passwords: each user has a project and roles, as a file says."""
 
 import base64
+import json
 import logging
 import os
 import types
@@ -135,7 +136,10 @@ def test_roles_imply_those_below(asked, name, statuses):
 def test_a_user_without_a_project_may_do_nothing(asked, method):
     answer = asked('zoe').request(method, ARQS, {} if method == 'POST' else None)
     assert answer.status_int == 403
-    assert answer.json['error']['message'] == 'User zoe has no project on this service.'
+    assert (
+        json.loads(answer.json['error_message'])['description']
+        == 'User zoe has no project on this service.'
+    )
     # The password is asked first.
     assert asked('zoe', 'wrong').get(ARQS).status_int == 401
     assert asked('zoe').get('/v2').status_int == 200

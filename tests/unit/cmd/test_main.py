@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -71,7 +73,20 @@ def test_serial_numbers_are_recorded_if_asked_for(run, tmp_path, monkeypatch, wo
 
 def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
     assert run('record', str(tmp_path / 'no' / 'a.tar.gz')) == 1
-    assert 'cyborg-lite: [Errno 2] No such file' in capsys.readouterr().err
+    said = f'cyborg-lite: {tmp_path}/no/a.tar.gz: there is no directory {tmp_path}/no\n'
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_reader_that_ends_is_no_error(run, tmp_path, monkeypatch, capsys):
+    """As in ``cyborg-lite ps | head``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    output = os.fdopen(writing, 'w')
+    monkeypatch.setattr(sys, 'stdout', output)
+    assert run('record', str(tmp_path / 'a.tar.gz')) == 128 + signal.SIGPIPE
+    # What is left in the buffer is written at the exit: there has to be a place for it.
+    output.close()
+    assert 'roken pipe' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments', [[], ['nothing'], ['up', '--port', 'x'], ['up', 'x']])

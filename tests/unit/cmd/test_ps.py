@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ import wsgiref.simple_server
 from oslo_utils import timeutils
 import pytest
 import requests
+import trustme
 
 from cyborg_lite import model
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
 from tests import support
+from tests.unit import test_server
 from tests.unit.cmd import process
 
 
@@ -168,6 +171,40 @@ def test_refusals_are_told_in_a_line(served, run, status, body, said):
 
     url = served(application)
     assert run('--url', url) == (1, '', f'cyborg-lite: {url}/v2/accelerators {said}\n')
+
+
+@pytest.mark.parametrize(
+    ('scheme', 'user', 'said'),
+    [
+        ('Basic realm="a"', [], 'not known. Give the name of a user with --user.'),
+        ('Basic realm="a"', ['--user', 'ann'], 'The name or the password is wrong. Give the name'),
+        ('Keystone uri="a"', [], 'not known. Put a token into OS_TOKEN: "openstack token issue'),
+    ],
+)
+def test_a_service_that_wants_to_know_who_asks(served, run, monkeypatch, scheme, user, said):
+    monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
+
+    def application(environ, start_response):
+        headers = [('Content-Type', 'application/json'), ('WWW-Authenticate', scheme)]
+        start_response('401 Unauthorized', headers)
+        return [b'{"errors": [{"detail": "You are not known."}]}']
+
+    status, _, error = run('--url', served(application), *user)
+    assert (status, error.count('\n')) == (1, 1)
+    assert said in error
+
+
+def test_http_and_https_are_told_apart(served, run):
+    issued = trustme.CA().issue_cert('127.0.0.1')
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(context)
+    with test_server.serving(tls=context) as made:
+        port = made.bind_addr[1]
+        _, _, error = run('--url', f'http://127.0.0.1:{port}/v2/')
+        assert error.endswith(f'if it is a service with TLS, give --url https://127.0.0.1:{port}\n')
+    url = served(lambda environ, start_response: [])
+    _, _, error = run('--url', url.replace('http', 'https'))
+    assert error.endswith(f'has no TLS: give --url {url}\n')
 
 
 @pytest.mark.parametrize('url', ['http://127.0.0.1:1', 'ftp://127.0.0.1', 'nothing'])
