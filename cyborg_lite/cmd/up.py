@@ -19,7 +19,6 @@ import sys
 import textwrap
 import threading
 import typing
-import uuid
 
 import alembic.util
 from oslo_config import cfg
@@ -36,6 +35,7 @@ from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.agent import drivers as agent_drivers
+from cyborg_lite.conductor import hosts as machines
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -315,6 +315,9 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
     """Start, and wait for the first report of each host, unless it is stopped meanwhile."""
     names = ', '.join(agent.manager.host.name for agent in embedded.agents)
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
+    with embedded.database.writer() as session:
+        # Those of an earlier run had their agents in that process.
+        machines.end_others(session, [agent.manager.host.name for agent in embedded.agents])
     embedded.start()
     for agent in embedded.agents:
         while not (agent.manager.reported.wait(0.1) or web.stopped):
@@ -403,35 +406,37 @@ def _explain(
 
 def _example(
     session: orm.Session, names: collections.abc.Collection[str]
-) -> tuple[str, str, str] | None:
-    """A class, a provider of one of these hosts that has one free, and its host."""
+) -> tuple[str, str] | None:
+    """A resource class of which one of these hosts has an accelerator that is free, and the host."""
     kind = accelerators.Accelerator
     free = query.find(
         session, kind, kind.state == 'free', kind.host.in_(names), page=query.Page(limit=1)
     )
-    return next(((str(each.resource_class), each.rp_uuid, each.host) for each in free), None)
+    return next(((str(each.resource_class), each.host) for each in free), None)
 
 
-def _requests(curl: str, url: str, resource_class: str, provider: str, hostname: str) -> str:
-    """The three requests that get an accelerator, to be pasted into a shell."""
+def _requests(curl: str, url: str, resource_class: str, hostname: str) -> str:
+    """The requests that get an accelerator, to be pasted into a shell as often as one is free."""
     name = 'one-' + resource_class.removeprefix('CUSTOM_').lower()
     profile = json.dumps([{'name': name, 'groups': [{f'resources:{resource_class}': '1'}]}])
     wish = json.dumps({'device_profile_name': name})
-    values = {
-        'hostname': hostname,
-        'device_rp_uuid': provider,
-        'instance_uuid': str(uuid.uuid4()),
-    }
+    free = f'accelerators?free=true&limit=1&host={hostname}&resource_class={resource_class}'
+    # What is found when the lines are pasted: another accelerator, and another instance each time.
+    values = {'hostname': hostname, 'device_rp_uuid': "'$RP'", 'instance_uuid': "'$INSTANCE'"}
     patch = [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
     bind = f'{{"\'$ARQ\'": {json.dumps(patch)}}}'
     post = "-H 'Content-Type: application/json'"
-    first_uuid = 'import json, sys; print(json.load(sys.stdin)["arqs"][0]["uuid"])'
+    first = 'import json, sys; print(json.load(sys.stdin)["{}"][0]["{}"])'
     return textwrap.dedent(
         f"""
         Ask for one:
-          {curl} {url}/device_profiles {post} -d '{profile}'
+          {curl} '{url}/device_profiles?name={name}' | grep -q {name} \\
+            || {curl} {url}/device_profiles {post} -d '{profile}'
           ARQ=$({curl} {url}/accelerator_requests {post} -d '{wish}' \\
-            | python3 -c '{first_uuid}')
+            | python3 -c '{first.format('arqs', 'uuid')}')
+          RP=$({curl} '{url}/{free}' \\
+            | python3 -c '{first.format('accelerators', 'rp_uuid')}')
+          INSTANCE=$(cat /proc/sys/kernel/random/uuid)
           {curl} -X PATCH {url}/accelerator_requests {post} -d '{bind}'
         and see what you got:
           {curl} {url}/accelerator_requests/$ARQ"""

@@ -254,6 +254,11 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
     return list(session.scalars(same.order_by(model.Host.id).with_for_update()))
 
 
+def end_others(session: orm.Session, names: collections.abc.Collection[str]) -> None:
+    """Note that no other hosts report from now on: they are down at once, and up with a report."""
+    session.execute(sa.update(model.Host).where(model.Host.name.not_in(names)).values(interval=0))
+
+
 def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.Facts]]:
     """The messages by which Placement is told of what differs on these hosts, in a transaction that
     begins when this one is over.
@@ -387,7 +392,8 @@ def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: st
     elif not _may_unite(old, new):
         raise exception.Conflict(
             reason=f'Host {name} cannot be renamed to {to}: there is a host {to}, and it is not '
-            'known to be the same machine.'
+            'known to be the same machine. If it is, stop its agent, and when it is down run '
+            f'"openstack accelerator host delete {to}"; then rename {name}, and start the agent.'
         )
     _unite(session, old, new)
     _forget(session, old)
@@ -402,7 +408,8 @@ def _down(session: orm.Session, name: str) -> model.Host:
     host = query.get(session, model.Host, name, what='Host', by='name')
     if host.state == 'up':
         raise exception.Conflict(
-            reason=f'Host {name} is up: stop its agent, and wait until the host is down.'
+            reason=f'Host {name} is up: stop its agent, and wait until "openstack accelerator host '
+            f'show {name}" says down. With "cyborg-lite up", start that without this host.'
         )
     return host
 

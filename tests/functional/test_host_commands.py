@@ -37,6 +37,26 @@ def test_a_host_that_is_down_is_renamed(run, service):
     assert bound['device_rp_uuid'] == provider
 
 
+def test_the_refusal_to_rename_says_how_it_can_be_done(run, service):
+    """Hosts that were described have no identity by which two of them could be one machine."""
+    service.profile()
+    [arq] = service.arqs()
+    provider = service.rows(model.Deployable)[0].rp_uuid
+    assert service.api.bind(arq, provider=provider).status_int == 202
+    service.report(support.card('3b'), host='host-2')
+    with pytest.raises(exceptions.CommandError, match='"cyborg-lite up", start that without this'):
+        run(hosts.RenameHost, support.HOST, 'host-2')
+    silence(service)
+    with pytest.raises(exceptions.CommandError, match='accelerator host delete host-2"'):
+        run(hosts.RenameHost, support.HOST, 'host-2')
+    run(hosts.DeleteHost, 'host-2')
+    run(hosts.RenameHost, support.HOST, 'host-2')
+    service.report(support.card('3b'), support.card('c1', vendor='19e5'), host='host-2')
+    bound = service.api.get(f'/v2/accelerator_requests/{arq}').json
+    assert (bound['state'], bound['hostname']) == ('Bound', 'host-2')
+    assert [row[0] for row in run(hosts.ListHosts)] == ['host-2']
+
+
 def test_a_host_that_is_down_is_deleted(run, service):
     with pytest.raises(exceptions.CommandError, match=f'Host {support.HOST} is up'):
         run(hosts.DeleteHost, support.HOST)
