@@ -117,10 +117,19 @@ AGENT_OPTS = [
             'intel_qat',
             'xilinx_fpga',
             'pci',
-        ],  # fmt: skip
+        ],
         help='The drivers that look for accelerators on this host, by the names of their entry '
         'points. Where two find a device at the same address, the one named first has it. The '
         'default is all that ship, but the fake one.',
+    ),
+    cfg.Opt(
+        'expected_devices',
+        type=types.Dict(types.Integer(min=1, max=65535)),
+        default={},
+        mutable=True,
+        help='How many devices each driver finds on this host if all is well, such as '
+        '``huawei_ascend:8,intel_qat:2``. A driver that finds fewer is degraded, and says how many '
+        'it lacks. By default nothing is expected.',
     ),
     cfg.IntOpt(
         'report_interval',

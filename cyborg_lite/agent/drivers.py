@@ -169,6 +169,11 @@ class Drivers:
 
     def _load(self) -> None:
         names = self._conf.agent.enabled_drivers
+        for name in sorted(self._conf.agent.expected_devices.keys() - {*names}):
+            LOG.warning(
+                '[agent] expected_devices names %s, which [agent] enabled_drivers lacks: nothing '
+                'is expected of it', name,
+            )  # fmt: skip
         missing: list[str] = []
         for namespace in (NAMESPACE, UPSTREAM_NAMESPACE):
             wanted = [name for name in names if name not in self._scanners | self._states]
@@ -308,8 +313,18 @@ class Drivers:
         well = scanner.state.state == 'ok' or scanner.state.complete
         scanner.claims = claims if well else scanner.claims | claims
         found = dataclasses.replace(scanner.state, reason='; '.join(reasons), devices=len(kept))
-        self._set(scanner.name, found)
+        self._set(scanner.name, self._judged(scanner.name, found))
         return kept
+
+    def _judged(self, name: str, found: State) -> State:
+        """The state of a driver that has answered: degraded if it lacks expected devices."""
+        expected = self._conf.agent.expected_devices.get(name, 0)
+        if found.devices >= expected:
+            return found
+        lack = f'it finds {found.devices} of the {expected} expected devices'
+        reason = '; '.join(filter(None, (lack, found.reason)))
+        complete = found.complete or found.state == 'ok'
+        return dataclasses.replace(found, state='degraded', reason=reason, complete=complete)
 
 
 def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[Answer]:

@@ -40,10 +40,11 @@ def load(entry_points, host):
     cards.RELEASED.clear()
 
 
-def conf(*names, timeout=30.0, interval=3600):
+def conf(*names, timeout=30.0, interval=3600, expected=()):
     options = {
         'enabled_drivers': list(names),
         'driver_timeout': timeout,
         'report_interval': interval,
+        'expected_devices': dict(expected),
     }
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

@@ -88,7 +88,7 @@ def test_driver_that_cannot_be_had_says_why(entry_points, host, target, reason, 
     ('name', 'hint'),
     [
         ('huawei_ascnd', 'did you mean huawei_ascend?'),
-        ('acme', 'there are fake, huawei_ascend, '),
+        ('acme', 'there are amd_gpu, fake, huawei_ascend, '),
     ],
 )
 def test_a_driver_that_is_misspelt_has_a_hint(host, name, hint):
@@ -330,6 +330,30 @@ def test_what_each_driver_found_is_logged_when_it_changes(load, monkeypatch, cap
     monkeypatch.setattr(cards.Moody, 'buses', ('3b', '5e'))
     loaded.discover()
     assert caplog.messages == ['Host host-1: driver moody is ok, 2 devices']
+
+
+@pytest.mark.parametrize(('expected', 'state'), [(1, 'ok'), (2, 'degraded')])
+def test_a_driver_that_lacks_expected_devices_is_degraded(load, caplog, expected, state):
+    findings = load(cards.Good, expected={'good': expected}).discover()
+    assert buses(findings) == ['3b']
+    found = findings.drivers['good']
+    assert (found.state, found.devices) == (state, 1)
+    if state == 'degraded':
+        assert found.reason == 'it finds 1 of the 2 expected devices'
+        # It looked at all: what it lacks is absent, not unknown.
+        assert found.complete
+        assert 'driver good is degraded, 1 device: it finds 1 of the 2' in caplog.text
+
+
+def test_a_driver_that_fails_lacks_what_is_expected_as_well(load):
+    found = load(cards.Raising, expected={'raising': 2}).discover().drivers['raising']
+    assert found.reason.startswith('it finds 0 of the 2 expected devices; discover() failed')
+    assert not found.complete
+
+
+def test_what_is_expected_of_a_driver_that_is_not_enabled_is_said(load, caplog):
+    load(cards.Good, expected={'god': 1})
+    assert 'expected_devices names god, which [agent] enabled_drivers lacks' in caplog.text
 
 
 def test_states_are_in_the_order_of_the_option(load):
