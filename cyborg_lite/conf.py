@@ -147,8 +147,11 @@ AGENT_OPTS = [
         mutable=True,
         help='How long one driver may take to look for its devices, in seconds, and at most '
         'report_interval. A driver that takes longer is shown as degraded, the host is reported '
-        'without it, and what it found before stays as it was. When it answers, there is a report '
-        'at once, and it is asked again an interval later.',
+        'without it, and what it found before stays as it was. A report itself waits for drivers '
+        'for half of report_interval at most: a driver that has never answered is shown as '
+        'degraded from then on, and one that has answered before is reported with that answer. '
+        'When a late driver answers, there is a report at once, and the driver is asked again an '
+        'interval later.',
     ),
     cfg.BoolOpt(
         'offer_console_card',
@@ -377,8 +380,33 @@ def list_opts() -> list[tuple[str | None, collections.abc.Sequence[cfg.Opt]]]:
 
 
 def list_client_opts() -> list[tuple[cfg.OptGroup, collections.abc.Sequence[cfg.Opt]]]:
-    """The options of keystoneauth for each service that we call, for oslo-config-generator."""
-    return [(_described(name), _client_opts(name)) for name in _CLIENTS]
+    """The options of keystoneauth for each service that we call, for oslo-config-generator.
+
+    And those that Nova needs to call us: without them no server gets an accelerator.
+    """
+    return [
+        *((_described(name), _client_opts(name)) for name in _CLIENTS),
+        (cfg.OptGroup('service_user', help=_SERVICE_USER), _service_user_opts()),
+    ]
+
+
+_SERVICE_USER = (
+    'For nova.conf: Nova reads this section, and cyborg_lite does not. With it Nova sends the '
+    'service token without which it may not bind. The user needs the role service.'
+)
+
+
+def _service_user_opts() -> list[cfg.Opt]:
+    """What keystonemiddleware and keystoneauth read in Nova, with the value that is needed."""
+    return [
+        cfg.BoolOpt(
+            'send_service_user_token',
+            default=True,
+            help='Whether Nova sends a service token along with the token of the user.',
+        ),
+        *loading.get_auth_common_conf_options(),
+        *loading.get_auth_plugin_conf_options('password'),
+    ]
 
 
 def _described(client: str) -> cfg.OptGroup:

@@ -12,6 +12,7 @@ project = 'cyborg_lite'
 copyright = 'The cyborg_lite developers'
 
 html_theme = 'openstackdocs'
+templates_path = ['../../doc/source/_templates']
 html_theme_options = {'sidebar_mode': 'toc', 'show_other_versions': False}
 openstackdocs_auto_name = False
 openstackdocs_repo_name = ''

@@ -407,7 +407,7 @@ def _explain(
 def _example(
     session: orm.Session, names: collections.abc.Collection[str]
 ) -> tuple[str, str] | None:
-    """A resource class of which one of these hosts has an accelerator that is free, and the host."""
+    """The resource class and the host of an accelerator of these hosts that is free."""
     kind = accelerators.Accelerator
     free = query.find(
         session, kind, kind.state == 'free', kind.host.in_(names), page=query.Page(limit=1)

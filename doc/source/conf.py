@@ -19,6 +19,7 @@ policy_generator_config_file = '../../etc/cyborg_lite/cyborg-lite-policy-generat
 sample_policy_basename = '_static/cyborg-lite'
 
 html_theme = 'openstackdocs'
+templates_path = ['_templates']
 html_static_path = ['_static']
 html_theme_options = {'show_other_versions': False}
 openstackdocs_auto_name = False

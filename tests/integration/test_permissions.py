@@ -17,9 +17,11 @@ import pytest
 from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import driver
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import rpc
 from cyborg_lite import service
+from cyborg_lite import startup
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 from tests.integration import deployment
@@ -97,6 +99,30 @@ def database(buses, conf, tmp_path_factory):
 def rows(database, kind):
     with database.reader() as session:
         return session.query(kind).count()
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'said'),
+    [
+        ('', '', None),
+        (
+            'API_PASSWORD',
+            'wrong',
+            'refuses user cyborg-lite-api for virtual host cyborg_lite.*403',
+        ),
+        ('cyborg_lite', 'nowhere', 'for virtual host nowhere .*530.*add_vhost nowhere'),
+    ],
+)
+def test_a_start_is_refused_in_one_line(urls, tmp_path, old, new, said):
+    file = tmp_path / 'conf'
+    file.write_text(f'[DEFAULT]\ntransport_url = {urls["api"].replace(old, new)}\n')
+    conf = options.load(files=[str(file)])
+    if said is None:
+        startup.check(conf, startup.bus)
+        return
+    with pytest.raises(exception.Refused, match=said) as raised:
+        startup.check(conf, startup.bus)
+    assert '\n' not in str(raised.value)
 
 
 def test_the_services_work(buses, database):

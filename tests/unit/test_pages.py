@@ -153,6 +153,9 @@ def test_documents_that_are_linked_to():
 def test_the_sample_configuration_has_the_services_that_are_called():
     assert 'namespace = cyborg_lite.clients\n' in GENERATOR.read_text()
     groups = {group.name: (group, opts) for group, opts in options.list_client_opts()}
+    group, opts = groups.pop('service_user')
+    assert group.help.startswith('For nova.conf')
+    assert {'send_service_user_token', 'auth_type', 'username'} <= {opt.dest for opt in opts}
     assert set(groups) == {'placement', 'nova'}
     for group, opts in groups.values():
         values = {opt.dest: opt.default for opt in opts}
