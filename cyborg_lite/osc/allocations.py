@@ -100,7 +100,9 @@ class _Alternatives(formattable.FormattableColumn[typing.Any]):
     """What a dry run counted: a line for each request to a human, all of it to a program."""
 
     def human_readable(self) -> str:
-        return '\n'.join(_counted(request) for each in self._value for request in each['requests'])
+        return '\n'.join(
+            _counted(request) for each in self.machine_readable() for request in each['requests']
+        )
 
 
 def _counted(request: dict[str, typing.Any]) -> str:

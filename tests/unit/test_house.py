@@ -25,7 +25,7 @@ ROOMS = {
     'conf': set(),
     'exception': set(),
     'context': {'exception'},
-    'policy': {'conf'},
+    'policy': {'conf', 'exception'},
     'worker': set(),
     # upon it
     'clients': {'exception'},
