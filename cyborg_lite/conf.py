@@ -103,6 +103,14 @@ API_OPTS = [
         help='How long a request waits for a conductor, in seconds. After that it is answered '
         'with 503; what was asked for may still happen.',
     ),
+    cfg.IntOpt(
+        'max_waiting',
+        default=8,
+        min=0,
+        help='How many requests of each process may wait for an allocation (``?wait=SECONDS``). '
+        'Each of them takes a thread of the web server: ``cyborg-lite up`` has 16. Further ones '
+        'are answered at once, with the allocation as it is. With 0 no request waits.',
+    ),
 ]
 
 AGENT_OPTS = [

@@ -203,6 +203,8 @@ class Server:
             'REMOTE_ADDR': peer[0],
             'REMOTE_PORT': str(peer[1]),
             'wsgi.url_scheme': 'https' if self._tls else 'http',
+            # A request that waits ends when the server does.
+            'cyborg_lite.stopping': lambda: self.stopped,
         }
         connection = Connection(
             reader, asyncio.StreamWriter(transport, protocol, reader, loop), self._limits

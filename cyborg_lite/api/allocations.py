@@ -14,6 +14,9 @@ from cyborg_lite import model
 from cyborg_lite.api import device_profiles
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+from cyborg_lite.api import waiting
+from cyborg_lite.db import queue as db_queue
+from cyborg_lite.model import queue
 
 #: The header that makes a repeated request safe, and how long its value may be.
 #: Source: draft-ietf-httpapi-idempotency-key-header.
@@ -80,6 +83,13 @@ CREATE: types.Schema = {
             'properties': {'type': _NAME, 'id': _NAME},
         },
         'lease': _LEASE,
+        'queue': {'type': 'boolean'},
+        'priority': {
+            'type': 'integer',
+            'minimum': queue.LOWEST,
+            'maximum': queue.HIGHEST,
+            'description': f'a whole number from {queue.LOWEST} to {queue.HIGHEST}',
+        },
     },
 }
 
@@ -115,19 +125,32 @@ class Allocations(rest.Controller):
         conditions = [getattr(model.Allocation, name) == given[name] for name in given]
         return self.list(*conditions, page=page)
 
-    @rest.expose(wtypes.text)
-    def get_one(self, id):
-        rest.call().context.can('cyborg:allocation:get_one')
-        return self.fetch(self._uuid(id))
+    def read(self, *conditions, page=None):
+        rows = super().read(*conditions, page=page)
+        if any(row['state'] == 'queued' for row in rows):
+            with rest.call().database.reader() as session:
+                positions = db_queue.positions(session)
+            for row in rows:
+                row['position'] = positions.get(row['uuid'])
+        return rows
 
-    @rest.expose(types.flag, status=201, body=CREATE)
-    def post(self, dry_run=None):
+    @rest.expose(wtypes.text, types.seconds)
+    def get_one(self, id, wait=None):
+        rest.call().context.can('cyborg:allocation:get_one')
+        uuid = self._uuid(id)
+        self._wait(uuid, wait)
+        return self.fetch(uuid)
+
+    @rest.expose(types.flag, types.seconds, status=201, body=CREATE)
+    def post(self, dry_run=None, wait=None):
         rest.call().context.can('cyborg:allocation:create')
         request = _request(rest.body()) | {'key': _key()}
         if dry_run:
             pecan.response.status = 200
             return rest.call().conductor.check_allocation(request=request)
-        return self.fetch(rest.call().conductor.create_allocation(request=request))
+        uuid = rest.call().conductor.create_allocation(request=request)
+        self._wait(uuid, wait)
+        return self.fetch(uuid)
 
     @rest.expose(wtypes.text, body=UPDATE)
     def patch(self, id):
@@ -142,10 +165,23 @@ class Allocations(rest.Controller):
         rest.call().context.can('cyborg:allocation:delete')
         rest.call().conductor.release_allocation(uuid=self._uuid(id))
 
+    def _wait(self, uuid: str, seconds: int | None) -> None:
+        """Wait while an allocation is in the queue, for so many seconds at most."""
+        queued = sa.select(model.Allocation.id).where(
+            model.Allocation.uuid == uuid, model.Allocation.state == 'queued', *self.scope()
+        )
+
+        def done() -> bool:
+            with rest.call().database.reader() as session:
+                return session.scalar(queued) is None
+
+        waiting.wait(done, seconds or 0)
+
     def _uuid(self, id: str) -> str:
         """The uuid of an allocation by its uuid, or by its name in the caller's project.
 
-        Of a name the active allocation is meant, or else the last one that was released.
+        Of a name the allocation is meant that is queued or active, or else the last one that was
+        released.
         """
         if types.is_uuid(id):
             return types.canonical(id)
@@ -188,7 +224,16 @@ def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
         'name': body.get('name'),
         'consumer': body.get('consumer'),
         'lease': int(body['lease']) if 'lease' in body else None,
-    }
+    } | _turn(body)
+
+
+def _turn(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Whether it may wait, and its priority, where that is said.
+
+    A request that does not say so is that of the release before: it has the same digest.
+    """
+    found = {'priority': int(body['priority'])} if 'priority' in body else {}
+    return found | ({'queue': True} if body.get('queue') else {})
 
 
 def _groups(where: str, groups: list[dict[str, typing.Any]]) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import http
 import json
+import threading
 import typing
 
 from oslo_config import cfg
@@ -251,6 +252,7 @@ class Front:
         self._database = database
         self._bus = bus
         self._enforcer = policy.enforcer(conf)
+        self._waiting = threading.Semaphore(conf.api.max_waiting)
 
     @webob.dec.wsgify
     def __call__(self, request: webob.Request) -> typing.Any:
@@ -287,6 +289,7 @@ class Front:
             database=self._database,
             bus=self._bus,
             root=(self._conf.api.public_endpoint or request.application_url).rstrip('/'),
+            waiting=self._waiting,
         )
         # The body is for us to read: pecan would take its keys for arguments of the URL.
         inner = request.copy_get()

@@ -135,6 +135,7 @@ _KINDS: dict[typing.Any, Json] = {
     types.uuid: _UUID,
     types.number: {'type': 'integer', 'minimum': 0, 'maximum': types.Number.MOST},
     types.flag: {'type': 'boolean'},
+    types.seconds: {'type': 'integer', 'minimum': 0, 'maximum': types.Seconds.MOST},
     # What is no uuid is not found, which Tempest asserts.
     types.id: _TEXT,
     types.names: {
@@ -365,12 +366,16 @@ def _version_header() -> Json:
 
 def _parameters(route: Route) -> list[Json]:
     found = []
+    # A method that must be given what is in the path has no other route.
+    alone = any(
+        a.mandatory and route.path.endswith(f'{{{a.name}}}') for a in route.operation.arguments
+    )
     for argument in route.operation.arguments:
         name, kind = argument.name, argument.datatype
         if f'{{{name}}}' in route.path:
             schema = _KINDS[kind]
             found.append({'in': 'path', 'name': name, 'required': True, 'schema': schema})
-        elif '{' in route.path or name in rest.KEYS:
+        elif ('{' in route.path and not alone) or name in rest.KEYS:
             continue  # it is for another route of the method
         elif isinstance(kind, wtypes.ArrayType):
             # The dotted form, which is all of a list of objects that a URL can carry.

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import threading
 import typing
 import urllib.parse
 
@@ -49,6 +50,8 @@ class Call:
     bus: rpc.Peers
     #: where clients reach the root of the API, without a slash at its end
     root: str
+    #: how many more requests may wait for something
+    waiting: threading.Semaphore
 
     @property
     def conductor(self) -> rpc.Peer:

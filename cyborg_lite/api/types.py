@@ -117,6 +117,21 @@ class Flag(Argument):
         return None if value is None else value == 'true'
 
 
+class Seconds(Argument):
+    """For how long an answer may wait."""
+
+    name = 'seconds'
+    MOST = 60
+
+    @staticmethod
+    def frombasetype(value: str | None) -> int | None:
+        if value is None:
+            return None
+        if not re.fullmatch('[0-9]{1,2}', value) or int(value) > Seconds.MOST:
+            raise ValueError(f'{value} is no such number')
+        return int(value)
+
+
 class Filter(wtypes.Base):
     """One of upstream's dotted filters: ``filters.field=limit&filters.value=1``."""
 
@@ -129,11 +144,13 @@ id = Id()
 names = Names()
 number = Number()
 flag = Flag()
+seconds = Seconds()
 
 _EXPECTED: dict[typing.Any, str] = {
     int: 'a number',
     number: f'a number from 0 to {Number.MOST}',
     flag: 'true or false',
+    seconds: f'a number of seconds from 0 to {Seconds.MOST}',
     uuid: 'a UUID',
     names: f'{NAMES} at most, with commas between them',
 }

@@ -7,7 +7,6 @@ none.  The database refuses to give a handle twice, here as everywhere.
 
 from __future__ import annotations
 
-import collections.abc
 import datetime
 import hashlib
 import typing
@@ -17,29 +16,25 @@ from oslo_log import log
 from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import reasons
+from cyborg_lite.conductor import serving
+from cyborg_lite.conductor import taking
+from cyborg_lite.conductor import turns
 from cyborg_lite.db import candidates
 from cyborg_lite.db import query
 from cyborg_lite.model import base
-from cyborg_lite.model import device as devices
 
 LOG = log.getLogger(__name__)
 
-#: What an allocation notes of an accelerator, beside its request and its ids.
-ACCELERATOR = (
-    'uuid', 'host', 'device_uuid', 'type', 'model', 'address', 'numa_node', 'attach_type',
-    'attach_info',
-)  # fmt: skip
 #: How many free accelerators a choice looks at first; at all of them where these do not do.
 WINDOW = 256
 
@@ -51,7 +46,7 @@ class Request(typing.TypedDict):
     profile: str | None
     #: lists of groups as device profiles have them, in the order in which they are wanted, after
     #: the profile if there is one
-    alternatives: list[list[dict[str, str]]]
+    alternatives: list[taking.Groups]
     same_host: bool
     #: ``prefer`` or ``require``
     same_numa: str
@@ -62,44 +57,59 @@ class Request(typing.TypedDict):
     lease: typing.NotRequired[int | None]
     #: the idempotency key; None if there is none
     key: typing.NotRequired[str | None]
+    #: whether it waits where nothing is free, and its priority then
+    queue: typing.NotRequired[bool]
+    priority: typing.NotRequired[int]
 
 
 def create(
     session: orm.Session, ctxt: context.RequestContext, request: Request, policy: str
 ) -> tuple[str, list[str]]:
-    """Allocate what is asked for, all of it or nothing; returns the uuid of the allocation, and
-    the providers of which Placement is to be told before the answer.
+    """Allocate what is asked for, all of it or nothing, or let it wait if that is asked for, too;
+    returns the uuid of the allocation, and the providers of which Placement is to be told before
+    the answer.
 
     :param policy: the name of the placing policy.
     :raises cyborg_lite.exception.NotFound: when there is no such device profile.
     :raises cyborg_lite.exception.Duplicate: when an active allocation of the project has the name.
     :raises cyborg_lite.exception.KeyReused: when another request had the idempotency key.
     :raises cyborg_lite.exception.CannotAllocate: when nothing that is free does, with the reasons.
-    :raises cyborg_lite.exception.OverQuota: when the project may not have so many.
+    :raises cyborg_lite.exception.OverQuota: when the project may not have so many; where it may
+        wait, when it may never have so many.
+    :raises cyborg_lite.exception.Conflict: when too many of the project wait already.
     """
     digest = hashlib.sha256(base.as_text(request).encode()).hexdigest()
     if same := _earlier(session, ctxt, request, digest):
         return same, []
-    wanted = _wanted(session, request)
-    chosen = _choose(session, wanted, request['hosts'], placing.policy(policy))
-    if chosen is None:
-        raise exception.CannotAllocate(
-            **_refusal(reasons.explain(session, wanted, request['hosts'], None))
-        )
-    number, found = chosen
-    found = _confirm(session, wanted, number, found, policy)
-    uuid, profile = str(uuidlib.uuid4()), wanted.profiles[number]
-    if profile.private:
-        profile.name = _private(uuid)
-        session.add(profile)
-        session.flush()
-    held = _bind(session, ctxt, uuid, profile, found)
-    accelerators = [shown for _, shown in held]
-    _add(session, ctxt, uuid, request, profile, digest, accelerators)
-    names = {each.host for each in found}
-    hosts.announce_all(session, names, after=outbox.TELL)
-    told = outbox.tells(session, outbox.PROVIDER)
-    return uuid, sorted({provider for provider, _ in held}) if told else []
+    wanted, kinds = _wanted(session, request)
+    rank = placing.policy(policy)
+    choice = _choose(session, wanted, kinds, request['hosts'], rank)
+    uuid = str(uuidlib.uuid4())
+    if choice.found is None:
+        explanation = _explain(session, wanted, request, choice)
+        if not request.get('queue'):
+            raise exception.CannotAllocate(reason=_said(explanation), explanation=explanation)
+        reason = f'It waits: {_said(explanation)}.'
+    else:
+        number, found = choice.found
+        profile = wanted.profiles[number]
+        found = taking.confirm(session, kinds, wanted.sets[number], found, rank, choice.allowed)
+        try:
+            taken = taking.take(session, ctxt, uuid, profile, found, after=outbox.TELL)
+        except exception.OverQuota as error:
+            if not request.get('queue'):
+                raise
+            reason = error.message
+        else:
+            row = _row(ctxt, uuid, request, profile, digest)
+            row['lease_ends_at'] = taking.end(row['lease']) if row['lease'] else None
+            held = {'state': 'active', 'accelerators': taken.accelerators}
+            session.execute(sa.insert(model.Allocation), [row | held])
+            return uuid, sorted(taken.providers)
+    row = _row(ctxt, uuid, request, wanted.profiles[0], digest) | {'cause': reason[:255]}
+    serving.join(session, ctxt, _wish(ctxt, request, wanted), row, choice.found is not None)
+    queue.joined(session)
+    return uuid, []
 
 
 def check(
@@ -109,14 +119,24 @@ def check(
 
     :raises cyborg_lite.exception.NotFound: when there is no such device profile.
     """
-    wanted = _wanted(session, request)
-    chosen = _choose(session, wanted, request['hosts'], placing.policy(policy))
-    return reasons.explain(session, wanted, request['hosts'], chosen and chosen[0])
+    wanted, kinds = _wanted(session, request)
+    choice = _choose(session, wanted, kinds, request['hosts'], placing.policy(policy))
+    return _explain(session, wanted, request, choice)
 
 
-def _refusal(explanation: reasons.Explanation) -> dict[str, typing.Any]:
-    said = '; or '.join(each['reason'] or '' for each in explanation['alternatives'])
-    return {'reason': said, 'explanation': explanation}
+def _explain(
+    session: orm.Session, wanted: reasons.Wanted, request: Request, choice: Choice
+) -> reasons.Explanation:
+    chosen = choice.found and choice.found[0]
+    explanation = reasons.explain(session, wanted, request['hosts'], chosen)
+    if chosen is None and choice.ahead:
+        for each in explanation['alternatives']:
+            each['reason'] += f', and {choice.ahead} allocations wait for what is free'
+    return explanation
+
+
+def _said(explanation: reasons.Explanation) -> str:
+    return '; or '.join(each['reason'] or '' for each in explanation['alternatives'])
 
 
 def _earlier(
@@ -151,110 +171,76 @@ def _earlier(
     return None
 
 
-def _wanted(session: orm.Session, request: Request) -> reasons.Wanted:
-    """What is wanted, alternative by alternative."""
+def _wanted(session: orm.Session, request: Request) -> tuple[reasons.Wanted, taking.Kinds]:
+    """What is wanted, alternative by alternative, and the kinds of accelerators."""
     rows: list[model.DeviceProfile] = []
     if request['profile'] is not None:
         rows.append(profiles.find(session, request['profile']))
     rows += [model.DeviceProfile(groups=groups, private=True) for groups in request['alternatives']]
-    kinds: dict[candidates.Kind, int] = {}
-    sets = []
-    for row in rows:
-        slots = tuple(_slots(row.groups))
-        _refuse_size(len(slots))
-        sets.append(
-            placing.Wanted(
-                tuple(kinds.setdefault(slot, len(kinds)) for slot in slots),
-                request['same_host'],
-                request['same_numa'] == 'require',
-            )
-        )
-    return reasons.Wanted(rows, list(kinds), sets)
+    kinds: taking.Kinds = {}
+    alternatives = [row.groups for row in rows]
+    sets = taking.sets(alternatives, request['same_host'], request['same_numa'], kinds)
+    return reasons.Wanted(rows, list(kinds), sets), kinds
 
 
-def _slots(groups: list[dict[str, str]]) -> collections.abc.Iterator[candidates.Kind]:
-    """For each accelerator of these groups what it has to be, in order."""
-    total = sum(max(0, n) for group in groups for n in profiles.resources(group).values())
-    _refuse_size(total)
-    for group in groups:
-        required, forbidden = map(frozenset, profiles.traits(group))
-        for name, amount in profiles.resources(group).items():
-            for _ in range(amount):
-                yield candidates.Kind(name, required, forbidden)
+class Choice(typing.NamedTuple):
+    """What an allocation could have."""
 
-
-def _refuse_size(total: int) -> None:
-    if not 1 <= total <= binding.MOST:
-        raise exception.Invalid(
-            reason=f'Invalid groups: expected 1 to {binding.MOST} accelerators, got {total}.'
-        )
-
-
-def _candidate(row: sa.Row[typing.Any]) -> placing.Candidate:
-    handle, host, device, form, node, *fits = tuple(row)
-    kinds = frozenset(number for number, fit in enumerate(fits) if fit)
-    return placing.Candidate(handle, host, device, form, node, kinds)
+    #: the first alternative that can be had, by its number, and its accelerators
+    found: tuple[int, placing.Chosen] | None
+    #: the handles that it may choose from; None for all
+    allowed: frozenset[int] | None = None
+    #: how many wait for accelerators of the same classes
+    ahead: int = 0
 
 
 def _choose(
     session: orm.Session,
     wanted: reasons.Wanted,
+    kinds: taking.Kinds,
     of_hosts: candidates.Hosts,
     rank: placing.Rank,
-) -> tuple[int, placing.Chosen] | None:
-    """The first alternative that can be had, by its number, and its accelerators."""
+) -> Choice:
+    """Choose of what is free and of use to none of those that wait."""
     window = WINDOW + 8 * max(len(each.kinds) for each in wanted.sets)
-    rows = candidates.free(session, wanted.kinds, of_hosts, window)
-    found = _first(rows, wanted, rank)
-    if len(rows) == window and (found is None or found[0] > 0):
+    free = taking.free(session, kinds, of_hosts, window)
+    found = turns.first(free, wanted.sets, rank)
+    if len(free) == window and (found is None or found[0] > 0):
         # The first alternative may be further on.
-        found = _first(candidates.free(session, wanted.kinds, of_hosts, None), wanted, rank)
-    return found
+        found = turns.first(taking.free(session, kinds, of_hosts), wanted.sets, rank)
+    if found is None:
+        return Choice(None)
+    waiting = serving.line(session, kinds, known=True)
+    if not waiting.entries:
+        return Choice(found)
+    known = serving.known(session, kinds)
+    left = turns.unclaimed(waiting.entries, taking.free(session, kinds, of_hosts), known)
+    allowed = frozenset(each.handle for each in left)
+    return Choice(turns.first(left, wanted.sets, rank), allowed, len(waiting.entries))
 
 
-def _first(
-    rows: list[sa.Row[typing.Any]], wanted: reasons.Wanted, rank: placing.Rank
-) -> tuple[int, placing.Chosen] | None:
-    found = [_candidate(row) for row in rows]
-    for number, each in enumerate(wanted.sets):
-        if chosen := placing.place(found, each, rank):
-            return number, chosen
-    return None
+def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:
+    named = request['profile'] is not None
+    return {
+        'profile': wanted.profiles[0].uuid if named else None,
+        'alternatives': [profile.groups for profile in wanted.profiles],
+        'same_host': request['same_host'],
+        'same_numa': request['same_numa'],
+        'hosts': request['hosts'],
+        'request_id': ctxt.request_id,
+    }
 
 
-def _confirm(
-    session: orm.Session,
-    wanted: reasons.Wanted,
-    number: int,
-    chosen: placing.Chosen,
-    policy: str,
-) -> placing.Chosen:
-    """Choose again on the same hosts, now that they are locked: what was read before may be stale.
-
-    :raises sqlalchemy.orm.exc.StaleDataError: when there is not enough left: the call is tried
-        again.
-    """
-    names = {each.host for each in chosen}
-    locked = hosts.lock(session, sa.select(model.Host.name).where(model.Host.name.in_(names)))
-    rows = candidates.free(session, wanted.kinds, locked, None)
-    again = placing.place(map(_candidate, rows), wanted.sets[number], placing.policy(policy))
-    if again is None:
-        raise orm_exception.StaleDataError
-    return again
-
-
-def _add(
-    session: orm.Session,
+def _row(
     ctxt: context.RequestContext,
     uuid: str,
     request: Request,
     profile: model.DeviceProfile,
     digest: str,
-    accelerators: list[dict[str, typing.Any]],
-) -> None:
-    name, lease = request.get('name'), request.get('lease')
-    consumer = request.get('consumer') or {}
-    row = {
+) -> dict[str, typing.Any]:
+    """What is kept of an allocation whatever its state."""
+    name, consumer = request.get('name'), request.get('consumer') or {}
+    return {
         'uuid': uuid,
         'name': name,
         'active_name': name,
@@ -263,102 +249,40 @@ def _add(
         'groups': [reasons.shown(group) for group in profile.groups],
         'consumer_type': consumer.get('type'),
         'consumer_id': consumer.get('id'),
-        'lease': lease,
-        'lease_ends_at': _end(lease) if lease else None,
+        'priority': request.get('priority', 0),
+        'lease': request.get('lease'),
         'idempotency_key': request.get('key'),
         'digest': digest,
-        'accelerators': accelerators,
     }
-    session.execute(sa.insert(model.Allocation), [row])
-
-
-def _private(uuid: str) -> str:
-    """The name of the profile that is an allocation's own."""
-    return f'allocation-{uuid}'
-
-
-def _end(lease: int) -> datetime.datetime:
-    return timeutils.utcnow() + datetime.timedelta(seconds=lease)
-
-
-def _bind(
-    session: orm.Session,
-    ctxt: context.RequestContext,
-    uuid: str,
-    profile: model.DeviceProfile,
-    chosen: placing.Chosen,
-) -> list[tuple[str, dict[str, typing.Any]]]:
-    """Create the requests, each bound; returns of each the provider, and what it holds."""
-    handles = _handles(session, [each.handle for each in chosen])
-    found = [handles[each.handle] for each in chosen]
-    places = [
-        {
-            'state': 'Bound',
-            'allocation_uuid': uuid,
-            'attach_handle_id': row.id,
-            'hostname': row.host,
-            'device_rp_uuid': row.rp_uuid,
-            'moves': _moves(ctxt, row),
-        }
-        for row in found
-    ]
-    arqs = binding.make(session, ctxt, profile, places)
-    return [(row.rp_uuid, _shown(row, arq)) for row, arq in zip(found, arqs, strict=True)]
-
-
-def _moves(ctxt: context.RequestContext, row: sa.Row[typing.Any]) -> list[dict[str, typing.Any]]:
-    place = {'hostname': row.host, 'device_rp_uuid': row.rp_uuid, 'accelerator_uuid': row.uuid}
-    return model.ARQ().moved('Bound', None, ctxt.request_id, **place)
-
-
-def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.Any]]:
-    """What is to be known of these handles, by their ids."""
-    device = model.Device
-    query_ = (
-        sa.select(
-            model.AttachHandle.id,
-            model.AttachHandle.uuid,
-            model.AttachHandle.attach_type,
-            model.AttachHandle.attach_info,
-            model.Deployable.rp_uuid,
-            device.uuid.label('device_uuid'),
-            device.hostname.label('host'),
-            *(device.type, device.model, device.address, device.numa_node, device.vendor_board),
-        )
-        .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
-        .join(device)
-        .where(model.AttachHandle.id.in_(ids))
-    )
-    return {row.id: row for row in session.execute(query_)}
-
-
-def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:
-    shown = {name: getattr(row, name) for name in ACCELERATOR}
-    return shown | {'arq_uuid': arq, 'ids': devices.ids_of_part(row.vendor_board, row.attach_info)}
 
 
 def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: int) -> None:
     """Let the lease of an active allocation end so many seconds from now.
 
     :raises cyborg_lite.exception.NotFound: when there is no such allocation.
-    :raises cyborg_lite.exception.Conflict: when it is released, or its lease has ended.
+    :raises cyborg_lite.exception.Conflict: when it is released, its lease has ended, or it waits.
     """
     same = [model.Allocation.uuid == uuid, *_visible(ctxt)]
     ends = model.Allocation.lease_ends_at
     held = model.Allocation.state == 'active', sa.or_(ends.is_(None), ends > timeutils.utcnow())
     move = sa.update(model.Allocation).where(*same, *held)
-    values = {'lease': lease, 'lease_ends_at': _end(lease)}
+    values = {'lease': lease, 'lease_ends_at': taking.end(lease)}
     if not query.matched(session, move.values(values)):
-        query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
-        raise exception.Conflict(reason=f'Allocation {uuid} is released, or its lease has ended.')
+        found = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
+        why = 'waits in the queue' if found.state == 'queued' else 'is released, or its lease ended'
+        raise exception.Conflict(reason=f'Allocation {uuid} {why}: it cannot be renewed.')
 
 
 def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Free what an allocation holds; one that is released stays as it is.
+    """Free what an allocation holds, or let it wait no more; one that is released stays as it is.
 
     :raises cyborg_lite.exception.NotFound: when there is no such allocation.
     """
     allocation = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
+    if allocation.state == 'queued':
+        serving.leave(session, allocation, 'It was deleted.')
+        queue.wake(session)
+        return
     _release(session, allocation, 'It was deleted.')
 
 
@@ -420,9 +344,10 @@ def _release(
         return False
     query.matched(session, sa.delete(model.ARQ).where(model.ARQ.allocation_uuid == uuid))
     if profile is None:
-        own = model.DeviceProfile.name == _private(uuid), model.DeviceProfile.private
+        own = model.DeviceProfile.name == taking.private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
     outbox.put_all(session, hosts.changed(names))
+    queue.wake(session)
     return True
 
 

@@ -25,6 +25,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import owners
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import quotas
 from cyborg_lite.db import exclusion
 from cyborg_lite.db import query as queries
@@ -40,7 +41,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
         'Initial', 'BindStarted', 'Bound', 'BindFailed', 'Unbound', 'UnbindFailed', 'Deleting',
     ),
 }  # fmt: skip
-
 
 #: The most requests that one call creates. What a profile names has no such bound: Nova's tests
 #: create one of 9,999 accelerators.
@@ -251,7 +251,7 @@ def unbind(
     )
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
-    outbox.put_all(session, hosts.changed(freed))
+    queue.freed(session, arqs, freed)
 
 
 def delete(
@@ -269,7 +269,7 @@ def delete(
     freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    outbox.put_all(session, hosts.changed(freed))
+    queue.freed(session, arqs, freed)
     return [uuid for uuid in uuids if uuid not in found]
 
 
@@ -286,7 +286,7 @@ def delete_of(
     freed = _freed(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    outbox.put_all(session, hosts.changed(freed))
+    queue.freed(session, arqs, freed)
 
 
 def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:

@@ -16,6 +16,7 @@ from cyborg_lite import model
 from cyborg_lite import worker
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import queue
 
 LOG = log.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Healer:
         self._remind()
         self._expire()
         self._forget()
+        self._wake()
         if self._looked is not None:
             self._looked = began
 
@@ -90,6 +92,13 @@ class Healer:
         for id in ids:
             with self._outbox.session() as session:
                 allocating.expire(session, id)
+
+    def _wake(self) -> None:
+        """Have those served that wait: what came free by the clock alone, as where a host is late
+        and reports again, was told by nobody.
+        """
+        with self._outbox.session() as session:
+            queue.wake(session)
 
     def _forget(self) -> None:
         with self._outbox.session() as session:

@@ -19,6 +19,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import queue
 from cyborg_lite.db import query
 from cyborg_lite.model import pci
 
@@ -60,6 +61,7 @@ def receive(
         return
     settled = _reconcile(session, host, report, absences)
     host.digest = mark if settled else None
+    queue.wake(session)
 
 
 def _mark(session: orm.Session, report: Report) -> str:

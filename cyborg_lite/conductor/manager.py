@@ -30,9 +30,11 @@ from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import reports
+from cyborg_lite.conductor import serving
 from cyborg_lite.db import engine
 
 #: How long what a probe has found stands, in seconds: many may ask, and each one writes.
@@ -158,7 +160,7 @@ class Manager:
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
         self.conf = conf
-        self.outbox = outbox.Sender(conf, database, hosts.announce)
+        self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._report)
         self._database = database
@@ -198,6 +200,7 @@ class Manager:
     _fail = _transaction(binding.fail)
     _delete_arqs_of = _transaction(binding.delete_of)
     _create_allocation = _once(allocating.create)
+    _serve = _transaction(serving.serve)
 
     @messaging.expose
     @journal.logged(journal.set_status)
@@ -213,6 +216,18 @@ class Manager:
         uuid, providers = self._create_allocation(ctxt, request=request, policy=policy)
         self.outbox.tell(providers)
         return uuid
+
+    def _serve_queue(self, message: model.Facts) -> None:
+        self._serve_all()
+        if message.get('joined'):
+            with self.outbox.session() as session:
+                queue.look_again(session)
+
+    def _serve_all(self) -> None:
+        """Serve the allocations that wait, one after the other, until none can be served."""
+        over: dict[str, str] = {}
+        while self._serve(context.service(), policy=self.conf.conductor.placing, over=over):
+            pass
 
     @messaging.expose
     @messaging.expected_exceptions(exception.CyborgError)

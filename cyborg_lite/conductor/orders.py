@@ -11,6 +11,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import queue
 from cyborg_lite.db import query
 
 
@@ -39,6 +40,7 @@ def set_status(
         # Also if it was disabled before: the answer to that order may have been lost.
         withdrawn = _withdrawn(device)
         outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
+        queue.wake(session)
         return withdrawn
     # A later order stands, unless the device is gone; or this very one, if nobody heard of it.
     device = query.get(session, model.Device, uuid, what='Device')
@@ -69,6 +71,7 @@ def add_attribute(
     row.attributes.append(attribute)
     session.flush()
     outbox.announce(session, [row])
+    queue.wake(session)
     return attribute.uuid
 
 
@@ -91,6 +94,7 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
     # The driver may report the same: then the next report, even an equal one, brings it back.
     part.device.host.digest = None
     outbox.announce(session, [part])
+    queue.wake(session)
 
 
 def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
@@ -110,3 +114,4 @@ def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str)
             reason=f'Device {uuid} cannot be deleted: accelerator requests hold some of it.'
         )
     hosts.remove(session, device)
+    queue.wake(session)

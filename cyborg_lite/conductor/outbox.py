@@ -54,6 +54,8 @@ TELLERS = 8
 PROVIDER = 'provider'
 EVENT = 'event'
 HOST = 'host'
+#: Or those are served that wait for accelerators.
+QUEUE = 'queue'
 #: Under this name a session knows which kinds of messages are sent, and under the next which of
 #: them were put in its transaction.
 KINDS = 'cyborg_lite.outbox'
@@ -219,12 +221,15 @@ class Sender:
         conf: cfg.ConfigOpts,
         database: engine.Database,
         announce: collections.abc.Callable[[orm.Session, str], None],
+        serve: collections.abc.Callable[[model.Facts], None],
     ) -> None:
         """
         :param announce: has Placement told of what differs on a host: see hosts.announce.
+        :param serve: serves those that wait for accelerators: see manager.Manager.
         """
         self._database, self._announce = database, announce
         self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}
+        self._send[QUEUE] = lambda _, message: serve(message)
         if clients.configured(conf, 'placement'):
             client = clients.connect(conf, 'placement', placement.MICROVERSION)
             self._placement = placement.Placement(client)
@@ -233,6 +238,8 @@ class Sender:
             self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
             self._send[EVENT] = self._nova.notify
         self._interval = conf.conductor.outbox_interval
+        # The healer puts its message as often: see healing.Healer.
+        self._intervals = {QUEUE: conf.conductor.healing_interval}
         self._tellers = futures.ThreadPoolExecutor(TELLERS, thread_name_prefix='outbox-tell')
         # One service that hangs must not keep another waiting.
         self._senders = {
@@ -369,8 +376,9 @@ class Sender:
             # No message waits for longer: a clock that was fast wrote this one.
             never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
             due = self._read(first.where(model.Message.due_at > never))
-        soon = (found[0].due_at - now).total_seconds() if found else self._interval
-        return due, min(max(soon, 0), self._interval)
+        interval = self._intervals.get(kind, self._interval)
+        soon = (found[0].due_at - now).total_seconds() if found else interval
+        return due, min(max(soon, 0), interval)
 
     def _read(self, query: sa.Select[typing.Any]) -> list[model.Message]:
         with self._database.reader() as session:

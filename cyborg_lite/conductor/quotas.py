@@ -13,6 +13,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import queue
 from cyborg_lite.db import query as queries
 from cyborg_lite.db import quotas
 
@@ -32,11 +33,38 @@ def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str
     _lock(session, project)
     # Under the lock: both may have changed until it was had.
     limits, used = quotas.limits(session, project), quotas.usage(session, project)
+    if refusal := _beyond(limits, used, asked):
+        raise refusal
+
+
+def refuse_more_than_limit(
+    session: orm.Session,
+    project: str,
+    alternatives: collections.abc.Iterable[collections.abc.Mapping[str, int]],
+) -> None:
+    """Return if the project may have any of these, by resource class, once it has given back all
+    that it has.
+
+    :raises cyborg_lite.exception.OverQuota: otherwise.
+    """
+    limits = quotas.limits(session, project)
+    refusals = [_beyond(limits, collections.Counter(), asked) for asked in alternatives]
+    if limits and all(refusals) and refusals[0]:
+        raise refusals[0]
+
+
+def _beyond(
+    limits: collections.abc.Mapping[str, int],
+    used: collections.Counter[str],
+    asked: collections.abc.Mapping[str, int],
+) -> exception.OverQuota | None:
+    """The first limit that would be exceeded; None if none would."""
     wanted = {**asked, model.Quota.TOTAL: sum(asked.values())}
     for name, count in sorted(wanted.items()):
         limit = limits.get(name, model.Quota.UNLIMITED)
         if limit != model.Quota.UNLIMITED and used[name] + count > limit:
-            raise exception.OverQuota(resource=name, limit=limit, used=used[name], asked=count)
+            return exception.OverQuota(resource=name, limit=limit, used=used[name], asked=count)
+    return None
 
 
 def claim_moved(session: orm.Session, moved: collections.abc.Iterable[tuple[str, str]]) -> None:
@@ -91,6 +119,7 @@ def update(
     if len(merged) > MOST:
         raise exception.Invalid(reason=f'Invalid limits: expected {MOST} at most for a project.')
     row.limits = {name: limit for name, limit in merged.items() if limit is not None}
+    queue.wake(session)
 
 
 def delete(session: orm.Session, ctxt: context.RequestContext, project: str) -> None:
@@ -101,3 +130,4 @@ def delete(session: orm.Session, ctxt: context.RequestContext, project: str) -> 
     gone = sa.delete(model.Quota).where(model.Quota.project_id == project)
     if not queries.matched(session, gone):
         raise exception.NotFound(what='Quota of project', id=project)
+    queue.wake(session)

@@ -72,7 +72,9 @@ def _alternative(
     for count in counts.values() if apart else ():
         count['removed']['topology'], count['left'] = count['left'], 0
     asked = [_asked(kinds[kind], amounts[kind]) | counts[kind] for kind in amounts]
-    could = fits or placing.place(_all(rows, kinds, wanted), wanted, placing.binpack) is not None
+    could = (
+        fits or placing.place(all_free(rows, kinds, wanted), wanted, placing.binpack) is not None
+    )
     reason = None if fits else _reason(rows, kinds, wanted, could)
     return {'fits': fits, 'fits_if_all_were_free': could, 'reason': reason, 'requests': asked}
 
@@ -105,7 +107,7 @@ def _filter(row: sa.Row[typing.Any], kinds: list[candidates.Kind], kind: int) ->
     return 'left' if row.state == 'free' else str(row.state)
 
 
-def _all(
+def all_free(
     rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted
 ) -> collections.abc.Iterator[placing.Candidate]:
     """The accelerators as if all were free; of those that are alike no more than are wanted."""

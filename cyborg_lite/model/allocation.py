@@ -29,17 +29,18 @@ class Allocation(base.Base):
         sa.Index(None, 'project_id', 'name'),
     )
 
-    STATES: typing.ClassVar = ('active', 'released')
+    STATES: typing.ClassVar = ('queued', 'active', 'released')
 
     name: orm.Mapped[str | None] = base.own(
         sa.String(255),
-        doc='The name; null if none was given. A project has at most one active allocation of a '
-        'name.',
+        doc='The name; null if none was given. A project has at most one allocation of a name that '
+        'is queued or active.',
     )
     state: orm.Mapped[str] = base.own(
         sa.String(16),
         default='active',
-        doc='``active``, or ``released`` when it holds nothing any more.',
+        doc='``queued`` while it waits for accelerators, ``active``, or ``released`` when it holds '
+        'nothing any more.',
     )
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), doc='The project that owns the allocation.'
@@ -52,7 +53,7 @@ class Allocation(base.Base):
     groups: orm.Mapped[list[dict[str, typing.Any]]] = base.own(
         sa.JSON,
         doc='The groups that the accelerators were chosen by: objects of ``resources`` and '
-        '``traits``.',
+        '``traits``. While it is queued, those that are wanted most.',
     )
     consumer_type: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     consumer_id: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
@@ -60,23 +61,41 @@ class Allocation(base.Base):
         sa.Integer, doc='The length of the lease in seconds; null if it has no end.'
     )
     lease_ends_at: orm.Mapped[datetime.datetime | None] = base.own(
-        base.Moment, doc='When the lease ends, ISO 8601, UTC; null if it has no end.'
+        base.Moment,
+        doc='When the lease ends, ISO 8601, UTC; null if it has no end, and while it is queued.',
     )
     released_at: orm.Mapped[datetime.datetime | None] = base.own(
-        base.Moment, index=True, doc='When it was released, ISO 8601, UTC; null while it is active.'
+        base.Moment, index=True, doc='When it was released, ISO 8601, UTC; null until then.'
     )
     accelerators: orm.Mapped[list[dict[str, typing.Any]]] = base.own(
         sa.JSON,
         doc='The accelerators, in the order of the groups, as they were when they were bound.',
     )
-    # Why it was released; null while it is active.
+    priority: orm.Mapped[int] = base.own(
+        sa.Integer,
+        server_default='0',
+        default=0,
+        doc='Its priority in the queue, from -100 to 100: higher ones are served first.',
+    )
+    # Why it was released, or why it waits; null while it is active.
     cause: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
-    # The name while it is active, null afterwards: unique, so that a name can be used again.
+    # The name until it is released, null afterwards: unique, so that a name can be used again.
     active_name: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     # A client that repeats a request sends the same key, and gets the same allocation.
     idempotency_key: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     # A digest of the request: the same key with another request is an error of the client.
     digest: orm.Mapped[str] = base.own(sa.String(64), hidden=True)
+    # The resource class whose queue it waits in, and how many accelerators it wants first of all.
+    queue: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
+    amount: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
+    # What it waits for, as it was asked for; null once it is served or given up.
+    wish: orm.Mapped[dict[str, typing.Any] | None] = base.own(
+        sa.JSON(none_as_null=True), hidden=True, deferred=True
+    )
+    # Whether, when it was last its turn, the quota of its project was used up.
+    over_quota: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
 
     if typing.TYPE_CHECKING:
         trouble: str | None  # found by the query, see the end of this module
@@ -87,7 +106,16 @@ class Allocation(base.Base):
         'trouble',
         make=lambda cause, trouble: cause or trouble,
         nullable=True,
-        doc='Why it was released, or why one of its accelerators cannot be used now; else null.',
+        doc='Why it waits, why it was released, or why one of its accelerators cannot be used now; '
+        'else null.',
+    )
+    # Found out for those that are shown: see cyborg_lite.db.queue.
+    position = base.shown(
+        int,
+        'id',
+        make=lambda _: None,
+        nullable=True,
+        doc='Its position in the queue of its resource class, from 1; null unless it is queued.',
     )
     consumer = base.shown(
         dict,

@@ -121,6 +121,12 @@ def fill_d3f81b6a0c24(connection, tables):
     connection.execute(sa.update(tables['device_profiles']).values(private=True))
 
 
+def fill_a5e83c1d7f42(connection, tables):
+    """An allocation that waits."""
+    waits = {'state': 'queued', 'queue': 'é' * 255, 'amount': 1, 'wish': '{}', 'over_quota': True}
+    connection.execute(sa.update(tables['allocations']).values(**waits))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -133,6 +139,7 @@ FILL = {
     'd41f6b2a9e73': fill_d41f6b2a9e73,
     'c7e1a4f09b36': fill_c7e1a4f09b36,
     'f5a07c93e1b4': fill_f5a07c93e1b4,
+    'a5e83c1d7f42': fill_a5e83c1d7f42,
     'd3f81b6a0c24': fill_d3f81b6a0c24,
 }
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import datetime
 import random
 import threading
+import time
 import uuid
 
 import pytest
@@ -323,6 +324,33 @@ def test_allocations_that_come_and_go_give_nothing_twice(service, race, together
     assert {row.state for row in service.rows(model.Allocation)} == {'released'}
     whole = {'groups': [{'resources': {'FPGA': 16}}], 'same_host': False}
     assert service.api.post('/v2/allocations', whole).status_int == 201
+
+
+def test_a_queue_gives_nothing_twice_and_leaves_nobody_waiting(service, race):
+    """Eight callers, each of whom waits for two allocations and gives them back, share three."""
+    service.report(*(support.card(f'{n:02x}') for n in range(3)))
+    body = {'groups': [{'resources': {'FPGA': 1}}], 'queue': True}
+
+    def churn(api):
+        made = [api.post('/v2/allocations', body).json['uuid'] for _ in range(2)]
+        for each in made:
+            path = f'/v2/allocations/{each}'
+            answer = api.get(f'{path}?wait=60')
+            while answer.json['state'] == 'queued' and time.monotonic() < end:
+                answer = api.get(f'{path}?wait=60')
+            assert answer.json['state'] == 'active', answer.text
+            [held] = [each['uuid'] for each in answer.json['accelerators']]
+            with lock:
+                assert held not in taken, 'given twice'
+                taken.add(held)
+            with lock:
+                taken.discard(held)
+            assert api.delete(path).status_int == 204
+
+    lock, taken, end = threading.Lock(), set(), time.monotonic() + 120
+    race(*[churn] * 8)
+    assert service.rows(model.ARQ) == []
+    assert {row.state for row in service.rows(model.Allocation)} == {'released'}
 
 
 def test_allocations_and_binds_share_what_there_is(service, race):

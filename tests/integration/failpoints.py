@@ -58,6 +58,8 @@ ABSENT = {
     'renew_allocation',
     'release_allocation',
     'expire',
+    'serve',
+    'wake',
 }
 
 

@@ -36,7 +36,7 @@ def make_sender(database_url, tmp_path):
 
     def make(outbox_interval):
         conf = options.load(files=[str(file)], conductor__outbox_interval=outbox_interval)
-        made.append(outbox.Sender(conf, conductor.database, hosts.announce))
+        made.append(outbox.Sender(conf, conductor.database, hosts.announce, lambda _: None))
         return made[-1]
 
     yield make

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the queue of allocations is looked at: whatever frees something says so.
+
+The message is written in the transaction that frees, so that a conductor that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+
+from sqlalchemy import orm
+
+from cyborg_lite import model
+from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import outbox
+from cyborg_lite.db import queue
+
+#: There is one message: its sender looks at all queues.
+MESSAGE: dict[str, model.Facts] = {'all': {}}
+#: The same where an allocation has joined; and the message to look again, in so many seconds.
+JOINED: dict[str, model.Facts] = {'all': {'joined': True}}
+AGAIN: dict[str, model.Facts] = {'again': {}}
+AFTER = 1
+
+
+def wake(session: orm.Session) -> None:
+    """Have a conductor serve those that wait, if any do, in a transaction after this one."""
+    if outbox.tells(session, outbox.QUEUE) and queue.any_waits(session):
+        outbox.put(session, outbox.QUEUE, MESSAGE)
+
+
+def joined(session: orm.Session) -> None:
+    """Have a conductor look whether what has joined can be served."""
+    outbox.put(session, outbox.QUEUE, JOINED)
+
+
+def look_again(session: orm.Session) -> None:
+    """Have a conductor look once more for what has joined.
+
+    A transaction that frees something and has not seen that anybody waits may be committed after
+    the first look. SQLite has one writer at a time, and no such race.
+    """
+    if session.get_bind().dialect.name != 'sqlite':
+        outbox.put(session, outbox.QUEUE, AGAIN, AFTER)
+
+
+def freed(
+    session: orm.Session,
+    arqs: collections.abc.Iterable[model.ARQ],
+    affected: collections.abc.Iterable[str],
+) -> None:
+    """Tell that requests, as they were read, hold nothing any more.
+
+    :param affected: the hosts where they excluded what is free.
+    """
+    outbox.put_all(session, hosts.changed(affected))
+    if any(arq.attach_handle_id is not None for arq in arqs):
+        wake(session)

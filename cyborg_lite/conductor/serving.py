@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of allocations: to join it, and to be served from it.
+
+Each allocation is served in a transaction of its own.  Whoever serves holds the message of the
+queue, so that conductors take turns; if two do not, the database refuses to serve one twice, or to
+give a handle twice.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import functools
+import typing
+
+from oslo_log import log
+from oslo_utils import timeutils
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.orm import exc as orm_exception
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import quotas
+from cyborg_lite.conductor import reasons
+from cyborg_lite.conductor import taking
+from cyborg_lite.conductor import turns
+from cyborg_lite.db import candidates
+from cyborg_lite.db import query
+from cyborg_lite.db import queue
+from cyborg_lite.model import base
+
+LOG = log.getLogger(__name__)
+
+#: The most allocations of one project that may wait.
+MOST = 1000
+#: Of how many kinds of accelerators what is free is looked at in one step: each makes the statement
+#: longer. Those that come after them in the order are looked at when these are served.
+KINDS = 64
+
+
+class Wish(typing.TypedDict):
+    """What an allocation waits for, as its row keeps it."""
+
+    #: the uuid of the device profile of the first alternative; None if that was given by groups
+    profile: str | None
+    alternatives: list[taking.Groups]
+    same_host: bool
+    same_numa: str
+    hosts: list[str] | None
+    #: the id of the API request that asked for it
+    request_id: str | None
+
+
+class Line(typing.NamedTuple):
+    """Those that wait, in the order of their turns."""
+
+    rows: list[sa.Row[typing.Any]]
+    entries: list[turns.Entry]
+
+
+def line(session: orm.Session, kinds: taking.Kinds, known: bool = False) -> Line:
+    """Read those that wait.
+
+    :param kinds: what they want is added to it.
+    :param known: leave out those that want none of the resource classes that are in it now, and
+        those that their quota holds up.
+    """
+    classes = {kind.resource_class for kind in kinds}
+    limited = sa.exists(sa.select(model.Quota.id)).label('limited')
+    rows = queue.waiting(session, model.Allocation.wish, model.Allocation.lease, limited)
+    found = Line([], [])
+    for row in queue.in_turn(rows):
+        if known and (row.over_quota or not _classes(row.wish) & classes):
+            continue
+        if len(kinds) >= KINDS:
+            break
+        found.rows.append(row)
+        found.entries.append(_entry(row, kinds))
+    return found
+
+
+def _classes(wish: Wish) -> set[str]:
+    groups = (group for groups in wish['alternatives'] for group in groups)
+    return {name for group in groups for name in model.DeviceProfile.resources(group)}
+
+
+def _entry(row: sa.Row[typing.Any], kinds: taking.Kinds) -> turns.Entry:
+    wish: Wish = row.wish
+    sets = taking.sets(wish['alternatives'], wish['same_host'], wish['same_numa'], kinds)
+    hosts = None if wish['hosts'] is None else frozenset(wish['hosts'])
+    return turns.Entry(row.id, tuple(sets), hosts)
+
+
+def known(session: orm.Session, kinds: taking.Kinds) -> turns.Known:
+    """All accelerators of these kinds as if all were free; they are read when they are needed."""
+    rows = functools.cache(lambda: candidates.counted(session, list(kinds), None))
+    return lambda wanted: reasons.all_free(rows(), list(kinds), wanted)
+
+
+def join(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    wish: Wish,
+    row: dict[str, typing.Any],
+    over_quota: bool = False,
+) -> None:
+    """Let an allocation wait.
+
+    :param row: what else is known of it.
+    :raises cyborg_lite.exception.Conflict: when too many of the project wait already.
+    :raises cyborg_lite.exception.OverQuota: when the project may never have so many.
+    """
+    mine = model.Allocation.state == 'queued', model.Allocation.project_id == ctxt.project_id
+    count = session.scalar(sa.select(sa.func.count(model.Allocation.id)).where(*mine))
+    if (count or 0) >= MOST:
+        raise exception.Conflict(
+            reason=f'{count} allocations of the project wait: expected fewer than {MOST}.'
+        )
+    amounts = [_amounts(groups) for groups in wish['alternatives']]
+    quotas.refuse_more_than_limit(session, ctxt.project_id or '', amounts)
+    [(first, _), *_] = amounts[0].most_common(1)
+    waits = {'state': 'queued', 'queue': first, 'amount': amounts[0].total()}
+    waits |= {'wish': wish, 'over_quota': over_quota, 'accelerators': []}
+    session.execute(sa.insert(model.Allocation), [row | waits])
+
+
+def _amounts(groups: taking.Groups) -> collections.Counter[str]:
+    """How many accelerators of each resource class groups want."""
+    found: collections.Counter[str] = collections.Counter()
+    for group in groups:
+        found.update(model.DeviceProfile.resources(group))
+    return found
+
+
+def leave(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
+    """Let an allocation that waits wait no more.
+
+    :raises sqlalchemy.orm.exc.StaleDataError: when it was served meanwhile: the call is tried
+        again.
+    """
+    values = {'state': 'released', 'cause': cause, 'released_at': timeutils.utcnow()}
+    _move(session, allocation.id, **values, active_name=None)
+
+
+def serve(
+    session: orm.Session, ctxt: context.RequestContext, policy: str, over: dict[str, str]
+) -> bool:
+    """Serve one of those that wait, if any can be served; returns whether to look again.
+
+    :param policy: the name of the placing policy.
+    :param over: those that their quota holds up are added to it, each wish once, with the reason.
+    """
+    kinds: taking.Kinds = {}
+    waiting = line(session, kinds)
+    rows = {row.id: row for row in waiting.rows}
+    entries = [each for each in waiting.entries if _key(rows[each.id]) not in over]
+    if not entries:
+        _note(session, waiting.rows, over)
+        return False
+    rank = placing.policy(policy)
+    free = taking.free(session, kinds, None)
+    found = turns.grants(entries, free, known(session, kinds), rank)
+    if (grant := next(found, None)) is None:
+        _note(session, waiting.rows, over)
+        return False
+    row = rows[grant.entry.id]
+    try:
+        _give(session, row, grant, kinds, rank)
+    except exception.OverQuota as error:
+        over[_key(row)] = error.message
+        return True
+    noted = any(each.over_quota for each in waiting.rows) or bool(over)
+    return noted or next(found, None) is not None
+
+
+def _key(row: sa.Row[typing.Any]) -> str:
+    """What is the same of allocations that a quota holds up alike."""
+    wish = {name: value for name, value in row.wish.items() if name != 'request_id'}
+    return base.as_text([row.project_id, wish])
+
+
+def _give(
+    session: orm.Session,
+    row: sa.Row[typing.Any],
+    grant: turns.Grant,
+    kinds: taking.Kinds,
+    rank: placing.Rank,
+) -> None:
+    wish: Wish = row.wish
+    wanted = grant.entry.sets[grant.number]
+    chosen = taking.confirm(session, kinds, wanted, grant.chosen, rank, grant.allowed)
+    profile = _profile(session, wish, grant.number)
+    owner = context.RequestContext(
+        project_id=row.project_id, request_id=wish['request_id'], overwrite=False
+    )
+    taken = taking.take(session, owner, row.uuid, profile, chosen, limited=row.limited)
+    _move(
+        session,
+        row.id,
+        state='active',
+        cause=None,
+        profile=None if profile.private else profile.name,
+        groups=[reasons.shown(group) for group in profile.groups],
+        accelerators=taken.accelerators,
+        lease_ends_at=taking.end(row.lease) if row.lease else None,
+    )
+    LOG.info('Allocation %s is active: it waited since %s', row.uuid, row.created_at)
+
+
+def _profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfile:
+    """The device profile of an alternative; one of its own where that has gone meanwhile."""
+    if number == 0 and wish['profile'] is not None:
+        named = sa.select(model.DeviceProfile).where(model.DeviceProfile.uuid == wish['profile'])
+        if profile := session.scalars(named).one_or_none():
+            return profile
+    return model.DeviceProfile(groups=wish['alternatives'][number], private=True)
+
+
+def _move(session: orm.Session, id: int, **values: typing.Any) -> None:
+    """Take an allocation out of the queue, if it is still in it."""
+    same = model.Allocation.id == id, model.Allocation.state == 'queued'
+    gone = {'queue': None, 'amount': None, 'wish': None, 'over_quota': False}
+    move = sa.update(model.Allocation).where(*same).values(**gone, **values)
+    if not query.matched(session, move):
+        raise orm_exception.StaleDataError
+
+
+def _note(
+    session: orm.Session, rows: collections.abc.Iterable[sa.Row[typing.Any]], over: dict[str, str]
+) -> None:
+    """Note which of these their quota holds up, where that has changed."""
+    changed: dict[str | None, list[int]] = collections.defaultdict(list)
+    for row in rows:
+        reason = over.get(_key(row))
+        if row.over_quota != (reason is not None):
+            changed[reason].append(row.id)
+    for reason, ids in changed.items():
+        same = model.Allocation.id.in_(ids), model.Allocation.state == 'queued'
+        cause = (reason or 'It waits for its turn.')[:255]
+        values = {'over_quota': reason is not None, 'cause': cause}
+        query.matched(session, sa.update(model.Allocation).where(*same).values(**values))

@@ -1,0 +1,570 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Allocations that wait for their turn."""
+
+import contextlib
+import datetime
+import threading
+import time
+import unittest.mock
+
+from oslo_utils import timeutils
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.orm import exc as orm_exception
+
+from cyborg_lite import model
+from cyborg_lite.api import app
+from cyborg_lite.conductor import serving
+from cyborg_lite.model import queue
+from tests import support
+
+PATH = '/v2/allocations'
+ALONE = app.ALONE['X-Project-Id']
+
+
+def npu(bus, **more):
+    return support.card(bus, **({'resource_class': 'CUSTOM_NPU', 'traits': ['CUSTOM_A']} | more))
+
+
+def npus(service, number, host='host-1', **more):
+    service.report(*(npu(f'{n:02x}', **more) for n in range(number)), host=host)
+
+
+def body(amount=1, resource_class='CUSTOM_NPU', traits=None, **more):
+    group = {'resources': {resource_class: amount}, 'traits': traits or {}}
+    return {'groups': [group], **more}
+
+
+def ask(service, amount=1, **more):
+    """An allocation that waits where nothing is free."""
+    answer = service.api.post(PATH, body(amount, **({'queue': True} | more)))
+    assert answer.status_int == 201, answer.text
+    return answer.json['uuid']
+
+
+def show(service, uuid):
+    return service.api.get(f'{PATH}/{uuid}').json
+
+
+def state(service, uuid):
+    return show(service, uuid)['state']
+
+
+def release(service, *uuids):
+    for uuid in uuids:
+        assert service.api.delete(f'{PATH}/{uuid}').status_int == 204
+    settle(service)
+
+
+def manager(service):
+    return service.embedded._services[0].manager
+
+
+def settle(service):
+    """Return once what frees something was looked at."""
+    support.send(manager(service).outbox)
+    end = time.monotonic() + 30
+    while service.rows(model.Message):
+        assert time.monotonic() < end, service.rows(model.Message)
+        time.sleep(0.01)
+
+
+def active(service, *uuids):
+    return [uuid for uuid in uuids if state(service, uuid) == 'active']
+
+
+@pytest.fixture
+def member(service, monkeypatch):
+    def become(project, roles='member,reader'):
+        monkeypatch.setitem(app.ALONE, 'X-Project-Id', project)
+        monkeypatch.setitem(app.ALONE, 'X-Roles', roles)
+
+    return become
+
+
+def test_one_that_need_not_wait_is_served_at_once(service):
+    npus(service, 1)
+    made = service.api.post(PATH, body(queue=True, priority=5)).json
+    assert (made['state'], made['position'], made['priority']) == ('active', None, 5)
+
+
+def test_one_waits_until_something_is_released(service):
+    npus(service, 1)
+    first = ask(service)
+    waits = service.api.post(PATH, body(queue=True, name='a', lease=60)).json
+    assert (waits['state'], waits['position']) == ('queued', 1)
+    assert waits['reason'] == 'It waits: needs 1 of CUSTOM_NPU: no CUSTOM_NPU is free.'
+    assert (waits['accelerators'], waits['lease_ends_at'], waits['lease']) == ([], None, 60)
+    assert [each['uuid'] for each in service.api.get(f'{PATH}?state=queued').json['allocations']] \
+        == [waits['uuid']]  # fmt: skip
+    assert service.api.patch(f'{PATH}/a', {'lease': 60}).status_int == 409
+    release(service, first)
+    served = show(service, 'a')
+    assert (served['uuid'], served['state'], served['reason']) == (waits['uuid'], 'active', None)
+    assert (served['position'], len(served['accelerators'])) == (None, 1)
+    ends = datetime.datetime.fromisoformat(served['lease_ends_at']).replace(tzinfo=None)
+    assert 0 < (ends - timeutils.utcnow()).total_seconds() <= 60
+    [arq] = service.rows(model.ARQ)
+    assert (arq.allocation_uuid, arq.state, arq.project_id) == (waits['uuid'], 'Bound', ALONE)
+    [row] = [r for r in service.rows(model.Allocation) if r.uuid == waits['uuid']]
+    assert (row.queue, row.amount, row.over_quota) == (None, None, False)
+
+
+def test_a_profile_is_remembered(service):
+    npus(service, 1)
+    first = ask(service)
+    service.profile(CUSTOM_NPU=1)
+    asked = {'profile': 'profile-1', 'queue': True}
+    named, gone = (service.api.post(PATH, asked).json['uuid'] for _ in range(2))
+    assert show(service, named)['profile'] == 'profile-1'
+    release(service, first)
+    assert (show(service, named)['state'], show(service, named)['profile']) == \
+        ('active', 'profile-1')  # fmt: skip
+    release(service, named)
+    assert state(service, gone) == 'active'
+    release(service, gone)
+    # What was to be had by it is had by its groups where it has gone.
+    first, gone = ask(service), service.api.post(PATH, asked).json['uuid']
+    assert service.api.delete('/v2/device_profiles/profile-1').status_int == 204
+    release(service, first)
+    assert (show(service, gone)['state'], show(service, gone)['profile']) == ('active', None)
+
+
+def test_priorities_go_first_and_then_the_oldest(service):
+    npus(service, 1)
+    held = ask(service)
+    low, first, second, high = (ask(service, priority=n) for n in (-1, 0, 0, 7))
+    order = [high, first, second, low]
+    assert [show(service, each)['position'] for each in order] == [1, 2, 3, 4]
+    for each in order:
+        release(service, held)
+        assert active(service, *order) == [each]
+        held = each
+
+
+def test_projects_share_by_what_they_hold(service, member):
+    npus(service, 3)
+    member('b')
+    held_b = ask(service)
+    member('a')
+    held = [ask(service), ask(service)]
+    waits_a = [ask(service), ask(service)]
+    member('b')
+    waits_b = [ask(service), ask(service)]
+    # b holds one and a two: b comes first, and then each in turn.
+    assert [show(service, each)['position'] for each in waits_b] == [1, 3]
+    member('a')
+    assert [show(service, each)['position'] for each in waits_a] == [2, 4]
+    assert service.api.get(f'{PATH}/{waits_b[0]}').status_int == 404
+    member('c', 'admin,member,reader')
+    release(service, held_b)
+    assert active(service, *waits_a, *waits_b) == [waits_b[0]]
+    release(service, waits_b[0])
+    assert active(service, *waits_a, *waits_b) == [waits_b[1]]
+    release(service, *held)
+    assert active(service, *waits_a) == waits_a
+
+
+def test_there_is_a_queue_for_each_class(service):
+    npus(service, 1)
+    service.report(support.card('01'), host='host-2')
+    held, other = ask(service), ask(service, resource_class='FPGA')
+    waits = [ask(service), ask(service, resource_class='FPGA', priority=9)]
+    assert [show(service, each)['position'] for each in waits] == [1, 1]
+    release(service, held)
+    assert active(service, *waits) == [waits[0]]
+    release(service, other)
+    assert active(service, *waits) == waits
+
+
+def test_what_is_of_no_use_to_the_first_goes_to_those_behind(service):
+    npus(service, 2)
+    service.report(npu('01', traits=['CUSTOM_B']), host='host-2')
+    held = [ask(service, hosts=['host-1']), ask(service, hosts=['host-1'])]
+    third = ask(service)
+    wide = ask(service, 2, traits={'CUSTOM_A': 'required'})
+    narrow = ask(service)
+    release(service, held[0])
+    # The card that has come free is kept for the wide one.
+    assert active(service, wide, narrow) == []
+    release(service, third)
+    # host-2 can never give the wide one what it wants.
+    assert active(service, wide, narrow) == [narrow]
+    release(service, held[1])
+    assert active(service, wide, narrow) == [wide, narrow]
+
+
+def test_a_host_that_is_too_small_is_of_no_use(service):
+    npus(service, 2)
+    service.report(npu('01'), host='host-2')
+    held = ask(service, 2)
+    wide = ask(service, 2)
+    assert state(service, ask(service)) == 'active'
+    assert state(service, wide) == 'queued'
+    assert state(service, held) == 'active'
+
+
+def test_who_does_not_wait_takes_nothing_from_those_who_do(service):
+    npus(service, 2)
+    held = [ask(service), ask(service)]
+    wide = ask(service, 2)
+    release(service, held[0])
+    answer = service.api.post(PATH, body())
+    assert answer.status_int == 409
+    assert '1 of CUSTOM_NPU free on 1 host, at most 1 on one, and 1 allocations wait for what is ' \
+        'free' in support.fault(answer)  # fmt: skip
+    tried = service.api.post(f'{PATH}?dry_run=true', body()).json
+    assert tried['fits'] is False
+    service.report(npu('01', traits=['CUSTOM_B']), host='host-2')
+    assert service.api.post(PATH, body()).status_int == 201
+    release(service, wide)
+    assert service.api.post(PATH, body()).status_int == 201
+
+
+def test_one_that_is_given_up_makes_room(service):
+    npus(service, 2)
+    held = [ask(service), ask(service)]
+    wide, narrow = ask(service, 2, name='wide'), ask(service)
+    release(service, held[0])
+    assert active(service, wide, narrow) == []
+    release(service, wide)
+    assert active(service, narrow) == [narrow]
+    shown = show(service, 'wide')
+    assert (shown['state'], shown['reason']) == ('released', 'It was deleted.')
+    assert (shown['position'], shown['accelerators']) == (None, [])
+    assert ask(service, name='wide') != wide
+    release(service, wide)
+
+
+def test_who_has_waited_for_long_goes_first(service, member):
+    npus(service, 1)
+    member('a')
+    held = ask(service)
+    old = ask(service, priority=queue.LOWEST)
+    member('b')
+    new = ask(service, priority=queue.HIGHEST)
+    assert show(service, new)['position'] == 1
+    with service.database.writer() as session:
+        past = timeutils.utcnow() - datetime.timedelta(seconds=queue.PATIENCE)
+        session.execute(sa.update(model.Allocation)
+                        .where(model.Allocation.uuid == old).values(created_at=past))  # fmt: skip
+    assert show(service, new)['position'] == 2
+    member('a')
+    release(service, held)
+    assert state(service, old) == 'active'
+
+
+def limit(service, project=ALONE, **limits):
+    assert service.api.patch(f'/v2/quotas/{project}', {'limits': limits}).status_int == 200
+    settle(service)
+
+
+def test_the_quota_counts_when_it_is_its_turn(service, member):
+    npus(service, 3)
+    held = [ask(service) for _ in range(3)]
+    waits = [ask(service), ask(service)]
+    limit(service, CUSTOM_NPU=2)
+    release(service, held[0])
+    assert active(service, *waits) == []
+    for each in waits:
+        shown = show(service, each)
+        assert shown['reason'] == \
+            'Quota exceeded for CUSTOM_NPU: the limit is 2, 2 used, and 1 asked for.'  # fmt: skip
+    # What they cannot have is no loss to others.
+    member('other', 'admin,member,reader')
+    assert (other := service.api.post(PATH, body())).status_int == 201
+    release(service, other.json['uuid'])
+    # Those that come now are before those that their quota holds up.
+    limit(service, CUSTOM_NPU=3)
+    assert active(service, *waits) == [waits[0]]
+    release(service, held[1])
+    assert active(service, *waits) == waits
+    assert len(service.rows(model.ARQ)) == 3
+
+
+def test_a_quota_that_is_used_up_is_waited_for(service):
+    npus(service, 3)
+    limit(service, CUSTOM_NPU=1)
+    assert service.api.post(PATH, body()).status_int == 201
+    assert service.api.post(PATH, body()).status_int == 403
+    waits = ask(service)
+    assert 'Quota exceeded' in show(service, waits)['reason']
+    assert state(service, waits) == 'queued'
+    answer = service.api.post(PATH, body(2, queue=True))
+    assert (answer.status_int, 'limit is 1' in support.fault(answer)) == (403, True)
+    assert service.api.delete(f'/v2/quotas/{ALONE}').status_int == 204
+    settle(service)
+    assert state(service, waits) == 'active'
+
+
+def test_whatever_frees_something_has_it_served(service):
+    """One device is disabled, one held by Nova, one by an allocation with a lease."""
+    npus(service, 3)
+    service.profile(CUSTOM_NPU=1)
+    [disabled, *_] = service.rows(model.Device)
+    [_, bound, last] = service.rows(model.Deployable)
+
+    def bind():
+        [arq] = service.arqs()
+        answer = service.api.bind(arq, provider=bound.rp_uuid, instance=support.INSTANCE)
+        assert answer.status_int == 202
+        return arq
+
+    def then(answer, status=204):
+        assert answer.status_int == status, answer.text
+        settle(service)
+        assert state(service, waits) == 'active'
+        release(service, waits)
+        return ask(service)
+
+    arq = bind()
+    assert service.api.post(f'/v2/devices/{disabled.uuid}/disable').status_int == 204
+    ask(service, lease=3600)
+    waits = ask(service)
+    waits = then(service.api.unbind(arq), 202)
+    release(service, waits)
+    bind()
+    waits = ask(service)
+    path = f'/v2/accelerator_requests?instance={support.INSTANCE}'
+    waits = then(service.api.delete(path))
+    release(service, waits)
+    bind()
+    waits = ask(service)
+    waits = then(service.api.post(f'/v2/devices/{disabled.uuid}/enable'))
+    held, waits = waits, ask(service)
+    npus(service, 1, 'host-2')
+    settle(service)
+    assert state(service, waits) == 'active'
+    new = ask(service, traits={'CUSTOM_NEW': 'required'})
+    attribute = {'deployable_id': last.id, 'key': 'trait7', 'value': 'CUSTOM_NEW'}
+    assert service.api.post('/v2/attributes', attribute).status_int == 201
+    release(service, held, waits)
+    assert state(service, new) == 'queued'
+    with service.database.writer() as session:
+        leased = sa.update(model.Allocation).where(model.Allocation.lease.is_not(None))
+        session.execute(leased.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
+    manager(service).healer._expire()
+    settle(service)
+    assert state(service, new) == 'active'
+
+
+def test_a_host_that_is_up_again(service):
+    npus(service, 1)
+    with service.database.writer() as session:
+        session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1)))
+    waits = ask(service)
+    npus(service, 1)
+    # It was late, and nobody had noticed: the healer looks as well.
+    manager(service).healer._wake()
+    settle(service)
+    assert state(service, waits) == 'active'
+
+
+def test_a_conductor_that_dies_loses_nothing(service):
+    """What it had in hand is sent again."""
+    npus(service, 1)
+    held, waits = ask(service), ask(service)
+    settle(service)
+    sender = manager(service).outbox
+    with unittest.mock.patch.object(sender, '_wake'):
+        assert service.api.delete(f'{PATH}/{held}').status_int == 204
+    [message] = support.take(sender, 'queue')
+    assert support.take(sender, 'queue') == []
+    with service.database.writer() as session:
+        session.execute(sa.update(model.Message).values(due_at=message.created_at))
+    settle(service)
+    assert state(service, waits) == 'active'
+
+
+def test_two_conductors_that_serve_at_once_serve_once(service):
+    npus(service, 3)
+    held = [ask(service) for _ in range(3)]
+    waits = [ask(service) for _ in range(4)]
+    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+        for each in held:
+            assert service.api.delete(f'{PATH}/{each}').status_int == 204
+    threads = [threading.Thread(target=manager(service)._serve_all) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert active(service, *waits) == waits[:3]
+    handles = [arq.attach_handle_id for arq in service.rows(model.ARQ)]
+    assert len(set(handles)) == len(handles) == 3
+    settle(service)
+
+
+def test_what_is_served_or_given_up_meanwhile_is_not_so_again(service):
+    ask(service)
+    settle(service)
+    with service.database.writer() as session:
+        allocation = session.scalars(sa.select(model.Allocation)).one()
+        serving.leave(session, allocation, 'It was deleted.')
+        with pytest.raises(orm_exception.StaleDataError):
+            serving.leave(session, allocation, 'It was deleted.')
+
+
+def test_too_many_of_a_project(service, monkeypatch):
+    monkeypatch.setattr('cyborg_lite.conductor.serving.MOST', 2)
+    for _ in range(2):
+        ask(service)
+    answer = service.api.post(PATH, body(queue=True))
+    assert (answer.status_int, '2 allocations' in support.fault(answer)) == (409, True)
+
+
+def test_a_repeated_key_waits_once(service):
+    key = {'Idempotency-Key': 'a'}
+    answers = [service.api.post(PATH, body(queue=True), **key) for _ in range(2)]
+    assert answers[0].json == answers[1].json
+    assert len(service.rows(model.Allocation)) == 1
+    assert service.api.post(PATH, body(queue=True, priority=1), **key).status_int == 422
+
+
+def test_hosts_and_alternatives_are_kept_to(service):
+    npus(service, 1)
+    npus(service, 1, 'host-2')
+    held = {show(service, each)['accelerators'][0]['host']: each
+            for each in (ask(service), ask(service))}  # fmt: skip
+    waits = service.api.post(PATH, body(2, queue=True, hosts=['host-2'],
+                                        alternatives=[body()['groups']])).json  # fmt: skip
+    release(service, held['host-1'])
+    assert state(service, waits['uuid']) == 'queued'
+    release(service, held['host-2'])
+    served = show(service, waits['uuid'])
+    assert [each['host'] for each in served['accelerators']] == ['host-2']
+    assert served['groups'] == body()['groups']
+
+
+def sent(statements):
+    return [each for each in statements if not each.startswith('BEGIN')]
+
+
+@pytest.mark.parametrize(('by', 'waiting'), [('profile', 1), ('groups', 6)])
+def test_a_step_takes_eight_statements_for_each_device(service, waiting, by):
+    npus(service, 1)
+    held = ask(service)
+    service.profile(CUSTOM_NPU=1)
+    wanted = {'profile': 'profile-1'} if by == 'profile' else body()
+    for _ in range(waiting):
+        assert service.api.post(PATH, wanted | {'queue': True}).json['state'] == 'queued'
+    settle(service)
+    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+        assert service.api.delete(f'{PATH}/{held}').status_int == 204
+    with service.statements() as statements:
+        manager(service)._serve_all()
+    assert len([r for r in service.rows(model.Allocation) if r.state == 'queued']) == waiting - 1
+    assert len(sent(statements)) <= 8, sent(statements)
+    settle(service)
+    with service.statements() as statements:
+        manager(service)._serve_all()
+    assert len(sent(statements)) <= 2, sent(statements)
+
+
+def test_to_join_takes_twelve_statements_and_to_look_two(service):
+    npus(service, 1)
+    ask(service)
+    sender = manager(service).outbox
+    with unittest.mock.patch.object(sender, '_wake'), service.statements() as statements:
+        waits = ask(service, name='a')
+    assert len(sent(statements)) <= 12, sent(statements)
+    for path in f'{PATH}/{waits}', f'{PATH}?state=queued':
+        with service.statements() as statements:
+            service.api.get(path)
+        assert len(sent(statements)) <= 2, sent(statements)
+    settle(service)
+
+
+@contextlib.contextmanager
+def later(action):
+    """Do something a little later, in a thread."""
+    timer = threading.Timer(0.3, action)
+    timer.start()
+    yield
+    timer.join()
+
+
+def timed(ask_):
+    began = time.monotonic()
+    answer = ask_()
+    return answer, time.monotonic() - began
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_a_request_waits_until_it_is_served(service, method):
+    npus(service, 1)
+    held = ask(service)
+    other = support.Api(support.local(service.embedded.application))
+    if method == 'GET':
+        path = f'{PATH}/{ask(service)}?wait=30'
+        wait = lambda: service.api.get(path)  # noqa: E731
+    else:
+        wait = lambda: service.api.post(f'{PATH}?wait=30', body(queue=True))  # noqa: E731
+    with later(lambda: other.delete(f'{PATH}/{held}')):
+        answer, seconds = timed(wait)
+    assert answer.json['state'] == 'active'
+    assert seconds < 10
+
+
+def test_a_request_that_waits_is_answered_when_it_is_given_up_and_in_time(service):
+    waits = ask(service)
+    other = support.Api(support.local(service.embedded.application))
+    answer, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=1'))
+    assert (answer.json['state'], 1 <= seconds < 10) == ('queued', True)
+    with later(lambda: other.delete(f'{PATH}/{waits}')):
+        answer, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=30'))
+    assert (answer.json['state'], seconds < 10) == ('released', True)
+    # There is nothing to be waited for.
+    _, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=60'))
+    assert seconds < 10
+
+
+def test_a_wait_that_is_none(service):
+    for value in ('-1', '61', 'a', '', '1.5', '0x1', '999999999999', '1&wait=2'):
+        for answer in (
+            service.api.get(f'{PATH}/{support.INSTANCE}?wait={value}'),
+            service.api.post(f'{PATH}?wait={value}', body(queue=True)),
+        ):
+            assert (answer.status_int, 'wait' in support.fault(answer)) == (400, True)
+    assert service.rows(model.Allocation) == []
+
+
+def test_who_waits_holds_no_connection_and_is_bounded(database_url):
+    service = support.Service(database_url, api__max_waiting=2)
+    try:
+        waits = ask(service)
+        app_, connections = service.embedded.application, set()
+        for name, note in (('checkout', connections.add), ('checkin', connections.discard)):
+            event.listen(service.database.engine, name, lambda raw, *_, note=note: note(id(raw)))
+        looks = threading.Semaphore(0)
+        with unittest.mock.patch('time.sleep', lambda _: looks.release() or ended.wait(30)):
+            ended = threading.Event()
+            threads = [
+                threading.Thread(
+                    target=lambda: support.Api(support.local(app_)).get(f'{PATH}/{waits}?wait=60')
+                )
+                for _ in range(2)
+            ]
+            for each in threads:
+                each.start()
+            for _ in threads:
+                assert looks.acquire(timeout=30)
+            assert not connections
+            # A third one is answered at once.
+            answer, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=60'))
+            assert (answer.json['state'], seconds < 10) == ('queued', True)
+            service.api.delete(f'{PATH}/{waits}')
+            ended.set()
+            for each in threads:
+                each.join(30)
+                assert not each.is_alive()
+    finally:
+        service.stop()
+
+
+def test_who_waits_is_answered_when_the_server_stops(service):
+    waits = ask(service)
+    stopping = {'cyborg_lite.stopping': lambda: True}
+    api = service.api._app
+    answer, seconds = timed(lambda: api.get(f'{PATH}/{waits}?wait=60', extra_environ=stopping))
+    assert (answer.json['state'], seconds < 10) == ('queued', True)

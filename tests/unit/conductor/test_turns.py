@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of those that wait are served: no database, no clock."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import turns
+
+
+def card(handle, host='a', kind=0, node=0):
+    return placing.Candidate(handle, host, handle, 'part', node, frozenset({kind}))
+
+
+def entry(id, *amounts, kind=0, hosts=None, **more):
+    """One that wants so many of a kind together; the first of the amounts that can be had."""
+    sets = tuple(placing.Wanted((kind,) * amount, **more) for amount in amounts or (1,))
+    return turns.Entry(id, sets, hosts)
+
+
+def served(entries, free, known=None):
+    known = free if known is None else known
+    found = turns.grants(entries, free, lambda _: known, placing.binpack)
+    return {each.entry.id: sorted(c.handle for c in each.chosen) for each in found}
+
+
+def test_in_the_order_of_turns():
+    assert served([entry(7), entry(3), entry(5)], [card(1), card(2)]) == {7: [1], 3: [2]}
+    assert served([], [card(1)]) == {}
+    assert served([entry(1)], []) == {}
+
+
+def test_what_the_first_waits_for_is_kept_for_it():
+    known = [card(1), card(2)]
+    assert served([entry(1, 2), entry(2)], [card(1)], known) == {}
+    assert served([entry(2), entry(1, 2)], [card(1)], known) == {2: [1]}
+
+
+def test_each_keeps_what_is_of_use_to_it():
+    cards = [card(1), card(2), card(3, kind=1), card(4, kind=1)]
+    entries = [entry(1, 2), entry(2, 2, kind=1), entry(3), entry(4, kind=1)]
+    assert served(entries, [cards[0], cards[2]], cards) == {}
+    assert served(entries, [cards[0], *cards[2:]], cards) == {2: [3, 4]}
+
+
+def test_what_is_of_no_use_to_the_first_goes_on():
+    small, other = card(3, 'b'), card(4, 'a', kind=1)
+    known = [card(1), card(2), small, other]
+    assert served([entry(1, 2), entry(2)], [card(1), small], known) == {2: [3]}
+    assert served([entry(1, 2), entry(2, kind=1)], [card(1), other], known) == {2: [4]}
+    named = entry(1, 2, hosts=frozenset('a'))
+    assert served([named, entry(2)], [card(1), small], [*known, card(5, 'b')]) == {2: [3]}
+    apart = entry(1, 4, same_host=False)
+    assert served([apart, entry(2)], [card(1), small], known) == {2: [1]}
+    assert served([apart, entry(2)], [card(1), small], [*known, card(5, 'b')]) == {}
+    nodes = entry(1, 2, same_numa=True)
+    assert served([nodes, entry(2)], [card(1)], [card(1), card(2, node=1)]) == {2: [1]}
+
+
+def test_the_first_alternative_that_can_be_had():
+    assert served([entry(1, 2, 1)], [card(1)]) == {1: [1]}
+    assert served([entry(1, 2, 1)], [card(1), card(2)]) == {1: [1, 2]}
+
+
+def test_what_others_may_have_without_a_turn():
+    known = [card(1), card(2), card(3, 'b')]
+    left = turns.unclaimed([entry(1, 2)], [card(1), card(3, 'b')], lambda _: known)
+    assert left == [card(3, 'b')]
+
+
+def test_all_there_is_is_not_read_where_it_does_not_matter():
+    def read(_):
+        raise AssertionError
+
+    found = turns.grants([entry(1), entry(2)], [card(1)], read, placing.binpack)
+    assert [each.entry.id for each in found] == [1]
+
+
+HOSTS = st.sampled_from('abc')
+ENTRIES = st.lists(
+    st.builds(
+        lambda amounts, kind, host, hosts: entry(
+            0, *amounts, kind=kind, same_host=host, hosts=hosts
+        ),
+        st.lists(st.integers(1, 4), min_size=1, max_size=2),
+        st.integers(0, 1),
+        st.booleans(),
+        st.none() | st.frozensets(HOSTS, min_size=1),
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda found: [each._replace(id=n) for n, each in enumerate(found)])
+
+
+@given(
+    entries=ENTRIES,
+    places=st.lists(st.tuples(HOSTS, st.integers(0, 1)), min_size=1, max_size=8),
+    freed=st.permutations(range(8)),
+)
+def test_nothing_behind_the_first_delays_it(entries, places, freed):
+    """Cards come free one after the other, and whoever is served keeps his: the first is served
+    when it would be served if it were alone.
+    """
+    cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
+    first, *behind = entries
+
+    def moment(waiting):
+        free, waiting = [], list(waiting)
+        for step, number in enumerate(freed):
+            if number < len(cards):
+                free.append(cards[number])
+            while got := next(turns.grants(waiting, free, lambda _: cards, placing.binpack), None):
+                if got.entry.id == first.id:
+                    return step
+                free = [each for each in free if each not in got.chosen]
+                waiting.remove(got.entry)
+        return None
+
+    assert moment(entries) == moment([first])
+    assert behind == entries[1:]
+
+
+@given(entries=ENTRIES, places=st.lists(st.tuples(HOSTS, st.integers(0, 1)), max_size=8))
+def test_nothing_is_given_twice_and_nobody_waits_who_could_be_served_first(entries, places):
+    cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
+    got = list(turns.grants(entries, cards, lambda _: cards, placing.binpack))
+    handles = [each.handle for grant in got for each in grant.chosen]
+    assert len(set(handles)) == len(handles)
+    ids = [grant.entry.id for grant in got]
+    assert ids == sorted(set(ids))
+    fit = [each for each in cards if entries[0].fits(each)]
+    could = turns.first(fit, entries[0].sets, placing.binpack) is not None
+    assert (0 in ids) == could
