@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 import typing
 
 from cliff import columns as formattable
@@ -13,22 +14,33 @@ from osc_lib.command import command
 
 from cyborg_lite import osc
 
-COLUMNS = ('uuid', 'name', 'state', 'profile', 'accelerators', 'lease_ends_at')
-MORE = ('reason', 'project_id', 'groups', 'consumer', 'lease', 'released_at', 'created_at')
+COLUMNS = ('uuid', 'name', 'state', 'position', 'profile', 'accelerators', 'lease_ends_at')
+MORE = (
+    'reason',
+    'priority',
+    'project_id',
+    'groups',
+    'consumer',
+    'lease',
+    'released_at',
+    'created_at',
+)
 #: The fields that a list can be filtered by, as options.
 FILTERS = {
     'name': 'of this name',
-    'state': 'in this state: active or released',
+    'state': 'in this state: queued, active or released',
     'project': 'of this project',
     'profile': 'of this device profile',
     'consumer-type': 'of consumers of this type',
     'consumer-id': 'of the consumer of this id',
 }
 Shown = tuple[typing.Any, typing.Any]
+#: For how long one request may wait, and the time between two that are answered sooner, in seconds.
+WAIT, PAUSE = 60, 1
 
 
 class CreateAllocation(osc.Command, command.ShowOne):
-    """Allocate accelerators: all that is asked for, or nothing.
+    """Allocate accelerators: all that is asked for, or nothing, now or in its turn.
 
     They are chosen by a device profile, or by resource classes and traits.
     """
@@ -68,6 +80,18 @@ class CreateAllocation(osc.Command, command.ShowOne):
         parser.add_argument(
             '--lease', metavar='<seconds>', type=int, help='Release it after this time'
         )
+        parser.add_argument(
+            '--queue', action='store_true', help='Wait in the queue where nothing that is free does'
+        )
+        parser.add_argument(
+            '--priority',
+            metavar='<priority>',
+            type=int,
+            help='Priority in the queue, from -100 to 100 (0 by default)',
+        )
+        parser.add_argument(
+            '--wait', action='store_true', help='Return when it does not wait in the queue any more'
+        )
         parser.add_argument('--consumer-type', metavar='<type>', help='Kind of the consumer')
         parser.add_argument('--consumer-id', metavar='<id>', help='Id of the consumer')
         parser.add_argument(
@@ -93,7 +117,23 @@ class CreateAllocation(osc.Command, command.ShowOne):
             raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
         if parsed_args.dry_run:
             found['alternatives'] = _Alternatives(found['alternatives'])
+        elif parsed_args.wait:
+            found = self._served(found)
         return _one(found)
+
+    def _served(self, found: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """An allocation once it is not queued any more.
+
+        :raises osc_lib.exceptions.CommandError: when it was given up meanwhile.
+        """
+        while found['state'] == 'queued':
+            began = time.monotonic()
+            found = self.ask(_path(found['uuid']), wait=str(WAIT))
+            if found['state'] == 'queued' and time.monotonic() - began < PAUSE:
+                time.sleep(PAUSE)
+        if found['state'] != 'active':
+            raise exceptions.CommandError(f'Allocation {found["uuid"]}: {found["reason"]}')
+        return found
 
 
 class _Alternatives(formattable.FormattableColumn[typing.Any]):
@@ -163,7 +203,7 @@ class RenewAllocation(osc.Command, command.ShowOne):
 
 
 class DeleteAllocations(osc.Command):
-    """Release allocations: what they hold is free then."""
+    """Release allocations: what they hold is free then, and what is queued waits no more."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -218,7 +258,10 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
         body['same_numa'] = 'require'
     if given.consumer_type is not None or given.consumer_id is not None:
         body['consumer'] = {'type': given.consumer_type, 'id': given.consumer_id}
+    if given.queue:
+        body['queue'] = True
     more = {'name': given.name, 'hosts': given.host, 'lease': given.lease}
+    more['priority'] = given.priority
     return body | {name: value for name, value in more.items() if value is not None}
 
 

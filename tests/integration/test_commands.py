@@ -250,8 +250,15 @@ def test_allocations(request):
         assert 'needs 999 of FPGA' in commands.fail(*create[:3], 'FPGA=999', *dry)
     assert commands(*create, '--dry-run')['fits'] is True
     assert 'expected <class>=<amount>' in commands.fail(*create[:3], 'FPGA')
-    assert 'none not found' in commands.fail('allocation', 'delete', 'none', 'a')
-    assert commands('allocation', 'show', 'a')['state'] == 'released'
+    queue = 'allocation', 'create', '--resource', 'CUSTOM_NONE=1', '--queue', '--name', 'c'
+    waits = commands(*queue, '--priority', '3')
+    assert (waits['state'], waits['priority'], waits['position']) == ('queued', 3, 1)
+    [listed] = commands('allocation', 'list', '--state', 'queued')
+    assert (listed['uuid'], listed['position']) == (waits['uuid'], 1)
+    assert 'none not found' in commands.fail('allocation', 'delete', 'none', 'a', 'c')
+    for name in 'ac':
+        assert commands('allocation', 'show', name)['state'] == 'released'
+    assert commands(*create, '--queue', '--wait')['state'] == 'active'
 
 
 @pytest.mark.parametrize('way', ['none', 'http_basic'])
