@@ -442,11 +442,11 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
     moving = []
     for card, twin in matching.pair(devices(session, new.name), devices(session, old.name)):
         if twin is not None and is_held(twin, after) and not is_held(card, before):
-            _inherit(twin, card)
+            _inherit(session, twin, card)
             remove(session, card)
             continue
         if twin is not None and not is_held(twin, after):
-            _inherit(card, twin)
+            _inherit(session, card, twin)
             remove(session, twin)
         moving.append(card)
     # What goes is gone before what comes takes its name.
@@ -474,16 +474,30 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
     session.expire(old, ['found'])
 
 
-def _inherit(device: model.Device, twin: model.Device) -> None:
+def _inherit(session: orm.Session, device: model.Device, twin: model.Device) -> None:
     """Keep what an operator decided of the row that goes."""
     if twin.status != 'enabled':
         device.status = twin.status
         device.revision += 1
     others = {other.identity: other for other in twin.deployables}
     for part in device.deployables:
-        known = {attribute.key for attribute in part.attributes}
-        other = others.get(part.identity)
-        for attribute in other.attributes if other else ():
-            if attribute.added and attribute.key not in known:
-                added = model.Attribute(key=attribute.key, value=attribute.value, added=True)
-                part.attributes.append(added)
+        if other := others.get(part.identity):
+            _inherit_attributes(part, other)
+    naming.number_traits(session, device.deployables)
+
+
+def _inherit_attributes(part: model.Deployable, other: model.Deployable) -> None:
+    """Keep what an operator added; a driver's trait of the same key gets another one after that."""
+    for attribute in [each for each in other.attributes if each.added]:
+        if key := _free_key(part, attribute):
+            part.attributes.append(model.Attribute(key=key, value=attribute.value, added=True))
+
+
+def _free_key(part: model.Deployable, attribute: model.Attribute) -> str | None:
+    """The key that an operator's attribute gets in another row; None if it has no place there."""
+    added = {own.key: own for own in part.attributes if own.added}
+    if not attribute.is_trait:
+        return None if attribute.key in {own.key for own in part.attributes} else attribute.key
+    if attribute.value in {own.value for own in added.values() if own.is_trait}:
+        return None
+    return next(naming.free_keys(part)) if attribute.key in added else attribute.key

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections.abc
 import hashlib
-import itertools
 import typing
 
 from oslo_log import log
@@ -133,12 +132,12 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)
-    _number_traits(session, known)
+    parts = [part for device in known for part in device.deployables]
+    naming.number_traits(session, parts)
     session.flush()
     for device in known:
         # Known already: no need to ask the database for each.
         orm.attributes.set_committed_value(device, 'host', host)
-    parts = [part for device in known for part in device.deployables]
     _tell(session, parts, before)
     return not waiting and not any(_waits(device, held, absences) for device in known)
 
@@ -262,25 +261,6 @@ def _move_lost(device: model.Device, found: model.Device) -> None:
             if handle.lost:
                 info = pci.moved(handle.attach_info, device.address, found.address)
                 handle.attach_info = info
-
-
-def _number_traits(session: orm.Session, devices: list[model.Device]) -> None:
-    """Give the traits that drivers report the numbers that operators have not used."""
-    changed = []
-    for part in (part for device in devices for part in device.deployables):
-        used = {attribute.key for attribute in part.attributes if attribute.added}
-        keys = (key for n in itertools.count() if (key := f'trait{n}') not in used)
-        ours = [a for a in part.attributes if a.is_trait and not a.added]
-        for attribute, key in zip(sorted(ours, key=lambda a: a.value), keys, strict=False):
-            if attribute.key != key:
-                changed.append((attribute, key))
-    for attribute, key in changed:
-        # Two keys may change places.
-        attribute.key = f'{key} of {attribute.uuid}'
-    if changed:
-        session.flush()
-    for attribute, key in changed:
-        attribute.key = key
 
 
 def _prune(known: model.Base, found: model.Base, held: set[int]) -> None:

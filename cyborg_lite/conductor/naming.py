@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of providers, and the UUIDs that follow from them: each name is given once."""
+"""The names of providers, the UUIDs that follow from them, and the keys of traits: each name is
+given once.
+"""
 
 from __future__ import annotations
 
+import collections.abc
 import hashlib
 import itertools
 import uuid as uuidlib
@@ -57,3 +60,27 @@ def _fitting(name: str, more: str) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     more = more[-64:]
     return f'{name[: LONGEST - len(more) - 9]}_{digest}{more}'
+
+
+def number_traits(session: orm.Session, parts: list[model.Deployable]) -> None:
+    """Give the traits that drivers report the numbers that operators have not used."""
+    changed = []
+    for part in parts:
+        ours = [a for a in part.attributes if a.is_trait and not a.added]
+        free = free_keys(part)
+        for attribute, key in zip(sorted(ours, key=lambda a: a.value), free, strict=False):
+            if attribute.key != key:
+                changed.append((attribute, key))
+    for attribute, key in changed:
+        # Two keys may change places.
+        attribute.key = f'{key} of {attribute.uuid}'
+    if changed:
+        session.flush()
+    for attribute, key in changed:
+        attribute.key = key
+
+
+def free_keys(part: model.Deployable) -> collections.abc.Iterator[str]:
+    """The keys of traits that no operator has used for this deployable."""
+    used = {attribute.key for attribute in part.attributes if attribute.added}
+    return (key for n in itertools.count() if (key := f'trait{n}') not in used)

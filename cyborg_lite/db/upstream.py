@@ -54,6 +54,8 @@ FREE = ('Initial', 'Unbound', 'BindFailed', 'UnbindFailed', 'Deleting')
 LEAVING = ('UnbindFailed', 'Deleting')
 #: The key of a trait that a driver of upstream's reports.
 TRAIT = re.compile('traits?([0-9]{0,4})')
+#: How long upstream takes, at most, to write the attributes of one report.
+TOGETHER = datetime.timedelta(minutes=1)
 
 Row = collections.abc.Mapping[str, typing.Any]
 Kind = typing.TypeVar('Kind', bound=model.Base)
@@ -104,8 +106,7 @@ def _read(url: str) -> dict[str, list[Row]]:
     """All rows of upstream's tables, in the order of their ids."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == 'sqlite' and not pathlib.Path(parsed.database or '').is_file():
-        # It would be created.
-        raise exception.Invalid(reason=f'There is no file {parsed.database}.')
+        raise exception.Invalid(reason=f'There is no file {parsed.database}.')  # not create one
     source = sa.create_engine(parsed)
     try:
         with source.connect() as connection:
@@ -374,16 +375,18 @@ def _may_use(row: Row) -> bool:
 
 
 def _reported(attributes: list[Row]) -> set[int]:
-    """The numbers of the attributes that drivers reported: an operator added the others.
-
-    A driver counts its traits without a gap, from 0 or 1.
+    """The numbers of the attributes that drivers reported, not operators: a driver counts its
+    traits from 0 or 1 without a gap, and has them written with the class.
     """
     found = {row['id'] for row in attributes if row['key'] == 'rc'}
+    times = {row['deployable_id']: row['created_at'] for row in attributes if row['id'] in found}
     last: collections.Counter[int] = collections.Counter()
     for row in sorted(attributes, key=lambda row: (len(str(row['key'])), str(row['key']))):
-        match = TRAIT.fullmatch(str(row['key']))
-        if match and int(match[1] or 0) <= last[row['deployable_id']] + 1:
-            last[row['deployable_id']] = int(match[1] or 0)
+        match, part = TRAIT.fullmatch(str(row['key'])), row['deployable_id']
+        written = _time(row['created_at']) or datetime.datetime.min
+        is_late = written - (_time(times.get(part)) or datetime.datetime.max) > TOGETHER
+        if match and int(match[1] or 0) <= last[part] + 1 and not is_late:
+            last[part] = int(match[1] or 0)
             found.add(row['id'])
     return found
 
@@ -423,16 +426,13 @@ def _address(row: Row, names: set[str], control: str | None) -> str:
 
 def _name(device: model.Device, name: str, alone: bool) -> str:
     """The name under which our agent reports the deployable."""
-    if alone:
-        return f'{device.hostname}_{device.address}'
     prefix = f'{device.hostname}_'
+    name = device.address if alone else name
     return name if name.startswith(prefix) else prefix + name
 
 
 def _driver(type_: str, name: str | None) -> str:
-    if type_ == 'PCI':
-        return 'pci'
-    return DRIVERS.get((type_, name or ''), name or 'unknown')
+    return 'pci' if type_ == 'PCI' else DRIVERS.get((type_, name or ''), name or 'unknown')
 
 
 def _attach_info(text: str) -> dict[str, str]:

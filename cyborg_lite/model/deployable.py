@@ -124,8 +124,12 @@ class Attribute(base.Base):
 
     @property
     def identity(self) -> str:
-        """A trait is told by its value: its number is any that is unused."""
-        return base.as_text(['trait', self.value] if self.is_trait else [self.key])
+        """A driver's trait is told by its value: its number is any that is unused.
+
+        An operator's is another one, even of the same value: either may go, and the other stays.
+        """
+        by_value = self.is_trait and not self.added
+        return base.as_text(['trait', self.value] if by_value else [self.key])
 
     @property
     def reported(self) -> bool:

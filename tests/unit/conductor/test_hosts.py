@@ -482,6 +482,30 @@ def test_attributes_stay_with_their_part(conductor, agents):
     assert names[added.deployable_id] == 'b_0000:01:00.0-vf'
 
 
+def test_traits_of_an_operator_survive_a_rename(conductor, agents):
+    """Under either name a trait was added, with a number that the other name uses."""
+
+    def traits(name):
+        [part] = [p for p in conductor.rows(model.Deployable) if p.name.startswith(f'{name}_')]
+        rows = [a for a in conductor.rows(model.Attribute) if a.deployable_id == part.id]
+        return part, {a.key: a.value for a in rows if a.is_trait}
+
+    agents.report('a', pci('01', traits=['CUSTOM_A']))
+    for key, value in {'trait1': 'CUSTOM_OLD', 'trait7': 'CUSTOM_SAME'}.items():
+        conductor.create_attribute(deployable=traits('a')[0].id, key=key, value=value)
+    make_silent(conductor, 'a')
+    agents.report('b', pci('01', traits=['CUSTOM_A', 'CUSTOM_B']), start=True)
+    added = {'trait2': 'CUSTOM_NEW', 'trait7': 'CUSTOM_SEVEN', 'trait8': 'CUSTOM_SAME'}
+    for key, value in added.items():
+        conductor.create_attribute(deployable=traits('b')[0].id, key=key, value=value)
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='b')
+    wanted = ['CUSTOM_NEW', 'CUSTOM_OLD', 'CUSTOM_SAME', 'CUSTOM_SEVEN']
+    for reported in (['CUSTOM_A', 'CUSTOM_B'], ['CUSTOM_A', 'CUSTOM_B', 'CUSTOM_C']):
+        agents.report('b', pci('01', traits=reported))
+        assert sorted(traits('b')[1].values()) == sorted([*wanted, *reported])
+
+
 # Late reports across a reboot, and clones
 
 

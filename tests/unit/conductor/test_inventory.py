@@ -707,6 +707,20 @@ def test_trait_of_an_operator_and_one_of_a_driver_keep_apart(conductor):
         assert sorted(values.values()) == sorted([*traits, 'CUSTOM_OURS'])
 
 
+def test_trait_of_a_driver_stays_while_an_operator_has_an_equal_one(conductor):
+    """Whichever came first: Placement keeps the trait when the operator takes his own away."""
+    conductor.report(card(traits=['CUSTOM_A']))
+    [part] = conductor.rows(model.Deployable)
+    made = conductor.create_attribute(deployable=part.id, key='trait1', value='CUSTOM_B')
+    conductor.report(card(traits=['CUSTOM_A', 'CUSTOM_B']))
+    kept = {(a.key, a.value, a.added) for a in conductor.rows(model.Attribute) if a.is_trait}
+    ours, theirs = ('trait1', 'CUSTOM_B', True), ('trait2', 'CUSTOM_B', False)
+    assert kept == {('trait0', 'CUSTOM_A', False), ours, theirs}
+    conductor.delete_attribute(uuid=made)
+    values = [a.value for a in conductor.rows(model.Attribute) if a.is_trait]
+    assert sorted(values) == ['CUSTOM_A', 'CUSTOM_B']
+
+
 def test_attribute_of_a_driver_cannot_be_deleted(conductor):
     conductor.report(card())
     for attribute in conductor.rows(model.Attribute):

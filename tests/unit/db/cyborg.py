@@ -117,7 +117,9 @@ class Cyborg:
             driver_name=driver,
         )
         for key, value in attributes.items():
-            self.add('attributes', deployable_id=part.id, key=key, value=value)
+            # Cyborg writes them in the same moment.
+            about = {'deployable_id': part.id, 'created_at': part.created_at}
+            self.add('attributes', key=key, value=value, **about)
         return part
 
     def handle(self, part: typing.Any, info: str, **more: typing.Any):

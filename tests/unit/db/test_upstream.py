@@ -380,13 +380,28 @@ def test_attributes_of_an_operator_stay(cyborg, conductor, take_over):
 
 def test_attributes_of_a_driver_go_with_what_it_reports(cyborg, conductor, take_over):
     card = cyborg.gpu()
+    about = {'deployable_id': card.part.id, 'created_at': card.part.created_at}
     old = {'trait1': 'CUSTOM_A', 'trait2': 'CUSTOM_B'}
     for key, value in old.items():
-        cyborg.add('attributes', deployable_id=card.part.id, key=key, value=value)
+        cyborg.add('attributes', key=key, value=value, **about)
     take_over()
     conductor.report(gpu())
     kept = {row.key: row.value for row in conductor.rows(model.Attribute)}
     assert kept == {'rc': 'PGPU', 'trait0': 'CUSTOM_NVIDIA_1EB8'}
+
+
+def test_trait_of_an_operator_that_continues_the_numbers_of_a_driver(cyborg, conductor, take_over):
+    """Cyborg writes the traits of a driver with the class; what comes later is an operator's."""
+    card = cyborg.gpu()
+    cyborg.add('attributes', deployable_id=card.part.id, key='trait1', value='CUSTOM_RACK_7')
+    take_over()
+    more = gpu()
+    more.deployables[0].attributes.append(model.Attribute(key='trait1', value='CUSTOM_MORE'))
+    for device in (gpu(), more):
+        conductor.report(device)
+    kept = {row.key: row.value for row in conductor.rows(model.Attribute) if row.is_trait}
+    assert kept.pop('trait1') == 'CUSTOM_RACK_7'
+    assert sorted(kept.values()) == ['CUSTOM_MORE', 'CUSTOM_NVIDIA_1EB8']
 
 
 def test_addresses_have_one_spelling(cyborg, conductor, take_over):
