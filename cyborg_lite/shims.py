@@ -1,27 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that we use of libraries and that they do not promise to keep: their private names.
 
-A release of theirs may break any of these. ``tests/unit/test_shims.py`` then says which did.
+A release of theirs may break any of these. ``tests/unit/test_shims.py`` then says which did, and a
+service that is started with such a release names it.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+from importlib import metadata
 import inspect
+import operator
 import os
 import ssl
 import typing
 
 from oslo_config import cfg
-from oslo_log import handlers
 import oslo_messaging as messaging
-from oslo_messaging import server as messaging_server
-from oslo_messaging._drivers import common
-from oslo_messaging._metrics import client as metrics
-from oslo_messaging._tracing import client as tracing
 import pecan
 
 C = typing.TypeVar('C', bound=type)
+
+#: The releases of each library that are known to have these names: from the lowest that setup.cfg
+#: admits to the last that was tried.
+KNOWN = {
+    'oslo.log': '7.0.0 to 8.3.2',
+    'oslo.messaging': '18.3.0 to 18.3.1',
+    'pecan': '1.5.1 to 1.8.0',
+}
+
+
+def _of(library: str, module: str, *names: str) -> typing.Any:
+    """A module of a library, which has these names.
+
+    :raises ImportError: when it does not; the error says which releases do.
+    """
+    try:
+        found = importlib.import_module(module)
+        for name in names:
+            operator.attrgetter(name)(found)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f'{library} {metadata.version(library)} lacks a private name that cyborg_lite uses '
+            f'({error}). Install a release that is known to have it: {library} {KNOWN[library]}.'
+        ) from error
+    return found
+
+
+handlers = _of('oslo.log', 'oslo_log.handlers', '_get_binary_name')
+messaging_server = _of('oslo.messaging', 'oslo_messaging.server', '_pool_opts')
+common = _of(
+    'oslo.messaging',
+    'oslo_messaging._drivers.common',
+    'serialize_remote_exception',
+    'deserialize_remote_exception',
+)
+metrics = _of('oslo.messaging', 'oslo_messaging._metrics.client', 'oslo_messaging_metrics')
+tracing = _of('oslo.messaging', 'oslo_messaging._tracing.client', 'oslo_messaging_tracing')
+_of('pecan', 'pecan.util', '_cfg', 'getargspec')
+_of('pecan', 'pecan.rest', 'RestController._lookup_child')
 
 
 def register_messaging_options(conf: cfg.ConfigOpts) -> None:

@@ -2,8 +2,10 @@
 """Each shim does what it is for, with the releases that are installed."""
 
 from importlib import metadata
+import importlib.util
 import inspect
 import os
+import ssl
 import sys
 import uuid
 
@@ -12,14 +14,17 @@ from oslo_log import log
 import oslo_messaging as messaging
 from oslo_messaging import server as messaging_server
 from oslo_messaging._drivers import impl_rabbit
+from packaging import requirements
 import pecan
 from pecan import rest
 import pytest
+import sqlalchemy as sa
 import webtest
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
 from cyborg_lite import shims
+from cyborg_lite.db import engine
 
 
 def check_register_messaging_options(monkeypatch):
@@ -221,10 +226,81 @@ def test_the_release_at_fault_is_named(shim, monkeypatch):
 def test_every_shim_is_checked():
     own = {
         each
-        for each in vars(shims).values()
-        if inspect.isfunction(each) and each.__module__ == shims.__name__
+        for name, each in vars(shims).items()
+        if inspect.isroutine(each) or inspect.isclass(each)
+        if each.__module__ == shims.__name__ and not name.startswith('_')
     }
-    assert own == set(CHECKS) == set(BREAKS)
+    assert own == {*CHECKS, shims.SharedTls}
+    assert set(CHECKS) == set(BREAKS)
+
+
+MODULES = {
+    'oslo_log.handlers': 'oslo.log',
+    'oslo_messaging._drivers.common': 'oslo.messaging',
+    'oslo_messaging._metrics.client': 'oslo.messaging',
+    'oslo_messaging._tracing.client': 'oslo.messaging',
+    'oslo_messaging.server': 'oslo.messaging',
+}
+NAMES = [
+    ('oslo.log', handlers, '_get_binary_name'),
+    ('oslo.messaging', messaging_server, '_pool_opts'),
+    ('pecan', pecan.util, '_cfg'),
+    ('pecan', rest.RestController, '_lookup_child'),
+]
+
+
+def said():
+    """How a process ends that imports the shims."""
+    spec = importlib.util.spec_from_file_location('fresh', shims.__file__)
+    with pytest.raises(ImportError) as caught:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_a_release_without_a_private_module_is_named_with_those_that_have_it(module, monkeypatch):
+    library = MODULES[module]
+    monkeypatch.setitem(sys.modules, module, None)
+    text = said()
+    assert f'{library} {metadata.version(library)} lacks' in text
+    assert module in text
+    assert f'{library} {shims.KNOWN[library]}.' in text
+
+
+@pytest.mark.parametrize(('library', 'owner', 'name'), NAMES)
+def test_a_release_without_a_private_name_is_named(library, owner, name, monkeypatch):
+    monkeypatch.delattr(owner, name)
+    text = said()
+    assert f'{library} {metadata.version(library)} lacks' in text
+    assert name in text
+
+
+def test_what_is_known_begins_with_the_lowest_release_that_is_admitted():
+    wanted = [requirements.Requirement(each) for each in metadata.requires('cyborg-lite')]
+    lowest = {each.name: str(each.specifier).removeprefix('>=') for each in wanted}
+    for library, releases in shims.KNOWN.items():
+        assert releases.startswith(f'{lowest[library]} to ')
+
+
+def test_shared_tls_fits_the_installed_release(server, databases, monkeypatch):
+    """Two connections of PyMySQL read the certificate authorities once."""
+    with databases.new() as url:
+        if sa.make_url(url).get_backend_name() != 'mysql':
+            pytest.skip('this is about PyMySQL alone')
+        made = []
+        create = ssl.create_default_context
+        look = lambda *args, **named: made.append(args) or create(*args, **named)  # noqa: E731
+        monkeypatch.setattr(ssl, 'create_default_context', look)
+        monkeypatch.setattr(shims.SharedTls, '_contexts', {})
+        database = engine.Database(options.load(files=[], database__connection=url))
+        made.clear()  # what oslo.db tried first knows nothing of this
+        try:
+            with database.engine.connect(), database.engine.connect():
+                release = f'PyMySQL {metadata.version("PyMySQL")}'
+                assert len(made) == 1, f'{release} breaks cyborg_lite.shims.SharedTls'
+                assert len(shims.SharedTls._contexts) == 1
+        finally:
+            database.close()
 
 
 def test_connections_share_a_tls_context_until_its_files_are_renewed(tmp_path):
