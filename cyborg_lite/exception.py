@@ -186,6 +186,16 @@ class DatabaseAway(CyborgError):
     template = 'The database cannot be used: {reason}. Try again.'
 
 
+class AnswerUnknown(CyborgError):
+    """A call was carried out before, by a release whose answers have another form."""
+
+    code = 503
+    template = (
+        'This request has been carried out already, before an upgrade: look at what is there '
+        'before you ask again.'
+    )
+
+
 class ComputeAway(CyborgError):
     """Nova cannot be asked."""
 

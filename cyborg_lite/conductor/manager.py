@@ -110,7 +110,9 @@ def _once(function: Function[Answer]) -> Function[Answer]:
 
     The database may commit and not say so, and the bus may deliver a message again. A second time
     the function finds its own row there already, or gone: it is then answered as the first time.
+    Another release may have carried it out the first time: its answer is read if it has our form.
     """
+    form = function.__annotations__['return']
 
     def noted(
         session: orm.Session, ctxt: context.RequestContext, call: str, **kwargs: typing.Any
@@ -118,7 +120,8 @@ def _once(function: Function[Answer]) -> Function[Answer]:
         answer = function(session, ctxt, **kwargs)
         session.flush()
         try:
-            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': answer}])
+            kept = {'form': form, 'answer': answer}
+            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': kept}])
         except db_exception.DBDuplicateEntry:
             raise _DoneBefore from None
         return answer
@@ -134,7 +137,7 @@ def _once(function: Function[Answer]) -> Function[Answer]:
             found = find(self, ctxt, call=call)
             if not found:
                 raise
-            return typing.cast('Answer', found[0])
+            return typing.cast('Answer', _read(found[0], form))
 
     return typing.cast('Function[Answer]', once)
 
@@ -142,6 +145,20 @@ def _once(function: Function[Answer]) -> Function[Answer]:
 def _find_call(session: orm.Session, _ctxt: context.RequestContext, call: str) -> list[typing.Any]:
     """The answer to a call that was carried out before, alone in a list; none if it was not."""
     return list(session.scalars(sa.select(model.Call.answer).where(model.Call.uuid == call)))
+
+
+@messaging.expected_exceptions(exception.CyborgError)
+def _read(kept: typing.Any, form: str) -> typing.Any:
+    """The answer in what is kept of a call.
+
+    :param form: the type of the answers of this release, as it is written.
+    :raises cyborg_lite.exception.AnswerUnknown: when it is of another form.
+    """
+    if form == 'None':
+        return None
+    if not isinstance(kept, dict) or kept.get('form') != form:
+        raise exception.AnswerUnknown
+    return kept['answer']
 
 
 def _exposed(function: Function[Answer], order: journal.Order) -> Function[Answer]:

@@ -15,6 +15,7 @@ import uuid
 from oslo_db import exception as db_exception
 from oslo_messaging.rpc import dispatcher
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event
 
 from cyborg_lite import model
@@ -185,6 +186,43 @@ def test_what_is_done_is_said_to_be_done(service, fault, act):
         answer, kind, more = act(things)
     assert answer.status_int in (200, 201, 202, 204), answer.text
     assert len(service.rows(kind)) == before[kind] + more
+
+
+@contextlib.contextmanager
+def upgraded_meanwhile(service, kept):
+    """What the first message was answered is noted as another release does, and one more comes."""
+    dispatch = dispatcher.RPCDispatcher.dispatch
+
+    def twice(self, incoming):
+        with contextlib.suppress(Exception):
+            dispatch(self, incoming)
+        with service.database.writer() as session:
+            session.execute(sa.update(model.Call).values(answer=kept))
+        return dispatch(self, incoming)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatcher.RPCDispatcher, 'dispatch', twice)
+        yield
+
+
+#: As the release before keeps it, as one keeps it that answers by another form, and neither.
+KEPT = [[[], ['a']], ['a'], 'a', None, {'form': 'tuple[str, str]', 'answer': ['a', 'b']}, {}]
+
+
+@pytest.mark.parametrize(
+    ('act', 'kept'),
+    [
+        *((delete_requests, kept) for kept in KEPT),
+        *((act, KEPT[0]) for act in (create_profile, create_attribute, create_requests, unbind)),
+    ],
+)
+def test_an_answer_of_another_release_is_no_error_of_the_service(service, act, kept):
+    things = Things(service)
+    with upgraded_meanwhile(service, kept):
+        answer, kind, more = act(things)
+    assert answer.status_int in (200, 201, 202, 204, 503), answer.text
+    if answer.status_int == 503:
+        assert 'has been carried out already' in support.fault(answer)
 
 
 @pytest.mark.parametrize('fault', [delivered_twice, delivered_to_two])
