@@ -27,7 +27,7 @@ class DataMigration:
     """Which rows are old, and how one of them becomes new."""
 
     name: str
-    #: the rows that remain; one that was migrated must not be among them any more
+    #: the rows that remain; a migrated row must not be among them any more
     pending: sa.Select[typing.Any]
     migrate: collections.abc.Callable[[typing.Any], None]
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Let a migration of MySQL or MariaDB that was cut short be run again.
 
-There each statement that changes the schema is committed by itself: what a process has done until
+There each statement that changes the schema commits implicitly: what a process has done until
 it was killed stays, and alembic's revision says nothing of it.  So a step that is done already is
 passed over.
 

@@ -144,8 +144,8 @@ class Database:
 def _prepare_mysql(engine: sa.Engine) -> None:
     """Let a transaction see what others have committed, and lock no row that is not there.
 
-    PostgreSQL's default; by MariaDB's, two who add different hosts or profiles run into a
-    deadlock.
+    PostgreSQL's default; by MariaDB's, two transactions that add different hosts or profiles run
+    into a deadlock.
     """
 
     if engine.dialect.driver == 'pymysql':

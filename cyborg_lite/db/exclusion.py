@@ -51,8 +51,8 @@ def causes(
     """All that may exclude a handle of a device, of which the first that holds is shown.
 
     :param device: a row, or the class in a statement that joins it to the handle.
-    :param instance: the one that is to get the handle, if that is known.
-    :param guest: whether a guest is to get it. A process of the host shares IOMMU groups with
+    :param instance: the instance that gets the handle, if that is known.
+    :param guest: whether a guest gets it. A process of the host shares IOMMU groups with
         other processes, and with no guest.
     """
     form = _held.where(_part.device_id == device.id, _other.form != model.AttachHandle.form)

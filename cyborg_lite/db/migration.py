@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from cyborg_lite import exception
 from cyborg_lite.db import ddl  # noqa: F401 - alembic learns of it by the import
 
-#: How long one that migrates waits for another one on MySQL and MariaDB, in seconds.
+#: How long a migration waits for another process that migrates on MySQL and MariaDB, in seconds.
 WAIT = 600
 #: The key of PostgreSQL's lock, within one database: any number, the same in all releases.
 LOCK = 0x6379626C
@@ -79,7 +79,7 @@ def _foreign_keys_off(connection: sa.Connection) -> collections.abc.Iterator[Non
 
 @contextlib.contextmanager
 def _alone(connection: sa.Connection) -> collections.abc.Iterator[None]:
-    """A transaction in which no other process migrates: it waits until one that does has ended."""
+    """A transaction under the lock for migrations: it waits until other processes have migrated."""
     if connection.dialect.name in ('mysql', 'mariadb'):
         # Whatever changes the schema ends a transaction, and with it the locks of that.
         with _named_lock(connection), connection.begin():

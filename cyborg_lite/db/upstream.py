@@ -75,9 +75,9 @@ def take_over(database: engine.Database, url: str, project: str | None = None) -
     """Fill an empty database from one of upstream's, in one transaction.
 
     :param url: of upstream's database, which is only read.
-    :param project: whose the requests become that have no project.
+    :param project: the project for requests that have none.
     :raises cyborg_lite.exception.Conflict: when ours is not empty, or not of this release.
-    :raises cyborg_lite.exception.Invalid: when the other is not one that we know.
+    :raises cyborg_lite.exception.Invalid: when the other schema is not known.
     """
     rows = _read(url)
     if migration.version(database.engine) != migration.head():
