@@ -51,11 +51,11 @@ Seen = dict[str, int] | None
 
 
 class Wish(typing.TypedDict):
-    """Where a request is to be bound."""
+    """The place at which to bind a request."""
 
     uuid: str
     hostname: str
-    #: the provider that Placement, or whoever places, has chosen
+    #: the provider that Placement or the caller has chosen
     device_rp_uuid: str
     instance_uuid: str
     #: the owner from now on
@@ -198,7 +198,7 @@ def fail(
 ) -> None:
     """Note that these requests could not be bound, why, and where they should have been.
 
-    One that another call has bound meanwhile stays so, and nobody is told otherwise.
+    A request that another call has bound meanwhile stays bound, and Nova gets no message for it.
     """
     found = _load(session, ctxt, [wish['uuid'] for wish in wishes], orm.undefer(model.ARQ.moves))
     arqs = {arq.uuid: arq for arq in found if not _has_moved(arq, seen)}
@@ -225,7 +225,7 @@ def _events(wishes: list[Wish], status: str) -> dict[str, dict[str, model.Facts]
 def unbind(
     session: orm.Session, ctxt: context.RequestContext, uuids: list[str], seen: Seen = None
 ) -> None:
-    """Free what these requests hold; one that holds nothing stays as it is.
+    """Free what these requests hold; a request that holds nothing does not change.
 
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
@@ -259,7 +259,7 @@ def delete(
 ) -> list[str]:
     """Delete these requests and free what they hold; returns the uuids that do not exist.
 
-    :param seen: given for a caller who may delete only what no instance holds, and has seen that.
+    :param seen: the revisions that were checked, for a caller that may not delete held requests.
     :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
     """
     arqs = _load(session, ctxt, uuids)
@@ -347,8 +347,8 @@ def _load_free(
 ) -> dict[str, model.ARQ]:
     """The requests that are wished to be bound, by uuid: each may be, and its instance has none.
 
-    They are not locked: one that moves until it is bound is found out by its revision.  None are
-    left if this very call has bound them, and comes again.
+    They are not locked: the bind checks the revision of each.  If this call is a retry that has
+    bound them already, none are left.
     """
     uuids = [wish['uuid'] for wish in wishes]
     instances = {wish['instance_uuid'] for wish in wishes}
@@ -428,7 +428,7 @@ def _changed(*uuids: str) -> exception.CyborgError:
 def _providers(
     session: orm.Session, rp_uuids: collections.abc.Iterable[str], hosts: list[str]
 ) -> dict[str, model.Deployable]:
-    """Those of these hosts: one that has come since we wait for them is not there yet."""
+    """The providers on hosts that are locked: a provider of another host may change."""
     query = (
         sa.select(model.Deployable)
         .where(

@@ -128,7 +128,7 @@ def notice_silence(
     late.append(model.Host.seen_at > model.Host.alive_until())
     down = sa.and_(up, sa.or_(*late))
     ids = session.scalars(sa.select(model.Host.id).where(down)).all()
-    # One that has reported meanwhile is found no more once it is locked.
+    # A host that has reported meanwhile does not match any more once it is locked.
     for host in _lock(session, ids, down):
         LOG.warning('Host %s is down: it last reported at %s', host.name, host.seen_at)
         host.silent = True
@@ -164,8 +164,8 @@ def _lock(
 ) -> list[model.Host]:
     """Those of these hosts that meet the conditions, locked, with all that is announced of them.
 
-    Who waits for the lock sees what others have changed. A query that skips locked rows could miss
-    hosts: MariaDB locks each row that it examines.
+    After the wait for the lock the changes of others are visible. A query that skips locked rows
+    could miss hosts: MariaDB locks each row that it examines.
     """
     if not ids:
         return []

@@ -40,7 +40,7 @@ HEARD = 60
 GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
 OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
-#: By host, the last agent or boot whose reports were refused: each is named in the log once.
+#: By host, the last agent or boot whose reports were refused: the log names each once.
 _refused: dict[str, str] = {}
 
 
@@ -68,7 +68,7 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     host = session.scalars(named).one_or_none()
     if host is not None and _is_another(host, report):
         return None
-    # A machine whose identity cannot be read for now is the one that it was.
+    # If the identity cannot be read for now, the machine is assumed to be the same.
     machine = report.get('machine') or (host.machine if host else None)
     # An identity that was not known before tells as much as a new agent does.
     started = host is None or host.agent != report.get('agent') or host.machine != machine
@@ -94,12 +94,12 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
 def _is_another(host: model.Host, report: Claim) -> bool:
     """Whether another machine reports under the name of a host that is up.
 
-    Whoever is on the bus as an agent may name any host, but knows neither the identity nor the boot
-    of its machine. A machine that replaces another is heard once the old one is down.
+    An agent on the bus may name any host, but knows neither the identity nor the boot of its
+    machine. Reports of a machine that replaces another are taken once the old machine is down.
     """
     if host.silent or host.renamed_to or report['boot_id'] == host.boot_id:
         return False
-    # However seldom it says that it reports: who was first to report a name may have forged it.
+    # The reported interval is bounded: the first report of a name may have been forged.
     if host.seen_at < host.alive_since(min(host.interval, HEARD)):
         return False
     if host.machine in (None, report.get('machine')):
@@ -123,7 +123,7 @@ def _is_overtaken(report: Claim, others: list[model.Host]) -> bool:
 
 
 def _is_late(host: model.Host, report: Claim) -> bool:
-    """Whether the report was sent before one that was taken in."""
+    """Whether the report was sent before a report that was accepted."""
     agent = report.get('agent')
     if report['boot_id'] != host.boot_id:
         # Only while another boot reports can this one be over: a wrong agent may have been stopped.
@@ -359,7 +359,7 @@ def delete(session: orm.Session, ctxt: context.RequestContext, name: str) -> Non
 
 
 def _forget(session: orm.Session, host: model.Host) -> None:
-    """Delete the row of a host; a clone that is left alone is none any more."""
+    """Delete the row of a host; the last host of a machine identity is not a clone any more."""
     session.delete(host)
     session.flush()
     if host.machine:

@@ -80,7 +80,7 @@ def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
             model.Host.boot_id == report['boot_id'],
             model.Host.agent == report.get('agent'),
             model.Host.digest == mark,
-            # Placement is to be told that it is back.
+            # Tell Placement that it is back.
             ~model.Host.silent,
             model.Host.renamed_to.is_(None),
             model.Host.sequence < report['sequence'],
@@ -332,7 +332,7 @@ def _leave_out_twins(
     """The pairs without what another row still is, and whether there was any.
 
     A missing device or a lost handle may be the very accelerator of a new handle: given out again,
-    it would have two holders.  Another card at the address of one that is gone is no twin of it.
+    it would have two holders.  Another card at the address of a card that is gone is no twin of it.
     """
     # What has moved, as its serial number says, is not where it was.
     moved = {id(same) for found, same in pairs if same and same.identity != found.identity}
@@ -367,7 +367,7 @@ def _leave_out_twins(
 
 
 def _may_be_one_of(found: model.Device, missing: list[model.Device]) -> bool:
-    """Whether a card that is new may be one that is missing: its serial number cannot be read, or
+    """Whether a new card may be a missing card: its serial number cannot be read, or
     it is that of several cards, of which the missing one is one.
     """
     return any(

@@ -15,7 +15,7 @@ Pair = tuple[model.Device, model.Device | None]
 
 
 def pair(known: list[model.Device], found: list[model.Device]) -> list[Pair]:
-    """Each found device with the known one that it is, or None if it is a new one.
+    """Each found device with its known device, or None if it is new.
 
     A known device is in one pair at most.
     """
@@ -43,12 +43,12 @@ def _once(serials: collections.abc.Iterable[str | None]) -> set[str]:
 
 
 def _likely(card: model.Device, there: list[model.Device]) -> model.Device | None:
-    """Of the known devices at the card's address the one that it may be.
+    """The known device at the card's address that may be the same card.
 
     A driver that cannot read the serial number for now says nothing against a known card.
     """
     fit = [device for device in there if device.may_be(card) and not _differ(device, card)]
-    # One that was there a moment ago is likelier than one that has been missing.
+    # A device that was present in the last report is likelier than a missing one.
     return min(reversed(fit), key=lambda device: device.absences, default=None)
 
 

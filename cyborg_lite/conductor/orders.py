@@ -25,7 +25,7 @@ def set_status(
     """Enable or disable a device, as often as you like.
 
     :param seen: the revision of the device that the caller saw: a later order than his stands.
-    :returns: the providers of which Placement is to be told before the order is answered.
+    :returns: the providers to send to Placement before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
     hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))

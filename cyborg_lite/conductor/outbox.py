@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other services are to be told: written with the change itself, sent after, and again.
+"""Messages for other services: written with the change itself, sent after it, and retried.
 
 A message is a row.  Whichever conductor takes it has it for a time; if it dies meanwhile another
 takes it over.  What is sent is the state as it is then, so that a message that is sent twice, or

@@ -32,7 +32,7 @@ def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
     :raises cyborg_lite.exception.NotFound: when there is none.
     :raises cyborg_lite.exception.Conflict: while requests refer to it.
     """
-    # Locked: of two who delete it one is told that it is gone.
+    # Locked: of two concurrent deletes the second finds that it is gone.
     profile = _find(session, model.DeviceProfile.uuid, id, lock=True) or _find(
         session, model.DeviceProfile.name, id, lock=True
     )

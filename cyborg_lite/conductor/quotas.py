@@ -75,7 +75,7 @@ def claim_moved(session: orm.Session, moved: collections.abc.Iterable[tuple[str,
     found: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for project, resource_class in moved:
         found[project][resource_class] += 1
-    # In one order: two who lock the same projects wait for each other, and run into no deadlock.
+    # In one order, so that two transactions that lock the same projects do not deadlock.
     for project, counts in sorted(found.items()):
         claim(session, project, counts)
 
@@ -91,7 +91,7 @@ def asked(groups: list[dict[str, str]], amounts: list[int]) -> collections.Count
 def _lock(session: orm.Session, project: str) -> None:
     """Lock the row of a project until the transaction ends; make it where there is none.
 
-    Of two who make it the database refuses one, who tries again.
+    If two transactions create it, the database refuses the second, which is retried.
     """
     if session.scalar(_row(project).with_for_update()) is None:
         session.execute(sa.insert(model.Quota), [{'project_id': project, 'limits': {}}])

@@ -31,7 +31,7 @@ Rows = list[sa.Row[typing.Any]]
 class Wanted(typing.NamedTuple):
     """Alternatives, in the order in which they are wanted."""
 
-    #: of each the device profile; one that is not kept yet is private
+    #: the device profile of each; a profile without a row yet is private
     profiles: list[model.DeviceProfile]
     #: what accelerators have to be, for all of them
     kinds: list[candidates.Kind]
@@ -141,7 +141,7 @@ def _free(rows: Rows, kinds: list[candidates.Kind], kind: int) -> str:
         if row.amount and _filter(row, kinds, kind) == 'left':
             by_host[row.hostname] += row.amount
     if not by_host:
-        # One that no card has is not to be waited for.
+        # Waiting does not help where no card has the class or the traits.
         fit = any(_filter(row, kinds, kind) not in ('class', 'trait') for row in rows)
         return f'no {_named(kinds[kind])} {"is free" if fit else "is known"}'
     most, total = max(by_host.values()), sum(by_host.values())
