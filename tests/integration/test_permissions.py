@@ -44,23 +44,31 @@ def commands():
 
 
 @pytest.fixture(scope='module')
-def urls(tmp_path_factory):
-    """The broker's URL for each role, with the permissions that the page gives it."""
+def broker(tmp_path_factory):
     with servers.rabbitmq(tmp_path_factory.mktemp('broker') / 'bus') as url:
-        path = f'/usr/lib/rabbitmq/bin:{os.environ["PATH"]}'
-        subprocess.run(
-            [shutil.which('bash'), '-c', commands()],
-            env=os.environ | url.environ | {'PATH': path},
-            check=True,
-            timeout=300,
-        )
-        place = url.partition('@')[2]
-        yield {
-            role.partition('-')[
-                0
-            ]: f'rabbit://cyborg-lite-{role}:{word}_PASSWORD@{place}cyborg_lite'
-            for role, word in ROLES.items()
-        }
+        yield url
+
+
+def administer(broker, text):
+    """Run commands of a page."""
+    path = f'/usr/lib/rabbitmq/bin:{os.environ["PATH"]}'
+    subprocess.run(
+        [shutil.which('bash'), '-ec', text],
+        env=os.environ | broker.environ | {'PATH': path},
+        check=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope='module')
+def urls(broker):
+    """The broker's URL for each role, with the permissions that the page gives it."""
+    administer(broker, commands())
+    place = broker.partition('@')[2]
+    return {
+        role.partition('-')[0]: f'rabbit://cyborg-lite-{role}:{word}_PASSWORD@{place}cyborg_lite'
+        for role, word in ROLES.items()
+    }
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +107,20 @@ def database(buses, conf, tmp_path_factory):
 def rows(database, kind):
     with database.reader() as session:
         return session.query(kind).count()
+
+
+@pytest.mark.parametrize('page', ['openstack', 'alone'])
+def test_the_commands_of_an_install_guide_work(broker, tmp_path, page):
+    """In a virtual host of their own: the URL of the guide's configuration is let in."""
+    text = (deployment.ROOT / f'doc/source/install/{page}.rst').read_text()
+    blocks = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', text)
+    shell = ''.join(textwrap.dedent(each) for each in blocks if 'rabbitmqctl' in each)
+    administer(broker, re.sub(r'(-p|_vhost) cyborg_lite\b', rf'\1 {page}', shell))
+    [user, *_] = re.findall(r'rabbit://(\S+?)@', text)
+    file = tmp_path / 'conf'
+    place = broker.partition('@')[2]
+    file.write_text(f'[DEFAULT]\ntransport_url = rabbit://{user}@{place}{page}\n')
+    startup.check(options.load(files=[str(file)]), startup.bus)
 
 
 @pytest.mark.parametrize(
