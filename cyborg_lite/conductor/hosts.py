@@ -489,15 +489,5 @@ def _inherit(session: orm.Session, device: model.Device, twin: model.Device) -> 
 def _inherit_attributes(part: model.Deployable, other: model.Deployable) -> None:
     """Keep what an operator added; a driver's trait of the same key gets another one after that."""
     for attribute in [each for each in other.attributes if each.added]:
-        if key := _free_key(part, attribute):
+        if key := naming.free_key(part, attribute):
             part.attributes.append(model.Attribute(key=key, value=attribute.value, added=True))
-
-
-def _free_key(part: model.Deployable, attribute: model.Attribute) -> str | None:
-    """The key that an operator's attribute gets in another row; None if it has no place there."""
-    added = {own.key: own for own in part.attributes if own.added}
-    if not attribute.is_trait:
-        return None if attribute.key in {own.key for own in part.attributes} else attribute.key
-    if attribute.value in {own.value for own in added.values() if own.is_trait}:
-        return None
-    return next(naming.free_keys(part)) if attribute.key in added else attribute.key

@@ -84,3 +84,13 @@ def free_keys(part: model.Deployable) -> collections.abc.Iterator[str]:
     """The keys of traits that no operator has used for this deployable."""
     used = {attribute.key for attribute in part.attributes if attribute.added}
     return (key for n in itertools.count() if (key := f'trait{n}') not in used)
+
+
+def free_key(part: model.Deployable, attribute: model.Attribute) -> str | None:
+    """The key that an operator's attribute gets in another row; None if it has no place there."""
+    added = {own.key: own for own in part.attributes if own.added}
+    if not attribute.is_trait:
+        return None if attribute.key in {own.key for own in part.attributes} else attribute.key
+    if attribute.value in {own.value for own in added.values() if own.is_trait}:
+        return None
+    return next(free_keys(part)) if attribute.key in added else attribute.key
