@@ -11,6 +11,7 @@ import collections.abc
 import os
 import pathlib
 import threading
+import time
 import typing
 
 from oslo_config import cfg
@@ -19,6 +20,7 @@ from oslo_policy import policy
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
+from cyborg_lite import shims
 
 LOG = log.getLogger(__name__)
 
@@ -26,6 +28,10 @@ ADMIN = 'role:admin'
 READER = 'rule:project_reader_or_admin'
 MANAGER = 'rule:project_manager_or_admin'
 MEMBER_OR_SERVICE = 'rule:project_member_or_service'
+
+#: How often the directories of configuration files are searched for a file of rules, in seconds.
+#: A file that was found is looked at in each request.
+SEARCH = 1.0
 
 _PROJECT = 'project_id:%(project_id)s'
 
@@ -147,8 +153,10 @@ class Enforcer(policy.Enforcer):
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         super().__init__(conf)
+        shims.cache_check_signatures()
         self._loading = threading.Lock()
         self._stamps: object = None
+        self._searched = -SEARCH
         self._known: dict[str, pathlib.Path] = {}
         self.register_defaults(list_rules())
 
@@ -174,6 +182,10 @@ class Enforcer(policy.Enforcer):
 
     def _find(self) -> None:
         """Find the file and the directories; what was there before is where it was."""
+        now = time.monotonic()
+        if now - self._searched < SEARCH:
+            return
+        self._searched = now
         for path in (self.conf.oslo_policy.policy_file, *self.conf.oslo_policy.policy_dirs):
             if found := self.conf.find_file(path):
                 self._known[path] = pathlib.Path(found)

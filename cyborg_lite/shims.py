@@ -14,11 +14,13 @@ import inspect
 import operator
 import os
 import ssl
+import types
 import typing
 
 from oslo_config import cfg
 import oslo_messaging as messaging
 import pecan
+import sqlalchemy as sa
 
 C = typing.TypeVar('C', bound=type)
 
@@ -27,7 +29,9 @@ C = typing.TypeVar('C', bound=type)
 KNOWN = {
     'oslo.log': '7.0.0 to 8.3.2',
     'oslo.messaging': '18.3.0 to 18.3.1',
+    'oslo.policy': '4.5.0 to 6.0.0',
     'pecan': '1.5.1 to 1.8.0',
+    'SQLAlchemy': '2.0.41 to 2.1.9',
 }
 
 
@@ -58,8 +62,11 @@ common = _of(
 )
 metrics = _of('oslo.messaging', 'oslo_messaging._metrics.client', 'oslo_messaging_metrics')
 tracing = _of('oslo.messaging', 'oslo_messaging._tracing.client', 'oslo_messaging_tracing')
+_checks = _of('oslo.policy', 'oslo_policy._checks', 'inspect', '_check')
+_of('SQLAlchemy', 'sqlalchemy.pool', 'Pool._creator')
 _of('pecan', 'pecan.util', '_cfg', 'getargspec')
 _of('pecan', 'pecan.rest', 'RestController._lookup_child')
+
 
 
 def register_messaging_options(conf: cfg.ConfigOpts) -> None:
@@ -135,6 +142,39 @@ def cache_signatures() -> None:
     cached = functools.cache(pecan.util.getargspec)
     for module in (pecan.core, pecan.rest, pecan.routing):
         module.getargspec = cached
+
+
+def cache_check_signatures() -> None:
+    """Have oslo.policy look at the signature of each class of checks once.
+
+    By itself it inspects one for each check of a rule, in each request.
+    """
+    cached = functools.cache(inspect.getfullargspec)
+
+    def look(method: typing.Any) -> inspect.FullArgSpec:
+        # A check is not kept alive by its method.
+        return cached(getattr(method, '__func__', method))
+
+    _checks.inspect = types.SimpleNamespace(getfullargspec=look)
+
+
+def pool_sqlite(engine: sa.Engine, size: int) -> None:
+    """Keep connections to SQLite open between transactions.
+
+    By itself oslo.db opens one for each, which costs as much as a request takes besides.
+    """
+    plain = engine.pool
+    if not isinstance(plain, sa.NullPool):
+        return  # it is in memory, and has one connection
+    engine.pool = sa.QueuePool(
+        plain._creator,
+        pool_size=size,
+        max_overflow=-1,
+        # The fewer are used, the less memory their caches take.
+        use_lifo=True,
+        dialect=engine.dialect,
+        _dispatch=plain.dispatch,
+    )
 
 
 def route_by(exposed: typing.Any, signature: inspect.FullArgSpec) -> None:

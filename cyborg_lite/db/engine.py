@@ -83,6 +83,8 @@ class Database:
             settings['max_pool_size'] = shims.threads(conf)
         self._facade.configure(**settings)
         self.engine: sa.Engine = self._facade.writer.get_engine()
+        if self.engine.dialect.name == 'sqlite':
+            shims.pool_sqlite(self.engine, shims.threads(conf))
         if prepare := _PREPARE.get(self.engine.dialect.name):
             prepare(self.engine)
             # oslo.db has tried a connection before it knew of this.
@@ -183,13 +185,21 @@ def _prepare_postgresql(engine: sa.Engine) -> None:
 
 def _prepare_sqlite(engine: sa.Engine) -> None:
     """Let readers and one writer work side by side, and let writers wait for each other."""
+    file = engine.url.database or ''
 
     @event.listens_for(engine, 'connect')
-    def connect(connection: typing.Any, _record: typing.Any) -> None:
+    def connect(connection: typing.Any, record: typing.Any) -> None:
         connection.execute('PRAGMA busy_timeout = 30000')
         connection.execute('PRAGMA journal_mode = WAL')
         # What was answered is there after a power loss, too.
         connection.execute('PRAGMA synchronous = FULL')
+        record.info['file'] = _identity(file)
+
+    @event.listens_for(engine, 'checkout')
+    def checkout(_connection: object, record: typing.Any, _proxy: object) -> None:
+        # A connection goes on to read and to write a file that was replaced, or moved away.
+        if record.info.get('file') != _identity(file):
+            raise sa.exc.DisconnectionError
 
     # oslo.db begins transactions with a plain BEGIN.
     @event.listens_for(engine, 'before_cursor_execute', retval=True)
@@ -201,6 +211,15 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
             # one writes, could not wait for it but would fail.
             statement = 'BEGIN IMMEDIATE'
         return statement, values
+
+
+def _identity(file: str) -> tuple[int, int] | None:
+    """Which file a path leads to now."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 _PREPARE = {

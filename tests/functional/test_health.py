@@ -48,10 +48,13 @@ def full(service):
         connection.execute('PRAGMA max_page_count = 1')
 
     event.listen(service.database.engine, 'connect', connect)
+    # Connections that are open are closed: each is made anew.
+    service.database.engine.dispose()
     try:
         yield
     finally:
         event.remove(service.database.engine, 'connect', connect)
+        service.database.engine.dispose()
 
 
 def test_ready(service):

@@ -7,6 +7,7 @@ import inspect
 import os
 import ssl
 import sys
+import tempfile
 import uuid
 
 from oslo_log import handlers
@@ -14,11 +15,14 @@ from oslo_log import log
 import oslo_messaging as messaging
 from oslo_messaging import server as messaging_server
 from oslo_messaging._drivers import impl_rabbit
+from oslo_policy import _checks
+from oslo_policy import policy
 from packaging import requirements
 import pecan
 from pecan import rest
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 import webtest
 
 from cyborg_lite import conf as options
@@ -146,6 +150,34 @@ def check_hide_unexposed(monkeypatch):
     assert application.get('/seen').text == 'exposed'
 
 
+def check_cache_check_signatures(monkeypatch):
+    """After the first check of a kind no signature is inspected."""
+    monkeypatch.setattr(_checks, 'inspect', inspect)
+    rules = policy.Rules.from_dict({'a': 'rule:b', 'b': 'role:c or role:d'})
+    enforcer = policy.Enforcer(options.load(files=[]), rules=rules, use_conf=False)
+    shims.cache_check_signatures()
+    assert enforcer.enforce('a', {}, {'roles': ['d']})
+    inspected = []
+    look = inspect.getfullargspec
+    monkeypatch.setattr(inspect, 'getfullargspec', lambda f: inspected.append(f) or look(f))
+    assert not enforcer.enforce('a', {}, {'roles': ['e']})
+    assert inspected == []
+
+
+def check_pool_sqlite(monkeypatch):
+    """One connection does for transactions that come one after the other."""
+    with tempfile.TemporaryDirectory() as place:
+        engine = sa.create_engine(f'sqlite:///{place}/a', poolclass=sa.NullPool)
+        connected = []
+        event.listen(engine, 'connect', lambda *_: connected.append(1))
+        shims.pool_sqlite(engine, 2)
+        for _ in range(3):
+            with engine.begin() as connection:
+                connection.exec_driver_sql('SELECT 1')
+        engine.dispose()
+    assert connected == [1]
+
+
 CHECKS = {
     shims.register_messaging_options: ('oslo.messaging', check_register_messaging_options),
     shims.disconnect: ('oslo.messaging', check_disconnect),
@@ -153,6 +185,8 @@ CHECKS = {
     shims.threads: ('oslo.messaging', check_threads),
     shims.name_log: ('oslo.log', check_name_log),
     shims.cache_signatures: ('pecan', check_cache_signatures),
+    shims.cache_check_signatures: ('oslo.policy', check_cache_check_signatures),
+    shims.pool_sqlite: ('SQLAlchemy', check_pool_sqlite),
     shims.route_by: ('pecan', check_route_by),
     shims.hide_unexposed: ('pecan', check_hide_unexposed),
 }
@@ -206,6 +240,8 @@ BREAKS = {
     shims.threads: (messaging_server, '_pool_opts'),
     shims.name_log: (handlers, '_get_binary_name'),
     shims.cache_signatures: (pecan.util, 'getargspec'),
+    shims.cache_check_signatures: (_checks, 'inspect'),
+    shims.pool_sqlite: (sa.Pool, '_creator'),
     shims.route_by: (pecan.util, '_cfg'),
     shims.hide_unexposed: (rest.RestController, '_lookup_child'),
 }

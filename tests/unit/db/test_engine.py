@@ -8,6 +8,7 @@ from oslo_db.sqlalchemy import enginefacade
 from oslo_db.sqlalchemy import exc_filters
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
@@ -66,6 +67,15 @@ def test_writer_undoes_what_fails(database, host):
         raise ValueError
     with database.reader() as session:
         assert sequence(session) == 0
+
+
+def test_transactions_share_a_connection(database):
+    connected = []
+    event.listen(database.engine, 'connect', lambda *_: connected.append(1))
+    for transaction in (database.reader, database.writer) * 3:
+        with transaction() as session:
+            session.execute(sa.select(1))
+    assert len(connected) <= 1
 
 
 def test_links_are_checked(database):
