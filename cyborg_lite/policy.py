@@ -167,7 +167,6 @@ class Enforcer(policy.Enforcer):
         """
         with self._loading:
             self._find()
-            self._refuse_absent()
             files = self._files()
             stamps = [(file, _stamp(file)) for file in files]
             if stamps == self._stamps and not force_reload:
@@ -181,7 +180,10 @@ class Enforcer(policy.Enforcer):
             self._stamps = stamps
 
     def _find(self) -> None:
-        """Find the file and the directories; what was there before is where it was."""
+        """Find the file and the directories; what was there before is where it was.
+
+        :raises Broken: when the operator names a file that was never there.
+        """
         now = time.monotonic()
         if now - self._searched < SEARCH:
             return
@@ -189,9 +191,6 @@ class Enforcer(policy.Enforcer):
         for path in (self.conf.oslo_policy.policy_file, *self.conf.oslo_policy.policy_dirs):
             if found := self.conf.find_file(path):
                 self._known[path] = pathlib.Path(found)
-
-    def _refuse_absent(self) -> None:
-        """:raises Broken: when the operator names a file that was never there."""
         name = self.conf.oslo_policy.policy_file
         said = self.conf.get_location('policy_file', 'oslo_policy')
         if name not in self._known and said is not None and said.location.is_user_controlled:

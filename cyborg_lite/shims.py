@@ -19,18 +19,14 @@ import typing
 
 from oslo_config import cfg
 import oslo_messaging as messaging
-import pecan
 import sqlalchemy as sa
-
-C = typing.TypeVar('C', bound=type)
 
 #: The releases of each library that are known to have these names: from the lowest that setup.cfg
 #: admits to the last that was tried.
 KNOWN = {
     'oslo.log': '7.0.0 to 8.3.2',
     'oslo.messaging': '18.3.0 to 18.3.1',
-    'oslo.policy': '4.5.0 to 6.0.0',
-    'pecan': '1.5.1 to 1.8.0',
+    'oslo.policy': '4.5.0 to 6.0.1',
     'SQLAlchemy': '2.0.41 to 2.1.9',
 }
 
@@ -64,9 +60,6 @@ metrics = _of('oslo.messaging', 'oslo_messaging._metrics.client', 'oslo_messagin
 tracing = _of('oslo.messaging', 'oslo_messaging._tracing.client', 'oslo_messaging_tracing')
 _checks = _of('oslo.policy', 'oslo_policy._checks', 'inspect', '_check')
 _of('SQLAlchemy', 'sqlalchemy.pool', 'Pool._creator')
-_of('pecan', 'pecan.util', '_cfg', 'getargspec')
-_of('pecan', 'pecan.rest', 'RestController._lookup_child')
-
 
 
 def register_messaging_options(conf: cfg.ConfigOpts) -> None:
@@ -137,13 +130,6 @@ def name_log(name: str) -> None:
     handlers._get_binary_name = lambda: name
 
 
-def cache_signatures() -> None:
-    """Have pecan look at the signature of each method once, not 13 times in each request."""
-    cached = functools.cache(pecan.util.getargspec)
-    for module in (pecan.core, pecan.rest, pecan.routing):
-        module.getargspec = cached
-
-
 def cache_check_signatures() -> None:
     """Have oslo.policy look at the signature of each class of checks once.
 
@@ -155,7 +141,7 @@ def cache_check_signatures() -> None:
         # A check is not kept alive by its method.
         return cached(getattr(method, '__func__', method))
 
-    _checks.inspect = types.SimpleNamespace(getfullargspec=look)
+    _checks.inspect = types.SimpleNamespace(getfullargspec=look)  # type: ignore
 
 
 def pool_sqlite(engine: sa.Engine, size: int) -> None:
@@ -175,24 +161,3 @@ def pool_sqlite(engine: sa.Engine, size: int) -> None:
         dialect=engine.dialect,
         _dispatch=plain.dispatch,
     )
-
-
-def route_by(exposed: typing.Any, signature: inspect.FullArgSpec) -> None:
-    """Have pecan match URLs with this signature, not with that of the exposed method itself."""
-    pecan.util._cfg(exposed)['argspec'] = signature
-
-
-def hide_unexposed(controller: C) -> C:
-    """Have pecan find only what is exposed: a decorator of REST controllers.
-
-    By itself it takes each attribute of a controller that a URL names for a part of the URL: a
-    profile may be called "kind".
-    """
-    lookup = controller._lookup_child  # type: ignore[attr-defined]
-
-    def lookup_exposed(self: typing.Any, name: str) -> typing.Any:
-        child = lookup(self, name)
-        return child if pecan.util.iscontroller(child) else None
-
-    controller._lookup_child = lookup_exposed  # type: ignore[attr-defined]
-    return controller

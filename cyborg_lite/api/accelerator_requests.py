@@ -82,8 +82,6 @@ class AcceleratorRequests(rest.Controller):
     kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
     collection = 'arqs'
 
-    _custom_actions: typing.ClassVar = {'history': ['GET']}
-
     def scope(self) -> list[typing.Any]:
         """Another project's request looks like none.
 

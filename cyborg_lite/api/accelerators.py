@@ -55,7 +55,6 @@ class Accelerators(rest.Controller):
     """All that can be held: each attach handle with its card, its state and its holder."""
 
     kind, path, what = Accelerator, 'accelerators', 'Accelerator'
-    _custom_actions: typing.ClassVar = {'summary': ['GET']}
 
     @rest.expose(types.flag, wtypes.text, paged=True, filters=_filters())
     def get_all(self, page, wanted, free=None, trait=None):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import typing
 
-import pecan
 import sqlalchemy as sa
 from wsme import types as wtypes
 
@@ -126,7 +125,14 @@ class Allocations(rest.Controller):
         return self.list(*conditions, page=page)
 
     def read(self, *conditions, page=None):
-        rows = super().read(*conditions, page=page)
+        return self._placed(super().read(*conditions, page=page))
+
+    def fetch(self, id, by=''):
+        [row] = self._placed([super().fetch(id, by)])
+        return row
+
+    def _placed(self, rows: list[dict[str, typing.Any]]) -> list[dict[str, typing.Any]]:
+        """These, each with its place in the queue if it waits there."""
         if any(row['state'] == 'queued' for row in rows):
             with rest.call().database.reader() as session:
                 positions = db_queue.positions(session)
@@ -146,7 +152,7 @@ class Allocations(rest.Controller):
         rest.call().context.can('cyborg:allocation:create')
         request = _request(rest.body()) | {'key': _key()}
         if dry_run:
-            pecan.response.status = 200
+            rest.call().status = 200
             return rest.call().conductor.check_allocation(request=request)
         uuid = rest.call().conductor.create_allocation(request=request)
         self._wait(uuid, wait)
@@ -201,7 +207,7 @@ class Allocations(rest.Controller):
 
 
 def _key() -> str | None:
-    key = pecan.request.headers.get(KEY)
+    key = rest.call().headers.get(KEY)
     if key is not None and not (key.isprintable() and 1 <= len(key) <= KEY_LENGTH):
         raise exception.Invalid(
             reason=f'Invalid {KEY}: expected 1 to {KEY_LENGTH} printable characters.'

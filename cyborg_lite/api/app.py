@@ -21,7 +21,6 @@ from oslo_middleware import http_proxy_to_wsgi
 from oslo_middleware import request_id
 from oslo_policy import policy as oslo_policy
 import webob
-import webob.dec
 import webob.exc
 
 from cyborg_lite import context
@@ -55,12 +54,15 @@ ALONE = {
 
 def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> Wsgi:
     """The WSGI application of the API."""
-    app: Wsgi = Front(root.application(), conf, database, bus)
+    app: Wsgi = Front(conf, database, bus)
     app = _authenticated(app, conf)
     app = SizeLimit(app, conf.api.max_request_body_size)
-    app = cors.CORS(app, conf)
+    shared = cors.CORS(app, conf)
+    # Where it has nothing to do it costs a request and a response of its own all the same.
+    app = shared if shared.allowed_origins else app
     app = _by_path(health.paths(conf, database, bus), app)
-    app = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
+    behind = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
+    app = behind if conf.oslo_middleware.enable_proxy_headers_parsing else app
     if conf.api.auth_strategy != 'keystone':
         # Before headers replace the address of the client.
         app = _guarded(app, origin.Guard(conf))
@@ -91,7 +93,7 @@ def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
             guard.check(environ)
         except exception.CyborgError as error:
             said = {'faultcode': 'Client', 'faultstring': error.message, 'debuginfo': None}
-            return _error(error.code, said)(environ, start_response)
+            return rest.error_response(error.code, said)(environ, start_response)
         return app(environ, start_response)
 
     return checked
@@ -103,17 +105,20 @@ def with_errors_in_one_form(app: Wsgi) -> Wsgi:
     def formed(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         if not openapi.is_ours(environ.get('PATH_INFO', '')):
             return app(environ, start_response)
-        response = webob.Request(environ).get_response(app)
-        if response.status_int >= 400:
-            detail, more = _said(response)
-            error = {
-                'status': response.status_int,
-                'title': response.status.partition(' ')[2],
-                'detail': detail,
-                'request_id': environ.get(request_id.ENV_REQUEST_ID, ''),
-            } | more
-            response.content_type, response.charset = 'application/json', 'UTF-8'
-            response.body = json.dumps({'errors': [error]}).encode()
+        status, headers, body = webob.Request(environ).call_application(app)
+        if int(status[:3]) < 400:
+            start_response(status, headers)
+            return body
+        response = webob.Response(status=status, headerlist=headers, app_iter=body)
+        detail, more = _said(response)
+        error = {
+            'status': response.status_int,
+            'title': response.status.partition(' ')[2],
+            'detail': detail,
+            'request_id': environ.get(request_id.ENV_REQUEST_ID, ''),
+        } | more
+        response.content_type, response.charset = 'application/json', 'UTF-8'
+        response.body = json.dumps({'errors': [error]}).encode()
         return response(environ, start_response)
 
     return formed
@@ -169,20 +174,20 @@ class Alone:
         self._who = who
         self._known = known
 
-    @webob.dec.wsgify
-    def __call__(self, request: webob.Request) -> typing.Any:
+    def __call__(self, environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         try:
-            user = self._who(request)
+            user = self._who(webob.Request(environ))
             project = self._project(user)
         except webob.exc.HTTPException as error:
-            answer = _error(error.code, error.detail or str(error))
+            answer = rest.error_response(error.code, error.detail or str(error))
             if error.code == 401:
                 answer.headers['WWW-Authenticate'] = 'Basic realm="cyborg_lite"'
-            return answer
-        for name in [name for name in request.headers if name.lower().startswith('x-')]:
-            del request.headers[name]
-        request.headers.update(ALONE | project | {'X-User-Id': user})
-        return self._app
+            return answer(environ, start_response)
+        for name in [name for name in environ if name.startswith('HTTP_X_')]:
+            del environ[name]
+        for name, value in (ALONE | project | {'X-User-Id': user}).items():
+            environ[f'HTTP_{name.upper().replace("-", "_")}'] = value
+        return self._app(environ, start_response)
 
     def _project(self, user: str) -> members.Headers:
         found = self._known.headers(user) if self._known else {}
@@ -228,61 +233,72 @@ class SizeLimit:
         self._app = app
         self._most = most
 
-    @webob.dec.wsgify
-    def __call__(self, request: webob.Request) -> typing.Any:
+    def __call__(self, environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        app = self._refusal(webob.Request(environ)) or self._app
+        return app(environ, start_response)
+
+    def _refusal(self, request: webob.Request) -> webob.Response | None:
         if request.content_length is None and request.is_body_readable:
             # Chunked: nobody knows its length before it is read.
             try:
                 request.body = request.body_file.read(self._most + 1)
             except (OSError, ValueError):
-                return _error(400, 'The body is not chunked as it says, or ends too early.')
+                return rest.error_response(
+                    400, 'The body is not chunked as it says, or ends too early.'
+                )
         if (request.content_length or 0) > self._most:
-            return _error(413, f'The body is too large: expected {self._most} bytes at most.')
-        return self._app
+            return rest.error_response(
+                413, f'The body is too large: expected {self._most} bytes at most.'
+            )
+        return None
 
 
 class Front:
-    """Agrees on the microversion, knows the caller, and gives errors their form."""
+    """Agrees on the microversion, knows the caller, and finds what answers."""
 
-    def __init__(
-        self, app: Wsgi, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers
-    ) -> None:
-        self._app = app
+    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
         self._conf = conf
         self._database = database
         self._bus = bus
         self._enforcer = policy.enforcer(conf)
         self._waiting = threading.Semaphore(conf.api.max_waiting)
 
-    @webob.dec.wsgify
-    def __call__(self, request: webob.Request) -> typing.Any:
+    def __call__(self, environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        return self._respond(webob.Request(environ))(environ, start_response)
+
+    def _respond(self, request: webob.Request) -> webob.Response:
         if request.method == 'OPTIONS':
             return webob.Response(status=200, content_type='application/json')
         try:
             _refuse_unreadable(request)
             agreed = version.negotiate(request.headers.get(version.HEADER))
         except exception.Invalid as error:
-            return _error(error.code, error.message)
+            return rest.error_response(error.code, error.message)
         except exception.NotAcceptable as error:
             known = {} if isinstance(error, version.Unparsable) else version.headers(None)
-            return _error(error.code, error.message, known)
+            return rest.error_response(error.code, error.message, known)
         response = self._answer(request, agreed)
         if request.path_info not in ('', '/'):
             response.headers.update(version.headers(agreed))
         return response
 
     def _answer(self, request: webob.Request, agreed: tuple[int, int]) -> webob.Response:
-        served = openapi.methods(request.path_info)
-        if request.method not in served:
-            allow = {'Allow': ', '.join(served)} if served else {}
-            return _plain_error(405 if served else 404, allow)
+        served = root.served(request.path_info)
+        # Frameworks take an argument of this name for the method.
+        if request.method not in served or '_method' in request.GET:
+            allow = {'Allow': ', '.join(sorted(served))} if served else {}
+            return rest.plain_error(405 if served else 404, allow)
         try:
             body = request.body
         except OSError:
-            return _error(400, 'The body ends before its Content-Length.')
-        request.environ['cyborg_lite.call'] = rest.Call(
+            return rest.error_response(400, 'The body ends before its Content-Length.')
+        call = rest.Call(
             context=_context(request, self._enforcer, self._conf),
             version=agreed,
+            method='GET' if request.method == 'HEAD' else request.method,
+            path=root.plain(request.path_info),
+            query=request.GET,
+            headers=request.headers,
             body=body,
             content_type=request.content_type,
             conf=self._conf,
@@ -290,16 +306,10 @@ class Front:
             bus=self._bus,
             root=(self._conf.api.public_endpoint or request.application_url).rstrip('/'),
             waiting=self._waiting,
+            # The web server of ours tells when it stops; others wait for their requests.
+            stopping=request.environ.get('cyborg_lite.stopping', lambda: False),
         )
-        # The body is for us to read: pecan would take its keys for arguments of the URL.
-        inner = request.copy_get()
-        inner.method = 'GET' if request.method == 'HEAD' else request.method
-        # Upstream takes /v2/devices.json for /v2/devices.
-        inner.path_info = inner.path_info.removesuffix('.json')
-        response = inner.get_response(self._app)
-        if not response.body:
-            response.headers.pop('Content-Type', None)
-        return _error_of(response) if response.status_int >= 400 and response.body else response
+        return rest.answer(call, *served[request.method])
 
 
 def _context(
@@ -318,33 +328,3 @@ def _refuse_unreadable(request: webob.Request) -> None:
         types.refuse_unstorable([request.path_info, *(t for kv in request.GET.items() for t in kv)])
     except ValueError:
         raise exception.Invalid(reason='Invalid URL: expected UTF-8 without NUL.') from None
-
-
-def _error_of(response: webob.Response) -> webob.Response:
-    """An error answer in the form that clients know: JSON text within JSON.
-
-    openstacksdk and Tempest read the inner object; upstream has always sent both.
-    """
-    try:
-        inner = response.json
-    except ValueError:
-        inner = None
-    if not isinstance(inner, dict) or 'faultstring' not in inner:
-        return _plain_error(response.status_int)
-    return _error(response.status_int, inner)
-
-
-def _plain_error(status: int, headers: dict[str, str] | None = None) -> webob.Response:
-    return _error(status, f'{http.HTTPStatus(status).description}.', headers)
-
-
-def _error(
-    status: int, said: str | dict[str, typing.Any], headers: dict[str, str] | None = None
-) -> webob.Response:
-    answer = webob.Response(status=status, content_type='application/json', charset='UTF-8')
-    if isinstance(said, str):
-        title = answer.status.partition(' ')[2]
-        said = {'code': status, 'title': title, 'description': said}
-    answer.body = json.dumps({'error_message': json.dumps(said)}).encode()
-    answer.headers.update(headers or {})
-    return answer

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import pecan
-from wsme import types as wtypes
+import webob.exc
 
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -58,10 +57,10 @@ class Deployables(rest.Controller):
         return self.fetch(uuid)
 
     # openstacksdk names the deployable a second time: /deployables/{uuid}/program/{uuid}.
-    @rest.expose(types.uuid, wtypes.text, types.uuid, body=PROGRAM)
-    def patch(self, uuid, action, again=None):
-        if action != 'program' or again not in (None, uuid):
-            pecan.abort(404)
+    @rest.expose(types.uuid, types.uuid, body=PROGRAM)
+    def patch(self, uuid, again=None):
+        if again not in (None, uuid):
+            raise webob.exc.HTTPNotFound
         rest.call().context.can('cyborg:deployable:program')
         rest.body()
         driver = self.fetch(uuid)['driver_name']

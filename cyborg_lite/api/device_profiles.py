@@ -50,7 +50,6 @@ class DeviceProfiles(rest.Controller):
     """What workloads may ask for."""
 
     kind, path, what = model.DeviceProfile, 'device_profiles', 'Device profile'
-    _custom_actions: typing.ClassVar = {'check': ['POST']}
 
     def scope(self) -> list[typing.Any]:
         return [~model.DeviceProfile.private]

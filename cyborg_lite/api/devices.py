@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import typing
-
 from wsme import types as wtypes
 
 from cyborg_lite import model
@@ -17,7 +15,6 @@ class Devices(rest.Controller):
     """The accelerators of the hosts."""
 
     kind, path, what = model.Device, 'devices', 'Device'
-    _custom_actions: typing.ClassVar = {'enable': ['POST'], 'disable': ['POST']}
 
     @rest.expose(wtypes.text, wtypes.text, wtypes.text, [types.Filter], paged=True)
     def get_all(self, page, type=None, vendor=None, hostname=None, filters=None):

@@ -10,7 +10,6 @@ import http
 import re
 import typing
 
-from pecan import rest as pecan_rest
 from wsme import types as wtypes
 
 from cyborg_lite import model
@@ -58,7 +57,8 @@ class Route(typing.NamedTuple):
 _ARQS = accelerator_requests.AcceleratorRequests
 _PROFILES = device_profiles.DeviceProfiles
 
-#: The table of contents: all that is served, but the documents below.
+#: The table of URLs: all that is served, but the documents below. Of two that fit, the first one is
+#: meant.
 ROUTES = (
     Route('GET', '/v2/devices', devices.Devices, 'get_all'),
     Route('GET', '/v2/devices/{uuid}', devices.Devices, 'get_one'),
@@ -212,33 +212,11 @@ _HEADERS: Json = {
 }
 
 
-def methods(path: str) -> list[str]:
-    """The methods that are served at a path; none if nothing is."""
-    path = path.removesuffix('.json').rstrip('/') or '/'
-    found = {method for form, method in _forms() if form.fullmatch(path)}
-    return sorted(found | {'HEAD'} if 'GET' in found else found)
-
-
 def is_ours(path: str) -> bool:
     """Whether a path is of a resource that Cyborg has not."""
     version_, _, rest_ = path.removeprefix('/').partition('/')
     ours = version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
     return ours or _BELOW.fullmatch(path) is not None
-
-
-@functools.cache
-def _forms() -> list[tuple[re.Pattern[str], str]]:
-    served = [(route.path, route.method) for route in ROUTES]
-    served += [(path.removesuffix('.json'), 'GET') for path in DOCUMENTS]
-    return [(re.compile(re.sub(r'\{\w+\}', '[^/]+', path)), method) for path, method in served]
-
-
-class Document(pecan_rest.RestController):
-    """The document itself."""
-
-    @rest.expose()
-    def get_all(self):
-        return document() | {'servers': [{'url': rest.call().root}]}
 
 
 @functools.cache

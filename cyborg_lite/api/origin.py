@@ -8,6 +8,7 @@ open in the user's browser. The browser reaches loopback addresses and knows the
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import socket
@@ -35,6 +36,7 @@ _FORWARDING = re.compile(
 _PROOFS = ('HTTP_OPENSTACK_API_VERSION', 'HTTP_X_REQUESTED_WITH')
 
 
+@functools.lru_cache(1024)
 def is_loopback(address: str) -> bool:
     """Whether this is an IP address that only this machine reaches."""
     found = _ip(address)

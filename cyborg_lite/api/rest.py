@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import collections.abc
+import contextvars
 import dataclasses
 import functools
+import http
 import inspect
 import json
 import threading
@@ -16,9 +18,9 @@ from oslo_config import cfg
 from oslo_db import exception as db_exception
 from oslo_log import log
 import oslo_messaging as messaging
-import pecan
-from pecan import rest
 import sqlalchemy as sa
+import webob
+from webob import acceptparse
 import webob.exc
 from wsme import api as wsme_api
 from wsme import exc as wsme_exc
@@ -29,7 +31,6 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import rpc
-from cyborg_lite import shims
 from cyborg_lite.api import types
 from cyborg_lite.db import engine
 from cyborg_lite.db import query
@@ -43,6 +44,12 @@ class Call:
 
     context: context.RequestContext
     version: model.Version
+    #: of HTTP; GET for HEAD
+    method: str
+    path: str
+    #: the arguments of the URL
+    query: webob.multidict.GetDict
+    headers: collections.abc.Mapping[str, str]
     body: bytes
     content_type: str
     conf: cfg.ConfigOpts
@@ -52,15 +59,24 @@ class Call:
     root: str
     #: how many more requests may wait for something
     waiting: threading.Semaphore
+    #: whether the web server is to end: a request that waits ends then, too
+    stopping: collections.abc.Callable[[], bool]
+    #: how the method that answers was declared
+    operation: Operation = dataclasses.field(init=False)
+    #: the status of the answer
+    status: int = 200
 
     @property
     def conductor(self) -> rpc.Peer:
         return self.bus.conductor(self.context, timeout=self.conf.api.response_timeout)
 
 
+_CALL: contextvars.ContextVar[Call] = contextvars.ContextVar('call')
+
+
 def call() -> Call:
     """The request that this thread answers."""
-    return typing.cast('Call', pecan.request.environ['cyborg_lite.call'])
+    return _CALL.get()
 
 
 #: What an error says to be away, the first that fits.
@@ -94,18 +110,25 @@ PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 class Operation:
     """How a method answers requests: declared once, served, and shown in the OpenAPI document."""
 
-    #: the arguments in the URL: name, type, whether it must be given
-    arguments: tuple[wsme_api.FunctionArgument, ...]
+    #: what wsme has to know of the method: its arguments in the URL, those in the path first
+    definition: wsme_api.FunctionDefinition
     #: the status of an answer; it has no content if the method returns None
     status: int
     #: the JSON schema of the body, which the method asks for by body()
     body: types.Schema | None
     #: whether it is a list: the argument ``page`` has what PAGE names
     paged: bool
+    #: more arguments in the URL: the argument ``wanted`` has them
+    filters: tuple[str, ...]
     #: the key under which the answer shows what the method returns
     wrap: str | None
     #: the JSON schema of an answer that is no row and no list of rows
     shows: types.Schema | None
+
+    @property
+    def arguments(self) -> list[wsme_api.FunctionArgument]:
+        """The arguments in the URL: name, type, whether it must be given."""
+        return typing.cast('list[wsme_api.FunctionArgument]', self.definition.arguments)
 
 
 def expose(
@@ -117,94 +140,129 @@ def expose(
     wrap: str | None = None,
     shows: types.Schema | None = None,
 ) -> collections.abc.Callable[[typing.Any], typing.Any]:
-    """Make a method answer requests as an Operation says.
+    """Declare that a method answers requests as an Operation says.
 
     :param kinds: the wsme types of the method's arguments in the URL.
     :param filters: more arguments in the URL, with their types: the argument ``wanted`` has them.
     """
 
-    def decorate(method: collections.abc.Callable[..., typing.Any]) -> typing.Any:
+    def decorate(method: typing.Any) -> typing.Any:
         more = dict.fromkeys(PAGE if paged else (), wtypes.text) | (filters or {})
-        definition, spec = _define(method, kinds, more)
-        operation = Operation(tuple(definition.arguments), status, body, paged, wrap, shows)
-
-        @functools.wraps(method)
-        def answer(self: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> bytes:
-            try:
-                for name in KEYS.intersection(pecan.request.GET):
-                    raise wsme_exc.UnknownArgument(name)
-                args, kwargs = _arguments(definition, args, kwargs)
-                pecan.request.environ['cyborg_lite.schema'] = body
-                if paged:
-                    kwargs['page'] = {name: kwargs.pop(name, None) for name in PAGE}
-                if filters:
-                    kwargs['wanted'] = {name: kwargs.pop(name, None) for name in filters}
-                # The method may answer with another one.
-                pecan.response.status = status
-                result = method(self, *args, **kwargs)
-                result = {wrap: result} if wrap else result
-            except webob.exc.HTTPException:
-                raise
-            except Exception as error:
-                pecan.response.status, result = _fault(error)
-            return _render(result)
-
-        exposed = pecan.expose(content_type='application/json')(answer)
-        shims.route_by(exposed, spec)
-        exposed.operation = operation
-        return exposed
+        definition = _define(method, kinds, more)
+        names = tuple(filters or ())
+        method.operation = Operation(definition, status, body, paged, names, wrap, shows)
+        return method
 
     return decorate
 
 
-def _render(result: dict[str, typing.Any] | None) -> bytes:
+def answer(
+    asked: Call, method: collections.abc.Callable[..., typing.Any], given: tuple[str, ...]
+) -> webob.Response:
+    """The answer of a method of a controller.
+
+    :param given: the arguments in the path.
+    """
+    token = _CALL.set(asked)
+    try:
+        return _answer(asked, method, given)
+    finally:
+        _CALL.reset(token)
+
+
+def _answer(
+    asked: Call, method: collections.abc.Callable[..., typing.Any], given: tuple[str, ...]
+) -> webob.Response:
+    operation = asked.operation = method.operation  # type: ignore[attr-defined]
+    # The method may answer with another one.
+    asked.status = operation.status
+    try:
+        if not _accepts_json(asked.headers.get('Accept') or '*/*'):
+            return plain_error(406)
+        for name in KEYS.intersection(asked.query):
+            raise wsme_exc.UnknownArgument(name)
+        result = method(**_arguments(operation, given))
+    except webob.exc.HTTPException as error:
+        return plain_error(error.code)
+    except Exception as raised:
+        return _fault(raised)
     if result is None:
-        pecan.response.content_type = None
-        return b''
-    return json.dumps(result).encode()
+        return webob.Response(status=asked.status, content_type=None)
+    shown = json.dumps({operation.wrap: result} if operation.wrap else result).encode()
+    return webob.Response(shown, asked.status, content_type='application/json')
+
+
+@functools.lru_cache(256)
+def _accepts_json(accept: str) -> bool:
+    if accept == '*/*' or accept.startswith('application/json'):
+        return True
+    return bool(acceptparse.create_accept_header(accept).acceptable_offers(['application/json']))
+
+
+def plain_error(status: int, headers: dict[str, str] | None = None) -> webob.Response:
+    return error_response(status, f'{http.HTTPStatus(status).description}.', headers)
+
+
+def error_response(
+    status: int, said: str | dict[str, typing.Any], headers: dict[str, str] | None = None
+) -> webob.Response:
+    """An error answer in the form that clients know: JSON text within JSON.
+
+    openstacksdk and Tempest read the inner object; upstream has always sent both.
+    """
+    made = webob.Response(status=status, content_type='application/json', charset='UTF-8')
+    if isinstance(said, str):
+        title = made.status.partition(' ')[2]
+        said = {'code': status, 'title': title, 'description': said}
+    made.body = json.dumps({'error_message': json.dumps(said)}).encode()
+    made.headers.update(headers or {})
+    return made
 
 
 def _define(
     method: collections.abc.Callable[..., typing.Any],
     kinds: tuple[typing.Any, ...],
     more: dict[str, typing.Any],
-) -> tuple[wsme_api.FunctionDefinition, inspect.FullArgSpec]:
-    """What wsme and what pecan have to know of a method: its arguments in the URL."""
+) -> wsme_api.FunctionDefinition:
+    """What wsme has to know of a method: its arguments in the URL."""
     spec = inspect.getfullargspec(method)
-    optional = spec.args[len(spec.args) - len(spec.defaults or ()) :]
+    optional = {*spec.args[len(spec.args) - len(spec.defaults or ()) :], *more}
     names = [name for name in spec.args[1:] if name not in ('page', 'wanted')]
-    names, optional = [*names, *more], [*optional, *more]
-    kinds = (*kinds, *more.values())
     definition = wsme_api.FunctionDefinition(method)
     definition.set_options(None, {})
     definition.arguments = [
         wsme_api.FunctionArgument(name, kind, name not in optional, None)
-        for name, kind in zip(names, kinds, strict=True)
+        for name, kind in zip([*names, *more], [*kinds, *more.values()], strict=True)
     ]
     definition.resolve_types(wtypes.registry)
-    defaults = tuple(None for name in names if name in optional)
-    return definition, spec._replace(args=['self', *names], defaults=defaults, varkw=None)
+    return definition
 
 
-def _arguments(
-    definition: wsme_api.FunctionDefinition, args: typing.Any, kwargs: typing.Any
-) -> tuple[typing.Any, typing.Any]:
+def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, typing.Any]:
     """The arguments of the URL, by their types."""
+    query = call().query
+    # What is there twice is a list here: it fits no type but text.
+    once = query.mixed()
+    further = [once.get(each.name) for each in operation.arguments[len(given) :]]
     try:
-        return typing.cast(
-            'tuple[typing.Any, typing.Any]',
-            wsme_args.get_args(definition, args, kwargs, pecan.request.GET, None, b'', None),
+        _, found = wsme_args.get_args(
+            operation.definition, [*given, *further], {}, query, None, b'', None
         )
     except wsme_exc.InvalidInput as error:
         # WSME's own words tell of its classes.
         name = error.fieldname
-        kinds = {argument.name: argument.datatype for argument in definition.arguments}
+        kinds = {argument.name: argument.datatype for argument in operation.arguments}
         expected = types.expected(kinds.get(name))
         raise exception.Invalid(
             reason=f'Invalid {name}: expected {expected}, got {str(error.value)[:64]!r}.'
         ) from None
     except TypeError:  # what it raises for an object that is empty text
         raise exception.Invalid(reason=f'Invalid filters: expected {types.FILTERS}.') from None
+    if operation.paged:
+        found['page'] = {name: found.pop(name, None) for name in PAGE}
+    if operation.filters:
+        found['wanted'] = {name: found.pop(name, None) for name in operation.filters}
+    return typing.cast('dict[str, typing.Any]', found)
 
 
 def body() -> typing.Any:
@@ -217,7 +275,7 @@ def body() -> typing.Any:
     if call().content_type not in ('', 'application/json'):
         raise exception.UnsupportedMediaType(given=call().content_type)
     value = types.parse(call().body)
-    types.check(value, pecan.request.environ['cyborg_lite.schema'])
+    types.check(value, call().operation.body or {})
     return value
 
 
@@ -233,8 +291,8 @@ def _database_away(error: Exception) -> str | None:
     return None
 
 
-def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
-    """The status and the body that tell a client of an error, in WSME's form."""
+def _fault(error: Exception) -> webob.Response:
+    """What tells a client of an error, in WSME's form."""
     if (reason := away(error)) is not None:
         status, text = 503, _database_away(error) or reason
         LOG.warning('Answered with 503: %r', error)
@@ -246,24 +304,24 @@ def _fault(error: Exception) -> tuple[int, dict[str, typing.Any] | None]:
         status, text = 500, 'An unexpected error occurred.'
         LOG.error('Unexpected error', exc_info=error)
     if status == exception.StillChanging.code:
-        return status, None
+        return webob.Response(status=status, content_type=None)
     _log_refusal(status, text)
-    # openstacksdk and Tempest read the inner JSON of the two (see cyborg_lite.api.app).
     side = 'Client' if status < 500 else 'Server'
     more = {'explanation': error.explanation} if isinstance(error, exception.CannotAllocate) else {}
-    return status, {'faultcode': side, 'faultstring': text, 'debuginfo': None} | more
+    return error_response(
+        status, {'faultcode': side, 'faultstring': text, 'debuginfo': None} | more
+    )
 
 
 def _log_refusal(status: int, text: str) -> None:
     """Log why somebody may not do what he asks, or cannot; who only looks may ask for anything."""
-    request = pecan.request
-    if status == 403 or (status < 500 and request.method != 'GET'):
-        said = ascii(f'{request.method} {request.path_info}')[1:-1], status, ascii(text)[1:-1]
+    method = call().method
+    if status == 403 or (status < 500 and method != 'GET'):
+        said = ascii(f'{method} {call().path}')[1:-1], status, ascii(text)[1:-1]
         LOG.info('%s is refused with %d: %s', *said)
 
 
-@shims.hide_unexposed
-class Controller(rest.RestController):
+class Controller:
     """A resource: its collection's name in URLs, and its rows."""
 
     kind: type[model.Base]
@@ -282,14 +340,18 @@ class Controller(rest.RestController):
         self, *conditions: typing.Any, page: query.Page | None = None
     ) -> list[dict[str, typing.Any]]:
         """The rows that meet all conditions, as this request is to see them."""
-        view, root = types.view(self.kind, call().version), call().root
+        view = types.view(self.kind, call().version)
         with call().database.reader() as session:
             rows = query.read(
                 session, self.kind, view.paths, *conditions, page=page, scope=self.scope()
             )
-        shown = [view.show(row) for row in rows]
-        for row in shown:
-            row['links'] = self.links(row, root)
+        return [self._show(view, row) for row in rows]
+
+    def _show(
+        self, view: types.View, row: collections.abc.Sequence[typing.Any]
+    ) -> dict[str, typing.Any]:
+        shown = view.show(row)
+        shown['links'] = self.links(shown, call().root)
         return shown
 
     def scope(self) -> list[typing.Any]:
@@ -300,9 +362,12 @@ class Controller(rest.RestController):
         """The row of this id, as it is shown."""
         by = by or self.id
         id = types.canonical(id) if by == 'uuid' else id
-        for row in self.read(getattr(self.kind, by) == id):
-            return row
-        raise exception.NotFound(what=self.what, id=id)
+        view = types.view(self.kind, call().version)
+        with call().database.reader() as session:
+            row = query.read_one(session, self.kind, view.paths, id, *self.scope(), by=by)
+        if row is None:
+            raise exception.NotFound(what=self.what, id=id)
+        return self._show(view, row)
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """A page of the rows that meet all conditions, with the link to the next if there is one.
@@ -368,6 +433,6 @@ def split_filters(
 
 
 def _next(marker: str) -> str:
-    arguments = [(k, v) for k, v in pecan.request.GET.items() if k != 'marker']
-    path = call().root + pecan.request.path_info
+    arguments = [(k, v) for k, v in call().query.items() if k != 'marker']
+    path = call().root + call().path
     return f'{path}?{urllib.parse.urlencode([*arguments, ("marker", marker)])}'

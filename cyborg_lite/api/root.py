@@ -1,30 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree of URLs, and the documents by which clients discover versions."""
+"""Who answers at which URL, and the documents by which clients discover versions."""
 
 from __future__ import annotations
 
+import collections.abc
+import functools
+import re
 import typing
 
-import pecan
-from pecan import rest as pecan_rest
-
-from cyborg_lite import shims
-from cyborg_lite.api import accelerator_requests
-from cyborg_lite.api import accelerators
-from cyborg_lite.api import allocations
-from cyborg_lite.api import attributes
-from cyborg_lite.api import deployables
-from cyborg_lite.api import device_profiles
-from cyborg_lite.api import devices
-from cyborg_lite.api import hosts
-from cyborg_lite.api import instances
 from cyborg_lite.api import openapi
-from cyborg_lite.api import quotas
 from cyborg_lite.api import rest
 from cyborg_lite.api import version
 
 
-def _document(id: str) -> dict[str, typing.Any]:
+class Documents:
+    """What needs no credentials: documents about the API."""
+
+    @rest.expose()
+    def list_versions(self):
+        document = _version('v2')
+        return {
+            'name': 'OpenStack Cyborg API',
+            'description': 'Accelerators as a service, by cyborg_lite: find them, bind them to '
+            'workloads.',
+            'versions': [document],
+            'default_version': document,
+        }
+
+    @rest.expose()
+    def show_version(self):
+        # Bare, with an id at its top: keystoneauth reads the versions of such a document, and
+        # Nova and OpenStackClient ask keystoneauth.
+        return _version('v2.0')
+
+    @rest.expose()
+    def show_openapi(self):
+        return openapi.document() | {'servers': [{'url': rest.call().root}]}
+
+
+def _version(id: str) -> dict[str, typing.Any]:
     return {
         'id': id,
         'status': 'CURRENT',
@@ -34,49 +48,50 @@ def _document(id: str) -> dict[str, typing.Any]:
     }
 
 
-class V2(pecan_rest.RestController):
-    """/v2"""
+class Served(typing.NamedTuple):
+    """What answers a request, and its arguments in the path."""
 
-    devices = devices.Devices()
-    deployables = deployables.Deployables()
-    attributes = attributes.Attributes()
-    accelerators = accelerators.Accelerators()
-    allocations = allocations.Allocations()
-    hosts = hosts.Hosts()
-    instances = instances.Instances()
-    quotas = quotas.Quotas()
-    device_profiles = device_profiles.DeviceProfiles()
-    accelerator_requests = accelerator_requests.AcceleratorRequests()
-
-    openapi = openapi.Document()
-
-    @rest.expose()
-    def get_all(self):
-        # Bare, with an id at its top: keystoneauth reads the versions of such a document, and
-        # Nova and OpenStackClient ask keystoneauth.
-        return _document('v2.0')
+    method: collections.abc.Callable[..., typing.Any]
+    given: tuple[str, ...]
 
 
-class Root(pecan_rest.RestController):
-    """/"""
-
-    v2 = V2()
-
-    @rest.expose()
-    def get_all(self):
-        document = _document('v2')
-        return {
-            'name': 'OpenStack Cyborg API',
-            'description': 'Accelerators as a service, by cyborg_lite: find them, bind them to '
-            'workloads.',
-            'versions': [document],
-            'default_version': document,
-        }
+def served(path: str) -> dict[str, Served]:
+    """What answers at a path, by the methods of HTTP; nothing if it is not there."""
+    path = plain(path).rstrip('/') or '/'
+    found: dict[str, Served] = {}
+    for form, verb, method in _table().get(_collection(path), ()):
+        if match := form.fullmatch(path):
+            found.setdefault(verb, Served(method, match.groups()))
+    if 'GET' in found:
+        found['HEAD'] = found['GET']
+    return found
 
 
-def application() -> typing.Any:
-    shims.cache_signatures()
-    # A host's name may end in .com: what follows a dot is no file type.
-    return pecan.make_app(
-        Root(), force_canonical=False, debug=False, guess_content_type_from_ext=False
-    )
+def plain(path: str) -> str:
+    """A path as it is declared: Cyborg takes /v2/devices.json for /v2/devices."""
+    return path.removesuffix('.json')
+
+
+def _collection(path: str) -> str:
+    """The name after /v2/, by which the table is sorted."""
+    return [*path.split('/', 3), '', ''][2]
+
+
+@functools.cache
+def _table() -> dict[str, list[tuple[re.Pattern[str], str, typing.Any]]]:
+    """What answers, by collection: the form of the path, and the method of HTTP."""
+    controllers = {route.controller: route.controller() for route in openapi.ROUTES}
+    answers = [
+        (route.path, route.method, getattr(controllers[route.controller], route.name))
+        for route in openapi.ROUTES
+    ]
+    documents = Documents()
+    answers += [
+        (path, 'GET', getattr(documents, name)) for path, (name, *_) in openapi.DOCUMENTS.items()
+    ]
+    table: dict[str, list[tuple[re.Pattern[str], str, typing.Any]]] = {}
+    for path, verb, method in answers:
+        path = plain(path)
+        form = re.compile(re.sub(r'\{\w+\}', '([^/]+)', path))
+        table.setdefault(_collection(path), []).append((form, verb, method))
+    return table

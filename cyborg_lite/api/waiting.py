@@ -9,8 +9,6 @@ from __future__ import annotations
 import collections.abc
 import time
 
-import pecan
-
 from cyborg_lite.api import rest
 
 #: How often it is looked for, in seconds.
@@ -22,11 +20,9 @@ def wait(done: collections.abc.Callable[[], bool], seconds: float) -> None:
 
     Return at once where too many requests wait already: each takes a thread of the web server.
     """
-    slots = rest.call().waiting
+    slots, stopping = rest.call().waiting, rest.call().stopping
     if seconds <= 0 or not slots.acquire(blocking=False):
         return
-    # The web server of ours tells when it stops; others wait for their requests.
-    stopping = pecan.request.environ.get('cyborg_lite.stopping', lambda: False)
     try:
         end = time.monotonic() + seconds
         while not done() and (left := end - time.monotonic()) > 0 and not stopping():

@@ -3,10 +3,13 @@
 
 import collections
 import contextlib
+import functools
+import inspect
 import unittest.mock
 
-import pecan
+from oslo_middleware import base
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event
 
 from cyborg_lite import model
@@ -290,15 +293,53 @@ def test_deleting_requests_costs_the_same_for_any_number(service, count):
     assert made == ['delete_arqs']
 
 
-def test_a_request_inspects_no_signature(service, monkeypatch):
-    """pecan did so 13 times in each."""
-    service.profile()
-    path = f'/v2/device_profiles/{service.rows(model.DeviceProfile)[0].uuid}'
+@pytest.mark.parametrize('path', ['/v2/device_profiles', '/v2/hosts', '/v2'])
+def test_a_request_inspects_no_signature(service, monkeypatch, path):
+    """Libraries did so 18 times in each."""
     assert service.api.get(path).status_int == 200
-    inspected, look = [], pecan.util._getargspec
-    monkeypatch.setattr(pecan.util, '_getargspec', lambda f: inspected.append(f) or look(f))
+    inspected = []
+    for name in ('getfullargspec', 'signature'):
+        look = getattr(inspect, name)
+        seen = functools.partial(_see, inspected, look)
+        monkeypatch.setattr(inspect, name, seen)
+        monkeypatch.setattr(base, name, seen, raising=False)
     assert service.api.get(path).status_int == 200
     assert inspected == []
+
+
+def _see(seen, look, *args, **kwargs):
+    seen.append(args)
+    return look(*args, **kwargs)
+
+
+@pytest.mark.parametrize('name', ['devices', 'deployables', 'attributes', 'hosts', 'accelerators'])
+def test_a_row_is_read_by_the_same_statement_each_time(crowded, name):
+    """One that is made anew costs twice as much, though SQLAlchemy has compiled it before."""
+    [row] = crowded.api.get(f'/v2/{name}?limit=1').json[name]
+    executed = []
+
+    def see(_connection, statement, *_):
+        executed.append(statement)
+
+    event.listen(crowded.database.engine, 'before_execute', see)
+    try:
+        for _ in range(2):
+            path = f'/v2/{name}/{row["name" if name == "hosts" else "uuid"]}'
+            assert crowded.api.get(path).status_int == 200
+    finally:
+        event.remove(crowded.database.engine, 'before_execute', see)
+    reads = [each for each in executed if isinstance(each, sa.Select)]
+    assert len(reads) >= 2
+    assert reads[0] is reads[len(reads) // 2]
+
+
+def test_a_request_opens_no_connection(service):
+    service.api.get('/v2/devices')
+    connected = []
+    event.listen(service.database.engine, 'connect', lambda *_: connected.append(1))
+    for _ in range(3):
+        assert service.api.get('/v2/devices').status_int == 200
+    assert connected == []
 
 
 def hosts_of_eight(service, number):

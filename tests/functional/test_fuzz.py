@@ -20,7 +20,6 @@ from schemathesis.specs.openapi import checks
 from cyborg_lite import model
 from cyborg_lite.api import app
 from cyborg_lite.api import openapi
-from cyborg_lite.api import root
 from cyborg_lite.api import version
 from tests import support
 
@@ -46,7 +45,7 @@ IDENTITY = {
 
 def member_of(service):
     """The API to a member of another project, as keystonemiddleware hands requests on."""
-    front = app.Front(root.application(), service.conf, service.database, service.embedded.bus)
+    front = app.Front(service.conf, service.database, service.embedded.bus)
 
     def identified(environ, start_response):
         return front(environ | IDENTITY, start_response)

@@ -20,7 +20,6 @@ import webtest
 from cyborg_lite import model
 from cyborg_lite.api import app
 from cyborg_lite.api import openapi
-from cyborg_lite.api import root
 from cyborg_lite.api import types
 from tests import support
 
@@ -364,7 +363,7 @@ def test_a_body_of_bad_chunks_is_a_400(service):
     'route', [route for route in openapi.ROUTES if route.operation.body], ids=str
 )
 def test_nothing_is_parsed_for_who_may_not(service, monkeypatch, route):
-    front = app.Front(root.application(), service.conf, service.database, service.embedded.bus)
+    front = app.Front(service.conf, service.database, service.embedded.bus)
     identity = {'HTTP_X_USER_ID': 'u', 'HTTP_X_PROJECT_ID': 'f' * 32, 'HTTP_X_ROLES': 'reader'}
     api = support.Api(webtest.TestApp(lambda environ, start: front(environ | identity, start)))
     parsed = []

@@ -25,7 +25,7 @@ ROOMS = {
     'conf': set(),
     'exception': set(),
     'context': {'exception'},
-    'policy': {'conf', 'exception'},
+    'policy': {'conf', 'exception', 'shims'},
     'worker': set(),
     # upon it
     'clients': {'exception'},
@@ -37,7 +37,7 @@ ROOMS = {
     'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
-    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc', 'shims'},
+    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc'},
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together

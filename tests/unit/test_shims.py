@@ -18,12 +18,9 @@ from oslo_messaging._drivers import impl_rabbit
 from oslo_policy import _checks
 from oslo_policy import policy
 from packaging import requirements
-import pecan
-from pecan import rest
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-import webtest
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
@@ -89,67 +86,6 @@ def check_name_log(monkeypatch):
     assert log._get_log_file_path(conf) == '/var/log/service-1.log'
 
 
-def check_cache_signatures(monkeypatch):
-    """After the first request of a kind no signature is inspected."""
-    plain = pecan.util.getargspec
-    for module in (pecan.core, pecan.rest, pecan.routing):
-        monkeypatch.setattr(module, 'getargspec', plain)
-
-    class Root(rest.RestController):
-        @pecan.expose(content_type='text/plain')
-        def get_one(self, id):
-            return id
-
-    shims.cache_signatures()
-    application = webtest.TestApp(pecan.make_app(Root()))
-    assert application.get('/a').text == 'a'
-    inspected = []
-    look = inspect.getfullargspec
-    monkeypatch.setattr(inspect, 'getfullargspec', lambda f: inspected.append(f) or look(f))
-    assert application.get('/b').text == 'b'
-    assert inspected == []
-
-
-def check_route_by(monkeypatch):
-    """A method that takes anything is called with what its signature names."""
-
-    class Root(rest.RestController):
-        @pecan.expose(content_type='text/plain')
-        def get_one(self, *args):
-            return ','.join(args)
-
-    signature = inspect.getfullargspec(lambda self, id: None)
-    application = webtest.TestApp(pecan.make_app(Root()))
-    assert application.get('/a/b').text == 'a,b'
-    shims.route_by(Root.get_one, signature)
-    assert application.get('/a').text == 'a'
-    application.get('/a/b', status=404)
-
-
-def check_hide_unexposed(monkeypatch):
-    """An attribute that is not exposed is an id like any other."""
-
-    class Root(rest.RestController):
-        kind = 'hidden'
-
-        @pecan.expose(content_type='text/plain')
-        def get_one(self, id):
-            return id
-
-        @pecan.expose(content_type='text/plain')
-        def seen(self):
-            return 'exposed'
-
-        _custom_actions = {'seen': ['GET']}
-
-    hidden = shims.hide_unexposed(Root)
-    assert hidden is Root
-    application = webtest.TestApp(pecan.make_app(Root()))
-    assert application.get('/kind').text == 'kind'
-    assert application.get('/a').text == 'a'
-    assert application.get('/seen').text == 'exposed'
-
-
 def check_cache_check_signatures(monkeypatch):
     """After the first check of a kind no signature is inspected."""
     monkeypatch.setattr(_checks, 'inspect', inspect)
@@ -184,11 +120,8 @@ CHECKS = {
     shims.rebuild: ('oslo.messaging', check_rebuild),
     shims.threads: ('oslo.messaging', check_threads),
     shims.name_log: ('oslo.log', check_name_log),
-    shims.cache_signatures: ('pecan', check_cache_signatures),
     shims.cache_check_signatures: ('oslo.policy', check_cache_check_signatures),
     shims.pool_sqlite: ('SQLAlchemy', check_pool_sqlite),
-    shims.route_by: ('pecan', check_route_by),
-    shims.hide_unexposed: ('pecan', check_hide_unexposed),
 }
 
 
@@ -239,11 +172,8 @@ BREAKS = {
     shims.rebuild: (shims.common, 'serialize_remote_exception'),
     shims.threads: (messaging_server, '_pool_opts'),
     shims.name_log: (handlers, '_get_binary_name'),
-    shims.cache_signatures: (pecan.util, 'getargspec'),
     shims.cache_check_signatures: (_checks, 'inspect'),
     shims.pool_sqlite: (sa.Pool, '_creator'),
-    shims.route_by: (pecan.util, '_cfg'),
-    shims.hide_unexposed: (rest.RestController, '_lookup_child'),
 }
 
 
@@ -280,8 +210,8 @@ MODULES = {
 NAMES = [
     ('oslo.log', handlers, '_get_binary_name'),
     ('oslo.messaging', messaging_server, '_pool_opts'),
-    ('pecan', pecan.util, '_cfg'),
-    ('pecan', rest.RestController, '_lookup_child'),
+    ('oslo.policy', _checks, '_check'),
+    ('SQLAlchemy', sa.Pool, '_creator'),
 ]
 
 
