@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make providers in Placement equal to ours.
 
-Whole sets are PUT. What allocations keep stays, and is offered no more.
+Whole sets are PUT, where they differ. What allocations keep stays, and is offered no more.
 
 Source: the Placement API reference.
 """
@@ -54,6 +54,8 @@ class Provider:
     traits: tuple[str, ...]
     #: traits that it was given by us, and has no more
     retired: tuple[str, ...] = ()
+    #: whether the inventory is another one than was announced last: it need not be compared
+    changed: bool = False
 
     @property
     def inventories(self) -> dict[str, typing.Any]:
@@ -127,8 +129,12 @@ class Placement:
         # Nothing was ever put there.
         new = generation == 0
         held: dict[str, typing.Any] = {}
+        moved: int | None = generation
         try:
-            moved = self._replace(provider.uuid, 'inventories', provider.inventories, generation)
+            if new or provider.changed or self._inventories(provider.uuid) != provider.inventories:
+                moved = self._replace(
+                    provider.uuid, 'inventories', provider.inventories, generation
+                )
         except _InUse:
             held = self._held(provider.uuid)
             moved = self._replace(provider.uuid, 'inventories', held, generation)
@@ -170,12 +176,14 @@ class Placement:
     def _held(self, uuid: str) -> dict[str, typing.Any]:
         """The inventories from which something is allocated, with the rest reserved."""
         used = self._get(f'/resource_providers/{uuid}/usages')['usages']
-        inventories = self._get(f'/resource_providers/{uuid}/inventories')['inventories']
         return {
             name: inventory | {'reserved': inventory['total']}
-            for name, inventory in inventories.items()
+            for name, inventory in self._inventories(uuid).items()
             if used.get(name)
         }
+
+    def _inventories(self, uuid: str) -> dict[str, dict[str, typing.Any]]:
+        return dict(self._get(f'/resource_providers/{uuid}/inventories')['inventories'])
 
     def _remove(self, uuid: str) -> int | None:
         """Delete a provider; if allocations keep it, it stays, and its generation is returned."""

@@ -56,6 +56,8 @@ EVENT = 'event'
 HOST = 'host'
 #: Or those are served that wait for accelerators.
 QUEUE = 'queue'
+#: The entry of a provider's message beside traits, whose names are in capitals.
+INVENTORY = 'inventory'
 #: Under this name a session knows which kinds of messages are sent, and under the next which of
 #: them were put in its transaction.
 KINDS = 'cyborg_lite.outbox'
@@ -137,7 +139,7 @@ def announce(
         if before != wanted:
             part.announced = wanted
         if before != wanted or anew:
-            messages[part.rp_uuid] = retired(before, wanted)
+            messages[part.rp_uuid] = retired(before, wanted) | _changed(before, wanted)
     put(session, PROVIDER, messages, after)
 
 
@@ -147,6 +149,13 @@ def retired(before: model.Facts | None, wanted: model.Facts | None = None) -> mo
     """
     gone = set(before['traits'] if before else ()) - set(wanted['traits'] if wanted else ())
     return dict.fromkeys(sorted(gone), 'retired')
+
+
+def _changed(before: model.Facts | None, wanted: model.Facts) -> model.Facts:
+    """What the message says of an inventory that differs: it is put without being compared."""
+    names = ('resource_class', 'total', 'reserved')
+    same = before is not None and all(before[name] == wanted[name] for name in names)
+    return {} if same else {INVENTORY: 'changed'}
 
 
 def describe(part: model.Deployable, taken: collections.abc.Container[int] = ()) -> model.Facts:
@@ -439,14 +448,18 @@ class Sender:
         with self.session() as session:
             self._announce(session, host['name'])
 
-    def _publish(self, rp_uuid: str, gone: model.Facts) -> None:
-        self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, tuple(gone)))
+    def _publish(self, rp_uuid: str, payload: model.Facts) -> None:
+        self._placement.settle(rp_uuid, functools.partial(self._wanted, rp_uuid, payload))
 
-    def _wanted(self, rp_uuid: str, gone: tuple[str, ...]) -> placement.Provider | None:
+    def _wanted(self, rp_uuid: str, payload: model.Facts) -> placement.Provider | None:
         query = sa.select(model.Deployable.announced).where(model.Deployable.rp_uuid == rp_uuid)
         with self._database.reader() as session:
             wanted = session.scalar(query)
         if wanted is None:
             return None
-        traits = {'traits': tuple(wanted['traits']), 'retired': gone}
-        return placement.Provider(**wanted | traits)
+        told = {
+            'traits': tuple(wanted['traits']),
+            'retired': tuple(name for name in payload if name != INVENTORY),
+            'changed': INVENTORY in payload,
+        }
+        return placement.Provider(**wanted | told)

@@ -195,6 +195,37 @@ def test_a_new_provider_takes_three_calls_and_its_host_two(cloud):
     assert len(cloud.calls) - len(names(cloud.calls)) == 2 + 8 * 3, cloud.calls
 
 
+def methods(calls):
+    return sorted(method for method, _ in calls)
+
+
+def test_a_provider_that_is_as_it_should_be_is_only_read(known):
+    """Each write moves its generation, and those of others are refused then."""
+    generation = known.provider()['generation']
+    known.manager.healer.heal()
+    known.send()
+    assert methods(known.calls) == ['GET', 'GET', 'GET'], known.calls
+    assert known.provider()['generation'] == generation
+
+
+def test_an_inventory_that_somebody_has_changed_is_put_again(known):
+    url = f'/resource_providers/{RP_UUID}/inventories'
+    found = known.client.get(url).json()
+    found['inventories']['FPGA']['reserved'] = 3
+    known.client.put(url, json=found)
+    known.manager.healer.heal()
+    known.send()
+    assert methods(known.calls) == ['GET', 'GET', 'GET', 'PUT'], known.calls
+    assert known.inventory()['FPGA']['reserved'] == 0
+
+
+def test_traits_alone_leave_the_inventory(known):
+    known.report(support.card(handles=16, traits=['CUSTOM_OTHER']))
+    known.send()
+    written = [url for method, url in known.calls if method == 'PUT' and 'providers' in url]
+    assert written == [f'/resource_providers/{RP_UUID}/traits']
+
+
 def test_another_device_of_a_host_takes_three_calls(known):
     known.report(CARD, support.card('4b'))
     known.send()
