@@ -141,7 +141,7 @@ def cache_check_signatures() -> None:
         # A check is not kept alive by its method.
         return cached(getattr(method, '__func__', method))
 
-    _checks.inspect = types.SimpleNamespace(getfullargspec=look)  # type: ignore
+    _checks.inspect = types.SimpleNamespace(getfullargspec=look)
 
 
 def pool_sqlite(engine: sa.Engine, size: int) -> None:
