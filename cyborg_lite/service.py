@@ -28,6 +28,7 @@ from cyborg_lite import shims
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import app
 from cyborg_lite.api import origin
+from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import manager as conductor_manager
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -110,6 +111,11 @@ class Embedded:
         self.application = app.application(conf, self.database, self.bus)
         self.agents = [Agent(conf, self.bus, host) for host in hosts]
         self._services: list[Running] = [Conductor(conf, self.database, self.bus), *self.agents]
+
+    def end_others(self) -> None:
+        """Take other hosts for down: those of an earlier run had their agents in that process."""
+        names = [agent.manager.host.name for agent in self.agents]
+        healing.end_others(self.database, names)
 
     def start(self) -> None:
         for each in self._services:

@@ -35,7 +35,6 @@ from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.agent import drivers as agent_drivers
-from cyborg_lite.conductor import hosts as machines
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -315,9 +314,7 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
     """Start, and wait for the first report of each host, unless it is stopped meanwhile."""
     names = ', '.join(agent.manager.host.name for agent in embedded.agents)
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
-    with embedded.database.writer() as session:
-        # Those of an earlier run had their agents in that process.
-        machines.end_others(session, [agent.manager.host.name for agent in embedded.agents])
+    embedded.end_others()
     embedded.start()
     for agent in embedded.agents:
         while not (agent.manager.reported.wait(0.1) or web.stopped):

@@ -17,6 +17,7 @@ from cyborg_lite import worker
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
+from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
@@ -185,3 +186,10 @@ def _lock(
 
 def _parts(host: model.Host) -> list[model.Deployable]:
     return [part for device in host.found for part in device.deployables]
+
+
+def end_others(database: engine.Database, names: collections.abc.Collection[str]) -> None:
+    """Note that no other hosts report from now on: they are down at once, and up with a report."""
+    with database.writer() as session:
+        others = sa.update(model.Host).where(model.Host.name.not_in(names))
+        session.execute(others.values(interval=0))

@@ -254,11 +254,6 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
     return list(session.scalars(same.order_by(model.Host.id).with_for_update()))
 
 
-def end_others(session: orm.Session, names: collections.abc.Collection[str]) -> None:
-    """Note that no other hosts report from now on: they are down at once, and up with a report."""
-    session.execute(sa.update(model.Host).where(model.Host.name.not_in(names)).values(interval=0))
-
-
 def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.Facts]]:
     """The messages by which Placement is told of what differs on these hosts, in a transaction that
     begins when this one is over.
