@@ -120,12 +120,12 @@ def test_table_of_up_counts_what_is_free(machine):
     qat.bind('CUSTOM_QAT')
     qat.report(QAT % 4)
     with qat.service.database.reader() as session:
-        assert table(session) == [('0/5', 'excluded, lost')]
+        assert table(session) == [('0/5', 'excluded, held, lost')]
         assert up._example(session, [support.HOST]) is None
     [row] = qat.service.rows(Device)
     qat.api.post(f'/v2/devices/{row.uuid}/disable')
     with qat.service.database.reader() as session:
-        assert table(session) == [('0/5', 'disabled, lost')]
+        assert table(session) == [('0/5', 'disabled, held, lost')]
         [row] = up._rows(session, [support.HOST])
         assert 'its device is maintaining' in row[-1]
         assert table(session, 'another') == [('0/5', 'not of this run')]
