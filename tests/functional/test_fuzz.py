@@ -86,6 +86,7 @@ class World:
             with self.service.database.writer() as session:
                 session.query(model.ARQ).filter_by(allocation_uuid=None).delete()
         self._limit(admin)
+        self._add(admin)
         self._release(admin)
         for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
             if sum(arq.project_id == project for arq in rows(model.ARQ)) < 4:
@@ -97,6 +98,13 @@ class World:
         """See that projects have limits."""
         for project in QUOTAS - {quota.project_id for quota in self.service.rows(model.Quota)}:
             admin.patch(f'/v2/quotas/{project}', {'limits': {'total': 1}})
+
+    def _add(self, admin):
+        """See that there is an attribute that can be deleted: those of drivers cannot."""
+        attributes = self.service.rows(model.Attribute)
+        if not any(each.added for each in attributes):
+            sound = {'deployable_id': attributes[0].deployable_id, 'value': 'v'}
+            admin.post('/v2/attributes', sound | {'key': f'key-{uuid.uuid4()}'})
 
     def _release(self, admin):
         """See that something is free."""
@@ -135,9 +143,11 @@ class World:
         }
         for kind in (model.Device, model.Deployable, model.Attribute):
             self.known[kind.__tablename__] = [row.uuid for row in self.service.rows(kind)]
-        # Few are missing, and only those can be deleted: they are drawn as often as the others.
+        # Few can be deleted: they are drawn as often as the others.
         missing = [row.uuid for row in self.service.rows(model.Device) if row.absences]
         self.known['devices'] += missing * len(self.known['devices'])
+        added = [row.uuid for row in self.service.rows(model.Attribute) if row.added]
+        self.known['attributes'] += added * len(self.known['attributes'])
         theirs = [arq for arq in arqs if arq.project_id != MEMBERS]
         self.secrets = {ADMINS, *(x for arq in theirs for x in (arq.uuid, arq.instance_uuid) if x)}
 
