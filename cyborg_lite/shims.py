@@ -19,6 +19,7 @@ import typing
 
 from oslo_config import cfg
 import oslo_messaging as messaging
+import pecan
 import sqlalchemy as sa
 
 #: The releases of each library that are known to have these names: from the lowest that setup.cfg
@@ -27,6 +28,7 @@ KNOWN = {
     'oslo.log': '7.0.0 to 8.3.2',
     'oslo.messaging': '18.3.0 to 18.3.1',
     'oslo.policy': '4.5.0 to 6.0.1',
+    'pecan': '1.5.1 to 1.8.0',
     'SQLAlchemy': '2.0.41 to 2.1.9',
 }
 
@@ -59,6 +61,8 @@ common = _of(
 metrics = _of('oslo.messaging', 'oslo_messaging._metrics.client', 'oslo_messaging_metrics')
 tracing = _of('oslo.messaging', 'oslo_messaging._tracing.client', 'oslo_messaging_tracing')
 _checks = _of('oslo.policy', 'oslo_policy._checks', 'inspect', '_check')
+_of('pecan', 'pecan.core', 'getargspec', 'ExplicitPecan')
+_of('pecan', 'pecan.routing', 'getargspec')
 _of('SQLAlchemy', 'sqlalchemy.pool', 'Pool._creator')
 
 
@@ -128,6 +132,18 @@ def name_log(name: str) -> None:
     ``<frozen importlib._bootstrap>``.
     """
     handlers._get_binary_name = lambda: name
+
+
+def cache_signatures() -> None:
+    """Have pecan look at the signature of each method once, not several times in each request."""
+    cached = functools.cache(pecan.util.getargspec)
+
+    def look(method: typing.Any) -> typing.Any:
+        # What a method is bound to is not kept alive.
+        return cached(getattr(method, '__func__', method))
+
+    for module in (pecan.core, pecan.routing):
+        module.getargspec = look
 
 
 def cache_check_signatures() -> None:

@@ -20,13 +20,16 @@ from oslo_middleware import exceptions as middleware_exceptions
 from oslo_middleware import http_proxy_to_wsgi
 from oslo_middleware import request_id
 from oslo_policy import policy as oslo_policy
+import pecan
 import webob
 import webob.exc
+import webob.multidict
 
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import policy
 from cyborg_lite import rpc
+from cyborg_lite import shims
 from cyborg_lite.api import health
 from cyborg_lite.api import members
 from cyborg_lite.api import openapi
@@ -253,10 +256,25 @@ class SizeLimit:
         return None
 
 
+class Unread(pecan.Request):
+    """A request as pecan sees it: path, arguments and body are read by the table of URLs alone.
+
+    Pecan would parse a body, and compare the arguments of URLs, before it is known who asks.
+    """
+
+    path_info = '/'
+    accept = json = None
+    GET = params = webob.multidict.NoVars()
+
+
 class Front:
-    """Agrees on the microversion, knows the caller, and finds what answers."""
+    """The root of pecan: agrees on the microversion, knows the caller, and finds what answers."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
+        shims.cache_signatures()
+        self._pecan = pecan.core.ExplicitPecan(
+            self, guess_content_type_from_ext=False, request_cls=Unread
+        )
         self._conf = conf
         self._database = database
         self._bus = bus
@@ -264,11 +282,18 @@ class Front:
         self._waiting = threading.Semaphore(conf.api.max_waiting)
 
     def __call__(self, environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
-        return self._respond(webob.Request(environ))(environ, start_response)
+        if environ['REQUEST_METHOD'] == 'OPTIONS':
+            answer = webob.Response(status=200, content_type='application/json')
+            return answer(environ, start_response)
+        return self._pecan(environ, start_response)
 
-    def _respond(self, request: webob.Request) -> webob.Response:
-        if request.method == 'OPTIONS':
-            return webob.Response(status=200, content_type='application/json')
+    @pecan.expose()
+    def _route(self, path: list[str], request: Unread) -> typing.Any:
+        return self.answer, []
+
+    @pecan.expose(content_type=None)
+    def answer(self, unread: Unread, _: pecan.Response) -> webob.Response:
+        request = webob.Request(unread.environ)
         try:
             _refuse_unreadable(request)
             agreed = version.negotiate(request.headers.get(version.HEADER))

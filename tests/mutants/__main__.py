@@ -41,6 +41,7 @@ PRELOADED = (
     'oslo_policy.policy',
     'oslo_reports.guru_meditation_report',
     'oslo_utils.timeutils',
+    'pecan',
     'placement.deploy',
     'requests_mock',
     'sqlalchemy.orm',

@@ -18,9 +18,11 @@ from oslo_messaging._drivers import impl_rabbit
 from oslo_policy import _checks
 from oslo_policy import policy
 from packaging import requirements
+import pecan
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+import webtest
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
@@ -86,6 +88,31 @@ def check_name_log(monkeypatch):
     assert log._get_log_file_path(conf) == '/var/log/service-1.log'
 
 
+def check_cache_signatures(monkeypatch):
+    """After the first request of a kind no signature is inspected."""
+    plain = pecan.util.getargspec
+    for module in (pecan.core, pecan.routing):
+        monkeypatch.setattr(module, 'getargspec', plain)
+
+    class Root:
+        @pecan.expose()
+        def _route(self, path, request):
+            return self.answer, []
+
+        @pecan.expose(content_type='text/plain')
+        def answer(self, request, response):
+            return request.path
+
+    shims.cache_signatures()
+    application = webtest.TestApp(pecan.core.ExplicitPecan(Root()))
+    assert application.get('/a').text == '/a'
+    inspected = []
+    look = inspect.getfullargspec
+    monkeypatch.setattr(inspect, 'getfullargspec', lambda f: inspected.append(f) or look(f))
+    assert application.get('/b').text == '/b'
+    assert inspected == []
+
+
 def check_cache_check_signatures(monkeypatch):
     """After the first check of a kind no signature is inspected."""
     monkeypatch.setattr(_checks, 'inspect', inspect)
@@ -120,6 +147,7 @@ CHECKS = {
     shims.rebuild: ('oslo.messaging', check_rebuild),
     shims.threads: ('oslo.messaging', check_threads),
     shims.name_log: ('oslo.log', check_name_log),
+    shims.cache_signatures: ('pecan', check_cache_signatures),
     shims.cache_check_signatures: ('oslo.policy', check_cache_check_signatures),
     shims.pool_sqlite: ('SQLAlchemy', check_pool_sqlite),
 }
@@ -172,6 +200,7 @@ BREAKS = {
     shims.rebuild: (shims.common, 'serialize_remote_exception'),
     shims.threads: (messaging_server, '_pool_opts'),
     shims.name_log: (handlers, '_get_binary_name'),
+    shims.cache_signatures: (pecan.util, 'getargspec'),
     shims.cache_check_signatures: (_checks, 'inspect'),
     shims.pool_sqlite: (sa.Pool, '_creator'),
 }
@@ -211,6 +240,7 @@ NAMES = [
     ('oslo.log', handlers, '_get_binary_name'),
     ('oslo.messaging', messaging_server, '_pool_opts'),
     ('oslo.policy', _checks, '_check'),
+    ('pecan', pecan.core, 'getargspec'),
     ('SQLAlchemy', sa.Pool, '_creator'),
 ]
 
