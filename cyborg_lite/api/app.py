@@ -224,7 +224,7 @@ def _take_as_long(file: str, name: str, password: bytes) -> None:
     """
     with open(file) as lines:
         entries = [line.strip() for line in lines if line.strip()]
-    if not any(entry.startswith(f'{name}:') for entry in entries):
+    if entries and not any(entry.startswith(f'{name}:') for entry in entries):
         with contextlib.suppress(webob.exc.HTTPUnauthorized):
             basic_auth.auth_entry(entries[0], password)
 

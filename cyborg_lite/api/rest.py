@@ -100,8 +100,9 @@ def away(error: Exception) -> str | None:
     return error.message if isinstance(error, exception.DatabaseAway) else None
 
 
-#: the arguments that say which row is meant: they stand in the path, and nowhere else
-KEYS = {'id', 'uuid'}
+#: the arguments that stand in the path or the body, and nowhere else: WSME would take them from
+#: the query
+KEYS = {'id', 'uuid', '__body__'}
 #: the arguments that every list takes
 PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
@@ -179,7 +180,8 @@ def _answer(
     try:
         if not _accepts_json(asked.headers.get('Accept') or '*/*'):
             return plain_error(406)
-        for name in KEYS.intersection(asked.query):
+        in_path = {each.name for each in operation.arguments[: len(given)]}
+        for name in (KEYS | in_path).intersection(asked.query):
             raise wsme_exc.UnknownArgument(name)
         result = method(**_arguments(operation, given))
     except webob.exc.HTTPException as error:
@@ -256,7 +258,7 @@ def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, typing
         raise exception.Invalid(
             reason=f'Invalid {name}: expected {expected}, got {str(error.value)[:64]!r}.'
         ) from None
-    except TypeError:  # what it raises for an object that is empty text
+    except (TypeError, ValueError):  # what it raises for an object that is empty text, or no list
         raise exception.Invalid(reason=f'Invalid filters: expected {types.FILTERS}.') from None
     if operation.paged:
         found['page'] = {name: found.pop(name, None) for name in PAGE}

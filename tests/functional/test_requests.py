@@ -267,6 +267,14 @@ def test_a_list_in_a_url_is_bounded(service, method, query):
     assert '1000 at most' in support.fault(answer)
 
 
+@pytest.mark.parametrize('path', ['devices', 'deployables'])
+def test_an_index_of_many_digits_is_a_400(service, path):
+    """Python refuses to make a number of them, and WSME lets that pass."""
+    answer = service.api.get(f'/v2/{path}?filters[{"9" * 4301}]=x')
+    assert answer.status_int == 400
+    assert 'Invalid filters' in support.fault(answer)
+
+
 @pytest.mark.parametrize('depth', [33, 900, 933, 980, 5000])
 @pytest.mark.parametrize(('left', 'right'), [('[', ']'), ('{"a":', '}')])
 def test_a_body_that_is_nested_deeply_is_a_400(service, depth, left, right):
