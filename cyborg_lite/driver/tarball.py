@@ -170,7 +170,7 @@ class Reader:
                 key = 'path' if member.type == tarfile.GNUTYPE_LONGNAME else 'linkpath'
                 extended[key] = _text(self._whole(member, NAME).partition(b'\0')[0])
             elif member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-                extended |= _records(self._whole(member, EXTENDED))
+                extended |= _of_use(_records(self._whole(member, EXTENDED)))
             elif member.type == tarfile.XGLTYPE:
                 # What git writes: a comment.
                 self._whole(member, EXTENDED)
@@ -248,6 +248,13 @@ def _records(content: bytes) -> dict[str, str]:
         found[_text(match['key'])] = _text(content[match.end() : end - 1])
         start = end
     return found
+
+
+def _of_use(records: dict[str, str]) -> dict[str, str]:
+    """Those records that say something of a member: headers without number may come before it."""
+    kept = {key: value for key, value in records.items() if key in ('path', 'linkpath', 'size')}
+    sparse = any(key.startswith('GNU.sparse') for key in records)
+    return kept | ({'GNU.sparse': ''} if sparse else {})
 
 
 def _text(content: bytes) -> str:

@@ -387,6 +387,19 @@ def test_memory_does_not_follow_what_is_packed(unpack, monkeypatch):
     assert peak < 4 << 20
 
 
+def test_headers_without_a_member_pile_up_nowhere(unpack, monkeypatch):
+    """A header of records that say nothing of a member may come before another such header."""
+    wide = '\N{SNOWMAN}' + 'v' * 4000
+    many = [pax(**{f'key{number}': wide}) for number in range(2000)]
+    packed = gzip.compress(HOST + b''.join(many) + header('sys/x') + END, 1)
+    tracemalloc.start()
+    root = unpack(packed, name='bomb.tar.gz')
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (root / 'sys/x').exists()
+    assert peak < 4 << 20
+
+
 def test_all_members_together_are_bounded(unpack, monkeypatch):
     monkeypatch.setattr(recording, 'SIZE', 4096)
     for many in (
