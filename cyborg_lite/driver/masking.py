@@ -53,11 +53,14 @@ TRIES = 100
 Outputs = dict[tuple[str, ...], str]
 
 
-def mask(outputs: Outputs, files: dict[str, str]) -> tuple[Outputs, dict[str, str]]:
+def mask(
+    outputs: Outputs, files: dict[str, str], names: collections.abc.Collection[str] = ()
+) -> tuple[Outputs, dict[str, str], dict[str, str]]:
     """What tools printed and what files hold, without what must not be known.
 
     :param outputs: texts by tool and arguments
     :param files: texts by path; the last name of the path says what its text is
+    :param names: paths of which nothing else is kept; each is returned with what stands for it
     """
     left = {command: _without_processes(text) for command, text in outputs.items()}
     masked = _Mask()
@@ -70,6 +73,7 @@ def mask(outputs: Outputs, files: dict[str, str]) -> tuple[Outputs, dict[str, st
             for command, text in printed.items()
         },
         {masked.known(path): masked.known(text) for path, text in held.items()},
+        {name: masked.known(name) for name in names},
     )
 
 

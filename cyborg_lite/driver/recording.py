@@ -212,18 +212,18 @@ def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> 
         for name in filter(NODES.fullmatch, host.tree.names(host.tree.root / 'dev')):
             _add_file(tar, pathlib.PurePath('dev', name), b'')
         outputs, files = host.outputs, _read(host.tree)
-        listed = _listed(host.tree) - files.keys()
+        listed = {name: name for name in sorted(_listed(host.tree) - files.keys())}
         if not with_serials:
-            outputs, files = masking.mask(outputs, files)
+            outputs, files, listed = masking.mask(outputs, files, listed)
         for (tool, *args), text in outputs.items():
             _add_file(tar, description.output(tool, args), text.encode())
         for place, text in files.items():
             _add_file(tar, pathlib.PurePath(place), f'{text}\n'.encode())
-        for place in sorted(listed):
+        for place, shown in listed.items():
             if (host.root / place).is_dir():
-                _add_directory(tar, pathlib.PurePath(place))
+                _add_directory(tar, pathlib.PurePath(shown))
             else:
-                _add_file(tar, pathlib.PurePath(place), b'')
+                _add_file(tar, pathlib.PurePath(shown), b'')
 
 
 def _read(tree: sysfs.Tree) -> dict[str, str]:

@@ -91,7 +91,7 @@ def test_cards_stay_apart_and_are_the_same_wherever_they_are_named():
         ('smi', '-L'): f'GPU 0: H200 (UUID: {UUID})\n',
         ('smi', '-q', '-i', UUID): f'GPU UUID : {UUID}\nBare: {UUID[4:]}\n',
     }
-    answer, _ = masking.mask(outputs, {})
+    answer, *_ = masking.mask(outputs, {})
     assert list(answer)[:4] == list(outputs)[:4]
     first, second, listed, gpus, gpu = answer.values()
     serials = [text.split(' : ')[1].split('\n')[0] for text in (first, second)]
@@ -203,9 +203,14 @@ def test_files_are_masked_by_their_names_and_their_keys():
         f'sys/class/cards/{SERIAL}/name': SERIAL,
         'sys/class/cards/0/serial_number': SERIAL,
     }
-    _, found = masking.mask({}, files)
+    card = 'a1b2c3d4-0000-4000-8000-1234567890ab'
+    names = [f'sys/class/cards/{SERIAL}', f'sys/class/mdev/{card}', 'sys/class/accel/accel0']
+    _, found, shown = masking.mask({}, files, names)
+    assert list(shown) == names
+    assert shown[names[0]] != names[0] and card not in shown[names[1]]
+    assert shown[names[2]] == names[2]
     unique, properties, status, name, serial = found.values()
-    assert unique != '5127a6b8c9d0e1f2' and shape(unique) == shape(unique)
+    assert unique != '5127a6b8c9d0e1f2'
     assert re.fullmatch('[0-9a-f]{16}', unique)
     assert '5847760019078012339' not in properties
     assert 'gpu_id 4711\n' in properties and 'device_id 29711\n' in properties
