@@ -78,8 +78,8 @@ class AmdGpu(pci.PciDriver):
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         yield driver.trait('AMD', card.ids[1])
-        for node in self._of(card)[:1]:
-            yield driver.trait('AMD', architecture(node['gfx']))
+        for version in [each['gfx'] for each in self._of(card)[:1] if each['gfx']]:
+            yield driver.trait('AMD', architecture(version))
 
     def _of(self, card: sysfs.Function) -> list[Node]:
         """The nodes of a card, in their order: one, or one for each partition."""

@@ -80,6 +80,11 @@ def test_a_node_that_says_nothing_costs_no_card(tmp_path, text):
     assert (card.serial, card.vendor_board) == (None, {})
 
 
+def test_a_node_without_a_version_makes_no_trait_of_it(tmp_path):
+    [card] = discover(host(tmp_path, properties(location_id=0x2600)))
+    assert card.deployables[0].traits == ['CUSTOM_AMD_74A1']
+
+
 def test_nodes_of_others_are_not_ours(tmp_path):
     other = properties(location_id=0x2600, vendor_id=0x10DE)
     elsewhere = properties(location_id=0x2600, domain=1, drm_render_minor=129)
