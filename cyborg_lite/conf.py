@@ -105,10 +105,11 @@ API_OPTS = [
     ),
     cfg.IntOpt(
         'max_waiting',
-        default=8,
+        default=4,
         min=0,
         help='How many requests of each process may wait for an allocation (``?wait=SECONDS``). '
-        'Each of them takes a thread of the web server: ``cyborg-lite up`` has 16. Further ones '
+        'Each of them takes a thread of the web server: ``cyborg-lite up`` has 16, and the unit of '
+        'systemd gives 8 to each process; keep some for other requests. Further ones '
         'are answered at once, with the allocation as it is. With 0 no request waits.',
     ),
 ]
