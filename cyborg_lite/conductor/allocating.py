@@ -210,13 +210,18 @@ def _choose(
         found = turns.first(taking.free(session, kinds, of_hosts), wanted.sets, rank)
     if found is None:
         return Choice(None)
-    waiting = serving.line(session, kinds, known=True)
-    if not waiting.entries:
+    ahead = serving.ahead(session, kinds)
+    if not ahead:
         return Choice(found)
-    known = serving.known(session, kinds)
-    left = turns.unclaimed(waiting.entries, taking.free(session, kinds, of_hosts), known)
-    allowed = frozenset(each.handle for each in left)
-    return Choice(turns.first(left, wanted.sets, rank), allowed, len(waiting.entries))
+    left: list[placing.Candidate] | None = None
+    for part in serving.parts(ahead, kinds):
+        free = taking.free(session, part.kinds, of_hosts)
+        if left is not None:
+            still = {each.handle for each in left}
+            free = [each for each in free if each.handle in still]
+        left = turns.unclaimed(part.entries, free, serving.known(session, part.kinds))
+    allowed = frozenset(each.handle for each in left or ())
+    return Choice(turns.first(left or (), wanted.sets, rank), allowed, len(ahead))
 
 
 def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:

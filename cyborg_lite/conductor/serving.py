@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of allocations: to join it, and to be served from it.
 
-Each allocation is served in a transaction of its own.  Whoever serves holds the message of the
-queue, so that conductors take turns; if two do not, the database refuses to serve one twice, or to
-give a handle twice.
+Each allocation is served in a transaction of its own.  Conductors may serve at the same time: the
+database refuses to serve one twice, or to give a handle twice.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ LOG = log.getLogger(__name__)
 
 #: The most allocations of one project that may wait.
 MOST = 1000
-#: Of how many kinds of accelerators what is free is looked at in one step: each makes the statement
-#: longer. Those that come after them in the order are looked at when these are served.
+#: Of how many kinds of accelerators what is free is read by one statement: each makes it longer.
+#: What those wait for that come after them is read by the next.
 KINDS = 64
 
 
@@ -54,32 +53,42 @@ class Wish(typing.TypedDict):
     request_id: str | None
 
 
-class Line(typing.NamedTuple):
-    """Those that wait, in the order of their turns."""
+class Part(typing.NamedTuple):
+    """Some of those that wait, in the order of their turns, and the kinds that they want."""
 
-    rows: list[sa.Row[typing.Any]]
     entries: list[turns.Entry]
+    kinds: taking.Kinds
 
 
-def line(session: orm.Session, kinds: taking.Kinds, known: bool = False) -> Line:
-    """Read those that wait.
-
-    :param kinds: what they want is added to it.
-    :param known: leave out those that want none of the resource classes that are in it now, and
-        those that their quota holds up.
-    """
-    classes = {kind.resource_class for kind in kinds}
+def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
+    """Those that wait, in the order of their turns."""
     limited = sa.exists(sa.select(model.Quota.id)).label('limited')
     rows = queue.waiting(session, model.Allocation.wish, model.Allocation.lease, limited)
-    found = Line([], [])
-    for row in queue.in_turn(rows):
-        if known and (row.over_quota or not _classes(row.wish) & classes):
-            continue
-        if len(kinds) >= KINDS:
-            break
-        found.rows.append(row)
-        found.entries.append(_entry(row, kinds))
-    return found
+    return queue.in_turn(rows)
+
+
+def ahead(session: orm.Session, kinds: taking.Kinds) -> list[sa.Row[typing.Any]]:
+    """Those that wait for accelerators of these resource classes, and not for their quota."""
+    classes = {kind.resource_class for kind in kinds}
+    rows = waiting(session)
+    return [row for row in rows if not row.over_quota and _classes(row.wish) & classes]
+
+
+def parts(
+    rows: collections.abc.Iterable[sa.Row[typing.Any]], kinds: taking.Kinds
+) -> collections.abc.Iterator[Part]:
+    """These in parts of so few kinds that one statement reads what is free of them.
+
+    :param kinds: those that each part has beside its own.
+    """
+    part = Part([], dict(kinds))
+    for row in rows:
+        if len(part.kinds) - len(kinds) > KINDS - taking.KINDS:
+            yield part
+            part = Part([], dict(kinds))
+        part.entries.append(_entry(row, part.kinds))
+    if part.entries:
+        yield part
 
 
 def _classes(wish: Wish) -> set[str]:
@@ -153,27 +162,28 @@ def serve(
     :param policy: the name of the placing policy.
     :param over: those that their quota holds up are added to it, each wish once, with the reason.
     """
-    kinds: taking.Kinds = {}
-    waiting = line(session, kinds)
-    rows = {row.id: row for row in waiting.rows}
-    entries = [each for each in waiting.entries if _key(rows[each.id]) not in over]
-    if not entries:
-        _note(session, waiting.rows, over)
-        return False
+    rows = {row.id: row for row in waiting(session)}
+    served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
-    free = taking.free(session, kinds, None)
-    found = turns.grants(entries, free, known(session, kinds), rank)
-    if (grant := next(found, None)) is None:
-        _note(session, waiting.rows, over)
-        return False
-    row = rows[grant.entry.id]
-    try:
-        _give(session, row, grant, kinds, rank)
-    except exception.OverQuota as error:
-        over[_key(row)] = error.message
-        return True
-    noted = any(each.over_quota for each in waiting.rows) or bool(over)
-    return noted or next(found, None) is not None
+    kept: set[int] = set()
+    for part in parts(served, {}):
+        found = [each for each in taking.free(session, part.kinds, None) if each.handle not in kept]
+        all_ = known(session, part.kinds)
+        grants = turns.grants(part.entries, found, all_, rank)
+        if grant := next(grants, None):
+            row = rows[grant.entry.id]
+            try:
+                _give(session, row, grant, part.kinds, rank)
+            except exception.OverQuota as error:
+                over[_key(row)] = error.message
+                return True
+            more = len(part.entries) < len(served) or next(grants, None) is not None
+            return more or bool(over) or any(each.over_quota for each in rows.values())
+        kept |= {each.handle for each in found} - {
+            each.handle for each in turns.unclaimed(part.entries, found, all_)
+        }
+    _note(session, rows.values(), over)
+    return False
 
 
 def _key(row: sa.Row[typing.Any]) -> str:
@@ -211,12 +221,14 @@ def _give(
 
 
 def _profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfile:
-    """The device profile of an alternative; one of its own where that has gone meanwhile."""
+    """The device profile of an alternative; one of its own where it has gone or is changed."""
+    groups = wish['alternatives'][number]
     if number == 0 and wish['profile'] is not None:
         named = sa.select(model.DeviceProfile).where(model.DeviceProfile.uuid == wish['profile'])
-        if profile := session.scalars(named).one_or_none():
+        profile = session.scalars(named).one_or_none()
+        if profile and profile.groups == groups:
             return profile
-    return model.DeviceProfile(groups=wish['alternatives'][number], private=True)
+    return model.DeviceProfile(groups=groups, private=True)
 
 
 def _move(session: orm.Session, id: int, **values: typing.Any) -> None:

@@ -33,6 +33,9 @@ ACCELERATOR = (
     'attach_info',
 )  # fmt: skip
 
+#: The most kinds of accelerators of one request: each makes the statements longer.
+KINDS = 16
+
 #: The number of each kind that is wanted.
 Kinds = dict[candidates.Kind, int]
 Groups = list[dict[str, str]]
@@ -53,12 +56,18 @@ def sets(
 
     :param kinds: new kinds are added to it.
     """
-    found = []
+    found: list[placing.Wanted] = []
     for groups in alternatives:
         slots = tuple(_slots(groups))
         refuse_size(len(slots))
         numbers = tuple(kinds.setdefault(slot, len(kinds)) for slot in slots)
         found.append(placing.Wanted(numbers, same_host, same_numa == 'require'))
+    amount = len({number for wanted in found for number in wanted.kinds})
+    if amount > KINDS:
+        raise exception.Invalid(
+            reason=f'Invalid groups: expected at most {KINDS} kinds of accelerators, each a '
+            f'resource class with its traits, got {amount}.'
+        )
     return found
 
 

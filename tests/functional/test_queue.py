@@ -222,6 +222,78 @@ def test_who_does_not_wait_takes_nothing_from_those_who_do(service):
     assert service.api.post(PATH, body()).status_int == 201
 
 
+def nonsense(number, amount=16, **more):
+    """A wish for as many kinds as one may have, of which there is none."""
+    groups = [
+        {'resources': {'CUSTOM_NPU': 1}, 'traits': {f'CUSTOM_{number}_{each}': 'required'}}
+        for each in range(amount)
+    ]
+    return {'groups': groups, 'queue': True, 'priority': 100} | more
+
+
+def test_wishes_of_many_kinds_stop_nobody(service):
+    """One statement reads what is free of so many kinds; what comes after is read by another."""
+    npus(service, 1)
+    for number in range(6):
+        assert service.api.post(PATH, nonsense(number)).status_int == 201
+    settle(service)
+    mine = ask(service)
+    settle(service)
+    assert state(service, mine) == 'active'
+    behind = ask(service)
+    release(service, mine)
+    assert state(service, behind) == 'active'
+
+
+def test_what_is_kept_for_one_is_kept_from_those_many_kinds_behind(service):
+    npus(service, 2)
+    held = ask(service)
+    first = ask(service, 2)
+    for number in range(6):
+        assert service.api.post(PATH, nonsense(number, priority=0)).status_int == 201
+    last = ask(service, priority=-1)
+    settle(service)
+    assert (state(service, first), state(service, last)) == ('queued', 'queued')
+    answer = service.api.post(PATH, body())
+    assert answer.status_int == 409, answer.text
+    release(service, held)
+    assert (state(service, first), state(service, last)) == ('active', 'queued')
+
+
+def test_who_wants_many_kinds_passes_nobody(service):
+    npus(service, 2)
+    ask(service)
+    first = ask(service, 2)
+    settle(service)
+    alternatives = [nonsense(0, 15)['groups']]
+    answer = service.api.post(PATH, body() | {'alternatives': alternatives})
+    assert answer.status_int == 409, answer.text
+    assert state(service, first) == 'queued'
+
+
+@pytest.mark.parametrize('query', ['', '?dry_run=true'])
+def test_too_many_kinds_are_refused(service, query):
+    npus(service, 1)
+    asked = nonsense(0) | {'alternatives': [nonsense(1, 1)['groups']]}
+    answer = service.api.post(f'{PATH}{query}', asked)
+    assert answer.status_int == 400
+    assert 'at most 16 kinds' in support.fault(answer)
+
+
+def test_a_profile_that_is_another_by_now_is_not_used(service):
+    npus(service, 1)
+    held = ask(service)
+    made = {'name': 'p', 'groups': [{'resources:CUSTOM_NPU': '1'}]}
+    uuid = service.api.post('/v2/device_profiles', [made]).json['uuid']
+    waits = service.api.post(PATH, {'profile': 'p', 'queue': True}).json['uuid']
+    with service.database.writer() as session:
+        profile = session.query(model.DeviceProfile).filter_by(uuid=uuid).one()
+        profile.groups = [{'resources:CUSTOM_NPU': '3'}]
+    release(service, held)
+    shown = show(service, waits)
+    assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
+
+
 def test_one_that_is_given_up_makes_room(service):
     npus(service, 2)
     held = [ask(service), ask(service)]
@@ -533,13 +605,19 @@ def test_who_waits_holds_no_connection_and_is_bounded(database_url):
     service = support.Service(database_url, api__max_waiting=2)
     try:
         waits = ask(service)
-        app_, connections = service.embedded.application, set()
-        for name, note in (('checkout', connections.add), ('checkin', connections.discard)):
-            event.listen(service.database.engine, name, lambda raw, *_, note=note: note(id(raw)))
+        app_, connections, threads = service.embedded.application, set(), []
+
+        def note(keep, raw):
+            # Conductors look for work meanwhile.
+            if threading.current_thread() in threads:
+                keep(id(raw))
+
+        for name, keep in (('checkout', connections.add), ('checkin', connections.discard)):
+            event.listen(service.database.engine, name, lambda raw, *_, keep=keep: note(keep, raw))
         looks = threading.Semaphore(0)
         with unittest.mock.patch('time.sleep', lambda _: looks.release() or ended.wait(30)):
             ended = threading.Event()
-            threads = [
+            threads += [
                 threading.Thread(
                     target=lambda: support.Api(support.local(app_)).get(f'{PATH}/{waits}?wait=60')
                 )
