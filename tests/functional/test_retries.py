@@ -6,6 +6,7 @@ The database commits and its answer is lost, or the bus delivers a message again
 
 import concurrent.futures
 import contextlib
+import datetime
 import os
 import re
 import socket
@@ -97,6 +98,10 @@ def delivered_to_two(_database):
         yield
 
 
+ALLOCATIONS = '/v2/allocations'
+WISH = {'groups': [{'resources': {'FPGA': 1}}]}
+
+
 class Things:
     """One of each that can be deleted, and what they are created from."""
 
@@ -112,6 +117,13 @@ class Things:
         assert bound.status_int == 202
         body = {'deployable_id': self.part.uuid, 'key': 'rack', 'value': '12'}
         self.attribute = self.api.post('/v2/attributes', body).json['uuid']
+        self.allocation = self.api.post(ALLOCATIONS, WISH | {'lease': 3600}).json['uuid']
+        self.api.patch('/v2/quotas/p', {'limits': {'total': 1}})
+        service.report(support.card('4b'), host='host-2')
+        with service.database.writer() as session:
+            # It has been silent for long.
+            past = {'seen_at': datetime.datetime(2000, 1, 1)}
+            session.query(model.Host).filter_by(name='host-2').update(past)
 
 
 def create_profile(things):
@@ -169,10 +181,45 @@ def disable(things):
     return things.api.post(f'/v2/devices/{things.device.uuid}/disable'), model.Device, 0
 
 
+def allocate(things):
+    return things.api.post(ALLOCATIONS, WISH), model.ARQ, 1
+
+
+def allocate_in_the_queue(things):
+    wish = {'groups': [{'resources': {'FPGA': 4}}], 'queue': True}
+    return things.api.post(ALLOCATIONS, wish), model.Allocation, 1
+
+
+def release(things):
+    return things.api.delete(f'{ALLOCATIONS}/{things.allocation}'), model.ARQ, -1
+
+
+def renew(things):
+    path = f'{ALLOCATIONS}/{things.allocation}'
+    return things.api.patch(path, {'lease': 7200}), model.Allocation, 0
+
+
+def limit(things):
+    return things.api.patch('/v2/quotas/q', {'limits': {'total': 2}}), model.Quota, 1
+
+
+def take_limits_away(things):
+    return things.api.delete('/v2/quotas/p'), model.Quota, -1
+
+
+def delete_host(things):
+    return things.api.delete('/v2/hosts/host-2'), model.Host, -1
+
+
+def rename_host(things):
+    return things.api.patch('/v2/hosts/host-2', {'name': 'host-3'}), model.Host, 0
+
+
 ACTS = [
     create_profile, create_profile_of_a_uuid, create_attribute, create_requests, delete_profile,
     delete_profiles, delete_attribute, delete_request, delete_requests, delete_of_instance, unbind,
-    bind, disable,
+    bind, disable, allocate, allocate_in_the_queue, release, renew, limit, take_limits_away,
+    delete_host, rename_host,
 ]  # fmt: skip
 
 
@@ -180,8 +227,8 @@ ACTS = [
 @pytest.mark.parametrize('act', ACTS)
 def test_what_is_done_is_said_to_be_done(service, fault, act):
     things = Things(service)
-    before = {kind: len(service.rows(kind)) for kind in (model.ARQ, model.Attribute)}
-    before |= {kind: len(service.rows(kind)) for kind in (model.DeviceProfile, model.Device)}
+    kinds = [model.ARQ, model.Allocation, model.Attribute, model.Device, model.DeviceProfile]
+    before = {kind: len(service.rows(kind)) for kind in (*kinds, model.Host, model.Quota)}
     with fault(service.database):
         answer, kind, more = act(things)
     assert answer.status_int in (200, 201, 202, 204), answer.text
