@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make each fault of mutants.yaml in a copy, and see that its tests fail.
+"""Make each fault of mutants.yaml in a copy, and see that its tests fail, and pass without it.
 
 ``python -m tests.mutants [WORD]``: of those whose names have the word in them, or of all.
 
@@ -56,47 +56,65 @@ KILLED = 1
 JOBS = 2
 
 
+class Trial(typing.NamedTuple):
+    """Tests that are run in a copy: with a fault, which they have to find, or without any."""
+
+    tests: list[str]
+    mutant: mutants.Mutant | None
+    copy: pathlib.Path
+
+
 def main(word: str = '') -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     chosen = [mutant for mutant in mutants.load() if word in mutant.name]
+    # Tests that always fail find everything.
+    distinct = {tuple(mutant.tests): None for mutant in chosen}
+    trials = [*distinct.items(), *((mutant.tests, mutant) for mutant in chosen)]
     alive: list[str] = []
-    running: dict[int, tuple[mutants.Mutant, pathlib.Path]] = {}
+    running: dict[int, Trial] = {}
     with tempfile.TemporaryDirectory() as place:
-        for number, mutant in enumerate(chosen):
+        for number, (tests, mutant) in enumerate(trials):
             if len(running) == JOBS:
                 alive += _finish(running)
-            copy = pathlib.Path(place, str(number))
-            _make(mutant, copy)
+            trial = Trial(list(tests), mutant, pathlib.Path(place, str(number)))
+            _make(trial)
             child = os.fork()
             if not child:
-                _run(copy, mutant.tests)
-            running[child] = mutant, copy
+                _run(trial.copy, trial.tests)
+            running[child] = trial
         while running:
             alive += _finish(running)
     print(f'{len(chosen) - len(alive)} of {len(chosen)} are killed.')
     return len(alive) or not chosen
 
 
-def _make(mutant: mutants.Mutant, copy: pathlib.Path) -> None:
-    """A copy of what tests need, with the fault."""
-    copy.mkdir()
+def _make(trial: Trial) -> None:
+    """A copy of what tests need, with the fault if there is one."""
+    trial.copy.mkdir()
     for name in COPIED:
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-    file = copy / 'cyborg_lite' / mutant.file
-    file.write_text(mutant.apply(file.read_text()))
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, trial.copy / name)
+    if trial.mutant:
+        file = trial.copy / 'cyborg_lite' / trial.mutant.file
+        file.write_text(trial.mutant.apply(file.read_text()))
 
 
-def _finish(running: dict[int, tuple[mutants.Mutant, pathlib.Path]]) -> list[str]:
-    """Wait for one child; returns the name of its fault if that lives."""
+def _finish(running: dict[int, Trial]) -> list[str]:
+    """Wait for one child; returns the name of its fault if that lives.
+
+    :raises SystemExit: when no test ran, or one fails without a fault.
+    """
     child, status = os.wait()
-    mutant, copy = running.pop(child)
+    tests, mutant, copy = running.pop(child)
     code = os.waitstatus_to_exitcode(status)
-    if code not in (0, KILLED):
+    if code not in ((0, KILLED) if mutant else (0,)):
         said = (copy / 'output').read_text(errors='replace')
-        raise SystemExit(f'{mutant.name}: no test ran\n{said}')
+        what = f'{mutant.name}: no test ran' if mutant else f'{tests}: fail without a fault'
+        raise SystemExit(f'{what}\n{said}')
     shutil.rmtree(copy)
+    if mutant is None:
+        return []
     print(f'{"killed" if code == KILLED else "LIVES "}: {mutant.name}', flush=True)
     return [] if code == KILLED else [mutant.name]
 
