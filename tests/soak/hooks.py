@@ -148,11 +148,11 @@ class Handle(typing.NamedTuple):
 
 
 def _give_twice(
-    _session: orm.Session, provider: typing.Any, _instance: str, wanted: int
+    _session: orm.Session, provider: typing.Any, wishes: list[binding.Wish]
 ) -> list[typing.Any]:
     """Whoever holds it."""
     handles = [handle for handle in provider.attach_handles if not handle.lost]
-    return [Handle(handle.id, handle.uuid, False) for handle in handles[:wanted]]
+    return [Handle(handle.id, handle.uuid, False) for handle in handles[: len(wishes)]]
 
 
 @messaging.expose
