@@ -213,15 +213,13 @@ def _choose(
     ahead = serving.ahead(session, kinds)
     if not ahead:
         return Choice(found)
-    left: list[placing.Candidate] | None = None
+    left: list[placing.Candidate] = []
+    kept: set[int] = set()
     for part in serving.parts(ahead, kinds):
         free = taking.free(session, part.kinds, of_hosts)
-        if left is not None:
-            still = {each.handle for each in left}
-            free = [each for each in free if each.handle in still]
-        left = turns.unclaimed(part.entries, free, serving.known(session, part.kinds))
-    allowed = frozenset(each.handle for each in left or ())
-    return Choice(turns.first(left or (), wanted.sets, rank), allowed, len(ahead))
+        left = turns.unclaimed(part.entries, free, serving.known(session, part.kinds), kept)
+    allowed = frozenset(each.handle for each in left)
+    return Choice(turns.first(left, wanted.sets, rank), allowed, len(ahead))
 
 
 def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:

@@ -167,9 +167,8 @@ def serve(
     rank = placing.policy(policy)
     kept: set[int] = set()
     for part in parts(served, {}):
-        found = [each for each in taking.free(session, part.kinds, None) if each.handle not in kept]
-        all_ = known(session, part.kinds)
-        grants = turns.grants(part.entries, found, all_, rank)
+        free = taking.free(session, part.kinds, None)
+        grants = turns.grants(part.entries, free, known(session, part.kinds), rank, kept)
         if grant := next(grants, None):
             row = rows[grant.entry.id]
             try:
@@ -179,9 +178,6 @@ def serve(
                 return True
             more = len(part.entries) < len(served) or next(grants, None) is not None
             return more or bool(over) or any(each.over_quota for each in rows.values())
-        kept |= {each.handle for each in found} - {
-            each.handle for each in turns.unclaimed(part.entries, found, all_)
-        }
     _note(session, rows.values(), over)
     return False
 

@@ -48,13 +48,16 @@ def grants(
     free: collections.abc.Iterable[placing.Candidate],
     known: Known,
     rank: placing.Rank,
+    kept: set[int] | None = None,
 ) -> collections.abc.Iterator[Grant]:
     """What can be given out now, one after the other.
 
     :param entries: in the order of their turns.
     :param known: all accelerators that there are, as if all were free.
+    :param kept: the handles that earlier entries keep; those that these keep are added.
     """
-    left = {each.handle: each for each in free}
+    kept = set() if kept is None else kept
+    left = {each.handle: each for each in free if each.handle not in kept}
     for entry in entries:
         fit = [each for each in left.values() if entry.fits(each)]
         found = first(fit, entry.sets, rank) if fit else None
@@ -63,6 +66,7 @@ def grants(
             yield Grant(entry, *found, frozenset(each.handle for each in fit))
         else:
             gone = _useful(entry, fit, known) if fit else set()
+            kept |= gone
         for handle in gone:
             del left[handle]
 
@@ -71,14 +75,18 @@ def unclaimed(
     entries: collections.abc.Iterable[Entry],
     free: collections.abc.Iterable[placing.Candidate],
     known: Known,
+    kept: set[int] | None = None,
 ) -> list[placing.Candidate]:
-    """What is of use to none of those that wait: others may have it without asking for a turn."""
-    left = {each.handle: each for each in free}
+    """What is of use to none of those that wait: others may have it without asking for a turn.
+
+    :param kept: as for :func:`grants`.
+    """
+    kept = set() if kept is None else kept
+    free = list(free)
     for entry in entries:
-        if fit := [each for each in left.values() if entry.fits(each)]:
-            for handle in _useful(entry, fit, known):
-                del left[handle]
-    return list(left.values())
+        if fit := [each for each in free if each.handle not in kept and entry.fits(each)]:
+            kept |= _useful(entry, fit, known)
+    return [each for each in free if each.handle not in kept]
 
 
 def first(
