@@ -228,9 +228,9 @@ def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> 
 
 def _read(tree: sysfs.Tree) -> dict[str, str]:
     """The texts of the files that drivers asked for, beside the attributes in ``ATTRIBUTES``."""
-    places = {*tree.read}
-    for name in tree.attributes - {*ATTRIBUTES}:
-        places |= {f.path.relative_to(tree.root) / name for f in tree.functions()}
+    names, functions = tree.attributes - {*ATTRIBUTES}, tree.functions()
+    of_functions = {f.path.relative_to(tree.root) / name for f in functions for name in names}
+    places = tree.read | of_functions
     texts = {str(place): tree.text(place) for place in sorted(places)}
     return {place: text for place, text in texts.items() if text is not None}
 

@@ -70,6 +70,10 @@ def _decoded(content: bytes | None) -> str | None:
     return text if printable and '\ufffd' not in text else None
 
 
+def _number(text: str | None, digits: int = 20) -> int | None:
+    return int(text) if text and re.fullmatch(f'[0-9]{{1,{digits}}}', text) else None
+
+
 class Tree:
     """The files below one root: the whole of what a driver may read of a host."""
 
@@ -105,8 +109,7 @@ class Tree:
 
     def number(self, path: str | pathlib.PurePath) -> int | None:
         """The number of up to 20 digits that a small file holds; None where it holds none."""
-        text = self.text(path) or ''
-        return int(text) if re.fullmatch('[0-9]{1,20}', text) else None
+        return _number(self.text(path))
 
     def numbers(self, path: str | pathlib.PurePath) -> dict[str, int]:
         """What a file of lines ``key value`` says; lines of another form are left out."""
@@ -177,16 +180,14 @@ class Function:
 
     def number(self, name: str) -> int | None:
         """The number of up to 20 digits that an attribute holds; None where it holds none."""
-        text = self.read(name) or ''
-        return int(text) if re.fullmatch('[0-9]{1,20}', text) else None
+        return _number(self.read(name))
 
     def _hex(self, name: str, digits: int) -> str:
         text = (self.read(name) or '').lower().removeprefix('0x')
         return text if re.fullmatch(f'[0-9a-f]{{{digits}}}', text) else ''
 
     def _number(self, name: str) -> int | None:
-        text = self.read(name) or ''
-        return int(text) if re.fullmatch('[0-9]{1,5}', text) else None
+        return _number(self.read(name), 5)
 
     @functools.cached_property
     def ids(self) -> tuple[str, str]:
