@@ -61,17 +61,6 @@ def change(service, kind, **values):
         session.execute(sa.update(kind).values(**values))
 
 
-@pytest.fixture
-def member(service, monkeypatch):
-    """Become a member of a project, as often as you like."""
-
-    def become(project, roles='member,reader'):
-        monkeypatch.setitem(app.ALONE, 'X-Project-Id', project)
-        monkeypatch.setitem(app.ALONE, 'X-Roles', roles)
-
-    return become
-
-
 def test_a_part_of_a_card_has_ids_of_its_own(service):
     card = npu('c1', resource_class='CUSTOM_MIG_1G_10GB', vendor_board={'uuid': 'GPU-1'})
     card.deployables[0].attach_handles = [

@@ -74,15 +74,6 @@ def active(service, *uuids):
     return [uuid for uuid in uuids if state(service, uuid) == 'active']
 
 
-@pytest.fixture
-def member(service, monkeypatch):
-    def become(project, roles='member,reader'):
-        monkeypatch.setitem(app.ALONE, 'X-Project-Id', project)
-        monkeypatch.setitem(app.ALONE, 'X-Roles', roles)
-
-    return become
-
-
 def test_one_that_need_not_wait_is_served_at_once(service):
     npus(service, 1)
     made = service.api.post(PATH, body(queue=True, priority=5)).json
