@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who answers at which URL, and the documents by which clients discover versions."""
+"""The table of URLs, and the documents by which clients discover versions."""
 
 from __future__ import annotations
 

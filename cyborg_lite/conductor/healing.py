@@ -95,8 +95,8 @@ class Healer:
                 allocating.expire(session, id)
 
     def _wake(self) -> None:
-        """Have those served that wait: what came free by the clock alone, as where a host is late
-        and reports again, was told by nobody.
+        """Have the queue of allocations served: no message is written when something comes free by
+        the clock alone, as when a late host reports again.
         """
         with self._outbox.session() as session:
             queue.wake(session)

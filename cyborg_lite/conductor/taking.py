@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an allocation gets its accelerators: choose free ones, lock their hosts, bind them.
 
-Both who is served at once and who has waited in a queue get them this way.
+It is the same for an allocation that is served at once and for one from the queue.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _moves(ctxt: context.RequestContext, row: sa.Row[typing.Any]) -> list[dict[s
 
 
 def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.Any]]:
-    """What is to be known of these handles, by their ids."""
+    """What an allocation shows of these handles, by their ids."""
     device = model.Device
     query_ = (
         sa.select(
