@@ -30,7 +30,7 @@ from cyborg_lite.model import device as devices
 #: What an allocation notes of an accelerator, beside its request and its ids.
 ACCELERATOR = (
     'uuid', 'host', 'device_uuid', 'type', 'model', 'address', 'numa_node', 'attach_type',
-    'attach_info',
+    'attach_info', 'form', 'driver',
 )  # fmt: skip
 
 #: The most kinds of accelerators of one request: each makes the statements longer.
@@ -198,7 +198,9 @@ def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.An
             model.AttachHandle.uuid,
             model.AttachHandle.attach_type,
             model.AttachHandle.attach_info,
+            model.AttachHandle.form,
             model.Deployable.rp_uuid,
+            model.Deployable.driver_name.label('driver'),
             device.uuid.label('device_uuid'),
             device.hostname.label('host'),
             *(device.type, device.model, device.address, device.numa_node, device.vendor_board),

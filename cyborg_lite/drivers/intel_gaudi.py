@@ -9,6 +9,10 @@ import typing
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
+#: Where sysfs lists the nodes of a card, and what their names are.
+NODES = ('accel', 'habanalabs')
+NODE = re.compile('(?:accel/accel|habanalabs/hl)([0-9]{1,4})')
+
 
 class IntelGaudi(pci.PciDriver):
     """Source: pci.ids; Gaudi documentation, "Configuring VMs on Gaudi", for Gaudi 3."""
@@ -26,7 +30,15 @@ class IntelGaudi(pci.PciDriver):
     }
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
-        """The number of the card's nodes in /dev: accel/accelN, and hlN before Linux 6.2."""
-        names = card.entries('accel') + card.entries('habanalabs')
-        numbers = (re.fullmatch('(?:accel|hl)([0-9]{1,4})', name) for name in names)
-        return next(({'index': int(match[1])} for match in numbers if match), {})
+        """The numbers of the card: of its nodes in /dev, and of its module.
+
+        The nodes are accel/accelN, and hlN before Linux 6.2.  Source for the module: Linux,
+        Documentation/ABI/testing/sysfs-driver-habanalabs, ``module_id``.
+        """
+        names = [f'{directory}/{n}' for directory in NODES for n in card.entries(directory)]
+        found = ((name, NODE.fullmatch(name)) for name in names)
+        name, match = next(((name, match) for name, match in found if match), ('', None))
+        places = ('module_id', f'{name}/module_id')
+        modules = (number for each in places if (number := card.number(each)) is not None)
+        facts = {'index': int(match[1]) if match else None, 'module_id': next(modules, None)}
+        return {key: value for key, value in facts.items() if value is not None}

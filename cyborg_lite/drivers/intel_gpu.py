@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import re
+import typing
+
 from cyborg_lite.driver import pci
+from cyborg_lite.driver import sysfs
 
 
 class IntelGpu(pci.PciDriver):
@@ -26,3 +30,8 @@ class IntelGpu(pci.PciDriver):
         ('8086', '56c0'): 'Intel Data Center GPU Flex 170',
         ('8086', '56c1'): 'Intel Data Center GPU Flex 140',
     }
+
+    def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
+        """The number of the card's render node, dri/renderDN in /dev."""
+        numbers = (re.fullmatch('renderD([0-9]{3,5})', name) for name in card.entries('drm'))
+        return next(({'render_minor': int(match[1])} for match in numbers if match), {})

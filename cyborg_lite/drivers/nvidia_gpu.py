@@ -44,6 +44,15 @@ NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
 #: Where the kernel driver lists the cards, and what of them processes may open.
 #: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
 PROC = pathlib.PurePath('proc/driver/nvidia')
+#: What is read of a card there; a UUID that the driver does not know yet is all question marks.
+INFORMATION = {
+    'uuid': re.compile(
+        r'^GPU UUID:\s*(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*$', re.MULTILINE
+    ),
+    'minor': re.compile(r'^Device Minor:\s*([0-9]{1,5})\s*$', re.MULTILINE),
+}
+#: And of what opens a MIG instance: N of nvidia-caps/nvidia-capN.
+CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
 #: The errors by which NVML says that there is no driver, rather than that something is wrong.
 ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
 
@@ -131,7 +140,34 @@ class NvidiaGpu(pci.PciDriver):
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
         known = self._known[card.bdf].facts
-        return {key: known[key] for key in ('uuid', 'index', 'memory_mb') if key in known}
+        told = {key: known[key] for key in ('uuid', 'index', 'memory_mb') if key in known}
+        facts: Facts = self._told_by_kernel(card) | told
+        if instances := self._instances(card):
+            facts['mig'] = [self._nodes(each, facts.get('minor')) for each in instances]
+        return facts
+
+    def _told_by_kernel(self, card: sysfs.Function) -> Facts:
+        """The UUID and the number of the node, as the kernel driver tells them without NVML."""
+        told = self.host.tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
+        found = {key: pattern.search(told) for key, pattern in INFORMATION.items()}
+        facts: Facts = {key: match[1] for key, match in found.items() if match}
+        return facts | ({'minor': int(facts['minor'])} if 'minor' in facts else {})
+
+    def _nodes(self, instance: Facts, minor: int | None) -> Facts:
+        """The numbers of the nodes of a MIG instance, as far as they are known."""
+        gpu_instance = PROC / f'capabilities/gpu{minor}/mig/gi{instance["gpu_instance_id"]}'
+        places = {
+            'gpu_instance_minor': gpu_instance / 'access',
+            'compute_instance_minor': (
+                gpu_instance / f'ci{instance["compute_instance_id"]}' / 'access'
+            ),
+        }
+        found = {
+            key: CAPABILITY.search(self.host.tree.text(place) or '')
+            for key, place in places.items()
+        }
+        numbers = {key: int(match[1]) for key, match in found.items() if match}
+        return {'uuid': instance['uuid'], 'minor': minor} | numbers
 
     def serial(self, card: sysfs.Function) -> str | None:
         """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
@@ -164,13 +200,9 @@ class NvidiaGpu(pci.PciDriver):
         """Whether the kernel driver lists MIG instances of a card of which NVML told nothing."""
         if 'mig' in self._known[card.bdf].facts:
             return False
-        tree = self.host.tree
-        told = tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
-        minor = re.search(r'^Device Minor:\s*([0-9]{1,5})\s*$', told, re.MULTILINE)
-        if not minor:
-            return False
-        directory = PROC / 'capabilities' / f'gpu{int(minor[1])}' / 'mig'
-        return any(name.startswith('gi') for name in tree.entries(directory))
+        minor = self._told_by_kernel(card).get('minor')
+        directory = PROC / 'capabilities' / f'gpu{minor}' / 'mig'
+        return any(name.startswith('gi') for name in self.host.tree.entries(directory))
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Without the virtual functions that have no vGPU type, where they can have one.

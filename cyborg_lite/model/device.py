@@ -20,7 +20,10 @@ if typing.TYPE_CHECKING:
 
 
 #: What is an id in what a vendor's board tells of itself; parts of a board have their own.
-IDS = {'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id'}
+IDS = {
+    'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id', 'module_id', 'minor',
+    'render_minor', 'gpu_instance_minor', 'compute_instance_minor',
+}  # fmt: skip
 
 
 @functools.lru_cache(4096)
@@ -137,8 +140,14 @@ def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
 def ids_of_part(
     board: dict[str, typing.Any] | None, attach_info: dict[str, str]
 ) -> dict[str, typing.Any]:
-    """The ids of what one attach handle gives out: its own where it has any, else its card's."""
-    return ids(attach_info) or ids(board or {})
+    """The ids of what one attach handle gives out: its own where it has any, else its card's.
+
+    What its board tells of a part with the same UUID belongs to it.
+    """
+    told, own = ids(board or {}), ids(attach_info)
+    parts = (part for value in told.values() if isinstance(value, list) for part in value)
+    same = (part for part in parts if 'uuid' in own and part.get('uuid') == own['uuid'])
+    return own | next(same, {}) if own else told
 
 
 class Obstacle(typing.NamedTuple):

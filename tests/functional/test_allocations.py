@@ -94,6 +94,8 @@ def test_one_request_gives_accelerators_with_their_ids(service):
             'numa_node': 0,
             'attach_type': 'TEST_PCI',
             'attach_info': handle.attach_info,
+            'form': 'part',
+            'driver': 'fake',
             'ids': {'npu_id': 3, 'chips': [{'chip_id': 0, 'phy_id': 3}]},
         }
     ]

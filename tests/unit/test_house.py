@@ -30,6 +30,7 @@ ROOMS = {
     # upon it
     'clients': {'exception'},
     'contract': {'model'},
+    'delivery': set(),
     'osc': set(),
     'server': set(),
     'rpc': {'context', 'exception', 'shims'},

@@ -67,7 +67,7 @@ def test_a_card_that_is_partitioned_is_one_card(tmp_path):
     assert card.vendor_board['partitions'] == [
         {'index': n, 'render_minor': 128 + n} for n in range(8)
     ]
-    assert card.ids['partitions'][3] == {'index': 3}
+    assert card.ids['partitions'][3] == {'index': 3, 'render_minor': 131}
     assert len(card.deployables[0].attach_handles) == 1
 
 

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The document of an allocation and a host: the devices, and what a workload needs to use them."""
+
+from __future__ import annotations
+
+import collections.abc
+import itertools
+import re
+import typing
+
+from cyborg_lite.delivery import needs
+
+Document = dict[str, typing.Any]
+Accelerator = dict[str, typing.Any]
+Device = dict[str, typing.Any]
+
+UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+#: The ids that can be in the name of a device: numbers, UUIDs such as GPU-... and MIG-..., and the
+#: older form MIG-GPU-.../1/0.  Hardware tells them, so nothing else is let into a command line.
+NAME = re.compile('[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?(?:/[0-9]{1,2}){0,2}')
+#: The ids that can be in the path of a node.
+NUMBER = re.compile('[0-9]{1,7}')
+#: Where an id stands in a template.
+PLACE = re.compile(r'\{([a-z_|]{1,64})\}')
+#: What the document says of an accelerator, as far as the allocation has noted it.
+FACTS = ('uuid', 'type', 'model', 'address', 'numa_node', 'driver', 'form', 'ids')
+
+
+def document(
+    allocation: str, host: str, accelerators: collections.abc.Iterable[Accelerator]
+) -> Document:
+    """The document of one host of an allocation.
+
+    The devices of a driver are in the order of their nodes: so they have the same numbers in a
+    process, which has the names in this order, and in a container, which numbers the nodes.
+
+    :param accelerators: all that the allocation holds, as it has noted them.
+    :raises ValueError: when the allocation is no UUID.
+    """
+    if not UUID.fullmatch(allocation):
+        raise ValueError(f'allocation: expected a UUID, not {allocation!r:.80}')
+    found = [_accelerator(each) for each in accelerators if each['host'] == host]
+    order = {driver: number for number, driver in enumerate(_drivers(found))}
+    found.sort(key=lambda each: (order[each['driver']], _place(each)))
+    numbers: dict[str | None, collections.abc.Iterator[int]]
+    numbers = {driver: itertools.count() for driver in order}
+    for each in found:
+        for device in each['devices']:
+            device['ordinal'] = next(numbers[each['driver']])
+    known = {driver: _needs(driver)[0] for driver in order if driver}
+    return {
+        'allocation': allocation,
+        'host': host,
+        'accelerators': found,
+        'drivers': {driver: told for driver, told in known.items() if told},
+    }
+
+
+def present(document: Document, exists: collections.abc.Callable[[str], bool]) -> Document:
+    """The document without the shared nodes and the mounts that its host does not have.
+
+    :param exists: whether the host has a path.
+    """
+    drivers = {
+        name: told | {key: [each for each in told[key] if exists(each)] for key in OPTIONAL}
+        for name, told in document['drivers'].items()
+    }
+    return document | {'drivers': drivers}
+
+
+#: What of a driver's needs a host may lack: an older or newer release of its software has others.
+OPTIONAL = ('shared', 'mounts')
+
+
+def _drivers(found: list[Accelerator]) -> dict[str | None, None]:
+    return dict.fromkeys(each['driver'] for each in found)
+
+
+def _place(each: Accelerator) -> tuple[list[int], str]:
+    """By which accelerators of one driver are sorted: the number of the node, then the address."""
+    nodes = [node for device in each['devices'] for node in device['nodes'][:1]]
+    numbers = [int(number) for node in nodes[:1] for number in re.findall('[0-9]+', node)]
+    return numbers, str(each['address'])
+
+
+def _accelerator(noted: Accelerator) -> Accelerator:
+    shown: Accelerator = {name: noted.get(name) for name in FACTS}
+    devices: list[Device] = []
+    reason: str | None
+    if not isinstance(shown['driver'], str):
+        shown['driver'] = None
+        reason = 'an older release allocated it and did not note its driver: allocate it again'
+    else:
+        told, reason = _needs(shown['driver'])
+        if told:
+            devices, reason = _devices(shown, told)
+    return shown | {'devices': devices, 'reason': reason}
+
+
+def _needs(driver: str) -> tuple[needs.Needs | None, str | None]:
+    """What the cards of a driver need; or None, and why that is not known."""
+    try:
+        told = needs.of_driver(driver)
+    except ValueError as error:
+        return None, f'the data of its driver cannot be used: {error}'
+    return told, None if told else 'its driver does not tell how processes use it'
+
+
+def _devices(shown: Accelerator, told: needs.Needs) -> tuple[list[Device], str | None]:
+    """The devices of an accelerator; and what of them is not known, in words.
+
+    A device whose name is not known is left out where devices have names.
+    """
+    form = told['forms'].get(shown['form'])
+    if form is None:
+        return [], f'its form is {shown["form"]}, which is for guests'
+    missing: list[str] = []
+    devices: list[Device] = []
+    for ids in _each(shown['ids'], form['each']):
+        name = _fill(form['name'], ids, NAME, missing) if form['name'] else None
+        nodes = _nodes(form['nodes'], ids, missing)
+        if name or not form['name']:
+            devices.append({'name': name, 'nodes': nodes})
+    reason = f'its ids have no usable {", no ".join(dict.fromkeys(missing))}' if missing else None
+    return devices, reason
+
+
+def _each(ids: typing.Any, list_: str | None) -> list[dict[str, typing.Any]]:
+    """The ids of each device of an accelerator."""
+    ids = ids if isinstance(ids, dict) else {}
+    parts = ids.get(list_) if list_ else None
+    if not isinstance(parts, list) or not parts:
+        return [ids]
+    return [ids | each for each in parts if isinstance(each, dict)]
+
+
+def _nodes(templates: list[str], ids: dict[str, typing.Any], missing: list[str]) -> list[str]:
+    """All nodes of a device, or none: with some of them it does not work."""
+    nodes = [_fill(template, ids, NUMBER, missing) for template in templates]
+    return [node for node in nodes if node] if all(nodes) else []
+
+
+def _fill(
+    template: str, ids: dict[str, typing.Any], pattern: re.Pattern[str], missing: list[str]
+) -> str | None:
+    """The template with its ids; None if one of them is not known, or does not fit the pattern."""
+    values = {}
+    for names in PLACE.findall(template):
+        value = next((ids[name] for name in names.split('|') if ids.get(name) is not None), None)
+        text = str(value) if type(value) in (int, str) else ''
+        if not pattern.fullmatch(text):
+            missing.append(' or '.join(sorted(names.split('|'))))
+            return None
+        values[names] = text
+    return PLACE.sub(lambda match: values[match[1]], template)

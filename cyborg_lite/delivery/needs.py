@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workloads need to use the cards of a driver: a TOML file beside the driver.
+
+The file is named after the driver: ``acme_npu.toml``, in the directory of the module that the
+entry point ``acme_npu`` names.  All keys are optional::
+
+    resource = 'npu'                       # the name of the resource for Spark
+    ray = 'NPU'                            # and for Ray, if Ray has one of its own
+    variable = 'ACME_VISIBLE_DEVICES'      # names the devices that a process is to use
+    shared = ['/dev/acme_manager']         # nodes that every process needs
+    mounts = ['/usr/lib/acme']             # files of the host that a container needs
+
+    [env]                                  # further variables of each workload
+    [container]                            # and of containers alone
+
+    [forms.whole]                          # for each form in which a card is given out to processes
+    each = 'chips'                         # the id that lists the devices of a card with several
+    name = '{index}'                       # the name of a device in the variable
+    nodes = ['/dev/acme{index}']           # the nodes of a device
+
+In braces stand ids of the accelerator: ``{phy_id|logic_id}`` is the first of these that is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import re
+import tomllib
+import typing
+
+#: The group of the entry points of drivers.
+DRIVERS = 'cyborg_lite.drivers'
+#: Where the drivers of this package are.
+OURS = pathlib.Path(__file__).parent.parent / 'drivers'
+#: The largest file that is read, in bytes.
+SIZE = 65536
+
+DRIVER = re.compile('[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
+WORD = re.compile('[A-Za-z][A-Za-z0-9_]{0,62}')
+VARIABLE = re.compile('[A-Z][A-Z0-9_]{0,62}')
+VALUE = re.compile('[A-Za-z0-9_.:/-]{0,255}')
+#: An absolute path.  No part of it begins with a dot, and nothing in it has a meaning in an option
+#: of a command.
+PATH = re.compile('(?:/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}){1,16}')
+SHARED = re.compile('/dev' + PATH.pattern)
+#: The path of a node, with ids in it.
+NODE = re.compile(r'/dev(?:/[A-Za-z0-9_](?:[A-Za-z0-9_.-]|\{[a-z_|]{1,64}\}){0,63}){1,8}')
+NAME = re.compile(r'\{[a-z_|]{1,64}\}')
+
+Needs = dict[str, typing.Any]
+
+
+def of_driver(name: str) -> Needs | None:
+    """What the cards of a driver need; None if its package does not say.
+
+    :raises ValueError: naming the file and the key, when the file is not as described above.
+    """
+    return _read(name) if DRIVER.fullmatch(name) else None
+
+
+@functools.lru_cache(256)
+def _read(name: str) -> Needs | None:
+    place = _place(name)
+    if place is None or not place.is_file():
+        return None
+    with place.open('rb') as file:
+        content = file.read(SIZE + 1)
+    if len(content) > SIZE:
+        raise ValueError(f'{place.name}: expected at most {SIZE} bytes')
+    try:
+        data = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{place.name}: not TOML: {error}') from None
+    return parse(data, place.name)
+
+
+def _place(name: str) -> pathlib.Path | None:
+    """Where the file of a driver is; None if no driver of that name is installed."""
+    # Those of this package are found without the entry points of all packages.
+    ours = OURS / f'{name}.toml'
+    if ours.is_file():
+        return ours
+    # They take long to load, and are needed for drivers of others alone.
+    from importlib import metadata
+    from importlib import util
+
+    for point in metadata.entry_points(group=DRIVERS, name=name):
+        found = None
+        # A package of others may be broken in any way.
+        with contextlib.suppress(Exception):
+            found = util.find_spec(point.module)
+        if found and found.origin:
+            return pathlib.Path(found.origin).with_name(f'{name}.toml')
+    return None
+
+
+def parse(data: dict[str, typing.Any], place: str) -> Needs:
+    """The needs that a file tells, complete.
+
+    :raises ValueError: naming the key, when it is not as described above.
+    """
+    found = _fields(data, FIELDS, place)
+    return found | {
+        'forms': {
+            str(name): _fields(_table(form, f'{place}: forms.{name}'), FORM, f'{place}: {name}')
+            for name, form in _table(data.get('forms', {}), f'{place}: forms').items()
+        }
+    }
+
+
+def _fields(data: dict[str, typing.Any], fields: dict[str, Field], place: str) -> Needs:
+    if unknown := sorted(data.keys() - fields.keys() - {'forms'}):
+        raise ValueError(f'{place}: {unknown[0]}: not known; expected {", ".join(fields)}')
+    return {
+        name: field.check(data[name], f'{place}: {name}') if name in data else field.default()
+        for name, field in fields.items()
+    }
+
+
+class Field(typing.NamedTuple):
+    """A key of a file: one text, a list of texts, or a table of them."""
+
+    pattern: re.Pattern[str]
+    #: what there is where the key is not: None for a text
+    default: typing.Callable[[], typing.Any] = lambda: None
+
+    def check(self, value: typing.Any, place: str) -> typing.Any:
+        if self.default is dict:
+            pairs = _table(value, place).items()
+            return {_text(k, VARIABLE, place): _text(v, self.pattern, place) for k, v in pairs}
+        if self.default is list:
+            if not isinstance(value, list):
+                raise ValueError(f'{place}: expected a list of texts')
+            return [_text(each, self.pattern, place) for each in value]
+        return _text(value, self.pattern, place)
+
+
+def _text(value: typing.Any, pattern: re.Pattern[str], place: str) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f'{place}: expected a text like {pattern.pattern}, not {value!r:.80}')
+    return value
+
+
+def _table(value: typing.Any, place: str) -> dict[str, typing.Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f'{place}: expected a table')
+    return value
+
+
+FIELDS = {
+    'resource': Field(WORD),
+    'ray': Field(WORD),
+    'variable': Field(VARIABLE),
+    'shared': Field(SHARED, list),
+    'mounts': Field(PATH, list),
+    'env': Field(VALUE, dict),
+    'container': Field(VALUE, dict),
+}
+FORM = {'each': Field(WORD), 'name': Field(NAME), 'nodes': Field(NODE, list)}
