@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 import typing
@@ -20,7 +19,7 @@ class _Backend(importlib.machinery.SourceFileLoader):
         module.init_backend(module.BackendType.THREADING)
 
 
-class _NoEventlet(importlib.abc.MetaPathFinder):
+class _NoEventlet:
     """Makes eventlet look absent.
 
     oslo.service still requires it to be installed, and futurist imports whatever is.  oslo.service

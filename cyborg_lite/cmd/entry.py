@@ -5,13 +5,10 @@ modules load, and no thread that hangs keeps it from its end.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
 import time
-
-LOG = logging.getLogger(__name__)
 
 #: The status of a command that Ctrl-C ended: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -42,7 +39,10 @@ def _end_threads(status: int) -> None:
         thread.join(max(0.0, end - time.monotonic()))
     busy = [t.name for t in awaited if t.is_alive()]
     if busy:
-        LOG.warning('The process ends while threads are busy: %s', ', '.join(busy))
+        import logging
+
+        log = logging.getLogger(__name__)
+        log.warning('The process ends while threads are busy: %s', ', '.join(busy))
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

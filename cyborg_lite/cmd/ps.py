@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import datetime
 import getpass
+import http.client
 import io
 import json
 import os
+import ssl
 import sys
 import time
 import typing
+import urllib.error
+import urllib.parse
+import urllib.request
 
-from oslo_utils import timeutils
 import prettytable
-import requests
 
 from cyborg_lite import exception
 
@@ -32,7 +36,7 @@ CSV = (
 TIMEOUT = 30
 #: What errors say where a server has no TLS, and where one closes a connection.
 NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
-CLOSED = ('Connection aborted', 'Connection reset', 'RemoteDisconnected')
+CLOSED = (ConnectionResetError, http.client.BadStatusLine)
 CLEAR = '\x1b[2J\x1b[H'
 
 
@@ -77,96 +81,139 @@ def _seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     show = {'table': _table, 'json': _json, 'csv': _csv}[arguments.format]
-    url = arguments.url.rstrip('/').removesuffix('/v2')
+    service = _Service(arguments)
     try:
-        with _session(arguments) as session:
-            while True:
-                rows = _rows(session, url)
-                empty = arguments.format == 'table' and not rows
-                text = _nothing(session, url) if empty else show(rows)
-                if arguments.watch and arguments.format == 'table' and sys.stdout.isatty():
-                    text = CLEAR + text
-                print(text, flush=True)
-                if not arguments.watch:
-                    return
-                time.sleep(arguments.watch)
+        while True:
+            rows = service.accelerators()
+            empty = arguments.format == 'table' and not rows
+            text = _nothing(service) if empty else show(rows)
+            if arguments.watch and arguments.format == 'table' and sys.stdout.isatty():
+                text = CLEAR + text
+            print(text, flush=True)
+            if not arguments.watch:
+                return
+            time.sleep(arguments.watch)
     except KeyboardInterrupt:
         print(file=sys.stderr)
 
 
-def _session(arguments: argparse.Namespace) -> requests.Session:
-    session = requests.Session()
-    # No proxy stands before a service on this machine, and a netrc is of other services.
-    session.trust_env = False
-    session.verify = arguments.cacert or True
-    if arguments.user:
+class _Service:
+    """A service that is asked over HTTP.
+
+    By the standard library: requests takes longer to load than all the rest of the command.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._root = arguments.url.rstrip('/').removesuffix('/v2')
+        self._user = arguments.user
+        self._headers = _credentials(arguments.user)
+        # No proxy stands before a service on this machine. A redirect is not followed: the
+        # credentials are for the service that was named.
+        self._opener = urllib.request.OpenerDirector()
+        handlers = [urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler()]
+        if self._root.startswith('https:'):
+            handlers.append(urllib.request.HTTPSHandler(context=_trust(arguments.cacert)))
+        else:
+            handlers.append(urllib.request.HTTPHandler())
+        for handler in (*handlers, urllib.request.UnknownHandler()):
+            self._opener.add_handler(handler)
+
+    def accelerators(self) -> list[Row]:
+        """All accelerators, page by page."""
+        rows: list[Row] = []
+        page: Row = {'accelerators_links': True}
+        while 'accelerators_links' in page:
+            marker = {'marker': rows[-1]['uuid']} if rows else {}
+            page = self.page('accelerators', marker | {'sort_key': 'host'})
+            rows += page['accelerators']
+        return rows
+
+    def page(self, resource: str, arguments: dict[str, str]) -> Row:
+        """A page of a list."""
+        url = f'{self._root}/v2/{resource}'
+        try:
+            wanted = f'{url}?{urllib.parse.urlencode(arguments)}'
+            # The opener knows no scheme besides HTTP and HTTPS.
+            request = urllib.request.Request(wanted, headers=self._headers)  # noqa: S310
+            with self._opener.open(request, timeout=TIMEOUT) as answer:
+                found = json.load(answer)
+            if isinstance(found[resource], list):
+                return typing.cast('Row', found)
+        except urllib.error.HTTPError as error:
+            raise exception.Refused(f'{url} {self._refusal(error)}') from None
+        except OSError as error:
+            raise exception.Refused(self._unreachable(url, error)) from None
+        except (http.client.BadStatusLine, http.client.IncompleteRead) as error:
+            raise exception.Refused(self._unreachable(url, error)) from None
+        except (http.client.HTTPException, ValueError, LookupError, TypeError):
+            pass
+        raise exception.Refused(f'{url} is not answered as by this service')
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        """What a service says that does not answer with a list."""
+        if location := error.headers.get('Location'):
+            return f'leads to {location[:200]!r}: name that service with --url'
+        try:
+            said = str(json.load(error)['errors'][0]['detail'])
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+            return 'is not answered as by this service'
+        hint = self._wanted(error) if error.code == 401 else ''
+        return f'answers {error.code}: {said}{hint}'
+
+    def _wanted(self, error: urllib.error.HTTPError) -> str:
+        """What a service wants that does not know who asks."""
+        if error.headers.get('WWW-Authenticate', '').lower().startswith('basic'):
+            wrong = ' The name or the password is wrong.' if self._user else ''
+            return f'{wrong} Give the name of a user with --user.'
+        wrong = ' The token is wrong, or has expired.' if 'X-Auth-Token' in self._headers else ''
+        return (
+            f'{wrong} Put a token into OS_TOKEN: "openstack token issue -f value -c id" prints one.'
+        )
+
+    def _unreachable(self, url: str, error: Exception) -> str:
+        """Why there is no answer, and what to type."""
+        cause = getattr(error, 'reason', None) if type(error) is urllib.error.URLError else error
+        if isinstance(cause, ssl.SSLError):
+            if any(each in str(cause) for each in NO_TLS):
+                plain = self._root.replace('https:', 'http:', 1)
+                return f'{url} has no TLS: give --url {plain}'
+            return f'the certificate of {url} is not trusted: name its authority with --cacert'
+        if url.startswith('http:') and isinstance(cause, CLOSED):
+            return (
+                f'{url} closed the connection without an answer: if it is a service with TLS, give '
+                f'--url {self._root.replace("http:", "https:", 1)}'
+            )
+        return (
+            f'no service answers at {url} ({cause}): start one with "cyborg-lite up", or say with '
+            '--url where it is'
+        )
+
+
+def _credentials(user: str | None) -> dict[str, str]:
+    """The headers that say who asks."""
+    if user:
         password = os.environ.get('CYBORG_LITE_PASSWORD') or getpass.getpass()
-        session.auth = (arguments.user, password)
-    elif token := os.environ.get('OS_TOKEN'):
-        session.headers['X-Auth-Token'] = token
-    return session
+        encoded = base64.b64encode(f'{user}:{password}'.encode()).decode()
+        return {'Authorization': f'Basic {encoded}'}
+    if token := os.environ.get('OS_TOKEN'):
+        return {'X-Auth-Token': token}
+    return {}
 
 
-def _rows(session: requests.Session, url: str) -> list[Row]:
-    """All accelerators, page by page."""
-    rows: list[Row] = []
-    page: Row = {'accelerators_links': True}
-    while 'accelerators_links' in page:
-        marker = {'marker': rows[-1]['uuid']} if rows else {}
-        page = _ask(session, url, 'accelerators', marker | {'sort_key': 'host'})
-        rows += page['accelerators']
-    return rows
+def _trust(cacert: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=cacert)
+    except OSError as error:
+        raise exception.Refused(
+            f'--cacert {cacert}: expected a certificate in PEM form ({error.strerror or error})'
+        ) from None
 
 
-def _nothing(session: requests.Session, url: str) -> str:
+def _nothing(service: _Service) -> str:
     """What is said where there are no accelerators: there may be cards all the same."""
-    if _ask(session, url, 'devices', {'limit': '1'})['devices']:
+    if service.page('devices', {'limit': '1'})['devices']:
         return 'Devices were found, and nothing of them is given out.'
     return 'No accelerator was found.'
-
-
-def _ask(session: requests.Session, url: str, resource: str, arguments: dict[str, str]) -> Row:
-    """A page of a list."""
-    root, url = url, f'{url}/v2/{resource}'
-    try:
-        answer = session.get(url, params=arguments, timeout=TIMEOUT)
-        found = answer.json()
-        if answer.ok and isinstance(found[resource], list):
-            return typing.cast('Row', found)
-        said = str(found['errors'][0]['detail'])
-    except (requests.ConnectionError, requests.Timeout) as error:
-        raise exception.Refused(_unreachable(root, url, error)) from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise exception.Refused(f'{url} is not answered as by this service') from None
-    hint = _credentials(session, answer) if answer.status_code == 401 else ''
-    raise exception.Refused(f'{url} answers {answer.status_code}: {said}{hint}')
-
-
-def _unreachable(root: str, url: str, error: requests.RequestException) -> str:
-    """Why there is no answer, and what to type."""
-    text = str(error)
-    if isinstance(error, requests.exceptions.SSLError):
-        if any(each in text for each in NO_TLS):
-            return f'{url} has no TLS: give --url {root.replace("https:", "http:", 1)}'
-        return f'the certificate of {url} is not trusted: name its authority with --cacert'
-    if url.startswith('http:') and any(each in text for each in CLOSED):
-        return (
-            f'{url} closed the connection without an answer: if it is a service with TLS, give '
-            f'--url {root.replace("http:", "https:", 1)}'
-        )
-    return (
-        f'no service answers at {url} ({type(error).__name__}): start one with "cyborg-lite up", '
-        'or say with --url where it is'
-    )
-
-
-def _credentials(session: requests.Session, answer: requests.Response) -> str:
-    """What a service wants that does not know who asks."""
-    if answer.headers.get('WWW-Authenticate', '').lower().startswith('basic'):
-        wrong = ' The name or the password is wrong.' if session.auth else ''
-        return f'{wrong} Give the name of a user with --user.'
-    wrong = ' The token is wrong, or has expired.' if 'X-Auth-Token' in session.headers else ''
-    return f'{wrong} Put a token into OS_TOKEN: "openstack token issue -f value -c id" prints one.'
 
 
 def _table(rows: list[Row]) -> str:
@@ -209,8 +256,8 @@ def _since(moment: str | None) -> str:
     """How long ago, in the largest unit that fits."""
     if moment is None:
         return ''
-    then = timeutils.normalize_time(datetime.datetime.fromisoformat(moment))
-    seconds = max(0, int((timeutils.utcnow() - then).total_seconds()))
+    then = datetime.datetime.fromisoformat(moment).timestamp()
+    seconds = max(0, int(time.time() - then))
     units = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
     name, length = next((each for each in units if seconds >= each[1]), units[-1])
     return f'{seconds // length} {name}'

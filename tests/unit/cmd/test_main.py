@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
 import os
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def test_threads_do_not_keep_the_process(monkeypatch, busy):
     monkeypatch.setattr(main, 'main', command)
     monkeypatch.setattr(entry, 'PATIENCE', 0.1 if busy else process.BOUND)
     monkeypatch.setattr(entry.os, '_exit', ended.append)
-    monkeypatch.setattr(entry.logging, 'shutdown', lambda: None)
+    monkeypatch.setattr(logging, 'shutdown', lambda: None)
     assert entry.main() == 3
     go.set()
     assert ended == ([3] if busy else [])
@@ -112,7 +113,8 @@ def test_what_only_asks_loads_no_service(arguments):
         'import sys; from cyborg_lite.cmd import entry\n'
         'try: entry.main()\n'
         'except SystemExit: pass\n'
-        'heavy = {"sqlalchemy", "oslo_config", "oslo_messaging", "webob"} & set(sys.modules)\n'
+        'heavy = {"sqlalchemy", "oslo_config", "oslo_messaging", "oslo_utils", "webob", "requests",'
+        ' "logging"} & set(sys.modules)\n'
         'print("loaded:", *heavy)'
     )
     run = [sys.executable, '-c', code, *arguments]

@@ -4,15 +4,15 @@ import datetime
 import io
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 import wsgiref.simple_server
 
-from oslo_utils import timeutils
 import pytest
-import requests
 import trustme
 
 from cyborg_lite import model
@@ -114,14 +114,70 @@ def test_an_allocation_is_a_holder(service, served, run):
     assert made['uuid'][:8] in out
 
 
-def test_a_certificate_that_is_not_trusted(run, monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise requests.exceptions.SSLError('self-signed certificate')
+def test_a_certificate_is_trusted_if_its_authority_is_named(run, tmp_path):
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('127.0.0.1').configure_cert(context)
+    file = tmp_path / 'ca.pem'
+    authority.cert_pem.write_to_path(file)
 
-    monkeypatch.setattr(requests.Session, 'get', refuse)
-    status, _, errors = run('--url', 'https://127.0.0.1:1')
-    assert status == 1
-    assert 'name its authority with --cacert' in errors
+    def application(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [b'{"accelerators": [], "devices": []}']
+
+    with test_server.serving(application, tls=context) as made:
+        url = f'https://127.0.0.1:{made.bind_addr[1]}'
+        status, _, errors = run('--url', url)
+        assert status == 1
+        assert 'name its authority with --cacert' in errors
+        assert run('--url', url, '--cacert', str(file)) == (0, 'No accelerator was found.\n', '')
+
+
+@pytest.mark.parametrize('text', [None, 'no certificate'])
+def test_an_authority_that_cannot_be_read(run, tmp_path, text):
+    file = tmp_path / 'ca.pem'
+    if text is not None:
+        file.write_text(text)
+    status, _, errors = run('--url', 'https://127.0.0.1:1', '--cacert', str(file))
+    assert (status, errors.count('\n')) == (1, 1)
+    assert f'--cacert {file}: expected a certificate in PEM form' in errors
+
+
+def test_credentials_are_not_sent_where_a_redirect_leads(served, run, monkeypatch):
+    monkeypatch.setenv('OS_TOKEN', 'secret')
+    asked = []
+
+    def other(environ, start_response):
+        asked.append(environ.get('HTTP_X_AUTH_TOKEN'))
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [b'{"accelerators": [], "devices": []}']
+
+    elsewhere = served(other)
+
+    def application(environ, start_response):
+        start_response('302 Found', [('Location', f'{elsewhere}/v2/accelerators')])
+        return [b'']
+
+    status, _, errors = run('--url', served(application))
+    assert (status, asked) == (1, [])
+    assert f"leads to '{elsewhere}/v2/accelerators'" in errors
+
+
+@pytest.mark.parametrize('answer', [b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{', b'\x15\x03'])
+def test_an_answer_that_is_cut_off(run, answer):
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        status, _, errors = run('--url', f'http://127.0.0.1:{listener.getsockname()[1]}')
+        thread.join()
+    assert (status, errors.count('\n')) == (1, 1)
 
 
 def test_it_is_listed_again_until_it_is_interrupted(service, served):
@@ -225,10 +281,10 @@ def test_watch_needs_a_time(run, seconds):
     ('seconds', 'shown'), [(0, '0 s'), (59, '59 s'), (61, '1 min'), (7200, '2 h'), (10**6, '11 d')]
 )
 def test_since(seconds, shown, monkeypatch):
-    now = datetime.datetime(2026, 11, 26)
-    monkeypatch.setattr(timeutils, 'utcnow', lambda: now)
+    now = datetime.datetime(2026, 11, 26, tzinfo=datetime.UTC)
+    monkeypatch.setattr(time, 'time', now.timestamp)
     moment = now - datetime.timedelta(seconds=seconds)
-    assert ps._since(f'{moment.isoformat()}+00:00') == shown
+    assert ps._since(moment.isoformat()) == shown
 
 
 def test_text_that_would_move_the_cursor():
