@@ -26,12 +26,12 @@ from cyborg_lite import rpc
 from cyborg_lite import server
 from cyborg_lite import shims
 from cyborg_lite.agent import manager as agent_manager
-from cyborg_lite.api import app
 from cyborg_lite.api import origin
-from cyborg_lite.conductor import healing
-from cyborg_lite.conductor import manager as conductor_manager
-from cyborg_lite.db import engine
-from cyborg_lite.db import migration
+
+# A process imports what it runs: the libraries of the API take 10 MB, and alembic as much.
+if typing.TYPE_CHECKING:
+    from cyborg_lite.api import app
+    from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
@@ -54,10 +54,12 @@ class Conductor:
     """Answers calls, in threads."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
+        from cyborg_lite.conductor import manager
+
         self._conf = conf
         self._bus = bus
         self._servers: list[rpc.Server] = []
-        self.manager = conductor_manager.Manager(conf, database)
+        self.manager = manager.Manager(conf, database)
 
     def start(self) -> None:
         LOG.info('Conductor %s starts on host %s', options.VERSION, self._conf.host)
@@ -104,6 +106,10 @@ class Embedded:
     def __init__(
         self, conf: cfg.ConfigOpts, hosts: collections.abc.Iterable[driver.Host] = ()
     ) -> None:
+        from cyborg_lite.api import app
+        from cyborg_lite.db import engine
+        from cyborg_lite.db import migration
+
         self.conf = conf
         self.database = engine.Database(conf)
         migration.upgrade(self.database.engine)
@@ -114,6 +120,8 @@ class Embedded:
 
     def end_others(self) -> None:
         """Take other hosts for down: those of an earlier run had their agents in that process."""
+        from cyborg_lite.conductor import healing
+
         names = [agent.manager.host.name for agent in self.agents]
         healing.end_others(self.database, names)
 

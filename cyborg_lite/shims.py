@@ -19,7 +19,6 @@ import typing
 
 from oslo_config import cfg
 import oslo_messaging as messaging
-import pecan
 import sqlalchemy as sa
 
 #: The releases of each library that are known to have these names: from the lowest that setup.cfg
@@ -61,8 +60,6 @@ common = _of(
 metrics = _of('oslo.messaging', 'oslo_messaging._metrics.client', 'oslo_messaging_metrics')
 tracing = _of('oslo.messaging', 'oslo_messaging._tracing.client', 'oslo_messaging_tracing')
 _checks = _of('oslo.policy', 'oslo_policy._checks', 'inspect', '_check')
-_of('pecan', 'pecan.core', 'getargspec', 'ExplicitPecan')
-_of('pecan', 'pecan.routing', 'getargspec')
 _of('SQLAlchemy', 'sqlalchemy.pool', 'Pool._creator')
 
 
@@ -136,13 +133,17 @@ def name_log(name: str) -> None:
 
 def cache_signatures() -> None:
     """Have pecan look at the signature of each method once, not several times in each request."""
-    cached = functools.cache(pecan.util.getargspec)
+    # Only the API needs pecan.
+    core = _of('pecan', 'pecan.core', 'getargspec', 'ExplicitPecan')
+    routing = _of('pecan', 'pecan.routing', 'getargspec')
+    util = _of('pecan', 'pecan.util', 'getargspec')
+    cached = functools.cache(util.getargspec)
 
     def look(method: typing.Any) -> typing.Any:
         # What a method is bound to is not kept alive.
         return cached(getattr(method, '__func__', method))
 
-    for module in (pecan.core, pecan.routing):
+    for module in (core, routing):
         module.getargspec = look
 
 

@@ -21,7 +21,6 @@ import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
-from cyborg_lite.db import migration
 
 LOG = log.getLogger(__name__)
 
@@ -93,6 +92,9 @@ def database(conf: cfg.ConfigOpts) -> None:
 
     A database that cannot be reached is no error: the service waits for it.
     """
+    # An agent has no database: it does not load alembic.
+    from cyborg_lite.db import migration
+
     url = connection(conf)
     try:
         revision = _revision(url)
@@ -224,6 +226,8 @@ def _sources(conf: cfg.ConfigOpts) -> str:
 
 
 def _revision(url: sa.URL) -> str | None:
+    from cyborg_lite.db import migration
+
     # SQLite has nobody to wait for.
     patience = {} if url.get_backend_name() == 'sqlite' else {'connect_timeout': PATIENCE}
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=patience)

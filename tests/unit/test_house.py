@@ -116,6 +116,22 @@ def fresh(*modules):
     ).stdout.strip()
 
 
+#: What the API alone is made of, and what reads and writes databases.
+API = {'pecan', 'wsme', 'jsonschema', 'cyborg_lite.api.app'}
+DATABASE = {'alembic', 'oslo_db.sqlalchemy', 'cyborg_lite.db', 'cyborg_lite.conductor.manager'}
+
+
+@pytest.mark.parametrize(('service', 'others'), [('agent', API | DATABASE), ('conductor', API)])
+def test_a_service_loads_nothing_of_the_others(service, others):
+    """Each process kept in memory what any of them needs."""
+    text = (
+        f'import cyborg_lite.cmd.{service}, cyborg_lite.{service}.manager, sys\n'
+        f'print(*sorted({others} & sys.modules.keys()))'
+    )
+    run = [sys.executable, '-c', text]
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == '\n'
+
+
 @pytest.mark.parametrize('file', FILES, ids=name)
 def test_imports_run_down(file):
     if file != ROOT / '__init__.py':
