@@ -8,6 +8,7 @@ import typing
 import sqlalchemy as sa
 from wsme import types as wtypes
 
+from cyborg_lite import delivery
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import device_profiles
@@ -99,6 +100,27 @@ UPDATE: types.Schema = {
     'properties': {'lease': _LEASE},
 }
 
+DELIVERIES: types.Schema = {
+    'type': 'object',
+    'required': ['deliveries'],
+    'additionalProperties': False,
+    'properties': {
+        'deliveries': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'required': ['host', 'view', 'delivery'],
+                'additionalProperties': False,
+                'properties': {
+                    'host': {'type': 'string'},
+                    'view': {'enum': [*delivery.VIEWS]},
+                    'delivery': {'type': 'object'},
+                },
+            },
+        }
+    },
+}
+
 
 class Allocations(rest.Controller):
     """Accelerators that consumers hold together."""
@@ -146,6 +168,32 @@ class Allocations(rest.Controller):
         uuid = self._uuid(id)
         self._wait(uuid, wait)
         return self.fetch(uuid)
+
+    @rest.expose(wtypes.text, wtypes.text, wtypes.text, shows=DELIVERIES)
+    def deliveries(self, id, view=None, host=None):
+        rest.call().context.can('cyborg:allocation:get_one')
+        view = 'json' if view is None else view
+        if view not in delivery.VIEWS:
+            raise exception.Invalid(
+                reason=f'Invalid view: expected one of {", ".join(delivery.VIEWS)}.'
+            )
+        found = self.fetch(self._uuid(id))
+        if found['state'] != 'active':
+            raise exception.Conflict(
+                reason=f'Allocation {found["uuid"]} is {found["state"]}: it holds nothing.'
+            )
+        uuid, held = found['uuid'], found['accelerators']
+        documents = (
+            delivery.document(uuid, name, held)
+            for name in dict.fromkeys(each['host'] for each in held)
+            if host in (None, name)
+        )
+        return {
+            'deliveries': [
+                {'host': each['host'], 'view': view, 'delivery': delivery.render(each, view)}
+                for each in documents
+            ]
+        }
 
     @rest.expose(types.flag, types.seconds, status=201, body=CREATE)
     def post(self, dry_run=None, wait=None):

@@ -12,6 +12,7 @@ import typing
 
 from wsme import types as wtypes
 
+from cyborg_lite import delivery
 from cyborg_lite import model
 from cyborg_lite.api import accelerator_requests
 from cyborg_lite.api import accelerators
@@ -95,6 +96,7 @@ ROUTES = (
     Route('GET', '/v2/accelerators/{uuid}', accelerators.Accelerators, 'get_one'),
     Route('GET', '/v2/allocations', allocations.Allocations, 'get_all'),
     Route('GET', '/v2/allocations/{id}', allocations.Allocations, 'get_one'),
+    Route('GET', '/v2/allocations/{id}/deliveries', allocations.Allocations, 'deliveries', (409,)),
     Route('POST', '/v2/allocations', allocations.Allocations, 'post', (404, 409, 422)),
     Route('PATCH', '/v2/allocations/{id}', allocations.Allocations, 'patch', (409,)),
     Route('DELETE', '/v2/allocations/{id}', allocations.Allocations, 'delete'),
@@ -151,6 +153,7 @@ _ARGUMENTS: dict[str, Json] = {
     'sort_dir': {'enum': ['asc', 'desc']},
     'bind_state': {'enum': ['resolved']},
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
+    'view': {'enum': [*delivery.VIEWS]},
 }
 #: The states by which each can be filtered.
 _STATES = {
@@ -345,15 +348,18 @@ def _version_header() -> Json:
 def _parameters(route: Route) -> list[Json]:
     found = []
     # A method that must be given what is in the path has no other route.
-    alone = any(
-        a.mandatory and route.path.endswith(f'{{{a.name}}}') for a in route.operation.arguments
-    )
+    alone = any(a.mandatory and f'{{{a.name}}}' in route.path for a in route.operation.arguments)
+    same = [r.path for r in ROUTES if (r.controller, r.name) == (route.controller, route.name)]
     for argument in route.operation.arguments:
         name, kind = argument.name, argument.datatype
         if f'{{{name}}}' in route.path:
             schema = _KINDS[kind]
             found.append({'in': 'path', 'name': name, 'required': True, 'schema': schema})
-        elif ('{' in route.path and not alone) or name in rest.KEYS:
+        elif (
+            ('{' in route.path and not alone)
+            or name in rest.KEYS
+            or any(f'{{{name}}}' in path for path in same)
+        ):
             continue  # it is for another route of the method
         elif isinstance(kind, wtypes.ArrayType):
             # The dotted form, which is all of a list of objects that a URL can carry.

@@ -192,6 +192,8 @@ def _allocations(made: Conversation) -> None:
                           answered=f'{name}/create')  # fmt: skip
     made.ask('GET', path, answered=f'{name}/list')
     made.ask('GET', f'{path}/{{id}}', allocation['uuid'], answered=f'{name}/get')
+    made.ask('GET', f'{path}/{{id}}/deliveries', 'train-7', query='?view=process',
+             answered=f'{name}/deliveries')  # fmt: skip
     body = {'lease': 7200}
     made.ask('PATCH', f'{path}/{{id}}', 'train-7', body=body, asked=f'{name}/renew')
     made.ask('DELETE', f'{path}/{{id}}', 'train-7')

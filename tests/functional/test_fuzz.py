@@ -88,6 +88,7 @@ class World:
         self._limit(admin)
         self._add(admin)
         self._release(admin)
+        self._hold(admin)
         for api, project in zip(self.apis, (ADMINS, MEMBERS), strict=True):
             if sum(arq.project_id == project for arq in rows(model.ARQ)) < 4:
                 made = api.post(ARQS, {'device_profile_name': 'three'}).json['arqs']
@@ -113,6 +114,11 @@ class World:
                 admin.delete(f'/v2/allocations/{each.uuid}')
             with self.service.database.writer() as session:
                 session.query(model.Allocation).delete()
+
+    def _hold(self, admin):
+        """See that an allocation is active."""
+        if not any(each.state == 'active' for each in self.service.rows(model.Allocation)):
+            admin.post('/v2/allocations', {'profile': 'one'})
 
     def _lose(self):
         """See that there are a device that is missing, and hosts that are down."""
@@ -146,6 +152,8 @@ class World:
         # Few can be deleted: they are drawn as often as the others.
         missing = [row.uuid for row in self.service.rows(model.Device) if row.absences]
         self.known['devices'] += missing * len(self.known['devices'])
+        active = [row.uuid for row in self.service.rows(model.Allocation) if row.state == 'active']
+        self.known['allocations'] += active * len(self.known['allocations'])
         added = [row.uuid for row in self.service.rows(model.Attribute) if row.added]
         self.known['attributes'] += added * len(self.known['attributes'])
         theirs = [arq for arq in arqs if arq.project_id != MEMBERS]

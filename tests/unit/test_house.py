@@ -38,7 +38,7 @@ ROOMS = {
     'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
-    'api': {'context', 'db', 'exception', 'model', 'policy', 'rpc', 'shims'},
+    'api': {'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc', 'shims'},
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {'context', 'contract', 'driver', 'model', 'rpc', 'worker'},
     # what puts them together
