@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accelerators as a service: find them, keep them, bind them to workloads."""
+"""Accelerators as a service: find them, keep them, bind them to workloads.
+
+:func:`allocate` and :func:`allocation` are for programs that use accelerators.
+"""
+
+from cyborg_lite.client import allocate as allocate
+from cyborg_lite.client import allocation as allocation

@@ -170,6 +170,20 @@ AGENT_OPTS = [
         'instance. The host then loses its screen, and a driver that holds the card may not let '
         'it go. By default it is reported and not given out.',
     ),
+    cfg.StrOpt(
+        'socket',
+        sample_default='/run/cyborg-lite/agent.sock',
+        help='The unix socket at which processes of this host ask for accelerators: '
+        '``cyborg-lite run``, ``alloc`` and ``release`` use it. What a process gets is released '
+        'when the process and those that it started have ended. An agent that does not run as '
+        'root sees processes of its own user only. By default there is none; ``cyborg-lite up`` '
+        'has ``agent.sock`` in its state directory.',
+    ),
+    cfg.StrOpt(
+        'socket_group',
+        help='The group whose members may use the socket, beside the user of the agent. By default '
+        'nobody else may.',
+    ),
 ]
 
 CONDUCTOR_OPTS = [
@@ -205,6 +219,14 @@ CONDUCTOR_OPTS = [
         help='Which host an allocation gets its accelerators from, by the name of an entry point '
         'of ``cyborg_lite.placing``: ``binpack`` takes the fullest that has room, ``spread`` the '
         'emptiest.',
+    ),
+    cfg.DictOpt(
+        'user_projects',
+        default={},
+        mutable=True,
+        help='The project of each user who asks an agent for accelerators on its host, such as '
+        '``jane:lab,bob:lab``. A user who is not named has a project of their own, with the name '
+        'of the user. Quotas and the queue count by project.',
     ),
     cfg.IntOpt(
         'keep_released',

@@ -28,7 +28,7 @@ from cyborg_lite import exception
 from cyborg_lite import shims
 
 CONDUCTOR = 'cyborg_lite.conductor'
-#: Conductors serve this topic to agents: it takes reports and nothing else.
+#: Conductors serve this topic to agents: it takes reports and news of leases, and nothing else.
 REPORTS = 'cyborg_lite.reports'
 AGENT = 'cyborg_lite.agent'
 #: What the servers of this release understand: each says so in its ``target``.
@@ -36,6 +36,8 @@ VERSION = '1.1'
 #: The version that brought what is called on a topic.  A caller asks for no more than that, so that
 #: a server of the release before understands it.
 NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
+#: The version that brought leases of processes to the topic of reports.
+LEASES = '1.2'
 #: How often a broker that is away is looked for before a caller is told so: with what
 #: ``[oslo_messaging_rabbit]`` says by default, for 9 seconds.
 RETRIES = 3
@@ -61,11 +63,13 @@ class Server(typing.Protocol):
 class Peers(typing.Protocol):
     """How managers are served and called: over a bus, or in this process."""
 
-    def serve(self, topic: str, server: str, manager: object) -> Server: ...
+    def serve(self, topic: str, server: str, *managers: object) -> Server: ...
 
     def conductor(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
 
     def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
+
+    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
@@ -104,14 +108,14 @@ class Bus:
         shims.register_messaging_options(conf)
         self._transport = messaging.get_rpc_transport(conf, url=url, allowed_remote_exmods=ERRORS)
 
-    def serve(self, topic: str, server: str, manager: object) -> Server:
-        """Start to answer calls, in threads, of those methods of the manager that are marked with
-        ``oslo_messaging.expose``, and of nothing else that it has.
+    def serve(self, topic: str, server: str, *managers: object) -> Server:
+        """Start to answer calls, in threads, of those methods of the managers that are marked with
+        ``oslo_messaging.expose``, and of nothing else that they have.
         """
         made = messaging.get_rpc_server(
             self._transport,
             messaging.Target(server=server, **self._place(topic)),
-            [manager],
+            managers,
             serializer=_Serializer(),
             access_policy=messaging.ExplicitRPCAccessPolicy,
         )
@@ -131,6 +135,10 @@ class Bus:
         old = pin is not None and not versionutils.is_compatible(NEEDED[REPORTS], pin)
         return self._peer(ctxt, timeout, topic=CONDUCTOR if old else REPORTS)
 
+    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        """Any one conductor, as agents reach it for the leases of processes."""
+        return self._peer(ctxt, timeout, topic=REPORTS, version=LEASES)
+
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
     ) -> Peer:
@@ -138,11 +146,16 @@ class Bus:
         return self._peer(ctxt, timeout, topic=AGENT, server=hostname)
 
     def _peer(
-        self, ctxt: context.RequestContext, timeout: int | None, topic: str, **target: str
+        self,
+        ctxt: context.RequestContext,
+        timeout: int | None,
+        topic: str,
+        version: str | None = None,
+        **target: str,
     ) -> Peer:
         client = messaging.get_rpc_client(
             self._transport,
-            messaging.Target(version=NEEDED[topic], **self._place(topic), **target),
+            messaging.Target(version=version or NEEDED[topic], **self._place(topic), **target),
             # Less than the caller waits, also on a busy machine: a call that a conductor has not
             # answered in time must not be taken for one that the broker has not taken.
             timeout=None if timeout is None else timeout * 0.8,
@@ -180,9 +193,9 @@ class Local:
         #: by topic and server
         self._served: dict[tuple[str, str], _Served] = {}
 
-    def serve(self, topic: str, server: str, manager: object) -> Server:
+    def serve(self, topic: str, server: str, *managers: object) -> Server:
         """Answer calls of those methods that are marked with ``oslo_messaging.expose``."""
-        made = _Served(manager)
+        made = _Served(managers)
         self._served[topic, server] = made
         return made
 
@@ -191,6 +204,9 @@ class Local:
 
     def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
         return self._peer(ctxt, timeout, REPORTS)
+
+    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+        return self._peer(ctxt, timeout, REPORTS, version=LEASES)
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
@@ -203,9 +219,11 @@ class Local:
         timeout: int | None,
         topic: str,
         server: str | None = None,
+        version: str | None = None,
     ) -> Peer:
         late = messaging.MessagingTimeout('no answer in time')
-        return Peer(_Direct(self._find, topic, server), ctxt, self._slots, timeout, late)
+        direct = _Direct(self._find, topic, server, version or NEEDED[topic])
+        return Peer(direct, ctxt, self._slots, timeout, late)
 
     def _find(self, topic: str, server: str | None) -> _Served | None:
         """One that serves the topic, on this server if one is named."""
@@ -220,11 +238,11 @@ class Local:
 
 
 class _Served:
-    """A manager of this process, which takes calls until it is stopped."""
+    """Managers of this process, which take calls until they are stopped."""
 
-    def __init__(self, manager: object) -> None:
+    def __init__(self, managers: collections.abc.Sequence[object]) -> None:
         self._dispatcher = messaging.RPCDispatcher(
-            [manager], _Serializer(), messaging.ExplicitRPCAccessPolicy
+            managers, _Serializer(), messaging.ExplicitRPCAccessPolicy
         )
         self._changed = threading.Condition()
         self._calls = 0
@@ -268,14 +286,16 @@ class _Direct:
         find: collections.abc.Callable[[str, str | None], _Served | None],
         topic: str,
         server: str | None,
+        version: str,
     ) -> None:
         self._find = find
         self._topic = topic
         self._server = server
+        self._version = version
         self._serializer = _Serializer()
 
     def call(self, ctxt: context.RequestContext, method: str, **kwargs: typing.Any) -> typing.Any:
-        message = {'method': method, 'args': kwargs, 'version': NEEDED[self._topic]}
+        message = {'method': method, 'args': kwargs, 'version': self._version}
         sent = _copy([self._serializer.serialize_context(ctxt), message])
         while served := self._find(self._topic, self._server):
             try:

@@ -22,9 +22,12 @@ from oslo_service import service
 
 from cyborg_lite import conf as options
 from cyborg_lite import driver
+from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import server
 from cyborg_lite import shims
+from cyborg_lite.agent import door
+from cyborg_lite.agent import leases
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import origin
 
@@ -63,9 +66,13 @@ class Conductor:
 
     def start(self) -> None:
         LOG.info('Conductor %s starts on host %s', options.VERSION, self._conf.host)
-        served = {rpc.CONDUCTOR: self.manager, rpc.REPORTS: self.manager.reports}
-        for topic, endpoint in served.items():
-            self._servers.append(self._bus.serve(topic, self._conf.host, endpoint))
+        manager = self.manager
+        served: dict[str, list[object]] = {
+            rpc.CONDUCTOR: [manager],
+            rpc.REPORTS: [manager.reports, manager.leases],
+        }
+        for topic, endpoints in served.items():
+            self._servers.append(self._bus.serve(topic, self._conf.host, *endpoints))
         self.manager.outbox.start()
         self.manager.healer.start()
 
@@ -97,6 +104,41 @@ class Agent:
         rpc.stop(*self._servers)
 
 
+class Agents:
+    """The agents of some hosts, and the socket at which processes of this machine ask them."""
+
+    def __init__(
+        self, conf: cfg.ConfigOpts, bus: rpc.Peers, hosts: collections.abc.Iterable[driver.Host]
+    ) -> None:
+        """
+        :raises cyborg_lite.exception.Refused: when the socket cannot be had.
+        """
+        self.each = [Agent(conf, bus, host) for host in hosts]
+        self._door: door.Door | None = None
+        if conf.agent.socket and self.each:
+            served = [_leases(conf, bus, agent.manager) for agent in self.each]
+            try:
+                self._door = door.Door(conf.agent.socket, conf.agent.socket_group, served)
+            except OSError as error:
+                raise exception.Refused(f'[agent] socket: {exception.line(error)}') from None
+
+    def start(self) -> None:
+        for agent in self.each:
+            agent.start()
+        if self._door is not None:
+            self._door.start()
+
+    def stop(self) -> None:
+        if self._door is not None:
+            self._door.stop()
+        for agent in reversed(self.each):
+            agent.stop()
+
+
+def _leases(conf: cfg.ConfigOpts, bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
+    return leases.Leases(conf, bus, agent.host, agent.id, agent.reported)
+
+
 class Embedded:
     """API, conductor and the agents of some hosts in one process, as threads.
 
@@ -115,8 +157,9 @@ class Embedded:
         migration.upgrade(self.database.engine)
         self.bus = rpc.Local()
         self.application = app.application(conf, self.database, self.bus)
-        self.agents = [Agent(conf, self.bus, host) for host in hosts]
-        self._services: list[Running] = [Conductor(conf, self.database, self.bus), *self.agents]
+        agents = Agents(conf, self.bus, hosts)
+        self.agents = agents.each
+        self._services: list[Running] = [Conductor(conf, self.database, self.bus), agents]
 
     def end_others(self) -> None:
         """Take other hosts for down: those of an earlier run had their agents in that process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
+import grp
 from importlib import metadata
 import os
 import pathlib
@@ -111,6 +112,26 @@ def database(conf: cfg.ConfigOpts) -> None:
         )
     if revision != migration.head():
         LOG.warning('The database is of a newer release (revision %s)', revision)
+
+
+def socket(conf: cfg.ConfigOpts) -> None:
+    """Check that the socket of the agent can be made, if there is to be one."""
+    if not conf.agent.socket:
+        return
+    place = pathlib.Path(conf.agent.socket).parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise exception.Refused(
+            f'[agent] socket: {place} is no directory that this user may write: make it, or let '
+            f'systemd make it by RuntimeDirectory={place.name}'
+        )
+    if conf.agent.socket_group:
+        try:
+            grp.getgrnam(conf.agent.socket_group)
+        except KeyError:
+            raise exception.Refused(
+                f'[agent] socket_group: there is no group {conf.agent.socket_group}: make it with '
+                f'groupadd {conf.agent.socket_group}'
+            ) from None
 
 
 def bus(conf: cfg.ConfigOpts) -> None:

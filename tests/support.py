@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import threading
 import typing
 import unittest.mock
 import uuid
@@ -66,12 +67,17 @@ class Service:
             return rows
 
     @contextlib.contextmanager
-    def statements(self) -> collections.abc.Iterator[list[str]]:
-        """The SQL statements that are sent meanwhile, those that begin transactions included."""
+    def statements(self, but: str | None = None) -> collections.abc.Iterator[list[str]]:
+        """The SQL statements that are sent meanwhile, those that begin transactions included.
+
+        :param but: those of threads whose names begin so are not counted: they look now and then,
+            which on a busy machine may be now.
+        """
         seen: list[str] = []
 
         def see(_connection, _cursor, statement, *_):
-            seen.append(statement)
+            if but is None or not threading.current_thread().name.startswith(but):
+                seen.append(statement)
 
         event.listen(self.database.engine, 'before_cursor_execute', see)
         try:

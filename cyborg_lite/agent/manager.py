@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 import threading
 import time
 import typing
@@ -20,6 +19,7 @@ from cyborg_lite import driver
 from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import drivers
+from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
 
@@ -40,9 +40,9 @@ class Manager:
         self.host = host
         self._worker = worker.Worker(f'report-{host.name}', self._work)
         self._drivers = drivers.Drivers(conf, host, woken=self._worker.wake)
-        self._boot_id = _boot_id()
+        self._boot_id = processes.boot()
         #: tells an agent that was started anew from two that run at once
-        self._id = str(uuid.uuid4())
+        self.id = str(uuid.uuid4())
         #: set once the conductor knows what the drivers found first, or has refused it
         self.reported = threading.Event()
         # A report that is asked for and one that is due must not pass each other.
@@ -71,7 +71,7 @@ class Manager:
             conductor.report(
                 host=self.host.name,
                 machine=self.host.machine,
-                agent=self._id,
+                agent=self.id,
                 boot_id=self._boot_id,
                 sequence=_sequence(),
                 interval=interval,
@@ -130,11 +130,6 @@ class Manager:
                 *(self.host.name, RETRY, error),
             )
         self._failure = type(error)
-
-
-def _boot_id() -> str:
-    """The kernel's name for this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
-    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
 
 
 def _sequence() -> int:

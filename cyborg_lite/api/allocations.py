@@ -265,6 +265,11 @@ def _key() -> str | None:
 
 def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """What is asked for, as the conductor wants to know it."""
+    if body.get('consumer', {}).get('type') == model.Allocation.PROCESS:
+        raise exception.Invalid(
+            reason=f'Invalid consumer.type: expected another type than {model.Allocation.PROCESS}, '
+            'which the agent of a host alone tells of: "cyborg-lite run" asks it.'
+        )
     if types.is_uuid(body.get('name', '')):
         raise exception.Invalid(reason='Invalid name: expected a name that is no UUID.')
     given = [('groups', body['groups'])] if 'groups' in body else []

@@ -13,8 +13,8 @@ from cyborg_lite.cmd import daemon
 
 
 def main() -> int:
-    return daemon.run('cyborg-lite-agent', _make, startup.bus)
+    return daemon.run('cyborg-lite-agent', _make, startup.bus, startup.socket)
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:
-    return service.Agent(conf, rpc.Bus(conf), driver.Host.local(conf.host))
+    return service.Agents(conf, rpc.Bus(conf), [driver.Host.local(conf.host)])

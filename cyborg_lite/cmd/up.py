@@ -27,6 +27,7 @@ import prettytable
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from cyborg_lite import client
 from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite import exception
@@ -56,7 +57,6 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
     parser.add_argument(
         '--host',
         action='append',
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--state-dir',
         type=pathlib.Path,
-        default=pathlib.Path(state) / 'cyborg-lite',
+        default=pathlib.Path(client.state_dir()),
         help='where the database and the log are kept (%(default)s)',
     )
     parser.add_argument(
@@ -238,6 +238,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
         api__auth_strategy='noauth',
         database__connection=service.database_url(arguments.state_dir.absolute()),
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
+        agent__socket=str(arguments.state_dir.absolute() / client.SOCKET),
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)

@@ -282,11 +282,16 @@ def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> No
     :raises cyborg_lite.exception.NotFound: when there is no such allocation.
     """
     allocation = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
+    end(session, allocation, 'It was deleted.')
+
+
+def end(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
+    """Free what an allocation holds, or take it from the queue; nothing if it is released."""
     if allocation.state == 'queued':
-        serving.leave(session, allocation, 'It was deleted.')
+        serving.leave(session, allocation, cause)
         queue.wake(session)
         return
-    _release(session, allocation, 'It was deleted.')
+    _release(session, allocation, cause)
 
 
 def expired(session: orm.Session, most: int) -> list[int]:

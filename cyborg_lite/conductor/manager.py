@@ -27,6 +27,7 @@ from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
+from cyborg_lite.conductor import leases
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -180,6 +181,8 @@ class Manager:
         self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._report)
+        calls = leases.Calls(self._lease, self._leases, self._end_lease, self.outbox.tell)
+        self.leases = leases.Leases(conf, calls)
         self._database = database
         self._probing = threading.Lock()
         self._probed = -FRESH
@@ -218,6 +221,9 @@ class Manager:
     _delete_arqs_of = _transaction(binding.delete_of)
     _create_allocation = _once(allocating.create)
     _serve = _transaction(serving.serve)
+    _lease = _once(leases.create)
+    _leases = _transaction(leases.rows)
+    _end_lease = _transaction(leases.end)
 
     @messaging.expose
     @journal.logged(journal.set_status)

@@ -30,6 +30,8 @@ class Allocation(base.Base):
     )
 
     STATES: typing.ClassVar = ('queued', 'active', 'released')
+    #: The type of a consumer that is a process of a host, as its agent sees it.
+    PROCESS: typing.ClassVar = 'local_process'
 
     name: orm.Mapped[str | None] = base.own(
         sa.String(255),

@@ -361,8 +361,8 @@ endpoint_override = http://127.0.0.1:1
 """
 
 
-#: The agent's, the healer's, and those that send three kinds of messages.
-WORKERS = 5
+#: The agent's, that of its leases, the healer's, and those that send three kinds of messages.
+WORKERS = 6
 
 
 @pytest.mark.parametrize('place', ['logs', 'state'])

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unix socket at which processes of this machine ask their agent for accelerators.
+
+A client sends one JSON object on one line, and gets one or more of them back, each on a line. Who
+asks is what the kernel says (SO_PEERCRED): nothing that a client says of itself is believed.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import contextlib
+import dataclasses
+import grp
+import json
+import os
+import pathlib
+import select
+import socket
+import threading
+import typing
+
+from oslo_log import log
+import oslo_messaging as messaging
+
+from cyborg_lite import client
+from cyborg_lite import delivery
+from cyborg_lite import exception
+from cyborg_lite.agent import leases
+from cyborg_lite.agent import processes
+
+LOG = log.getLogger(__name__)
+
+#: The longest request, in bytes.
+SIZE = 64 << 10
+#: How long a client may take to send its request, or to take in an answer, in seconds.
+PATIENCE = 5.0
+#: How many clients are served at once, and how many of one user.
+CLIENTS, OF_USER = 256, 64
+#: How often it is looked whether a client that waits is still there, in seconds.
+GLANCE = 0.2
+
+Words = dict[str, typing.Any]
+Send = collections.abc.Callable[[Words], None]
+
+
+class Refused(Exception):
+    """The request of a client cannot be met: the text says why."""
+
+    def __init__(self, text: str, code: int = 400) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class _HungUp(Exception):
+    """A client has gone."""
+
+
+class Door:
+    """Serves the clients of a socket, each in a thread."""
+
+    def __init__(self, path: str, group: str | None, served: list[leases.Leases]) -> None:
+        """Listen at a path.
+
+        :param group: whose members may connect, beside the user of this process.
+        :param served: of each host; clients get what the first has unless they name another.
+        :raises OSError: when that is not possible.
+        """
+        self._path = pathlib.Path(path)
+        self._served = {each.host.name: each for each in served}
+        self._default = served[0]
+        self._clients: collections.Counter[int] = collections.Counter()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._listener = _listen(self._path, group)
+        self._thread = threading.Thread(target=self._run, name='door', daemon=True)
+
+    def start(self) -> None:
+        for each in self._served.values():
+            each.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for each in self._served.values():
+            each.stop()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if not self._stopping:
+                    LOG.error('Socket %s takes no clients: %s', self._path, error)
+                return
+            threading.Thread(
+                target=self._serve, args=(connection,), name='client', daemon=True
+            ).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Serve one client; whatever it does harms nobody else."""
+        with connection:
+            connection.settimeout(PATIENCE)
+            try:
+                pid, uid = processes.peer(connection)
+                with self._counted(uid):
+                    self._answer(connection, pid, uid)
+            except (Refused, processes.Gone) as error:
+                _send(connection, {'error': str(error), 'code': getattr(error, 'code', 400)})
+            except exception.CyborgError as error:
+                _send(connection, {'error': error.message, 'code': error.code})
+            except messaging.MessagingException as error:
+                said = f'no conductor answers the agent: {type(error).__name__}'
+                _send(connection, {'error': said, 'code': 503})
+            except (_HungUp, OSError):
+                pass
+            except Exception:
+                LOG.exception('A client of %s could not be served', self._path)
+                _send(connection, {'error': 'the agent failed: see its log', 'code': 500})
+
+    @contextlib.contextmanager
+    def _counted(self, uid: int) -> collections.abc.Iterator[None]:
+        with self._lock:
+            if self._clients.total() >= CLIENTS or self._clients[uid] >= OF_USER:
+                raise Refused('too many clients ask at once: try again later', 503)
+            self._clients[uid] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._clients[uid] -= 1
+                self._clients += collections.Counter()
+
+    def _answer(self, connection: socket.socket, pid: int, uid: int) -> None:
+        words = _read(connection)
+        asking = Client(connection, pid, uid)
+        served = self._default
+        if (name := words.pop('host', None)) is not None:
+            if not isinstance(name, str) or name not in self._served:
+                known = ', '.join(self._served)
+                raise Refused(f'this agent has no host {name!r:.80}: expected one of {known}', 404)
+            served = self._served[name]
+        acts = {'lease': _lease, 'list': _list, 'release': _release}
+        act = acts.get(str(words.pop('do', None)))
+        if act is None:
+            raise Refused(f'expected "do" to be one of {", ".join(acts)}')
+        try:
+            act(served, asking, **words)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise Refused('unknown words in the request') from None
+
+
+class Client:
+    """A process that has connected."""
+
+    def __init__(self, connection: socket.socket, pid: int, uid: int) -> None:
+        self._connection = connection
+        self.pid = pid
+        self.uid = uid
+
+    def send(self, words: Words) -> None:
+        if not _send(self._connection, words):
+            raise _HungUp
+
+    def refuse_if_gone(self) -> None:
+        """:raises _HungUp: when it has closed the connection."""
+        polling = select.poll()
+        polling.register(self._connection, select.POLLIN | select.POLLRDHUP)
+        if any(event & (select.POLLRDHUP | select.POLLHUP) for _, event in polling.poll(0)):
+            raise _HungUp
+
+    def may(self, owner: int) -> bool:
+        """Whether it may touch what belongs to this user."""
+        return self.uid in (0, owner)
+
+
+def _lease(
+    served: leases.Leases,
+    asking: Client,
+    request: typing.Any = None,
+    of: typing.Any = 'self',
+    command: typing.Any = None,
+) -> None:
+    """Lease for a process, and tell the client each change until it has what it asked for."""
+    request = {} if request is None else request
+    if not isinstance(request, dict):
+        raise Refused('expected "request" to be an object')
+    process = _holder(asking, of)
+    if of == 'time' and 'seconds' not in request:
+        raise Refused('a lease of no process needs an end: expected "seconds" in the request')
+    if isinstance(command, str):
+        process = dataclasses.replace(process, command=command[:64])
+    lease = served.take(process, request)
+    row: leases.Row | None = lease.row
+    try:
+        while row is not None and row['state'] == 'queued':
+            asking.send(_shown(served, lease))
+            before = row
+            while row == before:
+                asking.refuse_if_gone()
+                row = served.wait(lease, before, GLANCE)
+    except (_HungUp, OSError):
+        served.end(lease, 'It was cancelled.')
+        raise
+    if row is None:
+        raise Refused('the lease was released while it waited', 409)
+    document = served.document(lease)
+    views = {view: delivery.render(document, view) for view in delivery.VIEWS}
+    asking.send(_shown(served, lease) | {'views': views})
+
+
+def _holder(asking: Client, of: typing.Any) -> processes.Process:
+    """The process that is to hold a lease: the client, its parent, or one of the same user."""
+    if of == 'self':
+        pid = asking.pid
+    elif of == 'parent':
+        pid = processes.parent(asking.pid)
+    elif of == 'time':
+        # Of no process: it ends when it is released, or by its time.
+        return processes.Process(processes.boot(), 0, 0, asking.uid, processes.user(asking.uid), '')
+    elif isinstance(of, int) and not isinstance(of, bool) and of > 0:
+        if processes.namespace(asking.pid) != processes.namespace(os.getpid()):
+            raise Refused('a process of another pid namespace cannot be named by its pid')
+        pid = of
+    else:
+        raise Refused('expected "of" to be "self", "parent", "time", or a pid')
+    process = processes.find(pid)
+    if pid == asking.pid:
+        # What the kernel said when it connected: it may have changed its user since.
+        return dataclasses.replace(process, uid=asking.uid, user=processes.user(asking.uid))
+    if not asking.may(process.uid):
+        raise Refused(f'process {pid} belongs to another user', 403)
+    return process
+
+
+def _list(served: leases.Leases, asking: Client) -> None:
+    """All leases of the host, with their processes."""
+    asking.send({'leases': [_shown(served, lease) for lease in served.all()]})
+
+
+def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> None:
+    """Release a lease by its uuid or name, or the only one of the client's parent."""
+    mine = [lease for lease in served.all() if asking.may(lease.process.uid)]
+    if id is None:
+        shell = processes.parent(asking.pid)
+        found = [lease for lease in mine if lease.process.pid == shell]
+        what = 'this shell'
+    else:
+        found = [lease for lease in mine if id in (lease.uuid, lease.row['name'])]
+        what = f'{id!r:.80}'
+    if len(found) != 1:
+        many = ', '.join(lease.uuid for lease in found)
+        raise Refused(
+            f'which lease of {what} is meant: {many}?' if found else f'no lease of {what}'
+        )
+    [lease] = found
+    if busy := served.opening(lease):
+        said = ', '.join(f'{each.pid} ({each.command})' for each in busy[:8])
+        raise Refused(f'lease {lease.uuid} is in use: end process {said} first', 409)
+    served.end(lease, 'It was released.')
+    done = served.released(lease, PATIENCE)
+    asking.send({'released': lease.uuid, 'done': done})
+
+
+def _shown(served: leases.Leases, lease: leases.Lease) -> Words:
+    """A lease as clients see it."""
+    row, process = lease.row, lease.process
+    return {
+        'uuid': lease.uuid,
+        'name': row['name'],
+        'state': row['state'],
+        'position': row['position'],
+        'reason': row['reason'],
+        'since': row['created_at'],
+        'ends': row['lease_ends_at'],
+        'host': served.host.name,
+        'user': process.user,
+        'pid': process.pid,
+        'command': process.command,
+        'processes': [
+            {'pid': each.pid, 'command': each.command} for each in list(lease.watched.values())
+        ],
+        'accelerators': row['accelerators'],
+    }
+
+
+def _read(connection: socket.socket) -> Words:
+    """The request of a client.
+
+    :raises Refused: when it is none.
+    """
+    text = b''
+    while not text.endswith(b'\n'):
+        try:
+            part = connection.recv(min(4096, SIZE + 1 - len(text)))
+        except TimeoutError:
+            raise Refused(f'expected a request within {PATIENCE:g} s') from None
+        text += part
+        if not part or len(text) > SIZE:
+            raise Refused(f'expected one line of JSON, at most {SIZE} bytes')
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, dict):
+        raise Refused('expected a JSON object')
+    return words
+
+
+def _send(connection: socket.socket, words: Words) -> bool:
+    """Send an answer; returns whether the client took it."""
+    try:
+        connection.sendall(json.dumps(words).encode() + b'\n')
+    except OSError:
+        return False
+    return True
+
+
+def _listen(path: pathlib.Path, group: str | None) -> socket.socket:
+    """A socket at a path, which the user of this process and a group may use."""
+    _clear(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Nobody connects before the mode is right: nothing listens until then.
+        with client.short(os.fspath(path)) as place:
+            listener.bind(place)
+        path.chmod(0o600)
+        if group is not None:
+            os.chown(path, -1, _gid(group))
+            path.chmod(0o660)
+        listener.listen(CLIENTS)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _gid(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise OSError(f'[agent] socket_group: there is no group {group}') from None
+
+
+def _clear(path: pathlib.Path) -> None:
+    """Remove the socket of an agent that has ended."""
+    if not path.is_socket():
+        if path.exists():
+            raise OSError(f'{path} is in the way: expected a socket, or nothing')
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.settimeout(PATIENCE)
+        try:
+            with client.short(os.fspath(path)) as place:
+                other.connect(place)
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+        else:
+            raise OSError(f'{path} is the socket of an agent that runs')

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases of processes: what a process of this host holds until it has ended.
+
+Conductors keep the leases; the agent watches the processes. Nothing is kept here over a restart:
+the agent asks which leases its host has, finds their processes by boot, pid and start, and ends
+what ended meanwhile. While no conductor answers it tries again every second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import selectors
+import threading
+import time
+import typing
+
+from oslo_config import cfg
+from oslo_log import log
+import oslo_messaging as messaging
+
+from cyborg_lite import context
+from cyborg_lite import delivery
+from cyborg_lite import driver
+from cyborg_lite import exception
+from cyborg_lite import rpc
+from cyborg_lite import worker
+from cyborg_lite.agent import processes
+
+LOG = log.getLogger(__name__)
+
+#: How often the place of those that wait is asked for, in seconds.
+POLL = 0.5
+#: How often leases are compared with those that conductors have, in seconds: some may have been
+#: released by others.
+RESYNC = 60.0
+#: How soon a conductor that did not answer is asked again, in seconds.
+RETRY = 1.0
+#: How long an answer is waited for, in seconds.
+TIMEOUT = 60
+#: The most processes of one lease that are watched at once. Where there are more, they are looked
+#: for again every RETRY seconds.
+WATCHED = 256
+#: How long the end of the work in hand is waited for, in seconds.
+PATIENCE = 5
+
+Row = dict[str, typing.Any]
+
+
+@dataclasses.dataclass
+class Lease:
+    """What is known of a lease: what a conductor says, and which processes are watched."""
+
+    uuid: str
+    process: processes.Process
+    row: Row
+    #: by its descriptor each process that is watched
+    watched: dict[int, processes.Process] = dataclasses.field(default_factory=dict)
+    #: whether the process that it was made for has been looked for
+    begun: bool = False
+    #: why it is to be released; None while its processes live
+    over: str | None = None
+
+    @property
+    def queued(self) -> bool:
+        return bool(self.row['state'] == 'queued')
+
+
+class Leases:
+    """The leases of the processes of one host."""
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        bus: rpc.Peers,
+        host: driver.Host,
+        agent: str,
+        reported: threading.Event,
+    ) -> None:
+        """:param agent: the id under which the agent reports.
+        :param reported: set once a conductor knows the host.
+        """
+        self._conf = conf
+        self._bus = bus
+        self._agent = agent
+        self._reported = reported
+        self.host = host
+        self._worker = worker.Worker(f'leases-{host.name}', self._work)
+        self._changed = threading.Condition()
+        self._known: dict[str, Lease] = {}
+        self._selector = selectors.DefaultSelector()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._due = 0.0
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Watch no more. What is held stays held: an agent that starts finds it again."""
+        self._worker.stop()
+        self._ring()
+        self._worker.join(PATIENCE)
+
+    def take(self, process: processes.Process, request: Row) -> Lease:
+        """Lease for a process; the lease may have to wait: see :meth:`wait`.
+
+        :raises cyborg_lite.exception.CyborgError: when it is refused.
+        :raises oslo_messaging.MessagingException: when no conductor answers.
+        """
+        try:
+            row = self._conductor().lease(
+                process=dataclasses.asdict(process), request=request, **self._me()
+            )
+        except exception.CyborgError:
+            raise
+        except BaseException:
+            # It may have been made all the same: then it is found, and ends with its process.
+            self._due = 0.0
+            self._ring()
+            raise
+        lease = Lease(row['uuid'], process, row)
+        with self._changed:
+            lease = self._known.setdefault(lease.uuid, lease)
+        self._ring()
+        return lease
+
+    def wait(self, lease: Lease, row: Row, timeout: float) -> Row | None:
+        """What is known of a lease once that has changed, or so many seconds later; None once it
+        is released.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._row(lease) != row, timeout)
+            return self._row(lease)
+
+    def _row(self, lease: Lease) -> Row | None:
+        known = self._known.get(lease.uuid)
+        return known.row if known is not None and known.over is None else None
+
+    def end(self, lease: Lease, cause: str) -> None:
+        """Release a lease; if no conductor answers it is tried again until one does."""
+        with self._changed:
+            lease.over = lease.over or cause
+            self._changed.notify_all()
+        self._ring()
+
+    def all(self) -> list[Lease]:
+        with self._changed:
+            return [lease for lease in self._known.values() if lease.over is None]
+
+    def released(self, lease: Lease, timeout: float) -> bool:
+        """Whether a conductor knows that a lease is over; so many seconds are waited for that."""
+        with self._changed:
+            return self._changed.wait_for(lambda: lease.uuid not in self._known, timeout)
+
+    def opening(self, lease: Lease) -> list[processes.Process]:
+        """The processes that have a device of a lease open, as far as they can be seen."""
+        return processes.using(self._nodes(lease))
+
+    def _ring(self) -> None:
+        """Wake the thread that watches."""
+        os.eventfd_write(self._bell, 1)
+
+    def _me(self) -> dict[str, str]:
+        return {'host': self.host.name, 'agent': self._agent}
+
+    def _conductor(self) -> rpc.Peer:
+        return self._bus.leases(context.service(), timeout=TIMEOUT)
+
+    def _work(self) -> float:
+        """Do one round; returns how long to wait for the next, which has waits of its own."""
+        if not self._reported.is_set():
+            return POLL
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + (RESYNC if self._compare() else RETRY)
+        for lease in list(self._known.values()):
+            self._look(lease)
+        late = [
+            lease for lease in list(self._known.values()) if lease.over and not self._end(lease)
+        ]
+        self._hear(RETRY if late else self._pause())
+        return 0.0
+
+    def _pause(self) -> float | None:
+        """How long nothing is to be done unless a process ends; None for ever."""
+        with self._changed:
+            known = list(self._known.values())
+            if any(lease.queued and not lease.over for lease in known):
+                self._due = min(self._due, time.monotonic() + POLL)
+            crowded = any(len(lease.watched) >= WATCHED for lease in known)
+        if not known and self._due:
+            return None
+        return RETRY if crowded else max(0.0, self._due - time.monotonic())
+
+    def _hear(self, timeout: float | None) -> None:
+        """Wait until a process ends, or the bell rings."""
+        for key, _ in self._selector.select(timeout):
+            if key.fd == self._bell:
+                os.eventfd_read(self._bell)
+            else:
+                self._forget(key.data, key.fd)
+
+    def _forget(self, lease: Lease, descriptor: int) -> None:
+        self._selector.unregister(descriptor)
+        del lease.watched[descriptor]
+        os.close(descriptor)
+
+    def _compare(self) -> bool:
+        """Compare what is known with what conductors have; returns whether one answered.
+
+        Leases of before a restart become known by it.
+        """
+        with self._changed:
+            before = set(self._known)
+        try:
+            rows = self._conductor().leases(**self._me())
+        except (messaging.MessagingException, exception.CyborgError) as error:
+            LOG.info('The leases of host %s cannot be compared yet: %s', self.host.name, error)
+            return False
+        found = {row['uuid']: row for row in rows}
+        with self._changed:
+            for uuid, row in found.items():
+                lease = self._known.get(uuid)
+                if lease is None:
+                    self._known[uuid] = Lease(uuid, _process(row['consumer_id'], self.host), row)
+                else:
+                    lease.row = row
+            # One that was made meanwhile may be missing in what was found.
+            gone = [self._known.pop(uuid) for uuid in before - found.keys()]
+            self._changed.notify_all()
+        for lease in gone:
+            for descriptor in list(lease.watched):
+                self._forget(lease, descriptor)
+        return True
+
+    def _look(self, lease: Lease) -> None:
+        """Watch the processes of a lease; it is over once none is left."""
+        if lease.over or not lease.process.pid or (lease.watched and len(lease.watched) < WATCHED):
+            return
+        found = self._using(lease) if lease.begun else [lease.process]
+        lease.begun = True
+        for process in found:
+            self._watch(lease, process)
+        if lease.watched:
+            return
+        # A process may have been started while the others were looked at: they are looked at until
+        # twice in a row there is none.
+        again = self._using(lease)
+        for process in again:
+            self._watch(lease, process)
+        if not lease.watched and not again:
+            self.end(lease, 'Its process ended.')
+
+    def _using(self, lease: Lease) -> list[processes.Process]:
+        return processes.using(self._nodes(lease), mark=lease.uuid)
+
+    def _watch(self, lease: Lease, process: processes.Process) -> None:
+        known = {(each.pid, each.started) for each in lease.watched.values()}
+        if len(lease.watched) >= WATCHED or (process.pid, process.started) in known:
+            return
+        try:
+            descriptor = processes.watch(process)
+        except processes.Gone:
+            return
+        lease.watched[descriptor] = process
+        self._selector.register(descriptor, selectors.EVENT_READ, lease)
+
+    def _nodes(self, lease: Lease) -> set[str]:
+        """The device nodes that are of this lease alone; a host that was described has none."""
+        if self.host.recorded or lease.queued:
+            return set()
+        return set(delivery.render(self.document(lease), 'process')['nodes'])
+
+    def document(self, lease: Lease) -> dict[str, typing.Any]:
+        """What a process needs to use the accelerators of a lease on this machine."""
+        found = delivery.document(lease.uuid, self.host.name, lease.row['accelerators'])
+        return found if self.host.recorded else delivery.present(found, os.path.exists)
+
+    def _end(self, lease: Lease) -> bool:
+        """Release a lease that is over; returns whether a conductor took it."""
+        try:
+            self._conductor().end_lease(uuid=lease.uuid, cause=lease.over, **self._me())
+        except (messaging.MessagingException, exception.CyborgError) as error:
+            LOG.warning('Lease %s cannot be ended yet: %s', lease.uuid, error)
+            return False
+        with self._changed:
+            self._known.pop(lease.uuid, None)
+            self._changed.notify_all()
+        for descriptor in list(lease.watched):
+            self._forget(lease, descriptor)
+        LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
+        return True
+
+
+def _process(consumer: str, host: driver.Host) -> processes.Process:
+    """The process that a conductor names as a consumer: see cyborg_lite.conductor.leases."""
+    boot, pid, started, uid, user, command = consumer.removeprefix(f'{host.name}/').split('/', 5)
+    return processes.Process(boot, int(pid), int(started), int(uid), user, command)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of this machine: who they are, and whether they are still there.
+
+A pid is used again after its process has ended. A process is known by the boot, its pid, and the
+moment at which it was started.
+
+Source: proc(5), pidfd_open(2), unix(7).
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import dataclasses
+import os
+import pathlib
+import pwd
+import select
+import socket
+import struct
+
+#: Where processes are seen.
+PROC = pathlib.Path('/proc')
+#: The variable by which what a process starts is known to belong to its lease.
+MARK = 'CYBORG_ALLOCATION'
+#: The most of an environment that is read, in bytes: arguments and environment have 6 MB together.
+ENVIRONMENT = 8 << 20
+
+
+class Gone(Exception):
+    """A process has ended, or cannot be seen from here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process, or one that has been."""
+
+    boot_id: str
+    pid: int
+    #: when it was started, in clock ticks since the boot
+    started: int
+    uid: int
+    user: str
+    command: str
+
+
+def boot() -> str:
+    """The kernel's name for this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
+    return (PROC / 'sys/kernel/random/boot_id').read_text().strip()
+
+
+def peer(connection: socket.socket) -> tuple[int, int]:
+    """The pid and the uid of whoever has connected, as the kernel tells.
+
+    :raises Gone: when it is in a pid namespace that cannot be seen from here.
+    """
+    size = struct.calcsize('3i')
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _gid = struct.unpack('3i', told)
+    if pid <= 0:
+        raise Gone('the process is in a pid namespace that the agent cannot see')
+    return pid, uid
+
+
+def find(pid: int) -> Process:
+    """The process that has this pid now.
+
+    :raises Gone: when there is none.
+    """
+    with _gone(pid):
+        uid = (PROC / str(pid)).stat().st_uid
+        return Process(boot(), pid, _started(pid), uid, user(uid), _command(pid))
+
+
+def parent(pid: int) -> int:
+    """The pid of the parent of a process.
+
+    :raises Gone: when it is init, or has ended.
+    """
+    with _gone(pid):
+        found = int(_stat(pid)[1])
+    if found <= 1:
+        raise Gone(f'process {pid} has no parent any more')
+    return found
+
+
+def namespace(pid: int) -> str:
+    """What names the pid namespace of a process.
+
+    :raises Gone: when it has ended, or may not be looked at.
+    """
+    with _gone(pid):
+        return os.readlink(PROC / str(pid) / 'ns/pid')
+
+
+def watch(process: Process) -> int:
+    """A descriptor that can be read once the process has ended.
+
+    :raises Gone: when it has ended already.
+    """
+    if process.boot_id != boot():
+        raise Gone('the machine was booted since')
+    with _gone(process.pid):
+        descriptor = os.pidfd_open(process.pid)
+    try:
+        # The pid may have been used again before it was opened; from now on it is not.
+        with _gone(process.pid):
+            same = _started(process.pid) == process.started
+        if not same or ended(descriptor):
+            raise Gone(f'process {process.pid} has ended')
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def ended(descriptor: int) -> bool:
+    """Whether the process of a descriptor has ended."""
+    polling = select.poll()
+    polling.register(descriptor, select.POLLIN)
+    return bool(polling.poll(0))
+
+
+def using(nodes: collections.abc.Collection[str], mark: str | None = None) -> list[Process]:
+    """The processes that have one of these device nodes open, or a mark in their environment.
+
+    What may not be looked at is left out: an agent that is not root sees its own user's processes.
+    """
+    wanted = f'{MARK}={mark}'.encode() if mark else None
+    found = []
+    for name in os.listdir(PROC):
+        if not name.isdecimal() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(Gone):
+            if not _is_zombie(int(name)) and (_marked(int(name), wanted) or _opens(name, nodes)):
+                found.append(find(int(name)))
+    return found
+
+
+def _marked(pid: int, wanted: bytes | None) -> bool:
+    if wanted is None:
+        return False
+    try:
+        with (PROC / str(pid) / 'environ').open('rb') as file:
+            return wanted in file.read(ENVIRONMENT).split(b'\0')
+    except OSError:
+        return False
+
+
+def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
+    """Whether a process has one of these device nodes open."""
+    if not nodes:
+        return False
+    place = PROC / pid / 'fd'
+    try:
+        names = os.listdir(place)
+    except OSError:
+        return False
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.readlink(place / name) in nodes:
+                return True
+    return False
+
+
+def _is_zombie(pid: int) -> bool:
+    with _gone(pid):
+        return _stat(pid)[0] in 'ZX'
+
+
+def _started(pid: int) -> int:
+    return int(_stat(pid)[19])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second may hold blanks and brackets."""
+    text = (PROC / str(pid) / 'stat').read_text(errors='replace')
+    return text.rpartition(')')[2].split()
+
+
+def _command(pid: int) -> str:
+    return (PROC / str(pid) / 'comm').read_text(errors='replace').strip()[:64]
+
+
+def user(uid: int) -> str:
+    """The name of a user."""
+    try:
+        return pwd.getpwuid(uid).pw_name[:64]
+    except KeyError:
+        return f'uid-{uid}'
+
+
+@contextlib.contextmanager
+def _gone(pid: int) -> collections.abc.Iterator[None]:
+    """Turn what a process that has ended raises into Gone."""
+    try:
+        yield
+    except (OSError, ValueError, IndexError) as error:
+        raise Gone(f'process {pid} has ended, or cannot be seen') from error

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accelerators for this process, from the agent of this machine::
+
+    import cyborg_lite
+
+    with cyborg_lite.allocate('npu', 2) as devices:
+        print(devices.addresses, devices.env)
+
+Only the standard library is used, so that programs can import this anywhere.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import platform
+import re
+import socket
+import time
+import types
+import typing
+
+#: The name of the socket in the state directory of ``cyborg-lite up``.
+SOCKET = 'agent.sock'
+#: Where the agent of a machine listens that systemd has started.
+SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
+#: The variable that names another socket.
+VARIABLE = 'CYBORG_LITE_SOCKET'
+#: The most that is read of one answer, in bytes.
+SIZE = 32 << 20
+#: What a process finds in its environment that ``cyborg-lite run`` has started.
+ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
+
+Words = dict[str, typing.Any]
+
+
+class Error(Exception):
+    """An agent refuses, or there is none: the text says what to do.
+
+    ``code`` is the HTTP status that the API would answer with; 503 where no agent or no conductor
+    answers.
+    """
+
+    def __init__(self, text: str, code: int = 503) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class TimedOut(Error):
+    """Nothing was free in the time that was given."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, 408)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lease:
+    """Accelerators that a process holds until it ends, or until the lease is released."""
+
+    uuid: str
+    name: str | None
+    host: str
+    #: as ``GET /v2/allocations/UUID`` shows them
+    accelerators: list[Words]
+    #: by its name each view of the delivery: see the user guide
+    views: Words
+    #: where the agent listens
+    socket: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables by which the vendor's software sees these accelerators and no other."""
+        return {str(name): str(value) for name, value in self.views['process']['env'].items()}
+
+    @property
+    def addresses(self) -> list[str]:
+        """How the vendor's software names each device; its id here where it has no name."""
+        return [
+            str(name) for each in self.views['spark']['resources'] for name in each['addresses']
+        ]
+
+    def release(self) -> None:
+        """Give them back before the process ends.
+
+        :raises Error: when a process still has one of their devices open.
+        """
+        ask(self.socket, {'do': 'release', 'id': self.uuid})
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def allocate(
+    resource_class: str | None = None,
+    count: int = 1,
+    *,
+    profile: str | None = None,
+    traits: collections.abc.Iterable[str] = (),
+    same_numa: bool = False,
+    name: str | None = None,
+    wait: float | None = None,
+    socket: str | None = None,
+) -> Lease:
+    """Lease accelerators for this process; used with ``with`` they are released at its end.
+
+    :param resource_class: such as ``npu``, ``gpu`` or ``CUSTOM_NPU``; by default the only one of
+        this machine.
+    :param profile: a device profile, in place of a class, a count and traits.
+    :param traits: what each has to have.
+    :param same_numa: whether all have to be on one NUMA node.
+    :param wait: how long to wait until they are free, in seconds; 0 not at all, None for ever.
+    :param socket: where the agent listens; by default it is looked for.
+    :raises Error: when they cannot be had.
+    :raises TimedOut: when they were not free in time.
+    """
+    words: Words = {'count': count} if profile is None else {'profile': profile}
+    words |= {'resource_class': resource_class} if resource_class else {}
+    words |= {'traits': dict.fromkeys(traits, 'required')} if traits else {}
+    words |= {'same_numa': 'require'} if same_numa else {}
+    words |= {'name': name} if name else {}
+    words['queue'] = wait is None or wait > 0
+    end = None if wait is None else time.monotonic() + wait
+    return lease(find(socket), words, end=end)
+
+
+def allocation() -> Lease | None:
+    """The lease that this process, or one that started it, was given by ``cyborg-lite run``."""
+    uuid, text = os.environ.get(ALLOCATION), os.environ.get(DEVICES)
+    if not uuid or not text:
+        return None
+    try:
+        devices = [dict(each) for each in json.loads(text)]
+    except (ValueError, TypeError):
+        raise Error(f'{DEVICES} is no list of objects', 400) from None
+    names = [each.get('name') or each.get('id') for each in devices]
+    views = {
+        'process': {'env': {ALLOCATION: uuid, DEVICES: text}},
+        'spark': {'resources': [{'name': None, 'addresses': names}]},
+    }
+    return Lease(uuid, None, platform.node(), devices, views, os.environ.get(VARIABLE, ''))
+
+
+def lease(
+    path: str,
+    request: Words,
+    *,
+    of: str | int = 'self',
+    command: str | None = None,
+    host: str | None = None,
+    end: float | None = None,
+    told: collections.abc.Callable[[Words], None] = lambda _: None,
+) -> Lease:
+    """Ask an agent for a lease.
+
+    :param of: whose it is to be: ``self``, ``parent``, or a pid.
+    :param command: what the process is going to be.
+    :param host: one of the hosts of the agent; None for the first.
+    :param end: until when to wait, by the monotonic clock.
+    :param told: is called with what the agent says of a request that waits.
+    """
+    words: Words = {'do': 'lease', 'request': request, 'of': of}
+    words |= {'command': command} if command else {}
+    words |= {'host': host} if host else {}
+    for answer in _conversation(path, words, end):
+        if answer.get('state') == 'active':
+            return Lease(
+                *(answer['uuid'], answer['name'], answer['host']),
+                *(answer['accelerators'], answer['views'], path),
+            )
+        told(answer)
+    raise Error('the agent ended the conversation without an answer')
+
+
+def ask(path: str, words: Words) -> Words:
+    """The one answer to a request."""
+    for answer in _conversation(path, words):
+        return answer
+    raise Error('the agent ended the conversation without an answer')
+
+
+def find(path: str | None = None) -> str:
+    """Where the agent of this machine listens.
+
+    :param path: where it is said to.
+    :raises Error: when there is none.
+    """
+    named = path or os.environ.get(VARIABLE)
+    if named:
+        return named
+    own = pathlib.Path(state_dir()) / SOCKET
+    for each in (own, SYSTEM):
+        if each.is_socket():
+            return str(each)
+    raise Error(
+        f'no agent listens on this machine: neither {own} nor {SYSTEM} is a socket. Start one with '
+        f'"cyborg-lite up", or name its socket in {VARIABLE}'
+    )
+
+
+def state_dir() -> str:
+    """Where ``cyborg-lite up`` keeps its state."""
+    state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
+    return os.path.join(state, 'cyborg-lite')
+
+
+@contextlib.contextmanager
+def short(path: str) -> collections.abc.Iterator[str]:
+    """A socket's path by a descriptor of its directory: the kernel takes 107 bytes (unix(7))."""
+    directory, name = os.path.split(path)
+    descriptor = os.open(directory or '.', os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f'/proc/self/fd/{descriptor}/{name}'
+    finally:
+        os.close(descriptor)
+
+
+_UNITS = {'s': 1, 'm': 60, 'min': 60, 'h': 3600, 'd': 86400}
+
+
+def seconds(text: str) -> float:
+    """A time such as ``90``, ``30s``, ``30m``, ``2h`` or ``1d``, in seconds.
+
+    :raises ValueError: when it is none.
+    """
+    found = re.fullmatch(r'([0-9]{1,8}(?:\.[0-9]{1,3})?)\s?(s|m|min|h|d)?', text)
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f'expected a time such as 90, 30m or 2h, not {text!r:.80}')
+    return float(found[1]) * _UNITS[found[2] or 's']
+
+
+def _conversation(
+    path: str, words: Words, end: float | None = None
+) -> collections.abc.Iterator[Words]:
+    """What an agent answers, line by line."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            with short(path) as place:
+                connection.connect(place)
+        except OSError as error:
+            raise Error(f'{path}: {_unreachable(error)}') from None
+        try:
+            connection.sendall(json.dumps(words).encode() + b'\n')
+            yield from _answers(connection, end)
+        except TimeoutError:
+            raise TimedOut('it was not free in time') from None
+        except OSError as error:
+            raise Error(f'the agent at {path} is gone: {error.strerror or error}') from None
+
+
+def _unreachable(error: OSError) -> str:
+    words = {
+        errno.ENOENT: 'no agent listens here: start one with "cyborg-lite up"',
+        errno.ECONNREFUSED: 'its agent has ended: start it again',
+        errno.EACCES: 'you may not use this agent: ask for membership in [agent] socket_group',
+    }
+    return words.get(error.errno or 0, error.strerror or str(error))
+
+
+def _answers(connection: socket.socket, end: float | None) -> collections.abc.Iterator[Words]:
+    text = b''
+    while True:
+        connection.settimeout(None if end is None else max(0.001, end - time.monotonic()))
+        part = connection.recv(65536)
+        text += part
+        if len(text) > SIZE:
+            raise Error('the agent sends an answer without an end')
+        *lines, text = text.split(b'\n')
+        for line in lines:
+            answer = json.loads(line)
+            if 'error' in answer:
+                raise Error(str(answer['error']), int(answer.get('code', 400)))
+            yield answer
+        if not part:
+            return

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases of processes: an agent asks for allocations on behalf of processes of its host.
+
+A lease is an ordinary allocation whose consumer is a process. It ends when the agent says that the
+process has ended. Nothing else is kept of it: an agent that starts anew asks which leases its host
+has, and looks at their processes.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import re
+import typing
+
+import jsonschema
+from oslo_config import cfg
+import oslo_messaging as messaging
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.conductor import allocating
+from cyborg_lite.conductor import journal
+from cyborg_lite.db import queue as db_queue
+
+#: The type of consumers that an agent has seen. The API takes it from nobody.
+PROCESS = model.Allocation.PROCESS
+#: The most accelerators of one lease: those of one host.
+MOST = 1000
+#: The longest lease that has an end, in seconds: a year.
+LONGEST = 366 * 24 * 3600
+
+_NAME = {'type': 'string', 'minLength': 1, 'maxLength': 255}
+_WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
+_NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
+
+#: What a process asks for.
+REQUEST: dict[str, typing.Any] = {
+    'type': 'object',
+    'additionalProperties': False,
+    'properties': {
+        'resource_class': _WORD,
+        'profile': _NAME,
+        'count': {'type': 'integer', 'minimum': 1, 'maximum': MOST},
+        'traits': {
+            'type': 'object',
+            'maxProperties': 32,
+            'propertyNames': {'pattern': r'^[A-Z0-9_]{1,255}\Z'},
+            'additionalProperties': {'enum': ['required', 'forbidden']},
+        },
+        'same_numa': {'enum': ['prefer', 'require']},
+        'name': {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,254}\Z'},
+        'queue': {'type': 'boolean'},
+        'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
+    },
+}
+
+#: What an agent says of a process.
+CONSUMER: dict[str, typing.Any] = {
+    'type': 'object',
+    'additionalProperties': False,
+    'required': ['boot_id', 'pid', 'started', 'uid', 'user', 'command'],
+    'properties': {
+        'boot_id': {'type': 'string', 'pattern': r'^[0-9a-f-]{1,36}\Z'},
+        'pid': _NUMBER,
+        'started': _NUMBER,
+        'uid': _NUMBER,
+        'user': {'type': 'string', 'maxLength': 64},
+        'command': {'type': 'string', 'maxLength': 64},
+    },
+}
+
+_PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
+#: Names that no project has: see cyborg_lite.api.members.
+_RESERVED = ('defaults', 'own')
+
+Process = dict[str, typing.Any]
+Row = dict[str, typing.Any]
+
+
+class Calls(typing.NamedTuple):
+    """The functions below, each as a call in a transaction of its own."""
+
+    create: collections.abc.Callable[..., tuple[str, list[str]]]
+    rows: collections.abc.Callable[..., list[Row]]
+    end: collections.abc.Callable[..., None]
+    tell: collections.abc.Callable[[list[str]], None]
+
+
+class Leases:
+    """What an agent may ask of a conductor beside taking its reports."""
+
+    target = messaging.Target(version='1.2')
+
+    def __init__(self, conf: cfg.ConfigOpts, calls: Calls) -> None:
+        self._conf = conf
+        self._calls = calls
+
+    @messaging.expose
+    @journal.logged(
+        'Lease for process {process[pid]} of user {process[user]} on host {host}: {request}'
+    )
+    def lease(
+        self, ctxt: context.RequestContext, host: str, agent: str, process: Process, request: Row
+    ) -> Row:
+        """Allocate what a process asks for on its host, or let it wait; returns the lease.
+
+        :raises cyborg_lite.exception.CyborgError: as for allocating.create.
+        """
+        uuid, providers = self._calls.create(
+            ctxt,
+            host=host,
+            agent=agent,
+            process=process,
+            request=request,
+            policy=self._conf.conductor.placing,
+            projects=self._conf.conductor.user_projects,
+        )
+        self._calls.tell(providers)
+        [row] = self._calls.rows(ctxt, host=host, agent=agent, uuid=uuid)
+        return row
+
+    @messaging.expose
+    def leases(self, ctxt: context.RequestContext, host: str, agent: str) -> list[Row]:
+        """The leases of a host that wait or hold something."""
+        return self._calls.rows(ctxt, host=host, agent=agent)
+
+    @messaging.expose
+    @journal.logged('End lease {uuid} on host {host}: {cause}')
+    def end_lease(
+        self, ctxt: context.RequestContext, host: str, agent: str, uuid: str, cause: str
+    ) -> None:
+        """Free what a lease holds, or take it from the queue; a second time nothing is done."""
+        self._calls.end(ctxt, host=host, agent=agent, uuid=uuid, cause=cause)
+
+
+def create(
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    host: str,
+    agent: str,
+    process: Process,
+    request: Row,
+    policy: str,
+    projects: dict[str, str],
+) -> tuple[str, list[str]]:
+    """Allocate for a process: see allocating.create.
+
+    :param projects: by user the project, where it is not that of the user's own name.
+    """
+    _check('process', process, CONSUMER)
+    _check('request', request, REQUEST)
+    _refuse_stranger(session, host, agent)
+    project = _project(process, projects)
+    caller = context.RequestContext(
+        user_id=process['user'],
+        project_id=project,
+        roles=['member'],
+        is_admin=False,
+        request_id=ctxt.request_id,
+        overwrite=False,
+    )
+    wanted = _wanted(session, host, process, request)
+    return allocating.create(session, caller, wanted, policy)
+
+
+def rows(
+    session: orm.Session,
+    _ctxt: context.RequestContext,
+    host: str,
+    agent: str,
+    uuid: str | None = None,
+) -> list[Row]:
+    """The leases of a host, or the one with this uuid."""
+    _refuse_stranger(session, host, agent)
+    columns = ('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators')
+    kind = model.Allocation
+    found = session.scalars(
+        sa.select(kind).where(
+            kind.uuid == uuid if uuid else kind.state.in_(('queued', 'active')), *_of(host)
+        )
+    ).all()
+    waits = any(each.state == 'queued' for each in found)
+    positions = db_queue.positions(session) if waits else {}
+    return [
+        {name: getattr(each, name) for name in columns}
+        | {
+            'position': positions.get(each.uuid),
+            'created_at': each.created_at.isoformat(),
+            'lease_ends_at': each.lease_ends_at and each.lease_ends_at.isoformat(),
+        }
+        for each in found
+    ]
+
+
+def end(
+    session: orm.Session,
+    _ctxt: context.RequestContext,
+    host: str,
+    agent: str,
+    uuid: str,
+    cause: str,
+) -> None:
+    """Release a lease of a host, unless that is done."""
+    _refuse_stranger(session, host, agent)
+    kind = model.Allocation
+    lease = session.scalars(sa.select(kind).where(kind.uuid == uuid, *_of(host))).one_or_none()
+    if lease is not None:
+        allocating.end(session, lease, journal.plain(cause)[:255])
+
+
+def _of(host: str) -> list[sa.ColumnElement[bool]]:
+    """That an allocation is a lease of a process on this host."""
+    begins = model.Allocation.consumer_id.startswith(f'{host}/', autoescape=True)
+    return [model.Allocation.consumer_type == PROCESS, begins]
+
+
+def _check(name: str, value: typing.Any, schema: dict[str, typing.Any]) -> None:
+    """
+    :raises cyborg_lite.exception.Invalid: when the value is not as the schema says.
+    """
+    error = jsonschema.Draft202012Validator(schema).iter_errors(value)
+    first = next(iter(error), None)
+    if first is not None:
+        place = '.'.join(str(each) for each in first.absolute_path) or name
+        raise exception.Invalid(reason=f'Invalid {place}: {first.message[:300]}.')
+
+
+def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
+    """Serve an agent for the host that it reports, and for no other.
+
+    The id of an agent is made anew at each of its starts, and known to it and to conductors.
+    """
+    reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
+    if session.scalar(sa.select(model.Host.id).where(*reports)) is None:
+        raise exception.Conflict(reason=f'Host {host} is not reported by this agent')
+
+
+def _project(process: Process, projects: dict[str, str]) -> str:
+    """The project of a local user: what the operator says, or the name of the user."""
+    name = str(projects.get(process['user'], process['user']))
+    if _PROJECT.fullmatch(name) and name not in _RESERVED:
+        return name
+    return f'uid-{process["uid"]}'
+
+
+def consumer(host: str, process: Process) -> str:
+    """How a process is named as a consumer: an agent reads it back.
+
+    :raises cyborg_lite.exception.Invalid: when the name of the host is too long for that.
+    """
+    parts = (
+        host, process['boot_id'], process['pid'], process['started'], process['uid'],
+        _plain(process['user']), _plain(process['command']),
+    )  # fmt: skip
+    text = '/'.join(map(str, parts))
+    if len(text) > 255:
+        raise exception.Invalid(
+            reason=f'Invalid host: expected a shorter name than {host[:64]}... for leases'
+        )
+    return text
+
+
+def _plain(text: str) -> str:
+    """A text that holds no separator, and nothing that cannot be printed."""
+    return journal.plain(text).replace('/', '?')
+
+
+def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> allocating.Request:
+    """The request of a process as one for an allocation."""
+    profile = request.get('profile')
+    if profile and request.keys() & {'resource_class', 'count', 'traits'}:
+        raise exception.Invalid(
+            reason='Invalid request: expected a profile, or a resource class with count and '
+            'traits, not both.'
+        )
+    groups = [] if profile else [[_group(session, host, request)]]
+    return {
+        'profile': profile,
+        'alternatives': groups,
+        'same_host': True,
+        'same_numa': request.get('same_numa', 'prefer'),
+        'hosts': [host],
+        'name': request.get('name'),
+        'consumer': {'type': PROCESS, 'id': consumer(host, process)},
+        'lease': request.get('seconds'),
+        'queue': request.get('queue', False),
+    }
+
+
+def _group(session: orm.Session, host: str, request: Row) -> dict[str, str]:
+    """The one group of a request by resource class, as device profiles have it."""
+    name = _class(session, host, request.get('resource_class'))
+    traits = {f'trait:{trait}': value for trait, value in request.get('traits', {}).items()}
+    return {f'resources:{name}': str(request.get('count', 1))} | traits
+
+
+def _class(session: orm.Session, host: str, wanted: str | None) -> str:
+    """The resource class that is meant: by its name, without CUSTOM_, or by a type of device.
+
+    Where nothing is said, the only class of the host is meant.
+    """
+    _rc = orm.aliased(model.Attribute)
+    found = session.execute(
+        sa.select(_rc.value, model.Device.type)
+        .join(model.Deployable, model.Deployable.id == _rc.deployable_id)
+        .join(model.Device)
+        .where(_rc.key == 'rc', model.Device.hostname == host)
+        .distinct()
+    ).all()
+    classes = {row.value for row in found}
+    if not classes:
+        raise exception.Conflict(reason=f'No accelerator of host {host} is given out')
+    if wanted is None:
+        meant = classes
+    else:
+        name = re.sub('[^A-Z0-9_]', '_', wanted.upper())
+        meant = classes & {name, f'CUSTOM_{name}'}
+        meant = meant or {row.value for row in found if row.type.upper() == name}
+    if len(meant) != 1:
+        known = ', '.join(sorted(meant or classes))
+        said = 'Which resource class is meant' if wanted is None or meant else f'No {wanted!r}'
+        raise exception.Invalid(
+            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}.'
+        )
+    return str(meant.pop())

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What agents may ask for processes of their hosts, on every database."""
+
+import oslo_messaging as messaging
+import pytest
+
+from cyborg_lite import context
+from cyborg_lite import exception
+from cyborg_lite import model
+from tests import support
+from tests.unit.conductor import direct
+
+HOST = support.HOST
+PROCESS = {
+    'boot_id': 'b-1', 'pid': 7, 'started': 9, 'uid': 1000, 'user': 'jane', 'command': 'python',
+}  # fmt: skip
+
+
+@pytest.fixture
+def agent(conductor):
+    """What an agent says of itself: its host has two FPGAs, and is reported."""
+    conductor.report(support.card('3b'), support.card('5e'), agent='agent-1')
+    return {'host': HOST, 'agent': 'agent-1'}
+
+
+def ask(conductor, method, **words):
+    """What a conductor answers an agent; its errors come as they are."""
+    try:
+        return getattr(conductor._manager.leases, method)(context.service(), **words)
+    except messaging.ExpectedException as expected:
+        raise expected.exc_info[1] from None
+
+
+def lease(conductor, agent, process=(), **request):
+    return ask(conductor, 'lease', process=PROCESS | dict(process), request=request, **agent)
+
+
+def leases(conductor, agent):
+    return ask(conductor, 'leases', **agent)
+
+
+def end(conductor, agent, row):
+    ask(conductor, 'end_lease', uuid=row['uuid'], cause='It ended.', **agent)
+
+
+def test_a_lease_is_an_allocation_of_the_users_project(conductor, agent):
+    row = lease(conductor, agent)
+    assert (row['state'], row['project_id'], row['position']) == ('active', 'jane', None)
+    assert row['consumer_id'] == f'{HOST}/b-1/7/9/1000/jane/python'
+    [allocation] = conductor.rows(model.Allocation)
+    assert (allocation.consumer_type, allocation.uuid) == ('local_process', row['uuid'])
+    assert [each['uuid'] for each in leases(conductor, agent)] == [row['uuid']]
+
+
+def test_one_waits_until_another_ends(conductor, agent):
+    first = lease(conductor, agent, count=2)
+    second = lease(conductor, agent, count=1, queue=True)
+    assert (second['state'], second['position']) == ('queued', 1)
+    end(conductor, agent, first)
+    conductor._manager._serve_all()
+    [row] = leases(conductor, agent)
+    assert (row['uuid'], row['state']) == (second['uuid'], 'active')
+    assert len(row['accelerators']) == 1
+
+
+def test_an_end_is_idempotent(conductor, agent):
+    row = lease(conductor, agent)
+    end(conductor, agent, row)
+    end(conductor, agent, row)
+    assert leases(conductor, agent) == []
+    [allocation] = conductor.rows(model.Allocation)
+    assert (allocation.state, allocation.cause) == ('released', 'It ended.')
+
+
+def test_leases_are_of_one_host(conductor, agent):
+    """Also where the name of one is a pattern that the name of another fits."""
+    for name in (f'{HOST}1', 'a_1', 'ab1'):
+        conductor.report(support.card('3b'), host=name, agent=name)
+    theirs = [lease(conductor, {'host': name, 'agent': name}) for name in (f'{HOST}1', 'ab1')]
+    pattern = {'host': 'a_1', 'agent': 'a_1'}
+    for each in (agent, pattern):
+        assert leases(conductor, each) == []
+        for row in theirs:
+            end(conductor, each, row)
+    assert {row.state for row in conductor.rows(model.Allocation)} == {'active'}
+    mine = lease(conductor, agent)
+    assert {each['host'] for each in mine['accelerators']} == {HOST}
+
+
+def test_a_stranger_is_refused(conductor, agent):
+    row = lease(conductor, agent)
+    for other in ({'host': HOST, 'agent': 'agent-2'}, {'host': 'elsewhere', 'agent': 'agent-1'}):
+        for each in (lease, leases, lambda *args: end(*args, row)):
+            with pytest.raises(exception.Conflict, match='not reported by this agent'):
+                each(conductor, other)
+    assert len(leases(conductor, agent)) == 1
+
+
+@pytest.mark.parametrize(
+    ('process', 'request_', 'said'),
+    [
+        ({'pid': '7'}, {}, 'Invalid pid'),
+        ({'boot_id': 'a/b'}, {}, 'Invalid boot_id'),
+        ({'user': 7}, {}, 'Invalid user'),
+        ({'more': 7}, {}, 'Invalid process'),
+        ({}, {'count': 0}, 'Invalid count'),
+        ({}, {'count': True}, 'Invalid count'),
+        ({}, {'seconds': 2**40}, 'Invalid seconds'),
+        ({}, {'hosts': ['b']}, 'Invalid request'),
+        ({}, {'traits': {'CUSTOM_A': 'wanted'}}, 'Invalid traits'),
+        ({}, {'resource_class': 'a b'}, 'Invalid resource_class'),
+        ({}, {'name': ''}, 'Invalid name'),
+    ],
+)
+def test_what_an_agent_says_is_checked(conductor, agent, process, request_, said):
+    with pytest.raises(exception.Invalid, match=said):
+        lease(conductor, agent, process, **request_)
+    assert not conductor.rows(model.Allocation)
+
+
+def test_which_class_is_meant(conductor, agent):
+    assert lease(conductor, agent)['state'] == 'active'
+    npu = support.card('6a', type='AICHIP', resource_class='CUSTOM_NPU', traits=[])
+    conductor.report(support.card('3b'), support.card('5e'), npu, agent='agent-1')
+    with pytest.raises(exception.Invalid, match='expected one of CUSTOM_NPU, FPGA'):
+        lease(conductor, agent)
+    for name in ('npu', 'Custom_NPU', 'aichip'):
+        row = lease(conductor, agent, resource_class=name)
+        assert row['accelerators'][0]['type'] == 'AICHIP'
+        end(conductor, agent, row)
+
+
+def test_a_lease_costs_at_most_four_statements_more_than_an_allocation(conductor, agent):
+    request = {
+        'profile': None, 'alternatives': [[{'resources:FPGA': '1'}]], 'same_host': True,
+        'same_numa': 'prefer', 'hosts': [HOST],
+    }  # fmt: skip
+    with conductor.statements() as plain:
+        conductor.create_allocation(direct.member(), request=request)
+    with conductor.statements() as leased:
+        lease(conductor, agent)
+    # Whose agent it is, which class is meant, and the row, in a transaction of its own.
+    assert len(leased) <= len(plain) + 5
