@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite``: the whole service in one process, what it holds, and a recorder of hosts."""
+"""``cyborg-lite``: the whole service in one process, and what people of one machine type."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from cyborg_lite import exception
 #: The commands, each a module here, and what they do.
 COMMANDS = {
     'up': 'run the service: API, conductor and agents in one process',
+    'run': 'run a command with accelerators that are its own until it ends',
+    'alloc': 'hold accelerators for a shell, a process, or a time',
+    'release': 'give back what alloc holds',
     'ps': 'list the accelerators of a service that runs',
     'record': 'pack what drivers see of this machine, for a bug report',
 }

@@ -48,7 +48,7 @@ def test_each_command_has_a_page():
 @pytest.mark.parametrize(
     ('page', 'said'),
     [
-        *(('cyborg-lite', options(main.parser, word)) for word in ('up', 'ps', 'record')),
+        *(('cyborg-lite', options(main.parser, word)) for word in main.COMMANDS),
         ('cyborg-lite-dbsync', options(dbsync.parser)),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'import')),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'online_data_migrations')),
@@ -59,7 +59,7 @@ def test_a_page_has_each_option(page, said, capsys):
     assert {option for option in said(capsys) if option not in text} == set()
 
 
-@pytest.mark.parametrize('word', ['', 'up', 'ps', 'record'])
+@pytest.mark.parametrize('word', ['', *main.COMMANDS])
 def test_completion_knows_each_option(word, capsys):
     words = f'cyborg-lite {word} --'.split()
     script = f"""

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite alloc``: hold accelerators for a shell, another process, or a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+
+from cyborg_lite import client
+from cyborg_lite.cmd import leasing
+
+DESCRIPTION = (
+    'Asks the agent of this machine for accelerators, and prints the variables by which the '
+    'software of their vendor finds them: eval "$(cyborg-lite alloc --pid $$ -n 2)" sets them in a '
+    'shell. They are held until the shell (the parent of this command), the process of --pid, or '
+    'the time of --for has ended, or "cyborg-lite release" gives them back.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    leasing.add_arguments(parser)
+    holder = parser.add_mutually_exclusive_group()
+    holder.add_argument(
+        '--pid', type=_pid, metavar='PID', help='hold them for this process of yours'
+    )
+    holder.add_argument(
+        '--for',
+        dest='seconds',
+        type=leasing.seconds,
+        metavar='TIME',
+        help='hold them for so long, such as 2h, whichever processes end',
+    )
+    parser.add_argument(
+        '-f', '--format', choices=('shell', 'json'), default='shell', help='(shell)'
+    )
+    parser.set_defaults(run=run)
+
+
+def _pid(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f'expected the number of a process, not {text!r:.80}')
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    of = arguments.pid or ('time' if arguments.seconds else 'parent')
+    try:
+        lease = leasing.lease(arguments, of, seconds=arguments.seconds)
+    except client.TimedOut as error:
+        leasing.say(str(error))
+        return leasing.LATE
+    except client.Error as error:
+        leasing.say(str(error))
+        return 1
+    if arguments.format == 'json':
+        shown = {'uuid': lease.uuid, 'name': lease.name, 'host': lease.host, 'env': lease.env}
+        print(json.dumps(shown | {'accelerators': lease.accelerators}))
+    else:
+        for name, value in lease.env.items():
+            print(f'export {name}={shlex.quote(value)}')
+    return 0

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands have in common that lease accelerators: their arguments, and how they wait."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import typing
+
+from cyborg_lite import client
+
+#: The status of a command that waited as long as it was to, as timeout(1) has it.
+LATE = 124
+#: How many holders are named.
+NAMED = 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        '--class',
+        dest='resource_class',
+        metavar='CLASS',
+        help='their resource class, such as npu, gpu or CUSTOM_NPU (the only one of this machine)',
+    )
+    kind.add_argument('--profile', metavar='NAME', help='what a device profile asks for')
+    parser.add_argument('-n', dest='count', type=_count, metavar='N', help='how many (1)')
+    parser.add_argument(
+        '--trait',
+        action='append',
+        default=[],
+        metavar='TRAIT',
+        help='a trait that each has to have, or with ! before it must not have; can be given many '
+        'times',
+    )
+    parser.add_argument(
+        '--same-numa', action='store_true', help='take them of one NUMA node, or not at all'
+    )
+    parser.add_argument('--name', metavar='NAME', help='a name for the lease')
+    waiting = parser.add_mutually_exclusive_group()
+    waiting.add_argument(
+        '--nonblock', action='store_true', help='fail at once if they are not free'
+    )
+    waiting.add_argument(
+        '--wait',
+        type=seconds,
+        metavar='TIME',
+        help=f'wait so long, such as 30m, and then end with status {LATE} (for ever)',
+    )
+    parser.add_argument(
+        '--host', metavar='NAME', help='one of the hosts of "cyborg-lite up --host" (the first)'
+    )
+    parser.add_argument(
+        '--socket',
+        metavar='FILE',
+        help=f'where the agent of this machine listens ({client.VARIABLE}, or it is looked for)',
+    )
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1000 and len(text) < 5):
+        raise argparse.ArgumentTypeError(f'expected a number from 1 to 1000, not {text!r:.80}')
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        return client.seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def lease(
+    arguments: argparse.Namespace,
+    of: str | int = 'self',
+    command: str | None = None,
+    seconds: float | None = None,
+) -> client.Lease:
+    """The lease that the arguments ask for, once it is there.
+
+    :raises cyborg_lite.client.Error: when it cannot be had.
+    """
+    path = client.find(arguments.socket)
+    end = None if arguments.wait is None else time.monotonic() + arguments.wait
+    told = _Waiting(path)
+    return client.lease(
+        path,
+        _request(arguments, seconds),
+        of=of,
+        command=command,
+        end=end,
+        told=told,
+        host=arguments.host,
+    )
+
+
+def _request(arguments: argparse.Namespace, seconds: float | None) -> dict[str, typing.Any]:
+    words: dict[str, typing.Any] = {'queue': not arguments.nonblock}
+    for name in ('resource_class', 'profile', 'count', 'name'):
+        if getattr(arguments, name) is not None:
+            words[name] = getattr(arguments, name)
+    if arguments.trait:
+        words['traits'] = {
+            each.removeprefix('!'): 'forbidden' if each.startswith('!') else 'required'
+            for each in arguments.trait
+        }
+    if arguments.same_numa:
+        words['same_numa'] = 'require'
+    if seconds is not None:
+        words['seconds'] = max(1, round(seconds))
+    return words
+
+
+class _Waiting:
+    """Says on one line at which place a request waits, and who holds what until when."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._said = ''
+
+    def __call__(self, answer: dict[str, typing.Any]) -> None:
+        place = answer.get('position')
+        text = f'waiting at place {place}' if place else 'waiting'
+        try:
+            held = client.ask(self._path, {'do': 'list', 'host': answer.get('host')})['leases']
+        except (client.Error, KeyError):
+            held = []
+        holders = [_holder(each) for each in held if each['state'] == 'active']
+        if holders:
+            more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
+            text += f': held by {", ".join(holders[:NAMED])}{more}'
+        elif answer.get('reason'):
+            text += f': {answer["reason"]}'
+        if text != self._said:
+            self._said = text
+            say(text)
+
+
+def _holder(lease: dict[str, typing.Any]) -> str:
+    ends = f' until {lease["ends"]} UTC' if lease.get('ends') else ''
+    pid = f' {lease["pid"]}' if lease['pid'] else ''
+    return f'{lease["user"]}{pid} {lease["command"]} ({len(lease["accelerators"])}{ends})'
+
+
+def say(text: str) -> None:
+    """Say something on the terminal, in one line; what cannot be printed is not."""
+    print('cyborg-lite:', ''.join(c if c.isprintable() else '?' for c in text), file=sys.stderr)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite release``: give back what ``cyborg-lite alloc`` holds."""
+
+from __future__ import annotations
+
+import argparse
+
+from cyborg_lite import client
+from cyborg_lite.cmd import leasing
+
+DESCRIPTION = (
+    'Gives back the accelerators of a lease, or those of this shell. It is refused while a process '
+    'has one of their devices open.'
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('id', nargs='?', help='the uuid or the name of the lease')
+    parser.add_argument(
+        '--host', metavar='NAME', help='one of the hosts of "cyborg-lite up --host"'
+    )
+    parser.add_argument('--socket', metavar='FILE', help='where the agent of this machine listens')
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    words = {'do': 'release', 'id': arguments.id, 'host': arguments.host}
+    try:
+        answer = client.ask(client.find(arguments.socket), words)
+    except client.Error as error:
+        leasing.say(str(error))
+        return 1
+    late = '' if answer['done'] else ', as soon as a conductor answers'
+    leasing.say(f'{answer["released"]} is released{late}')
+    return 0

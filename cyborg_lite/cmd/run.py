@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite run``: a command with accelerators that are its own until it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+
+from cyborg_lite import client
+from cyborg_lite.cmd import leasing
+
+DESCRIPTION = (
+    'Asks the agent of this machine for accelerators, waits in line until they are free, sets the '
+    'variables by which the software of their vendor finds them, and becomes COMMAND: its signals '
+    'and its exit status are its own. They are released when COMMAND and what it started have '
+    'ended, however that happens. In COMMAND the word {addresses} stands for the list of what was '
+    'given, and the arguments {env} and {podman} for variables, and for what podman or docker need.'
+)
+#: The statuses of a command that is not there, and of one that is no command, as shells have them.
+ABSENT, UNUSABLE = 127, 126
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    leasing.add_arguments(parser)
+    parser.add_argument('-q', '--quiet', action='store_true', help='do not say what was given')
+    parser.add_argument(
+        'command', nargs=argparse.REMAINDER, metavar='-- COMMAND', help='what is to be run'
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    command = arguments.command[arguments.command[:1] == ['--'] :]
+    if not command:
+        leasing.say('expected a command: cyborg-lite run -n 2 -- python train.py')
+        return 2
+    path = shutil.which(command[0])
+    if path is None:
+        leasing.say(f'{command[0]}: there is no such command')
+        return ABSENT
+    try:
+        lease = leasing.lease(arguments, command=os.path.basename(command[0]))
+    except client.TimedOut as error:
+        leasing.say(str(error))
+        return leasing.LATE
+    except client.Error as error:
+        leasing.say(str(error))
+        return 1
+    if not arguments.quiet:
+        given = ', '.join(lease.addresses) or 'no address that a program could use'
+        leasing.say(f'{len(lease.accelerators)} of host {lease.host}: {given} ({lease.uuid})')
+    try:
+        os.execve(path, _filled(command, lease), os.environ | lease.env)  # noqa: S606 # nosec B606
+    except OSError as error:
+        leasing.say(f'{command[0]}: {error.strerror}')
+        return UNUSABLE
+
+
+def _filled(command: list[str], lease: client.Lease) -> list[str]:
+    """The command with what was given in the place of what stands for it."""
+    many = {
+        '{env}': [f'{name}={value}' for name, value in lease.env.items()],
+        '{podman}': [str(each) for each in lease.views['container']['arguments']],
+    }
+    addresses = ','.join(lease.addresses)
+    return [
+        text
+        for word in command
+        for text in many.get(word, [word.replace('{addresses}', addresses)])
+    ]

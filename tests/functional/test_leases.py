@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes of a host lease accelerators from its agent: ``cyborg-lite run``, alloc and release."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cyborg_lite
+from cyborg_lite import client
+from cyborg_lite.agent import leases
+from cyborg_lite.agent import processes
+from cyborg_lite.conductor import leases as conductor_leases
+from cyborg_lite.driver import host as hosts
+from tests import support
+
+COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
+#: How long anything may take, in seconds; nothing comes near it.
+BOUND = 30
+NOBODY = 65534
+
+
+class Machine:
+    """A service with one host of eight NPUs, and its socket."""
+
+    def __init__(self, url, place, **options):
+        self.url, self.place, self.options = url, place, options
+        self.socket = str(place / 'agent.sock')
+        self.started = []
+        self.start()
+
+    def start(self):
+        found = [hosts.find('atlas-800t-a2', self.place / 'hosts')]
+        options = {'agent__enabled_drivers': ['huawei_ascend'], 'agent__socket': self.socket}
+        self.service = support.Service(self.url, found, **(options | self.options))
+        for agent in self.service.embedded.agents:
+            assert agent.manager.reported.wait(BOUND)
+
+    def stop(self):
+        self.service.stop()
+
+    def command(self, *arguments, **more):
+        """Start a command of ours."""
+        environment = os.environ | {client.VARIABLE: self.socket}
+        made = subprocess.Popen(
+            [str(COMMAND), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment | more.pop('env', {}),
+            **more,
+        )
+        self.started.append(made)
+        return made
+
+    def run(self, *arguments, **more):
+        """Run a command of ours: status, and what it says."""
+        made = self.command(*arguments, **more)
+        out, err = made.communicate(timeout=BOUND)
+        return made.returncode, out, err
+
+    def hold(self, count=1, *arguments):
+        """A process that holds so many until it is killed."""
+        made = self.command('run', '-n', count, *arguments, '--', 'sleep', '600')
+        self.until(lambda: self.lease(made.pid))
+        return made
+
+    def ask(self, **words):
+        return client.ask(self.socket, words)
+
+    def leases(self):
+        return self.ask(do='list')['leases']
+
+    def lease(self, pid, state='active'):
+        return next((x for x in self.leases() if (x['pid'], x['state']) == (pid, state)), None)
+
+    def held(self):
+        answer = self.service.api.get('/v2/accelerators?state=held')
+        return len(answer.json['accelerators'])
+
+    def until(self, condition):
+        end = time.monotonic() + BOUND
+        while not (found := condition()):
+            assert time.monotonic() < end, condition
+            time.sleep(0.02)
+        return found
+
+    def clear(self):
+        """Nothing is held, and no process of a test is left."""
+        for each in self.started:
+            if each.poll() is None:
+                each.kill()
+            each.communicate(timeout=BOUND)
+        self.started.clear()
+        self.until(lambda: not self.held() and not self.leases())
+
+
+@pytest.fixture(scope='module')
+def shared(databases, tmp_path_factory):
+    with databases.empty() as url:
+        made = Machine(url, tmp_path_factory.mktemp('machine'))
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def machine(shared):
+    yield shared
+    shared.clear()
+
+
+@pytest.fixture
+def alone(database_url, tmp_path):
+    """A machine of its own, to be made with options."""
+    made = []
+
+    def make(**options):
+        made.append(Machine(database_url, tmp_path, **options))
+        return made[0]
+
+    yield make
+    for each in made:
+        each.clear()
+        each.stop()
+
+
+def test_a_command_has_what_it_asked_for_and_its_own_status(machine):
+    script = 'echo $ASCEND_RT_VISIBLE_DEVICES $CYBORG_ALLOCATION; exit 7'
+    status, out, err = machine.run('run', '-n', 2, '--', 'sh', '-c', script)
+    visible, uuid = out.split()
+    assert (status, len(visible.split(','))) == (7, 2)
+    assert err.count('\n') == 1
+    assert uuid in err
+    shown = machine.service.api.get(f'/v2/allocations/{uuid}').json
+    assert shown['consumer']['type'] == 'local_process'
+    machine.until(lambda: not machine.held())
+
+
+def test_the_command_is_the_process_that_was_started(machine):
+    made = machine.command('run', '--', 'sh', '-c', 'echo $$; read word')
+    assert int(made.stdout.readline()) == made.pid
+    made.kill()
+
+
+def test_words_are_filled_in(machine):
+    status, out, _ = machine.run('run', '-n', 2, '--', 'echo', 'on {addresses}', '{env}')
+    assert status == 0
+    assert out.startswith('on ')
+    assert 'ASCEND_RT_VISIBLE_DEVICES=' in out
+
+
+def test_killed_process_frees_at_once_and_the_next_starts(machine):
+    first = machine.hold(8)
+    waiting = machine.command('run', '--', 'echo', 'mine')
+    machine.until(lambda: machine.lease(waiting.pid, 'queued'))
+    first.kill()
+    out, err = waiting.communicate(timeout=BOUND)
+    assert out == 'mine\n'
+    said = err.splitlines()[0]
+    assert said.startswith('cyborg-lite: waiting at place 1: held by ')
+    assert f' {first.pid} sleep (8)' in said
+
+
+def test_without_waiting(machine):
+    machine.hold(7)
+    status, _, err = machine.run('run', '--nonblock', '-n', 2, '--', 'true')
+    assert status == 1
+    assert 'needs 2 of CUSTOM_NPU' in err
+    assert machine.held() == 7
+
+
+def test_waiting_has_an_end(machine):
+    machine.hold(8)
+    assert machine.run('run', '--wait', '0.3s', '--', 'true')[0] == 124
+    machine.until(lambda: len(machine.leases()) == 1)
+
+
+def test_an_interrupt_cancels(machine):
+    machine.hold(8)
+    waiting = machine.command('run', '--', 'true')
+    machine.until(lambda: machine.lease(waiting.pid, 'queued'))
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(BOUND) == 130
+    machine.until(lambda: len(machine.leases()) == 1)
+
+
+def test_a_killed_waiter_leaves_the_line(machine):
+    machine.hold(8)
+    waiting = machine.command('run', '--', 'true')
+    machine.until(lambda: machine.lease(waiting.pid, 'queued'))
+    waiting.kill()
+    machine.until(lambda: len(machine.leases()) == 1)
+
+
+def test_what_it_started_keeps_the_lease(machine):
+    made = machine.command('run', '--', 'sh', '-c', 'sleep 600 & echo $!')
+    child = int(made.stdout.readline())
+    assert made.wait(BOUND) == 0
+    [lease] = machine.until(
+        lambda: [x for x in machine.leases() if [p['pid'] for p in x['processes']] == [child]]
+    )
+    assert lease['processes'][0]['command'] == 'sleep'
+    assert machine.held() == 1
+    os.kill(child, signal.SIGKILL)
+    machine.until(lambda: not machine.held())
+
+
+def test_an_agent_that_starts_anew_finds_its_leases(alone):
+    machine = alone()
+    kept, ended = machine.hold(2), machine.hold(3)
+    uuid = machine.lease(kept.pid)['uuid']
+    machine.stop()
+    ended.kill()
+    ended.wait()
+    machine.start()
+    machine.until(lambda: [x['uuid'] for x in machine.leases()] == [uuid])
+    machine.until(lambda: machine.held() == 2)
+    kept.kill()
+    machine.until(lambda: not machine.held())
+
+
+def test_what_ends_while_no_conductor_answers_is_freed_later(machine, monkeypatch):
+    made = machine.hold(2)
+    conductor, asked = machine.service.embedded._services[0], []
+    calls = conductor.manager.leases._calls
+
+    def away(*_, **__):
+        asked.append(1)
+        raise OSError('the disk is gone')
+
+    monkeypatch.setattr(conductor.manager.leases, '_calls', calls._replace(end=away))
+    made.kill()
+    machine.until(lambda: asked)
+    assert machine.held() == 2
+    monkeypatch.undo()
+    machine.until(lambda: not machine.held())
+
+
+def test_released_over_the_api(machine):
+    made = machine.hold(2)
+    uuid = machine.lease(made.pid)['uuid']
+    machine.service.api.delete(f'/v2/allocations/{uuid}')
+    monitor = machine.service.embedded._services[1]._door._default
+    monitor._due = 0.0
+    monitor._ring()
+    machine.until(lambda: not machine.leases())
+
+
+def test_alloc_is_held_by_the_shell(machine):
+    script = (
+        f'eval "$({COMMAND} alloc --pid $$ -n 2 --name mine)"; echo $ASCEND_RT_VISIBLE_DEVICES; '
+        'read word'
+    )
+    shell = subprocess.Popen(
+        ['bash', '-c', script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {client.VARIABLE: machine.socket},
+    )
+    machine.started.append(shell)
+    assert len(shell.stdout.readline().strip().split(',')) == 2
+    assert machine.lease(shell.pid)['name'] == 'mine'
+    shell.kill()
+    machine.until(lambda: not machine.held())
+
+
+def test_alloc_in_a_script_is_held_by_its_parent(machine):
+    status, out, _ = machine.run('alloc', '-f', 'json', '--name', 'json')
+    assert status == 0
+    assert json.loads(out)['name'] == 'json'
+    assert machine.lease(os.getpid())
+    assert machine.run('release')[0] == 0
+    assert not machine.held()
+
+
+def test_alloc_for_a_time(machine):
+    assert machine.run('alloc', '--for', '1h', '--name', 'hour')[0] == 0
+    lease = machine.lease(0)
+    assert (lease['name'], lease['pid'], bool(lease['ends'])) == ('hour', 0, True)
+    status, _, err = machine.run('release', 'hour')
+    assert (status, err) == (0, f'cyborg-lite: {lease["uuid"]} is released\n')
+    assert not machine.held()
+
+
+def test_release_of_nothing(machine):
+    status, _, err = machine.run('release', 'nothing')
+    assert (status, err) == (1, "cyborg-lite: no lease of 'nothing'\n")
+
+
+def test_from_python(machine, monkeypatch):
+    monkeypatch.setenv(client.VARIABLE, machine.socket)
+    with cyborg_lite.allocate('npu', 2) as devices:
+        assert len(devices.addresses) == machine.held() == 2
+        assert set(devices.env['ASCEND_RT_VISIBLE_DEVICES'].split(',')) == set(devices.addresses)
+    assert not machine.held()
+    with machine.hold(8), pytest.raises(client.TimedOut):
+        try:
+            cyborg_lite.allocate(wait=0.2)
+        finally:
+            machine.started[-1].kill()
+
+
+def test_allocation_inside_a_process_that_run_started(machine):
+    script = 'import cyborg_lite; a = cyborg_lite.allocation(); print(a.uuid, a.addresses)'
+    _, out, err = machine.run('run', '-n', 2, '--', sys.executable, '-c', script)
+    uuid = out.split()[0]
+    assert uuid in err
+    assert cyborg_lite.allocation() is None
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--class', 'gpu'], "No 'gpu' on host atlas-800t-a2: expected one of CUSTOM_NPU"),
+        (['--profile', 'nope'], 'Device profile nope not found'),
+        (['--profile', 'nope', '-n', '2'], 'expected a profile, or a resource class'),
+        (['--trait', 'CUSTOM_NONE', '--nonblock'], 'needs 1 of CUSTOM_NPU with CUSTOM_NONE'),
+        (['--host', 'elsewhere'], "this agent has no host 'elsewhere'"),
+        (['--socket', '/nowhere/agent.sock'], 'no agent listens here'),
+    ],
+)
+def test_refusals_are_one_line(machine, arguments, said):
+    status, out, err = machine.run('run', *arguments, '--', 'true')
+    assert (status, out, err.count('\n')) == (1, '', 1)
+    assert said in err
+
+
+def test_a_command_that_is_not_there_takes_nothing(machine):
+    assert machine.run('run', '--', 'no-such-command')[0] == 127
+    assert machine.run('run')[0] == 2
+
+
+@pytest.mark.parametrize('name', ['npu', 'NPU', 'custom_npu', 'CUSTOM_NPU', 'aichip'])
+def test_names_of_a_class(machine, name):
+    assert machine.run('run', '--class', name, '--', 'true')[0] == 0
+
+
+def test_quota_counts(alone):
+    machine = alone(conductor__user_projects={'root': 'lab'})
+    machine.service.conductor.update_quota(project='lab', limits={'CUSTOM_NPU': 2})
+    machine.hold(2)
+    status, _, err = machine.run('run', '--nonblock', '--', 'true')
+    assert status == 1
+    assert 'the limit is 2, 2 used, and 1 asked for' in err
+
+
+AS_NOBODY = """
+import json, os, sys
+from cyborg_lite import client
+os.setgroups([]), os.setgid({id}), os.setuid({id})
+try:
+    for answer in client._conversation(sys.argv[1], json.loads(sys.argv[2])):
+        print(json.dumps(answer))
+except client.Error as error:
+    print(json.dumps({{'error': str(error), 'code': error.code}}))
+"""
+
+
+def as_nobody(machine, **words):
+    """What another user is answered."""
+    script = AS_NOBODY.format(id=NOBODY)
+    argv = [sys.executable, '-c', script, machine.socket, json.dumps(words)]
+    return json.loads(subprocess.check_output(argv, timeout=BOUND))
+
+
+def test_other_users(machine):
+    """The socket lets nobody in but its group; what is another's cannot be touched."""
+    if os.getuid():
+        pytest.fail('only root can become another user')
+    mine = machine.hold(1, '--name', 'mine')
+    with opened(machine, to_socket=0):
+        assert 'you may not use this agent' in as_nobody(machine, do='list')['error']
+    with opened(machine):
+        assert as_nobody(machine, do='release', id='mine')['error'] == "no lease of 'mine'"
+        answer = as_nobody(machine, do='lease', of=mine.pid)
+        assert answer == {'error': f'process {mine.pid} belongs to another user', 'code': 403}
+        got = as_nobody(machine, do='lease')
+    assert (got['user'], got['state']) == (processes.user(NOBODY), 'active')
+    shown = machine.service.api.get(f'/v2/allocations/{got["uuid"]}').json
+    assert shown['project_id'] == processes.user(NOBODY)
+    assert machine.lease(mine.pid)
+
+
+@contextlib.contextmanager
+def opened(machine, to_socket=0o066):
+    """Let every user find the socket, and connect."""
+    places = [pathlib.Path(machine.socket), *pathlib.Path(machine.socket).parents]
+    before = [(place, place.stat().st_mode) for place in places]
+    for place, mode in before:
+        place.chmod(mode | (to_socket if place.is_socket() else 0o011))
+    yield
+    for place, mode in before:
+        place.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        b'', b'\n', b'[]\n', b'nonsense\n', b'{"do": "fly"}\n', b'{"do": ["lease"]}\n',
+        b'{"do": "lease", "request": []}\n', b'{"do": "lease", "of": true}\n',
+        b'{"do": "lease", "of": -1}\n', b'{"do": "lease", "of": 999999999}\n',
+        b'{"do": "lease", "of": "time"}\n', b'{"do": "lease", "more": 1}\n',
+        b'{"do": "lease", "request": {"count": 0}}\n',
+        b'{"do": "lease", "request": {"count": "1"}}\n',
+        b'{"do": "lease", "request": {"count": 1e400}}\n',
+        b'{"do": "lease", "request": {"name": "a b"}}\n',
+        b'{"do": "lease", "request": {"more": 1}}\n',
+        b'{"do": "lease", "request": {"traits": {"a": "required"}}}\n',
+        b'{"do": "lease", "host": {}}\n', b'{"do": "release", "id": {}}\n',
+        b'[' * 50000 + b'\n', b'x' * 70000,
+    ],
+)  # fmt: skip
+def test_hostile_words(machine, text):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(machine.socket)
+        connection.sendall(text)
+        connection.shutdown(socket.SHUT_WR)
+        answer = json.loads(connection.makefile().readline())
+    assert 400 <= answer['code'] < 500
+    assert answer['error']
+    assert not machine.held()
+
+
+def test_only_the_agent_of_a_host_is_served(machine):
+    bus = machine.service.embedded.bus
+    [agent] = machine.service.embedded.agents
+    peer = leases.context.service()
+    about = {'host': agent.manager.host.name, 'agent': 'somebody else'}
+    for call, more in (
+        ('leases', {}),
+        ('end_lease', {'uuid': 'x', 'cause': 'y'}),
+        ('lease', {'process': process(), 'request': {}}),
+    ):
+        with pytest.raises(leases.exception.Conflict, match='not reported by this agent'):
+            getattr(bus.leases(peer), call)(**about, **more)
+
+
+def test_an_agent_ends_nothing_but_leases_of_its_host(machine):
+    """An allocation that was made over the API is no lease."""
+    made = machine.service.api.post(
+        '/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}
+    ).json
+    [agent] = machine.service.embedded.agents
+    peer = machine.service.embedded.bus.leases(leases.context.service())
+    about = {'host': agent.manager.host.name, 'agent': agent.manager.id}
+    peer.end_lease(uuid=made['uuid'], cause='', **about)
+    assert machine.held() == 1
+    machine.service.api.delete(f'/v2/allocations/{made["uuid"]}')
+
+
+def test_nobody_claims_to_be_a_process_over_the_api(machine):
+    consumer = {'type': 'local_process', 'id': 'atlas-800t-a2/1/2/3/4/5/6'}
+    answer = machine.service.api.post(
+        '/v2/allocations',
+        {'groups': [{'resources': {'CUSTOM_NPU': 1}}], 'consumer': consumer},
+    )
+    assert answer.status_int == 400
+    assert 'consumer.type' in answer.text
+
+
+def process(**more):
+    return dataclasses.asdict(processes.find(os.getpid())) | more
+
+
+@pytest.mark.parametrize(
+    ('user', 'project'),
+    [('jane', 'jane'), ('bob', 'lab'), ('a b', 'uid-7'), ('', 'uid-7'), ('defaults', 'uid-7')],
+)
+def test_project_of_a_user(user, project):
+    told = process(user=user, uid=7)
+    assert conductor_leases._project(told, {'bob': 'lab'}) == project
+
+
+def test_a_consumer_is_read_back():
+    told = process(user='a/b', command='x/y\n')
+    text = conductor_leases.consumer('host-1', told)
+    host = type('Host', (), {'name': 'host-1'})
+    read = leases._process(text, host)
+    assert dataclasses.asdict(read) == told | {'user': 'a?b', 'command': 'x?y?'}
+    with pytest.raises(leases.exception.Invalid, match='shorter name'):
+        conductor_leases.consumer('h' * 250, told)
