@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 
+from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
+
+# isort: split
 from oslo_config import cfg
 from oslo_log import log
 
-from cyborg_lite import cmd  # noqa: F401 - native threads, before anything else
 from cyborg_lite import conf as options
 from cyborg_lite import exception
 from cyborg_lite import rpc
