@@ -27,7 +27,7 @@ from cyborg_lite import exception
 Row = dict[str, typing.Any]
 
 #: The columns of the table, and how wide each may be: 80 with the two blanks after each.
-WIDTHS = {'HOST': 16, 'MODEL': 14, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 8, 'SINCE': 8}
+WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since',
@@ -85,9 +85,11 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         while True:
             rows = service.accelerators()
-            empty = arguments.format == 'table' and not rows
-            text = _nothing(service) if empty else show(rows)
-            if arguments.watch and arguments.format == 'table' and sys.stdout.isatty():
+            table = arguments.format == 'table'
+            if table:
+                service.name_processes(rows)
+            text = _nothing(service) if table and not rows else show(rows)
+            if arguments.watch and table and sys.stdout.isatty():
                 text = CLEAR + text
             print(text, flush=True)
             if not arguments.watch:
@@ -119,13 +121,26 @@ class _Service:
             self._opener.add_handler(handler)
 
     def accelerators(self) -> list[Row]:
-        """All accelerators, page by page."""
+        """All accelerators."""
+        return self._all('accelerators', sort_key='host')
+
+    def name_processes(self, rows: list[Row]) -> None:
+        """Note of what a process holds its number and its user."""
+        if not any(row.get('allocation_uuid') for row in rows):
+            return
+        found = self._all('allocations', state='active', consumer_type='local_process')
+        named = {each['uuid']: _process(each) for each in found}
+        for row in rows:
+            row['process'] = named.get(row.get('allocation_uuid'))
+
+    def _all(self, resource: str, **arguments: str) -> list[Row]:
+        """A list, page by page."""
         rows: list[Row] = []
-        page: Row = {'accelerators_links': True}
-        while 'accelerators_links' in page:
+        page: Row = {f'{resource}_links': True}
+        while f'{resource}_links' in page:
             marker = {'marker': rows[-1]['uuid']} if rows else {}
-            page = self.page('accelerators', marker | {'sort_key': 'host'})
-            rows += page['accelerators']
+            page = self.page(resource, marker | arguments)
+            rows += page[resource]
         return rows
 
     def page(self, resource: str, arguments: dict[str, str]) -> Row:
@@ -221,11 +236,25 @@ def _table(rows: list[Row]) -> str:
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:
         cells = (
-            row['host'], row['model'], _place(row), _states(row),
-            row['instance_uuid'] or row.get('allocation_uuid') or '', _since(row['held_since']),
+            row['host'], row['model'], _place(row), _states(row), _holder(row),
+            _since(row['held_since']),
         )  # fmt: skip
         table.add_row([_cut(*each) for each in zip(WIDTHS, map(str, cells), strict=True)])
     return '\n'.join(line.rstrip() for line in table.get_string().splitlines())
+
+
+def _process(allocation: Row) -> str | None:
+    """The number and the user of the process that holds an allocation."""
+    try:
+        # As cyborg_lite.conductor.leases writes it.
+        _host, _boot, pid, _started, _uid, user, _command = allocation['consumer']['id'].split('/')
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return f'{pid} {user}' if pid != '0' else str(user)
+
+
+def _holder(row: Row) -> str:
+    return str(row.get('process') or row['instance_uuid'] or row.get('allocation_uuid') or '')
 
 
 def _place(row: Row) -> str:

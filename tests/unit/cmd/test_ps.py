@@ -15,6 +15,7 @@ import wsgiref.simple_server
 import pytest
 import trustme
 
+from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
@@ -77,9 +78,9 @@ def test_table_fits_80_columns(service, served, run):
     assert heading.split() == list(ps.WIDTHS)
     assert len(rows) == 5
     assert all(len(line) <= 80 for line in out.splitlines())
-    assert rows[0].split() == ['a-host-with-a-l…', 'miss', 'model', 'in…', '0000:5e:00.0', 'free']
+    assert rows[0].split() == ['a-host-with-a…', 'miss', 'model', '…', '0000:5e:00.0', 'free']
     held = [row.split()[:5] for row in rows if 'held' in row]
-    assert held == [['host-1', 'A100-SXM4-80G…', '0000:3b:00.0', 'held', support.INSTANCE[:8]]]
+    assert held == [['host-1', 'A100-SXM4-8…', '0000:3b:00.0', 'held', support.INSTANCE[:12]]]
     assert {row.split()[2] for row in rows[1:]} == {f'0000:3b:00.{n}' for n in range(4)}
 
 
@@ -105,6 +106,22 @@ def test_cards_of_which_nothing_is_given_out_were_found(database_url, served, ru
     assert status == 0
     assert 'No accelerator was found' not in out
     assert (out == 'Devices were found, and nothing of them is given out.\n') == said
+
+
+def test_a_process_is_a_holder(database_url, served, run):
+    made = support.Service(database_url)
+    process = {
+        'boot_id': 'b', 'pid': 4711, 'started': 1, 'uid': 7, 'user': 'jane', 'command': 'sh',
+    }  # fmt: skip
+    try:
+        made.report(support.card('3b'), agent='agent-1')
+        agent = made.embedded.bus.leases(context.service())
+        agent.lease(host=support.HOST, agent='agent-1', process=process, request={})
+        status, out, _ = run('--url', served(made.embedded.application))
+    finally:
+        made.stop()
+    assert status == 0
+    assert ' held   4711 jane  ' in out
 
 
 def test_an_allocation_is_a_holder(service, served, run):
