@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from cyborg_lite.agent import processes
+
+
+@pytest.fixture
+def child():
+    """A process that waits, with a mark in its environment."""
+    argv = [sys.executable, '-S', '-c', 'print(flush=True); input()']
+    environment = {processes.MARK: 'mark-1'}
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as made:
+        made.stdout.readline()
+        yield made
+        made.kill()
+
+
+def has_ended(descriptor):
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+def test_a_process_is_watched_until_it_ends(child):
+    found = processes.find(child.pid)
+    descriptor = processes.watch(found)
+    assert not has_ended(descriptor)
+    child.kill()
+    child.wait()
+    assert has_ended(descriptor)
+    os.close(descriptor)
+    with pytest.raises(processes.Gone):
+        processes.watch(found)
+    with pytest.raises(processes.Gone):
+        processes.find(child.pid)
+
+
+def test_a_zombie_has_ended(child):
+    found = processes.find(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(processes.Gone):
+        processes.watch(found)
+    assert processes.using((), 'mark-1') == []
+
+
+@pytest.mark.parametrize('other', [{'started': 1}, {'boot_id': 'another'}])
+def test_a_pid_that_is_used_again_is_another_process(child, other):
+    before = len(os.listdir('/proc/self/fd'))
+    with pytest.raises(processes.Gone):
+        processes.watch(dataclasses.replace(processes.find(child.pid), **other))
+    assert len(os.listdir('/proc/self/fd')) == before
+
+
+def test_a_process_is_found_by_its_mark(child):
+    assert [each.pid for each in processes.using((), 'mark-1')] == [child.pid]
+    assert processes.using((), 'mark') == []
+    assert processes.using(()) == []
+
+
+def test_a_process_is_found_by_what_it_opens(tmp_path, child):
+    node = tmp_path / 'davinci0'
+    node.write_text('')
+    assert processes.using({str(node)}) == []
+    argv = [sys.executable, '-S', '-c', 'print(flush=True); input()']
+    with (
+        node.open() as file,
+        subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[file.fileno()]
+        ) as made,
+    ):
+        made.stdout.readline()
+        assert [each.pid for each in processes.using({str(node)})] == [made.pid]
+        made.kill()
+
+
+def test_the_peer_is_what_the_kernel_says():
+    one, other = socket.socketpair()
+    with one, other:
+        assert processes.peer(one) == (os.getpid(), os.getuid())
+
+
+def test_a_command_with_brackets_and_blanks(child, monkeypatch, tmp_path):
+    place = tmp_path / '7'
+    place.mkdir()
+    fields = ['S', '3', *map(str, range(50))]
+    (place / 'stat').write_text(f'7 (a) b (c)) {" ".join(fields)}\n')
+    (place / 'comm').write_text('a) b (c)\n')
+    (tmp_path / 'sys/kernel/random').mkdir(parents=True)
+    (tmp_path / 'sys/kernel/random/boot_id').write_text('b-1\n')
+    monkeypatch.setattr(processes, 'PROC', tmp_path)
+    found = processes.find(7)
+    assert (found.started, found.command, found.boot_id) == (17, 'a) b (c)', 'b-1')
+    assert processes.parent(7) == 3
+
+
+def test_who_has_no_name():
+    assert processes.user(2**31 - 7) == f'uid-{2**31 - 7}'
+
+
+def test_an_orphan_has_no_parent():
+    with pytest.raises(processes.Gone):
+        processes.parent(1)
+
+
+def test_a_signal_does_not_end_a_watch(child):
+    descriptor = processes.watch(processes.find(child.pid))
+    os.kill(child.pid, signal.SIGSTOP)
+    assert not has_ended(descriptor)
+    os.close(descriptor)
