@@ -111,10 +111,17 @@ def send_batch(sender, kind: str) -> bool:
 
 def send(sender) -> int:
     """Send all that is due, as the threads of a conductor do; returns how many messages were."""
-    with unittest.mock.patch.object(sender, '_try', wraps=sender._try) as tries:
+    plain, tries = sender._try, itertools.count(1)
+
+    def try_(*args):
+        # Else what is always due would be sent for ever.
+        assert next(tries) <= 2000
+        return plain(*args)
+
+    with unittest.mock.patch.object(sender, '_try', try_):
         for kind in sender._send:
             sender._work(kind)
-    return tries.call_count
+    return next(tries) - 1
 
 
 def local(application) -> webtest.TestApp:
