@@ -107,6 +107,8 @@ _TABLE = (
     ('quota:update', ADMIN, ('PATCH /v2/quotas/{project_id}',), 'Set limits of a project.'),
     ('quota:delete', ADMIN, ('DELETE /v2/quotas/{project_id}',),
      'Take away the limits of a project.'),
+    ('usage:get_all', READER, ('GET /v2/usages',),
+     'Show what the own project has used; for those who may list accelerators, what all have.'),
     ('allocation:get_all', READER, ('GET /v2/allocations',), 'List allocations.'),
     ('allocation:get_one', READER,
      ('GET /v2/allocations/{id}', 'GET /v2/allocations/{id}/deliveries'),

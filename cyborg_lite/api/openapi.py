@@ -27,6 +27,7 @@ from cyborg_lite.api import instances
 from cyborg_lite.api import quotas
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+from cyborg_lite.api import usages
 from cyborg_lite.api import version
 from cyborg_lite.db import accelerators as db_accelerators
 
@@ -109,10 +110,11 @@ ROUTES = (
     Route('GET', '/v2/quotas/{project_id}', quotas.Quotas, 'get_one'),
     Route('PATCH', '/v2/quotas/{project_id}', quotas.Quotas, 'patch'),
     Route('DELETE', '/v2/quotas/{project_id}', quotas.Quotas, 'delete'),
+    Route('GET', '/v2/usages', usages.Usages, 'get_all'),
 )
 
 #: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
-OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas')
+OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas', 'usages')
 #: Resources of ours below those of Cyborg.
 _BELOW = re.compile(
     r'/v2/(accelerator_requests/[^/]+/history|device_profiles/[^/]+/check)(\.json)?/?'
@@ -137,6 +139,10 @@ _KINDS: dict[typing.Any, Json] = {
     types.uuid: _UUID,
     types.number: {'type': 'integer', 'minimum': 0, 'maximum': types.Number.MOST},
     types.flag: {'type': 'boolean'},
+    types.moment: {
+        'type': 'string',
+        'oneOf': [{'format': 'date'}, {'format': 'date-time'}],
+    },
     types.seconds: {'type': 'integer', 'minimum': 0, 'maximum': types.Seconds.MOST},
     # What is no uuid is not found, which Tempest asserts.
     types.id: _TEXT,
@@ -152,6 +158,11 @@ _ARGUMENTS: dict[str, Json] = {
     'marker': _UUID,
     'sort_dir': {'enum': ['asc', 'desc']},
     'bind_state': {'enum': ['resolved']},
+    'group_by': {
+        'type': 'array',
+        'minItems': 1,
+        'items': {'enum': [*model.Usage.KEYS]},
+    },
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
     'view': {'enum': [*delivery.VIEWS]},
 }
@@ -160,14 +171,6 @@ _STATES = {
     accelerators.Accelerators: db_accelerators.STATES,
     allocations.Allocations: model.Allocation.STATES,
     hosts.Hosts: hosts.STATES,
-}
-_LINKS: Json = {
-    'type': 'array',
-    'items': {
-        'type': 'object',
-        'required': ['rel', 'href'],
-        'properties': {'rel': _TEXT, 'href': {'type': 'string', 'format': 'uri'}},
-    },
 }
 _ERRORS: Json = {
     'Error': {
@@ -392,7 +395,7 @@ def _answer(route: Route) -> Json:
     if declared.shows:
         schema = declared.shows
     elif declared.paged:
-        schema = _object({collection: rows}, {f'{collection}_links': _LINKS})
+        schema = _object({collection: rows}, {f'{collection}_links': rest.LINKS})
     elif declared.wrap:
         schema = _object({declared.wrap: rows if declared.wrap == collection else row})
     else:
@@ -429,7 +432,7 @@ def _object(required: Json, optional: Json | None = None) -> Json:
 
 def _resource(controller: type[rest.Controller]) -> Json:
     """A resource at all microversions: a field that a later one brings is not required."""
-    always: Json = {'links': _LINKS}
+    always: Json = {'links': rest.LINKS}
     later: Json = {}
     for field in controller.kind.fields():
         schema = dict(_KINDS.get(field.type, {}))

@@ -103,6 +103,14 @@ def away(error: Exception) -> str | None:
 #: the arguments that stand in the path or the body, and nowhere else: WSME would take them from
 #: the query
 KEYS = {'id', 'uuid', '__body__'}
+LINKS: types.Schema = {
+    'type': 'array',
+    'items': {
+        'type': 'object',
+        'required': ['rel', 'href'],
+        'properties': {'rel': {'type': 'string'}, 'href': {'type': 'string', 'format': 'uri'}},
+    },
+}
 #: the arguments that every list takes
 PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
@@ -376,28 +384,27 @@ class Controller:
 
         The list is the first key: Tempest looks no further.
         """
-        most = call().conf.api.max_limit
-        wanted = _page(self.kind, most, **page)
+        wanted = _page(self.kind, **page)
         more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
         rows = self.read(*conditions, page=more)
         shown = rows[: wanted.limit]
         name = self.collection or self.path
         answer: dict[str, typing.Any] = {name: shown}
         if len(rows) > len(shown) and shown:
-            answer[f'{name}_links'] = [{'rel': 'next', 'href': _next(shown[-1]['uuid'])}]
+            answer[f'{name}_links'] = [
+                {'rel': 'next', 'href': following('marker', shown[-1]['uuid'])}
+            ]
         return answer
 
 
 def _page(
     kind: type[model.Base],
-    most: int,
     limit: str | None = None,
     marker: str | None = None,
     sort_key: str | None = None,
     sort_dir: str | None = None,
 ) -> query.Page:
-    if limit is not None and not (limit.isascii() and limit.isdigit()):
-        raise exception.Invalid(reason=f'Invalid limit {limit!r}: expected a number, 0 or more.')
+    number = size(limit)
     sortable = types.sort_keys(kind, call().version)
     if sort_key is not None and sort_key not in sortable:
         raise exception.Invalid(
@@ -406,11 +413,21 @@ def _page(
     if sort_dir not in (None, 'asc', 'desc'):
         raise exception.Invalid(reason=f'Invalid sort_dir {sort_dir!r}: expected asc or desc.')
     return query.Page(
-        limit=most if limit is None else min(int(limit[:9]), most),
+        limit=number,
         marker=None if marker is None else types.canonical(marker),
         sort_key=sort_key or 'id',
         sort_dir=sort_dir or 'asc',
     )
+
+
+def size(limit: str | None) -> int:
+    """How many rows a page may have, by the argument ``limit``."""
+    most = call().conf.api.max_limit
+    if limit is None:
+        return most
+    if not (limit.isascii() and limit.isdigit()):
+        raise exception.Invalid(reason=f'Invalid limit {limit!r}: expected a number, 0 or more.')
+    return min(int(limit[:9]), most)
 
 
 def split_filters(
@@ -434,7 +451,8 @@ def split_filters(
     return page, rest_
 
 
-def _next(marker: str) -> str:
-    arguments = [(k, v) for k, v in call().query.items() if k != 'marker']
+def following(name: str, value: str) -> str:
+    """The URL of the next page: that of this one, with another value of one argument."""
+    arguments = [(k, v) for k, v in call().query.items() if k != name]
     path = call().root + call().path
-    return f'{path}?{urllib.parse.urlencode([*arguments, ("marker", marker)])}'
+    return f'{path}?{urllib.parse.urlencode([*arguments, (name, value)])}'

@@ -132,6 +132,28 @@ class Seconds(Argument):
         return int(value)
 
 
+class Moment(Argument):
+    """A date or a time in ISO 8601; UTC unless it says otherwise."""
+
+    name = 'moment'
+    FORM = re.compile(r'\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?')
+
+    @staticmethod
+    def frombasetype(value: str | None) -> datetime.datetime | None:
+        if value is None:
+            return None
+        text = value.upper()
+        if not (text.isascii() and Moment.FORM.fullmatch(text)):
+            raise ValueError(f'{value} is no time')
+        found = datetime.datetime.fromisoformat(text)
+        if found.tzinfo is None:
+            return found
+        try:
+            return found.astimezone(datetime.UTC).replace(tzinfo=None)
+        except OverflowError:
+            raise ValueError(f'{value} is before or after all time') from None
+
+
 class Filter(wtypes.Base):
     """One of upstream's dotted filters: ``filters.field=limit&filters.value=1``."""
 
@@ -145,12 +167,14 @@ names = Names()
 number = Number()
 flag = Flag()
 seconds = Seconds()
+moment = Moment()
 
 _EXPECTED: dict[typing.Any, str] = {
     int: 'a number',
     number: f'a number from 0 to {Number.MOST}',
     flag: 'true or false',
     seconds: f'a number of seconds from 0 to {Seconds.MOST}',
+    moment: 'a date or a time in ISO 8601, with "+" written as %2B',
     uuid: 'a UUID',
     names: f'{NAMES} at most, with commas between them',
 }

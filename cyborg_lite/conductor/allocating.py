@@ -20,6 +20,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import holding
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
@@ -337,8 +338,7 @@ def _release(
     if allocation.state != 'active':
         return False
     uuid, profile = allocation.uuid, allocation.profile
-    names = _hosts(session, uuid)
-    hosts.lock(session, sa.select(model.Host.name).where(model.Host.name.in_(names)))
+    names = hosts.lock(session, _hosts(uuid))
     move = sa.update(model.Allocation).where(
         model.Allocation.id == allocation.id, model.Allocation.state == 'active', *conditions
     )
@@ -350,7 +350,7 @@ def _release(
     }
     if not query.matched(session, move.values(values)):
         return False
-    query.matched(session, sa.delete(model.ARQ).where(model.ARQ.allocation_uuid == uuid))
+    holding.end(session, sa.delete(model.ARQ).where(model.ARQ.allocation_uuid == uuid))
     if profile is None:
         own = model.DeviceProfile.name == taking.private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
@@ -359,9 +359,9 @@ def _release(
     return True
 
 
-def _hosts(session: orm.Session, uuid: str) -> set[str]:
+def _hosts(uuid: str) -> sa.Select[typing.Any]:
     """The hosts of what an allocation holds, by the names under which they report."""
-    query_ = (
+    return (
         sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
         .select_from(model.ARQ)
         .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
@@ -370,4 +370,3 @@ def _hosts(session: orm.Session, uuid: str) -> set[str]:
         .join(model.Host, model.Host.name == model.Device.hostname)
         .where(model.ARQ.allocation_uuid == uuid)
     )
-    return set(session.scalars(query_))

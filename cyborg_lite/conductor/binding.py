@@ -13,6 +13,7 @@ import collections.abc
 import typing
 import uuid as uuidlib
 
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import exc as orm_exception
@@ -21,6 +22,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import fitness
+from cyborg_lite.conductor import holding
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import owners
@@ -171,21 +173,23 @@ def _take(
     for wish in wishes:
         by_place[wish['device_rp_uuid'], wish['instance_uuid']].append(wish)
     ordinals: dict[str, int] = collections.Counter()
-    affected = set()
+    affected, now = set(), timeutils.utcnow()
     for (rp_uuid, instance), together in by_place.items():
-        provider = providers[rp_uuid]
+        provider, rows = providers[rp_uuid], {}
         handles = _free_handles(session, provider, together)
         for wish, handle in zip(together, handles, strict=True):
             arq, place = arqs[wish['uuid']], _place(wish)
-            since = model.ARQ.revision == arq.revision
             shown = place | {'accelerator_uuid': handle.uuid}
-            place['moves'] = arq.moved('Bound', None, ctxt.request_id, **shown)
-            place |= {'ordinal': ordinals[instance], 'attach_handle_id': handle.id}
-            if not _move(session, [wish['uuid']], 'Bound', since, **place):
-                raise _changed(wish['uuid'])
+            moves = arq.moved('Bound', None, ctxt.request_id, now, **shown)
+            held = holding.given(handle.id, provider.resource_class, now)
+            rows[arq.id] = place | held | {'moves': moves, 'ordinal': ordinals[instance]}
             ordinals[instance] += 1
             if handle.excludes:
                 affected.add(provider.device.hostname)
+        uuids = [wish['uuid'] for wish in together]
+        free = _unmoved([arqs[uuid] for uuid in uuids])
+        if _move(session, uuids, 'Bound', free, updated_at=now, **_each(rows)) != len(uuids):
+            raise _changed(*uuids)
     return affected
 
 
@@ -234,21 +238,21 @@ def unbind(
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_allocated(arqs)
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
-    freed = _freed(session, arqs)
+    freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
-    bound = [arq for arq in arqs if not _has_moved(arq, seen)]
-    moved = _move(
-        session,
-        [arq.uuid for arq in bound],
+    bound, now = [arq for arq in arqs if not _has_moved(arq, seen)], timeutils.utcnow()
+    moves = {arq.id: {'moves': arq.moved('Unbound', None, ctxt.request_id, now)} for arq in bound}
+    move = _to(
         'Unbound',
+        [arq.uuid for arq in bound],
         _unmoved(bound),
-        attach_handle_id=None,
         hostname=None,
         device_rp_uuid=None,
         instance_uuid=None,
         ordinal=None,
-        moves=_moved(bound, 'Unbound', ctxt),
+        **_each(moves),
     )
+    moved = holding.end(session, move.values(holding.NOTHING), bound, now)
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
     queue.freed(session, arqs, freed)
@@ -266,7 +270,7 @@ def delete(
     _refuse_allocated(arqs)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
-    freed = _freed(session, arqs)
+    freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
     queue.freed(session, arqs, freed)
@@ -283,7 +287,7 @@ def delete_of(
         of.append(model.ARQ.uuid.in_(seen))
     locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
     arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
-    freed = _freed(session, arqs)
+    freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
     queue.freed(session, arqs, freed)
@@ -297,44 +301,28 @@ def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
     if not arqs:
         return
     gone = sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs]), _unmoved(arqs))
-    if queries.matched(session, gone) != len(arqs):
+    if holding.end(session, gone, arqs) != len(arqs):
         raise orm_exception.StaleDataError
 
 
-def _moved(arqs: list[model.ARQ], state: str, ctxt: context.RequestContext) -> typing.Any:
-    """The moves of each of these with one more, for one statement that moves all."""
-    if not arqs:
-        return model.ARQ.moves
-    kind = model.ARQ.moves.type
-    known = {arq.id: sa.literal(arq.moved(state, None, ctxt.request_id), kind) for arq in arqs}
-    return sa.case(known, value=model.ARQ.id)
+def _each(rows: dict[int, dict[str, typing.Any]]) -> dict[str, typing.Any]:
+    """What to set of requests, by their ids: for one statement that changes all of them."""
+    names = next(iter(rows.values()), {})
+    return {name: _values(name, {id: row[name] for id, row in rows.items()}) for name in names}
+
+
+def _values(name: str, known: dict[int, typing.Any]) -> typing.Any:
+    first, *more = known.values()
+    if all(value == first for value in more):
+        return first
+    kind = sa.inspect(model.ARQ).columns[name].type
+    texts = {id: sa.literal(value, kind) for id, value in known.items()}
+    return sa.case(texts, value=model.ARQ.id)
 
 
 def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
     """That requests have not moved since they were read, should the lock on them be lost."""
     return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
-
-
-def _freed(session: orm.Session, arqs: list[model.ARQ]) -> set[str]:
-    """The hosts where these requests exclude what is free, while they hold what they hold.
-
-    They are told of last: others wait for a message from then on.
-    """
-    handles = [arq.attach_handle_id for arq in arqs if arq.attach_handle_id is not None]
-    if not handles or not outbox.tells(session, outbox.HOST):
-        return set()
-    query = (
-        sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
-        .select_from(model.AttachHandle)
-        .join(model.Deployable)
-        .join(model.Device)
-        .join(model.Host, model.Host.name == model.Device.hostname)
-        .where(
-            model.AttachHandle.id.in_(handles),
-            sa.or_(model.Host.renamed_to.is_not(None), exclusion.excludes(model.Device.hostname)),
-        )
-    )
-    return {*session.scalars(query)}
 
 
 def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:
@@ -492,9 +480,15 @@ def _move(
     **values: typing.Any,
 ) -> int:
     """Bring into a state those requests that it may come from; returns how many."""
-    move = (
+    return queries.matched(session, _to(state, uuids, *conditions, **values))
+
+
+def _to(
+    state: str, uuids: list[str], *conditions: sa.ColumnElement[bool], **values: typing.Any
+) -> sa.Update:
+    """What brings into a state those requests that it may come from."""
+    return (
         sa.update(model.ARQ)
         .where(model.ARQ.uuid.in_(uuids), model.ARQ.state.in_(SOURCES[state]), *conditions)
         .values(state=state, revision=model.ARQ.revision + 1, **values)
     )
-    return queries.matched(session, move)

@@ -25,6 +25,7 @@ from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
+from cyborg_lite.db import usages
 
 LOG = log.getLogger(__name__)
 
@@ -458,6 +459,7 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
         .values(hostname=new.name)
         .execution_options(synchronize_session=False)
     )
+    usages.rename(session, old.name, new.name)
     if new.renamed_to == old.name:
         new.renamed_to = None
         session.flush()

@@ -19,6 +19,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import holding
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
@@ -154,16 +155,16 @@ def take(
         session.add(profile)
         session.flush()
     handles = _handles(session, [each.handle for each in chosen])
-    found = [handles[each.handle] for each in chosen]
+    found, now = [handles[each.handle] for each in chosen], timeutils.utcnow()
     places = [
         {
             'state': 'Bound',
             'allocation_uuid': uuid,
-            'attach_handle_id': row.id,
             'hostname': row.host,
             'device_rp_uuid': row.rp_uuid,
-            'moves': _moves(ctxt, row),
+            'moves': _moves(ctxt, row, now),
         }
+        | holding.given(row.id, row.resource_class, now)
         for row in found
     ]
     arqs = binding.make(session, ctxt, profile, places)
@@ -184,14 +185,19 @@ def private(uuid: str) -> str:
     return f'allocation-{uuid}'
 
 
-def _moves(ctxt: context.RequestContext, row: sa.Row[typing.Any]) -> list[dict[str, typing.Any]]:
+def _moves(
+    ctxt: context.RequestContext, row: sa.Row[typing.Any], at: datetime.datetime
+) -> list[dict[str, typing.Any]]:
     place = {'hostname': row.host, 'device_rp_uuid': row.rp_uuid, 'accelerator_uuid': row.uuid}
-    return model.ARQ().moved('Bound', None, ctxt.request_id, **place)
+    return model.ARQ().moved('Bound', None, ctxt.request_id, at, **place)
 
 
 def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.Any]]:
     """What an allocation shows of these handles, by their ids."""
     device = model.Device
+    of_class = sa.and_(
+        model.Attribute.deployable_id == model.Deployable.id, model.Attribute.key == 'rc'
+    )
     query_ = (
         sa.select(
             model.AttachHandle.id,
@@ -204,9 +210,11 @@ def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.An
             device.uuid.label('device_uuid'),
             device.hostname.label('host'),
             *(device.type, device.model, device.address, device.numa_node, device.vendor_board),
+            *(model.Attribute.value.label('resource_class'),),
         )
         .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
         .join(device)
+        .outerjoin(model.Attribute, of_class)
         .where(model.AttachHandle.id.in_(ids))
     )
     return {row.id: row for row in session.execute(query_)}

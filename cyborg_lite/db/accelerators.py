@@ -105,7 +105,7 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
     'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
     'held_since': (
-        sa.case((_held, sa.func.coalesce(model.ARQ.updated_at, model.ARQ.created_at))), True,
+        sa.case((_held, model.ARQ.holds_since())), True,
         'Since when it is held, ISO 8601, UTC; null if it is not.',
     ),
 }  # fmt: skip

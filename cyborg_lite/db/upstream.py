@@ -336,6 +336,7 @@ class _Takeover:
             )
         state, reason = _state(row, handle, owner)
         holds = handle if state == 'Bound' else None
+        part = self._part_of[row['attach_handle_id']] if holds else None
         arq = self._make(
             model.ARQ,
             row,
@@ -343,12 +344,12 @@ class _Takeover:
             device_profile=profile,
             device_profile_group_id=group,
             hostname=row['hostname'],
-            device_rp_uuid=(
-                self._part_of[row['attach_handle_id']].rp_uuid if holds else row['device_rp_uuid']
-            ),
+            device_rp_uuid=part.rp_uuid if part else row['device_rp_uuid'],
             instance_uuid=row['instance_uuid'],
             project_id=project,
             attach_handle=holds,
+            held_since=_time(row['updated_at'] or row['created_at']) if part else None,
+            resource_class=part.resource_class if part else None,
         )
         if reason:
             self.notes.append(f'ARQ {arq.uuid} was {row["state"]} and is {state}: {reason}')
@@ -465,8 +466,7 @@ def _object(text: typing.Any) -> dict[str, typing.Any] | None:
 
 def _changed(row: Row) -> tuple[datetime.datetime, int]:
     """When a row was last changed; its number tells equal times apart."""
-    time = _time(row['updated_at']) or _time(row['created_at'])
-    return time or datetime.datetime.max, row['id']
+    return _time(row['updated_at'] or row['created_at']) or datetime.datetime.max, row['id']
 
 
 def _time(value: typing.Any) -> datetime.datetime | None:

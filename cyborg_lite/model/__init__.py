@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cyborg_lite knows: hosts, devices, handles, profiles, requests, allocations, quotas.
+"""What cyborg_lite knows: hosts, devices, handles, profiles, requests, allocations, quotas,
+usage.
 
 Each concept is declared once, in a file of its name.  A column's kind says who writes it::
 
@@ -32,6 +33,7 @@ from cyborg_lite.model.instance import Instance
 from cyborg_lite.model.message import Message
 from cyborg_lite.model.profile import DeviceProfile
 from cyborg_lite.model.quota import Quota
+from cyborg_lite.model.usage import Usage
 
 __all__ = (
     'ARQ',
@@ -49,5 +51,6 @@ __all__ = (
     'Instance',
     'Message',
     'Quota',
+    'Usage',
     'Version',
 )

@@ -71,6 +71,9 @@ class ARQ(base.Base):
     )
     # Unique: this link is the allocation, and the database refuses to make it twice.
     attach_handle_id: orm.Mapped[int | None] = base.link('attach_handles.id', unique=True)
+    # Since when it holds that, and the resource class then: what is held is counted by them.
+    held_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
+    resource_class: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
 
     device_profile: orm.Mapped[DeviceProfile] = orm.relationship(lazy='joined', innerjoin=True)
     attach_handle: orm.Mapped[AttachHandle | None] = orm.relationship(
@@ -114,16 +117,30 @@ class ARQ(base.Base):
         own = cls.project_id == project
         return sa.or_(own, cls.instance_uuid.is_not(None)) if vouched else own
 
+    @classmethod
+    def holds_since(cls) -> sa.ColumnElement[datetime.datetime]:
+        """Since when a request that holds an accelerator does so.
+
+        The release before, which may still run, does not note it.
+        """
+        return sa.func.coalesce(cls.held_since, cls.updated_at, cls.created_at)
+
     def moved(
-        self, state: str, reason: str | None, request: str | None, **place: str | None
+        self,
+        state: str,
+        reason: str | None,
+        request: str | None,
+        at: datetime.datetime | None = None,
+        **place: str | None,
     ) -> list[dict[str, typing.Any]]:
-        """The moves of this request with one more, which happens now.
+        """The moves of this request with one more.
 
         :param reason: why it is in this state, for one that could not be bound.
         :param request: the id of the API request that asked for it.
+        :param at: when it happens; now by default.
         :param place: those of PLACE that are known.
         """
-        move = {'at': _text(timeutils.utcnow()), 'state': state, 'reason': reason}
+        move = {'at': _text(at or timeutils.utcnow()), 'state': state, 'reason': reason}
         move |= {name: place.get(name) for name in PLACE} | {'request_id': request}
         return [*(self.moves or ()), move][-self.REMEMBERED :]
 

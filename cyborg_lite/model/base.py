@@ -47,6 +47,25 @@ def _age(element: Age, compiler: typing.Any, **kwargs: typing.Any) -> str:
     return forms.get(compiler.dialect.name, other)
 
 
+class Second(functions.FunctionElement[int]):
+    """The whole second of a moment since 1970, in SQL."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiler.compiles(Second)
+def _second(element: Second, compiler: typing.Any, **kwargs: typing.Any) -> str:
+    [moment] = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    forms = {
+        # SQLite would round to the nearest second.
+        'sqlite': f"CAST(strftime('%s', substr({moment}, 1, 19)) AS INTEGER)",
+        'postgresql': f'CAST(FLOOR(EXTRACT(EPOCH FROM {moment})) AS BIGINT)',
+    }
+    other = f"TIMESTAMPDIFF(SECOND, '1970-01-01', {moment})"
+    return forms.get(compiler.dialect.name, other)
+
+
 #: JSON with keys in order: made once, it costs a third of json.dumps().
 as_text = json.JSONEncoder(sort_keys=True).encode
 

@@ -89,6 +89,7 @@ def converse(service: support.Service, version: str) -> list[Exchange]:
     profile = _profiles(made)
     _requests(made, part['rp_uuid'])
     _quotas(made)
+    _usages(made, service)
     made.ask('DELETE', '/v2/device_profiles/{id}', profile['uuid'])
     made.ask('DELETE', '/v2/device_profiles', query='?value=none')
     _hosts(made, service)
@@ -182,6 +183,26 @@ def _quotas(made: Conversation) -> None:
     made.ask('DELETE', path, project)
 
 
+def _usages(made: Conversation, service: support.Service) -> None:
+    """Of a month that is over; the first page, with a link to the next."""
+    began = datetime.datetime(2026, 6, 1)
+    some = dict.fromkeys(('device_uuid', 'accelerator_uuid', 'arq_uuid'), str(uuid.uuid4()))
+    with service.database.writer() as session:
+        session.add_all(
+            model.Usage(
+                project_id=project,
+                resource_class='CUSTOM_NPU',
+                host=HOST,
+                began_at=began,
+                ended_at=began + datetime.timedelta(hours=hours),
+                **some,
+            )
+            for project, hours in (('speech', 12), ('vision', 36))
+        )
+    query = '?start=2026-06-01&end=2026-07-01&limit=1'
+    made.ask('GET', '/v2/usages', query=query, answered='usages/list')
+
+
 def _allocations(made: Conversation) -> None:
     path, name = '/v2/allocations', 'allocations'
     made.ask('POST', '/v2/device_profiles/{id}/check', 'npu', answered='device_profiles/check')
@@ -228,7 +249,9 @@ def _stand_ins(text: str) -> dict[str, str]:
         old: str(uuid.UUID(int=chance.getrandbits(128), version=4))
         for old in dict.fromkeys(UUID.findall(text))
     }
-    times = dict.fromkeys(TIME.findall(text), '2026-11-21T09:30:00+00:00')
+    # Those of midnight were asked for.
+    found = (each for each in TIME.findall(text) if 'T00:00:00' not in each)
+    times = dict.fromkeys(found, '2026-11-21T09:30:00+00:00')
     return uuids | times | {'http://localhost': 'http://127.0.0.1:6666'}
 
 

@@ -127,6 +127,14 @@ def fill_a5e83c1d7f42(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(**waits))
 
 
+def fill_c94e7b1f6a20(connection, tables):
+    """An interval that is over."""
+    interval = {'project_id': 'é' * 255, 'resource_class': 'FPGA', 'host': 'hôst-1 😀'}
+    interval |= dict.fromkeys(('device_uuid', 'accelerator_uuid', 'arq_uuid'), support.INSTANCE)
+    times = dict.fromkeys(('began_at', 'ended_at'), sa.func.now())
+    connection.execute(sa.insert(tables['usages']).values(**interval, **times))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -141,6 +149,7 @@ FILL = {
     'f5a07c93e1b4': fill_f5a07c93e1b4,
     'a5e83c1d7f42': fill_a5e83c1d7f42,
     'd3f81b6a0c24': fill_d3f81b6a0c24,
+    'c94e7b1f6a20': fill_c94e7b1f6a20,
 }
 
 
@@ -202,6 +211,25 @@ def test_the_rows_can_be_read_by_the_models(fresh):
         assert [host.silent for host in session.query(model.Host)] == [False, True, False]
         assert (part.handle_count, part.device.host.name) == (2, 'hôst-1 😀')
         assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
+
+
+def test_what_is_held_is_used_since_it_was_bound(fresh):
+    moves = [
+        {'at': f'2026-11-0{day}T01:02:03+00:00', 'state': state}
+        for day, state in ((1, 'Bound'), (2, 'Unbound'), (3, 'Bound'))
+    ]
+    for revision in revisions():
+        if revision == 'c94e7b1f6a20':
+            with fresh.engine.begin() as connection:
+                table = contents(connection)[0]['accelerator_requests']
+                connection.execute(sa.update(table).values(moves=json.dumps(moves)))
+        migration.upgrade(fresh.engine, revision)
+        with fresh.engine.begin() as connection:
+            FILL[revision](connection, contents(connection)[0])
+    with fresh.reader() as session:
+        [arq] = session.query(model.ARQ)
+        assert arq.held_since == datetime.datetime(2026, 11, 3, 1, 2, 3)
+        assert arq.resource_class == 'FPGA'
 
 
 def test_times_keep_their_microseconds(fresh):

@@ -5,6 +5,7 @@ import ast
 import graphlib
 from importlib import metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -271,3 +272,27 @@ def test_tests_mirror_the_source():
         place = test.relative_to(here).with_suffix('')
         if str(place) not in MORE:
             assert place.with_name(place.name.removeprefix('test_')) in known
+
+
+#: What takes the link to an attach handle from requests, and what sets it.
+FREES = re.compile(r'delete\(model\.ARQ\)|holding\.NOTHING')
+SETS = re.compile(r"attach_handle_id'?\s*(?::(?! orm)|=(?!=))")
+
+
+def functions(file):
+    """The text of each function of a file."""
+    text = file.read_text()
+    nodes = ast.walk(ast.parse(text))
+    return [ast.get_source_segment(text, each) for each in nodes if type(each) is ast.FunctionDef]
+
+
+def test_whatever_frees_an_accelerator_counts_its_usage():
+    frees = [each for file in FILES for each in functions(file) if FREES.search(each)]
+    assert len(frees) >= 3
+    assert [each for each in frees if 'holding.end(session, ' not in each] == []
+
+
+def test_the_link_to_an_accelerator_is_set_in_one_place():
+    assert SETS.search('values(attach_handle_id=None)') and SETS.search("{'attach_handle_id': 1}")
+    files = {file.name for file in FILES if SETS.search(file.read_text())}
+    assert files == {'holding.py'}, 'see conductor/holding.py'

@@ -70,6 +70,7 @@ EXPECTED = {
     'allocation:update': MEMBER_OR_SERVICE,
     'allocation:delete': MEMBER_OR_SERVICE,
     'device_profile:check': READER,
+    'usage:get_all': READER,
 }
 BASE = {
     'project_reader_or_admin': READER,

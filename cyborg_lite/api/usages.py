@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v2/usages: ours, and so the same at every microversion"""
+
+from __future__ import annotations
+
+import datetime
+import typing
+
+from oslo_utils import timeutils
+from wsme import types as wtypes
+
+from cyborg_lite import exception
+from cyborg_lite import model
+from cyborg_lite.api import rest
+from cyborg_lite.api import types
+from cyborg_lite.db import usages
+
+_KEYS = model.Usage.KEYS
+_TIME: types.Schema = {'type': 'string', 'format': 'date-time'}
+
+SHOWN: types.Schema = {
+    'type': 'object',
+    'required': ['usages', 'start', 'end'],
+    'additionalProperties': False,
+    'properties': {
+        'usages': {
+            'type': 'array',
+            'items': {
+                'type': 'object',
+                'required': ['device_seconds'],
+                'additionalProperties': False,
+                'properties': {
+                    'project_id': {'type': 'string'},
+                    'resource_class': {'type': ['string', 'null']},
+                    'host': {'type': 'string'},
+                    'device_seconds': {'type': 'integer', 'minimum': 0},
+                },
+            },
+        },
+        'start': _TIME,
+        'end': _TIME,
+        'usages_links': rest.LINKS,
+    },
+}
+
+
+class Usages(rest.Controller):
+    """For how long projects have held accelerators."""
+
+    kind, path, what = model.Usage, 'usages', 'Usage'
+
+    @rest.expose(
+        types.moment,
+        types.moment,
+        types.names,
+        wtypes.text,
+        types.number,
+        filters=dict.fromkeys(_KEYS, wtypes.text),
+        shows=SHOWN,
+    )
+    def get_all(self, wanted, start=None, end=None, group_by=None, limit=None, offset=None):
+        caller = rest.call().context
+        caller.can('cyborg:usage:get_all')
+        period, by = _period(start, end), _keys(group_by)
+        only = [(name, value) for name, value in wanted.items() if value is not None]
+        # A list of accelerators tells of each since when which project holds it.
+        if not caller.allows('cyborg:accelerator:get_all'):
+            only.append(('project_id', caller.project_id))
+        size, first = rest.size(limit), offset or 0
+        with rest.call().database.reader() as session:
+            rows = usages.total(session, period, by, only, size + 1, first)
+        answer: dict[str, typing.Any] = {
+            'usages': rows[:size],
+            'start': _shown(period.start),
+            'end': _shown(period.end),
+        }
+        if len(rows) > size > 0:
+            following = rest.following('offset', str(first + size))
+            answer['usages_links'] = [{'rel': 'next', 'href': following}]
+        return answer
+
+
+def _keys(given: list[str] | None) -> list[str]:
+    """By what to group: each key once, in the order of KEYS; by all of them by default."""
+    if given is None:
+        return list(_KEYS)
+    if not given or set(given) - set(_KEYS):
+        raise exception.Invalid(
+            reason=f'Invalid group_by: expected one or more of {", ".join(_KEYS)}, with commas '
+            'between them.'
+        )
+    return [name for name in _KEYS if name in given]
+
+
+def _period(start: datetime.datetime | None, end: datetime.datetime | None) -> usages.Period:
+    """What is asked for: by default the month in which the end is, and until now."""
+    end = end or timeutils.utcnow()
+    if start is None:
+        # The end is not part of the period: that of a month is the start of the next one.
+        last = end - min(end - datetime.datetime.min, datetime.timedelta(microseconds=1))
+        start = last.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    if start >= end:
+        raise exception.Invalid(
+            reason=f'Invalid start: expected a time before the end, {_shown(end)}, got '
+            f'{_shown(start)}.'
+        )
+    return usages.Period(start, end)
+
+
+def _shown(moment: datetime.datetime) -> str:
+    return moment.isoformat(timespec='seconds') + '+00:00'
