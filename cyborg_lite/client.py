@@ -33,6 +33,8 @@ SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
 VARIABLE = 'CYBORG_LITE_SOCKET'
 #: The most that is read of one answer, in bytes.
 SIZE = 32 << 20
+#: What a client says once it has a lease.
+TAKEN = b'taken\n'
 #: What a process finds in its environment that ``cyborg-lite run`` has started.
 ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
 
@@ -184,9 +186,10 @@ def lease(
     raise Error('the agent ended the conversation without an answer')
 
 
-def ask(path: str, words: Words) -> Words:
+def ask(path: str, words: Words, timeout: float | None = None) -> Words:
     """The one answer to a request."""
-    for answer in _conversation(path, words):
+    end = None if timeout is None else time.monotonic() + timeout
+    for answer in _conversation(path, words, end):
         return answer
     raise Error('the agent ended the conversation without an answer')
 
@@ -202,8 +205,10 @@ def find(path: str | None = None) -> str:
         return named
     own = pathlib.Path(state_dir()) / SOCKET
     for each in (own, SYSTEM):
-        if each.is_socket():
-            return str(each)
+        # Another user's directory may be closed.
+        with contextlib.suppress(OSError):
+            if each.is_socket():
+                return str(each)
     raise Error(
         f'no agent listens on this machine: neither {own} nor {SYSTEM} is a socket. Start one with '
         f'"cyborg-lite up", or name its socket in {VARIABLE}'
@@ -253,7 +258,11 @@ def _conversation(
             raise Error(f'{path}: {_unreachable(error)}') from None
         try:
             connection.sendall(json.dumps(words).encode() + b'\n')
-            yield from _answers(connection, end)
+            for answer in _answers(connection, end):
+                if 'views' in answer:
+                    # The agent takes back a lease that nobody has taken.
+                    connection.sendall(TAKEN)
+                yield answer
         except TimeoutError:
             raise TimedOut('it was not free in time') from None
         except OSError as error:

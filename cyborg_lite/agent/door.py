@@ -35,8 +35,13 @@ LOG = log.getLogger(__name__)
 SIZE = 64 << 10
 #: How long a client may take to send its request, or to take in an answer, in seconds.
 PATIENCE = 5.0
-#: How many clients are served at once, and how many of one user.
-CLIENTS, OF_USER = 256, 64
+#: How many clients of each kind are served at once, and how many of one user: those whose request
+#: is read, those that wait for a lease, and others. Root is not counted.
+LIMITS = {'reading': (256, 64), 'lease': (256, 64), 'other': (64, 16)}
+#: How long to wait if a client cannot be taken for lack of descriptors or threads, in seconds.
+PAUSE = 0.2
+#: How many clients may wait to be accepted.
+BACKLOG = 256
 #: How often it is looked whether a client that waits is still there, in seconds.
 GLANCE = 0.2
 
@@ -69,9 +74,9 @@ class Door:
         self._path = pathlib.Path(path)
         self._served = {each.host.name: each for each in served}
         self._default = served[0]
-        self._clients: collections.Counter[int] = collections.Counter()
+        self._clients: collections.Counter[tuple[str, int]] = collections.Counter()
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._listener = _listen(self._path, group)
         self._thread = threading.Thread(target=self._run, name='door', daemon=True)
 
@@ -81,7 +86,7 @@ class Door:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -90,25 +95,30 @@ class Door:
             each.stop()
 
     def _run(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError as error:
-                if not self._stopping:
-                    LOG.error('Socket %s takes no clients: %s', self._path, error)
-                return
+                self._begin(connection)
+            except (OSError, RuntimeError) as error:
+                # For lack of descriptors, or of threads: others may end.
+                if not self._stopping.wait(PAUSE):
+                    LOG.error('Socket %s takes no client now: %s', self._path, error)
+
+    def _begin(self, connection: socket.socket) -> None:
+        try:
             threading.Thread(
                 target=self._serve, args=(connection,), name='client', daemon=True
             ).start()
+        except BaseException:
+            connection.close()
+            raise
 
     def _serve(self, connection: socket.socket) -> None:
         """Serve one client; whatever it does harms nobody else."""
         with connection:
             connection.settimeout(PATIENCE)
             try:
-                pid, uid = processes.peer(connection)
-                with self._counted(uid):
-                    self._answer(connection, pid, uid)
+                self._answer(connection, *processes.peer(connection))
             except (Refused, processes.Gone) as error:
                 _send(connection, {'error': str(error), 'code': getattr(error, 'code', 400)})
             except exception.CyborgError as error:
@@ -123,20 +133,30 @@ class Door:
                 _send(connection, {'error': 'the agent failed: see its log', 'code': 500})
 
     @contextlib.contextmanager
-    def _counted(self, uid: int) -> collections.abc.Iterator[None]:
+    def _counted(self, kind: str, uid: int) -> collections.abc.Iterator[None]:
+        """
+        :raises Refused: when there are too many of this kind.
+        """
+        most, of_user = LIMITS[kind]
         with self._lock:
-            if self._clients.total() >= CLIENTS or self._clients[uid] >= OF_USER:
+            all_ = sum(n for (each, user), n in self._clients.items() if each == kind and user)
+            if uid and (all_ >= most or self._clients[kind, uid] >= of_user):
                 raise Refused('too many clients ask at once: try again later', 503)
-            self._clients[uid] += 1
+            self._clients[kind, uid] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._clients[uid] -= 1
+                self._clients[kind, uid] -= 1
                 self._clients += collections.Counter()
 
     def _answer(self, connection: socket.socket, pid: int, uid: int) -> None:
-        words = _read(connection)
+        with self._counted('reading', uid):
+            words = _read(connection)
+        with self._counted('lease' if words.get('do') == 'lease' else 'other', uid):
+            self._act(connection, pid, uid, words)
+
+    def _act(self, connection: socket.socket, pid: int, uid: int, words: Words) -> None:
         asking = Client(connection, pid, uid)
         served = self._default
         if (name := words.pop('host', None)) is not None:
@@ -168,6 +188,13 @@ class Client:
         if not _send(self._connection, words):
             raise _HungUp
 
+    def has_taken(self) -> bool:
+        """Whether it says that it has got its lease: what was sent may never be read."""
+        try:
+            return self._connection.recv(64).startswith(client.TAKEN.strip())
+        except OSError:
+            return False
+
     def refuse_if_gone(self) -> None:
         """:raises _HungUp: when it has closed the connection."""
         polling = select.poll()
@@ -195,24 +222,35 @@ def _lease(
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')
     if isinstance(command, str):
-        process = dataclasses.replace(process, command=command[:64])
+        plain = ''.join(each if each.isprintable() else '?' for each in command[:64])
+        process = dataclasses.replace(process, command=plain)
     lease = served.take(process, request)
-    row: leases.Row | None = lease.row
     try:
-        while row is not None and row['state'] == 'queued':
-            asking.send(_shown(served, lease))
-            before = row
-            while row == before:
-                asking.refuse_if_gone()
-                row = served.wait(lease, before, GLANCE)
-    except (_HungUp, OSError):
+        _deliver(served, asking, lease)
+    except BaseException:
         served.end(lease, 'It was cancelled.')
         raise
+
+
+def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None:
+    """Tell the client of its lease until it is active, and has been taken.
+
+    :raises _HungUp: when the client has gone meanwhile.
+    """
+    row: leases.Row | None = lease.row
+    while row is not None and row['state'] == 'queued':
+        asking.send(_shown(served, lease, row))
+        before = row
+        while row == before:
+            asking.refuse_if_gone()
+            row = served.wait(lease, before, GLANCE)
     if row is None:
         raise Refused('the lease was released while it waited', 409)
     document = served.document(lease)
     views = {view: delivery.render(document, view) for view in delivery.VIEWS}
-    asking.send(_shown(served, lease) | {'views': views})
+    asking.send(_shown(served, lease, row) | {'views': views})
+    if not asking.has_taken():
+        raise _HungUp
 
 
 def _holder(asking: Client, of: typing.Any) -> processes.Process:
@@ -240,8 +278,13 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
 
 
 def _list(served: leases.Leases, asking: Client) -> None:
-    """All leases of the host, with their processes."""
-    asking.send({'leases': [_shown(served, lease) for lease in served.all()]})
+    """All leases of the host, with their processes; the ids of others' are nobody's business."""
+    hidden = {'uuid': None, 'name': None}
+    found = [
+        _shown(served, lease, lease.row) | ({} if asking.may(lease.process.uid) else hidden)
+        for lease in served.all()
+    ]
+    asking.send({'leases': found})
 
 
 def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> None:
@@ -268,9 +311,9 @@ def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> No
     asking.send({'released': lease.uuid, 'done': done})
 
 
-def _shown(served: leases.Leases, lease: leases.Lease) -> Words:
+def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words:
     """A lease as clients see it."""
-    row, process = lease.row, lease.process
+    process = lease.process
     return {
         'uuid': lease.uuid,
         'name': row['name'],
@@ -334,7 +377,7 @@ def _listen(path: pathlib.Path, group: str | None) -> socket.socket:
         if group is not None:
             os.chown(path, -1, _gid(group))
             path.chmod(0o660)
-        listener.listen(CLIENTS)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise

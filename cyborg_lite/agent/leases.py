@@ -38,9 +38,9 @@ RESYNC = 60.0
 RETRY = 1.0
 #: How long an answer is waited for, in seconds.
 TIMEOUT = 60
-#: The most processes of one lease that are watched at once. Where there are more, they are looked
-#: for again every RETRY seconds.
-WATCHED = 256
+#: The most processes of one lease that are watched at once: the others are looked for when these
+#: have ended.
+WATCHED = 8
 #: How long the end of the work in hand is waited for, in seconds.
 PATIENCE = 5
 
@@ -92,6 +92,8 @@ class Leases:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._due = 0.0
+        # How many requests were begun, and how many are under way.
+        self._begun = self._asking = 0
 
     def start(self) -> None:
         self._worker.start()
@@ -108,22 +110,24 @@ class Leases:
         :raises cyborg_lite.exception.CyborgError: when it is refused.
         :raises oslo_messaging.MessagingException: when no conductor answers.
         """
+        told = dataclasses.asdict(process)
+        with self._changed:
+            self._begun += 1
+            self._asking += 1
         try:
-            row = self._conductor().lease(
-                process=dataclasses.asdict(process), request=request, **self._me()
-            )
+            row = self._conductor().lease(process=told, request=request, **self._me())
+            with self._changed:
+                return self._known.setdefault(row['uuid'], Lease(row['uuid'], process, row))
         except exception.CyborgError:
             raise
         except BaseException:
-            # It may have been made all the same: then it is found, and ends with its process.
+            # It may have been made all the same: then it is found.
             self._due = 0.0
-            self._ring()
             raise
-        lease = Lease(row['uuid'], process, row)
-        with self._changed:
-            lease = self._known.setdefault(lease.uuid, lease)
-        self._ring()
-        return lease
+        finally:
+            with self._changed:
+                self._asking -= 1
+            self._ring()
 
     def wait(self, lease: Lease, row: Row, timeout: float) -> Row | None:
         """What is known of a lease once that has changed, or so many seconds later; None once it
@@ -155,7 +159,7 @@ class Leases:
 
     def opening(self, lease: Lease) -> list[processes.Process]:
         """The processes that have a device of a lease open, as far as they can be seen."""
-        return processes.using(self._nodes(lease))
+        return processes.using(lease.process, self._nodes(lease))
 
     def _ring(self) -> None:
         """Wake the thread that watches."""
@@ -174,26 +178,20 @@ class Leases:
         now = time.monotonic()
         if now >= self._due:
             self._due = now + (RESYNC if self._compare() else RETRY)
-        for lease in list(self._known.values()):
-            self._look(lease)
-        late = [
-            lease for lease in list(self._known.values()) if lease.over and not self._end(lease)
-        ]
+        known = list(self._known.values())
+        late = [lease for lease in known if not self._look(lease)]
+        late += [lease for lease in known if lease.over and not self._end(lease)]
         self._hear(RETRY if late else self._pause())
         return 0.0
 
-    def _pause(self) -> float | None:
-        """How long nothing is to be done unless a process ends; None for ever."""
+    def _pause(self) -> float:
+        """How long nothing is to be done unless a process ends."""
         with self._changed:
-            known = list(self._known.values())
-            if any(lease.queued and not lease.over for lease in known):
+            if any(lease.queued and not lease.over for lease in self._known.values()):
                 self._due = min(self._due, time.monotonic() + POLL)
-            crowded = any(len(lease.watched) >= WATCHED for lease in known)
-        if not known and self._due:
-            return None
-        return RETRY if crowded else max(0.0, self._due - time.monotonic())
+        return max(0.0, self._due - time.monotonic())
 
-    def _hear(self, timeout: float | None) -> None:
+    def _hear(self, timeout: float) -> None:
         """Wait until a process ends, or the bell rings."""
         for key, _ in self._selector.select(timeout):
             if key.fd == self._bell:
@@ -209,10 +207,11 @@ class Leases:
     def _compare(self) -> bool:
         """Compare what is known with what conductors have; returns whether one answered.
 
-        Leases of before a restart become known by it.
+        Leases of before a restart become known by it. Those that wait have no client any more.
         """
         with self._changed:
-            before = set(self._known)
+            before, begun = set(self._known), self._begun
+            asking = self._asking
         try:
             rows = self._conductor().leases(**self._me())
         except (messaging.MessagingException, exception.CyborgError) as error:
@@ -222,10 +221,13 @@ class Leases:
         with self._changed:
             for uuid, row in found.items():
                 lease = self._known.get(uuid)
-                if lease is None:
-                    self._known[uuid] = Lease(uuid, _process(row['consumer_id'], self.host), row)
-                else:
+                if lease is not None:
                     lease.row = row
+                elif asking or begun != self._begun:
+                    # It may be one that is being asked for: its client is about to know it.
+                    self._due = 0.0
+                else:
+                    self._known[uuid] = self._found(row)
             # One that was made meanwhile may be missing in what was found.
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
             self._changed.notify_all()
@@ -234,37 +236,53 @@ class Leases:
                 self._forget(lease, descriptor)
         return True
 
-    def _look(self, lease: Lease) -> None:
-        """Watch the processes of a lease; it is over once none is left."""
-        if lease.over or not lease.process.pid or (lease.watched and len(lease.watched) < WATCHED):
-            return
-        found = self._using(lease) if lease.begun else [lease.process]
-        lease.begun = True
-        for process in found:
-            self._watch(lease, process)
-        if lease.watched:
-            return
-        # A process may have been started while the others were looked at: they are looked at until
-        # twice in a row there is none.
-        again = self._using(lease)
-        for process in again:
-            self._watch(lease, process)
-        if not lease.watched and not again:
-            self.end(lease, 'Its process ended.')
+    def _found(self, row: Row) -> Lease:
+        """A lease that a conductor knows, and this agent does not."""
+        lease = Lease(row['uuid'], _process(row['consumer_id'], self.host), row)
+        if lease.queued:
+            lease.over = 'Its client is gone.'
+        return lease
 
-    def _using(self, lease: Lease) -> list[processes.Process]:
-        return processes.using(self._nodes(lease), mark=lease.uuid)
+    def _look(self, lease: Lease) -> bool:
+        """Watch the processes of a lease, which is over once none is left; returns whether it could
+        be looked.
+        """
+        if lease.over or not lease.process.pid or lease.watched:
+            return True
+        try:
+            if not lease.begun:
+                self._watch(lease, lease.process)
+                lease.begun = True
+            # A process may be started while the others are looked at: there is none if twice in a
+            # row none is found.
+            for _ in range(2):
+                if lease.watched:
+                    return True
+                for process in processes.using(lease.process, self._nodes(lease), lease.uuid):
+                    self._watch(lease, process)
+        except OSError as error:
+            LOG.warning('The processes of lease %s cannot be seen now: %s', lease.uuid, error)
+            return False
+        if not lease.watched:
+            self.end(lease, 'Its process ended.')
+        return True
 
     def _watch(self, lease: Lease, process: processes.Process) -> None:
-        known = {(each.pid, each.started) for each in lease.watched.values()}
-        if len(lease.watched) >= WATCHED or (process.pid, process.started) in known:
+        """
+        :raises OSError: when it cannot be watched, though it lives.
+        """
+        if len(lease.watched) >= WATCHED:
             return
         try:
             descriptor = processes.watch(process)
         except processes.Gone:
             return
+        try:
+            self._selector.register(descriptor, selectors.EVENT_READ, lease)
+        except BaseException:
+            os.close(descriptor)
+            raise
         lease.watched[descriptor] = process
-        self._selector.register(descriptor, selectors.EVENT_READ, lease)
 
     def _nodes(self, lease: Lease) -> set[str]:
         """The device nodes that are of this lease alone; a host that was described has none."""

@@ -26,6 +26,10 @@ MARK = 'CYBORG_ALLOCATION'
 #: The most of an environment that is read, in bytes: arguments and environment have 6 MB together.
 ENVIRONMENT = 8 << 20
 
+#: What is raised for a process that has ended, and for one that may not be looked at, too.
+_ENDED = (ProcessLookupError, FileNotFoundError)
+_HIDDEN = (*_ENDED, PermissionError)
+
 
 class Gone(Exception):
     """A process has ended, or cannot be seen from here."""
@@ -121,10 +125,17 @@ def ended(descriptor: int) -> bool:
     return bool(polling.poll(0))
 
 
-def using(nodes: collections.abc.Collection[str], mark: str | None = None) -> list[Process]:
-    """The processes that have one of these device nodes open, or a mark in their environment.
+def using(
+    holder: Process, nodes: collections.abc.Collection[str], mark: str | None = None
+) -> list[Process]:
+    """The processes that have a mark in their environment, or one of these device nodes open.
 
-    What may not be looked at is left out: an agent that is not root sees its own user's processes.
+    They are of the same user as the holder, or root with the mark: others could keep by a mark
+    what is not theirs, and services such as that of persistence have nodes open all the time. They
+    were started after the holder.  What may not be looked at is left out: an agent that is not root
+    sees its own user's processes.
+
+    :raises OSError: when it cannot be looked, such as for lack of descriptors.
     """
     wanted = f'{MARK}={mark}'.encode() if mark else None
     found = []
@@ -132,8 +143,12 @@ def using(nodes: collections.abc.Collection[str], mark: str | None = None) -> li
         if not name.isdecimal() or int(name) == os.getpid():
             continue
         with contextlib.suppress(Gone):
-            if not _is_zombie(int(name)) and (_marked(int(name), wanted) or _opens(name, nodes)):
-                found.append(find(int(name)))
+            each = find(int(name))
+            if each.uid not in (holder.uid, 0) or each.started < holder.started:
+                continue
+            opens = each.uid == holder.uid and _opens(name, nodes)
+            if (opens or _marked(each.pid, wanted)) and not _is_zombie(each.pid):
+                found.append(each)
     return found
 
 
@@ -143,7 +158,7 @@ def _marked(pid: int, wanted: bytes | None) -> bool:
     try:
         with (PROC / str(pid) / 'environ').open('rb') as file:
             return wanted in file.read(ENVIRONMENT).split(b'\0')
-    except OSError:
+    except _HIDDEN:
         return False
 
 
@@ -154,10 +169,10 @@ def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
     place = PROC / pid / 'fd'
     try:
         names = os.listdir(place)
-    except OSError:
+    except _HIDDEN:
         return False
     for name in names:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_HIDDEN):
             if os.readlink(place / name) in nodes:
                 return True
     return False
@@ -192,8 +207,8 @@ def user(uid: int) -> str:
 
 @contextlib.contextmanager
 def _gone(pid: int) -> collections.abc.Iterator[None]:
-    """Turn what a process that has ended raises into Gone."""
+    """Turn what a process that has ended raises into Gone, and no other error."""
     try:
         yield
-    except (OSError, ValueError, IndexError) as error:
+    except (*_ENDED, ValueError, IndexError) as error:
         raise Gone(f'process {pid} has ended, or cannot be seen') from error

@@ -12,6 +12,8 @@ from cyborg_lite import client
 
 #: The status of a command that waited as long as it was to, as timeout(1) has it.
 LATE = 124
+#: How long the agent may take to say who holds what, in seconds.
+PATIENCE = 2.0
 #: How many holders are named.
 NAMED = 4
 
@@ -123,7 +125,8 @@ class _Waiting:
         place = answer.get('position')
         text = f'waiting at place {place}' if place else 'waiting'
         try:
-            held = client.ask(self._path, {'do': 'list', 'host': answer.get('host')})['leases']
+            words = {'do': 'list', 'host': answer.get('host')}
+            held = client.ask(self._path, words, PATIENCE)['leases']
         except (client.Error, KeyError):
             held = []
         holders = [_holder(each) for each in held if each['state'] == 'active']

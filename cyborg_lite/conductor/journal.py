@@ -73,6 +73,11 @@ def allocate(request: typing.Any, **_: typing.Any) -> str:
     return f'Allocate {" or ".join(wanted)[:500]}{named}'
 
 
+def lease(host: str, process: typing.Any, request: typing.Any, **_: typing.Any) -> str:
+    who = ' '.join(str(process.get(name))[:64] for name in ('pid', 'user'))
+    return f'Lease for process {who} on host {host[:255]}: {str(request)[:500]}'
+
+
 def set_status(uuid: str, status: str, **_: typing.Any) -> str:
     return f'{"Enable" if status == "enabled" else "Disable"} device {uuid}'
 

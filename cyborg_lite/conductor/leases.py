@@ -9,6 +9,7 @@ has, and looks at their processes.
 from __future__ import annotations
 
 import collections.abc
+import functools
 import re
 import typing
 
@@ -31,7 +32,9 @@ MOST = 1000
 #: The longest lease that has an end, in seconds: a year.
 LONGEST = 366 * 24 * 3600
 
-_NAME = {'type': 'string', 'minLength': 1, 'maxLength': 255}
+# Without control characters, and halves of characters, which no database takes.
+_NAME = {'type': 'string', 'pattern': r'^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z'}
+_UUID = re.compile('[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}', re.I)
 _WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
 _NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
 
@@ -98,9 +101,7 @@ class Leases:
         self._calls = calls
 
     @messaging.expose
-    @journal.logged(
-        'Lease for process {process[pid]} of user {process[user]} on host {host}: {request}'
-    )
+    @journal.logged(journal.lease)
     def lease(
         self, ctxt: context.RequestContext, host: str, agent: str, process: Process, request: Row
     ) -> Row:
@@ -220,14 +221,21 @@ def _check(name: str, value: typing.Any, schema: dict[str, typing.Any]) -> None:
     """
     :raises cyborg_lite.exception.Invalid: when the value is not as the schema says.
     """
-    # It takes memory that a conductor whose agents have no socket does without.
-    import jsonschema
-
-    error = jsonschema.Draft202012Validator(schema).iter_errors(value)
-    first = next(iter(error), None)
+    first = next(iter(_validator()(schema).iter_errors(value)), None)
     if first is not None:
         place = '.'.join(str(each) for each in first.absolute_path) or name
         raise exception.Invalid(reason=f'Invalid {place}: {first.message[:300]}.')
+
+
+@functools.cache
+def _validator() -> typing.Any:
+    """JSON Schema, but that a number with a point is no integer: 2.0 is written so."""
+    # It takes memory that a conductor whose agents have no socket does without.
+    import jsonschema
+
+    plain = jsonschema.Draft202012Validator
+    checker = plain.TYPE_CHECKER.redefine('integer', lambda _, value: type(value) is int)
+    return jsonschema.validators.extend(plain, type_checker=checker)
 
 
 def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
@@ -278,6 +286,8 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
             reason='Invalid request: expected a profile, or a resource class with count and '
             'traits, not both.'
         )
+    if _UUID.fullmatch(request.get('name', '')):
+        raise exception.Invalid(reason='Invalid name: expected a name that is no UUID.')
     groups = [] if profile else [[_group(session, host, request)]]
     return {
         'profile': profile,

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -11,11 +12,14 @@ import socket
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import pytest
 
 import cyborg_lite
 from cyborg_lite import client
+from cyborg_lite import model
+from cyborg_lite.agent import door
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 from cyborg_lite.conductor import leases as conductor_leases
@@ -372,14 +376,15 @@ def as_nobody(machine, **words):
     return json.loads(subprocess.check_output(argv, timeout=BOUND))
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason='only root can become another user')
 def test_other_users(machine):
     """The socket lets nobody in but its group; what is another's cannot be touched."""
-    if os.getuid():
-        pytest.fail('only root can become another user')
     mine = machine.hold(1, '--name', 'mine')
     with opened(machine, to_socket=0):
         assert 'you may not use this agent' in as_nobody(machine, do='list')['error']
     with opened(machine):
+        [shown] = as_nobody(machine, do='list')['leases']
+        assert (shown['uuid'], shown['name'], shown['pid']) == (None, None, mine.pid)
         assert as_nobody(machine, do='release', id='mine')['error'] == "no lease of 'mine'"
         answer = as_nobody(machine, do='lease', of=mine.pid)
         assert answer == {'error': f'process {mine.pid} belongs to another user', 'code': 403}
@@ -411,6 +416,9 @@ def opened(machine, to_socket=0o066):
         b'{"do": "lease", "of": "time"}\n', b'{"do": "lease", "more": 1}\n',
         b'{"do": "lease", "request": {"count": 0}}\n',
         b'{"do": "lease", "request": {"count": "1"}}\n',
+        b'{"do": "lease", "request": {"count": 2.0}}\n',
+        b'{"do": "lease", "request": {"profile": "\\ud800"}}\n',
+        b'{"do": "lease", "request": {"name": "6a5cb1c0-0b9e-4b0e-8f0e-1d2f3a4b5c6d"}}\n',
         b'{"do": "lease", "request": {"count": 1e400}}\n',
         b'{"do": "lease", "request": {"name": "a b"}}\n',
         b'{"do": "lease", "request": {"more": 1}}\n',
@@ -428,6 +436,99 @@ def test_hostile_words(machine, text):
     assert 400 <= answer['code'] < 500
     assert answer['error']
     assert not machine.held()
+
+
+def begun(machine, **words):
+    """A connection that has asked, and reads no answer."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(machine.socket)
+    connection.sendall(json.dumps(words).encode() + b'\n')
+    return connection
+
+
+@pytest.mark.parametrize('of', ['self', 'parent', 'time'])
+def test_what_a_client_that_is_gone_was_given_is_freed(machine, of):
+    made = len(machine.service.rows(model.Allocation))
+    begun(machine, do='lease', of=of, request={'seconds': 3000}).close()
+    machine.until(lambda: len(machine.service.rows(model.Allocation)) == made + 1)
+    machine.until(lambda: not machine.held() and not machine.leases())
+
+
+def test_who_waits_in_a_service_that_ended_has_left_the_line(alone):
+    machine = alone()
+    held = machine.hold(8)
+    with begun(machine, do='lease', of='time', request={'seconds': 3000, 'queue': True}):
+        machine.until(lambda: machine.lease(0, 'queued'))
+        monitor = machine.service.embedded._services[1]._door._default
+        # As if it were killed: nobody is told that the client has gone.
+        with unittest.mock.patch.object(monitor, 'end'):
+            machine.stop()
+        machine.start()
+        machine.until(lambda: [x['pid'] for x in machine.leases()] == [held.pid])
+    held.kill()
+    machine.until(lambda: not machine.held())
+
+
+def test_one_who_waits_often_can_still_look_and_release(machine, monkeypatch):
+    monkeypatch.setitem(door.LIMITS, 'lease', (256, 2))
+    machine.hold(8)
+    limits = machine.service.embedded._services[1]._door
+    limits._clients['lease', NOBODY] = 2
+    with pytest.raises(door.Refused, match='too many'), limits._counted('lease', NOBODY):
+        pass
+    with limits._counted('other', NOBODY), limits._counted('lease', 0):
+        assert len(machine.leases()) == 1
+    limits._clients['lease', NOBODY] = 0
+
+
+def test_a_door_that_lacks_descriptors_for_a_while(machine, monkeypatch):
+    """It goes on when there are some again."""
+    monkeypatch.setattr(door, 'PAUSE', 0.01)
+    served, tries = machine.service.embedded._services[1]._door, []
+
+    def begin(connection):
+        connection.close()
+        tries.append(1)
+        raise OSError(errno.EMFILE, 'no descriptors')
+
+    with unittest.mock.patch.object(served, '_begin', begin):
+        with pytest.raises(client.Error):
+            machine.leases()
+        assert tries
+    assert machine.leases() == []
+
+
+def test_a_process_that_cannot_be_looked_at_keeps_its_lease(machine, monkeypatch):
+    monkeypatch.setattr(leases, 'RETRY', 0.01)
+    failing = iter([OSError(errno.EMFILE, 'no descriptors')] * 3)
+    plain = processes.watch
+
+    def watch(process):
+        for error in failing:
+            raise error
+        return plain(process)
+
+    with unittest.mock.patch.object(processes, 'watch', watch):
+        assert machine.run('alloc', '--pid', os.getpid())[0] == 0
+        machine.until(lambda: next(failing, None) is None)
+        [lease] = machine.until(lambda: [x for x in machine.leases() if x['processes']])
+    assert lease['pid'] == os.getpid()
+    assert machine.run('release', lease['uuid'])[0] == 0
+
+
+def test_after_a_comparison_that_failed_there_is_another(machine, monkeypatch):
+    monkeypatch.setattr(leases, 'RETRY', 0.01)
+    monitor = machine.service.embedded._services[1]._door._default
+    asked = []
+
+    def compare():
+        asked.append(1)
+        return len(asked) > 3
+
+    with unittest.mock.patch.object(monitor, '_compare', compare):
+        monitor._due = 0.0
+        monitor._ring()
+        machine.until(lambda: len(asked) > 3)
 
 
 def test_only_the_agent_of_a_host_is_served(machine):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import errno
 import os
 import select
 import signal
@@ -23,6 +24,11 @@ def child():
         made.stdout.readline()
         yield made
         made.kill()
+
+
+def using(mark=None, nodes=(), **more):
+    holder = dataclasses.replace(processes.find(os.getpid()), **({'started': 0} | more))
+    return processes.using(holder, nodes, mark)
 
 
 def has_ended(descriptor):
@@ -49,7 +55,7 @@ def test_a_zombie_has_ended(child):
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(processes.Gone):
         processes.watch(found)
-    assert processes.using((), 'mark-1') == []
+    assert using('mark-1') == []
 
 
 @pytest.mark.parametrize('other', [{'started': 1}, {'boot_id': 'another'}])
@@ -61,15 +67,40 @@ def test_a_pid_that_is_used_again_is_another_process(child, other):
 
 
 def test_a_process_is_found_by_its_mark(child):
-    assert [each.pid for each in processes.using((), 'mark-1')] == [child.pid]
-    assert processes.using((), 'mark') == []
-    assert processes.using(()) == []
+    assert [each.pid for each in using('mark-1')] == [child.pid]
+    assert using('mark') == []
+    assert using() == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason='only root can start a process of another user')
+def test_a_mark_of_another_user_is_not_believed():
+    environment = {processes.MARK: 'mark-2', 'PATH': os.defpath}
+    with subprocess.Popen(['sleep', '60'], user=65534, group=65534, env=environment) as made:
+        assert using('mark-2', uid=1000) == []
+        assert [each.pid for each in using('mark-2', uid=65534)] == [made.pid]
+        made.kill()
+
+
+def test_what_was_there_before_the_holder_is_not_of_its_lease(child):
+    later = processes.find(child.pid).started + 1
+    assert using('mark-1', started=later) == []
+
+
+@pytest.mark.parametrize('error', [errno.EMFILE, errno.ENOMEM])
+def test_a_process_that_cannot_be_looked_at_has_not_ended(child, monkeypatch, error):
+    def fail(pid):
+        raise OSError(error, 'for lack of something')
+
+    found = processes.find(child.pid)
+    monkeypatch.setattr(os, 'pidfd_open', fail)
+    with pytest.raises(OSError, match='for lack'):
+        processes.watch(found)
 
 
 def test_a_process_is_found_by_what_it_opens(tmp_path, child):
     node = tmp_path / 'davinci0'
     node.write_text('')
-    assert processes.using({str(node)}) == []
+    assert using(nodes={str(node)}) == []
     argv = [sys.executable, '-S', '-c', 'print(flush=True); input()']
     with (
         node.open() as file,
@@ -78,7 +109,7 @@ def test_a_process_is_found_by_what_it_opens(tmp_path, child):
         ) as made,
     ):
         made.stdout.readline()
-        assert [each.pid for each in processes.using({str(node)})] == [made.pid]
+        assert [each.pid for each in using(nodes={str(node)})] == [made.pid]
         made.kill()
 
 
