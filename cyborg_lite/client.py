@@ -80,6 +80,11 @@ class Lease:
         return {str(name): str(value) for name, value in self.views['process']['env'].items()}
 
     @property
+    def problems(self) -> list[str]:
+        """What of these accelerators a program cannot find by the variables, and why."""
+        return [str(each) for each in self.views['process'].get('problems', ())]
+
+    @property
     def addresses(self) -> list[str]:
         """How the vendor's software names each device; its id here where it has no name."""
         return [

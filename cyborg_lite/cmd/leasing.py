@@ -86,7 +86,7 @@ def lease(
     path = client.find(arguments.socket)
     end = None if arguments.wait is None else time.monotonic() + arguments.wait
     told = _Waiting(path)
-    return client.lease(
+    found = client.lease(
         path,
         _request(arguments, seconds),
         of=of,
@@ -95,6 +95,9 @@ def lease(
         told=told,
         host=arguments.host,
     )
+    for each in found.problems:
+        say(each)
+    return found
 
 
 def _request(arguments: argparse.Namespace, seconds: float | None) -> dict[str, typing.Any]:

@@ -23,6 +23,7 @@ from cyborg_lite.agent import door
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 from cyborg_lite.conductor import leases as conductor_leases
+from cyborg_lite.delivery import needs
 from cyborg_lite.driver import host as hosts
 from tests import support
 
@@ -405,6 +406,14 @@ def opened(machine, to_socket=0o066):
     yield
     for place, mode in before:
         place.chmod(mode)
+
+
+def test_what_no_variable_names_is_said(machine, monkeypatch):
+    """A program would look for other devices, or see all."""
+    monkeypatch.setattr(needs, 'of_driver', lambda name: None)
+    status, _, err = machine.run('run', '--', 'true')
+    assert status == 0
+    assert 'its driver does not tell how processes use it' in err.splitlines()[0]
 
 
 @pytest.mark.parametrize(
