@@ -154,6 +154,9 @@ class World:
         self.known['devices'] += missing * len(self.known['devices'])
         active = [row.uuid for row in self.service.rows(model.Allocation) if row.state == 'active']
         self.known['allocations'] += active * len(self.known['allocations'])
+        # Those of an allocation are changed by it alone.
+        alone = [arq.uuid for arq in arqs if arq.allocation_uuid is None]
+        self.known['accelerator_requests'] += alone * 3
         added = [row.uuid for row in self.service.rows(model.Attribute) if row.added]
         self.known['attributes'] += added * len(self.known['attributes'])
         theirs = [arq for arq in arqs if arq.project_id != MEMBERS]
