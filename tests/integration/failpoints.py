@@ -60,6 +60,9 @@ ABSENT = {
     'expire',
     'serve',
     'wake',
+    'lease',
+    'leases',
+    'end_lease',
 }
 
 
