@@ -13,8 +13,9 @@ from cyborg_lite.cmd import leasing
 DESCRIPTION = (
     'Asks the agent of this machine for accelerators, and prints the variables by which the '
     'software of their vendor finds them: eval "$(cyborg-lite alloc --pid $$ -n 2)" sets them in a '
-    'shell. They are held until the shell (the parent of this command), the process of --pid, or '
-    'the time of --for has ended, or "cyborg-lite release" gives them back.'
+    'shell, and fails if there are none. They are held until the shell (the parent of this '
+    'command), the process of --pid, or the time of --for has ended, or "cyborg-lite release" '
+    'gives them back.'
 )
 
 
@@ -44,15 +45,12 @@ def _pid(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    of = arguments.pid or ('time' if arguments.seconds else 'parent')
-    try:
-        lease = leasing.lease(arguments, of, seconds=arguments.seconds)
-    except client.TimedOut as error:
-        leasing.say(str(error))
-        return leasing.LATE
-    except client.Error as error:
-        leasing.say(str(error))
-        return 1
+    status, lease = _lease(arguments)
+    if lease is None:
+        if arguments.format == 'shell':
+            # What a shell evaluates fails, so that no program starts that would see all devices.
+            print('false')
+        return status
     if arguments.format == 'json':
         shown = {'uuid': lease.uuid, 'name': lease.name, 'host': lease.host, 'env': lease.env}
         print(json.dumps(shown | {'accelerators': lease.accelerators}))
@@ -60,3 +58,16 @@ def run(arguments: argparse.Namespace) -> int:
         for name, value in lease.env.items():
             print(f'export {name}={shlex.quote(value)}')
     return 0
+
+
+def _lease(arguments: argparse.Namespace) -> tuple[int, client.Lease | None]:
+    """The lease that is asked for, or the status that says why there is none."""
+    of = arguments.pid or ('time' if arguments.seconds else 'parent')
+    try:
+        return 0, leasing.lease(arguments, of, seconds=arguments.seconds)
+    except client.TimedOut as error:
+        leasing.say(str(error))
+        return leasing.LATE, None
+    except client.Error as error:
+        leasing.say(str(error))
+        return 1, None

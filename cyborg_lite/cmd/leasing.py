@@ -14,6 +14,8 @@ from cyborg_lite import client
 LATE = 124
 #: How long the agent may take to say who holds what, in seconds.
 PATIENCE = 2.0
+#: How a reason begins if too few accelerators are free; what it says if there never are enough.
+WAITS, NEVER = 'It waits: ', 'all accelerators together would not do'
 #: How many holders are named.
 NAMED = 4
 
@@ -133,11 +135,13 @@ class _Waiting:
         except (client.Error, KeyError):
             held = []
         holders = [_holder(each) for each in held if each['state'] == 'active']
-        if holders:
+        reason = str(answer.get('reason') or '')
+        # Where it waits for accelerators it is told who holds them, unless they would not do.
+        if holders and reason.startswith(WAITS) and NEVER not in reason:
             more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
             text += f': held by {", ".join(holders[:NAMED])}{more}'
-        elif answer.get('reason'):
-            text += f': {answer["reason"]}'
+        elif reason:
+            text += f': {reason.removeprefix(WAITS)}'
         if text != self._said:
             self._said = text
             say(text)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 
 from cyborg_lite import client
 from cyborg_lite.cmd import leasing
@@ -37,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     path = shutil.which(command[0])
     if path is None:
-        leasing.say(f'{command[0]}: there is no such command')
-        return ABSENT
+        there = os.sep in command[0] and os.path.exists(command[0])
+        why = 'it is no program, or may not be run' if there else 'there is no such command'
+        leasing.say(f'{command[0]}: {why}')
+        return UNUSABLE if there else ABSENT
     try:
         lease = leasing.lease(arguments, command=os.path.basename(command[0]))
     except client.TimedOut as error:
@@ -50,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         given = ', '.join(lease.addresses) or 'no address that a program could use'
         leasing.say(f'{len(lease.accelerators)} of host {lease.host}: {given} ({lease.uuid})')
+    # Python ignores them, and what it becomes would, too.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execve(path, _filled(command, lease), os.environ | lease.env)  # noqa: S606 # nosec B606
     except OSError as error:

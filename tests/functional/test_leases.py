@@ -155,6 +155,42 @@ def test_the_command_is_the_process_that_was_started(machine):
     made.kill()
 
 
+def test_signals_are_those_of_a_shell(machine):
+    """Python ignores some, which a command would inherit."""
+    _, out, _ = machine.run('run', '--', 'grep', 'SigIgn', '/proc/self/status')
+    plain = subprocess.check_output(['grep', 'SigIgn', '/proc/self/status'], text=True)
+    assert int(out.split()[1], 16) == int(plain.split()[1], 16)
+
+
+def test_what_a_shell_evaluates_fails_without_a_lease(machine):
+    status, out, err = machine.run('alloc', '--class', 'gpu')
+    assert (status, out) == (1, 'false\n')
+    assert err.count('\n') == 1
+
+
+def test_what_is_no_program(machine):
+    status, _, err = machine.run('run', '--', '/etc/passwd')
+    assert (status, err) == (
+        126, 'cyborg-lite: /etc/passwd: it is no program, or may not be run\n',
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('amount', [9, 2])
+def test_why_it_waits(machine, amount):
+    """More than there are, and more than the quota allows."""
+    project = processes.user(os.getuid())
+    conductor = machine.service.conductor
+    machine.hold(1)
+    if amount == 2:
+        conductor.update_quota(project=project, limits={'CUSTOM_NPU': 2})
+    waiting = machine.command('run', '-n', amount, '--', 'true')
+    said = waiting.stderr.readline()
+    waiting.kill()
+    if amount == 2:
+        conductor.delete_quota(project=project)
+    assert {9: 'all accelerators together would not do', 2: 'Quota exceeded'}[amount] in said
+
+
 def test_words_are_filled_in(machine):
     status, out, _ = machine.run('run', '-n', 2, '--', 'echo', 'on {addresses}', '{env}')
     assert status == 0
