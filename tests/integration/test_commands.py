@@ -31,6 +31,7 @@ COMMANDS = {
     'instance': {'free'},
     'quota': {'delete', 'list', 'set', 'show'},
     'allocation': {'create', 'delete', 'list', 'renew', 'show'},
+    'usage': {'list'},
 }
 
 
@@ -230,6 +231,19 @@ def test_our_own(request, way):
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)
     assert 'Host b not found' in commands.fail('host', 'delete', 'b')
     assert NOTHING in commands.fail('instance', 'free', NOTHING)
+
+
+def test_usage(request):
+    commands = make(request, 'new', 'none')
+    made = commands('allocation', 'create', '--resource', 'FPGA=1')
+    try:
+        [row] = commands('usage', 'list', '--group-by', 'host', '--host', conftest.HOST)
+    finally:
+        commands.do('allocation', 'delete', made['uuid'])
+    assert row['host'] == conftest.HOST
+    assert row['device_seconds'] >= 0
+    assert commands('usage', 'list', '--start', '2020-01-01', '--end', '2020-02-01') == []
+    assert 'Invalid start' in commands.fail('usage', 'list', '--start', 'yesterday')
 
 
 def test_allocations(request):

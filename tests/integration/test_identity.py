@@ -17,7 +17,7 @@ MEMBERS = {'admin', 'manager', 'member', 'service'}
 
 #: The resources whose errors have a form of their own, and a rule for one below a resource of
 #: Cyborg's.
-OURS = {'accelerator', 'allocation', 'host', 'instance', 'quota', 'device_profile:check'}
+OURS = {'accelerator', 'allocation', 'host', 'instance', 'quota', 'usage', 'device_profile:check'}
 
 PROFILE = [{'name': 'no one', 'groups': [{'resources:FPGA': '1'}]}]
 PROGRAM = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': NOTHING}]}]
@@ -59,6 +59,7 @@ RULES = {
     'allocation:create': (MEMBERS, 'POST', '/allocations', {'profile': 'nothing'}, 404),
     'allocation:update': (MEMBERS, 'PATCH', f'/allocations/{NOTHING}', {'lease': 60}, 404),
     'allocation:delete': (MEMBERS, 'DELETE', f'/allocations/{NOTHING}', None, 404),
+    'usage:get_all': (READERS, 'GET', '/usages', None, 200),
     'quota:get_all': (ADMINS, 'GET', '/quotas', None, 200),
     'quota:get_one': (READERS, 'GET', '/quotas/own', None, 200),
     'quota:update': (ADMINS, 'PATCH', '/quotas/own', {'limits': {'total': 1}}, 400),
