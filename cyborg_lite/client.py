@@ -237,6 +237,11 @@ def short(path: str) -> collections.abc.Iterator[str]:
         os.close(descriptor)
 
 
+def plain(text: str) -> str:
+    """A text on one line, without what cannot be printed."""
+    return ''.join(each if each.isprintable() else '?' for each in text)
+
+
 _UNITS = {'s': 1, 'm': 60, 'min': 60, 'h': 3600, 'd': 86400}
 
 

@@ -116,7 +116,7 @@ class Agents:
         self.each = [Agent(conf, bus, host) for host in hosts]
         self._door: door.Door | None = None
         if conf.agent.socket and self.each:
-            served = [_leases(conf, bus, agent.manager) for agent in self.each]
+            served = [_leases(bus, agent.manager) for agent in self.each]
             try:
                 self._door = door.Door(conf.agent.socket, conf.agent.socket_group, served)
             except OSError as error:
@@ -135,8 +135,8 @@ class Agents:
             agent.stop()
 
 
-def _leases(conf: cfg.ConfigOpts, bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
-    return leases.Leases(conf, bus, agent.host, agent.id, agent.reported)
+def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
+    return leases.Leases(bus, agent.host, agent.id, agent.reported)
 
 
 class Embedded:

@@ -46,7 +46,6 @@ BACKLOG = 256
 GLANCE = 0.2
 
 Words = dict[str, typing.Any]
-Send = collections.abc.Callable[[Words], None]
 
 
 class Refused(Exception):
@@ -222,8 +221,7 @@ def _lease(
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')
     if isinstance(command, str):
-        plain = ''.join(each if each.isprintable() else '?' for each in command[:64])
-        process = dataclasses.replace(process, command=plain)
+        process = dataclasses.replace(process, command=client.plain(command[:64]))
     lease = served.take(process, request)
     try:
         _deliver(served, asking, lease)

@@ -15,7 +15,6 @@ import threading
 import time
 import typing
 
-from oslo_config import cfg
 from oslo_log import log
 import oslo_messaging as messaging
 
@@ -71,7 +70,6 @@ class Leases:
 
     def __init__(
         self,
-        conf: cfg.ConfigOpts,
         bus: rpc.Peers,
         host: driver.Host,
         agent: str,
@@ -80,7 +78,6 @@ class Leases:
         """:param agent: the id under which the agent reports.
         :param reported: set once a conductor knows the host.
         """
-        self._conf = conf
         self._bus = bus
         self._agent = agent
         self._reported = reported
@@ -204,6 +201,11 @@ class Leases:
         del lease.watched[descriptor]
         os.close(descriptor)
 
+    def _unwatch(self, lease: Lease) -> None:
+        """Watch no process of a lease any more."""
+        for descriptor in list(lease.watched):
+            self._forget(lease, descriptor)
+
     def _compare(self) -> bool:
         """Compare what is known with what conductors have; returns whether one answered.
 
@@ -232,8 +234,7 @@ class Leases:
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
             self._changed.notify_all()
         for lease in gone:
-            for descriptor in list(lease.watched):
-                self._forget(lease, descriptor)
+            self._unwatch(lease)
         return True
 
     def _found(self, row: Row) -> Lease:
@@ -305,8 +306,7 @@ class Leases:
         with self._changed:
             self._known.pop(lease.uuid, None)
             self._changed.notify_all()
-        for descriptor in list(lease.watched):
-            self._forget(lease, descriptor)
+        self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True
 

@@ -19,10 +19,12 @@ import select
 import socket
 import struct
 
+from cyborg_lite import client
+
 #: Where processes are seen.
 PROC = pathlib.Path('/proc')
 #: The variable by which what a process starts is known to belong to its lease.
-MARK = 'CYBORG_ALLOCATION'
+MARK = client.ALLOCATION
 #: The most of an environment that is read, in bytes: arguments and environment have 6 MB together.
 ENVIRONMENT = 8 << 20
 
@@ -143,13 +145,19 @@ def using(
         if not name.isdecimal() or int(name) == os.getpid():
             continue
         with contextlib.suppress(Gone):
-            each = find(int(name))
-            if each.uid not in (holder.uid, 0) or each.started < holder.started:
+            pid, uid, state, started = _seen(int(name))
+            if state in 'ZX' or uid not in (holder.uid, 0) or started < holder.started:
                 continue
-            opens = each.uid == holder.uid and _opens(name, nodes)
-            if (opens or _marked(each.pid, wanted)) and not _is_zombie(each.pid):
-                found.append(each)
+            if (uid == holder.uid and _opens(name, nodes)) or _marked(pid, wanted):
+                found.append(find(pid))
     return found
+
+
+def _seen(pid: int) -> tuple[int, int, str, int]:
+    """The pid, the user, the state and the start of a process."""
+    with _gone(pid):
+        fields = _stat(pid)
+        return pid, (PROC / str(pid)).stat().st_uid, fields[0], int(fields[19])
 
 
 def _marked(pid: int, wanted: bytes | None) -> bool:
@@ -176,11 +184,6 @@ def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
             if os.readlink(place / name) in nodes:
                 return True
     return False
-
-
-def _is_zombie(pid: int) -> bool:
-    with _gone(pid):
-        return _stat(pid)[0] in 'ZX'
 
 
 def _started(pid: int) -> int:

@@ -7,7 +7,6 @@ import argparse
 import json
 import shlex
 
-from cyborg_lite import client
 from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
@@ -45,7 +44,8 @@ def _pid(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    status, lease = _lease(arguments)
+    of = arguments.pid or ('time' if arguments.seconds else 'parent')
+    status, lease = leasing.attempt(arguments, of, seconds=arguments.seconds)
     if lease is None:
         if arguments.format == 'shell':
             # What a shell evaluates fails, so that no program starts that would see all devices.
@@ -58,16 +58,3 @@ def run(arguments: argparse.Namespace) -> int:
         for name, value in lease.env.items():
             print(f'export {name}={shlex.quote(value)}')
     return 0
-
-
-def _lease(arguments: argparse.Namespace) -> tuple[int, client.Lease | None]:
-    """The lease that is asked for, or the status that says why there is none."""
-    of = arguments.pid or ('time' if arguments.seconds else 'parent')
-    try:
-        return 0, leasing.lease(arguments, of, seconds=arguments.seconds)
-    except client.TimedOut as error:
-        leasing.say(str(error))
-        return leasing.LATE, None
-    except client.Error as error:
-        leasing.say(str(error))
-        return 1, None

@@ -75,14 +75,30 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def lease(
+def attempt(
     arguments: argparse.Namespace,
     of: str | int = 'self',
     command: str | None = None,
     seconds: float | None = None,
-) -> client.Lease:
-    """The lease that the arguments ask for, once it is there.
+) -> tuple[int, client.Lease | None]:
+    """The lease that the arguments ask for; or None, and the status of a command without it."""
+    try:
+        return 0, _lease(arguments, of, command, seconds)
+    except client.TimedOut as error:
+        say(str(error))
+        return LATE, None
+    except client.Error as error:
+        say(str(error))
+        return 1, None
 
+
+def _lease(
+    arguments: argparse.Namespace,
+    of: str | int,
+    command: str | None,
+    seconds: float | None,
+) -> client.Lease:
+    """
     :raises cyborg_lite.client.Error: when it cannot be had.
     """
     path = client.find(arguments.socket)
@@ -155,4 +171,4 @@ def _holder(lease: dict[str, typing.Any]) -> str:
 
 def say(text: str) -> None:
     """Say something on the terminal, in one line; what cannot be printed is not."""
-    print('cyborg-lite:', ''.join(c if c.isprintable() else '?' for c in text), file=sys.stderr)
+    print('cyborg-lite:', client.plain(text), file=sys.stderr)

@@ -42,14 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         why = 'it is no program, or may not be run' if there else 'there is no such command'
         leasing.say(f'{command[0]}: {why}')
         return UNUSABLE if there else ABSENT
-    try:
-        lease = leasing.lease(arguments, command=os.path.basename(command[0]))
-    except client.TimedOut as error:
-        leasing.say(str(error))
-        return leasing.LATE
-    except client.Error as error:
-        leasing.say(str(error))
-        return 1
+    status, lease = leasing.attempt(arguments, command=os.path.basename(command[0]))
+    if lease is None:
+        return status
     if not arguments.quiet:
         given = ', '.join(lease.addresses) or 'no address that a program could use'
         leasing.say(f'{len(lease.accelerators)} of host {lease.host}: {given} ({lease.uuid})')
