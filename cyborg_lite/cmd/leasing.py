@@ -21,26 +21,7 @@ NAMED = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        '--class',
-        dest='resource_class',
-        metavar='CLASS',
-        help='their resource class, such as npu, gpu or CUSTOM_NPU (the only one of this machine)',
-    )
-    kind.add_argument('--profile', metavar='NAME', help='what a device profile asks for')
-    parser.add_argument('-n', dest='count', type=_count, metavar='N', help='how many (1)')
-    parser.add_argument(
-        '--trait',
-        action='append',
-        default=[],
-        metavar='TRAIT',
-        help='a trait that each has to have, or with ! before it must not have; can be given many '
-        'times',
-    )
-    parser.add_argument(
-        '--same-numa', action='store_true', help='take them of one NUMA node, or not at all'
-    )
+    add_wanted(parser)
     parser.add_argument('--name', metavar='NAME', help='a name for the lease')
     waiting = parser.add_mutually_exclusive_group()
     waiting.add_argument(
@@ -52,6 +33,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='TIME',
         help=f'wait so long, such as 30m, and then end with status {LATE} (for ever)',
     )
+    add_agent(parser)
+
+
+def add_wanted(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which accelerators are wanted."""
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        '--class',
+        dest='resource_class',
+        metavar='CLASS',
+        help='their resource class, such as npu, gpu or CUSTOM_NPU (the only one of this machine)',
+    )
+    kind.add_argument('--profile', metavar='NAME', help='what a device profile asks for')
+    parser.add_argument('-n', dest='count', type=count, metavar='N', help='how many (1)')
+    parser.add_argument(
+        '--trait',
+        action='append',
+        default=[],
+        metavar='TRAIT',
+        help='a trait that each has to have, or with ! before it must not have; can be given many '
+        'times',
+    )
+    parser.add_argument(
+        '--same-numa', action='store_true', help='take them of one NUMA node, or not at all'
+    )
+
+
+def add_agent(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which agent is asked, and for which of its hosts."""
     parser.add_argument(
         '--host', metavar='NAME', help='one of the hosts of "cyborg-lite up --host" (the first)'
     )
@@ -62,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1000 and len(text) < 5):
         raise argparse.ArgumentTypeError(f'expected a number from 1 to 1000, not {text!r:.80}')
     return int(text)
@@ -83,7 +93,7 @@ def attempt(
 ) -> tuple[int, client.Lease | None]:
     """The lease that the arguments ask for; or None, and the status of a command without it."""
     try:
-        return 0, _lease(arguments, of, command, seconds)
+        return 0, take(arguments, of, command, seconds)
     except client.TimedOut as error:
         say(str(error))
         return LATE, None
@@ -92,13 +102,14 @@ def attempt(
         return 1, None
 
 
-def _lease(
+def take(
     arguments: argparse.Namespace,
-    of: str | int,
-    command: str | None,
-    seconds: float | None,
+    of: str | int = 'self',
+    command: str | None = None,
+    seconds: float | None = None,
 ) -> client.Lease:
-    """
+    """The lease that the arguments ask for.
+
     :raises cyborg_lite.client.Error: when it cannot be had.
     """
     path = client.find(arguments.socket)
@@ -106,7 +117,7 @@ def _lease(
     told = _Waiting(path)
     found = client.lease(
         path,
-        _request(arguments, seconds),
+        request(arguments, seconds),
         of=of,
         command=command,
         end=end,
@@ -118,7 +129,27 @@ def _lease(
     return found
 
 
-def _request(arguments: argparse.Namespace, seconds: float | None) -> dict[str, typing.Any]:
+def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
+    """The lease of this user that has this uuid or name; None if there is none that is active.
+
+    :raises cyborg_lite.client.Error: when no agent answers.
+    """
+    # It takes time to load that most commands do without.
+    from cyborg_lite import delivery
+
+    path = client.find(arguments.socket)
+    for row in client.ask(path, {'do': 'list', 'host': arguments.host}, PATIENCE)['leases']:
+        if row['state'] == 'active' and id in (row['uuid'], row['name']):
+            document = delivery.document(row['uuid'], row['host'], row['accelerators'])
+            views = {view: delivery.render(document, view) for view in delivery.VIEWS}
+            return client.Lease(
+                *(row['uuid'], row['name'], row['host'], row['accelerators'], views, path)
+            )
+    return None
+
+
+def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict[str, typing.Any]:
+    """What an agent is asked for by the arguments."""
     words: dict[str, typing.Any] = {'queue': not arguments.nonblock}
     for name in ('resource_class', 'profile', 'count', 'name'):
         if getattr(arguments, name) is not None:

@@ -16,10 +16,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('id', nargs='?', help='the uuid or the name of the lease')
-    parser.add_argument(
-        '--host', metavar='NAME', help='one of the hosts of "cyborg-lite up --host"'
-    )
-    parser.add_argument('--socket', metavar='FILE', help='where the agent of this machine listens')
+    leasing.add_agent(parser)
     parser.set_defaults(run=run)
 
 

@@ -34,6 +34,7 @@ man_pages = [
         ('cyborg-lite-agent', 'reports the accelerators of a host', 8),
         ('cyborg-lite-conductor', 'keeps accelerators, and binds them to workloads', 8),
         ('cyborg-lite-dbsync', 'cares for the database of cyborg_lite', 8),
+        ('cyborg-lite-discover', 'leases accelerators for a process of Spark', 1),
         ('cyborg-lite-status', 'says what stands in the way of an upgrade', 8),
     )
 ]

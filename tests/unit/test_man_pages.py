@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from cyborg_lite.cmd import dbsync
+from cyborg_lite.cmd import discover
 from cyborg_lite.cmd import main
 from tests import pages
 
@@ -38,7 +39,7 @@ def options(parser, *words):
 
 
 def test_each_command_has_a_page():
-    assert len(commands()) == 5
+    assert len(commands()) == 6
     assert sorted(page.stem for page in CLI.glob('cyborg*.rst')) == commands()
     made = runpy.run_path(str(CLI.parent / 'conf.py'))['man_pages']
     assert sorted(name for _, name, *_ in made) == commands()
@@ -50,6 +51,7 @@ def test_each_command_has_a_page():
     [
         *(('cyborg-lite', options(main.parser, word)) for word in main.COMMANDS),
         ('cyborg-lite-dbsync', options(dbsync.parser)),
+        ('cyborg-lite-discover', options(discover.parser)),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'import')),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'online_data_migrations')),
     ],

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``cyborg-lite-discover``: the discovery script of Spark, which leases what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import time
+import typing
+import zlib
+
+from cyborg_lite import client
+from cyborg_lite.agent import processes
+from cyborg_lite.cmd import leasing
+
+DESCRIPTION = (
+    'Prints accelerators as a discovery script of Spark does: {"name": "npu", "addresses": ["0"]}. '
+    'They are leased for the process that starts this command, which is the JVM of a worker, an '
+    'executor or a driver, and released when it has ended: two of them on one machine never get '
+    'the same. The same process gets the same again. Spark passes no arguments: the variable '
+    'CYBORG_RESOURCE has the resource, such as npu, and CYBORG_LEASE how many are wanted.'
+)
+#: The variables that Spark's executors and workers are given, see "cyborg-lite spark-conf".
+RESOURCE, COUNT = 'CYBORG_RESOURCE', 'CYBORG_LEASE'
+#: The name of a resource of Spark.
+NAME = re.compile('[A-Za-z][A-Za-z0-9_]{0,62}')
+#: What is in the command line of a JVM that has several workers.
+SEVERAL = b'local-cluster['
+#: How long the lease of another call of the same process is looked for, and how often, in seconds.
+PATIENCE, PAUSE = 5.0, 0.05
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='cyborg-lite-discover', description=DESCRIPTION)
+    leasing.add_wanted(parser)
+    parser.add_argument(
+        '--resource',
+        type=resource,
+        metavar='NAME',
+        help=f"Spark's name of the resource, and its class by default ({RESOURCE}, or it is as the "
+        'driver says)',
+    )
+    parser.add_argument(
+        '--wait',
+        type=leasing.seconds,
+        metavar='TIME',
+        help='wait so long, such as 30s, if they are not free (not at all)',
+    )
+    leasing.add_agent(parser)
+    return parser
+
+
+def resource(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f'expected a name such as npu, not {text!r:.80}')
+    return text
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        _complete(arguments)
+        print(json.dumps(_found(_lease(arguments), arguments.resource)))
+    except (client.Error, processes.Gone, OSError) as error:
+        leasing.say(str(error))
+        return 1
+    return 0
+
+
+def _complete(arguments: argparse.Namespace) -> None:
+    """Take from the environment what the arguments do not say.
+
+    :raises cyborg_lite.client.Error: when a variable is not as expected.
+    """
+    wanted: dict[str, tuple[str, typing.Any]] = {'resource': (RESOURCE, resource)}
+    if arguments.profile is None:
+        wanted['count'] = COUNT, leasing.count
+    for name, (variable, check) in wanted.items():
+        text = os.environ.get(variable)
+        if getattr(arguments, name) is None and text:
+            try:
+                setattr(arguments, name, check(text))
+            except argparse.ArgumentTypeError as error:
+                raise client.Error(f'{variable}: {error}', 400) from None
+    if arguments.profile is None:
+        arguments.resource_class = arguments.resource_class or arguments.resource
+    arguments.nonblock = arguments.wait is None
+    arguments.name = None
+
+
+def _lease(arguments: argparse.Namespace) -> client.Lease:
+    """The lease of the parent: the one that it has from an earlier call, or a new one.
+
+    The name of a lease is unique: of several calls at once, one makes the lease. The others find it
+    a moment later.
+
+    :raises cyborg_lite.client.Error: when it cannot be had.
+    """
+    name = arguments.name = _name(arguments)
+    end = time.monotonic() + (arguments.wait or PATIENCE)
+    while True:
+        try:
+            return leasing.take(arguments, 'parent')
+        except client.Error as error:
+            if name is None or name not in str(error):
+                raise
+            if earlier := leasing.held(arguments, name):
+                return earlier
+            if time.monotonic() > end:
+                raise
+        time.sleep(PAUSE)
+
+
+def _name(arguments: argparse.Namespace) -> str | None:
+    """What names a lease of the parent for this request, on whichever host; None if each call is
+    to get another one.
+    """
+    parent = processes.find(os.getppid())
+    # All workers of this mode are in one process, and each calls once.
+    if SEVERAL in (processes.PROC / str(parent.pid) / 'cmdline').read_bytes():
+        return None
+    # In each pid namespace there are the same pids.
+    about = processes.namespace(os.getpid()), leasing.request(arguments)
+    number = zlib.crc32(repr(about).encode())
+    return f'spark-{parent.pid}-{parent.started}-{parent.boot_id}-{number:08x}'
+
+
+def _found(lease: client.Lease, name: str | None) -> dict[str, typing.Any]:
+    """What Spark reads.
+
+    :raises cyborg_lite.client.Error: when the accelerators have no addresses, or not of one name.
+    """
+    resources = lease.views['spark']['resources']
+    names = ', '.join(each['name'] for each in resources) or 'none'
+    if len(resources) != 1:
+        lease.release()
+        raise client.Error(
+            f'expected accelerators of one resource of Spark, and found: {names}. Name another '
+            f'class in {RESOURCE}',
+            400,
+        )
+    return {'name': name or resources[0]['name'], 'addresses': lease.addresses}
