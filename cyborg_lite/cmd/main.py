@@ -12,12 +12,14 @@ import typing
 
 from cyborg_lite import exception
 
-#: The commands, each a module here, and what they do.
+#: The commands, each a module here with _ in the place of -, and what they do.
 COMMANDS = {
     'up': 'run the service: API, conductor and agents in one process',
     'run': 'run a command with accelerators that are its own until it ends',
     'alloc': 'hold accelerators for a shell, a process, or a time',
     'release': 'give back what alloc holds',
+    'spark-conf': 'print settings by which executors of Spark lease accelerators',
+    'ray-args': 'print arguments by which Ray has the accelerators of a lease',
     'ps': 'list the accelerators of a service that runs',
     'record': 'pack what drivers see of this machine, for a bug report',
 }
@@ -86,5 +88,5 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version, and exit')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', parser_class=_Command)
     for name, text in COMMANDS.items():
-        commands.add_parser(name, help=text, module=f'cyborg_lite.cmd.{name}')
+        commands.add_parser(name, help=text, module=f'cyborg_lite.cmd.{name.replace("-", "_")}')
     return parser

@@ -16,10 +16,13 @@ DESCRIPTION = (
     'variables by which the software of their vendor finds them, and becomes COMMAND: its signals '
     'and its exit status are its own. They are released when COMMAND and what it started have '
     'ended, however that happens. In COMMAND the word {addresses} stands for the list of what was '
-    'given, and the arguments {env} and {podman} for variables, and for what podman or docker need.'
+    'given, and the arguments {env}, {podman} and {ray} for variables, for what podman or docker '
+    'need, and for what ray start needs.'
 )
 #: The statuses of a command that is not there, and of one that is no command, as shells have them.
 ABSENT, UNUSABLE = 127, 126
+#: What stands for the arguments of Ray, which needs variables, too.
+RAY = '{ray}'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execve(path, _filled(command, lease), os.environ | lease.env)  # noqa: S606 # nosec B606
+        variables = os.environ | _variables(command, lease)
+        os.execve(path, _filled(command, lease), variables)  # noqa: S606 # nosec B606
     except OSError as error:
         leasing.say(f'{command[0]}: {error.strerror}')
         return UNUSABLE
+
+
+def _variables(command: list[str], lease: client.Lease) -> dict[str, str]:
+    return lease.env | (lease.views['ray']['env'] if RAY in command else {})
 
 
 def _filled(command: list[str], lease: client.Lease) -> list[str]:
@@ -63,6 +71,7 @@ def _filled(command: list[str], lease: client.Lease) -> list[str]:
     many = {
         '{env}': [f'{name}={value}' for name, value in lease.env.items()],
         '{podman}': [str(each) for each in lease.views['container']['arguments']],
+        RAY: [str(each) for each in lease.views['ray']['arguments']],
     }
     addresses = ','.join(lease.addresses)
     return [
