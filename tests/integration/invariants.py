@@ -60,6 +60,24 @@ def forms(session: orm.Session) -> Wrong:
             yield f'I14: of {card} in {machine} one accelerator is held twice'
 
 
+def allocations(session: orm.Session) -> Wrong:
+    """I2: an allocation holds all its accelerators while it is active, and else none."""
+    held = dict(
+        session.execute(
+            sa.select(model.ARQ.allocation_uuid, sa.func.count(model.ARQ.attach_handle_id))
+            .where(model.ARQ.allocation_uuid.is_not(None))
+            .group_by(model.ARQ.allocation_uuid)
+        ).all()
+    )
+    for each in session.query(model.Allocation):
+        count = held.pop(each.uuid, 0)
+        wanted = len(each.accelerators) if each.state == 'active' else 0
+        if count != wanted:
+            yield f'I2: allocation {each.uuid} is {each.state} and holds {count} of {wanted}'
+    for uuid in held:
+        yield f'I2: requests of allocation {uuid} are left, and it is not there'
+
+
 def in_database(deployment: deployment_.Deployment) -> Wrong:
     """I1, I2, I14, and of I6 that nobody is still to be told of anything."""
     with deployment.database.reader() as session:
@@ -69,6 +87,7 @@ def in_database(deployment: deployment_.Deployment) -> Wrong:
         providers = {row.id: row.rp_uuid for row in joined}
         yield from links(session.query(model.ARQ).all(), providers)
         yield from forms(session)
+        yield from allocations(session)
         # What the healer reminds Placement of now and then is sent at once.
         late = timeutils.utcnow() - datetime.timedelta(seconds=10)
         for message in session.query(model.Message).filter(model.Message.created_at < late):

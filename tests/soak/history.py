@@ -24,9 +24,9 @@ AWAY = (0, 503)
 #: The function that stands for a card as a whole.
 WHOLE = ' 00.0'
 #: What a client asks that the conductor has to do.
-CHANGES = ('create', 'bind', 'unbind', 'delete')
+CHANGES = ('create', 'bind', 'unbind', 'delete', 'allocate', 'release')
 #: What a client asks that a server is needed for.
-NEEDS = {'broker': CHANGES, 'database': (*CHANGES, 'read', 'list')}
+NEEDS = {'broker': CHANGES, 'database': (*CHANGES, 'read', 'list', 'look')}
 #: The states in which a request may be at rest.
 STATES = ('Initial', 'Bound', 'Unbound', 'BindFailed')
 RELEASES = ('unbind', 'delete')
@@ -52,7 +52,7 @@ class Operation:
 
     client: int
     #: create, bind, unbind, delete, read one, list those of an instance; enable, disable; trespass
-    #: is any on a request of another project; others are of no request
+    #: is any on a request of another project; allocate, look, release; others are of neither
     kind: str
     arqs: tuple[str, ...] = ()
     invoked: float = 0.0
@@ -66,6 +66,11 @@ class Operation:
     providers: tuple[str, ...] = ()
     #: what a read showed, by request
     seen: dict[str, Seen] = dataclasses.field(default_factory=dict)
+    #: the name of an allocation, how many accelerators are wanted, and what was shown of it
+    name: str = ''
+    wanted: int = 0
+    state: str = ''
+    accelerators: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         asked = ' '.join([self.kind, *(arq[:8] for arq in self.arqs)])
@@ -84,7 +89,7 @@ class Outage(typing.NamedTuple):
 
 
 class Hold(typing.NamedTuple):
-    """A request certainly held an accelerator for this long."""
+    """A request, or an allocation, certainly held an accelerator for this long."""
 
     handle: str
     since: float
@@ -97,19 +102,21 @@ def check(
     final: dict[str, Seen],
     cards: collections.abc.Mapping[str, str] = types.MappingProxyType({}),
     outages: collections.abc.Iterable[Outage] = (),
+    others: collections.abc.Iterable[Hold] = (),
 ) -> Wrong:
     """What is wrong, in words.
 
     :param final: every request of the service once it has come to rest.
     :param cards: by provider, the card that it is of, if that is known: one that is found under
         another name of its machine is of another provider.
+    :param others: what was held by something else than these requests.
     """
     yield from _through(list(outages), history)
     yield from _trespasses(history)
     yield from _twins(history)
     yield from _given_though_disabled(history)
     yield from _unknown_to_all(history, final)
-    holds: list[Hold] = []
+    holds = list(others)
     for arq, operations in _by_arq(history).items():
         found = Story(arq)
         for operation in operations:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import time
 
+from tests.soak import allocations
 from tests.soak import clients
 from tests.soak import cloud as cloud_
 from tests.soak import machines as machines_
@@ -13,6 +14,8 @@ from tests.soak import watch
 
 #: How many accelerators somebody else has, in Placement.
 ALLOCATIONS = 10
+#: Which of eight clients ask for allocations: one of each project.
+CONSUMERS = (3, 6)
 #: How long a machine stays as it is, in seconds: some of its states are to be reported.
 STAY = 3.0
 #: How long it is tried to give hosts their names at the end, in seconds.
@@ -199,6 +202,11 @@ def population(
     stay = [provider for provider in seen.providers if provider.host not in names]
     technician = Technician(cloud, seed, number + 1, seen, changing)
     workloads: list[clients.Workload] = []
-    for each in range(number):
+    consumers = [each for each in range(number) if each % 8 in CONSUMERS]
+    for each in sorted({*range(number)} - {*consumers}):
         workloads.append(clients.Workload(cloud, seed, each, seen, workloads))
-    return [*workloads, Operator(cloud, seed, number, stay)], technician
+    return [
+        *workloads,
+        *(allocations.Consumer(cloud, seed, each, seen=seen) for each in consumers),
+        Operator(cloud, seed, number, stay),
+    ], technician

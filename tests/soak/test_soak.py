@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from tests.soak import allocations
 from tests.soak import clients as clients_
 from tests.soak import cloud as cloud_
 from tests.soak import faults as faults_
@@ -169,8 +170,7 @@ class Soak:
         wrong += self._injector.errors
         final = self._final()
         wrong += self.watch.wrong
-        outages = self._injector.outages
-        wrong += history_.check(operations, final, self.watch.cards(), outages)
+        wrong += self.check(operations, final, self._injector.outages)
         statuses = sum((client.statuses for client in self._clients), collections.Counter())
         wrong += [f'T11: {n} times {what}' for what, n in statuses.items() if what[-3:] == '500']
         changes = self._technician.changes
@@ -179,11 +179,32 @@ class Soak:
             *(self._seed, seconds, took, operations, done, changes, statuses, rest, wrong, final)
         )
 
+    def check(
+        self,
+        operations: history_.History,
+        final: dict[str, history_.Seen],
+        outages: collections.abc.Iterable[history_.Outage] = (),
+    ) -> list[str]:
+        """What clients were told that cannot be true."""
+        stories, wrong = allocations.stories(operations)
+        with self._cloud.database.reader() as session:
+            kept = sa.select(model.Allocation.name, model.Allocation.state).where(
+                model.Allocation.state != 'released'
+            )
+            wrong += allocations.check(stories, session.execute(kept).all())
+        others = allocations.holds(stories, self.watch.handles)
+        return [*wrong, *history_.check(operations, final, self.watch.cards(), outages, others)]
+
     def _final(self) -> dict[str, history_.Seen]:
-        """Every request there is."""
+        """Every request there is that is not of an allocation."""
         url = f'{self._cloud.urls[0]}/accelerator_requests?limit=10000'
         answer = requests.get(url, headers=cloud_.ADMIN, timeout=60).json()
-        return {row['uuid']: clients_.show(row) for row in answer['arqs']}
+        of_allocations = {arq.uuid for arq in self._cloud.rows(model.ARQ) if arq.allocation_uuid}
+        return {
+            row['uuid']: clients_.show(row)
+            for row in answer['arqs']
+            if row['uuid'] not in of_allocations
+        }
 
 
 @contextlib.contextmanager
@@ -244,7 +265,7 @@ def test_planted_bug_is_found(bug, tmp_path_factory):
             _drop_unique(cloud.database.engine, model.ARQ.attach_handle_id)
         seconds = SEEN if planted.kind else PLANTED
         result = running.run(seconds, patience=0, watched=bool(planted.kind))
-    told = history_.check(result.operations, result.final, running.watch.cards())
+        told = running.check(result.operations, result.final)
     found = [each for each in (*told, *running.watch.wrong) if each.startswith(planted.found)]
     print(f'{bug}: {len(found)} violations, such as {found[:1]}')
     assert found, result.table()

@@ -25,6 +25,9 @@ HELD = (
     .join(model.Deployable.device)
     .join(model.Device.host)
 )
+HANDLES = sa.select(
+    model.AttachHandle.uuid, model.Deployable.rp_uuid, model.AttachHandle.attach_info
+).join(model.AttachHandle.deployable)
 
 
 class Held(typing.NamedTuple):
@@ -43,6 +46,8 @@ class Watch(threading.Thread):
         self._stopped = threading.Event()
         self._cards: dict[str, set[str]] = collections.defaultdict(set)
         self._held: dict[tuple[str, str | None], Held] = {}
+        #: by the uuid of an accelerator, its provider, and its device and function
+        self.handles: dict[str, str] = {}
         self.wrong: dict[str, None] = {}
         self.looks = 0
         self.look()
@@ -75,6 +80,8 @@ class Watch(threading.Thread):
                 self._tell(each)
             for arq, instance, *card in session.execute(HELD):
                 self._compare((arq, instance), Held(*card))
+            for uuid, provider, info in session.execute(HANDLES):
+                self.handles[uuid] = '{} {device}.{function}'.format(provider, **info)
         self.looks += 1
 
     def _compare(self, bound: tuple[str, str | None], now: Held) -> None:
