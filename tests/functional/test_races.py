@@ -117,6 +117,22 @@ def test_one_instance_is_bound_once(service, race):
     assert len(holders(service)) == 1
 
 
+def test_one_instance_is_bound_on_one_host(service, race):
+    hosts = ['host-1', 'host-2', 'host-3', 'host-4']
+    for number, host in enumerate(hosts):
+        service.report(support.card(f'{number:02x}'), host=host)
+    service.profile(FPGA=8)
+    arqs, providers = service.arqs(), [part.rp_uuid for part in service.rows(model.Deployable)]
+
+    def bind(api, number):
+        rp_uuid, host = providers[number % 4], hosts[number % 4]
+        return api.bind(arqs[number], provider=rp_uuid, host=host, instance=support.INSTANCE)
+
+    answers = race(*(lambda api, n=n: bind(api, n) for n in range(8)))
+    assert collections.Counter(answer.status_int for answer in answers) == {202: 1, 400: 7}
+    assert len(holders(service)) == 1
+
+
 @pytest.mark.parametrize(
     ('field', 'version', 'statuses'),
     [('name', '2.0', {201: 1, 409: 31}), ('uuid', '2.3', {201: 1, 500: 31})],
