@@ -115,6 +115,8 @@ _TABLE = (
      'Show an allocation, and how a workload gets its accelerators.'),
     ('allocation:create', MEMBER_OR_SERVICE, ('POST /v2/allocations',),
      'Allocate accelerators, or ask whether they could be.'),
+    ('allocation:priority', ADMIN, ('POST /v2/allocations',),
+     'Ask for a priority above 0 in the queue, before other projects.'),
     ('allocation:update', MEMBER_OR_SERVICE, ('PATCH /v2/allocations/{id}',),
      'Renew the lease of an allocation.'),
     ('allocation:delete', MEMBER_OR_SERVICE, ('DELETE /v2/allocations/{id}',),

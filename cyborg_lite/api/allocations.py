@@ -199,6 +199,8 @@ class Allocations(rest.Controller):
     def post(self, dry_run=None, wait=None):
         rest.call().context.can('cyborg:allocation:create')
         request = _request(rest.body()) | {'key': _key()}
+        if request.get('priority', 0) > 0:
+            rest.call().context.can('cyborg:allocation:priority')
         if dry_run:
             rest.call().status = 200
             return rest.call().conductor.check_allocation(request=request)

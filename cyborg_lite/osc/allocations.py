@@ -87,7 +87,8 @@ class CreateAllocation(osc.Command, command.ShowOne):
             '--priority',
             metavar='<priority>',
             type=int,
-            help='Priority in the queue, from -100 to 100 (0 by default)',
+            help='Priority in the queue, from -100 to 100 (0 by default); administrators may give '
+            'one above 0',
         )
         parser.add_argument(
             '--wait', action='store_true', help='Return when it does not wait in the queue any more'

@@ -134,6 +134,18 @@ def test_priorities_go_first_and_then_the_oldest(service):
         held = each
 
 
+def test_a_priority_above_0_is_the_administrator_s(service, member):
+    npus(service, 1)
+    member('a')
+    for priority in (1, 100):
+        answer = service.api.post(PATH, body(queue=True, priority=priority))
+        assert answer.status_int == 403
+        assert 'cyborg:allocation:priority' in support.fault(answer)
+    assert service.rows(model.Allocation) == []
+    for priority in (0, -100):
+        assert service.api.post(PATH, body(queue=True, priority=priority)).status_int == 201
+
+
 def test_projects_share_by_what_they_hold(service, member):
     npus(service, 3)
     member('b')
@@ -305,7 +317,7 @@ def test_who_has_waited_for_long_goes_first(service, member):
     member('a')
     held = ask(service)
     old = ask(service, priority=queue.LOWEST)
-    member('b')
+    member('b', 'admin,member,reader')
     new = ask(service, priority=queue.HIGHEST)
     assert show(service, new)['position'] == 1
     with service.database.writer() as session:

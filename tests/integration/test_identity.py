@@ -57,6 +57,9 @@ RULES = {
     'allocation:get_all': (READERS, 'GET', '/allocations', None, 200),
     'allocation:get_one': (READERS, 'GET', f'/allocations/{NOTHING}', None, 404),
     'allocation:create': (MEMBERS, 'POST', '/allocations', {'profile': 'nothing'}, 404),
+    'allocation:priority': (
+        ADMINS, 'POST', '/allocations', {'profile': 'nothing', 'queue': True, 'priority': 1}, 404,
+    ),
     'allocation:update': (MEMBERS, 'PATCH', f'/allocations/{NOTHING}', {'lease': 60}, 404),
     'allocation:delete': (MEMBERS, 'DELETE', f'/allocations/{NOTHING}', None, 404),
     'usage:get_all': (READERS, 'GET', '/usages', None, 200),

@@ -67,6 +67,7 @@ EXPECTED = {
     'allocation:get_all': READER,
     'allocation:get_one': READER,
     'allocation:create': MEMBER_OR_SERVICE,
+    'allocation:priority': ADMIN,
     'allocation:update': MEMBER_OR_SERVICE,
     'allocation:delete': MEMBER_OR_SERVICE,
     'device_profile:check': READER,
