@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import typing
 
@@ -127,11 +128,20 @@ class CreateAllocation(osc.Command, command.ShowOne):
 
         :raises osc_lib.exceptions.CommandError: when it was given up meanwhile.
         """
-        while found['state'] == 'queued':
-            began = time.monotonic()
-            found = self.ask(_path(found['uuid']), wait=str(WAIT))
-            if found['state'] == 'queued' and time.monotonic() - began < PAUSE:
-                time.sleep(PAUSE)
+        uuid = found['uuid']
+        try:
+            while found['state'] == 'queued':
+                began = time.monotonic()
+                found = self.ask(_path(uuid), wait=str(WAIT))
+                if found['state'] == 'queued' and time.monotonic() - began < PAUSE:
+                    time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            print(
+                f'\nAllocation {uuid} waits on. To give it up: '
+                f'"openstack accelerator allocation delete {uuid}".',
+                file=sys.stderr,
+            )
+            raise
         if found['state'] != 'active':
             raise exceptions.CommandError(f'Allocation {found["uuid"]}: {found["reason"]}')
         return found

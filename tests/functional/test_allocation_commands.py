@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openstack accelerator allocation create, as a client asks the API."""
+
+import pytest
+
+from cyborg_lite import model
+from cyborg_lite.osc import allocations
+from tests.functional import test_quota_commands
+from tests.functional import test_sdk
+
+url, sdk, run = test_sdk.url, test_sdk.sdk, test_quota_commands.run
+
+
+def test_who_waits_no_more_is_told_that_the_allocation_does(run, service, monkeypatch, capsys):
+    def interrupted(_command, path, **_arguments):
+        raise KeyboardInterrupt(path)
+
+    monkeypatch.setattr(allocations.CreateAllocation, 'ask', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=1', '--queue', '--wait')
+    [queued] = service.rows(model.Allocation)
+    assert f'"openstack accelerator allocation delete {queued.uuid}"' in capsys.readouterr().err
