@@ -17,7 +17,7 @@ NOTHING = '11111111-2222-4333-8444-555555555555'
 #: Placement's provider has the uuid that follows from its name.
 PROVIDER = str(uuid.uuid3(uuid.NAMESPACE_DNS, f'{conftest.HOST}_FakeDevice'))
 #: client, and how the service knows who asks
-WAYS = [('new', 'keystone'), ('new', 'none'), ('old', 'keystone')]
+WAYS = [('new', 'keystone'), ('old', 'keystone')]
 COMMANDS = {
     'arq': {'bind', 'create', 'delete', 'list', 'show', 'unbind'},
     'deployable': {'list', 'program', 'show'},
