@@ -50,7 +50,11 @@ class _Command(argparse.ArgumentParser):
         module = importlib.import_module(self._module)
         self.description = module.DESCRIPTION
         module.add_arguments(self)
-        return super().parse_known_args(*arguments)
+        found, unknown = super().parse_known_args(*arguments)
+        if unknown:
+            # The parser of all commands would show its own usage.
+            self.error(f'unrecognized arguments: {" ".join(unknown)}')
+        return found, unknown
 
 
 def main() -> int:

@@ -98,6 +98,15 @@ def test_misuse(run, arguments, capsys):
     assert 'usage: cyborg-lite' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('command', main.COMMANDS)
+def test_misuse_of_a_command_shows_its_usage(run, command, capsys):
+    with pytest.raises(SystemExit):
+        run(command, '--odd')
+    said = capsys.readouterr().err
+    assert said.startswith(f'usage: cyborg-lite {command} [')
+    assert 'unrecognized arguments: --odd' in said
+
+
 @pytest.mark.parametrize('arguments', [['--help'], ['up', '--help'], ['record', '--help']])
 def test_help(run, arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
