@@ -221,11 +221,9 @@ def write(data: Data, root: pathlib.Path) -> None:
 
     :raises HostError: when two functions have one address, or two files one place.
     """
-    (root / sysfs.DEVICES).mkdir(parents=True)
+    (root / sysfs.DEVICES).mkdir(parents=True)  # also where there are no functions
     for number, function in enumerate(data.get('functions', [])):
-        for node, addresses in function['at'].items():
-            for bdf in addresses:
-                _write_card(root, bdf, node, function, f'functions[{number}]')
+        add(function, root, f'functions[{number}]')
     for number, name in enumerate(data.get('dev', [])):
         with _naming(f'dev[{number}]'):
             _write(root / 'dev' / name, '')
@@ -236,6 +234,18 @@ def write(data: Data, root: pathlib.Path) -> None:
     for name, text in data.get('files', {}).items():
         with _naming(f'files.{name}'):
             _write(root / name, text)
+
+
+def add(function: Data, root: pathlib.Path, field: str = 'function') -> None:
+    """Add functions that are alike to a host that is laid out.
+
+    :param function: as an entry of ``functions``
+    :param field: what an error calls it
+    """
+    (root / sysfs.DEVICES).mkdir(parents=True, exist_ok=True)
+    for node, addresses in function['at'].items():
+        for bdf in addresses:
+            _write_card(root, bdf, node, function, field)
 
 
 @contextlib.contextmanager

@@ -174,4 +174,4 @@ class PciDevices(driver.Driver):
                 continue
             for device in _Cards(self.host, self.conf, spec).discover():
                 found.setdefault(device.address, device)
-        return list(found.values())
+        return [found[address] for address in sorted(found)]

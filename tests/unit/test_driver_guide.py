@@ -12,6 +12,7 @@ from cyborg_lite.cmd import main
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import testing
+from tests import inner
 from tests import pages
 
 GUIDE = pages.ROOT / 'doc/source/contributor/drivers.rst'
@@ -63,11 +64,14 @@ def test_from_nothing_to_a_table(acme, guide):
     assert drivers.idle(options.load(files=[])) == ['acme_npu']
 
 
-def test_its_test_passes(acme, guide):
-    [block] = guide('Test it', 'python')
-    names = {}
-    exec(block.text, names)
-    names['test_acme'](acme / 'work')
+def test_its_tests_pass(acme, guide):
+    blocks = guide('Test it', 'python')
+    for name, block in zip(('test_acme', 'conftest', 'test_cards'), blocks, strict=True):
+        (acme / f'{name}.py').write_text(block.text)
+    assert len(blocks[0].text.splitlines()) == 3
+    results = inner.run(acme)
+    assert results.failed == {}
+    assert len(results.passed) == 8
 
 
 @pytest.mark.parametrize(

@@ -134,32 +134,6 @@ def test_the_shipped_duo_gives_each_card_out_once(tmp_path):
     assert [len(c.deployables[0].attach_handles) for c in cards] == [1] * 4
 
 
-class Local(driver.Host):
-    """A host whose files are a copy and whose tools are run."""
-
-    def __init__(self, copy: driver.Host) -> None:
-        super().__init__(copy.name, copy.root, recorded=False)
-
-    def run(self, tool: str, *args: str, timeout: float = 1.0) -> str | None:
-        return super().run(tool, *args, timeout=timeout)
-
-
-@pytest.fixture
-def npu_smi(tmp_path, monkeypatch):
-    """A host of one 910B, with an npu-smi of this script."""
-
-    def run(script: str) -> list[driver.Device]:
-        path = tmp_path / 'bin/npu-smi'
-        path.parent.mkdir()
-        path.write_text(f'#!/bin/sh\n{script}\n')
-        path.chmod(0o755)
-        monkeypatch.setenv('PATH', f'{path.parent}:{os.environ["PATH"]}')
-        functions = [captures.function('0000:01:00.0', '19e5:d802')]
-        return discover(Local(captures.host(tmp_path, functions)))
-
-    return run
-
-
 TABLE = """
 | NPU   Name   | Health | Power(W) Temp(C) Hugepages-Usage(page) |
 | Chip         | Bus-Id | AICore(%) Memory-Usage(MB) HBM-Usage(MB) |
@@ -168,31 +142,30 @@ TABLE = """
 """
 
 
-@pytest.mark.parametrize(
-    'script',
-    ['exit 1', 'sleep 60', 'head -c 300000 /dev/urandom', 'yes', 'echo "|"; kill -9 $$', 'true'],
-)
-def test_a_tool_that_fails_loses_no_card(npu_smi, script):
-    [card] = npu_smi(script)
+@pytest.mark.parametrize('fault', [*testing.Fault, '|'], ids=str)
+def test_a_tool_that_fails_costs_names_and_no_card(tmp_path, fault):
+    host = testing.Host(captures.host(tmp_path, [captures.function('0000:01:00.0', '19e5:d802')]))
+    host.tools['npu-smi'] = fault
+    [card] = discover(host)
     assert card.model == 'Ascend 910B'
     assert card.deployables[0].traits == ['CUSTOM_NPU_910B']
     assert len(card.deployables[0].attach_handles) == 1
 
 
-def test_a_tool_that_fails_later_keeps_what_it_told_before(npu_smi):
-    [card] = npu_smi(f'test $# = 1 || exit 1\ncat <<EOF{TABLE}EOF')
+def test_a_tool_that_fails_later_keeps_what_it_told_before(tmp_path):
+    host = testing.Host(captures.host(tmp_path, [captures.function('0000:01:00.0', '19e5:d802')]))
+    host.tools |= {'npu-smi': testing.Fault.FAILS, 'npu-smi info': TABLE}
+    [card] = discover(host)
     assert card.model == 'Ascend 910B4-1'
     assert card.vendor_board['chips'] == [{'chip_id': 0, 'memory_mb': 32768}]
     assert card.deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B4_1']
 
 
 def test_a_tool_is_not_run_where_there_is_no_card(tmp_path):
-    class Untouched(driver.Host):
-        def run(self, tool, *args, timeout=10.0):
-            raise AssertionError(tool)
-
-    copy = captures.host(tmp_path, [captures.function('0000:01:00.0', '10de:2330', '030200')])
-    assert discover(Untouched('x', copy.root)) == []
+    card = captures.function('0000:01:00.0', '10de:2330', '030200')
+    host = testing.Host(captures.host(tmp_path, [card]))
+    assert discover(host) == []
+    assert host.runs == []
 
 
 @pytest.mark.parametrize(
@@ -256,35 +229,22 @@ def test_a_table_that_names_a_thousand_cards_costs_few_runs(tmp_path):
     rows = [f'| {n} 910B3 | OK | |\n| 0 | 0000:{n % 256:02x}:00.0 | 1/1 |' for n in range(1000)]
     function = captures.function('0000:01:00.0', '19e5:d802')
     host = captures.host(tmp_path, [function], {'npu-smi': {'info': '\n'.join(rows)}})
-    runs = []
-    run = host.run
-    host.run = lambda *args, **kwargs: runs.append(args) or run(*args, **kwargs)
+    host = testing.Host(host)
     huawei_ascend.HuaweiAscend(host, None).discover()
-    assert len(runs) <= huawei_ascend.NPUS + 3
+    assert len(host.runs) <= huawei_ascend.NPUS + 3
 
 
-class Asked(driver.Host):
-    """A recorded host that counts the runs of its tool, and fails those it is told to."""
+class Asked(testing.Host):
+    """A host with npu-smi, by the questions that it is asked."""
 
-    def __init__(self, copy: driver.Host) -> None:
-        super().__init__(copy.name, copy.root)
-        self.runs: list[str] = []
-        self.failing: dict[str, str | Exception | None] = {}
-
-    def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
-        question = ' '.join(args)
-        self.runs.append(question)
-        if question not in self.failing:
-            return super().run(tool, *args, timeout=timeout)
-        answer = self.failing[question]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def answer(self, answers: dict[str, str | testing.Fault | driver.ToolError]) -> None:
+        """Have these questions, and no others, answered otherwise than is described."""
+        self.tools = {f'npu-smi {question}': each for question, each in answers.items()}
 
     def since(self) -> list[str]:
-        """The runs since this was asked last."""
+        """The questions since this was asked last."""
         runs, self.runs = self.runs, []
-        return runs
+        return [run.removeprefix('npu-smi ') for run in runs]
 
 
 @pytest.fixture
@@ -325,7 +285,7 @@ FAILURES = [
 
 @pytest.mark.parametrize('failure', FAILURES, ids=str)
 def test_a_question_that_fails_costs_no_other(atlas, failure):
-    atlas.failing = {BOARDS[3]: failure}
+    atlas.answer({BOARDS[3]: failure})
     subject = subject_of(atlas)
     cards, notes = subject.look()
     lacking = [c.vendor_board['npu_id'] for c in cards if 'board_id' not in c.vendor_board]
@@ -338,19 +298,19 @@ def test_a_question_that_fails_costs_no_other(atlas, failure):
     assert notes[0] == str(failure) or BOARDS[3] in notes[0]
     # It alone is asked again.
     atlas.since()
-    atlas.failing = {}
+    atlas.answer({})
     cards, notes = subject.look()
     assert atlas.since() == ['info', BOARDS[3], DIES[3]]
     assert all(c.vendor_board['board_id'] == '0x32' for c in cards)
     assert notes == []
 
 
-@pytest.mark.parametrize('failure', [*FAILURES, None], ids=str)
+@pytest.mark.parametrize('failure', [*FAILURES, testing.Fault.MISSING], ids=str)
 @pytest.mark.parametrize('question', ['info', 'info -m', 'info -t topo', BOARDS[0]])
 def test_what_was_known_stays_when_a_question_fails(atlas, question, failure):
     subject = subject_of(atlas)
     before = facts(subject)
-    atlas.failing = {question: failure}
+    atlas.answer({question: failure})
     cards, notes = subject.look()
     assert [card.facts() for card in cards] == before
     assert len(notes) == (question == 'info')
@@ -406,7 +366,7 @@ def test_a_memory_that_is_not_told_this_time_stays(atlas):
 )
 def test_a_question_that_the_card_does_not_know_is_no_fault(atlas, text):
     for answer in (f'{text}\n', driver.ToolError(f"npu-smi info -t topo: exit status 1: '{text}'")):
-        atlas.failing = {'info -t topo': answer}
+        atlas.answer({'info -t topo': answer})
         subject = subject_of(atlas)
         assert subject.look()[1] == []
         atlas.since()
@@ -435,7 +395,7 @@ def test_another_card_at_the_address_inherits_nothing(atlas, change):
     card = atlas.tree.functions()[2]
     (card.path / change).write_text('0xd803')
     bdf = card.bdf
-    atlas.failing = dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish')
+    atlas.answer(dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish'))
     found = {card.address: card for card in subject.discover()}
     assert found[bdf].vendor_board == {}
     assert [c.vendor_board != {} for a, c in found.items() if a != bdf] == [True] * 7
@@ -448,7 +408,7 @@ def test_a_card_that_was_away_inherits_nothing(atlas):
     vendor.write_text('0xffff')
     assert len(subject.discover()) == 7
     vendor.write_text('0x19e5')
-    atlas.failing = dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish')
+    atlas.answer(dict.fromkeys(['info', 'info -m', 'info -t topo', *BOARDS, *DIES], 'rubbish'))
     assert [c.vendor_board == {} for c in subject.discover()].count(True) == 1
 
 
@@ -457,7 +417,7 @@ def test_another_chip_by_the_table_inherits_nothing(atlas):
     subject.discover()
     path = atlas.root / 'tools/npu-smi/info.txt'
     path.write_text(path.read_text().replace('| 2     910B3', '| 2     910B4'))
-    atlas.failing = {BOARDS[2]: 'rubbish'}
+    atlas.answer({BOARDS[2]: 'rubbish'})
     [card] = [c for c in subject.discover() if c.vendor_board['npu_id'] == 2]
     assert card.model == 'Ascend 910B4'
     assert 'board_id' not in card.vendor_board
@@ -505,7 +465,7 @@ def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
         return run(*args, **kwargs)
 
     atlas.run = slow
-    atlas.failing = {BOARDS[0]: driver.ToolError('npu-smi: no answer')}
+    atlas.answer({BOARDS[0]: driver.ToolError('npu-smi: no answer')})
     subject = subject_of(atlas)
     told = 0
     for _ in range(6):
@@ -519,7 +479,7 @@ def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
         assert len(boards) >= told
         told = len(boards)
     assert told == 7
-    atlas.failing = {}
+    atlas.answer({})
     for _ in range(10):
         cards, notes = subject.look()
     assert notes == []
@@ -657,7 +617,7 @@ def test_a_card_that_the_kernel_adds_anew_is_asked_for_its_number(atlas, tmp_pat
     path.rename(tmp_path / 'removed')
     (tmp_path / 'anew').rename(path)
     tell(atlas, BOARDS[2], 'Serial Number : 033EFS10N5000009')
-    atlas.failing = {'info -t topo': 'rubbish'}
+    atlas.answer({'info -t topo': 'rubbish'})
     after = {c.vendor_board['npu_id']: c for c in subject.discover()}
     assert (before[2].serial, after[2].serial) == ('033EFS10N5000002', '033EFS10N5000009')
     assert 'hccs_peers' not in after[2].vendor_board
