@@ -122,7 +122,7 @@ def _print_worker(format: str, settings: dict[str, str], variables: dict[str, st
     else:
         for name, value in variables.items():
             print(f'export {name}={value}')
-        print(f'export SPARK_WORKER_OPTS="{options} $SPARK_WORKER_OPTS"')
+        print(f'export SPARK_WORKER_OPTS="{options} ${{SPARK_WORKER_OPTS-}}"')
     return 0
 
 

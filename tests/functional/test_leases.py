@@ -323,6 +323,21 @@ def test_alloc_in_a_script_is_held_by_its_parent(machine):
     assert not machine.held()
 
 
+def test_release_without_an_id_is_of_this_shell_alone(machine):
+    """People may share a login."""
+    script = f'{COMMAND} alloc > /dev/null; echo; read word; {COMMAND} release; echo; read word'
+    environment = os.environ | {client.VARIABLE: machine.socket}
+    pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+    shells = [subprocess.Popen(['bash', '-c', script], env=environment, **pipes) for _ in range(2)]
+    machine.started += shells
+    for shell in shells:
+        shell.stdout.readline()
+    shells[0].stdin.write(b'\n')
+    shells[0].stdin.flush()
+    shells[0].stdout.readline()
+    assert [lease['pid'] for lease in machine.leases()] == [shells[1].pid]
+
+
 def test_alloc_for_a_time(machine):
     assert machine.run('alloc', '--for', '1h', '--name', 'hour')[0] == 0
     lease = machine.lease(0)

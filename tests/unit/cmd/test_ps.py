@@ -209,6 +209,17 @@ def test_it_is_listed_again_until_it_is_interrupted(service, served):
     assert [len(rows) for rows in lists] == [5] * 3
 
 
+def test_a_pipe_gets_no_control_characters(service, served):
+    """They clear a terminal between two tables."""
+    url = served(service.embedded.application)
+    command = [process.COMMAND, 'ps', '--url', url, '--watch', '0.01']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        lines = [watching.stdout.readline() for _ in range(12)]
+        watching.kill()
+    assert lines[0] == lines[6]
+    assert all(line.rstrip('\n').isprintable() for line in lines)
+
+
 def test_who_asks(served, run, monkeypatch):
     asked = []
 
