@@ -34,6 +34,11 @@ from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import nvidia_gpu
 
+#: Where this has passed: the support matrix tells it.
+PROVED = (
+    ('nvidia_gpu', 'real card', 'an H100, whole'),
+    ('nvidia_gpu', 'real card', 'an H200, whole'),
+)
 #: What nvidia-smi is asked of each card.
 FACTS = ('index', 'pci.bus_id', 'name', 'uuid', 'memory.total')
 SETTINGS = ('mig.mode.current', 'mig.mode.pending', 'persistence_mode', 'ecc.mode.current',

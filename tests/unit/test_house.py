@@ -80,6 +80,7 @@ MORE = {
     'conductor/test_machine_cards',
     'drivers/test_captures',
     'drivers/test_every_driver',
+    'drivers/test_support',
 }
 ENTRY_POINTS = [
     point for point in metadata.distribution('cyborg-lite').entry_points if point.group in GROUPS

@@ -115,7 +115,23 @@ def test_virtual_functions(tmp_path):
     assert (part.resource_class, len(part.attach_handles)) == ('VGPU', 8)
 
 
-@pytest.mark.parametrize('name', ['kfd-topo-mi210-xgmi-pcie', 'kfd-topology-parsing-mi308'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(
+            'kfd-topo-mi210-xgmi-pcie',
+            marks=pytest.mark.evidence(
+                'amd_gpu', 'real capture', 'KFD of a server with eight', 'AMD Instinct MI210'
+            ),
+        ),
+        pytest.param(
+            'kfd-topology-parsing-mi308',
+            marks=pytest.mark.evidence(
+                'amd_gpu', 'real capture', 'KFD of a server with partitions', 'AMD Instinct MI308X'
+            ),
+        ),
+    ],
+)
 def test_real_topologies(tmp_path, name):
     """The functions are laid out after the nodes: the captures have the nodes alone."""
     with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:

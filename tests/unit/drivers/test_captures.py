@@ -31,6 +31,7 @@ DRIVERS = (
     xilinx_fpga.XilinxFpga,
 )
 ASCEND = '19e5'
+evidence = pytest.mark.evidence
 
 
 def found(host: driver.Host) -> list[tuple[str, str, str, str]]:
@@ -49,7 +50,7 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
 @pytest.mark.parametrize(
     ('capture', 'expected'),
     [
-        (
+        pytest.param(
             'lspci/kunpeng-8x-d802.lspci.txt',
             alike(
                 'huawei_ascend',
@@ -57,12 +58,21 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
                 'Ascend 910B',
                 '08:00.0 0c:00.0 42:00.0 46:00.0 96:00.0 ab:00.0 c1:00.0 d6:00.0',
             ),
+            marks=evidence(
+                'huawei_ascend', 'excerpt', 'lspci of a Kunpeng server with eight', 'Ascend 910B'
+            ),
         ),
-        (
+        pytest.param(
             'lspci/d100-vfio-iommu-groups.txt',
             alike('huawei_ascend', '19e5:d100', 'Ascend 310', '0c:00.0'),
+            marks=evidence(
+                'huawei_ascend',
+                'excerpt',
+                'lspci of a Phytium host, bound to vfio-pci',
+                'Ascend 310',
+            ),
         ),
-        (
+        pytest.param(
             'ascend/910A-lspci-board-usages-23.0.5.txt',
             alike(
                 'huawei_ascend',
@@ -70,8 +80,14 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
                 'Ascend 910',
                 '3d:00.0 3e:00.0 60:00.0 61:00.0 b1:00.0 b2:00.0 da:00.0 db:00.0',
             ),
+            marks=evidence(
+                'huawei_ascend',
+                'real capture',
+                'lspci and npu-smi 23.0.5 of a server with eight',
+                'Ascend 910',
+            ),
         ),
-        (
+        pytest.param(
             'lspci/aspeed-plus-8x4090.lspci-Dnn.txt',
             alike(
                 'nvidia_gpu',
@@ -79,10 +95,14 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
                 'NVIDIA GeForce RTX 4090',
                 '16:00.0 36:00.0 46:00.0 56:00.0 98:00.0 b8:00.0 c8:00.0 d8:00.0',
             ),
+            marks=evidence(
+                'nvidia_gpu', 'excerpt', 'lspci of a server with eight', 'NVIDIA GeForce RTX 4090'
+            ),
         ),
-        (
+        pytest.param(
             'lspci/gaudi2-partial.lspci-nn.txt',
             alike('intel_gaudi', '1da3:1020', 'Intel Gaudi 2', '19:00.0 1a:00.0 43:00.0 44:00.0'),
+            marks=evidence('intel_gaudi', 'excerpt', 'lspci of four', 'Intel Gaudi 2'),
         ),
         ('intel/ofs-n6001-lspci-vfs.txt', []),
     ],
@@ -96,7 +116,7 @@ def test_lspci(tmp_path, capture, expected):
 @pytest.mark.parametrize(
     ('capture', 'functions', 'expected'),
     [
-        (
+        pytest.param(
             'udev/DISK_SAMSUNG_KIOXIA.udevadm.txt.xz',
             559,
             alike(
@@ -105,16 +125,25 @@ def test_lspci(tmp_path, capture, expected):
                 'NVIDIA B200',
                 '1b:00.0 43:00.0 52:00.0 61:00.0 9d:00.0 c3:00.0 d1:00.0 df:00.0',
             ),
+            marks=evidence(
+                'nvidia_gpu', 'real capture', 'udev of a server with eight', 'NVIDIA B200'
+            ),
         ),
         # An FPGA on PCI Express, but no Alveo: it runs a design of its owner's.
         ('udev/ELEMENT_BIOSCIENCES_INSTRUMENT.udevadm.txt.xz', 20, []),
-        (
+        pytest.param(
             'udev/MELLANOX_40GBPS.udevadm.txt.xz',
             36,
             [
                 ('nvidia_gpu', '10de:15f9', 'Tesla P100-SXM2-16GB', '0002:01:00.0'),
                 ('nvidia_gpu', '10de:15f9', 'Tesla P100-SXM2-16GB', '000a:01:00.0'),
             ],
+            marks=evidence(
+                'nvidia_gpu',
+                'real capture',
+                'udev of a POWER server with two',
+                'Tesla P100-SXM2-16GB',
+            ),
         ),
         ('udev/XILINX_KR260.udevadm.txt.xz', 0, []),
     ],
@@ -134,10 +163,16 @@ def test_udev(tmp_path, capture, functions, expected):
         ('sysfs/40intel64-2g2n4c+pcilocality.tar.bz2', 37, []),
         # Class 1200, as Ascend and Alveo have it, of a test device.
         ('sysfs/qemu-class1200.tar.gz', 26, []),
-        (
+        pytest.param(
             'intel/qat-c62x-16vf-sysfs.tar.xz',
             11,
             [('intel_qat', '8086:37c8', 'C62x', '0000:3b:00.0')],
+            marks=evidence(
+                'intel_qat',
+                'real capture',
+                'sysfs of a Xeon server, with 16 virtual functions enabled',
+                'C62x',
+            ),
         ),
     ],
 )
@@ -160,6 +195,12 @@ def test_qat_whose_virtual_functions_were_not_saved_is_not_given_out(tmp_path):
     assert card.deployables[0].attach_handles == []
 
 
+@evidence(
+    'nvidia_gpu',
+    'real capture',
+    'umockdev of 16 virtual functions and three mediated devices',
+    'NVIDIA A2',
+)
 def test_vgpu_host_from_umockdev(tmp_path):
     host = captures.umockdev(tmp_path, captures.text('nvidia/a2-vgpu-sriov-mdev.trim.umockdev'))
     assert found(host) == [('nvidia_gpu', '10de:25b6', 'NVIDIA A2', '0000:08:00.0')]
@@ -180,9 +221,29 @@ def test_vgpu_host_from_umockdev(tmp_path):
 @pytest.mark.parametrize(
     ('capture', 'ids', 'model', 'addresses'),
     [
-        ('a100-sxm4-v12', '10de:20b2', 'NVIDIA A100-SXM4-80GB', '01:00.0'),
-        ('quadro-p400', '10de:1cb3', 'Quadro P400', '43:00.0'),
-        ('tesla-t4', '10de:1eb8', 'Tesla T4', '00:1e.0'),
+        pytest.param(
+            'a100-sxm4-v12',
+            '10de:20b2',
+            'NVIDIA A100-SXM4-80GB',
+            '01:00.0',
+            marks=evidence(
+                'nvidia_gpu', 'real capture', 'nvidia-smi -q -x', 'NVIDIA A100-SXM4-80GB'
+            ),
+        ),
+        pytest.param(
+            'quadro-p400',
+            '10de:1cb3',
+            'Quadro P400',
+            '43:00.0',
+            marks=evidence('nvidia_gpu', 'real capture', 'nvidia-smi -q -x', 'Quadro P400'),
+        ),
+        pytest.param(
+            'tesla-t4',
+            '10de:1eb8',
+            'Tesla T4',
+            '00:1e.0',
+            marks=evidence('nvidia_gpu', 'real capture', 'nvidia-smi -q -x', 'Tesla T4'),
+        ),
     ],
 )
 def test_nvidia_xml(tmp_path, capture, ids, model, addresses):
@@ -194,8 +255,20 @@ def test_nvidia_xml(tmp_path, capture, ids, model, addresses):
 @pytest.mark.parametrize(
     ('capture', 'ids', 'model', 'addresses'),
     [
-        ('h200-mig__590.48.01', '10de:2335', 'NVIDIA H200', '83:00.0'),
-        ('l40s__595.80', '10de:26b9', 'NVIDIA L40S', '01:00.0'),
+        pytest.param(
+            'h200-mig__590.48.01',
+            '10de:2335',
+            'NVIDIA H200',
+            '83:00.0',
+            marks=evidence('nvidia_gpu', 'real capture', 'nvidia-smi 590.48.01', 'NVIDIA H200'),
+        ),
+        pytest.param(
+            'l40s__595.80',
+            '10de:26b9',
+            'NVIDIA L40S',
+            '01:00.0',
+            marks=evidence('nvidia_gpu', 'real capture', 'nvidia-smi 595.80', 'NVIDIA L40S'),
+        ),
     ],
 )
 def test_nvidia_smi_text(tmp_path, capture, ids, model, addresses):
@@ -207,6 +280,7 @@ def test_nvidia_smi_text(tmp_path, capture, ids, model, addresses):
     assert found(host) == alike('nvidia_gpu', ids, model, addresses)
 
 
+@evidence('nvidia_gpu', 'excerpt', 'creatable_vgpu_types of a virtual function', 'NVIDIA H200')
 def test_creatable_vgpu_types_are_traits(tmp_path):
     types = captures.text('nvidia/creatable_vgpu_types-H200X-vf.txt')
     host = captures.host(
@@ -236,6 +310,12 @@ def from_detector(text: str) -> list[tuple[str, int | None]]:
     return [(gpu['appendix']['bdf'], gpu.get('memory')) for gpu in json.loads(text)]
 
 
+@evidence(
+    'nvidia_gpu',
+    'vendor sample',
+    'eight by another project, with MIG instances',
+    'NVIDIA H100 80GB HBM3',
+)
 def test_another_detectors_gpus_are_ours(tmp_path):
     buses = [bus for bus, _ in from_detector(captures.text('detector-json/nvidia_h100_mig.json'))]
     functions = [captures.function(bus, '10de:2330', '030200') for bus in buses]
@@ -244,6 +324,12 @@ def test_another_detectors_gpus_are_ours(tmp_path):
     assert len(devices) == 8
 
 
+@evidence(
+    'huawei_ascend',
+    'vendor sample',
+    'two chips behind one address by another project',
+    'Ascend 310P',
+)
 def test_another_detectors_npus_are_one_card(tmp_path):
     chips = json.loads(captures.text('detector-json/ascend_310p3.json'))
     buses = {chip['appendix']['bdf'] for chip in chips}
@@ -267,10 +353,41 @@ def npus(tmp_path, capture: str, product: str, **more: str) -> list[driver.Devic
 
 # Capture, device id, model, addresses in order of the NPUs, NPU ids, chips of each, memory.
 TABLES = [
-    ('310-atlas800-3000-20.2.0.info', 'd100', 'Ascend 310', 'da db dc dd', [215] * 4, 1, 8192),
-    ('310P3-duo-4cards-25.5.1', 'd500', 'Ascend 310P3', '01 02 81 82', [1, 2, 4, 5], 2, 44278),
-    ('310P3-single-25.3.rc1', 'd500', 'Ascend 310P3', '84', [6], 1, 21525),
-    (
+    pytest.param(
+        '310-atlas800-3000-20.2.0.info',
+        'd100',
+        'Ascend 310',
+        'da db dc dd',
+        [215] * 4,
+        1,
+        8192,
+        marks=evidence(
+            'huawei_ascend', 'vendor sample', 'npu-smi 20.2.0 of an Atlas 800 3000', 'Ascend 310'
+        ),
+    ),
+    pytest.param(
+        '310P3-duo-4cards-25.5.1',
+        'd500',
+        'Ascend 310P3',
+        '01 02 81 82',
+        [1, 2, 4, 5],
+        2,
+        44278,
+        marks=evidence(
+            'huawei_ascend', 'excerpt', 'npu-smi 25.5.1 of four Atlas 300I Duo', 'Ascend 310P'
+        ),
+    ),
+    pytest.param(
+        '310P3-single-25.3.rc1',
+        'd500',
+        'Ascend 310P3',
+        '84',
+        [6],
+        1,
+        21525,
+        marks=evidence('huawei_ascend', 'excerpt', 'npu-smi 25.3.rc1', 'Ascend 310P'),
+    ),
+    pytest.param(
         '910-8card-processes-23.0.rc3',
         'd801',
         'Ascend 910',
@@ -278,8 +395,23 @@ TABLES = [
         [3, 7, 2, 6, 1, 5, 0, 4],
         1,
         32768,
+        marks=evidence(
+            'huawei_ascend',
+            'vendor sample',
+            'npu-smi 23.0.rc3 of a server with eight',
+            'Ascend 910',
+        ),
     ),
-    ('910-health-Warning-23.0.5', 'd801', 'Ascend 910', '3d 61', [7, 0], 1, 32768),
+    pytest.param(
+        '910-health-Warning-23.0.5',
+        'd801',
+        'Ascend 910',
+        '3d 61',
+        [7, 0],
+        1,
+        32768,
+        marks=evidence('huawei_ascend', 'vendor sample', 'npu-smi 23.0.5', 'Ascend 910'),
+    ),
     (
         '910A-named-910B-24.1.0',
         'd801',
@@ -289,7 +421,18 @@ TABLES = [
         1,
         32768,
     ),
-    ('A3-910C-npu4-two-chips-25.5.1', 'd803', 'Ascend 910_93', '8d 8f', [4, 4], 1, 65536),
+    pytest.param(
+        'A3-910C-npu4-two-chips-25.5.1',
+        'd803',
+        'Ascend 910_93',
+        '8d 8f',
+        [4, 4],
+        1,
+        65536,
+        marks=evidence(
+            'huawei_ascend', 'excerpt', 'npu-smi 25.5.1 of an Atlas A3', 'Ascend 910_93'
+        ),
+    ),
 ]
 
 
@@ -306,6 +449,7 @@ def test_npu_smi(tmp_path, capture, product, model, buses, numbers, chips, memor
     assert [len(d.deployables[0].attach_handles) for d in devices] == [1] * len(devices)
 
 
+@evidence('huawei_ascend', 'real capture', 'npu-smi 24.1.0 of a server with eight', 'Ascend 910')
 def test_first_910_that_calls_itself_910b_is_no_910b(tmp_path):
     devices = npus(tmp_path, '910A-named-910B-24.1.0', 'd801')
     assert {d.vendor_board['chip_name'] for d in devices} == {'910B'}
@@ -333,6 +477,7 @@ def test_310_with_its_mapping(tmp_path):
     assert {t for d in devices for t in d.deployables[0].traits} == {'CUSTOM_NPU_310'}
 
 
+@evidence('huawei_ascend', 'vendor sample', 'npu-smi 22.0.3.1 of an Atlas 800 9010', 'Ascend 910')
 def test_910a_with_its_mapping(tmp_path):
     capture = '910A-atlas800-9010-22.0.3.1'
     devices = npus(tmp_path, f'{capture}.info', 'd801', info_m=f'{capture}.mapping.txt')
@@ -341,6 +486,7 @@ def test_910a_with_its_mapping(tmp_path):
     assert sorted(d.vendor_board['chips'][0]['logic_id'] for d in devices) == list(range(8))
 
 
+@evidence('huawei_ascend', 'vendor sample', 'npu-smi in its manual', 'Ascend 950')
 def test_950_in_its_manual(tmp_path):
     text = captures.text('ascend/950-doc-info.md')
     host = captures.host(
