@@ -14,6 +14,7 @@ import os_resource_classes
 import os_traits
 
 from cyborg_lite import model
+from cyborg_lite.model import health
 from cyborg_lite.model import pci
 
 Seen = set[tuple[str, str]]
@@ -83,10 +84,28 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
-    dropped: list[str] = []
+    dropped = _health(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
+
+
+def _health(device: model.Device) -> list[str]:
+    """Make what is said of its health sound, and complain of what was not: it costs no card."""
+    level, reason = device.health, device.health_reason
+    device.health, device.health_reason = level or health.UNKNOWN, None
+    if device.health not in health.LEVELS:
+        device.health = health.UNKNOWN
+        levels = ', '.join(health.LEVELS)
+        return [f'health: expected one of {levels}, not {level!r:.64}']
+    if device.health == health.OK:
+        return []
+    if reason is None or health.is_code(reason):
+        bad = device.health != health.UNKNOWN
+        device.health_reason = reason or (health.UNSPECIFIED if bad else None)
+        return []
+    device.health_reason = health.UNSPECIFIED
+    return [f'health_reason: expected up to {health.LONGEST} of a-z, 0-9 and _, not {reason!r:.64}']
 
 
 def _deployable(deployable: model.Deployable, taken: Seen, seen: Seen) -> list[str]:

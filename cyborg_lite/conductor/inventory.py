@@ -125,10 +125,11 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
         if same is None:
             _tell_replaced(found, host, known)
             LOG.info('Device %s (%s) of host %s is new', found.address, found.model, host.name)
-            found.host = host
+            found.host, found.health_since = host, timeutils.utcnow()
             session.add(found)
             known.append(found)
         else:
+            _date_health(same, found)
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)
@@ -239,6 +240,13 @@ def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Devi
                 host.name,
                 found.model,
             )
+
+
+def _date_health(device: model.Device, found: model.Device) -> None:
+    """Note since when the health is what the report says."""
+    told = found.health, found.health_reason
+    if device.health_since is None or told != (device.health, device.health_reason):
+        device.health_since = timeutils.utcnow()
 
 
 def _tell_moved(device: model.Device, found: model.Device) -> None:

@@ -100,6 +100,14 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'driver': (_part.driver_name, False, 'The driver that found it.'),
     'attach_type': (_handle.attach_type, False, 'How to attach it: PCI, MDEV and so on.'),
     'attach_info': (_handle.attach_info, False, 'What to attach: for PCI its function.'),
+    'health': (_device.health, False,
+               'How its device is by the last report: ``ok``, ``warning``, ``critical`` or '
+               '``unknown``.'),
+    'health_reason': (_device.health_reason, True,
+                      'What is wrong with its device, as a code such as ``pcie_width``; null if '
+                      'nothing is known to be.'),
+    'health_since': (_device.health_since, True,
+                     'Since when its device is so, ISO 8601, UTC; null until a report told.'),
     'arq_uuid': (model.ARQ.uuid, True, 'The request that holds it.'),
     'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
     'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
@@ -177,6 +185,8 @@ class Accelerator(base.Base):
         resource_class: orm.Mapped[str | None]
         rp_uuid: orm.Mapped[str]
         driver: orm.Mapped[str]
+        health: orm.Mapped[str]
+        health_reason: orm.Mapped[str | None]
         vendor_board: orm.Mapped[dict[str, typing.Any] | None]
         deployable_id: orm.Mapped[int]
 

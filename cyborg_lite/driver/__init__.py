@@ -29,17 +29,21 @@ from cyborg_lite.driver.host import ToolError
 from cyborg_lite.model import AttachHandle
 from cyborg_lite.model import Deployable
 from cyborg_lite.model import Device
+from cyborg_lite.model.health import Health
+from cyborg_lite.model.health import worst
 
 __all__ = (
     'AttachHandle',
     'Deployable',
     'Device',
     'Driver',
+    'Health',
     'Host',
     'HostError',
     'ToolError',
     'contract',
     'trait',
+    'worst',
 )
 
 

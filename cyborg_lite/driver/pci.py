@@ -34,6 +34,9 @@ class PciDriver(driver.Driver):
     #: how the PCI class of a card begins; ids alone do not tell: vendors make network cards too
     classes: tuple[str, ...] = ('',)
 
+    #: how many PCIe lanes a card has, by its ids, where its chip says that there are more
+    lanes: collections.abc.Mapping[tuple[str, ...], int] = {}
+
     #: virtual functions that no link tells yet, by the address of their physical function
     unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
 
@@ -73,6 +76,7 @@ class PciDriver(driver.Driver):
     def device(self, card: sysfs.Function) -> driver.Device:
         """A card as it is reported."""
         vendor, product = card.ids
+        health = self.health(card) or driver.Health()
         return driver.Device(
             type=self.type,
             vendor=vendor,
@@ -83,6 +87,8 @@ class PciDriver(driver.Driver):
             vendor_board=self.vendor_board(card),
             serial=self.serial(card),
             unusable=self.unusable(card),
+            health=health.level,
+            health_reason=health.reason,
             deployables=self.deployables(card),
         )
 
@@ -105,6 +111,17 @@ class PciDriver(driver.Driver):
     def serial(self, card: sysfs.Function) -> str | None:
         """The serial number or UUID by which the card knows itself, wherever it is."""
         return None
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """How the card is; None if nothing tells.  Here it is judged by its PCIe link alone.
+
+        A driver that knows more returns ``driver.worst(super().health(card), ...)``.
+        """
+        width, widest = card.link_width, card.widest_link
+        if width is None or widest is None:
+            return None
+        narrow = width < min(widest, self.lanes.get(card.ids, widest))
+        return driver.Health('warning', 'pcie_width') if narrow else driver.Health('ok')
 
     def unusable(self, card: sysfs.Function) -> str | None:
         """Why nothing of the card must be given to an instance, in words; None if it may."""

@@ -30,7 +30,9 @@ if typing.TYPE_CHECKING:
 ATTRIBUTES = (
     'boot_vga',
     'class',
+    'current_link_width',
     'device',
+    'max_link_width',
     'nvidia/creatable_vgpu_types',
     'nvidia/current_vgpu_type',
     'numa_node',

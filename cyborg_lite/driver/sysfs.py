@@ -232,6 +232,30 @@ class Function:
         """
         return self._number('sriov_totalvfs')
 
+    @property
+    def link_width(self) -> int | None:
+        """How many PCIe lanes the link of the function has now; None without a link that is up."""
+        return self._lanes('current_link_width')
+
+    @property
+    def widest_link(self) -> int | None:
+        """How many lanes the link can have, by the function and by the port above; None if unknown.
+
+        A slot may have fewer lanes than the card: then the link can be no wider.
+        """
+        widest = self._lanes('max_link_width')
+        port = self.tree.function(self.path.parent.name)
+        above = port and port._lanes('max_link_width')
+        return min(widest, above) if widest and above else widest
+
+    def _lanes(self, name: str) -> int | None:
+        """A width that PCIe has: 0 is no link, 63 and 255 stand for unknown.
+
+        Source: max_link_width_show() in drivers/pci/pci-sysfs.c of Linux; PCIe, Link Capabilities.
+        """
+        width = self.number(name)
+        return width if width in (1, 2, 4, 8, 12, 16, 32) else None
+
     def link(self, name: str) -> str | None:
         """The last part of where a link leads, though it may dangle: recorded trees lack targets.
 

@@ -7,8 +7,7 @@ are.  Its table is asked for in each look; board, mapping and topology once, and
 card that is new and for a question that failed.  A question that fails costs no other, and what
 was known of the same card stays.
 
-Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids, npu_info_print.c for the
-tables that npu-smi prints.  It has no JSON.
+Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from oslo_config import cfg
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+from cyborg_lite.drivers.tools import npu_smi
 
 Facts = dict[str, typing.Any]
 
@@ -44,10 +44,10 @@ FAMILIES = {
     'd808': 'Mini v4',
 }
 RESOLD = [(vendor, device) for vendor in ('20c6', '203f', '20e9') for device in ('d500', 'd802')]
-#: The number pair of a usage: "30710/ 32768".
-USAGE = re.compile(r'\d{1,9}\s*/\s*(\d{1,9})')
 #: The most that is asked of single cards: each costs a run of npu-smi.
 NPUS = 64
+#: The most chips whose error codes are asked for in one look.
+ILL = 16
 #: For how long one look begins new questions, in seconds: the others are for the next look.
 PATIENCE = 8.0
 #: The questions, as arguments of npu-smi.
@@ -61,7 +61,9 @@ SIGNS = {
     MAPPING: re.compile(r'^\s*NPU ID\b', re.MULTILINE),
     TOPOLOGY: re.compile(r'^\s*(NPU|Phy-ID)\d', re.MULTILINE),
 }
-BOARD_SIGN = re.compile(r'^\s*(NPU ID|Board ID|PCIe Bus Info)\s*:', re.MULTILINE)
+BOARD_SIGN = re.compile(
+    r'^\s*(NPU ID|Board ID|PCIe Bus Info|Health Status|Error Code)\s*:', re.MULTILINE
+)
 #: How npu-smi says that a card or a release has no such question: it is not worth asking again.
 UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
 #: The device node of a vNPU, and from which number on they are: 16 numbers for each physical id.
@@ -72,10 +74,14 @@ VNPUS, EACH = 100, 16
 SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
 
 
-def _board_of(number: int, chip: int | None = None) -> Question:
+def _about(what: str, number: int, chip: int | None = None) -> Question:
     """The question for a board or, with a chip, for that chip on it."""
-    question = ('info', '-t', 'board', '-i', str(number))
+    question = ('info', '-t', what, '-i', str(number))
     return question if chip is None else (*question, '-c', str(chip))
+
+
+def _board_of(number: int, chip: int | None = None) -> Question:
+    return _about('board', number, chip)
 
 
 @dataclasses.dataclass
@@ -93,6 +99,9 @@ class Npu:
     die: str | None = None
     #: its chip by the name that its board has for it
     named: str | None = None
+    #: what the last look told of the health of its chips, and their error codes, by number
+    said: dict[int | None, driver.Health] = dataclasses.field(default_factory=dict)
+    errors: dict[int | None, str] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int | None:
@@ -119,6 +128,12 @@ class Npu:
             known = None
         self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
         self.facts.setdefault('chips', [])
+
+    def hear(self, chip: int | None, health: driver.Health) -> None:
+        """Note the health of a chip."""
+        self.said[chip] = health
+        if not health.reason:
+            self.errors.pop(chip, None)
 
     def add(self, chip: Facts) -> None:
         """Note what is told of a chip; a value that is unknown now leaves the old one."""
@@ -154,10 +169,15 @@ class HuaweiAscend(pci.PciDriver):
         self._answered: set[Question] = set()
         self._failed: set[Question] = set()
         self._mapping: list[Facts] = []
+        # Whether npu-smi is there, and did not print its table.
+        self._broken = False
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
         self._known = {card.bdf: self._remember(card) for card in cards}
+        self._broken = False
+        for npu in self._known.values():
+            npu.said.clear()
         # What a guest has is not seen by npu-smi.
         ours = [card for card in cards if card.driver not in sysfs.PASSED_THROUGH]
         if ours:
@@ -189,6 +209,14 @@ class HuaweiAscend(pci.PciDriver):
         npu = self._known[card.bdf]
         # One kind for each card: another kind of number would make it another card.
         return self._unique(npu, 'serial' if npu.serial else 'die')
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """By npu-smi, which tells of each chip; what it told of before and not now is unknown."""
+        npu = self._known[card.bdf]
+        told = driver.worst(*npu.said.values())
+        if told is None and (npu.facts or self._broken):
+            told = driver.Health()
+        return driver.worst(super().health(card), told)
 
     def unusable(self, card: sysfs.Function) -> str | None:
         """A card of which vNPUs exist can be neither mounted nor passed through as a whole."""
@@ -228,10 +256,12 @@ class HuaweiAscend(pci.PciDriver):
         """Learn what npu-smi tells of these cards."""
         begun = time.monotonic()
         text = self._npu_smi(TABLE)
+        self._broken = text is None
         known = {card.bdf for card in cards if card.driver or self._known[card.bdf].facts}
         if text:
-            for bdf in sorted(known - self._take_table(parse_info(text))):
+            for bdf in sorted(known - self._take_table(npu_smi.parse_info(text))):
                 self.note(f'npu-smi info does not list {bdf}')
+            self._ask_errors(begun)
         elif text == '' and any(npu.facts for npu in self._known.values()):
             self.note('npu-smi is not there any more')
         if text != '' or self.host.recorded:
@@ -239,6 +269,20 @@ class HuaweiAscend(pci.PciDriver):
             self._ask_once(begun)
         for npu in self._known.values():
             npu.new = False
+
+    def _ask_errors(self, begun: float) -> None:
+        """Learn the error codes of chips that are not well, as long as there is time."""
+        ill = [(n, chip) for n in self._known.values() for chip, h in n.said.items() if h.reason]
+        for npu, chip in ill[:ILL]:
+            if time.monotonic() - begun > PATIENCE:
+                break
+            # A question that fails leaves the code of the look before.
+            if (text := self._npu_smi(_about('health', npu.number or 0, chip))) is not None:
+                npu.errors[chip] = next(iter(npu_smi.parse_errors(text)), '')
+        for npu, chip in ill:
+            if code := npu.errors.get(chip):
+                reason = f'{npu.said[chip].reason}_{code}'
+                npu.said[chip] = npu.said[chip]._replace(reason=reason)
 
     def _ask_once(self, begun: float) -> None:
         """Ask what has no answer yet, as long as there is time."""
@@ -280,6 +324,7 @@ class HuaweiAscend(pci.PciDriver):
             if npu := self._known.get(chip['bus']):
                 npu.place(chip['npu_id'], chip['chip_name'])
                 npu.add(chip['chip'])
+                npu.hear(chip['chip'].get('chip_id'), chip['health'])
         return {chip['bus'] for chip in chips}
 
     def _forget_answers(self) -> None:
@@ -323,19 +368,19 @@ class HuaweiAscend(pci.PciDriver):
     def _take(self, question: Question, text: str) -> None:
         """Note what the answer tells; it may be empty."""
         if question == MAPPING:
-            self._mapping = parse_mapping(text)
+            self._mapping = npu_smi.parse_mapping(text)
             for row in self._mapping:
                 self._take_row(row)
         elif question == TOPOLOGY:
             self._take_topology(text)
         elif len(question) == len(_board_of(0)):
-            self._take_board(int(question[4]), parse_board(text))
+            self._take_board(int(question[4]), npu_smi.parse_board(text))
         else:
-            self._take_die(int(question[4]), int(question[6]), parse_board(text))
+            self._take_die(int(question[4]), int(question[6]), npu_smi.parse_board(text))
 
     def _take_topology(self, text: str) -> None:
         """Note the links: by number, or by physical id where the rows are of single chips."""
-        for (kind, number), peers in parse_topology(text).items():
+        for (kind, number), peers in npu_smi.parse_topology(text).items():
             chips = [npu for npu in self._known.values() if number in npu.physical]
             for npu in self._at(number) if kind == 'NPU' else chips:
                 npu.facts['hccs_peers'] = peers
@@ -384,111 +429,3 @@ def _chip_in(npu: Npu, board: dict[str, str]) -> str | None:
     if FAMILIES[npu.ids[1]] == '910_93':
         return f'910_{sub}' if re.fullmatch('93[0-9A-Z]{2,6}', sub) else sub or None
     return chip or None
-
-
-def parse_info(text: str) -> list[Facts]:
-    """The chips in the table of ``npu-smi info``: bus, npu_id, chip_name and chip of each.
-
-    Two rows tell of a chip.  What is before the column of the bus address is, in the first, the
-    card's number and name and, in the second, what the second row of the heading says: chip and
-    device (310, 310P), chip (910), chip and physical id (910_93), or nothing (950).
-    """
-    chips: list[Facts] = []
-    above: list[str] = []
-    heading: list[str] = []
-    for line in text.splitlines():
-        row = [cell.strip() for cell in line.split('|')[1:-1]]
-        if 'Bus-Id' in row:
-            heading = ' '.join(row[: row.index('Bus-Id')]).split()
-        places = [(bus, n) for n, cell in enumerate(row) if (bus := sysfs.normal(cell))]
-        if places:
-            bus, column = places[0]
-            number, *name = [*' '.join(above[:column]).split(), ''][:3]
-            ids = _ids(zip(heading, ' '.join(row[:column]).split(), strict=False))
-            if (npu_id := _number(number)) is not None:
-                chip = ids | _memory(row[-1])
-                chip_name = name[0].removeprefix('Ascend') if name else ''
-                chips.append({'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip})
-        above = row
-    return chips
-
-
-#: What stands for a name in the row of a board's controller.
-CONTROLLER = 'Mcu'
-#: Our name of each column that numbers a chip.
-COLUMNS = {
-    'Chip': 'chip_id',
-    'Chip ID': 'chip_id',
-    'Device': 'logic_id',
-    'Chip Logic ID': 'logic_id',
-    'Phy-ID': 'phy_id',
-    'Chip Phy-ID': 'phy_id',
-    'NPU ID': 'npu_id',
-}
-
-
-def _ids(cells: collections.abc.Iterable[tuple[str, str]]) -> dict[str, int]:
-    """The numbers in a row, by our name of their column."""
-    numbers = {COLUMNS[title]: _number(cell) for title, cell in cells if title in COLUMNS}
-    return {key: number for key, number in numbers.items() if number is not None}
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch('[0-9]{1,6}', text) else None
-
-
-def _memory(cell: str) -> Facts:
-    """The size of the last memory that is there, in MB: HBM comes after the host's.
-
-    Nothing where it is not known.
-    """
-    sizes = [int(size) for size in USAGE.findall(cell) if int(size)]
-    return {'memory_mb': sizes[-1]} if sizes else {}
-
-
-def parse_mapping(text: str) -> list[Facts]:
-    """The chips in the table of ``npu-smi info -m``: npu_id, chip_id, chip_name and others.
-
-    Its columns stand two spaces or more apart.  The board's controller has a row, and is no chip.
-    """
-    rows: list[Facts] = []
-    titles: list[str] = []
-    for line in text.splitlines():
-        cells = re.split(r'\s{2,}', line.strip())
-        if cells[0] == 'NPU ID':
-            titles = cells
-        ids = _ids(zip(titles, cells, strict=False))
-        if ids.keys() >= {'npu_id', 'chip_id'} and cells[-1] != CONTROLLER:
-            rows.append(ids | {'chip_name': cells[-1].removeprefix('Ascend').strip()})
-    return rows
-
-
-def parse_board(text: str) -> dict[str, str]:
-    """The lines ``key : value`` of ``npu-smi info -t board -i N``."""
-    pairs = (line.partition(':') for line in text.splitlines())
-    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
-
-
-def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
-    """What each is linked to by HCCS, from the matrix of ``npu-smi info -t topo``.
-
-    Rows and columns are of NPUs or, where an NPU has two dies, of dies by their physical ids:
-    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink for HCCS.
-    """
-    peers: dict[tuple[str, int], list[int]] = {}
-    columns: list[tuple[str, int]] = []
-    for line in text.splitlines():
-        words = line.split()
-        named = [_node(word) for word in words]
-        nodes = [node for node in named if node]
-        if len(nodes) > 1:
-            columns = nodes
-        elif nodes and named[0] and len(words) > len(columns):
-            links = zip(columns, words[1:], strict=False)
-            peers[named[0]] = [n for (_, n), link in links if link.startswith(('HCCS', 'XLink'))]
-    return peers
-
-
-def _node(word: str) -> tuple[str, int] | None:
-    match = re.fullmatch('(NPU|Phy-ID)([0-9]{1,4})', word)
-    return (match[1], int(match[2])) if match else None

@@ -55,6 +55,10 @@ INFORMATION = {
 CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
 #: The errors by which NVML says that there is no driver, rather than that something is wrong.
 ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
+#: The error of a GPU that has fallen off the bus. Source: NVML, NVML_ERROR_GPU_IS_LOST.
+LOST = 'NVMLError_GpuIsLost'
+#: The errors of a card, or of a release of NVML, that has no such value.
+SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
 
 
 @dataclasses.dataclass
@@ -63,6 +67,8 @@ class Gpu:
 
     ids: tuple[str, ...]
     facts: Facts = dataclasses.field(default_factory=dict)
+    #: None where NVML has never told of it
+    health: driver.Health | None = None
 
 
 class NvidiaGpu(pci.PciDriver):
@@ -121,11 +127,17 @@ class NvidiaGpu(pci.PciDriver):
         fresh = {card.bdf: Gpu(card.identity) for card in cards}
         same = {b: g for b, g in self._known.items() if b in fresh and g.ids == fresh[b].ids}
         self._known = fresh | same
+        for gpu in same.values():
+            # NVML has told of it: if it does not now, nothing is known.
+            gpu.health = driver.Health() if gpu.health else None
         # NVML of this machine knows nothing of a recorded one, nor of cards that it has not.
         ours = {card.bdf for card in cards if card.driver not in sysfs.PASSED_THROUGH}
         if ours and not self.host.recorded:
             self._ask(ours)
         return [self.device(card) for card in cards]
+
+    #: The connector of an A2 has 8 lanes, and its chip says 16. Source: NVIDIA A2 product brief.
+    lanes = {('10de', '25b6'): 8}
 
     def is_card(self, function: sysfs.Function) -> bool:
         return function.ids[0] == '10de' and function.pci_class.startswith(self.classes)
@@ -172,6 +184,9 @@ class NvidiaGpu(pci.PciDriver):
     def serial(self, card: sysfs.Function) -> str | None:
         """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
         return self._known[card.bdf].facts.get('uuid')
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        return driver.worst(super().health(card), self._known[card.bdf].health)
 
     def unusable(self, card: sysfs.Function) -> str | None:
         reason = super().unusable(card)
@@ -275,6 +290,7 @@ class NvidiaGpu(pci.PciDriver):
     def _ask_each(self, nvml: typing.Any) -> set[str]:
         """Ask for each GPU that NVML counts; returns the addresses of those that it has."""
         told: set[str] = set()
+        lost = False
         try:
             count = int(nvml.nvmlDeviceGetCount())
         except Exception as error:
@@ -286,20 +302,27 @@ class NvidiaGpu(pci.PciDriver):
                 bus = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)
             except Exception as error:
                 self.note(f'NVML does not tell of GPU {number}: {error}')
+                lost = lost or type(error).__name__ == LOST
                 continue
             address = sysfs.normal(bus) or bus
             told.add(address)
             if address in self._known:
                 self._learn(nvml, gpu, address)
+        for address in self._known.keys() - told if lost else ():
+            # Its number does not tell which card it is.
+            if _is_lost(nvml, address):
+                self._known[address].health = driver.Health('critical', 'gpu_lost')
         return told
 
     def _learn(self, nvml: typing.Any, gpu: typing.Any, address: str) -> None:
         """Ask for each value alone: one that is not to be had costs no other."""
         facts: Facts = {}
+        said = [driver.Health('ok')]
         for key, ask in QUESTIONS.items():
             try:
                 facts[key] = ask(nvml, gpu)
             except Exception as error:
+                said.append(_failed(error))
                 # That a card has no such value is no fault: a GB10 has no memory of its own.
                 if type(error).__name__ != 'NVMLError_NotSupported':
                     self.note(f'NVML does not tell the {key} of {address}: {error}')
@@ -307,6 +330,8 @@ class NvidiaGpu(pci.PciDriver):
         if 'uuid' in facts and known.get('uuid') != facts['uuid']:
             known.clear()  # of another card, which was here before
         known.update(facts)
+        said += [_asked(ask, nvml, gpu) for ask in SYMPTOMS]
+        self._known[address].health = driver.worst(*said)
 
 
 #: What is asked of each GPU, by the name that we give it.
@@ -317,6 +342,59 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
 }
+
+
+def _failed(error: Exception) -> driver.Health:
+    """What a question that failed says of the health of a GPU."""
+    kind = type(error).__name__
+    if kind == LOST:
+        return driver.Health('critical', 'gpu_lost')
+    return driver.Health('ok') if kind in SILENT else driver.Health()
+
+
+def _asked(
+    ask: collections.abc.Callable[[typing.Any, typing.Any], str | None],
+    nvml: typing.Any,
+    gpu: typing.Any,
+) -> driver.Health:
+    """What a symptom says of the health of a GPU."""
+    try:
+        reason = ask(nvml, gpu)
+    except Exception as error:
+        return _failed(error)
+    level = 'warning' if reason == 'row_remap_pending' else 'critical'
+    return driver.Health(level, reason) if reason else driver.Health('ok')
+
+
+def _is_lost(nvml: typing.Any, address: str) -> bool:
+    """Whether the GPU at an address has fallen off the bus."""
+    try:
+        nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
+    except Exception as error:
+        return type(error).__name__ == LOST
+    return False
+
+
+def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Errors of memory since the driver was loaded that ECC could not correct.
+
+    Source: NVML, nvmlDeviceGetTotalEccErrors.
+    """
+    kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    return 'ecc_uncorrectable' if int(nvml.nvmlDeviceGetTotalEccErrors(gpu, *kinds)) else None
+
+
+def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Rows of memory that could not be replaced, or will be by a reset.
+
+    Source: NVML, nvmlDeviceGetRemappedRows: corrected, uncorrected, pending, failed.
+    """
+    _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(gpu)
+    return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
+
+
+#: What says that something is wrong with a GPU: each gives a reason, or None.
+SYMPTOMS = (_uncorrected, _remapped)
 #: By which numbers NVML knows a MIG instance, and how it is asked for each.
 INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
     'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import datetime
 import functools
 import json
 import typing
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite.model import base
+from cyborg_lite.model import health as healths
 from cyborg_lite.model import pci
 
 if typing.TYPE_CHECKING:
@@ -58,6 +60,11 @@ class Device(base.Base):
     serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     # Why the card, as it is, must not be given to an instance, in words; null if it may.
     unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
+    # How the card is by the last report, and why: see cyborg_lite.model.health.
+    health: orm.Mapped[str] = base.fact(
+        sa.String(16), server_default=healths.UNKNOWN, default=healths.UNKNOWN, hidden=True
+    )
+    health_reason: orm.Mapped[str | None] = base.fact(sa.String(healths.LONGEST), hidden=True)
     board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
     vendor_board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
     hostname: orm.Mapped[str] = base.link(
@@ -71,6 +78,8 @@ class Device(base.Base):
     )
     # Counts the orders to enable or disable it: one that comes late meets no row.
     revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # Since when the health and its reason are these; null until a report told of them.
+    health_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
     # How many reports in a row have lacked the device.
     absences: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
 
@@ -95,6 +104,10 @@ class Device(base.Base):
         make=_canonical,
         doc='What only boards of this vendor tell: a JSON object, as text.',
     )
+
+    def __init__(self, **values: typing.Any) -> None:
+        # Most drivers, and agents of the release before, say nothing of it.
+        super().__init__(**({'health': healths.UNKNOWN} | values))
 
     @property
     def identity(self) -> str:

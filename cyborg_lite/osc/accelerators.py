@@ -18,8 +18,9 @@ from cyborg_lite.osc import devices
 
 COLUMNS = ('uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid')
 MORE = (
-    'reason', 'device_uuid', 'device_address', 'numa_node', 'resource_class', 'traits', 'driver',
-    'rp_uuid', 'arq_uuid', 'project_id', 'held_since', 'ids',
+    'reason', 'health', 'health_reason', 'health_since', 'device_uuid', 'device_address',
+    'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid', 'arq_uuid', 'project_id',
+    'held_since', 'ids',
 )  # fmt: skip
 #: The fields that a list can be filtered by, as options.
 FILTERS = {
@@ -31,6 +32,7 @@ FILTERS = {
     'model': 'of this model',
     'resource-class': 'of this resource class',
     'trait': 'with this trait',
+    'health': 'of a device whose health is this',
     'instance': 'that this instance holds',
     'project': 'that requests of this project hold',
 }
@@ -183,14 +185,14 @@ class EnableDevice(devices.DeviceCommand):
     """Give out the accelerators of a device again."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        self.change('POST', parsed_args, '/enable')
+        self.send('POST', parsed_args, '/enable')
 
 
 class DisableDevice(devices.DeviceCommand):
     """Give out no accelerator of a device any more; what is held stays held."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        self.change('POST', parsed_args, '/disable')
+        self.send('POST', parsed_args, '/disable')
 
 
 def _find(asking: osc.Command, uuid: str) -> dict[str, typing.Any]:

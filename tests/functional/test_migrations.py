@@ -135,6 +135,12 @@ def fill_c94e7b1f6a20(connection, tables):
     connection.execute(sa.insert(tables['usages']).values(**interval, **times))
 
 
+def fill_5b8d02e6c7f1(connection, tables):
+    """A device that is not well."""
+    health = {'health': 'warning', 'health_reason': 'pcie_width', 'health_since': sa.func.now()}
+    connection.execute(sa.update(tables['devices']).values(**health))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -150,6 +156,7 @@ FILL = {
     'a5e83c1d7f42': fill_a5e83c1d7f42,
     'd3f81b6a0c24': fill_d3f81b6a0c24,
     'c94e7b1f6a20': fill_c94e7b1f6a20,
+    '5b8d02e6c7f1': fill_5b8d02e6c7f1,
 }
 
 

@@ -306,3 +306,26 @@ def test_authors_are_told(tmp_path):
 def test_what_stands_for_no_serial_number(given, kept):
     [device], complaints = contract.check([card(serial=given)])
     assert (device.serial, complaints) == (kept, [])
+
+
+@pytest.mark.parametrize(
+    ('level', 'reason', 'kept', 'complaints'),
+    [
+        ('ok', None, ('ok', None), 0),
+        ('ok', 'pcie_width', ('ok', None), 0),
+        ('warning', 'pcie_width', ('warning', 'pcie_width'), 0),
+        ('critical', None, ('critical', 'unspecified'), 0),
+        ('unknown', None, ('unknown', None), 0),
+        (None, None, ('unknown', None), 0),
+        ('Critical', 'x', ('unknown', None), 1),
+        (3, 'x', ('unknown', None), 1),
+        (['critical'], 'x', ('unknown', None), 1),
+        ('critical', 'x' * 65, ('critical', 'unspecified'), 1),
+        ('warning', 'rm -rf\u202e', ('warning', 'unspecified'), 1),
+        ('warning', {}, ('warning', 'unspecified'), 1),
+    ],
+)
+def test_health_that_is_none_costs_no_card(level, reason, kept, complaints):
+    [device], told = contract.check([card(health=level, health_reason=reason)])
+    assert (device.health, device.health_reason) == kept
+    assert len(told) == complaints

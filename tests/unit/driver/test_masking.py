@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cyborg_lite.driver import masking
-from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers.tools import npu_smi
 from tests.unit.drivers import captures
 
 SERIAL = '2102312NVF10L8000123'
@@ -156,7 +156,7 @@ def test_processes_are_left_out(text):
     assert '139667' not in answer and 'alice' not in answer
     kept = ('C1:00.0', 'EGM', 'NVIDIA H200', '<uuid>N/A', 'after')
     assert [word in answer for word in kept] == [word in text for word in kept]
-    assert huawei_ascend.parse_info(answer) == huawei_ascend.parse_info(text)
+    assert npu_smi.parse_info(answer) == npu_smi.parse_info(text)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_processes_are_left_out(text):
 def test_tables_of_real_cards_say_the_same(name):
     text = captures.text(f'ascend/{name}')
     answer = masked(text)
-    assert huawei_ascend.parse_info(answer) == huawei_ascend.parse_info(text) != []
+    assert npu_smi.parse_info(answer) == npu_smi.parse_info(text) != []
     assert 'python' not in answer
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from cyborg_lite import conf as options
 from cyborg_lite import driver
+from cyborg_lite.driver import recording
 from cyborg_lite.drivers import huawei_ascend
 from cyborg_lite.drivers import intel_qat
 from cyborg_lite.drivers import nvidia_gpu
@@ -204,3 +205,78 @@ def test_a_virtual_function_with_a_mediated_device_is_not_given_out(split):
         (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
     assert offered(subject) == {CARD: []}
     assert [card.unusable for card in subject.discover()] == ['its mediated devices are in use']
+
+
+def judged(tmp_path, family: str, card: dict[str, str], port: dict[str, str] | None = None):
+    """The health of a card with these attributes, below a port with those."""
+    make, ids, _, pci_class = FAMILIES[family]
+    host = captures.host(tmp_path, [captures.function(CARD, ids, pci_class, files=card)])
+    if port is not None:
+        # As the kernel has it: the directory of a function is in that of the port above it.
+        listed = host.root / 'sys/bus/pci/devices'
+        above = host.root / 'sys/devices/pci0000:3a/0000:3a:00.0'
+        above.mkdir(parents=True)
+        (listed / CARD).resolve().rename(above / CARD)
+        (listed / CARD).unlink()
+        (listed / CARD).symlink_to(above / CARD)
+        (listed / above.name).symlink_to(above)
+        for name, text in port.items():
+            (above / name).write_text(text)
+    [device] = make(host).discover()
+    return device.health, device.health_reason
+
+
+def link(current: str, widest: str) -> dict[str, str]:
+    return {'current_link_width': current, 'max_link_width': widest}
+
+
+NARROW = ('warning', 'pcie_width')
+
+
+@pytest.mark.parametrize('family', [name for name in FAMILIES if name != 'virtual'])
+def test_a_link_that_is_narrower_than_it_can_be_is_told(tmp_path, family):
+    assert judged(tmp_path, family, link('8', '16')) == NARROW
+
+
+@pytest.mark.parametrize(
+    ('current', 'widest', 'health'),
+    [
+        ('16', '16', ('ok', None)),
+        ('1', '16', NARROW),
+        # There is no link, or its width is not known: QAT within a chipset says 0 of 255.
+        ('0', '16', ('unknown', None)),
+        ('0', '255', ('unknown', None)),
+        ('63', '63', ('unknown', None)),
+        ('8', '255', ('unknown', None)),
+        ('-8', '16', ('unknown', None)),
+        ('8x', '16', ('unknown', None)),
+        ('9' * 400, '16', ('unknown', None)),
+    ],
+)
+def test_a_width_counts_if_pcie_has_it(tmp_path, current, widest, health):
+    assert judged(tmp_path, 'qat', link(current, widest)) == health
+
+
+def test_an_idle_card_may_lower_the_speed_of_its_link(tmp_path):
+    speeds = {'current_link_speed': '2.5 GT/s PCIe', 'max_link_speed': '16.0 GT/s PCIe'}
+    assert judged(tmp_path, 'nvidia', link('16', '16') | speeds) == ('ok', None)
+
+
+@pytest.mark.parametrize(
+    ('port', 'health'),
+    [
+        (link('8', '8'), ('ok', None)),
+        (link('8', '16'), NARROW),
+        (link('4', '4'), ('ok', None)),
+        # What the port does not say leaves the card's word.
+        ({}, NARROW),
+        (link('8', '255'), NARROW),
+    ],
+)
+def test_a_slot_that_can_do_no_more_is_no_fault(tmp_path, port, health):
+    assert judged(tmp_path, 'qat', link('8', '16'), port) == health
+
+
+def test_health_is_recorded_with_the_host(tmp_path):
+    """A recording of the host says the same."""
+    assert {'current_link_width', 'max_link_width'} <= {*recording.ATTRIBUTES}

@@ -16,6 +16,7 @@ from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers.tools import npu_smi as printed
 from tests.unit.drivers import captures
 
 
@@ -42,6 +43,8 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
         'numa_node': 0,
         'serial': None,
         'unusable': None,
+        'health': 'unknown',
+        'health_reason': None,
         'board': {'product_id': product, 'class': '120000'},
         'vendor_board': {},
         'deployables': [
@@ -199,13 +202,13 @@ ROWS = st.lists(
 @hypothesis.given(TABLES | ROWS)
 @hypothesis.settings(deadline=None, max_examples=300)
 def test_any_text_is_a_table_or_nothing(text):
-    for chip in huawei_ascend.parse_info(text):
+    for chip in printed.parse_info(text):
         assert chip['npu_id'] >= 0
         assert all(isinstance(value, int) for value in chip['chip'].values())
-    for row in huawei_ascend.parse_mapping('NPU ID  Chip ID  Chip Name\n' + text):
+    for row in printed.parse_mapping('NPU ID  Chip ID  Chip Name\n' + text):
         assert {'npu_id', 'chip_id', 'chip_name'} <= row.keys()
-    huawei_ascend.parse_board(text)
-    for peers in huawei_ascend.parse_topology(text).values():
+    printed.parse_board(text)
+    for peers in printed.parse_topology(text).values():
         assert all(isinstance(peer, int) for peer in peers)
 
 
@@ -258,7 +261,12 @@ def subject_of(host: driver.Host) -> huawei_ascend.HuaweiAscend:
 
 
 def facts(subject: huawei_ascend.HuaweiAscend) -> list[dict]:
-    return [card.facts() for card in subject.discover()]
+    return told(subject.discover())
+
+
+def told(cards: list[driver.Device]) -> list[dict]:
+    """What is known of the cards: their health is of this very look."""
+    return [card.facts() | {'health': None, 'health_reason': None} for card in cards]
 
 
 BOARDS = [f'info -t board -i {n}' for n in range(8)]
@@ -312,7 +320,7 @@ def test_what_was_known_stays_when_a_question_fails(atlas, question, failure):
     before = facts(subject)
     atlas.answer({question: failure})
     cards, notes = subject.look()
-    assert [card.facts() for card in cards] == before
+    assert told(cards) == before
     assert len(notes) == (question == 'info')
 
 
@@ -321,7 +329,7 @@ def test_a_tool_that_is_gone_costs_nothing(atlas):
     before = facts(subject)
     shutil.rmtree(atlas.root / 'tools')
     cards, notes = subject.look()
-    assert [card.facts() for card in cards] == before
+    assert told(cards) == before
     assert cards[0].model == 'Ascend 910B3'
     assert cards[0].deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3']
     assert notes == ['npu-smi is not there any more']
@@ -349,7 +357,7 @@ def test_a_row_that_is_lacking_costs_its_card_nothing(atlas):
     path = atlas.root / 'tools/npu-smi/info.txt'
     path.write_text(path.read_text().replace('0000:81:00.0', 'NA'))
     cards, notes = subject.look()
-    assert [card.facts() for card in cards] == before
+    assert told(cards) == before
     assert notes == ['npu-smi info does not list 0000:81:00.0']
 
 
@@ -384,7 +392,7 @@ def test_a_new_card_alone_is_asked_for(atlas, tmp_path):
     place.symlink_to(link)
     cards = subject.discover()
     assert atlas.since() == ['info', 'info -m', BOARDS[0], DIES[0], 'info -t topo']
-    assert [card.facts() for card in cards[:-2] + cards[-1:]] == before
+    assert told(cards[:-2] + cards[-1:]) == before
     assert cards[-2].vendor_board == facts(subject_of(atlas))[-2]['vendor_board']
 
 
@@ -432,7 +440,7 @@ def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(atlas):
     path = atlas.root / 'tools/npu-smi/info.txt'
     path.write_text(path.read_text().replace('0000:C1:00.0', 'NA'))
     cards, notes = subject.look()
-    assert [card.facts() for card in cards] == before
+    assert told(cards) == before
     assert notes == []
 
 
@@ -509,10 +517,10 @@ def test_the_tool_by_itself(tmp_path, monkeypatch):
     assert {card.model for card in cards} == {'Ascend 910B3'}
     runs = (tmp_path / 'runs').read_text().splitlines()
     assert len(runs) == 1 + 1 + 8 + 7 + 1
-    before = [card.facts() for card in cards]
+    before = told(cards)
     tool.unlink()
     cards, notes = subject.look()
-    assert [card.facts() for card in cards] == before
+    assert told(cards) == before
     assert notes == ['npu-smi is not there any more']
 
 
@@ -695,7 +703,7 @@ def test_the_controller_of_a_board_is_no_chip():
         '1       0        0              Ascend 310P3\n'
         '1       1        7              Mcu\n'
     )
-    assert [row['chip_id'] for row in huawei_ascend.parse_mapping(text)] == [0]
+    assert [row['chip_id'] for row in printed.parse_mapping(text)] == [0]
 
 
 def _with_nodes(host, *nodes):
@@ -724,3 +732,99 @@ def test_a_vnpu_of_nobody_known_may_be_of_each_card(tmp_path):
     host = captures.host(tmp_path, functions)
     assert _with_nodes(host) == [False, False]
     assert _with_nodes(host, 'vdavinci100') == [True, True]
+
+
+def reword(host: driver.Host, bus: str, word: str) -> None:
+    """Have npu-smi print another word for the health of the chips at an address."""
+    path = host.root / 'tools/npu-smi/info.txt'
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if bus in line:
+            cells = lines[number - 1].split('|')
+            column = next(n for n, cell in enumerate(line.split('|')) if bus in cell)
+            cells[column] = f' {word} '
+            lines[number - 1] = '|'.join(cells)
+    path.write_text('\n'.join(lines))
+
+
+def health(subject: huawei_ascend.HuaweiAscend, address: str = '0000:c1:00.0') -> tuple:
+    [card] = [card for card in subject.discover() if card.address == address]
+    return card.health, card.health_reason
+
+
+@pytest.mark.parametrize(
+    ('word', 'level', 'reason'),
+    [
+        ('OK', 'ok', None),
+        ('Warning', 'warning', 'ascend_warning'),
+        ('Alarm', 'critical', 'ascend_alarm'),
+        ('ALARM', 'critical', 'ascend_alarm'),
+        ('Critical', 'critical', 'ascend_critical'),
+        ('UNKNOWN', 'unknown', None),
+        ('', 'unknown', None),
+        ('Fine\u202e' + 'x' * 5000, 'unknown', None),
+    ],
+)
+def test_health_by_the_words_of_the_table(atlas, word, level, reason):
+    reword(atlas, '0000:C1:00.0', word)
+    subject = subject_of(atlas)
+    assert health(subject) == (level, reason)
+    assert {card.health for card in subject.discover() if card.address != '0000:c1:00.0'} == {'ok'}
+
+
+@pytest.mark.parametrize(
+    ('printed', 'more'),
+    [
+        ('80E01801', '_80e01801'),
+        ('0x80E01801, 0x80E18402', '_80e01801'),
+        ('NA', ''),
+        ('', ''),
+        ('../../etc; rm -rf', ''),
+    ],
+)
+def test_an_error_code_is_part_of_the_reason(atlas, printed, more):
+    reword(atlas, '0000:C1:00.0', 'Alarm')
+    subject = subject_of(atlas)
+    question = 'info -t health -i 0 -c 0'
+    atlas.answer({question: f'Health Status : Alarm\nError Code : {printed}\n'})
+    assert health(subject) == ('critical', f'ascend_alarm{more}')
+    # Others are not asked for. A question that fails leaves the code of the look before.
+    assert [run for run in atlas.since() if 'health' in run] == [question]
+    atlas.answer({question: driver.ToolError('npu-smi: exit status 1')})
+    assert health(subject) == ('critical', f'ascend_alarm{more}')
+    reword(atlas, '0000:C1:00.0', 'OK')
+    atlas.since()
+    assert health(subject) == ('ok', None)
+    assert [run for run in atlas.since() if 'health' in run] == []
+
+
+def test_the_worse_chip_counts_for_a_card_of_two(tmp_path):
+    host = hosts.find('atlas-300i-duo', tmp_path)
+    path = host.root / 'tools/npu-smi/info.txt'
+    lines = path.read_text().splitlines()
+    rows = [n for n, line in enumerate(lines) if '| OK ' in line]
+    lines[rows[1]] = lines[rows[1]].replace('| OK ', '| Alarm ')
+    path.write_text('\n'.join(lines))
+    cards = subject_of(host).discover()
+    assert [card.health for card in cards].count('critical') == 1
+
+
+@pytest.mark.parametrize('failure', [testing.Fault.FAILS, 'rubbish', testing.Fault.MISSING])
+def test_health_that_is_not_told_is_unknown(atlas, failure):
+    """Neither is a card well again that was in an alarm, nor is one faulty that was well."""
+    reword(atlas, '0000:C1:00.0', 'Alarm')
+    subject = subject_of(atlas)
+    assert health(subject) == ('critical', 'ascend_alarm')
+    atlas.answer({'info': failure})
+    assert health(subject) == ('unknown', None)
+    assert {card.health for card in subject.discover()} == {'unknown'}
+
+
+def test_health_of_a_real_card_in_a_warning(tmp_path):
+    text = captures.text('ascend/910-health-Warning-23.0.5.txt')
+    functions = [captures.function(f'0000:{bus}:00.0', '19e5:d801') for bus in ('61', '3d')]
+    cards = discover(captures.host(tmp_path, functions, {'npu-smi': {'info': text}}))
+    assert {card.address: (card.health, card.health_reason) for card in cards} == {
+        '0000:61:00.0': ('warning', 'ascend_warning'),
+        '0000:3d:00.0': ('ok', None),
+    }

@@ -20,6 +20,11 @@ def discover(host: driver.Host) -> list[driver.Device]:
     return testing.discover(nvidia_gpu.NvidiaGpu, host)
 
 
+def told(cards: list[driver.Device]) -> list[dict]:
+    """What is known of the cards: their health is of this very look."""
+    return [card.facts() | {'health': None, 'health_reason': None} for card in cards]
+
+
 @pytest.mark.parametrize(
     ('pci_class', 'found'),
     [('030000', 1), ('030200', 1), ('038000', 0), ('068000', 0), ('040300', 0)],
@@ -225,15 +230,15 @@ CALLS = [
 @pytest.mark.parametrize('call', CALLS)
 def test_what_was_known_stays_when_a_scan_fails(nvml, local, call, error):
     subject = nvidia_gpu.NvidiaGpu(local, None)
-    before = [c.facts() for c in subject.look()[0]]
+    before = told(subject.look()[0])
     works = getattr(nvml, call)
     setattr(nvml, call, refuse(error))
     cards, notes = subject.look()
-    assert [c.facts() for c in cards] == before
+    assert told(cards) == before
     assert notes and all('NVML does not' in note for note in notes)
     setattr(nvml, call, works)
     cards, notes = subject.look()
-    assert [c.facts() for c in cards] == before
+    assert told(cards) == before
     assert notes == []
 
 
@@ -294,12 +299,12 @@ def test_a_card_that_was_away_is_learnt_anew(nvml, local):
 def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(nvml, local):
     """NVIDIA's driver has let it go."""
     subject = nvidia_gpu.NvidiaGpu(local, None)
-    before = [c.facts() for c in subject.look()[0]]
+    before = told(subject.look()[0])
     for function in local.tree.functions():
         (function.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
     nvml.nvmlInit = refuse()
     cards, notes = subject.look()
-    assert [c.facts() for c in cards] == before
+    assert told(cards) == before
     assert notes == []
 
 
@@ -434,10 +439,10 @@ def test_a_card_without_an_instance_gives_nothing_out(mig, local):
 )
 def test_no_instance_goes_while_nvml_fails(mig, local, call):
     subject = nvidia_gpu.NvidiaGpu(local, None)
-    before = [c.facts() for c in subject.look()[0]]
+    before = told(subject.look()[0])
     setattr(mig, f'nvmlDeviceGet{call}', refuse())
     cards, notes = subject.look()
-    assert [c.facts() for c in cards] == before
+    assert told(cards) == before
     assert any('does not tell the mig' in note for note in notes)
 
 
@@ -501,3 +506,71 @@ def test_a_card_that_a_guest_has_is_whole(mig, local):
     for function in local.tree.functions():
         (function.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
     assert parts_of(subject.look()[0][0]) == {'PGPU': [None]}
+
+
+class NVMLError_GpuIsLost(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+def health(cards: list[driver.Device]) -> list[tuple]:
+    return [(card.health, card.health_reason) for card in cards]
+
+
+def sick(nvml, ecc=0, remapped=(0, 0, 0, 0)):
+    """Give the library what tells of the health of the first GPU."""
+    nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC = 1, 0
+    nvml.nvmlDeviceGetTotalEccErrors = lambda gpu, kind, counter: 0 if gpu else ecc
+    nvml.nvmlDeviceGetRemappedRows = lambda gpu: (0, 0, 0, 0) if gpu else remapped
+
+
+@pytest.mark.parametrize(
+    ('values', 'level', 'reason'),
+    [
+        ({}, 'ok', None),
+        ({'ecc': 3}, 'critical', 'ecc_uncorrectable'),
+        ({'remapped': (0, 1, 1, 0)}, 'warning', 'row_remap_pending'),
+        ({'remapped': (0, 1, 1, 1)}, 'critical', 'row_remap_failure'),
+        ({'remapped': (5, 0, 0, 0)}, 'ok', None),
+        ({'remapped': 'rubbish'}, 'unknown', None),
+    ],
+)
+def test_health_by_nvml(nvml, local, values, level, reason):
+    sick(nvml, **values)
+    assert health(discover(local)) == [(level, reason), ('ok', None)]
+
+
+def test_a_card_without_ecc_is_well_if_it_answers(nvml, local):
+    nvml.nvmlDeviceGetTotalEccErrors = refuse(NVMLError_NotSupported)
+    assert health(discover(local)) == [('ok', None)] * 2
+
+
+@pytest.mark.parametrize('call', ['nvmlDeviceGetHandleByIndex', 'nvmlDeviceGetUUID'])
+def test_a_gpu_that_has_fallen_off_the_bus(nvml, local, call):
+    """By its number alone NVML does not say where a lost GPU was."""
+    plain = getattr(nvml, call)
+    by_bus = {b'0000:0a:00.0': 0, b'0001:0a:00.0': 1}
+
+    def lost(number):
+        if number == 1:
+            raise NVMLError_GpuIsLost
+        return plain(number)
+
+    setattr(nvml, call, lost)
+    nvml.nvmlDeviceGetHandleByPciBusId = lambda bus: lost(by_bus[bus])
+    assert health(discover(local)) == [('ok', None), ('critical', 'gpu_lost')]
+
+
+def test_what_nvml_told_and_does_not_tell_any_more_is_unknown(nvml, local, monkeypatch):
+    sick(nvml, ecc=1)
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    assert health(subject.discover()) == [('critical', 'ecc_uncorrectable'), ('ok', None)]
+    monkeypatch.setitem(sys.modules, 'pynvml', None)
+    for _ in range(2):
+        assert health(subject.discover()) == [('unknown', None)] * 2
+
+
+def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
+    """As in a2-vgpu-sriov-mdev: 8 of 16, and nothing is wrong with it."""
+    links = {'current_link_width': '8', 'max_link_width': '16'}
+    function = captures.function('0000:08:00.0', '10de:25b6', '030200', files=links)
+    assert health(discover(captures.host(tmp_path, [function]))) == [('ok', None)]

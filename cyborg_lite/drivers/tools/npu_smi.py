@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What npu-smi prints: it has no JSON.
+
+Source: hicann/driver, npu_info_print.c for the tables, npu_common.c for the words of health.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import re
+import typing
+
+from cyborg_lite import driver
+from cyborg_lite.driver import sysfs
+
+Facts = dict[str, typing.Any]
+
+#: The number pair of a usage: "30710/ 32768".
+USAGE = re.compile(r'\d{1,9}\s*/\s*(\d{1,9})')
+#: What each word of the column Health says; UNKNOWN and every other one say nothing.
+HEALTH = {
+    'ok': driver.Health('ok'),
+    'warning': driver.Health('warning', 'ascend_warning'),
+    'alarm': driver.Health('critical', 'ascend_alarm'),
+    'critical': driver.Health('critical', 'ascend_critical'),
+}
+#: An error code: hexadecimal, with or without 0x.
+ERROR = re.compile('(?:0x)?([0-9a-f]{4,16})')
+
+
+def parse_info(text: str) -> list[Facts]:
+    """The chips in the table of ``npu-smi info``: bus, npu_id, chip_name, chip and health of each.
+
+    Two rows tell of a chip.  What is before the column of the bus address is, in the first, the
+    card's number and name and, in the second, what the second row of the heading says: chip and
+    device (310, 310P), chip (910), chip and physical id (910_93), or nothing (950).
+    """
+    chips: list[Facts] = []
+    above: list[str] = []
+    heading: list[str] = []
+    for line in text.splitlines():
+        row = [cell.strip() for cell in line.split('|')[1:-1]]
+        if 'Bus-Id' in row:
+            heading = ' '.join(row[: row.index('Bus-Id')]).split()
+        places = [(bus, n) for n, cell in enumerate(row) if (bus := sysfs.normal(cell))]
+        if places:
+            bus, column = places[0]
+            number, *name = [*' '.join(above[:column]).split(), ''][:3]
+            ids = _ids(zip(heading, ' '.join(row[:column]).split(), strict=False))
+            if (npu_id := _number(number)) is not None:
+                chip = ids | _memory(row[-1])
+                chip_name = name[0].removeprefix('Ascend') if name else ''
+                found = {'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip}
+                # The health of a chip stands above its address.
+                word = above[column] if column < len(above) else ''
+                chips.append(found | {'health': HEALTH.get(word.lower(), driver.Health())})
+        above = row
+    return chips
+
+
+#: What stands for a name in the row of a board's controller.
+CONTROLLER = 'Mcu'
+#: Our name of each column that numbers a chip.
+COLUMNS = {
+    'Chip': 'chip_id',
+    'Chip ID': 'chip_id',
+    'Device': 'logic_id',
+    'Chip Logic ID': 'logic_id',
+    'Phy-ID': 'phy_id',
+    'Chip Phy-ID': 'phy_id',
+    'NPU ID': 'npu_id',
+}
+
+
+def _ids(cells: collections.abc.Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The numbers in a row, by our name of their column."""
+    numbers = {COLUMNS[title]: _number(cell) for title, cell in cells if title in COLUMNS}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch('[0-9]{1,6}', text) else None
+
+
+def _memory(cell: str) -> Facts:
+    """The size of the last memory that is there, in MB: HBM comes after the host's.
+
+    Nothing where it is not known.
+    """
+    sizes = [int(size) for size in USAGE.findall(cell) if int(size)]
+    return {'memory_mb': sizes[-1]} if sizes else {}
+
+
+def parse_mapping(text: str) -> list[Facts]:
+    """The chips in the table of ``npu-smi info -m``: npu_id, chip_id, chip_name and others.
+
+    Its columns stand two spaces or more apart.  The board's controller has a row, and is no chip.
+    """
+    rows: list[Facts] = []
+    titles: list[str] = []
+    for line in text.splitlines():
+        cells = re.split(r'\s{2,}', line.strip())
+        if cells[0] == 'NPU ID':
+            titles = cells
+        ids = _ids(zip(titles, cells, strict=False))
+        if ids.keys() >= {'npu_id', 'chip_id'} and cells[-1] != CONTROLLER:
+            rows.append(ids | {'chip_name': cells[-1].removeprefix('Ascend').strip()})
+    return rows
+
+
+def parse_board(text: str) -> dict[str, str]:
+    """The lines ``key : value`` of ``npu-smi info -t board -i N``."""
+    pairs = (line.partition(':') for line in text.splitlines())
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+
+
+def parse_errors(text: str) -> list[str]:
+    """The error codes in ``npu-smi info -t health``, such as ``80e01801``, in their order."""
+    codes = parse_board(text).get('Error Code', '').lower().replace(',', ' ').split()
+    found = (ERROR.fullmatch(code) for code in codes)
+    return [match[1] for match in found if match]
+
+
+def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
+    """What each is linked to by HCCS, from the matrix of ``npu-smi info -t topo``.
+
+    Rows and columns are of NPUs or, where an NPU has two dies, of dies by their physical ids:
+    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink for HCCS.
+    """
+    peers: dict[tuple[str, int], list[int]] = {}
+    columns: list[tuple[str, int]] = []
+    for line in text.splitlines():
+        words = line.split()
+        named = [_node(word) for word in words]
+        nodes = [node for node in named if node]
+        if len(nodes) > 1:
+            columns = nodes
+        elif nodes and named[0] and len(words) > len(columns):
+            links = zip(columns, words[1:], strict=False)
+            peers[named[0]] = [n for (_, n), link in links if link.startswith(('HCCS', 'XLink'))]
+    return peers
+
+
+def _node(word: str) -> tuple[str, int] | None:
+    match = re.fullmatch('(NPU|Phy-ID)([0-9]{1,4})', word)
+    return (match[1], int(match[2])) if match else None
