@@ -7,6 +7,7 @@ import collections.abc
 import contextlib
 import difflib
 import importlib.resources
+import json
 import os
 import pathlib
 import re
@@ -105,6 +106,28 @@ class Host:
         if output is not None:
             self.outputs[tool, *args] = output
         return output
+
+    def ask(
+        self, library: str, question: str, call: collections.abc.Callable[[], typing.Any]
+    ) -> typing.Any:
+        """What a vendor's library answers, in values of JSON; None where it has no answer.
+
+        A recording keeps the answer beside what tools print, so a recorded host answers without
+        the library.  What such a host says is not to be trusted.
+
+        :param library: its name, as that of a tool
+        :param call: asks the library of this machine
+        :raises ToolError: when a test says so.
+        """
+        if not self.recorded:
+            answer = call()
+            if answer is not None:
+                self.outputs[library, question] = json.dumps(answer, indent=1)
+            return answer
+        try:
+            return json.loads(self.run(library, question) or 'null')
+        except (ValueError, RecursionError):
+            return None
 
 
 def _is_own(text: str) -> bool:

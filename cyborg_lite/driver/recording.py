@@ -33,8 +33,6 @@ ATTRIBUTES = (
     'current_link_width',
     'device',
     'max_link_width',
-    'nvidia/creatable_vgpu_types',
-    'nvidia/current_vgpu_type',
     'numa_node',
     'revision',
     'sriov_numvfs',

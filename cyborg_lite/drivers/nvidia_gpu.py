@@ -2,45 +2,31 @@
 """NVIDIA GPUs: whole ones, virtual functions with a vGPU type, and MIG instances.
 
 Sysfs alone finds the cards.  Where nvidia-ml-py and NVIDIA's driver load, they add the product's
-name, the UUID, the memory and the MIG instances.  Each value is asked for alone; one that cannot be
-had this time stays as it was, and the driver says so.
-
-Source: the NVML API reference, device queries and multi instance GPU management.
+name, the UUID, the memory and the MIG instances; a recording has their answers.  Each value is
+asked for alone; one that cannot be had this time stays as it was, and the driver says so.
 """
 
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import dataclasses
 import pathlib
 import re
 import typing
 
 from oslo_config import cfg
-from oslo_log import log
 
 from cyborg_lite import driver
+from cyborg_lite.driver import nvml
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
-
-LOG = log.getLogger(__name__)
 
 Facts = dict[str, typing.Any]
 
 #: A line of creatable_vgpu_types: number and name of a type; a heading is none.
 #: Source: NVIDIA vGPU software user guide, "Creating an NVIDIA vGPU on a Linux with KVM host".
 VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
-#: What follows the name of the card in the name of a MIG instance.
-#: Source: NVIDIA MIG user guide, "MIG Device Names".
-PROFILE = re.compile(
-    r'.* MIG ((?:[0-9]{1,2}c\.)?[0-9]{1,2}g\.[0-9]{1,4}gb(?:[+-][a-z.]{1,16}){0,2})'
-)
-#: The most MIG instances of a card that are asked for: a card has 7 slices.
-INSTANCES = 64
-#: The errors by which NVML says that no MIG instance has a number.
-NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
 #: Where the kernel driver lists the cards, and what of them processes may open.
 #: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
 PROC = pathlib.PurePath('proc/driver/nvidia')
@@ -53,12 +39,6 @@ INFORMATION = {
 }
 #: And of what opens a MIG instance: N of nvidia-caps/nvidia-capN.
 CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
-#: The errors by which NVML says that there is no driver, rather than that something is wrong.
-ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
-#: The error of a GPU that has fallen off the bus. Source: NVML, NVML_ERROR_GPU_IS_LOST.
-LOST = 'NVMLError_GpuIsLost'
-#: The errors of a card, or of a release of NVML, that has no such value.
-SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
 
 
 @dataclasses.dataclass
@@ -130,9 +110,9 @@ class NvidiaGpu(pci.PciDriver):
         for gpu in same.values():
             # NVML has told of it: if it does not now, nothing is known.
             gpu.health = driver.Health() if gpu.health else None
-        # NVML of this machine knows nothing of a recorded one, nor of cards that it has not.
+        # NVML knows nothing of cards that a guest has.
         ours = {card.bdf for card in cards if card.driver not in sysfs.PASSED_THROUGH}
-        if ours and not self.host.recorded:
+        if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
 
@@ -250,7 +230,7 @@ class NvidiaGpu(pci.PciDriver):
         deployable.attach_handles = [
             driver.AttachHandle(
                 attach_type='MIG',
-                attach_info={key: each[key] for key in ('uuid', *INSTANCE_IDS)},
+                attach_info={key: each[key] for key in ('uuid', *nvml.INSTANCE_IDS)},
                 form='mig',
             )
             for each in instances
@@ -270,176 +250,27 @@ class NvidiaGpu(pci.PciDriver):
         """Learn what NVML tells of the GPUs at these addresses."""
         known = {bdf for bdf in addresses if self._known[bdf].facts}
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-        except Exception as error:  # no package, no library, no driver, or one of another release
-            LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
-            if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
-                self.note(f'NVML does not load: {error}')
+            told = self.host.ask('nvml', 'gpus', self._ask_nvml)
+        except driver.ToolError as error:
+            self.note(f'NVML does not answer: {error}')
             return
-        try:
-            told = self._ask_each(pynvml)
-            for bdf in sorted(known - told):
-                self.note(f'NVML does not tell of {bdf}')
-        finally:
-            # What was learnt is learnt.
-            with contextlib.suppress(Exception):
-                pynvml.nvmlShutdown()
+        if not isinstance(told, dict):
+            if known and self.host.recorded:
+                self.note('NVML does not answer any more')
+            return
+        for bdf in sorted(addresses & told.keys()):
+            self._learn(self._known[bdf], nvml.sound(told[bdf]))
+        for bdf in sorted(known - told.keys()):
+            self.note(f'NVML does not tell of {bdf}')
 
-    def _ask_each(self, nvml: typing.Any) -> set[str]:
-        """Ask for each GPU that NVML counts; returns the addresses of those that it has."""
-        told: set[str] = set()
-        lost = False
-        try:
-            count = int(nvml.nvmlDeviceGetCount())
-        except Exception as error:
-            self.note(f'NVML does not count the GPUs: {error}')
-            count = 0
-        for number in range(count):
-            try:
-                gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-                bus = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)
-            except Exception as error:
-                self.note(f'NVML does not tell of GPU {number}: {error}')
-                lost = lost or type(error).__name__ == LOST
-                continue
-            address = sysfs.normal(bus) or bus
-            told.add(address)
-            if address in self._known:
-                self._learn(nvml, gpu, address)
-        for address in self._known.keys() - told if lost else ():
-            # Its number does not tell which card it is.
-            if _is_lost(nvml, address):
-                self._known[address].health = driver.Health('critical', 'gpu_lost')
-        return told
+    def _ask_nvml(self) -> nvml.Answers | None:
+        known = any(gpu.facts for gpu in self._known.values())
+        return nvml.ask(self._known, known, self.note)
 
-    def _learn(self, nvml: typing.Any, gpu: typing.Any, address: str) -> None:
-        """Ask for each value alone: one that is not to be had costs no other."""
-        facts: Facts = {}
-        said = [driver.Health('ok')]
-        for key, ask in QUESTIONS.items():
-            try:
-                facts[key] = ask(nvml, gpu)
-            except Exception as error:
-                said.append(_failed(error))
-                # That a card has no such value is no fault: a GB10 has no memory of its own.
-                if type(error).__name__ != 'NVMLError_NotSupported':
-                    self.note(f'NVML does not tell the {key} of {address}: {error}')
-        known = self._known[address].facts
-        if 'uuid' in facts and known.get('uuid') != facts['uuid']:
-            known.clear()  # of another card, which was here before
-        known.update(facts)
-        said += [_asked(ask, nvml, gpu) for ask in SYMPTOMS]
-        self._known[address].health = driver.worst(*said)
-
-
-#: What is asked of each GPU, by the name that we give it.
-QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.Any]] = {
-    'name': lambda nvml, gpu: _text(nvml.nvmlDeviceGetName(gpu)),
-    'uuid': lambda nvml, gpu: _text(nvml.nvmlDeviceGetUUID(gpu)),
-    'index': lambda nvml, gpu: int(nvml.nvmlDeviceGetIndex(gpu)),
-    'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
-    'mig': lambda nvml, gpu: _mig(nvml, gpu),
-}
-
-
-def _failed(error: Exception) -> driver.Health:
-    """What a question that failed says of the health of a GPU."""
-    kind = type(error).__name__
-    if kind == LOST:
-        return driver.Health('critical', 'gpu_lost')
-    return driver.Health('ok') if kind in SILENT else driver.Health()
-
-
-def _asked(
-    ask: collections.abc.Callable[[typing.Any, typing.Any], str | None],
-    nvml: typing.Any,
-    gpu: typing.Any,
-) -> driver.Health:
-    """What a symptom says of the health of a GPU."""
-    try:
-        reason = ask(nvml, gpu)
-    except Exception as error:
-        return _failed(error)
-    level = 'warning' if reason == 'row_remap_pending' else 'critical'
-    return driver.Health(level, reason) if reason else driver.Health('ok')
-
-
-def _is_lost(nvml: typing.Any, address: str) -> bool:
-    """Whether the GPU at an address has fallen off the bus."""
-    try:
-        nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
-    except Exception as error:
-        return type(error).__name__ == LOST
-    return False
-
-
-def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
-    """Errors of memory since the driver was loaded that ECC could not correct.
-
-    Source: NVML, nvmlDeviceGetTotalEccErrors.
-    """
-    kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-    return 'ecc_uncorrectable' if int(nvml.nvmlDeviceGetTotalEccErrors(gpu, *kinds)) else None
-
-
-def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
-    """Rows of memory that could not be replaced, or will be by a reset.
-
-    Source: NVML, nvmlDeviceGetRemappedRows: corrected, uncorrected, pending, failed.
-    """
-    _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(gpu)
-    return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
-
-
-#: What says that something is wrong with a GPU: each gives a reason, or None.
-SYMPTOMS = (_uncorrected, _remapped)
-#: By which numbers NVML knows a MIG instance, and how it is asked for each.
-INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
-    'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),
-    'compute_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetComputeInstanceId(mig))),
-}
-
-
-def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
-    """The MIG instances of a card; None while it is not in MIG mode.
-
-    All or none: an instance that cannot be asked for must not look as if it were gone.
-    """
-    current, _ = nvml.nvmlDeviceGetMigMode(gpu)
-    if current != nvml.NVML_DEVICE_MIG_ENABLE:
-        return None
-    instances = []
-    for number in range(min(int(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)), INSTANCES)):
-        try:
-            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
-        except Exception as error:
-            if type(error).__name__ not in NO_INSTANCE:
-                raise
-            continue
-        facts = {key: ask(nvml, mig) for key, ask in INSTANCE_IDS.items()}
-        instances.append(
-            facts | {'uuid': _text(nvml.nvmlDeviceGetUUID(mig)), 'profile': _mig_profile(nvml, mig)}
-        )
-    return instances
-
-
-def _mig_profile(nvml: typing.Any, mig: typing.Any) -> str:
-    """``1g.10gb`` of ``NVIDIA H100 80GB HBM3 MIG 1g.10gb``; ``unknown`` if the name is another.
-
-    :raises ValueError: when the name is none that can be shown.
-    """
-    match = PROFILE.fullmatch(_text(nvml.nvmlDeviceGetName(mig)))
-    return match[1] if match else 'unknown'
-
-
-def _text(value: str | bytes) -> str:
-    """A text as NVML gives it: bytes in older releases of its package.
-
-    :raises ValueError: when it is none that can be shown.
-    """
-    text = value.decode(errors='replace') if isinstance(value, bytes) else str(value)
-    if not text.strip() or len(text) > 255 or not text.isprintable():
-        raise ValueError(f'not a text to be shown: {text[:32]!r}')
-    return text
+    def _learn(self, gpu: Gpu, told: Facts) -> None:
+        """Keep what is told of a card; what is not told this time stays as it was."""
+        if 'health' in told:
+            gpu.health = driver.Health(*told.pop('health'))
+        if 'uuid' in told and gpu.facts.get('uuid') != told['uuid']:
+            gpu.facts.clear()  # of another card, which was here before
+        gpu.facts.update(told)

@@ -79,6 +79,8 @@ def test_its_tests_pass(acme, guide):
     [
         ('Something that is different', 'AcmeTraining', [('0000:3b:00.0', None)]),
         ("A vendor's tool", 'AcmeTool', [('0000:3b:00.0', 'A1B2C3')]),
+        ("A vendor's library", 'AcmeLibrary', [('0000:3b:00.0', 'A1B2C3')]),
+        ('Other files', 'AcmeNode', [('0000:3b:00.0', None)]),
     ],
 )
 def test_other_drivers(acme, guide, section, name, found):

@@ -113,6 +113,26 @@ def test_a_recorded_host_runs_nothing(tool, tmp_path):
     assert host.run('npu-smi') is None
 
 
+def test_a_library_is_asked_on_its_machine_alone(tmp_path):
+    """Elsewhere its answer is that of the recording."""
+    (tmp_path / 'sys/bus/pci/devices').mkdir(parents=True)
+    host = driver.Host('here', tmp_path, recorded=False)
+    assert host.ask('acmelib', 'cards', lambda: None) is None
+    assert host.ask('acmelib', 'cards', lambda: {'0': [1, 'B7', None]}) == {'0': [1, 'B7', None]}
+    recording.record(host, tmp_path / 'r.tar.gz')
+    copy = hosts.find(str(tmp_path / 'r.tar.gz'), tmp_path / 'work')
+    assert copy.ask('acmelib', 'cards', lambda: 1 / 0) == {'0': [1, 'B7', None]}
+    assert copy.ask('acmelib', 'others', lambda: 1 / 0) is None
+
+
+@pytest.mark.parametrize('text', ['', '{', '\xff', '[' * 100_000])
+def test_an_answer_of_a_library_that_is_none(tmp_path, text):
+    place = tmp_path / 'tools/acmelib/cards.txt'
+    place.parent.mkdir(parents=True)
+    place.write_text(text)
+    assert driver.Host('copy', tmp_path).ask('acmelib', 'cards', lambda: 1 / 0) is None
+
+
 BOARD = '4C4C4544-0038-5A10-8050-B7C04F4D3233'
 SYSTEM = 'd1b2f0a49c3e4f7f8a6b5c4d3e2f1a0b'
 
@@ -374,7 +394,10 @@ def test_a_recording_keeps_what_tells_whether_a_function_is_in_use(tmp_path):
     devices = root / sysfs.DEVICES / '0000:01:00.4/mdev_supported_types/nvidia-754/devices'
     devices.mkdir(parents=True)
     (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').symlink_to('../../../f715f63c')
-    recording.record(driver.Host('host', root), tmp_path / 'r.tar.gz')
+    host = driver.Host('host', root)
+    # An attribute of one vendor's is kept if a driver asked for it.
+    host.tree.functions()[0].read('nvidia/current_vgpu_type')
+    recording.record(host, tmp_path / 'r.tar.gz')
     copy = hosts.find(str(tmp_path / 'r.tar.gz'), tmp_path / 'work')
     card, first, second = copy.tree.functions()
     assert (card.driver, card.iommu_group, card.is_console) == ('nvidia', '17', True)

@@ -7,10 +7,14 @@ import json
 import sys
 import types
 
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import nvml as library
+from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import nvidia_gpu
 from tests.unit.drivers import captures
@@ -574,3 +578,72 @@ def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
     links = {'current_link_width': '8', 'max_link_width': '16'}
     function = captures.function('0000:08:00.0', '10de:25b6', '030200', files=links)
     assert health(discover(captures.host(tmp_path, [function]))) == [('ok', None)]
+
+
+@pytest.mark.parametrize('with_serials', [True, False])
+def test_a_recording_has_what_nvml_told(mig, local, tmp_path, monkeypatch, with_serials):
+    """Names, memory and MIG instances, on a machine without the library."""
+    of_mig = mig.nvmlDeviceGetUUID
+    mig.nvmlDeviceGetUUID = lambda gpu: (
+        of_mig(gpu) if isinstance(gpu, tuple) else f'GPU-4f1c1c1e-95b7-4cd7-9d5f-1d9d2f0a6b7{gpu}'
+    )
+    sick(mig, ecc=3)
+    before = discover(local)
+    recording.record(local, tmp_path / 'copy.tar.gz', with_serials)
+    monkeypatch.setitem(sys.modules, 'pynvml', None)
+    copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path / 'work')
+    cards, notes = nvidia_gpu.NvidiaGpu(copy, None).look()
+    assert notes == []
+    assert [c.model for c in cards] == ['NVIDIA H200'] * 2
+    assert [c.vendor_board['memory_mb'] for c in cards] == [143771] * 2
+    assert health(cards) == [('critical', 'ecc_uncorrectable'), ('ok', None)]
+    assert [len(each.attach_handles) for each in cards[0].deployables] == [2, 1]
+    assert parts_of(cards[0]).keys() == parts_of(before[0]).keys()
+    if with_serials:
+        assert [c.facts() for c in cards] == [c.facts() for c in before]
+    else:
+        assert not {c.serial for c in cards} & {c.serial for c in before}
+
+
+CARDS = ['0000:0a:00.0', '0001:0a:00.0']
+NAMES = [*library.FORMS, 'profile', *library.INSTANCE_IDS]
+ANSWERS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory):
+    functions = [captures.function(card, '10de:ffff', '030200') for card in CARDS]
+    return testing.Host(captures.host(tmp_path_factory.mktemp('nvml'), functions))
+
+
+@hypothesis.given(st.text() | ANSWERS.map(lambda answer: json.dumps({CARDS[0]: answer})))
+def test_any_answer_of_a_recording_leaves_the_cards(recorded, text):
+    recorded.tools['nvml'] = text
+    assert [card.address for card in discover(recorded)] == CARDS
+
+
+INSTANCE = {
+    'uuid': 'MIG-1', 'profile': '1g.18gb', 'gpu_instance_id': '1', 'compute_instance_id': '0',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'instances',
+    [
+        [INSTANCE, INSTANCE],
+        [INSTANCE | {'uuid': 7}],
+        [INSTANCE | {'profile': '1g.18gb\n'}],
+        [INSTANCE | {'more': 'x'}],
+        [INSTANCE | {'uuid': f'MIG-{n}'} for n in range(65)],
+        {'0': INSTANCE},
+    ],
+)
+def test_instances_that_are_none_are_not_given_out(recorded, instances):
+    for told, count in ((instances, 0), ([INSTANCE], 1)):
+        recorded.tools['nvml'] = json.dumps({CARDS[0]: {'mig': told}})
+        handles = [h for d in discover(recorded)[0].deployables for h in d.attach_handles]
+        assert [handle.attach_type for handle in handles].count('MIG') == count

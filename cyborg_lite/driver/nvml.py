@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What NVIDIA's library tells of GPUs, in values of JSON; and what of such values is sound.
+
+Each value is asked for alone: one that is not to be had costs no other.
+
+Source: the NVML API reference, device queries and multi instance GPU management.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import contextlib
+import re
+import typing
+
+from oslo_log import log
+
+from cyborg_lite import driver
+from cyborg_lite.driver import sysfs
+
+LOG = log.getLogger(__name__)
+
+Facts = dict[str, typing.Any]
+#: Facts by the address of a GPU.
+Answers = dict[str, Facts]
+Note = collections.abc.Callable[[str], None]
+
+#: What follows the name of the card in the name of a MIG instance.
+#: Source: NVIDIA MIG user guide, "MIG Device Names".
+SIZE = '(?:[0-9]{1,2}c\\.)?[0-9]{1,2}g\\.[0-9]{1,4}gb(?:[+-][a-z.]{1,16}){0,2}'
+PROFILE = re.compile(f'.* MIG ({SIZE})')
+#: What is shown where the name is another.
+UNKNOWN = 'unknown'
+#: A health, and its reason if there is one.
+HEALTH = re.compile('(ok|unknown|warning|critical)( [a-z0-9]+(_[a-z0-9]+)*)?')
+#: The most MIG instances of a card that are asked for: a card has 7 slices.
+INSTANCES = 64
+#: The errors by which NVML says that no MIG instance has a number.
+NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
+#: The errors by which NVML says that there is no driver, rather than that something is wrong.
+ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
+#: The error of a GPU that has fallen off the bus. Source: NVML, NVML_ERROR_GPU_IS_LOST.
+LOST = 'NVMLError_GpuIsLost'
+#: The errors of a card, or of a release of NVML, that has no such value.
+SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
+
+
+def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> Answers | None:
+    """What NVML tells of each GPU of this machine, by address; None if it does not load.
+
+    :param addresses: of the GPUs of which more is asked than where they are
+    :param known: whether it has told of one before, so that it is a fault if it does not now
+    :param note: is told what could not be learnt
+    """
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as error:  # no package, no library, no driver, or one of another release
+        LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
+        if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
+            note(f'NVML does not load: {error}')
+        return None
+    try:
+        return _ask_each(pynvml, addresses, note)
+    finally:
+        # What was learnt is learnt.
+        with contextlib.suppress(Exception):
+            pynvml.nvmlShutdown()
+
+
+def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note: Note) -> Answers:
+    """Ask for each GPU that NVML counts."""
+    told: Answers = {}
+    lost = False
+    try:
+        count = int(nvml.nvmlDeviceGetCount())
+    except Exception as error:
+        note(f'NVML does not count the GPUs: {error}')
+        count = 0
+    for number in range(count):
+        try:
+            gpu = nvml.nvmlDeviceGetHandleByIndex(number)
+            bus = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)
+        except Exception as error:
+            note(f'NVML does not tell of GPU {number}: {error}')
+            lost = lost or type(error).__name__ == LOST
+            continue
+        address = sysfs.normal(bus) or bus
+        told[address] = _ask_for(nvml, gpu, address, note) if address in addresses else {}
+    for address in {*addresses} - told.keys() if lost else ():
+        # Its number does not tell which card it is.
+        if _is_lost(nvml, address):
+            told[address] = {'health': ['critical', 'gpu_lost']}
+    return told
+
+
+def _ask_for(nvml: typing.Any, gpu: typing.Any, address: str, note: Note) -> Facts:
+    """Ask for each value alone: one that is not to be had costs no other."""
+    facts: Facts = {}
+    said = [driver.Health('ok')]
+    for key, ask in QUESTIONS.items():
+        try:
+            facts[key] = ask(nvml, gpu)
+        except Exception as error:
+            said.append(_failed(error))
+            # That a card has no such value is no fault: a GB10 has no memory of its own.
+            if type(error).__name__ != 'NVMLError_NotSupported':
+                note(f'NVML does not tell the {key} of {address}: {error}')
+    health = driver.worst(*said, *(_asked(ask, nvml, gpu) for ask in SYMPTOMS))
+    return facts | ({'health': [health.level, health.reason]} if health else {})
+
+
+#: What is asked of each GPU, by the name that we give it.
+QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.Any]] = {
+    'name': lambda nvml, gpu: _text(nvml.nvmlDeviceGetName(gpu)),
+    'uuid': lambda nvml, gpu: _text(nvml.nvmlDeviceGetUUID(gpu)),
+    'index': lambda nvml, gpu: int(nvml.nvmlDeviceGetIndex(gpu)),
+    'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
+    'mig': lambda nvml, gpu: _mig(nvml, gpu),
+}
+
+
+def _failed(error: Exception) -> driver.Health:
+    """What a question that failed says of the health of a GPU."""
+    kind = type(error).__name__
+    if kind == LOST:
+        return driver.Health('critical', 'gpu_lost')
+    return driver.Health('ok') if kind in SILENT else driver.Health()
+
+
+def _asked(
+    ask: collections.abc.Callable[[typing.Any, typing.Any], str | None],
+    nvml: typing.Any,
+    gpu: typing.Any,
+) -> driver.Health:
+    """What a symptom says of the health of a GPU."""
+    try:
+        reason = ask(nvml, gpu)
+    except Exception as error:
+        return _failed(error)
+    level = 'warning' if reason == 'row_remap_pending' else 'critical'
+    return driver.Health(level, reason) if reason else driver.Health('ok')
+
+
+def _is_lost(nvml: typing.Any, address: str) -> bool:
+    """Whether the GPU at an address has fallen off the bus."""
+    try:
+        nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
+    except Exception as error:
+        return type(error).__name__ == LOST
+    return False
+
+
+def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Errors of memory since the driver was loaded that ECC could not correct.
+
+    Source: NVML, nvmlDeviceGetTotalEccErrors.
+    """
+    kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+    return 'ecc_uncorrectable' if int(nvml.nvmlDeviceGetTotalEccErrors(gpu, *kinds)) else None
+
+
+def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Rows of memory that could not be replaced, or will be by a reset.
+
+    Source: NVML, nvmlDeviceGetRemappedRows: corrected, uncorrected, pending, failed.
+    """
+    _, _, pending, failed = nvml.nvmlDeviceGetRemappedRows(gpu)
+    return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
+
+
+#: What says that something is wrong with a GPU: each gives a reason, or None.
+SYMPTOMS = (_uncorrected, _remapped)
+#: By which numbers NVML knows a MIG instance, and how it is asked for each.
+INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
+    'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),
+    'compute_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetComputeInstanceId(mig))),
+}
+
+
+def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
+    """The MIG instances of a card; None while it is not in MIG mode.
+
+    All or none: an instance that cannot be asked for must not look as if it were gone.
+    """
+    current, _ = nvml.nvmlDeviceGetMigMode(gpu)
+    if current != nvml.NVML_DEVICE_MIG_ENABLE:
+        return None
+    instances = []
+    for number in range(min(int(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)), INSTANCES)):
+        try:
+            mig = nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+        except Exception as error:
+            if type(error).__name__ not in NO_INSTANCE:
+                raise
+            continue
+        facts = {key: ask(nvml, mig) for key, ask in INSTANCE_IDS.items()}
+        instances.append(
+            facts | {'uuid': _text(nvml.nvmlDeviceGetUUID(mig)), 'profile': _mig_profile(nvml, mig)}
+        )
+    return instances
+
+
+def sound(told: typing.Any) -> Facts:
+    """Of what is told of a card, what is as NVML tells it: a recording may say anything."""
+    facts = told if isinstance(told, dict) else {}
+    return {key: facts[key] for key in FORMS.keys() & facts.keys() if FORMS[key](facts[key])}
+
+
+def _are_instances(told: typing.Any) -> bool:
+    """Whether this tells of the MIG instances of a card; None stands for one out of MIG mode."""
+    if not isinstance(told, list):
+        return told is None
+    if len(told) > INSTANCES or not all(map(_is_instance, told)):
+        return False
+    return len({each['uuid'] for each in told}) == len(told)
+
+
+def _is_instance(told: typing.Any) -> bool:
+    if not isinstance(told, dict) or told.keys() != {'uuid', 'profile', *INSTANCE_IDS}:
+        return False
+    texts = all(map(_is_text, told.values()))
+    return texts and bool(re.fullmatch(f'{SIZE}|{UNKNOWN}', told['profile']))
+
+
+def _is_text(value: typing.Any) -> bool:
+    text = value if isinstance(value, str) else ''
+    return bool(text.strip()) and len(text) < 256 and text.isprintable()
+
+
+def _is_number(value: typing.Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 32
+
+
+def _is_health(told: typing.Any) -> bool:
+    words = told if isinstance(told, list) and len(told) == 2 else ['']
+    words = words[:1] if words[-1] is None else words
+    return all(map(_is_text, words)) and bool(HEALTH.fullmatch(' '.join(words)))
+
+
+#: Whether a value is one, by its name.
+FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
+    'name': _is_text,
+    'uuid': _is_text,
+    'index': _is_number,
+    'memory_mb': _is_number,
+    'mig': _are_instances,
+    'health': _is_health,
+}
+
+
+def _mig_profile(nvml: typing.Any, mig: typing.Any) -> str:
+    """``1g.10gb`` of ``NVIDIA H100 80GB HBM3 MIG 1g.10gb``; ``unknown`` if the name is another.
+
+    :raises ValueError: when the name is none that can be shown.
+    """
+    match = PROFILE.fullmatch(_text(nvml.nvmlDeviceGetName(mig)))
+    return match[1] if match else UNKNOWN
+
+
+def _text(value: str | bytes) -> str:
+    """A text as NVML gives it: bytes in older releases of its package.
+
+    :raises ValueError: when it is none that can be shown.
+    """
+    text = value.decode(errors='replace') if isinstance(value, bytes) else str(value)
+    if not _is_text(text):
+        raise ValueError(f'not a text to be shown: {text[:32]!r}')
+    return text
