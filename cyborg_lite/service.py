@@ -136,7 +136,7 @@ class Agents:
 
 
 def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
-    return leases.Leases(bus, agent.host, agent.id, agent.reported)
+    return leases.Leases(bus, agent.host, agent.id, agent.reported, lambda: agent.finding)
 
 
 class Embedded:

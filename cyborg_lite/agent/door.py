@@ -276,13 +276,16 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
 
 
 def _list(served: leases.Leases, asking: Client) -> None:
-    """All leases of the host, with their processes; the ids of others' are nobody's business."""
+    """All leases of the host, with their processes, and the resources that it has.
+
+    Others see no ids of a lease.
+    """
     hidden = {'uuid': None, 'name': None}
     found = [
         _shown(served, lease, lease.row) | ({} if asking.may(lease.process.uid) else hidden)
         for lease in served.all()
     ]
-    asking.send({'leases': found})
+    asking.send({'leases': found, 'resources': served.resources()})
 
 
 def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> None:

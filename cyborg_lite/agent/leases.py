@@ -8,6 +8,7 @@ what ended meanwhile. While no conductor answers it tries again every second.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import os
 import selectors
@@ -74,13 +75,16 @@ class Leases:
         host: driver.Host,
         agent: str,
         reported: threading.Event,
+        finding: collections.abc.Callable[[], collections.abc.Collection[str]],
     ) -> None:
         """:param agent: the id under which the agent reports.
         :param reported: set once a conductor knows the host.
+        :param finding: returns the drivers that have found devices.
         """
         self._bus = bus
         self._agent = agent
         self._reported = reported
+        self._finding = finding
         self.host = host
         self._worker = worker.Worker(f'leases-{host.name}', self._work)
         self._changed = threading.Condition()
@@ -148,6 +152,10 @@ class Leases:
     def all(self) -> list[Lease]:
         with self._changed:
             return [lease for lease in self._known.values() if lease.over is None]
+
+    def resources(self) -> list[str]:
+        """The names of the resources of this host for Spark."""
+        return delivery.resources(self._finding())
 
     def released(self, lease: Lease, timeout: float) -> bool:
         """Whether a conductor knows that a lease is over; so many seconds are waited for that."""

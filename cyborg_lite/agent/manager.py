@@ -45,6 +45,8 @@ class Manager:
         self.id = str(uuid.uuid4())
         #: set once the conductor knows what the drivers found first, or has refused it
         self.reported = threading.Event()
+        #: the drivers that have found devices
+        self.finding: frozenset[str] = frozenset()
         # A report that is asked for and one that is due must not pass each other.
         self._reporting = threading.Lock()
         self._due = 0.0
@@ -60,6 +62,7 @@ class Manager:
     def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
         with self._reporting:
             findings = self._drivers.discover(anew)
+            self.finding = frozenset(n for n, s in findings.drivers.items() if s.devices)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
                 'drivers': {n: s.facts() for n, s in findings.drivers.items()},

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--class',
         dest='resource',
         type=_resource,
-        required=True,
         metavar='CLASS',
-        help='their resource class, such as npu or CUSTOM_NPU; the name for Spark is npu',
+        help='their resource class, such as npu or CUSTOM_NPU (the only one of this machine); the '
+        'name for Spark is npu',
     )
     parser.add_argument(
         '-n', dest='count', type=leasing.count, default=1, metavar='N',
@@ -91,16 +91,17 @@ def _plain(text: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     try:
         script = arguments.script or _script()
-    except argparse.ArgumentTypeError as error:
-        leasing.say(f'--script: {error}')
-        return 2
+        name = arguments.resource or _only(arguments.socket)
+    except client.Error as error:
+        leasing.say(str(error))
+        return 1
     role = 'worker' if arguments.worker else 'executor'
-    resource = f'resource.{arguments.resource}'
+    resource = f'resource.{name}'
     settings = {
         f'spark.{role}.{resource}.amount': str(arguments.count),
         f'spark.{role}.{resource}.discoveryScript': script,
     }
-    variables = {discover.RESOURCE: arguments.resource, discover.COUNT: str(arguments.count)}
+    variables = {discover.RESOURCE: name, discover.COUNT: str(arguments.count)}
     variables |= {client.VARIABLE: arguments.socket} if arguments.socket else {}
     if arguments.worker:
         return _print_worker(arguments.format, settings, variables)
@@ -129,10 +130,23 @@ def _print_worker(format: str, settings: dict[str, str], variables: dict[str, st
 def _script() -> str:
     """Where the discovery script is: beside this command, or else where commands are.
 
-    :raises argparse.ArgumentTypeError: when it is nowhere, or its path cannot be given.
+    :raises cyborg_lite.client.Error: when it is nowhere, or its path cannot be given.
     """
     places = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get('PATH', os.defpath)))
     found = shutil.which(SCRIPT, path=places)
-    if found is None:
-        raise argparse.ArgumentTypeError(f'{SCRIPT} is not installed here: name its path')
-    return _plain(found)
+    if found is None or not PLAIN.fullmatch(found):
+        where = f'in {found!r}, which a shell would take apart' if found else 'not installed here'
+        raise client.Error(f'{SCRIPT} is {where}: name its place with --script', 404)
+    return found
+
+
+def _only(socket: str | None) -> str:
+    """The resource of this machine.
+
+    :raises cyborg_lite.client.Error: when no agent tells, or there is not exactly one.
+    """
+    found = client.ask(client.find(socket), {'do': 'list'}, leasing.PATIENCE)['resources']
+    if len(found) != 1:
+        known = f'one of {", ".join(found)}' if found else 'accelerators, and found none'
+        raise client.Error(f'which class is meant: expected {known}. Name it with --class', 400)
+    return str(found[0])

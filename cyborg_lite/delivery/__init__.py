@@ -7,7 +7,8 @@ workload.  What the cards of a driver need is data beside the driver, see :mod:`
 
 from cyborg_lite.delivery.documents import document
 from cyborg_lite.delivery.documents import present
+from cyborg_lite.delivery.documents import resources
 from cyborg_lite.delivery.views import render
 from cyborg_lite.delivery.views import VIEWS
 
-__all__ = ('VIEWS', 'document', 'present', 'render')
+__all__ = ('VIEWS', 'document', 'present', 'render', 'resources')

@@ -68,6 +68,12 @@ def present(document: Document, exists: collections.abc.Callable[[str], bool]) -
     return document | {'drivers': drivers}
 
 
+def resources(drivers: collections.abc.Iterable[str]) -> list[str]:
+    """The names of the resources of these drivers, as far as the drivers tell them."""
+    told = [_needs(driver)[0] for driver in drivers]
+    return sorted({each['resource'] for each in told if each and each['resource']})
+
+
 #: What of a driver's needs a host may lack: an older or newer release of its software has others.
 OPTIONAL = ('shared', 'mounts')
 

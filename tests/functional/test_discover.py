@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cyborg_lite import client
+from cyborg_lite.cmd import main
 from tests.functional import test_leases
 
 machine, shared, alone = test_leases.machine, test_leases.shared, test_leases.alone
@@ -163,6 +164,19 @@ def test_what_spark_has_no_name_for_is_not_kept(machine, monkeypatch):
     assert (out, status) == ('', 1)
     assert 'expected accelerators of one resource of Spark, and found: none' in err
     assert not machine.held()
+
+
+def test_the_only_class_of_a_machine_is_meant(machine, monkeypatch, capsys):
+    """Spark wants its name before anything is leased."""
+    monkeypatch.setenv(client.VARIABLE, machine.socket)
+    monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'spark-conf', '--script', '/s'])
+    assert main.main() == 0
+    assert '--conf spark.executorEnv.CYBORG_RESOURCE=npu\n' in capsys.readouterr().out
+    [agent] = machine.service.embedded.agents
+    monkeypatch.setattr(agent.manager, 'finding', ['huawei_ascend', 'nvidia_gpu', 'pci'])
+    assert main.main() == 1
+    said = 'cyborg-lite: which class is meant: expected one of gpu, npu. Name it with --class\n'
+    assert capsys.readouterr() == ('', said)
 
 
 def test_it_loads_no_service():

@@ -91,7 +91,7 @@ def test_a_worker_has_variables(said, script):
 @pytest.mark.parametrize(
     ('arguments', 'error'),
     [
-        ([], 'required: --class'),
+        (['--socket', '/nowhere/agent.sock'], 'start one with "cyborg-lite up"'),
         (['--class', 'n/p'], "expected a name such as npu, not 'n/p'"),
         (['--class', 'npu', '-n', '0'], 'expected a number from 1 to 1000'),
         (['--class', 'npu', '--task', '0.7'], 'or a share of at most 0.5'),
@@ -103,6 +103,14 @@ def test_a_worker_has_variables(said, script):
 )
 def test_misuse(said, script, arguments, error):
     assert error in said(*arguments)
+
+
+def test_a_script_whose_path_has_blanks(said, tmp_path, monkeypatch):
+    place = tmp_path / 'my files'
+    place.mkdir()
+    (place / 'cyborg-lite-discover').touch(0o755)
+    monkeypatch.setattr(sys, 'executable', str(place / 'python'))
+    assert 'name its place with --script' in said('--class', 'npu')
 
 
 def test_a_script_that_is_nowhere(said, tmp_path, monkeypatch):
