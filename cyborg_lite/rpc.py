@@ -17,6 +17,7 @@ import typing
 import uuid
 
 import kombu.exceptions
+from kombu.transport import pyamqp
 from oslo_config import cfg
 from oslo_log import log
 import oslo_messaging as messaging
@@ -325,6 +326,16 @@ def stop(*servers: Server) -> None:
         server.wait()
 
 
+#: What is raised where a connection to the broker cannot be opened, or is lost just then:
+#: oslo.messaging lets that through. An OSError may be of a file, and may come from the other side.
+LOST = (
+    kombu.exceptions.OperationalError,
+    ConnectionError,
+    TimeoutError,
+    *(kind for kind in pyamqp.Transport.connection_errors if kind is not OSError),
+)
+
+
 class BusAway(messaging.MessageDeliveryFailure):
     """The broker cannot be reached, or takes no messages."""
 
@@ -384,6 +395,5 @@ class Peer:
     def _send(self, method: str, kwargs: dict[str, typing.Any]) -> typing.Any:
         try:
             return self._client.call(self._context, method, **kwargs)
-        except kombu.exceptions.OperationalError as error:
-            # oslo.messaging lets it through where it has to open one more connection.
+        except LOST as error:
             raise BusAway(f'the broker is away: {error}') from error

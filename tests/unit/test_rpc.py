@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import datetime
+import errno
 import json
 import sys
 import threading
 import types
+from unittest import mock
 import uuid
 
+import amqp.exceptions
+import kombu.exceptions
 import oslo_messaging as messaging
 from oslo_messaging._drivers import common
 from oslo_messaging.rpc import dispatcher
@@ -223,6 +227,32 @@ def test_what_the_pin_allows_is_sent(bus):
     pinned = rpc.Bus(conf, 'fake://', exchange=bus._exchange)
     assert pinned.conductor(CALLER).echo(a=1) == {'a': 1}
     pinned.close()
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        ConnectionResetError(errno.ECONNRESET, 'reset'),
+        TimeoutError('timed out'),
+        amqp.exceptions.ConnectionForced('the broker ends'),
+        kombu.exceptions.OperationalError('refused'),
+    ],
+    ids=repr,
+)
+def test_a_connection_that_is_lost_while_it_is_opened(bus, monkeypatch, error):
+    """oslo.messaging lets these through."""
+    peer = bus.conductor(CALLER)
+    monkeypatch.setattr(peer, '_client', types.SimpleNamespace(call=mock.Mock(side_effect=error)))
+    with pytest.raises(rpc.BusAway, match='the broker is away'):
+        peer.echo(a=1)
+
+
+def test_a_file_that_cannot_be_read_is_no_lost_connection(bus, monkeypatch):
+    peer = bus.conductor(CALLER)
+    error = OSError(errno.ENOSPC, 'no space')
+    monkeypatch.setattr(peer, '_client', types.SimpleNamespace(call=mock.Mock(side_effect=error)))
+    with pytest.raises(OSError, match='no space'):
+        peer.echo(a=1)
 
 
 @pytest.fixture(scope='module')
