@@ -97,7 +97,7 @@ def in_database(deployment: deployment_.Deployment) -> Wrong:
 def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter) -> Wrong:
     """I5: Placement knows each deployable as the rows have it, and no other below a host."""
     with deployment.database.reader() as session:
-        held = set(session.scalars(sa.select(model.ARQ.attach_handle_id)))
+        held = {arq.attach_handle_id: arq.allocation_uuid for arq in session.query(model.ARQ)}
         parts = session.query(model.Deployable).all()
         wanted = {part.rp_uuid: _wanted(part, held) for part in parts}
         places = {part.rp_uuid: (part.name, part.device.hostname) for part in parts}
@@ -117,15 +117,22 @@ def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter)
 
 
 def _wanted(
-    part: model.Deployable, held: set[int | None]
+    part: model.Deployable, held: dict[int | None, str | None]
 ) -> tuple[dict[str, tuple[int, int]], set[str]]:
+    """What Placement is to know.
+
+    :param held: by the id of a handle that is held, the allocation that holds it, if one does.
+    """
     total = len(part.attach_handles)
     device = part.device
     unfit = device.status != 'enabled' or device.absences or device.host.silent
     siblings = [handle for other in device.deployables for handle in other.attach_handles]
     taken = {handle.form for handle in siblings if handle.id in held}
     reserved = sum(
-        handle.lost or (handle.id not in held and bool(taken - {handle.form}))
+        handle.lost
+        # Placement knows what instances hold, and nothing of allocations.
+        or held.get(handle.id) is not None
+        or (handle.id not in held and bool(taken - {handle.form}))
         for handle in part.attach_handles
     )
     reserved = total if unfit else reserved
