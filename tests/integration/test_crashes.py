@@ -52,6 +52,7 @@ OLD, NEW, GONE = 'node-3', 'node-4', 'node-5'
 #: By the address of a card, the name of what it gives out as a whole.
 WHOLE = '{}_whole'
 ARQS = '/accelerator_requests'
+ALLOCATIONS, QUOTA = '/allocations', '/quotas/somebody'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 #: In CI all points die on one database; the others are walked at night.
 DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
@@ -118,7 +119,7 @@ class Client:
         self._api = api
         self.history = []
 
-    def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=()):
+    def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=(), **headers):
         """Ask, and again while it is unknown whether it was done.
 
         :param done: what then says as well that it is done.
@@ -126,7 +127,7 @@ class Client:
         wanted = {*wanted}
         end = time.monotonic() + process.PATIENCE
         while time.monotonic() < end:
-            answer = self._try(method, path, body)
+            answer = self._try(method, path, body, headers)
             status = answer.status_code if answer is not None else 0
             self.history.append((method, path, status))
             if status in wanted:
@@ -135,9 +136,9 @@ class Client:
             wanted |= {*done}
         raise AssertionError(f'No answer: {self.history[-5:]}')
 
-    def _try(self, method, path, body):
+    def _try(self, method, path, body, headers):
         try:
-            return self._api.request(path, method, json=body)
+            return self._api.request(path, method, json=body, headers=headers)
         except exceptions.ClientException:
             return None
 
@@ -264,6 +265,23 @@ class Region:
         down = [row for row in self.deployment.rows(model.Host) if row.state == 'down']
         return all(row.silent for row in down) and not self.deployment.rows(model.Message)
 
+    def served(self, name):
+        """Wait until an allocation does not wait any more."""
+
+        def is_active():
+            self._let_leases_end()
+            return self.client.ask('GET', f'{ALLOCATIONS}/{name}').json()['state'] == 'active'
+
+        process.until(is_active)
+
+    def expire(self, name):
+        """Let the lease of an allocation end, and wait until that is noticed."""
+        ends = sa.update(model.Allocation).where(model.Allocation.active_name == name)
+        with self.deployment.database.writer() as session:
+            session.execute(ends.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
+        path = f'{ALLOCATIONS}/{name}'
+        process.until(lambda: self.client.ask('GET', path).json()['state'] == 'released')
+
     def _let_leases_end(self):
         """What the dead had in hand would be taken over later: that is a test of its own."""
         with self.deployment.database.writer() as session:
@@ -322,9 +340,13 @@ class Cycle:
         self.split = split('3d')
         self.pulled = support.card('3e')
         self.moving = support.card('4a')
+        #: one that allocations hold one after another
+        self.queued_for = support.card('4d', resource_class='CUSTOM_QUEUED_FOR')
+        #: the allocations: the last one holds it at the end
+        self.allocations = [f'{name}-{number}' for name in ('first', 'second', 'last')]
 
     def build(self):
-        staying = [self.card, self.tried, self.passing, self.split]
+        staying = [self.card, self.tried, self.passing, self.split, self.queued_for]
         self.region.report(*staying, self.pulled)
         self.region.report(self.moving, host=OLD)
         parts = self.ask('GET', '/deployables').json()['deployables']
@@ -364,6 +386,7 @@ class Cycle:
         self.ask('DELETE', f'/hosts/{GONE}', done=[404])
         self.vanish()
         self.exclude()
+        self.allocate()
         self.states = {
             **dict.fromkeys([self.first, self.second, self.kept], 'Bound'),
             **dict.fromkeys([self.refused, self.excluded], 'BindFailed'),
@@ -399,6 +422,23 @@ class Cycle:
         self.bind(str(uuid.uuid4()), self.split, self.excluded, wanted=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
 
+    def allocate(self):
+        """What is released, or whose lease ends, is given to who waits for it."""
+        limits = {'limits': {'total': self.number}}
+        self.ask('PATCH', QUOTA, limits)
+        self.ask('DELETE', QUOTA, done=[404])
+        self.ask('PATCH', QUOTA, limits)
+        groups = [{'resources': {'CUSTOM_QUEUED_FOR': 1}}]
+        for name in self.allocations:
+            body = {'name': name, 'groups': groups, 'queue': True, 'lease': 3600}
+            self.ask('POST', ALLOCATIONS, body, **{'Idempotency-Key': name})
+        first, second, last = self.allocations
+        self.ask('PATCH', f'{ALLOCATIONS}/{first}', {'lease': 7200})
+        self.ask('DELETE', f'{ALLOCATIONS}/{first}')
+        self.region.served(second)
+        self.region.expire(second)
+        self.region.served(last)
+
     def uuid(self, card):
         device = self.parts[card.address]['device_id']
         rows = self.region.deployment.rows(model.Device)
@@ -413,6 +453,8 @@ class Cycle:
         self.ask('PATCH', ARQS, dict.fromkeys(arqs, wish), **more)
 
     def clear(self):
+        for name in self.allocations:
+            self.ask('DELETE', f'{ALLOCATIONS}/{name}', done=[404])
         self.ask('DELETE', f'{ARQS}?instance={self.pair}')
         rest = ','.join([self.freed, self.refused, self.fresh, self.kept, self.excluded])
         self.ask('DELETE', f'{ARQS}?arqs={rest}', done=[404])
@@ -436,6 +478,7 @@ class Cycle:
             found = rows.pop(arq, None)
             if (found and found.state) != state:
                 yield f'I6: ARQ {arq} is {found and found.state}, and was answered to be {state}'
+        yield from self._allocated(rows)
         for row in rows.values():
             # An answer was lost: nobody knows the request, and it holds nothing.
             if row.state != 'Initial':
@@ -444,6 +487,22 @@ class Cycle:
         yield from self._devices()
         yield from self._hosts()
         yield from self._strange()
+
+    def _allocated(self, rows):
+        """Of the allocations, where the last one alone holds something."""
+        found = {row.name: row for row in self.region.deployment.rows(model.Allocation)}
+        states = {name: found[name].state for name in self.allocations}
+        if [*states.values()] != ['released', 'released', 'active']:
+            yield f'I6: the allocations are {states}'
+        last = found[self.allocations[-1]].uuid
+        held = [row for row in rows.values() if row.allocation_uuid]
+        if [(row.allocation_uuid, row.state) for row in held] != [(last, 'Bound')]:
+            yield f'I6: requests of allocations are {held}, and one is to be of {last}'
+        for row in held:
+            del rows[row.uuid]
+        limits = {row.project_id: row.limits for row in self.region.deployment.rows(model.Quota)}
+        if limits != {'somebody': {'total': self.number}}:
+            yield f'I6: the limits are {limits}'
 
     def _told(self):
         events = [
@@ -458,7 +517,8 @@ class Cycle:
 
     def _devices(self):
         devices = {row.address: row for row in self.region.deployment.rows(model.Device)}
-        for card in (self.card, self.tried, self.passing, self.split, self.moving):
+        staying = (self.card, self.tried, self.passing, self.split, self.moving, self.queued_for)
+        for card in staying:
             if card.address not in devices:
                 yield f'I9: {card.address} is gone'
                 return
