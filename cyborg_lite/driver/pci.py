@@ -62,7 +62,8 @@ class PciDriver(driver.Driver):
     def cards(self) -> list[sysfs.Function]:
         """The physical functions that are cards of ours."""
         functions = self.host.tree.functions()
-        cards = [f for f in functions if self.is_card(f) and not f.is_virtual]
+        # Without its ids nothing says whose a function is, whatever its class.
+        cards = [f for f in functions if all(f.ids) and self.is_card(f) and not f.is_virtual]
         # A virtual function is of the vendor of its physical one.
         vendors = {card.ids[0] for card in cards}
         self.unlinked = sysfs.unlinked([f for f in functions if f.ids[0] in vendors])

@@ -141,9 +141,8 @@ class _Cards(pci.PciDriver):
         self.resource_class = spec.resource_class
 
     def is_card(self, function: sysfs.Function) -> bool:
-        return all(function.ids) and (
-            self.spec.matches(function) or any(map(self.spec.matches, function.virtual_functions))
-        )
+        own = self.spec.matches(function)
+        return own or any(map(self.spec.matches, function.virtual_functions))
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         functions = super().functions(card)

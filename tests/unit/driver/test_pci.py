@@ -11,6 +11,8 @@ import pytest
 from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite.driver import recording
+from cyborg_lite.driver import testing
+from cyborg_lite.driver.pci import PciDriver
 from cyborg_lite.drivers import huawei_ascend
 from cyborg_lite.drivers import intel_qat
 from cyborg_lite.drivers import nvidia_gpu
@@ -280,3 +282,20 @@ def test_a_slot_that_can_do_no_more_is_no_fault(tmp_path, port, health):
 def test_health_is_recorded_with_the_host(tmp_path):
     """A recording of the host says the same."""
     assert {'current_link_width', 'max_link_width'} <= {*recording.ATTRIBUTES}
+
+
+class ByClass(PciDriver):
+    """Cards of any vendor that have a class."""
+
+    name, type, resource_class = 'by_class', 'SSD', 'CUSTOM_SSD'
+
+    def is_card(self, function):
+        return function.pci_class == '010802'
+
+
+@pytest.mark.parametrize('name', ['vendor', 'device'])
+def test_a_function_whose_ids_cannot_be_read_is_no_card(tmp_path, name):
+    functions = [captures.function(f'0000:0{n}:00.0', '144d:a80a', '010802') for n in (5, 6)]
+    host = captures.host(tmp_path, functions)
+    (host.tree.functions()[0].path / name).write_text('rubbish')
+    assert [card.address for card in testing.discover(ByClass, host)] == ['0000:06:00.0']

@@ -65,8 +65,9 @@ MUTANTS = {
         DAMAGED,
         "it invents ['0000:00:01.0', 'fffe:fe:1f.7']",
         """
-        def is_card(self, function):
-            return not all(function.ids) or super().is_card(function)
+        def cards(self):
+            unread = [f for f in self.host.tree.functions() if not all(f.ids)]
+            return sorted(super().cards() + unread, key=lambda function: function.bdf)
         def device(self, card):
             made = super().device(card)
             made.vendor, made.model = 'abcd', 'Acme'
