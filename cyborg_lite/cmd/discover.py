@@ -20,10 +20,11 @@ DESCRIPTION = (
     'They are leased for the process that starts this command, which is the JVM of a worker, an '
     'executor or a driver, and released when it has ended: two of them on one machine never get '
     'the same. The same process gets the same again. Spark passes no arguments: the variable '
-    'CYBORG_RESOURCE has the resource, such as npu, and CYBORG_LEASE how many are wanted.'
+    'CYBORG_RESOURCE has the resource, such as npu, and CYBORG_LEASE how many are wanted; or '
+    'CYBORG_PROFILE has a device profile.'
 )
 #: The variables that Spark's executors and workers are given, see "cyborg-lite spark-conf".
-RESOURCE, COUNT = 'CYBORG_RESOURCE', 'CYBORG_LEASE'
+RESOURCE, COUNT, PROFILE = 'CYBORG_RESOURCE', 'CYBORG_LEASE', 'CYBORG_PROFILE'
 #: The name of a resource of Spark.
 NAME = re.compile('[A-Za-z][A-Za-z0-9_]{0,62}')
 #: What is in the command line of a JVM that has several workers.
@@ -74,6 +75,8 @@ def _complete(arguments: argparse.Namespace) -> None:
 
     :raises cyborg_lite.client.Error: when a variable is not as expected.
     """
+    if arguments.resource_class is None:
+        arguments.profile = arguments.profile or os.environ.get(PROFILE) or None
     wanted: dict[str, tuple[str, typing.Any]] = {'resource': (RESOURCE, resource)}
     if arguments.profile is None:
         wanted['count'] = COUNT, leasing.count

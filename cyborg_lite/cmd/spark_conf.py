@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'name for Spark is npu',
     )
     parser.add_argument(
+        '--profile',
+        type=_plain,
+        metavar='NAME',
+        help='what a device profile asks for, which are as many as -n says',
+    )
+    parser.add_argument(
         '-n', dest='count', type=leasing.count, default=1, metavar='N',
         help='how many each executor, or each worker, leases (1)',
     )  # fmt: skip
@@ -83,7 +89,7 @@ def _amount(text: str) -> str:
 def _plain(text: str) -> str:
     if not PLAIN.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            f'expected a path without blanks and other characters of a shell, not {text!r:.80}'
+            f'expected no blanks and no other characters of a shell, not {text!r:.80}'
         )
     return text
 
@@ -101,7 +107,11 @@ def run(arguments: argparse.Namespace) -> int:
         f'spark.{role}.{resource}.amount': str(arguments.count),
         f'spark.{role}.{resource}.discoveryScript': script,
     }
-    variables = {discover.RESOURCE: name, discover.COUNT: str(arguments.count)}
+    variables = {discover.RESOURCE: name}
+    if arguments.profile:
+        variables[discover.PROFILE] = arguments.profile
+    else:
+        variables[discover.COUNT] = str(arguments.count)
     variables |= {client.VARIABLE: arguments.socket} if arguments.socket else {}
     if arguments.worker:
         return _print_worker(arguments.format, settings, variables)

@@ -130,6 +130,17 @@ def test_the_resource_is_named_by_a_variable(machine):
     assert machine.held() == 2
 
 
+def test_a_profile_is_named_by_a_variable(machine):
+    groups = [{'resources:CUSTOM_NPU': '3'}]
+    machine.service.api.post('/v2/device_profiles', [{'name': 'three', 'groups': groups}])
+    more = {'CYBORG_RESOURCE': 'npu', 'CYBORG_LEASE': '2'}
+    [found] = Jvm(machine).addresses(CYBORG_PROFILE='three', **more)
+    assert len(found) == 3
+    # A class that is named goes first.
+    [found] = Jvm(machine).addresses('--class', 'npu', CYBORG_PROFILE='three', **more)
+    assert len(found) == 2
+
+
 def test_it_waits_if_told_to(machine):
     holder = machine.hold(8)
     jvm = Jvm(machine)

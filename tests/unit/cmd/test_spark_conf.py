@@ -69,6 +69,13 @@ def test_as_json(said, script, monkeypatch):
     }
 
 
+def test_a_profile(said, script):
+    shown = json.loads(said('--class', 'npu', '--profile', 'big', '-n', '2', '-f', 'json'))
+    assert shown['spark.executor.resource.npu.amount'] == '2'
+    assert shown['spark.executorEnv.CYBORG_PROFILE'] == 'big'
+    assert 'spark.executorEnv.CYBORG_LEASE' not in shown
+
+
 def test_a_worker_has_variables(said, script):
     """Those that are there already are kept."""
     asked = '--class', 'npu', '-n', '4', '--worker', '--socket', '/s'
@@ -97,8 +104,8 @@ def test_a_worker_has_variables(said, script):
         (['--class', 'npu', '--task', '0.7'], 'or a share of at most 0.5'),
         (['--class', 'npu', '--task', '0.0'], 'or a share of at most 0.5'),
         (['--class', 'npu', '--task', '1.5'], 'or a share of at most 0.5'),
-        (['--class', 'npu', '--script', '/my files/x'], 'expected a path without blanks'),
-        (['--class', 'npu', '--script', '$(id)'], 'expected a path without blanks'),
+        (['--class', 'npu', '--script', '/my files/x'], 'expected no blanks'),
+        (['--class', 'npu', '--script', '$(id)'], 'expected no blanks'),
     ],
 )
 def test_misuse(said, script, arguments, error):
