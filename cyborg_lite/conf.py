@@ -196,6 +196,29 @@ CONDUCTOR_OPTS = [
         'it is kept but not given out. A device that a request holds, that is disabled or that has '
         'an added attribute is never deleted.',
     ),
+    cfg.StrOpt(
+        'health_policy',
+        help='A file that says what follows from the health of a device: TOML, where a level '
+        '(warning, critical) or a reason such as pcie_width, or how a reason begins, has the value '
+        '"none", "no_new" (nothing new is given out), "tell" (whoever holds some of it is told), '
+        'or a list of the last two. By default critical = ["no_new", "tell"] and warning = '
+        '"tell"; what the file does not name stays so. It is read when a conductor starts: give '
+        'all conductors the same.',
+    ),
+    cfg.IntOpt(
+        'health_bad_samples',
+        default=3,
+        min=1,
+        help='After how many looks in a row that find a device worse the effects of its health '
+        'begin. Those of a new device begin at once.',
+    ),
+    cfg.IntOpt(
+        'health_good_samples',
+        default=3,
+        min=1,
+        help='After how many looks in a row that find a device better they end. A look that '
+        'cannot tell counts neither way.',
+    ),
     cfg.IntOpt(
         'healing_interval',
         default=10,

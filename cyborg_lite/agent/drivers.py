@@ -59,6 +59,8 @@ class Findings:
 
     devices: list[model.Device]
     drivers: dict[str, State]
+    #: how often each has looked: a health that is reported twice is one sample
+    looks: dict[str, int]
 
 
 #: The devices that a driver found, what it could not learn, and whether it looked at all cards.
@@ -77,6 +79,7 @@ class Scanner:
         """
         self.name = name
         self.answered = False
+        self.looks = 0
         self.devices: list[model.Device] = []
         #: what other drivers do not report: what this one reported when it last could
         self.claims: contract.Seen = set()
@@ -122,6 +125,7 @@ class Scanner:
         if self._late:
             self._rests_until = time.monotonic() + rest
         self._future, self._late, self.answered = None, False, True
+        self.looks += 1
         if error := future.exception():
             self.devices = []
             self.state = State('degraded', f'discover() failed: {_tell(error)}')
@@ -266,7 +270,8 @@ class Drivers:
             if name in self._scanners:
                 self._scanners[name].take(interval)
                 devices += self._answer(self._scanners[name], owners, patience)
-        return Findings(devices, {name: self._states[name] for name in names})
+        looks = {name: scanner.looks for name, scanner in self._scanners.items()}
+        return Findings(devices, {name: self._states[name] for name in names}, looks)
 
     def _answer(
         self, scanner: Scanner, owners: dict[tuple[str, str], str], patience: float

@@ -79,6 +79,7 @@ class Manager:
                 sequence=_sequence(),
                 interval=interval,
                 digest=hashlib.sha256(text).hexdigest(),
+                looks=findings.looks,
                 **content,
             )
             return typing.cast('dict[str, typing.Any]', content['drivers'])

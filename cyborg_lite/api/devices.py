@@ -3,12 +3,49 @@
 
 from __future__ import annotations
 
+import typing
+
+from sqlalchemy import orm
 from wsme import types as wtypes
 
 from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import query
+from cyborg_lite.model import health as healths
+
+_LEVEL: types.Schema = {'enum': [*healths.LEVELS]}
+_REASON: types.Schema = {'type': ['string', 'null']}
+_EFFECTS: types.Schema = {'type': 'array', 'items': {'enum': [*model.Device.EFFECTS.values()]}}
+_CHANGE: types.Schema = {
+    'at': {'type': 'string', 'format': 'date-time'},
+    'health': _LEVEL,
+    'reason': _REASON,
+    'effects': _EFFECTS,
+}
+_HEALTH: types.Schema = {
+    'health': _LEVEL,
+    'reason': _REASON,
+    'since': {'type': ['string', 'null'], 'format': 'date-time'},
+    'fault': _REASON,
+    'effects': _EFFECTS,
+    'history': {
+        'type': 'array',
+        'maxItems': model.Device.REMEMBERED,
+        'items': {
+            'type': 'object',
+            'required': [*_CHANGE],
+            'additionalProperties': False,
+            'properties': _CHANGE,
+        },
+    },
+}
+HEALTH: types.Schema = {
+    'type': 'object',
+    'required': [*_HEALTH],
+    'additionalProperties': False,
+    'properties': _HEALTH,
+}
 
 
 class Devices(rest.Controller):
@@ -28,6 +65,14 @@ class Devices(rest.Controller):
     def get_one(self, uuid):
         rest.call().context.can('cyborg:device:get_one')
         return self.fetch(uuid)
+
+    # Ours: Cyborg has no such thing.
+    @rest.expose(types.id, shows=HEALTH)
+    def health(self, uuid):
+        rest.call().context.can('cyborg:device:get_one')
+        with rest.call().database.reader() as session:
+            options = [orm.lazyload('*'), orm.undefer(model.Device.changes)]
+            return _health(query.get(session, self.kind, uuid, what=self.what, options=options))
 
     @rest.expose(types.id, status=204)
     def delete(self, uuid):
@@ -50,3 +95,16 @@ class Devices(rest.Controller):
         with rest.call().database.reader() as session:
             seen = query.get(session, self.kind, uuid, what=self.what).revision
         rest.call().conductor.set_device_status(uuid=uuid, status=status, seen=seen)
+
+
+def _health(device: model.Device) -> dict[str, typing.Any]:
+    """The health of a device, and how it came to be so."""
+    since = device.health_since
+    return {
+        'health': device.health,
+        'reason': device.health_reason,
+        'since': since and f'{since.isoformat(timespec="seconds")}+00:00',
+        'fault': device.fault,
+        'effects': device.effects,
+        'history': device.changes or [],
+    }

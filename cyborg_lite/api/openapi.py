@@ -64,6 +64,7 @@ _PROFILES = device_profiles.DeviceProfiles
 ROUTES = (
     Route('GET', '/v2/devices', devices.Devices, 'get_all'),
     Route('GET', '/v2/devices/{uuid}', devices.Devices, 'get_one'),
+    Route('GET', '/v2/devices/{uuid}/health', devices.Devices, 'health'),
     Route('DELETE', '/v2/devices/{uuid}', devices.Devices, 'delete', (409,)),
     Route('POST', '/v2/devices/{uuid}/enable', devices.Devices, 'enable'),
     Route('POST', '/v2/devices/{uuid}/disable', devices.Devices, 'disable'),
@@ -117,7 +118,8 @@ ROUTES = (
 OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas', 'usages')
 #: Resources of ours below those of Cyborg.
 _BELOW = re.compile(
-    r'/v2/(accelerator_requests/[^/]+/history|device_profiles/[^/]+/check)(\.json)?/?'
+    r'/v2/(accelerator_requests/[^/]+/history|device_profiles/[^/]+/check|devices/[^/]+/health)'
+    r'(\.json)?/?'
 )
 
 #: What needs no credentials: documents about the API.

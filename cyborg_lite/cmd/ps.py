@@ -30,13 +30,16 @@ Row = dict[str, typing.Any]
 WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
-    'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since',
+    'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since', 'health',
+    'health_reason',
 )  # fmt: skip
 #: How long an answer may take, in seconds.
 TIMEOUT = 30
 #: What errors say where a server has no TLS, and where one closes a connection.
 NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
 CLOSED = (ConnectionResetError, http.client.BadStatusLine)
+#: The health of a card that its holder is to know of.
+NOT_WELL = ('warning', 'critical')
 CLEAR = '\x1b[2J\x1b[H'
 
 
@@ -266,8 +269,13 @@ def _place(row: Row) -> str:
 
 
 def _states(row: Row) -> str:
-    """All that it is; who holds it stands beside that, unless it is held only."""
+    """All that it is; who holds it stands beside that, unless it is held only.
+
+    Of what is held on a card that is not well the health is shown.
+    """
     states = row.get('states', [row['state']])
+    if states == ['held'] and row.get('health') in NOT_WELL:
+        return str(row['health'])
     return ', '.join(each for each in states if each != 'held' or len(states) == 1)
 
 

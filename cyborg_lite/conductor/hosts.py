@@ -21,6 +21,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import health
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
@@ -476,6 +477,7 @@ def _inherit(session: orm.Session, device: model.Device, twin: model.Device) -> 
     if twin.status != 'enabled':
         device.status = twin.status
         device.revision += 1
+    health.inherit(device, twin)
     others = {other.identity: other for other in twin.deployables}
     for part in device.deployables:
         if other := others.get(part.identity):

@@ -14,6 +14,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite.conductor import health
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
@@ -43,32 +44,39 @@ class Report(typing.TypedDict):
     devices: list[model.Facts]
     #: per driver its state, ``ok`` or ``degraded``, and the reason
     drivers: dict[str, model.Facts]
+    #: per driver how often it has looked; an agent of the release before does not say
+    looks: typing.NotRequired[dict[str, int]]
 
 
 def receive(
-    session: orm.Session, ctxt: context.RequestContext, report: Report, absences: int
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    report: Report,
+    absences: int,
+    policy: health.Policy = health.Policy(),  # noqa: B008 - it does not change
 ) -> None:
     """Take a report in: one UPDATE if it says nothing new, nothing if it is late.
 
     :param absences: after how many reports without it a device is deleted.
+    :param policy: what follows from the health of a device.
     """
-    mark = _mark(session, report)
+    mark = _mark(session, report, policy)
     if _heartbeat(session, report, mark):
         return
     host = hosts.claim(session, report)
     if host is None:
         return
-    settled = _reconcile(session, host, report, absences)
+    settled = _reconcile(session, host, report, absences, policy)
     host.digest = mark if settled else None
     queue.wake(session)
 
 
-def _mark(session: orm.Session, report: Report) -> str:
+def _mark(session: orm.Session, report: Report, policy: health.Policy) -> str:
     """What is kept of a report, so that one that says the same need not be read: it differs where
-    others are to be told, too, as when Placement is configured later.
+    others are to be told, too, as when Placement is configured later, and under another policy.
     """
     told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
-    text = f'{told} {report.get("machine")} {report["digest"]}'
+    text = f'{told} {health.digest(policy)} {report.get("machine")} {report["digest"]}'
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -92,12 +100,18 @@ def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
     return query.matched(session, alive) == 1
 
 
-def _reconcile(session: orm.Session, host: model.Host, report: Report, absences: int) -> bool:
+def _reconcile(
+    session: orm.Session,
+    host: model.Host,
+    report: Report,
+    absences: int,
+    policy: health.Policy,
+) -> bool:
     """Returns whether nothing is left that the next report, even an equal one, has to look at."""
     known = hosts.devices(session, host.name)
     held = hosts.held(session, host.name) if known else set()
     before = {part.rp_uuid: part.announced for device in known for part in device.deployables}
-    silent = _silent(report)
+    silent, looked = _silent(report), _looked(host, report)
     pairs = [
         (found, device)
         for found, device in matching.pair(known, list(_found(report)))
@@ -125,11 +139,12 @@ def _reconcile(session: orm.Session, host: model.Host, report: Report, absences:
         if same is None:
             _tell_replaced(found, host, known)
             LOG.info('Device %s (%s) of host %s is new', found.address, found.model, host.name)
-            found.host, found.health_since = host, timeutils.utcnow()
+            found.host = host
+            health.begin(found, policy)
             session.add(found)
             known.append(found)
         else:
-            _date_health(same, found)
+            health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)
@@ -168,7 +183,7 @@ def _waits(device: model.Device, held: set[int], absences: int) -> bool:
     """
     if device.absences >= absences:
         return hosts.is_held(device, held)
-    return _is_missing(device)
+    return _is_missing(device) or health.counts(device)
 
 
 def _is_missing(row: model.Base) -> bool:
@@ -222,10 +237,11 @@ def _inherit_orders(session: orm.Session, host: model.Host, pairs: list[matching
     if not new or host.machine is None:
         return
     earlier = model.Device.host.has(model.Host.renamed_to == host.name)
-    disabled = query.find(session, model.Device, earlier, model.Device.status != 'enabled')
-    for found, twin in matching.pair(disabled, new):
+    out = sa.or_(model.Device.status != 'enabled', model.Device.withheld)
+    for found, twin in matching.pair(query.find(session, model.Device, earlier, out), new):
         if twin is not None:
             found.status = twin.status
+            health.inherit(found, twin)
 
 
 def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Device]) -> None:
@@ -240,13 +256,6 @@ def _tell_replaced(found: model.Device, host: model.Host, known: list[model.Devi
                 host.name,
                 found.model,
             )
-
-
-def _date_health(device: model.Device, found: model.Device) -> None:
-    """Note since when the health is what the report says."""
-    told = found.health, found.health_reason
-    if device.health_since is None or told != (device.health, device.health_reason):
-        device.health_since = timeutils.utcnow()
 
 
 def _tell_moved(device: model.Device, found: model.Device) -> None:
@@ -294,12 +303,14 @@ def _set_lost(row: model.Base, lost: bool) -> None:
 
 
 def _is_kept(row: model.Base, held: set[int]) -> bool:
-    """Whether a request holds this handle or one below, or an operator added something to it."""
+    """Whether a request holds this handle or one below, an operator added something to it, or its
+    fault has to hold when the card comes back.
+    """
     if isinstance(row, model.AttachHandle):
         return row.id in held
     if isinstance(row, model.Attribute):
         return False
-    decided = isinstance(row, model.Device) and row.status != 'enabled'
+    decided = isinstance(row, model.Device) and (row.status != 'enabled' or row.withheld)
     added = any(not child.reported for child in _children(row))
     return decided or added or any(_is_kept(child, held) for child in _children(row))
 
@@ -313,6 +324,18 @@ def _silent(report: Report) -> set[str]:
         for name, driver in report['drivers'].items()
         if driver['state'] != 'ok' and not driver.get('complete')
     }
+
+
+def _looked(host: model.Host, report: Report) -> set[str]:
+    """The drivers that have looked since the last report that was read; notes their looks.
+
+    A report that is sent again, or early because one driver was late, tells of old looks.
+    """
+    if 'looks' not in report:
+        return set(report['drivers'])
+    looks = {name: [report.get('agent'), number] for name, number in report['looks'].items()}
+    known, host.looks = host.looks or {}, looks
+    return {name for name, look in looks.items() if look != known.get(name)}
 
 
 def _drivers(device: model.Device) -> set[str]:

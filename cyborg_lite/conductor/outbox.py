@@ -58,6 +58,8 @@ HOST = 'host'
 QUEUE = 'queue'
 #: The entry of a provider's message beside traits, whose names are in capitals.
 INVENTORY = 'inventory'
+#: The trait of a provider of which nothing is given out for its health.
+UNHEALTHY = 'CUSTOM_ACCEL_UNHEALTHY'
 #: Under this name a session knows which kinds of messages are sent, and under the next which of
 #: them were put in its transaction.
 KINDS = 'cyborg_lite.outbox'
@@ -174,6 +176,7 @@ def describe(part: model.Deployable, taken: collections.abc.Container[int] = ())
         device.status != 'enabled'
         or device.absences
         or device.unusable
+        or device.withheld
         or device.host.silent
         or device.host.renamed_to
     )
@@ -184,7 +187,7 @@ def describe(part: model.Deployable, taken: collections.abc.Container[int] = ())
         'resource_class': part.resource_class or 'CUSTOM_PCI',
         'total': total,
         'reserved': total if withheld else lost,
-        'traits': sorted({*part.traits, 'OWNER_CYBORG'}),
+        'traits': sorted({*part.traits, 'OWNER_CYBORG', *([UNHEALTHY] if device.withheld else [])}),
     }
 
 

@@ -16,6 +16,7 @@ from cyborg_lite import context
 from cyborg_lite import contract
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import health
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
 
@@ -44,9 +45,13 @@ class Reports:
     target = messaging.Target(version='1.1')
 
     def __init__(self, conf: cfg.ConfigOpts, receive: collections.abc.Callable[..., None]) -> None:
-        """:param receive: takes a report in that was checked."""
+        """:param receive: takes a report in that was checked.
+
+        :raises cyborg_lite.conductor.health.Broken: when the policy of health cannot be used.
+        """
         self._conf = conf
         self._receive = receive
+        self._policy = health.load(conf)
 
     @messaging.expose
     @messaging.expected_exceptions(exception.CyborgError)
@@ -56,7 +61,8 @@ class Reports:
         :raises cyborg_lite.exception.Invalid: when the report is not as it has to be.
         """
         checked = check(report)
-        self._receive(ctxt, report=checked, absences=self._conf.conductor.absences)
+        absences = self._conf.conductor.absences
+        self._receive(ctxt, report=checked, absences=absences, policy=self._policy)
 
 
 def check(report: dict[str, typing.Any]) -> inventory.Report:
@@ -138,6 +144,8 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     _number(report, 'sequence', 0, 2**63 - 1)
     _number(report, 'interval', 1, 2**63 - 1)
     _check_drivers(report['drivers'])
+    if 'looks' in report:
+        _check_looks(report['looks'])
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
     _check_size(report)
@@ -181,6 +189,15 @@ def _check_drivers(drivers: typing.Any) -> None:
             _check_state(state)
         except ValueError as error:
             raise ValueError(f'drivers: {name}: {error}') from error
+
+
+def _check_looks(looks: typing.Any) -> None:
+    if not isinstance(looks, dict) or len(looks) > DRIVERS:
+        raise ValueError(f'looks: expected a mapping of up to {DRIVERS}')
+    for name in looks:
+        if not _is_text(name, 255):
+            raise ValueError('looks: expected names of up to 255 printable characters')
+        _number(looks, name, 0, 2**63 - 1)
 
 
 def _check_state(state: dict[str, typing.Any]) -> None:

@@ -135,7 +135,10 @@ _said = sa.case(
     *(
         (each.holds(Device, Host), 'cannot be used: its device ' + each.words(Device, Host))
         for each in devices.OBSTACLES
+        # Whether holders are told of a fault is for the policy to say.
+        if each.state != 'faulty'
     ),
+    (Device.alerted, 'has a device that is not well (' + Device.fault + ')'),
 )
 
 Allocation.trouble = orm.column_property(  # type: ignore[assignment]

@@ -42,6 +42,11 @@ class Device(base.Base):
 
     __tablename__ = 'devices'
     parts = ('deployables',)
+    #: What a fault can have for effects, by the column that says so: nothing new is given out, or
+    #: whoever holds some of the device is told.
+    EFFECTS: typing.ClassVar = {'withheld': 'no_new', 'alerted': 'tell'}
+    #: How many of the last changes of its health a device remembers.
+    REMEMBERED: typing.ClassVar = 32
 
     type: orm.Mapped[str] = base.fact(
         sa.String(32), doc='The kind of device: GPU, FPGA, AICHIP, QAT, NIC, SSD, PCI and so on.'
@@ -80,6 +85,21 @@ class Device(base.Base):
     revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
     # Since when the health and its reason are these; null until a report told of them.
     health_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
+    # How many samples in a row were worse, or if below 0 better, than what is in force.
+    streak: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # The health that has effects now, and which: whether nothing new is given out, and whether
+    # holders are told. See cyborg_lite.conductor.health.
+    fault: orm.Mapped[str | None] = base.own(sa.String(96), hidden=True)
+    withheld: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
+    alerted: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
+    # The last changes of health and effects, the oldest first.
+    changes: orm.Mapped[list[dict[str, typing.Any]] | None] = base.own(
+        sa.JSON(none_as_null=True), hidden=True, deferred=True
+    )
     # How many reports in a row have lacked the device.
     absences: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
 
@@ -113,6 +133,11 @@ class Device(base.Base):
     def identity(self) -> str:
         """The address in one spelling: what was stored by an older release may have another."""
         return pci.canonical_address(self.address)
+
+    @property
+    def effects(self) -> list[str]:
+        """The effects that are in force, in order."""
+        return [effect for column, effect in self.EFFECTS.items() if getattr(self, column)]
 
     @property
     def product(self) -> str | None:
@@ -193,6 +218,11 @@ OBSTACLES = (
         'unusable',
         lambda device, host: device.unusable != None,  # noqa: E711 - SQL, too
         lambda device, host: 'cannot be used: ' + device.unusable,
+    ),
+    Obstacle(
+        'faulty',
+        lambda device, host: device.withheld,
+        lambda device, host: 'is faulty (' + device.fault + ')',
     ),
     Obstacle(
         'host down',

@@ -61,6 +61,11 @@ class Host(base.Base):
         'the number of devices that it found.',
     )
 
+    # By driver, the last look that a report told of: it may tell of one again.
+    looks: orm.Mapped[dict[str, typing.Any] | None] = base.own(
+        sa.JSON(none_as_null=True), hidden=True
+    )
+
     found: orm.Mapped[list[Device]] = orm.relationship(back_populates='host', order_by='Device.id')
 
     @staticmethod

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator device delete, and how commands name a device"""
+"""openstack accelerator device health | delete, and how commands name a device"""
 
 from __future__ import annotations
 
 import argparse
+import typing
 
 from osc_lib import exceptions
+from osc_lib.cli import format_columns
+from osc_lib.command import command
 
 from cyborg_lite import osc
 
@@ -29,15 +32,15 @@ class DeviceCommand(osc.Command):
         )
         return parser
 
-    def change(self, method: str, parsed_args: argparse.Namespace, action: str = '') -> None:
+    def send(self, method: str, parsed_args: argparse.Namespace, action: str = '') -> typing.Any:
         """Send a request to the device that the arguments name."""
         name, address = parsed_args.device, parsed_args.address
         if address is not None:
             name = self._at(name, address)
         try:
-            self.call(method, f'/devices/{osc.quoted(name)}{action}')
+            return self.call(method, f'/devices/{osc.quoted(name)}{action}')
         except osc.NotFound:
-            self.call(method, f'/devices/{self._of_accelerator(name)}{action}')
+            return self.call(method, f'/devices/{self._of_accelerator(name)}{action}')
 
     def _at(self, host: str, address: str) -> str:
         """The UUID of the device at an address of a host."""
@@ -65,4 +68,16 @@ class DeleteDevice(DeviceCommand):
     """Delete a device that is missing from its host, and what was decided of it."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        self.change('DELETE', parsed_args)
+        self.send('DELETE', parsed_args)
+
+
+class ShowHealth(DeviceCommand, command.Lister):
+    """Show how the health of a device has changed, and what followed from it."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+        history = self.send('GET', parsed_args, '/health').json()['history']
+        columns = ('at', 'health', 'reason', 'effects')
+        return columns, (
+            [*(each[name] for name in columns[:3]), format_columns.ListColumn(each['effects'])]
+            for each in history
+        )

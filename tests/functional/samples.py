@@ -115,6 +115,7 @@ def _hosts(made: Conversation, service: support.Service) -> None:
 def _devices(made: Conversation) -> None:
     [device] = made.ask('GET', '/v2/devices', answered='devices/list')['devices']
     made.ask('GET', '/v2/devices/{uuid}', device['uuid'], answered='devices/get')
+    made.ask('GET', '/v2/devices/{uuid}/health', device['uuid'], answered='devices/health')
     for action in ('disable', 'enable'):
         made.ask('POST', f'/v2/devices/{{uuid}}/{action}', device['uuid'])
 

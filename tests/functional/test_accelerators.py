@@ -81,7 +81,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'attach_info': {'domain': '0000', 'bus': 'c1', 'device': '00', 'function': '0'},
         'health': 'unknown',
         'health_reason': None,
-        'health_since': f"{device.health_since.isoformat(timespec='seconds')}+00:00",
+        'health_since': f'{device.health_since.isoformat(timespec="seconds")}+00:00',
         'arq_uuid': None,
         'instance_uuid': None,
         'allocation_uuid': None,
@@ -344,5 +344,6 @@ def test_unknown_field_of_our_own(service):
 
 def test_states_are_declared(service):
     assert set(accelerators.STATES) == {
-        'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'excluded',
+        'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'faulty',
+        'excluded',
     }  # fmt: skip

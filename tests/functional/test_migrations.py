@@ -141,6 +141,13 @@ def fill_5b8d02e6c7f1(connection, tables):
     connection.execute(sa.update(tables['devices']).values(**health))
 
 
+def fill_6e1f9a3c7b05(connection, tables):
+    """A device that is taken out, and a host whose agent counts looks."""
+    fault = {'streak': -1, 'fault': 'critical: xid_79', 'withheld': True, 'changes': '[]'}
+    connection.execute(sa.update(tables['devices']).values(**fault))
+    connection.execute(sa.update(tables['hosts']).values(looks='{"fake": ["a", 1]}'))
+
+
 #: By revision, what puts rows into what it has made: a new one brings its own.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -157,6 +164,7 @@ FILL = {
     'd3f81b6a0c24': fill_d3f81b6a0c24,
     'c94e7b1f6a20': fill_c94e7b1f6a20,
     '5b8d02e6c7f1': fill_5b8d02e6c7f1,
+    '6e1f9a3c7b05': fill_6e1f9a3c7b05,
 }
 
 

@@ -771,6 +771,22 @@ def test_a_lost_accelerator_that_is_held_is_reserved(known):
     assert (fpga['total'], fpga['reserved']) == (16, 1)
 
 
+def test_a_device_that_is_not_well_is_reserved_and_has_a_trait_until_it_is_well(known):
+    def look(**health):
+        known.report(support.card(handles=16, **health))
+        known.send()
+        return known.inventory()['FPGA']['reserved'], known.traits()
+
+    traits = {'CUSTOM_FAKE_DEVICE', 'OWNER_CYBORG'}
+    bad = {'health': 'critical', 'health_reason': 'xid_79'}
+    for _ in range(2):
+        assert look(**bad) == (0, traits)
+    assert look(**bad) == (16, traits | {'CUSTOM_ACCEL_UNHEALTHY'})
+    for _ in range(2):
+        assert look(health='ok') == (16, traits | {'CUSTOM_ACCEL_UNHEALTHY'})
+    assert look(health='ok') == (0, traits)
+
+
 def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
     known.report(support.card(handles=15))
     [message] = support.take(known.manager.outbox, outbox.PROVIDER)

@@ -27,7 +27,7 @@ COMMANDS = {
     # ours
     'host': {'delete', 'list', 'rename', 'show'},
     '': {'bind', 'disable', 'enable', 'history', 'list', 'show', 'summary', 'unbind'},
-    'device ': {'delete'},
+    'device ': {'delete', 'health'},
     'instance': {'free'},
     'quota': {'delete', 'list', 'set', 'show'},
     'allocation': {'create', 'delete', 'list', 'renew', 'show'},
@@ -226,6 +226,7 @@ def test_our_own(request, way):
     assert f'Device {NOTHING} not found' in commands.fail('disable', NOTHING)
     assert f'Accelerator {NOTHING} not found' in commands.fail('show', NOTHING)
     assert 'Invalid state: expected one of free' in commands.fail('list', '--state', 'odd')
+    assert commands('device', 'health', device) == []
     assert 'its host' in commands.fail('device', 'delete', device)
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'rename', conftest.HOST, 'b')
     assert f'Host {conftest.HOST} is up' in commands.fail('host', 'delete', conftest.HOST)

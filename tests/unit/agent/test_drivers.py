@@ -314,6 +314,13 @@ def test_driver_that_was_late_rests_for_an_interval(load, monkeypatch):
     assert len(asked) == 2
 
 
+def test_looks_are_counted_and_reports_are_not(load):
+    """A health that is reported twice is one sample."""
+    loaded = load(cards.Good)
+    looks = [loaded.discover(anew).looks for anew in (True, False, False, True)]
+    assert looks == [{'good': 1}, {'good': 1}, {'good': 1}, {'good': 2}]
+
+
 def test_what_each_driver_found_is_logged_when_it_changes(load, monkeypatch, caplog):
     caplog.set_level('INFO', 'cyborg_lite.agent.drivers')
     loaded = load(cards.Moody, cards.Raising)

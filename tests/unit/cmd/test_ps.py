@@ -131,6 +131,19 @@ def test_an_allocation_is_a_holder(service, served, run):
     assert made['uuid'][:8] in out
 
 
+@pytest.mark.parametrize(
+    ('health', 'state'), [('ok', 'held'), ('warning', 'warning'), ('critical', 'critical')]
+)
+def test_a_holder_sees_that_a_card_is_not_well(service, served, run, health, state):
+    with service.database.writer() as session:
+        session.query(model.Device).update({'health': health, 'health_reason': 'pcie_width'})
+    url = served(service.embedded.application)
+    [held] = [row for row in run('--url', url)[1].splitlines() if support.INSTANCE[:12] in row]
+    assert f' {state} ' in held
+    rows = csv.DictReader(io.StringIO(run('--url', url, '-f', 'csv')[1]))
+    assert {(row['health'], row['health_reason']) for row in rows} == {(health, 'pcie_width')}
+
+
 def test_a_certificate_is_trusted_if_its_authority_is_named(run, tmp_path):
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
