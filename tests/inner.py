@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import unittest.mock
 
 import pytest
 
@@ -33,12 +34,14 @@ def run(folder: pathlib.Path, *tests: str) -> Results:
     """Run the tests of a folder, all or these.  What they import is forgotten afterwards."""
     results = Results()
     (folder / 'pytest.ini').write_text('[pytest]\n')
-    plugins = ['-p', 'no:cacheprovider', '-p', 'no:xdist', '-p', 'no:terminal']
+    plugins = ['-p', 'no:cacheprovider', '--quiet', '--tb', 'line']
     place = ['--rootdir', str(folder), '--basetemp', str(folder.parent / 'inner')]
     before, here = set(sys.modules), os.getcwd()
     os.chdir(folder)
     try:
-        pytest.main([*plugins, *place, *tests], plugins=[results])
+        # Of the plugins that are installed here none is needed there.
+        with unittest.mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1'):
+            pytest.main([*plugins, *place, *tests], plugins=[results])
     finally:
         os.chdir(here)
         for name in set(sys.modules) - before:

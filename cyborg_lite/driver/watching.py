@@ -10,7 +10,6 @@ Source: Python documentation, "Audit events table".
 from __future__ import annotations
 
 import collections.abc
-import contextlib
 import os
 import pathlib
 import sys
@@ -32,7 +31,7 @@ ASKS = {
 
 
 class Watch:
-    """What was read below a root, and what else was asked for."""
+    """What this thread reads of a host below a root, and what else it asks for, in a block."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self._root = os.path.realpath(root)
@@ -43,6 +42,16 @@ class Watch:
         self.files: set[pathlib.Path] = set()
         #: what was asked for that is not below the root, in words
         self.strayed: list[str] = []
+
+    def __enter__(self) -> Watch:
+        if not _hooks:
+            _hooks.append(_hook)
+            sys.addaudithook(_hook)
+        _watches[threading.get_ident()] = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del _watches[threading.get_ident()]
 
     def note(self, event: str, args: tuple[typing.Any, ...]) -> None:
         """Take in an audit event."""
@@ -80,16 +89,3 @@ def _hook(event: str, args: tuple[typing.Any, ...]) -> None:
     watch = _watches.get(threading.get_ident())
     if watch is not None:
         watch.note(event, args)
-
-
-@contextlib.contextmanager
-def watched(root: pathlib.Path) -> collections.abc.Iterator[Watch]:
-    """Watch what this thread reads of a host whose files are below the root."""
-    if not _hooks:
-        _hooks.append(_hook)
-        sys.addaudithook(_hook)
-    watch = _watches[threading.get_ident()] = Watch(root)
-    try:
-        yield watch
-    finally:
-        del _watches[threading.get_ident()]

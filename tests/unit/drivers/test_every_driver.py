@@ -96,10 +96,10 @@ def test_this_machine_breaks_no_driver(conf):
         testing.discover(kind, driver.Host.local('here'), conf)
 
 
-def test_two_thousand_functions_are_read_once_or_twice_each(tmp_path, conf, monkeypatch):
+def test_five_hundred_functions_are_read_once_or_twice_each(tmp_path, conf, monkeypatch):
     functions = tmp_path / 'sys/bus/pci/devices'
     functions.mkdir(parents=True)
-    for number in range(2000):
+    for number in range(500):
         bus, rest = divmod(number, 256)
         function = functions / f'0000:{bus:02x}:{rest >> 3:02x}.{rest & 7}'
         function.mkdir()
@@ -113,4 +113,4 @@ def test_two_thousand_functions_are_read_once_or_twice_each(tmp_path, conf, monk
         found = kind(driver.Host('many', tmp_path), conf).discover()
         assert len(found) == (kind.name == 'fake')
         # Two ids, the class, and for the pci driver how many virtual functions are enabled.
-        assert len(opened) <= 4 * 2000, kind.name
+        assert len(opened) <= 4 * 500, kind.name

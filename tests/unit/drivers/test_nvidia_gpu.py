@@ -620,6 +620,7 @@ def recorded(tmp_path_factory):
     return testing.Host(captures.host(tmp_path_factory.mktemp('nvml'), functions))
 
 
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(st.text() | ANSWERS.map(lambda answer: json.dumps({CARDS[0]: answer})))
 def test_any_answer_of_a_recording_leaves_the_cards(recorded, text):
     recorded.tools['nvml'] = text
