@@ -14,6 +14,7 @@ import zlib
 from cyborg_lite import client
 from cyborg_lite.agent import processes
 from cyborg_lite.cmd import leasing
+from cyborg_lite.cmd import main as command
 
 DESCRIPTION = (
     'Prints accelerators as a discovery script of Spark does: {"name": "npu", "addresses": ["0"]}. '
@@ -35,6 +36,9 @@ PATIENCE, PAUSE = 5.0, 0.05
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite-discover', description=DESCRIPTION)
+    parser.add_argument(
+        '--version', action=command.Version, nargs=0, help='print the version, and exit'
+    )
     leasing.add_wanted(parser)
     parser.add_argument(
         '--resource',

@@ -29,7 +29,7 @@ COMMANDS = {
 PIPED = 128 + signal.SIGPIPE
 
 
-class _Version(argparse.Action):
+class Version(argparse.Action):
     """Prints the version, which takes long to find."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> typing.NoReturn:
@@ -89,7 +89,7 @@ def _unusable() -> tuple[type[Exception], ...]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
-    parser.add_argument('--version', action=_Version, nargs=0, help='print the version, and exit')
+    parser.add_argument('--version', action=Version, nargs=0, help='print the version, and exit')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', parser_class=_Command)
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, module=f'cyborg_lite.cmd.{name.replace("-", "_")}')

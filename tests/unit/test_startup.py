@@ -250,7 +250,7 @@ def test_an_api_ends_with_one_line(tmp_path):
     'command',
     [
         'cyborg-lite', 'cyborg-lite-agent', 'cyborg-lite-conductor', 'cyborg-lite-dbsync',
-        'cyborg-lite-status',
+        'cyborg-lite-discover', 'cyborg-lite-status',
     ],
 )  # fmt: skip
 def test_each_command_tells_its_version(command):
