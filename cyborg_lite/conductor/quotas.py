@@ -20,6 +20,10 @@ from cyborg_lite.db import quotas
 #: The most limits of one project.
 MOST = 1000
 
+#: What is asked for, one way or another: how many accelerators, by resource class.
+Alternatives = collections.abc.Iterable[collections.abc.Mapping[str, int]]
+Key = typing.TypeVar('Key')
+
 
 def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str, int]) -> None:
     """Return if the project may have so many requests more, by resource class.
@@ -40,7 +44,7 @@ def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str
 def refuse_more_than_limit(
     session: orm.Session,
     project: str,
-    alternatives: collections.abc.Iterable[collections.abc.Mapping[str, int]],
+    alternatives: Alternatives,
 ) -> None:
     """Return if the project may have any of these, by resource class, once it has given back all
     that it has.
@@ -51,6 +55,25 @@ def refuse_more_than_limit(
     refusals = [_beyond(limits, collections.Counter(), asked) for asked in alternatives]
     if limits and all(refusals) and refusals[0]:
         raise refusals[0]
+
+
+def held_up(
+    session: orm.Session, wishes: collections.abc.Mapping[Key, tuple[str, Alternatives]]
+) -> dict[Key, str]:
+    """Which of these a quota holds up now, each with the reason.
+
+    :param wishes: by whatever names them, the project and its alternatives by resource class.
+    """
+    projects = {project for project, _ in wishes.values()}
+    limits = {each: its for each, its in quotas.limits_of(session, projects).items() if its}
+    used = quotas.usage_of(session, limits.keys()) if limits else {}
+    found = {}
+    for name, (project, alternatives) in wishes.items():
+        if project in limits:
+            refusals = [_beyond(limits[project], used[project], each) for each in alternatives]
+            if all(refusals) and refusals[0]:
+                found[name] = refusals[0].message
+    return found
 
 
 def _beyond(

@@ -63,7 +63,8 @@ class Part(typing.NamedTuple):
 def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
     """Those that wait, in the order of their turns."""
     limited = sa.exists(sa.select(model.Quota.id)).label('limited')
-    rows = queue.waiting(session, model.Allocation.wish, model.Allocation.lease, limited)
+    more = model.Allocation.wish, model.Allocation.lease, model.Allocation.cause, limited
+    rows = queue.waiting(session, *more)
     return queue.in_turn(rows)
 
 
@@ -163,6 +164,9 @@ def serve(
     :param over: those that their quota holds up are added to it, each wish once, with the reason.
     """
     rows = {row.id: row for row in waiting(session)}
+    if any(row.limited for row in rows.values()):
+        # What is free is not kept for those that may not have it.
+        over |= quotas.held_up(session, _asked(rows.values(), over))
     served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
     kept: set[int] = set()
@@ -186,6 +190,18 @@ def _key(row: sa.Row[typing.Any]) -> str:
     """What is the same of allocations that a quota holds up alike."""
     wish = {name: value for name, value in row.wish.items() if name != 'request_id'}
     return base.as_text([row.project_id, wish])
+
+
+def _asked(
+    rows: collections.abc.Iterable[sa.Row[typing.Any]], over: collections.abc.Container[str]
+) -> dict[str, tuple[str, list[collections.Counter[str]]]]:
+    """What these ask for, and of which project, but for those whose key is known."""
+    keys = {_key(row): row for row in rows}
+    return {
+        key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
+        for key, row in keys.items()
+        if key not in over
+    }
 
 
 def _give(
@@ -239,14 +255,14 @@ def _move(session: orm.Session, id: int, **values: typing.Any) -> None:
 def _note(
     session: orm.Session, rows: collections.abc.Iterable[sa.Row[typing.Any]], over: dict[str, str]
 ) -> None:
-    """Note which of these their quota holds up, where that has changed."""
+    """Note which of these their quota holds up, and why, where that has changed."""
     changed: dict[str | None, list[int]] = collections.defaultdict(list)
     for row in rows:
-        reason = over.get(_key(row))
-        if row.over_quota != (reason is not None):
+        reason = over[_key(row)][:255] if _key(row) in over else None
+        if row.over_quota != (reason is not None) or (reason and reason != row.cause):
             changed[reason].append(row.id)
     for reason, ids in changed.items():
         same = model.Allocation.id.in_(ids), model.Allocation.state == 'queued'
-        cause = (reason or 'It waits for its turn.')[:255]
+        cause = reason or 'It waits for its turn.'
         values = {'over_quota': reason is not None, 'cause': cause}
         query.matched(session, sa.update(model.Allocation).where(*same).values(**values))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -13,11 +14,19 @@ from cyborg_lite import model
 
 def limits(session: orm.Session, project: str) -> dict[str, int]:
     """What is limited, by resource class and in total: the project's own limits first."""
+    return limits_of(session, [project])[project]
+
+
+def limits_of(
+    session: orm.Session, projects: collections.abc.Collection[str]
+) -> dict[str, dict[str, int]]:
+    """What is limited of each of these projects."""
     query = sa.select(model.Quota.project_id, model.Quota.limits).where(
-        model.Quota.project_id.in_([project, model.Quota.DEFAULTS])
+        model.Quota.project_id.in_([*projects, model.Quota.DEFAULTS])
     )
     found = {row.project_id: row.limits for row in session.execute(query)}
-    return found.get(model.Quota.DEFAULTS, {}) | found.get(project, {})
+    defaults = found.get(model.Quota.DEFAULTS, {})
+    return {project: defaults | found.get(project, {}) for project in projects}
 
 
 def usage(session: orm.Session, project: str) -> collections.Counter[str]:
@@ -26,17 +35,27 @@ def usage(session: orm.Session, project: str) -> collections.Counter[str]:
     Each counts from its creation to its deletion, whatever its state, for the class that its device
     profile asks for. Nothing is stored: counters could drift from the rows.
     """
-    of = model.ARQ.device_profile_id, model.ARQ.device_profile_group_id
+    return usage_of(session, [project])[project]
+
+
+def usage_of(
+    session: orm.Session, projects: collections.abc.Collection[str]
+) -> dict[str, collections.Counter[str]]:
+    """The same of each of these projects."""
+    of = model.ARQ.project_id, model.ARQ.device_profile_id, model.ARQ.device_profile_group_id
     counts = sa.select(*of, sa.func.count().label('count'))
-    counts = counts.where(model.ARQ.project_id == project).group_by(*of)
+    counts = counts.where(model.ARQ.project_id.in_(projects)).group_by(*of)
     by_group = counts.subquery()
     query = sa.select(
-        model.DeviceProfile.groups, by_group.c.device_profile_group_id, by_group.c.count
+        by_group.c.project_id,
+        model.DeviceProfile.groups,
+        by_group.c.device_profile_group_id,
+        by_group.c.count,
     ).join(by_group, by_group.c.device_profile_id == model.DeviceProfile.id)
-    used: collections.Counter[str] = collections.Counter()
-    for groups, number, count in session.execute(query):
-        used += shares(groups[number], count)
-        used[model.Quota.TOTAL] += count
+    used: dict[str, collections.Counter[str]] = {each: collections.Counter() for each in projects}
+    for project, groups, number, count in session.execute(query):
+        used[project] += shares(groups[number], count)
+        used[project][model.Quota.TOTAL] += count
     return used
 
 

@@ -358,6 +358,20 @@ def test_the_quota_counts_when_it_is_its_turn(service, member):
     assert len(service.rows(model.ARQ)) == 3
 
 
+def test_nothing_is_kept_for_who_may_not_have_it(service, member):
+    """Two are wanted and one is free: the quota would refuse the two all the same."""
+    npus(service, 2)
+    held = [ask(service) for _ in range(2)]
+    waits = ask(service, 2)
+    limit(service, CUSTOM_NPU=1)
+    member('other', 'admin,member,reader')
+    other = ask(service)
+    member(ALONE, 'admin,member,reader')
+    release(service, held[0])
+    assert active(service, waits, other) == [other]
+    assert show(service, waits)['reason'].startswith('Quota exceeded for CUSTOM_NPU: ')
+
+
 def test_a_quota_that_is_used_up_is_waited_for(service):
     npus(service, 3)
     limit(service, CUSTOM_NPU=1)
