@@ -78,6 +78,7 @@ MORE = {
     'test_readme',
     'conductor/test_machine',
     'conductor/test_machine_cards',
+    'conductor/test_machine_queue',
     'drivers/test_captures',
     'drivers/test_every_driver',
     'drivers/test_support',
