@@ -116,11 +116,15 @@ class Story:
             yield f'I6: {operation} found no {self.name}: {operation.status}'
 
     def _release(self, operation: history_.Operation) -> history_.Wrong:
-        self.until = min(self.until, operation.invoked)
+        if operation.outcome != 'fail':
+            self.until = min(self.until, operation.invoked)
         if operation.outcome == 'unknown':
             self._may_go = True
         elif operation.outcome == 'ok':
             self.gone = True
+        elif not operation.status:
+            # Nobody was there to take it.
+            return
         elif operation.status != history_.NOT_FOUND:
             yield f'I6: {operation} of {self.name} was refused: {operation.status}'
         elif self.there:

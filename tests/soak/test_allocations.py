@@ -31,6 +31,7 @@ NOT_FOUND = asked('release', 4, 'fail', status=404)
         [ACTIVE, asked('release', 2, 'unknown'), asked('look', 4, state='released')],
         [ACTIVE, asked('release', 2, 'unknown'), asked('look', 4, state='active', held=('x', 'y'))],
         [asked('allocate', 0, 'fail', status=409), NOT_FOUND],
+        [ACTIVE, asked('release', 2, 'fail', status=0), RELEASED],
     ],
 )
 def test_what_can_be_true_is_accepted(told):
