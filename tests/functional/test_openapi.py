@@ -124,6 +124,10 @@ def test_all_that_is_exposed_is_in_the_document():
     assert exposed(root.Documents) == {name for name, _ in openapi.DOCUMENTS.values()}
 
 
+#: Rules of what may be said in a request that another rule has let pass.
+SECOND = {'cyborg:allocation:priority'}
+
+
 def test_rules_and_routes_are_the_same(service, monkeypatch):
     """Each route is refused by the rule that names it, to those who have no role."""
     monkeypatch.setitem(app.ALONE, 'X-Roles', '')
@@ -136,7 +140,7 @@ def test_rules_and_routes_are_the_same(service, monkeypatch):
     assert asked == {
         rule.name: {(each['method'], each['path']) for each in rule.operations}
         for rule in policy.list_rules()
-        if rule.name.startswith('cyborg:')
+        if rule.name.startswith('cyborg:') and rule.name not in SECOND
     }
 
 
