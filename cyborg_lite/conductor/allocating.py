@@ -216,7 +216,7 @@ def _choose(
         return Choice(found)
     left: list[placing.Candidate] = []
     kept: set[int] = set()
-    for part in serving.parts(ahead, kinds):
+    for part in serving.parts(ahead, kinds, serving.refusals(session, ahead)):
         free = taking.free(session, part.kinds, of_hosts)
         left = turns.unclaimed(part.entries, free, serving.known(session, part.kinds), kept)
     allowed = frozenset(each.handle for each in left)

@@ -57,23 +57,22 @@ def refuse_more_than_limit(
         raise refusals[0]
 
 
-def held_up(
+def refusals(
     session: orm.Session, wishes: collections.abc.Mapping[Key, tuple[str, Alternatives]]
-) -> dict[Key, str]:
-    """Which of these a quota holds up now, each with the reason.
+) -> dict[Key, list[exception.OverQuota | None]]:
+    """For each alternative of these the limit that it would exceed now; None for none.
 
-    :param wishes: by whatever names them, the project and its alternatives by resource class.
+    :param wishes: by whatever names them, the project and its alternatives by resource class; what
+        is of a project without limits is not in the answer.
     """
     projects = {project for project, _ in wishes.values()}
     limits = {each: its for each, its in quotas.limits_of(session, projects).items() if its}
     used = quotas.usage_of(session, limits.keys()) if limits else {}
-    found = {}
-    for name, (project, alternatives) in wishes.items():
-        if project in limits:
-            refusals = [_beyond(limits[project], used[project], each) for each in alternatives]
-            if all(refusals) and refusals[0]:
-                found[name] = refusals[0].message
-    return found
+    return {
+        name: [_beyond(limits[project], used[project], each) for each in alternatives]
+        for name, (project, alternatives) in wishes.items()
+        if project in limits
+    }
 
 
 def _beyond(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import collections
 import collections.abc
 import functools
+import itertools
+import types
 import typing
 
 from oslo_log import log
@@ -53,6 +55,10 @@ class Wish(typing.TypedDict):
     request_id: str | None
 
 
+#: By the key of a wish, for each of its alternatives the limit that it would exceed; None for none.
+Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
+
+
 class Part(typing.NamedTuple):
     """Some of those that wait, in the order of their turns, and the kinds that they want."""
 
@@ -75,19 +81,40 @@ def ahead(session: orm.Session, kinds: taking.Kinds) -> list[sa.Row[typing.Any]]
     return [row for row in rows if not row.over_quota and _classes(row.wish) & classes]
 
 
+def refusals(
+    session: orm.Session,
+    rows: collections.abc.Iterable[sa.Row[typing.Any]],
+    known: collections.abc.Container[str] = (),
+) -> Refusals:
+    """Which alternatives of these a quota refuses now: nothing that is free is kept for those.
+
+    :param known: keys of which it is known already.
+    """
+    keys = {key: row for row in rows if row.limited and (key := _key(row)) not in known}
+    asked = {
+        key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
+        for key, row in keys.items()
+    }
+    return quotas.refusals(session, asked) if asked else {}
+
+
 def parts(
-    rows: collections.abc.Iterable[sa.Row[typing.Any]], kinds: taking.Kinds
+    rows: collections.abc.Iterable[sa.Row[typing.Any]],
+    kinds: taking.Kinds,
+    refused: Refusals = types.MappingProxyType({}),
 ) -> collections.abc.Iterator[Part]:
     """These in parts of so few kinds that one statement reads what is free of them.
 
     :param kinds: those that each part has beside its own.
+    :param refused: by key, which alternatives a quota refuses now.
     """
     part = Part([], dict(kinds))
     for row in rows:
         if len(part.kinds) - len(kinds) > KINDS - taking.KINDS:
             yield part
             part = Part([], dict(kinds))
-        part.entries.append(_entry(row, part.kinds))
+        barred = refused.get(_key(row), ()) if refused else ()
+        part.entries.append(_entry(row, part.kinds, barred))
     if part.entries:
         yield part
 
@@ -97,11 +124,16 @@ def _classes(wish: Wish) -> set[str]:
     return {name for group in groups for name in model.DeviceProfile.resources(group)}
 
 
-def _entry(row: sa.Row[typing.Any], kinds: taking.Kinds) -> turns.Entry:
+def _entry(
+    row: sa.Row[typing.Any],
+    kinds: taking.Kinds,
+    refused: collections.abc.Iterable[exception.OverQuota | None],
+) -> turns.Entry:
     wish: Wish = row.wish
     sets = taking.sets(wish['alternatives'], wish['same_host'], wish['same_numa'], kinds)
+    allowed = [None if no else wanted for wanted, no in itertools.zip_longest(sets, refused)]
     hosts = None if wish['hosts'] is None else frozenset(wish['hosts'])
-    return turns.Entry(row.id, tuple(sets), hosts)
+    return turns.Entry(row.id, tuple(allowed), hosts)
 
 
 def known(session: orm.Session, kinds: taking.Kinds) -> turns.Known:
@@ -164,13 +196,14 @@ def serve(
     :param over: those that their quota holds up are added to it, each wish once, with the reason.
     """
     rows = {row.id: row for row in waiting(session)}
-    if any(row.limited for row in rows.values()):
-        # What is free is not kept for those that may not have it.
-        over |= quotas.held_up(session, _asked(rows.values(), over))
+    refused = refusals(session, rows.values(), over)
+    for key, each in refused.items():
+        if each[0] and all(each):
+            over[key] = each[0].message
     served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
     kept: set[int] = set()
-    for part in parts(served, {}):
+    for part in parts(served, {}, refused):
         free = taking.free(session, part.kinds, None)
         grants = turns.grants(part.entries, free, known(session, part.kinds), rank, kept)
         if grant := next(grants, None):
@@ -192,18 +225,6 @@ def _key(row: sa.Row[typing.Any]) -> str:
     return base.as_text([row.project_id, wish])
 
 
-def _asked(
-    rows: collections.abc.Iterable[sa.Row[typing.Any]], over: collections.abc.Container[str]
-) -> dict[str, tuple[str, list[collections.Counter[str]]]]:
-    """What these ask for, and of which project, but for those whose key is known."""
-    keys = {_key(row): row for row in rows}
-    return {
-        key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
-        for key, row in keys.items()
-        if key not in over
-    }
-
-
 def _give(
     session: orm.Session,
     row: sa.Row[typing.Any],
@@ -212,8 +233,7 @@ def _give(
     rank: placing.Rank,
 ) -> None:
     wish: Wish = row.wish
-    wanted = grant.entry.sets[grant.number]
-    chosen = taking.confirm(session, kinds, wanted, grant.chosen, rank, grant.allowed)
+    chosen = taking.confirm(session, kinds, grant.wanted, grant.chosen, rank, grant.allowed)
     profile = _profile(session, wish, grant.number)
     owner = context.RequestContext(
         project_id=row.project_id, request_id=wish['request_id'], overwrite=False

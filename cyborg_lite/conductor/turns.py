@@ -20,8 +20,8 @@ class Entry(typing.NamedTuple):
     """An allocation that waits."""
 
     id: int
-    #: what it wants, in the order in which it wants it
-    sets: tuple[placing.Wanted, ...]
+    #: what it wants, in the order in which it wants it; None for what it may not have now
+    sets: tuple[placing.Wanted | None, ...]
     #: the only hosts to choose from; None for all
     hosts: frozenset[str] | None = None
 
@@ -29,7 +29,7 @@ class Entry(typing.NamedTuple):
         """Whether it may have an accelerator, as a part of any of its sets."""
         if self.hosts is not None and candidate.host not in self.hosts:
             return False
-        return any(candidate.kinds.intersection(wanted.kinds) for wanted in self.sets)
+        return any(candidate.kinds.intersection(wanted.kinds) for wanted in filter(None, self.sets))
 
 
 class Grant(typing.NamedTuple):
@@ -41,6 +41,11 @@ class Grant(typing.NamedTuple):
     chosen: placing.Chosen
     #: the handles that it could choose from
     allowed: frozenset[int]
+
+    @property
+    def wanted(self) -> placing.Wanted:
+        """The set that it gets."""
+        return typing.cast('placing.Wanted', self.entry.sets[self.number])
 
 
 def grants(
@@ -91,13 +96,14 @@ def unclaimed(
 
 def first(
     found: collections.abc.Iterable[placing.Candidate],
-    sets: collections.abc.Iterable[placing.Wanted],
+    sets: collections.abc.Iterable[placing.Wanted | None],
     rank: placing.Rank,
 ) -> tuple[int, placing.Chosen] | None:
     """The first of these sets that can be had, by its number, and its accelerators."""
     found = list(found)
     for number, wanted in enumerate(sets):
-        if chosen := placing.place(found, wanted, rank):
+        chosen = placing.place(found, wanted, rank) if wanted else None
+        if chosen:
             return number, chosen
     return None
 
@@ -109,7 +115,7 @@ def _useful(entry: Entry, fit: placing.Chosen, known: Known) -> set[int]:
     """
     return {
         each.handle
-        for wanted in entry.sets
+        for wanted in filter(None, entry.sets)
         for hosts in [_able(entry, wanted, known)]
         for each in fit
         if each.host in hosts and each.kinds.intersection(wanted.kinds)

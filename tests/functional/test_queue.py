@@ -372,6 +372,29 @@ def test_nothing_is_kept_for_who_may_not_have_it(service, member):
     assert show(service, waits)['reason'].startswith('Quota exceeded for CUSTOM_NPU: ')
 
 
+def test_an_alternative_that_a_quota_refuses_is_passed_over(service):
+    npus(service, 4)
+    limit(service, CUSTOM_NPU=2)
+    made = ask(service, 3, alternatives=[[{'resources': {'CUSTOM_NPU': 1}}]])
+    settle(service)
+    shown = show(service, made)
+    assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
+
+
+def test_nothing_is_kept_for_an_alternative_that_a_quota_refuses(service, member):
+    npus(service, 3)
+    limit(service, CUSTOM_NPU=2)
+    member('other', 'admin,member,reader')
+    ask(service)
+    member(ALONE, 'admin,member,reader')
+    waits = ask(service, 3, alternatives=[[{'resources': {'CUSTOM_OTHER': 1}}]])
+    settle(service)
+    member('other', 'admin,member,reader')
+    assert service.api.post(PATH, body()).status_int == 201
+    member(ALONE, 'admin,member,reader')
+    assert state(service, waits) == 'queued'
+
+
 def test_a_quota_that_is_used_up_is_waited_for(service):
     npus(service, 3)
     limit(service, CUSTOM_NPU=1)
