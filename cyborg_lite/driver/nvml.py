@@ -39,8 +39,9 @@ INSTANCES = 64
 NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
 #: The errors by which NVML says that there is no driver, rather than that something is wrong.
 ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
-#: The error of a GPU that has fallen off the bus. Source: NVML, NVML_ERROR_GPU_IS_LOST.
-LOST = 'NVMLError_GpuIsLost'
+#: The errors of a GPU that cannot be used, and the reason of its health: it has fallen off the bus,
+#: or waits for a reset. Source: NVML, NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED.
+BROKEN = {'NVMLError_GpuIsLost': 'gpu_lost', 'NVMLError_ResetRequired': 'gpu_reset_required'}
 #: The errors of a card, or of a release of NVML, that has no such value.
 SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
 
@@ -72,7 +73,7 @@ def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> 
 def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note: Note) -> Answers:
     """Ask for each GPU that NVML counts."""
     told: Answers = {}
-    lost = False
+    broken = False
     try:
         count = int(nvml.nvmlDeviceGetCount())
     except Exception as error:
@@ -84,14 +85,14 @@ def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note
             bus = _text(nvml.nvmlDeviceGetPciInfo(gpu).busId)
         except Exception as error:
             note(f'NVML does not tell of GPU {number}: {error}')
-            lost = lost or type(error).__name__ == LOST
+            broken = broken or type(error).__name__ in BROKEN
             continue
         address = sysfs.normal(bus) or bus
         told[address] = _ask_for(nvml, gpu, address, note) if address in addresses else {}
-    for address in {*addresses} - told.keys() if lost else ():
+    for address in {*addresses} - told.keys() if broken else ():
         # Its number does not tell which card it is.
-        if _is_lost(nvml, address):
-            told[address] = {'health': ['critical', 'gpu_lost']}
+        if reason := _broken(nvml, address):
+            told[address] = {'health': ['critical', reason]}
     return told
 
 
@@ -124,8 +125,8 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
 def _failed(error: Exception) -> driver.Health:
     """What a question that failed says of the health of a GPU."""
     kind = type(error).__name__
-    if kind == LOST:
-        return driver.Health('critical', 'gpu_lost')
+    if kind in BROKEN:
+        return driver.Health('critical', BROKEN[kind])
     return driver.Health('ok') if kind in SILENT else driver.Health()
 
 
@@ -143,13 +144,13 @@ def _asked(
     return driver.Health(level, reason) if reason else driver.Health('ok')
 
 
-def _is_lost(nvml: typing.Any, address: str) -> bool:
-    """Whether the GPU at an address has fallen off the bus."""
+def _broken(nvml: typing.Any, address: str) -> str | None:
+    """Why the GPU at an address cannot be used; None if NVML does not say that."""
     try:
         nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
     except Exception as error:
-        return type(error).__name__ == LOST
-    return False
+        return BROKEN.get(type(error).__name__)
+    return None
 
 
 def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:

@@ -213,10 +213,16 @@ class HuaweiAscend(pci.PciDriver):
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """By npu-smi, which tells of each chip; what it told of before and not now is unknown."""
         npu = self._known[card.bdf]
-        told = driver.worst(*npu.said.values())
-        if told is None and (npu.facts or self._broken):
-            told = driver.Health()
-        return driver.worst(super().health(card), told)
+        told = [*npu.said.values()]
+        if len(told) < len(npu.facts.get('chips', ())) or (not told and self._is_silent(card)):
+            told.append(driver.Health())
+        return driver.worst(super().health(card), *told)
+
+    def _is_silent(self, card: sysfs.Function) -> bool:
+        """Whether npu-smi could tell of a card of which it has told nothing."""
+        passed = card.driver in sysfs.PASSED_THROUGH
+        answered = any(npu.said for npu in self._known.values())
+        return bool(passed or answered or self._broken or self._known[card.bdf].facts)
 
     def unusable(self, card: sysfs.Function) -> str | None:
         """A card of which vNPUs exist can be neither mounted nor passed through as a whole."""

@@ -166,7 +166,11 @@ class NvidiaGpu(pci.PciDriver):
         return self._known[card.bdf].facts.get('uuid')
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
-        return driver.worst(super().health(card), self._known[card.bdf].health)
+        told = self._known[card.bdf].health
+        if told is None and card.driver in sysfs.PASSED_THROUGH:
+            # NVML does not see it, and a sound link says too little.
+            told = driver.Health()
+        return driver.worst(super().health(card), told)
 
     def unusable(self, card: sysfs.Function) -> str | None:
         reason = super().unusable(card)
@@ -258,6 +262,9 @@ class NvidiaGpu(pci.PciDriver):
             if known and self.host.recorded:
                 self.note('NVML does not answer any more')
             return
+        for bdf in addresses - told.keys():
+            # It tells of GPUs, and not of this one: a sound link says too little.
+            self._known[bdf].health = driver.Health()
         for bdf in sorted(addresses & told.keys()):
             self._learn(self._known[bdf], nvml.sound(told[bdf]))
         for bdf in sorted(known - told.keys()):

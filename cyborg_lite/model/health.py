@@ -7,8 +7,9 @@ import re
 import typing
 
 OK, WARNING, CRITICAL, UNKNOWN = 'ok', 'warning', 'critical', 'unknown'
-#: From the best to the worst.  A source that does not know says less than one that sees a fault.
-LEVELS = (OK, UNKNOWN, WARNING, CRITICAL)
+#: From the best to the worst.  A source that does not know may hide more than a warning: a card
+#: that is out stays out until its own source says that it is well.
+LEVELS = (OK, WARNING, UNKNOWN, CRITICAL)
 #: A reason: what was seen, in a form that policies can name.
 CODE = re.compile('[a-z0-9]+(_[a-z0-9]+)*')
 #: How long a reason may be.

@@ -10,6 +10,7 @@ import string
 
 import hypothesis
 from hypothesis import strategies as st
+from oslo_config import cfg
 import pytest
 
 from cyborg_lite import driver
@@ -747,6 +748,20 @@ def reword(host: driver.Host, bus: str, word: str) -> None:
     path.write_text('\n'.join(lines))
 
 
+def leave_out(host: Asked, bus: str) -> None:
+    """Have npu-smi know nothing of the card at an address."""
+    lines = host.run('npu-smi', 'info').splitlines(keepends=True)
+    row = next(n for n, line in enumerate(lines) if bus in line)
+    number = lines[row - 1].split()[1]
+    mapping = host.run('npu-smi', 'info', '-m').splitlines(keepends=True)
+    host.answer(
+        {
+            'info': ''.join(lines[: row - 1] + lines[row + 1 :]),
+            'info -m': ''.join(line for line in mapping if line.split()[:1] != [number]),
+        }
+    )
+
+
 def health(subject: huawei_ascend.HuaweiAscend, address: str = '0000:c1:00.0') -> tuple:
     [card] = [card for card in subject.discover() if card.address == address]
     return card.health, card.health_reason
@@ -770,6 +785,42 @@ def test_health_by_the_words_of_the_table(atlas, word, level, reason):
     subject = subject_of(atlas)
     assert health(subject) == (level, reason)
     assert {card.health for card in subject.discover() if card.address != '0000:c1:00.0'} == {'ok'}
+
+
+def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(atlas):
+    """An agent that starts meanwhile has never been told anything of it."""
+    [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
+    (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    for name in ('current_link_width', 'max_link_width'):
+        (card.path / name).write_text('16')
+    leave_out(atlas, '0000:C1:00.0')
+    assert health(subject_of(atlas)) == ('unknown', None)
+
+
+def test_a_chip_that_is_not_listed_any_more_is_not_known_to_be_well(tmp_path):
+    """Of a card with two chips the other one is still told, and is well."""
+    host = testing.Host(hosts.find('atlas-300i-duo', tmp_path))
+    lines = host.run('npu-smi', 'info').splitlines(keepends=True)
+    row = next(n for n, line in enumerate(lines) if '0000:01:00.0' in line)
+    ill = [*lines[: row - 1], lines[row - 1].replace('| OK    ', '| Alarm '), *lines[row:]]
+    subject = huawei_ascend.HuaweiAscend(host, cfg.ConfigOpts())
+    for table, found in (
+        (lines, ('ok', None)),
+        (ill, ('critical', 'ascend_alarm')),
+        (lines[: row - 1] + lines[row + 2 :], ('unknown', None)),
+        (lines, ('ok', None)),
+    ):
+        host.tools['npu-smi info'] = ''.join(table)
+        assert health(subject, '0000:01:00.0') == found
+
+
+def test_a_card_that_alone_is_not_listed_is_not_known_to_be_well(atlas):
+    """As after a reboot: npu-smi does not list a chip that its driver could not start."""
+    [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
+    for name in ('current_link_width', 'max_link_width'):
+        (card.path / name).write_text('16')
+    leave_out(atlas, '0000:C1:00.0')
+    assert health(subject_of(atlas)) == ('unknown', None)
 
 
 @pytest.mark.parametrize(

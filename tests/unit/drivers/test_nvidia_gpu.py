@@ -548,20 +548,28 @@ def test_a_card_without_ecc_is_well_if_it_answers(nvml, local):
     assert health(discover(local)) == [('ok', None)] * 2
 
 
+class NVMLError_ResetRequired(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [(NVMLError_GpuIsLost, 'gpu_lost'), (NVMLError_ResetRequired, 'gpu_reset_required')],
+)
 @pytest.mark.parametrize('call', ['nvmlDeviceGetHandleByIndex', 'nvmlDeviceGetUUID'])
-def test_a_gpu_that_has_fallen_off_the_bus(nvml, local, call):
+def test_a_gpu_that_cannot_be_used(nvml, local, call, error, reason):
     """By its number alone NVML does not say where a lost GPU was."""
     plain = getattr(nvml, call)
     by_bus = {b'0000:0a:00.0': 0, b'0001:0a:00.0': 1}
 
     def lost(number):
         if number == 1:
-            raise NVMLError_GpuIsLost
+            raise error
         return plain(number)
 
     setattr(nvml, call, lost)
     nvml.nvmlDeviceGetHandleByPciBusId = lambda bus: lost(by_bus[bus])
-    assert health(discover(local)) == [('ok', None), ('critical', 'gpu_lost')]
+    assert health(discover(local)) == [('ok', None), ('critical', reason)]
 
 
 def test_what_nvml_told_and_does_not_tell_any_more_is_unknown(nvml, local, monkeypatch):
@@ -573,11 +581,40 @@ def test_what_nvml_told_and_does_not_tell_any_more_is_unknown(nvml, local, monke
         assert health(subject.discover()) == [('unknown', None)] * 2
 
 
+def test_what_nvml_told_of_a_card_that_a_guest_has_now_is_unknown(nvml, local):
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    assert health(subject.discover()) == [('ok', None)] * 2
+    first, _ = local.tree.functions()
+    (first.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    nvml.nvmlDeviceGetCount = lambda: 1
+    assert ('unknown', None) in health(subject.discover())
+
+
+def test_a_card_of_which_nvml_alone_says_nothing_is_not_known_to_be_well(nvml, local):
+    """As after a reboot: NVML does not count a GPU that its driver could not start."""
+    for card in local.tree.functions():
+        for name in ('current_link_width', 'max_link_width'):
+            (card.path / name).write_text('16')
+    nvml.nvmlDeviceGetCount = lambda: 1
+    assert health(discover(local)) == [('ok', None), ('unknown', None)]
+
+
 def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
     """As in a2-vgpu-sriov-mdev: 8 of 16, and nothing is wrong with it."""
     links = {'current_link_width': '8', 'max_link_width': '16'}
     function = captures.function('0000:08:00.0', '10de:25b6', '030200', files=links)
     assert health(discover(captures.host(tmp_path, [function]))) == [('ok', None)]
+
+
+def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(tmp_path):
+    """An agent that starts meanwhile has never been told anything of it."""
+    links = {'current_link_width': '16', 'max_link_width': '16'}
+    function = captures.function('0000:08:00.0', '10de:2330', '030200', files=links)
+    host = captures.host(tmp_path, [function])
+    assert health(discover(host)) == [('ok', None)]
+    [card] = host.tree.functions()
+    (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+    assert health(discover(host)) == [('unknown', None)]
 
 
 @pytest.mark.parametrize('with_serials', [True, False])

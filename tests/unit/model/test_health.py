@@ -12,7 +12,7 @@ from cyborg_lite.model.health import Health
         ([None, None], None),
         ([None, Health('ok')], Health('ok')),
         ([Health('ok'), Health()], Health()),
-        ([Health('warning', 'a'), Health()], Health('warning', 'a')),
+        ([Health('warning', 'a'), Health()], Health()),
         ([Health('warning', 'a'), Health('critical', 'b')], Health('critical', 'b')),
         ([Health('warning', 'a'), Health('warning', 'b')], Health('warning', 'a')),
     ],
