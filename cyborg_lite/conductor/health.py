@@ -164,7 +164,20 @@ def _count(device: model.Device, found: model.Device, policy: Policy) -> None:
     sign = 1 if step > 0 else -1
     device.streak = sign * (abs(device.streak) + 1 if device.streak * sign > 0 else 1)
     if device.streak >= policy.bad or -device.streak >= policy.good:
-        _settle(device, found.health, found.health_reason, policy)
+        counted = _nearer(device, found, policy)
+        _settle(device, *counted, policy)
+        if counted != (found.health, found.health_reason):
+            device.streak = sign  # it is the first of those that go further
+
+
+def _nearer(device: model.Device, found: model.Device, policy: Policy) -> tuple[str, str | None]:
+    """Of this sample and the one before the one whose effects are nearer to those in force: one
+    critical sample after two warnings is no three critical ones.
+    """
+    now, before = (found.health, found.health_reason), (device.health, device.health_reason)
+    force = _rank(device.effects)
+    steps = [_rank(policy.of(*each)) - force for each in (now, before)]
+    return before if 0 < steps[1] < steps[0] or steps[0] < steps[1] < 0 else now
 
 
 def _rank(found: collections.abc.Container[str]) -> int:

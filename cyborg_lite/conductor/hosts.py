@@ -301,6 +301,8 @@ def devices(session: orm.Session, hostname: str) -> list[model.Device]:
         model.Device.hostname == hostname,
         options=[
             orm.joinedload(model.Device.host),
+            # One statement, rather than one for each whose health changes.
+            orm.undefer(model.Device.changes),
             below.selectinload(model.Deployable.attributes),
             below.selectinload(model.Deployable.attach_handles),
         ],

@@ -393,7 +393,11 @@ def _leave_out_twins(
                 _withhold(device, handle)
             part.attach_handles.remove(handle)
     if left_out:
-        LOG.warning('Still of another device, and so not reported: %s', ', '.join(left_out))
+        LOG.warning(
+            'Still of another device, and so not reported: %s. If that card does not come back, '
+            'delete its device',
+            ', '.join(left_out),
+        )
     return staying, bool(left_out)
 
 

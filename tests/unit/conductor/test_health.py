@@ -46,12 +46,28 @@ def sample(conductor, letter, **more):
         ('bwww', 'xxx.'),
         ('gbbwbb', '......'),
         ('gbbwbbb', '......x'),
+        # The last of three is no three.
+        ('gwwb', '....'),
+        ('gwwbbb', '.....x'),
+        ('bwwg', 'xxx.'),
     ],
 )
 def test_so_many_samples_in_a_row_count(conductor, samples, withheld):
     for letter, out in zip(samples, withheld, strict=True):
         sample(conductor, letter)
         assert conductor.device().withheld == (out == 'x'), samples
+
+
+def test_many_devices_that_change_cost_no_statement_each(conductor):
+    def report(number, letter):
+        buses = [f'{bus:02x}' for bus in range(number)]
+        with conductor.statements() as statements:
+            conductor.report(*(card(bus, **SAMPLES[letter]) for bus in buses))
+        return [each for each in statements if each.startswith('SELECT')]
+
+    report(20, 'g')
+    many = len(report(20, 'b'))
+    assert many <= len(report(2, 'w')) + 2
 
 
 def test_what_is_not_counting_costs_one_statement(conductor):
