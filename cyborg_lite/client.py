@@ -96,7 +96,7 @@ class Lease:
 
         :raises Error: when a process still has one of their devices open.
         """
-        ask(self.socket, {'do': 'release', 'id': self.uuid})
+        ask(self.socket, {'do': 'release', 'id': self.uuid, 'host': self.host})
 
     def __enter__(self) -> Lease:
         return self

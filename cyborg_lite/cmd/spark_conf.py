@@ -155,7 +155,9 @@ def _only(socket: str | None) -> str:
 
     :raises cyborg_lite.client.Error: when no agent tells, or there is not exactly one.
     """
-    found = client.ask(client.find(socket), {'do': 'list'}, leasing.PATIENCE)['resources']
+    found = client.ask(client.find(socket), {'do': 'list'}, leasing.PATIENCE).get('resources')
+    if found is None:
+        raise client.Error('the agent is of an older release: name the class with --class', 501)
     if len(found) != 1:
         known = f'one of {", ".join(found)}' if found else 'accelerators, and found none'
         raise client.Error(f'which class is meant: expected {known}. Name it with --class', 400)

@@ -112,6 +112,12 @@ def test_misuse(said, script, arguments, error):
     assert error in said(*arguments)
 
 
+def test_an_agent_of_the_release_before(said, script, monkeypatch):
+    monkeypatch.setattr(client, 'find', lambda socket: '/run/agent.sock')
+    monkeypatch.setattr(client, 'ask', lambda *_: {'leases': []})
+    assert 'name the class with --class' in said()
+
+
 def test_a_script_whose_path_has_blanks(said, tmp_path, monkeypatch):
     place = tmp_path / 'my files'
     place.mkdir()
