@@ -216,8 +216,8 @@ CONDUCTOR_OPTS = [
         'health_good_samples',
         default=3,
         min=1,
-        help='After how many looks in a row that find a device better they end. A look that '
-        'cannot tell counts neither way.',
+        help='After how many looks in a row that find a device better the effects of its '
+        'health end. A look that cannot tell counts neither way.',
     ),
     cfg.IntOpt(
         'healing_interval',

@@ -84,7 +84,8 @@ def test_workers_of_a_cluster(machine, spark, tmp_path):
             said = r'registered with master (\S+)'
             stack.enter_context(daemon('worker.Worker', said, arguments, settings))
         assert machine.held() == 8
-        block = SUBMIT.replace('spark-submit', f'spark-submit --master {master}')
+        block = SUBMIT.replace('spark://HOST:7077', master)
+        assert block != SUBMIT
         one, other = submitted(spark, tmp_path, block)
         assert one != other
     machine.until(lambda: not machine.held())

@@ -32,7 +32,7 @@ Support matrix
 ==============
 
 What each driver was tested with. No line of this page is an opinion: each is the mark of a test
-that passes, or of a tool that passed.
+that passes, or of ``tools/prove_nvidia.py``, which ran on the card.
 
 real card
   It ran on a machine with the card, with the vendor's driver.
