@@ -25,7 +25,7 @@ from tests import support
 
 SEED = int(os.environ.get('FUZZ_SEED', '1'))
 #: the least that is asked by both personas
-REQUESTS = int(os.environ.get('FUZZ_REQUESTS', '1500'))
+REQUESTS = int(os.environ.get('FUZZ_REQUESTS', '1000'))
 #: the least that each persona asks of each operation
 LEAST = REQUESTS // (2 * len(openapi.ROUTES)) + 1
 #: the requests that are generated for each operation, beside those at the boundaries

@@ -133,8 +133,14 @@ def _points() -> collections.abc.Iterator[str]:
 
 POINTS = list(_points())
 #: Those that lie beside others: before a call is sent nothing has happened, and an answer begins
-#: and ends where its transaction does.
-BESIDE = {point for point in POINTS if re.search('api call .* before|conductor answer', point)}
+#: and ends where its transaction does; a quota and a lease are one row each, and who wakes the queue
+#: writes what the healer writes again.
+BESIDE = {
+    point
+    for point in POINTS
+    if re.search('api call .* before|conductor answer', point)
+    or re.search('_quota|renew_allocation|commit (wake|serve_queue)', point)
+}
 
 
 class Points:
