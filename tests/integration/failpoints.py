@@ -133,8 +133,8 @@ def _points() -> collections.abc.Iterator[str]:
 
 POINTS = list(_points())
 #: Those that lie beside others: before a call is sent nothing has happened, and an answer begins
-#: and ends where its transaction does; a quota and a lease are one row each, and who wakes the queue
-#: writes what the healer writes again.
+#: and ends where its transaction does; a quota and a lease are one row each, and what wakes the
+#: queue is written again by the healer.
 BESIDE = {
     point
     for point in POINTS
