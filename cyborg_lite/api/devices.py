@@ -12,6 +12,7 @@ from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import query
+from cyborg_lite.model import base
 from cyborg_lite.model import health as healths
 
 _LEVEL: types.Schema = {'enum': [*healths.LEVELS]}
@@ -103,7 +104,7 @@ def _health(device: model.Device) -> dict[str, typing.Any]:
     return {
         'health': device.health,
         'reason': device.health_reason,
-        'since': since and f'{since.isoformat(timespec="seconds")}+00:00',
+        'since': since and base.iso(since),
         'fault': device.fault,
         'effects': device.effects,
         'history': device.changes or [],

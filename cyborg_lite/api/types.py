@@ -23,6 +23,7 @@ from wsme import types as wtypes
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.model import base
 
 Schema = dict[str, typing.Any]
 
@@ -244,7 +245,7 @@ def view(kind: type[model.Base], version: model.Version) -> View:
         values = dict(zip(columns, row, strict=False))
         for name in times:
             if values[name] is not None:
-                values[name] = values[name].isoformat(timespec='seconds') + '+00:00'
+                values[name] = base.iso(values[name])
         for name, make, positions in makers:
             values[name] = make(*[row[position] for position in positions])
         return values

@@ -14,6 +14,7 @@ from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import usages
+from cyborg_lite.model import base
 
 _KEYS = model.Usage.KEYS
 _TIME: types.Schema = {'type': 'string', 'format': 'date-time'}
@@ -71,8 +72,8 @@ class Usages(rest.Controller):
             rows = usages.total(session, period, by, only, size + 1, first)
         answer: dict[str, typing.Any] = {
             'usages': rows[:size],
-            'start': _shown(period.start),
-            'end': _shown(period.end),
+            'start': base.iso(period.start),
+            'end': base.iso(period.end),
         }
         if len(rows) > size > 0:
             following = rest.following('offset', str(first + size))
@@ -101,11 +102,7 @@ def _period(start: datetime.datetime | None, end: datetime.datetime | None) -> u
         start = last.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     if start >= end:
         raise exception.Invalid(
-            reason=f'Invalid start: expected a time before the end, {_shown(end)}, got '
-            f'{_shown(start)}.'
+            reason=f'Invalid start: expected a time before the end, {base.iso(end)}, got '
+            f'{base.iso(start)}.'
         )
     return usages.Period(start, end)
-
-
-def _shown(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec='seconds') + '+00:00'

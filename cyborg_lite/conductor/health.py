@@ -23,6 +23,7 @@ from oslo_log import log
 from oslo_utils import timeutils
 
 from cyborg_lite import model
+from cyborg_lite.model import base
 from cyborg_lite.model import health as healths
 
 LOG = log.getLogger(__name__)
@@ -201,7 +202,7 @@ def _settle(device: model.Device, level: str, reason: str | None, policy: Policy
 
 def _remember(device: model.Device) -> None:
     change = {
-        'at': f'{timeutils.utcnow().isoformat(timespec="seconds")}+00:00',
+        'at': base.iso(timeutils.utcnow()),
         'health': device.health,
         'reason': device.health_reason,
         'effects': device.effects,

@@ -21,10 +21,6 @@ if typing.TYPE_CHECKING:
 PLACE = ('hostname', 'device_rp_uuid', 'instance_uuid', 'accelerator_uuid')
 
 
-def _text(moment: datetime.datetime) -> str:
-    return moment.isoformat(timespec='seconds') + '+00:00'
-
-
 class ARQ(base.Base):
     """An accelerator request: one accelerator wanted and, once it is bound, which one."""
 
@@ -140,13 +136,13 @@ class ARQ(base.Base):
         :param at: when it happens; now by default.
         :param place: those of PLACE that are known.
         """
-        move = {'at': _text(at or timeutils.utcnow()), 'state': state, 'reason': reason}
+        move = {'at': base.iso(at or timeutils.utcnow()), 'state': state, 'reason': reason}
         move |= {name: place.get(name) for name in PLACE} | {'request_id': request}
         return [*(self.moves or ()), move][-self.REMEMBERED :]
 
     @property
     def history(self) -> list[dict[str, typing.Any]]:
         """Its creation, and its last moves."""
-        move = {'at': _text(self.created_at), 'state': 'Initial', 'reason': None}
+        move = {'at': base.iso(self.created_at), 'state': 'Initial', 'reason': None}
         created = move | dict.fromkeys((*PLACE, 'request_id'))
         return [created, *(self.moves or ())]

@@ -25,6 +25,11 @@ Version = tuple[int, int]
 Moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
 
 
+def iso(moment: datetime.datetime) -> str:
+    """A moment as the API shows it: ISO 8601, UTC, to the second."""
+    return moment.isoformat(timespec='seconds') + '+00:00'
+
+
 class Age(functions.FunctionElement[float]):
     """How many seconds ago a moment was, in SQL: each engine subtracts times in its own way."""
 
