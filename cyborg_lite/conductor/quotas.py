@@ -52,9 +52,16 @@ def refuse_more_than_limit(
     :raises cyborg_lite.exception.OverQuota: otherwise.
     """
     limits = quotas.limits(session, project)
-    refusals = [_beyond(limits, collections.Counter(), asked) for asked in alternatives]
-    if limits and all(refusals) and refusals[0]:
-        raise refusals[0]
+    refused = [_beyond(limits, collections.Counter(), asked) for asked in alternatives]
+    if refusal := first_if_all(refused):
+        raise refusal
+
+
+def first_if_all(
+    refused: collections.abc.Sequence[exception.OverQuota | None],
+) -> exception.OverQuota | None:
+    """The refusal of the first alternative, if every alternative is refused."""
+    return refused[0] if refused and all(refused) else None
 
 
 def refusals(

@@ -198,8 +198,8 @@ def serve(
     rows = {row.id: row for row in waiting(session)}
     refused = refusals(session, rows.values(), over)
     for key, each in refused.items():
-        if each[0] and all(each):
-            over[key] = each[0].message
+        if refusal := quotas.first_if_all(each):
+            over[key] = refusal.message
     served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
     kept: set[int] = set()
