@@ -426,7 +426,7 @@ class Cycle:
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
 
     def allocate(self):
-        """What is released, or whose lease ends, is given to who waits for it."""
+        """Accelerators that are released, or whose lease ends, go to the next in the queue."""
         limits = {'limits': {'total': self.number}}
         self.ask('PATCH', QUOTA, limits)
         self.ask('DELETE', QUOTA, done=[404])

@@ -3,9 +3,7 @@
 
 import contextlib
 import dataclasses
-import os
 
-import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
 import sqlalchemy as sa
@@ -15,14 +13,9 @@ from cyborg_lite import model
 from tests import databases
 from tests import support
 from tests.unit.conductor import direct
+from tests.unit.conductor import search
 
-hypothesis.settings.register_profile(
-    'gate', max_examples=35, stateful_step_count=30, deadline=None, derandomize=True, database=None
-)
-hypothesis.settings.register_profile(
-    'nightly', max_examples=1000, stateful_step_count=50, deadline=None
-)
-SETTINGS = hypothesis.settings.get_profile(os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate'))
+SETTINGS = search.settings(35, nightly=1000, steps=30)
 
 BUSES = ('3b', '5e')
 FUNCTIONS = range(3)

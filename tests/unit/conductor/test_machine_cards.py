@@ -8,10 +8,8 @@ card twice (I1), nor lose what is held of it (I9), nor forget what an operator o
 import contextlib
 import dataclasses
 import datetime
-import os
 import uuid
 
-import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
 from oslo_utils import timeutils
@@ -23,14 +21,9 @@ from cyborg_lite import model
 from tests import databases
 from tests import support
 from tests.unit.conductor import direct
+from tests.unit.conductor import search
 
-hypothesis.settings.register_profile(
-    'gate', max_examples=25, stateful_step_count=25, deadline=None, derandomize=True, database=None
-)
-hypothesis.settings.register_profile(
-    'nightly', max_examples=1000, stateful_step_count=50, deadline=None
-)
-SETTINGS = hypothesis.settings.get_profile(os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate'))
+SETTINGS = search.settings(25, nightly=1000)
 
 NAMES = ('a', 'b', 'c')
 MACHINE = 'machine-1'

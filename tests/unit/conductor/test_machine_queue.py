@@ -5,9 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import os
 
-import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
 from oslo_db import exception as db_exception
@@ -22,14 +20,9 @@ from cyborg_lite.db import accelerators
 from tests import databases
 from tests import support
 from tests.unit.conductor import direct
+from tests.unit.conductor import search
 
-hypothesis.settings.register_profile(
-    'gate', max_examples=10, stateful_step_count=25, deadline=None, derandomize=True, database=None
-)
-hypothesis.settings.register_profile(
-    'nightly', max_examples=200, stateful_step_count=50, deadline=None
-)
-SETTINGS = hypothesis.settings.get_profile(os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate'))
+SETTINGS = search.settings(10, nightly=200)
 
 BUSES = ('3b', '5e', '7a')
 UNLIMITED = 99
