@@ -19,7 +19,5 @@ def settings(examples: int, nightly: int, steps: int = 25) -> hypothesis.setting
             derandomize=True,
             database=None,
         ),
-        'nightly': hypothesis.settings(
-            max_examples=nightly, stateful_step_count=50, deadline=None
-        ),
+        'nightly': hypothesis.settings(max_examples=nightly, stateful_step_count=50, deadline=None),
     }[os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate')]
