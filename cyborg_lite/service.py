@@ -317,5 +317,11 @@ def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
     raise failed
 
 
-def database_url(state_dir: pathlib.Path) -> str:
-    return f'sqlite:///{state_dir / "cyborg_lite.sqlite"}'
+def database_url(state_dir: pathlib.Path, described: bool = False) -> str:
+    """The SQLite database in a state directory.
+
+    :param described: of hosts that take the place of this machine: they have one of their own, so
+        that nobody takes what only a file says for what is there.
+    """
+    name = 'cyborg_lite.described.sqlite' if described else 'cyborg_lite.sqlite'
+    return f'sqlite:///{state_dir / name}'

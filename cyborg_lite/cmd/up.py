@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_host,
         help=f'a host in place of this machine: one of {", ".join(sorted(hosts.shipped()))}, a '
         'host description (.yaml), or a directory or tarball that holds a recorded sys/; can be '
-        'given many times',
+        'given many times; such hosts have a database of their own',
     )
     parser.add_argument('--port', type=_port, default=6666, help='the port to listen on (6666)')
     parser.add_argument(
@@ -236,7 +236,9 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     conf = options.load(
         files=arguments.config_file,
         api__auth_strategy='noauth',
-        database__connection=service.database_url(arguments.state_dir.absolute()),
+        database__connection=service.database_url(
+            arguments.state_dir.absolute(), described=bool(arguments.host)
+        ),
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
         agent__socket=str(arguments.state_dir.absolute() / client.SOCKET),
     )
@@ -347,6 +349,8 @@ def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> N
         print('No accelerator was found.')
     _explain(embedded, drivers, bool(rows))
     print(f'\nThe API answers at {url}/ (Ctrl-C ends it).')
+    if embedded.conf.agent.socket:
+        print(f'"cyborg-lite run" and "alloc" ask at {embedded.conf.agent.socket}.')
     if example:
         print(_requests(curl, f'{url}/v2', *example))
     sys.stdout.flush()

@@ -195,7 +195,7 @@ def test_a_stop_waits_for_no_lock(tmp_path):
     (tmp_path / 'bare' / 'sys').mkdir(parents=True)
     with process.Up(tmp_path, '--host', str(tmp_path / 'bare')) as up:
         _, _, port = up.url.rpartition(':')
-        file = tmp_path / 'state' / 'cyborg_lite.sqlite'
+        file = tmp_path / 'state' / 'cyborg_lite.described.sqlite'
         holder = sqlite3.connect(file, isolation_level=None, timeout=process.BOUND)
         client = http.client.HTTPConnection('127.0.0.1', int(port))
         with contextlib.closing(holder), contextlib.closing(client):
@@ -228,7 +228,8 @@ def test_files_are_of_the_user_alone(tmp_path):
     with process.Up(tmp_path, '--host', 'hgx-8gpu'):
         files = [path for path in state.iterdir() if path.is_file() and not path.is_symlink()]
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in files}
-    assert {'cyborg_lite.sqlite', 'cyborg_lite.sqlite-wal', 'cyborg-lite.log'} <= modes.keys()
+    made = {'cyborg_lite.described.sqlite', 'cyborg_lite.described.sqlite-wal'}
+    assert made | {'cyborg_lite.sqlite', 'cyborg-lite.log'} <= modes.keys()
     assert set(modes.values()) == {0o600}
     assert stat.S_IMODE((tmp_path / 'another').stat().st_mode) == 0o644
 
@@ -313,6 +314,12 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
         found = up.get('/v2/accelerators')['accelerators']
         assert [each['states'][0] for each in found] == ['host down'] * 8
         assert up.get('/v2/accelerators?free=true')['accelerators'] == []
+    # This machine has a database of its own.
+    conf = tmp_path / 'fake.conf'
+    conf.write_text('[agent]\nenabled_drivers = fake\n')
+    with process.Up(tmp_path, '--config-file', str(conf)) as up:
+        assert {(row['Type'], row['Free']) for row in up.rows()} == {('FPGA', '16/16')}
+        assert {each['type'] for each in up.get('/v2/accelerators')['accelerators']} == {'FPGA'}
         assert 'Ask for one' not in up.text
         assert up.interrupt() == 0
 
