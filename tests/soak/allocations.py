@@ -112,7 +112,7 @@ class Story:
     def _look(self, operation: history_.Operation) -> history_.Wrong:
         if operation.outcome == 'ok':
             yield from self._compare(operation)
-        elif operation.outcome == 'fail' and self.there:
+        elif operation.outcome == 'fail' and operation.status and self.there:
             yield f'I6: {operation} found no {self.name}: {operation.status}'
 
     def _release(self, operation: history_.Operation) -> history_.Wrong:

@@ -142,8 +142,8 @@ def _by_arq(history: History) -> dict[str, list[Operation]]:
 def _last_look(arq: str, final: dict[str, Seen]) -> Operation:
     """The end of it all, as if the client had read its request once more."""
     seen = {arq: final[arq]} if arq in final else {}
-    outcome = 'ok' if seen else 'fail'
-    return Operation(-1, 'read', (arq,), math.inf, math.inf, outcome, seen=seen)
+    outcome, status = ('ok', 200) if seen else ('fail', NOT_FOUND)
+    return Operation(-1, 'read', (arq,), math.inf, math.inf, outcome, status, seen=seen)
 
 
 class Story:
@@ -178,6 +178,9 @@ class Story:
             self._instance = ''
 
     def _read(self, operation: Operation) -> Wrong:
+        if operation.outcome == 'fail' and not operation.status:
+            # It was not sent, and so it found nothing out.
+            return
         if operation.outcome == 'fail':
             if not (self._gone or self._may_go):
                 yield f'I6: {operation} found nothing, and nobody had deleted it'

@@ -26,6 +26,8 @@ NOT_FOUND = asked('release', 4, 'fail', status=404)
     [
         [ACTIVE, RELEASED],
         [QUEUED, asked('look', 2, state='active', held=('x', 'y')), RELEASED],
+        # It was not sent.
+        [ACTIVE, asked('look', 2, 'fail', status=0), RELEASED],
         [UNKNOWN, NOT_FOUND],
         [UNKNOWN, NOT_FOUND, asked('look', 6, state='active', held=('x', 'y'))],
         [ACTIVE, asked('release', 2, 'unknown'), asked('look', 4, state='released')],

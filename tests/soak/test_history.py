@@ -285,6 +285,14 @@ def test_a_delete_that_was_not_sent_is_no_answer():
     assert list(history.check(told, bound('a'))) == []
 
 
+@pytest.mark.parametrize(('status', 'wrong'), [(0, False), (404, True)])
+def test_a_read_that_was_not_sent_found_nothing_out(status, wrong):
+    missed = operation('read', 1, 2, outcome='fail', status=status)
+    told = [*holding('a', 0), missed]
+    found = [each for each in history.check(told, bound('a')) if 'nobody had deleted it' in each]
+    assert bool(found) == wrong
+
+
 def test_an_accelerator_is_lost_by_nobody():
     told = [*holding('a', 0), operation('read', 1, 2, seen={'a': Seen('Unbound', project='p')})]
     assert 'found it Unbound, and it was bound' in next(history.check(told, bound('a')))
