@@ -72,11 +72,19 @@ class _Scope:
 class Database:
     """The database of ``[database] connection``."""
 
-    def __init__(self, conf: cfg.ConfigOpts) -> None:
+    def __init__(self, conf: cfg.ConfigOpts, wait: bool = True) -> None:
+        """Open it.
+
+        :param wait: whether to wait for a server that is away, as long as [database] max_retries
+            says; otherwise what needs it fails until it is there.
+        :raises oslo_db.exception.DBConnectionError: when the wait was in vain.
+        """
         self._facade = enginefacade.transaction_context()
         # Threads take turns by themselves: by default each one sleeps when it gives back a
         # connection.
         settings = {'sqlite_fk': True, 'thread_checkin': False, **dict(conf.database)}
+        if not wait:
+            settings['max_retries'] = 0
         found = conf.get_location('max_pool_size', 'database')
         if found is None or found.location is cfg.Locations.opt_default:
             # What is opened beside the pool is closed after each transaction.

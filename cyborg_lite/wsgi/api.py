@@ -33,8 +33,10 @@ def _application() -> app.Wsgi:
         conf = options.load(files=[file] if file else None)
         service.prepare(conf, 'cyborg-lite-api')
         startup.check(conf, startup.identity, startup.database, startup.bus)
+        # Callers are told that the database is away: a worker that waits for it answers nobody.
+        database = engine.Database(conf, wait=False)
         # It reads the files that say who callers are, and what they may do.
-        made = app.application(conf, engine.Database(conf), rpc.Bus(conf))
+        made = app.application(conf, database, rpc.Bus(conf))
     except (cfg.Error, exception.Refused) as error:
         print(f'cyborg-lite-api: {error}', file=sys.stderr)
         # By this status gunicorn ends, and does not start another worker.
