@@ -52,6 +52,14 @@ class Cloud:
         made = self.identity.create_user(name=name, password=PASSWORD, domain_id='default')
         return str(made.id)
 
+    def hire(self, name: str) -> None:
+        """Make a user of another service: with the role service in the project service."""
+        [role] = [role.id for role in self.identity.roles() if role.name == 'service']
+        project = self.identity.find_project('service') or self.identity.create_project(
+            name='service', domain_id='default'
+        )
+        self.identity.assign_project_role_to_user(project, self._user(name), role)
+
     def register(self, service_type: str, url: str) -> None:
         """Put a service in the catalogue, in the place of the one of its type that was there."""
         for old in self.identity.services(type=service_type):

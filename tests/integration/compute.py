@@ -95,12 +95,13 @@ def placement(
 
 @contextlib.contextmanager
 def nova(
-    place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str, edges: str
+    place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str, edges: str, cyborg: str
 ) -> collections.abc.Iterator[pathlib.Path]:
     """A Nova with one cell and one host, in the catalogue; gives the configuration of the host.
 
     :param database: beside which its own are created.
     :param edges: the URL below which are as much of Glance and of Neutron as it asks for.
+    :param cyborg: what its configuration says of accelerators.
     """
     place.mkdir()
     conf, more = place / 'nova.conf', place / 'databases.conf'
@@ -109,9 +110,8 @@ def nova(
         NOVA.format(host=HOST, place=place, bus=bus, edges=edges),
         cloud.section('neutron', endpoint_override=f'{edges}/network'),
         cloud.section('placement'),
-        cloud.section('cyborg'),
-        cloud.section('service_user', send_service_user_token='true'),
         cloud.section('keystone_authtoken'),
+        cyborg,
     ]
     conf.write_text(''.join(sections))
     more.write_text(DATABASES.format(**own))

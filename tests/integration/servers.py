@@ -92,6 +92,12 @@ def rabbitmq(place: pathlib.Path, tls: Tls | None = None) -> Url:
         process.run(shutil.which('epmd'), '-port', str(mapper), '-kill', check=False, **environ)
 
 
+def administer(broker: Address, text: str) -> None:
+    """Run the commands of a page, such as rabbitmqctl, at this broker."""
+    path = f'/usr/lib/rabbitmq/bin:{os.environ["PATH"]}'
+    process.run(shutil.which('bash'), '-ec', text, **broker.environ | {'PATH': path})
+
+
 @contextlib.contextmanager
 def mariadb(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()

@@ -4,6 +4,7 @@
 import contextlib
 import pathlib
 import re
+import signal
 
 from keystoneauth1 import adapter
 from keystoneauth1 import exceptions
@@ -13,23 +14,20 @@ import sqlalchemy as sa
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.clients import nova
+from tests import pages
 from tests import support
 from tests.integration import cloud as cloud_
 from tests.integration import compute
-from tests.integration import deployment
+from tests.integration import install
 from tests.integration import peers as peers_
 from tests.integration import process
 from tests.integration import servers
 
-CONF = (
-    deployment.CONF
-    + """
-[agent]
-enabled_drivers = fake
+#: What the tests set beside the install guide.
+LOUD = '[DEFAULT]\ndebug = true\n'
 # A host that is silent for longer than two of these gets no server, however busy the machine is.
-report_interval = 5
-"""
-)
+INTERVAL = '[agent]\nreport_interval = 5\n'
+NODE = f'{INTERVAL}enabled_drivers = fake\n'
 #: The name of their provider, and how many accelerators the fake driver has.
 ACCELERATORS = f'{compute.HOST}_FakeDevice'
 ALL = 16
@@ -42,22 +40,19 @@ MICROVERSION = '2.37'
 class Site:
     """A cloud of one host, as its administrator sees it."""
 
-    def __init__(
-        self, cloud: cloud_.Cloud, database: str, nova: pathlib.Path, ours: pathlib.Path
-    ) -> None:
+    def __init__(self, cloud: cloud_.Cloud, nova: pathlib.Path, ours: install.Installation) -> None:
         """A site.
 
         :param nova: the configuration of Nova's first host.
-        :param ours: the configuration of the service.
+        :param ours: the service.
         """
         self.cloud = cloud
         self.nova = nova
         self.ours = ours
-        self.log = ours.with_name('conductor')
         self.accelerator = self.ask('accelerator')
         self.compute = self.ask('compute')
         self.placement = self.ask('placement', 'service', 'b')
-        self._engine = sa.create_engine(database)
+        self._engine = sa.create_engine(ours.connection)
 
     def ask(self, service: str, persona: str = 'admin', project: str = 'a') -> adapter.Adapter:
         return adapter.Adapter(
@@ -107,7 +102,7 @@ class Site:
     def answers(self, instance: str) -> list[str]:
         """What Nova answered to events of an instance, once there is nothing left to be told."""
         process.until(lambda: not self._all(sa.select(model.Message.id)))
-        return re.findall(rf'Nova answered (\d+) to events of {instance}', self.log.read_text())
+        return re.findall(rf'Nova answered (\d+) to events of {instance}', self.ours.log())
 
     def _all(self, query: sa.Select) -> list:
         with self._engine.connect() as connection:
@@ -175,42 +170,9 @@ class Server:
         return False
 
 
-@contextlib.contextmanager
-def accelerators(place: pathlib.Path, cloud: cloud_.Cloud, database: str, bus: str):
-    """Conductor, agent and API of ours; gives their configuration. The conductor logs beside it."""
-    place.mkdir()
-    conf = place / 'cyborg-lite.conf'
-    sections = [CONF.format(host=compute.HOST, bus=bus, database=database)]
-    # An administrator: to others Nova does not say whether a server of another project is gone.
-    sections += [cloud.section('placement'), cloud.section('nova', username='admin-b')]
-    strict = {'service_token_roles': 'service', 'service_token_roles_required': 'true'}
-    sections.append(cloud.section('keystone_authtoken', www_authenticate_uri=cloud.url, **strict))
-    conf.write_text(''.join(sections))
-    process.run('cyborg-lite-dbsync', '--config-file', conf, 'upgrade')
-    conductor, agent = (
-        process.serving(
-            *(f'cyborg-lite-{name}', '--config-file', conf),
-            ready='Run service',
-            log=place / name,
-        )
-        for name in ('conductor', 'agent')
-    )
-    api = process.application(
-        'cyborg_lite.wsgi.api',
-        threads=8,
-        log=place / 'api',
-        CYBORG_LITE_CONFIG_FILE=str(conf),
-    )
-    with contextlib.ExitStack() as stack:
-        running, _ = process.enter(stack, api, conductor)
-        cloud.register('accelerator', f'{running.ready[1]}/v2')
-        # It ends before the conductor, for whose answer it may wait.
-        stack.enter_context(agent)
-        yield conf
-
-
 @pytest.fixture(scope='module')
-def site(tmp_path_factory):
+def site(tmp_path_factory, openstack):
+    """A cloud to which cyborg_lite was added as the install guide says."""
     place = tmp_path_factory.mktemp('site')
     with contextlib.ExitStack() as stack:
         edges, database, bus, cloud = process.enter(
@@ -220,11 +182,17 @@ def site(tmp_path_factory):
             servers.rabbitmq(place / 'rabbitmq'),
             cloud_.cloud(place / 'keystone'),
         )
+        cloud.register('image', f'{edges.url}/image/v2')
+        cloud.hire('nova')
+        ours = install.Installation(place / 'ours', cloud, database, bus, compute.HOST)
+        ours.prepare(openstack)
         stack.enter_context(compute.placement(place / 'placement', cloud, database))
-        running = compute.nova(place / 'nova', cloud, database, bus, edges.url)
-        theirs = stack.enter_context(running)
-        ours = stack.enter_context(accelerators(place / 'accelerators', cloud, database, bus))
-        made = Site(cloud, database, theirs, ours)
+        nova_ = compute.nova(
+            place / 'nova', cloud, database, bus, edges.url, ours.guide.text('Nova', 'ini')
+        )
+        theirs = stack.enter_context(nova_)
+        stack.enter_context(ours.run(controller=LOUD + INTERVAL, node=LOUD + NODE))
+        made = Site(cloud, theirs, ours)
         process.until(made.is_ready)
         yield made
 
@@ -261,16 +229,10 @@ def boot(site):
 @pytest.fixture
 def spare(site, tmp_path):
     """A second host: gives its nova-compute and its agent. It is down afterwards."""
-    conf = tmp_path / 'cyborg-lite.conf'
-    conf.write_text(f'[DEFAULT]\nhost = {SPARE}\n')
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(compute.another(tmp_path / 'nova', site.nova, SPARE))]
         process.until(lambda: SPARE in site.providers())
-        agent = process.serving(
-            *('cyborg-lite-agent', '--config-file', site.ours, '--config-file', conf),
-            ready='Run service',
-            log=tmp_path / 'agent',
-        )
+        agent = site.ours.agent(SPARE, f'{LOUD}host = {SPARE}\n{NODE}')
         running.append(stack.enter_context(agent))
         process.until(lambda: site.reserved(f'{SPARE}_FakeDevice') == 0)
         yield running
@@ -289,6 +251,24 @@ def taken(site):
     assert len(site.held()) == ALL
     yield arqs
     vouched.delete(f'/accelerator_requests?instance={support.INSTANCE}')
+
+
+def test_the_first_server(site, openstack):
+    """From the page: what it has an administrator and a user type, to a server with a card."""
+    # There is no Neutron.
+    names = {'IMAGE': peers_.IMAGE, '--network': '--nic', 'NETWORK': 'none'}
+    shown = {}
+    for words in site.ours.guide.commands('The first server', 'openstack'):
+        words = [names.get(word, word.replace('CUSTOM_NPU', 'FPGA')) for word in words]
+        persona = 'member' if words[:2] == ['server', 'create'] else 'admin'
+        environ = site.cloud.environ(persona) | {'OS_COMPUTE_API_VERSION': MICROVERSION}
+        shown[' '.join(words[:3])] = openstack(*words, **environ).stdout
+    assert compute.HOST in shown['accelerator host list']
+    assert shown['accelerator list --free'].count('FPGA') == ALL
+    assert re.search(r'\| status +\| ACTIVE ', shown['server create --flavor'])
+    assert shown['accelerator list --state'].count('held') == 1
+    assert shown['accelerator arq list'].count('Bound') == 1
+    openstack('server', 'delete', '--wait', 'first', **site.cloud.environ('member'))
 
 
 def test_a_server_has_its_accelerator_until_it_is_deleted(site, boot, flavor):
@@ -415,8 +395,17 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
         nova.Nova(site.ask('compute', 'service', 'b')).knows(server.uuid)
 
 
-def test_an_administrator_frees_what_a_server_that_is_gone_has_left(site, boot, flavor):
+def test_an_administrator_frees_what_a_server_that_is_gone_has_left(site, boot, flavor, openstack):
     """Without a service token: Nova is asked first, and refuses as long as the server lives."""
+    [grant] = [
+        words[1:]
+        for block in pages.blocks(pages.ROOT / 'doc/source/admin/index.rst')
+        for words in (block.commands if block.language == 'shell' else ())
+        if words[:3] == ['openstack', 'role', 'add']
+    ]
+    openstack(*grant, **site.cloud.environ('admin'))
+    # It gets a token with the role.
+    site.ours.conductor.restart(signal.SIGTERM)
     server = boot(flavor)
     server.until('ACTIVE')
     path = f'/instances/{server.uuid}'

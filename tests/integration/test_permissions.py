@@ -2,10 +2,7 @@
 """The broker's permissions, as doc/source/admin/security.rst sets them, and who is refused then."""
 
 import contextlib
-import os
 import re
-import shutil
-import subprocess
 import textwrap
 import uuid
 
@@ -49,21 +46,10 @@ def broker(tmp_path_factory):
         yield url
 
 
-def administer(broker, text):
-    """Run commands of a page."""
-    path = f'/usr/lib/rabbitmq/bin:{os.environ["PATH"]}'
-    subprocess.run(
-        [shutil.which('bash'), '-ec', text],
-        env=os.environ | broker.environ | {'PATH': path},
-        check=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope='module')
 def urls(broker):
     """The broker's URL for each role, with the permissions that the page gives it."""
-    administer(broker, commands())
+    servers.administer(broker, commands())
     place = broker.partition('@')[2]
     return {
         role.partition('-')[0]: f'rabbit://cyborg-lite-{role}:{word}_PASSWORD@{place}cyborg_lite'
@@ -115,7 +101,7 @@ def test_the_commands_of_an_install_guide_work(broker, tmp_path, page):
     text = (deployment.ROOT / f'doc/source/install/{page}.rst').read_text()
     blocks = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', text)
     shell = ''.join(textwrap.dedent(each) for each in blocks if 'rabbitmqctl' in each)
-    administer(broker, re.sub(r'(-p|_vhost) cyborg_lite\b', rf'\1 {page}', shell))
+    servers.administer(broker, re.sub(r'(-p|_vhost) cyborg_lite\b', rf'\1 {page}', shell))
     [user, *_] = re.findall(r'rabbit://(\S+?)@', text)
     file = tmp_path / 'conf'
     place = broker.partition('@')[2]
