@@ -4,24 +4,27 @@
 import datetime
 import time
 
+from oslo_utils import fixture
 from oslo_utils import timeutils
 import pytest
 
 from cyborg_lite import model
 from tests import support
 
+# Models refer to utcnow() itself: only oslo.utils can replace what it returns.
+pytestmark = pytest.mark.filterwarnings('ignore:.*time.* is deprecated:DeprecationWarning')
+
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock():
     """A clock that a test moves on, by as many seconds as it says."""
-    now = [datetime.datetime(2026, 11, 27)]
+    with fixture.TimeFixture(datetime.datetime(2026, 11, 27)) as made:
 
-    def move(seconds=0):
-        now[0] += datetime.timedelta(seconds=seconds)
-        return now[0].isoformat() + '+00:00'
+        def move(seconds=0):
+            made.advance_time_seconds(seconds)
+            return timeutils.utcnow().isoformat() + '+00:00'
 
-    monkeypatch.setattr(timeutils, 'utcnow', lambda *_: now[0])
-    return move
+        yield move
 
 
 def sick(reason='xid_79', level='critical', bus='3b', **more):
