@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The REST API: reads the database, and sends what is to be changed to a conductor."""
+"""The REST API: it reads the database, and sends changes to a conductor."""

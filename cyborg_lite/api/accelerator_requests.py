@@ -77,16 +77,16 @@ HISTORY: types.Schema = {
 
 
 class AcceleratorRequests(rest.Controller):
-    """Accelerators that workloads ask for, and get."""
+    """The requests of workloads for accelerators."""
 
     kind, path, what = model.ARQ, 'accelerator_requests', 'ARQ'
     collection = 'arqs'
 
     def scope(self) -> list[typing.Any]:
-        """Another project's request looks like none.
+        """Hide the requests of other projects.
 
-        To Nova it does not while an instance holds it: an administrator may have evacuated the
-        server with a token of another project.
+        Nova sees them while an instance holds them: an administrator may have evacuated the server
+        with a token of another project.
         """
         ctxt = rest.call().context
         return [model.ARQ.visible(ctxt.scope, ctxt.vouched)]
@@ -94,7 +94,7 @@ class AcceleratorRequests(rest.Controller):
     @rest.expose(types.uuid, wtypes.text, paged=True)
     def get_all(self, page, instance=None, bind_state=None):
         rest.call().context.can('cyborg:arq:get_all')
-        # A service sees more of an instance that it names, and in no other list.
+        # A service sees requests of other projects only in the list of one named instance.
         conditions = [model.ARQ.visible(rest.call().context.scope)]
         if instance is not None:
             conditions = [model.ARQ.instance_uuid == instance]
@@ -121,7 +121,7 @@ class AcceleratorRequests(rest.Controller):
         rest.call().context.can('cyborg:arq:get_one')
         return self.fetch(uuid)
 
-    # Ours: Cyborg has no such thing.
+    # Cyborg does not have this method.
     @rest.expose(types.uuid, shows=HISTORY)
     def history(self, uuid):
         rest.call().context.can('cyborg:arq:get_one')
@@ -175,19 +175,17 @@ class AcceleratorRequests(rest.Controller):
             raise exception.Invalid(reason='Invalid arqs: expected at least one uuid.')
         missing = rest.call().conductor.delete_arqs(uuids=uuids, seen=self._seen_free(uuids))
         if missing:
-            # Nova relies on it: those that exist are deleted all the same.
+            # Nova relies on this: the requests that exist are deleted before the error.
             raise exception.NotFound(what='ARQ', id=', '.join(missing))
 
     def _seen(self, condition: typing.Any) -> dict[str, int]:
-        """What the caller saw, for a conductor: a call that comes late moves nothing else."""
+        """The revisions that the caller saw: a conductor ignores a stale call."""
         query_ = sa.select(model.ARQ.uuid, model.ARQ.revision).where(condition, *self.scope())
         with rest.call().database.reader() as session:
             return {row.uuid: row.revision for row in session.execute(query_)}
 
     def _seen_free(self, uuids: list[str]) -> dict[str, int] | None:
-        """What the caller saw, if that is to stand: a request that an instance holds, or comes to
-        hold meanwhile, is the Compute service's to delete.
-        """
+        """The revisions that the caller saw; None if it may delete a request of an instance."""
         if _may_act_for_instances():
             return None
         these = sa.select(model.ARQ.uuid, model.ARQ.revision, model.ARQ.instance_uuid).where(
@@ -202,7 +200,7 @@ class AcceleratorRequests(rest.Controller):
 
 
 def _may_act_for_instances() -> bool:
-    """Whether a service vouches for the request; without Keystone there is none to ask."""
+    """Whether a service token came with the request; without Keystone there are none."""
     return rest.call().conf.api.auth_strategy != 'keystone' or rest.call().context.vouched
 
 
@@ -219,7 +217,7 @@ def _uuid(text: str) -> str:
 
 
 def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
-    """Where a request is to be bound, as the conductor wants to know it."""
+    """The target of a bind, in the form that the conductor takes."""
     _refuse_twice(f'patch of {uuid}', [operation['path'] for operation in patch])
     given = {operation['path'][1:]: operation.get('value') or '' for operation in patch}
     for name in ('hostname', 'device_rp_uuid', 'instance_uuid'):
@@ -234,16 +232,16 @@ def _wish(uuid: str, patch: list[dict[str, str]]) -> dict[str, str]:
 
 
 def _refuse_twice(where: str, names: list[str]) -> None:
-    """Refuse what says two things of one: which of them is meant is not known."""
+    """Refuse a name that is given twice: the two values may contradict each other."""
     if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
         raise exception.Invalid(reason=f'Invalid {where}: {twice[0]} is there twice.')
 
 
 def _with_owners(wishes: list[dict[str, str]]) -> list[dict[str, str]]:
-    """These, each with its owner: whom an administrator names, else the project of the instance.
+    """Add the owner to each: the project that an administrator names, or that of the instance.
 
-    An instance that has given its accelerators back belongs to whom it belonged: an administrator
-    may have evacuated it, with his own token. Of one that never had any the caller is the owner.
+    An instance that has released its accelerators keeps its project: an administrator may have
+    evacuated it with a token of another project.  The caller owns an instance that never had any.
     """
     ctxt = rest.call().context
     owners: dict[str, str] = {}
@@ -259,7 +257,7 @@ def _with_owners(wishes: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _named_owner(given: dict[str, str]) -> str:
-    """Whose the request is to be, as an administrator says; empty if nobody does."""
+    """The project that an administrator names as the owner; empty if none is named."""
     if 'project_id' not in given:
         return ''
     if rest.call().version < (2, 1):

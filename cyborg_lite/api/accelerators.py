@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/accelerators: ours, and so the same at every microversion"""
+"""/v2/accelerators: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cyborg_lite.db.accelerators import Accelerator
 
 
 def _filters() -> dict[str, typing.Any]:
-    """The fields that a list can be filtered by: all that are one value, but moments."""
+    """The fields that filter a list: each that is a single value, except times."""
     return {
         field.name: types.uuid if field.name.endswith('_uuid') else _KINDS[field.type]
         for field in Accelerator.fields()
@@ -52,7 +52,7 @@ SUMMARY: types.Schema = {
 
 
 class Accelerators(rest.Controller):
-    """All that can be held: each attach handle with its card, its state and its holder."""
+    """One row for each attach handle, with its card, its state and its holder."""
 
     kind, path, what = Accelerator, 'accelerators', 'Accelerator'
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/allocations: ours, and so the same at every microversion"""
+"""/v2/allocations: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cyborg_lite.api import waiting
 from cyborg_lite.db import queue as db_queue
 from cyborg_lite.model import queue
 
-#: The header that makes a repeated request safe, and how long its value may be.
+#: The header that makes a request idempotent, and the maximum length of its value.
 #: Source: draft-ietf-httpapi-idempotency-key-header.
 KEY, KEY_LENGTH = 'Idempotency-Key', 255
 #: The most accelerators of one allocation.
@@ -154,7 +154,7 @@ class Allocations(rest.Controller):
         return row
 
     def _placed(self, rows: list[dict[str, typing.Any]]) -> list[dict[str, typing.Any]]:
-        """These, each with its place in the queue if it waits there."""
+        """Add the position in the queue to each allocation that is queued."""
         if any(row['state'] == 'queued' for row in rows):
             with rest.call().database.reader() as session:
                 positions = db_queue.positions(session)
@@ -236,7 +236,7 @@ class Allocations(rest.Controller):
     def _uuid(self, id: str) -> str:
         """The uuid of an allocation by its uuid, or by its name in the caller's project.
 
-        Of a name the allocation is meant that is queued or active, or else the last one that was
+        A name means the allocation that is queued or active, or else the last one that was
         released.
         """
         if types.is_uuid(id):
@@ -266,7 +266,7 @@ def _key() -> str | None:
 
 
 def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """What is asked for, as the conductor wants to know it."""
+    """The request, in the form that the conductor takes."""
     if body.get('consumer', {}).get('type') == model.Allocation.PROCESS:
         raise exception.Invalid(
             reason=f'Invalid consumer.type: expected another type than {model.Allocation.PROCESS}, '
@@ -289,16 +289,16 @@ def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
 
 
 def _turn(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """Whether it may wait, and its priority, where that is said.
+    """Whether the request may be queued, and its priority, where it says so.
 
-    A request that does not say so is that of the release before: it has the same digest.
+    A request without these fields keeps the digest that the previous release computed.
     """
     found = {'priority': int(body['priority'])} if 'priority' in body else {}
     return found | ({'queue': True} if body.get('queue') else {})
 
 
 def _groups(where: str, groups: list[dict[str, typing.Any]]) -> list[dict[str, str]]:
-    """Groups as device profiles have them."""
+    """Groups in the form of device profiles."""
     total = sum(int(amount) for group in groups for amount in group['resources'].values())
     if total > MOST:
         raise exception.Invalid(

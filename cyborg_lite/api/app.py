@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pipeline: all that a request goes through, from the outside in."""
+"""The pipeline: the layers that a request passes, from the outermost to the innermost."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ LOG = log.getLogger(__name__)
 
 Wsgi = collections.abc.Callable[..., typing.Any]
 
-#: Discovery comes before a client knows whom to ask for a token.
+#: Discovery needs no token: a client uses it to find the identity service.
 PUBLIC = ('', '/', '/v2', '/v2/', '/v2/openapi.json')
 
-#: Who a caller is where nothing else is known: the administrator of one project.
+#: The identity of each caller without authentication: the administrator of one project.
 ALONE = {
     'X-Identity-Status': 'Confirmed',
     'X-Project-Id': '00000000000000000000000000000001',
@@ -61,13 +61,13 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
     app = _authenticated(app, conf)
     app = SizeLimit(app, conf.api.max_request_body_size)
     shared = cors.CORS(app, conf)
-    # Where it has nothing to do it costs a request and a response of its own all the same.
+    # Without allowed origins the middleware still costs a request and a response object.
     app = shared if shared.allowed_origins else app
     app = _by_path(health.paths(conf, database, bus), app)
     behind = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
     app = behind if conf.oslo_middleware.enable_proxy_headers_parsing else app
     if conf.api.auth_strategy != 'keystone':
-        # Before headers replace the address of the client.
+        # The guard runs before headers replace the address of the client.
         app = _guarded(app, origin.Guard(conf))
     app = with_errors_in_one_form(app)
     app = catch_errors.CatchErrors(app)
@@ -75,7 +75,7 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
 
 
 def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
-    """The application behind whoever says who the caller is."""
+    """The application behind the layer that authenticates the caller."""
     if conf.api.auth_strategy == 'keystone':
         from keystonemiddleware import auth_token
 
@@ -103,7 +103,7 @@ def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
 
 
 def with_errors_in_one_form(app: Wsgi) -> Wsgi:
-    """The application; errors of our own resources have the form of the API-SIG's guideline."""
+    """Give errors of our own resources the form of the API-SIG guideline."""
 
     def formed(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         if not openapi.is_ours(environ.get('PATH_INFO', '')):
@@ -128,9 +128,7 @@ def with_errors_in_one_form(app: Wsgi) -> Wsgi:
 
 
 def _said(response: webob.Response) -> tuple[str, dict[str, typing.Any]]:
-    """What an error says, in the form of Cyborg's resources or in keystonemiddleware's; and what
-    else it has for clients.
-    """
+    """The text of an error in Cyborg's form or keystonemiddleware's, and its other fields."""
     try:
         said = response.json
         if 'error' in said:
@@ -160,7 +158,7 @@ def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
 
 
 class Alone:
-    """Says who the caller is, whatever the request itself says."""
+    """Sets the identity of the caller, and ignores identity headers of the request."""
 
     def __init__(
         self,
@@ -168,10 +166,10 @@ class Alone:
         who: collections.abc.Callable[[webob.Request], str],
         known: members.Members | None = None,
     ) -> None:
-        """An application that knows its caller.
+        """Wrap an application.
 
-        :param who: the name of the caller; raises an HTTPException if that is not known.
-        :param known: the projects of users; without it each is administrator of one project.
+        :param who: returns the name of the caller, or raises an HTTPException.
+        :param known: the projects of users; without it each user is administrator of one project.
         """
         self._app = app
         self._who = who
@@ -200,7 +198,7 @@ class Alone:
 
 
 def _basic(file: str, request: webob.Request) -> str:
-    """Who the request says it is, if the password is that in the file."""
+    """The user name of the request, if the password matches the file."""
     try:
         name, password = basic_auth.parse_token(basic_auth.parse_header(request.environ))
         try:
@@ -209,7 +207,7 @@ def _basic(file: str, request: webob.Request) -> str:
             _take_as_long(file, name, password)
             raise
         except webob.exc.HTTPBadRequest as error:
-            # The file has changed since the start. Nobody but an operator can mend it.
+            # The file changed after the start.  Only an operator can correct it.
             LOG.error('[api] http_basic_auth_user_file: %s: %s', file, error)
             raise webob.exc.HTTPUnauthorized from None
     except ValueError as error:  # not bcrypt, or not text
@@ -218,9 +216,9 @@ def _basic(file: str, request: webob.Request) -> str:
 
 
 def _take_as_long(file: str, name: str, password: bytes) -> None:
-    """Compare the password of a name that is not in the file with the first one that is.
+    """Compare the password of an unknown name with the hash of the first name in the file.
 
-    Names were told apart by the time that a comparison takes.
+    Without this, the response time tells whether a name exists.
     """
     with open(file) as lines:
         entries = [line.strip() for line in lines if line.strip()]
@@ -242,7 +240,7 @@ class SizeLimit:
 
     def _refusal(self, request: webob.Request) -> webob.Response | None:
         if request.content_length is None and request.is_body_readable:
-            # Chunked: nobody knows its length before it is read.
+            # Chunked: the length is unknown until the body is read.
             try:
                 request.body = request.body_file.read(self._most + 1)
             except (OSError, ValueError):
@@ -257,9 +255,9 @@ class SizeLimit:
 
 
 class Unread(pecan.Request):
-    """A request as pecan sees it: path, arguments and body are read by the table of URLs alone.
+    """The request that pecan sees.  The table of URLs alone reads path, arguments and body.
 
-    Pecan would parse a body, and compare the arguments of URLs, before it is known who asks.
+    Pecan would parse the body and the arguments before the caller is authorized.
     """
 
     path_info = '/'
@@ -268,7 +266,7 @@ class Unread(pecan.Request):
 
 
 class Front:
-    """The root of pecan: agrees on the microversion, knows the caller, and finds what answers."""
+    """The root of pecan: negotiates the microversion, sets the caller, and routes the request."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
         shims.cache_signatures()
@@ -331,7 +329,7 @@ class Front:
             bus=self._bus,
             root=(self._conf.api.public_endpoint or request.application_url).rstrip('/'),
             waiting=self._waiting,
-            # The web server of ours tells when it stops; others wait for their requests.
+            # Our own web server signals its stop; other servers wait for their requests.
             stopping=request.environ.get('cyborg_lite.stopping', lambda: False),
         )
         return rest.answer(call, *served[request.method])

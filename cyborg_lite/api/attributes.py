@@ -30,12 +30,12 @@ CREATE: types.Schema = {
 
 #: Source: the placement API reference, resource classes and traits.
 CUSTOM = re.compile('CUSTOM_[A-Z0-9_]{1,248}')
-#: Beyond the numbers that deployables have.
+#: No deployable has a number as high as this.
 MOST = 2**31
 
 
 class Attributes(rest.Controller):
-    """What is known of a deployable."""
+    """The attributes of deployables."""
 
     kind, path, what = model.Attribute, 'attributes', 'Attribute'
 
@@ -45,7 +45,7 @@ class Attributes(rest.Controller):
         wanted = {'deployable_id': deployable_id, 'key': key}
         conditions = [getattr(model.Attribute, k) == v for k, v in wanted.items() if v is not None]
         if deployable_id is not None and not 0 < deployable_id < MOST:
-            conditions = [sa.false()]  # there is no such deployable, and no such number in SQL
+            conditions = [sa.false()]  # no deployable matches, and SQL cannot hold the number
         return self.list(*conditions, page=page)
 
     @rest.expose(types.uuid)
@@ -75,7 +75,7 @@ class Attributes(rest.Controller):
 
 
 def _check_name(key: str, value: str) -> None:
-    """Refuse what Placement cannot take for the name that the key says it is."""
+    """Refuse a trait or resource class that Placement would refuse."""
     own = CUSTOM.fullmatch(value)
     if key.startswith('trait') and not own and value not in os_traits.get_traits():
         raise exception.Invalid(

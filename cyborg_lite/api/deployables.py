@@ -36,7 +36,7 @@ PROGRAM: types.Schema = {
 
 
 class Deployables(rest.Controller):
-    """The parts of devices that are given out."""
+    """The parts of devices that requests are bound to."""
 
     kind, path, what = model.Deployable, 'deployables', 'Deployable'
 

@@ -42,12 +42,12 @@ CREATE: types.Schema = {
     },
 }
 
-#: The most that a group may ask for of one class: Placement's own bound of an amount.
+#: The largest amount of one class in a group: Placement has the same limit.
 MOST = 2**31 - 1
 
 
 class DeviceProfiles(rest.Controller):
-    """What workloads may ask for."""
+    """The profiles that requests are created from."""
 
     kind, path, what = model.DeviceProfile, 'device_profiles', 'Device profile'
 
@@ -60,7 +60,7 @@ class DeviceProfiles(rest.Controller):
         conditions = [] if name is None else [model.DeviceProfile.name.in_(name)]
         return self.list(*conditions, page=page)
 
-    # Wrapped, as no other resource is: openstacksdk takes it out again.
+    # Only this resource is wrapped: openstacksdk expects it.
     @rest.expose(wtypes.text, wrap='device_profile')
     def get_one(self, id):
         rest.call().context.can('cyborg:device_profile:get_one')
@@ -97,12 +97,12 @@ class DeviceProfiles(rest.Controller):
                 reason='Expected either a name or uuid in the path or ?value=NAME,NAME.'
             )
         for each in [id] if id is not None else value:
-            # By its uuid: a call that comes late spares the next profile of the name.
+            # By uuid: a late call does not delete a new profile of the same name.
             rest.call().conductor.delete_device_profile(id=self._find(each)['uuid'])
 
     @rest.expose(wtypes.text, shows=explanation.SCHEMA)
     def check(self, id):
-        """Whether the profile could be allocated now: ours, and so of every microversion."""
+        """Whether the profile could be allocated now: not of Cyborg, at every microversion."""
         rest.call().context.can('cyborg:device_profile:check')
         request = {'profile': id, 'alternatives': [], 'same_host': True, 'same_numa': 'prefer'}
         return rest.call().conductor.check_allocation(request=request | {'hosts': None})
@@ -132,7 +132,7 @@ def _name(name: str) -> str:
 
 
 def group(given: collections.abc.Mapping[str, str | int], place: str) -> dict[str, str]:
-    """A group as it is kept: blanks about names are gone, and amounts are text."""
+    """A group in its stored form: names without blanks around them, amounts as text."""
     kept: dict[str, str] = {}
     for key, value in given.items():
         prefix, _, name = key.partition(':')

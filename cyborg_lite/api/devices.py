@@ -67,7 +67,7 @@ class Devices(rest.Controller):
         rest.call().context.can('cyborg:device:get_one')
         return self.fetch(uuid)
 
-    # Ours: Cyborg has no such thing.
+    # Cyborg does not have this method.
     @rest.expose(types.id, shows=HEALTH)
     def health(self, uuid):
         rest.call().context.can('cyborg:device:get_one')
@@ -99,7 +99,7 @@ class Devices(rest.Controller):
 
 
 def _health(device: model.Device) -> dict[str, typing.Any]:
-    """The health of a device, and how it came to be so."""
+    """The health of a device, and its recent changes."""
     since = device.health_since
     return {
         'health': device.health,

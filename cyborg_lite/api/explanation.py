@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why what is asked for can or cannot be allocated: what filters leave of all accelerators."""
+"""Why a request can or cannot be allocated: how many accelerators pass each filter."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """/healthcheck: whether requests can be answered; /healthcheck/live: whether the process runs.
 
-oslo.middleware's plugins (``[healthcheck] backends``) are asked first.
+The plugins of oslo.middleware (``[healthcheck] backends``) run first.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from cyborg_lite import rpc
 from cyborg_lite.api import rest
 from cyborg_lite.db import engine
 
-#: How long what was found stands, in seconds: whoever asks meanwhile costs nothing.
+#: How long a result is reused, in seconds.
 FRESH = 1.0
 #: How long a probe may take, in seconds.
 PATIENCE = 3
 
 
 class Probe:
-    """One check at a time, in a thread of its own; all who ask share what it finds."""
+    """Runs one check at a time in a thread of its own; concurrent requests share the result."""
 
     def __init__(self, check: collections.abc.Callable[[], str | None]) -> None:
         """:param check: returns why requests cannot be answered, or None."""
@@ -72,7 +72,7 @@ class Readiness:
     """503, and why, while the bus, the conductors or the database cannot be used."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> None:
-        # What it is not to answer, by the addresses that it serves, is not there.
+        # The middleware passes on the requests that it does not serve: 404.
         self._plugins = healthcheck.Healthcheck(webob.exc.HTTPNotFound(), conf)
         self._database = database
         self._bus = bus
@@ -83,7 +83,7 @@ class Readiness:
         answer = request.get_response(self._plugins)
         reason = self._probe.reason() if answer.status_int < 300 else None
         if reason is None:
-            # Without plugins oslo.middleware has nothing to say.
+            # Without plugins oslo.middleware returns an empty body.
             if not answer.body and request.method == 'GET':
                 answer.text = 'OK'
             return answer
@@ -95,14 +95,14 @@ class Readiness:
     def _check(self) -> str | None:
         with self._database.reader() as session:
             session.execute(sa.select(1))
-        # Conductors alone write.
+        # Only conductors write.
         conductor = self._bus.conductor(context.service(), timeout=PATIENCE)
         try:
             conductor.probe()
         except exception.DatabaseAway as error:
             return error.message
         except messaging.RemoteError as error:
-            # A conductor of the release before answers, and does not know the question.
+            # A conductor of the previous release is alive but does not know the method.
             if error.exc_type != 'NoSuchMethod':
                 raise
         return None
@@ -114,5 +114,5 @@ def alive(request: webob.Request) -> webob.Response:
 
 
 def paths(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> dict[str, typing.Any]:
-    """What is answered before anyone is asked who he is."""
+    """The paths that are served without authentication."""
     return {'/healthcheck': Readiness(conf, database, bus), '/healthcheck/live': alive}

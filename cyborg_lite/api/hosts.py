@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/hosts: ours, and so the same at every microversion"""
+"""/v2/hosts: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 
-#: What a host can be.
+#: The states of a host.
 STATES = ('up', 'down')
 
 UPDATE: types.Schema = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/instances: ours, and so the same at every microversion"""
+"""/v2/instances: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Instances(rest.Controller):
 
     @rest.expose(types.uuid, status=204)
     def delete(self, uuid):
-        """Free what an instance holds that Nova does not know: it needs no service token."""
+        """Free what an instance holds that Nova has lost: no service token is needed."""
         rest.call().context.can('cyborg:instance:free')
         held = sa.select(model.ARQ.uuid, model.ARQ.revision).where(
             model.ARQ.instance_uuid == uuid, model.ARQ.visible(rest.call().context.scope)

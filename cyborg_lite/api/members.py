@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which project each user of ``http_basic`` works in, and with which roles."""
+"""The project and the roles of each user of ``http_basic``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LOG = log.getLogger(__name__)
 
 #: Each role includes those after it, as in Keystone.
 ROLES = ('admin', 'manager', 'member', 'reader')
-#: How large the file may be, in bytes.
+#: The maximum size of the file, in bytes.
 MOST = 1024 * 1024
-#: Names that no project has, because they stand for something else in the URL of a quota.
+#: Reserved names: they have another meaning in the URL of a quota.
 RESERVED = ('defaults', 'own')
 
 _PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
@@ -28,25 +28,25 @@ Headers = dict[str, str]
 
 
 class Broken(cfg.ConfigFileValueError):
-    """The file cannot be used: says where, and what was expected."""
+    """The file is invalid: the message names the place and the expected form."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f'[api] http_basic_auth_project_file: {where}: {reason}')
 
 
 class Members:
-    """The users of a file that is read again for each request, as the file of passwords is."""
+    """The users of a file, which is read for each request, like the file of passwords."""
 
     def __init__(self, file: str) -> None:
-        """:raises Broken: when the file cannot be used."""
+        """:raises Broken: when the file is invalid."""
         self._file = pathlib.Path(file)
         self._known = _read(self._file)
         self._said = ''
 
     def headers(self, user: str) -> Headers | None:
-        """What the API has to know of a user; None if the file does not name the user.
+        """The identity headers of a user; None if the file does not name the user.
 
-        While the file is broken, what it said before stays in force.
+        While the file is invalid, its last valid content stays in force.
         """
         try:
             self._known, self._said = _read(self._file), ''
@@ -74,7 +74,7 @@ def _read(file: pathlib.Path) -> dict[str, Headers]:
 
 def _text(file: pathlib.Path) -> str:
     try:
-        # What is no plain file, such as a pipe, may have no end.
+        # Only a plain file is read: a pipe may have no end.
         if file.is_file() and file.stat().st_size <= MOST:
             return file.read_text('utf-8')
     except (OSError, ValueError):

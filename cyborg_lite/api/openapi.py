@@ -35,13 +35,13 @@ Json = dict[str, typing.Any]
 
 
 class Route(typing.NamedTuple):
-    """A URL and a method, and who serves it."""
+    """A URL, a method, and the controller that serves them."""
 
     method: str
     path: str
     controller: type[rest.Controller]
     name: str
-    #: what it may be refused with, beside what follows from its form
+    #: the error statuses that do not follow from the declaration
     also: tuple[int, ...] = ()
 
     @property
@@ -59,8 +59,7 @@ class Route(typing.NamedTuple):
 _ARQS = accelerator_requests.AcceleratorRequests
 _PROFILES = device_profiles.DeviceProfiles
 
-#: The table of URLs: all that is served, but the documents below. Of two that fit, the first one is
-#: meant.
+#: The table of all URLs except the documents below. The first route that matches is used.
 ROUTES = (
     Route('GET', '/v2/devices', devices.Devices, 'get_all'),
     Route('GET', '/v2/devices/{uuid}', devices.Devices, 'get_one'),
@@ -80,7 +79,7 @@ ROUTES = (
     Route('DELETE', '/v2/attributes/{uuid}', attributes.Attributes, 'delete', (409,)),
     Route('GET', '/v2/device_profiles', _PROFILES, 'get_all'),
     Route('GET', '/v2/device_profiles/{id}', _PROFILES, 'get_one'),
-    # 500 is asserted by Tempest in three cases.
+    # Tempest asserts 500 in three cases.
     Route('POST', '/v2/device_profiles', _PROFILES, 'post', (409, 500)),
     Route('DELETE', '/v2/device_profiles', _PROFILES, 'delete', (404, 409)),
     Route('DELETE', '/v2/device_profiles/{id}', _PROFILES, 'delete', (409,)),
@@ -114,7 +113,7 @@ ROUTES = (
     Route('GET', '/v2/usages', usages.Usages, 'get_all'),
 )
 
-#: The resources that Cyborg has not: they are strict, and their errors have a form of their own.
+#: The resources that Cyborg does not have: they are strict, and have their own form of errors.
 OURS = ('accelerators', 'allocations', 'hosts', 'instances', 'quotas', 'usages')
 #: Resources of ours below those of Cyborg.
 _BELOW = re.compile(
@@ -122,7 +121,7 @@ _BELOW = re.compile(
     r'(\.json)?/?'
 )
 
-#: What needs no credentials: documents about the API.
+#: Documents about the API, which need no credentials.
 DOCUMENTS = {
     '/': ('list_versions', 'The versions of the API.'),
     '/v2': ('show_version', 'The microversions of version 2.'),
@@ -146,7 +145,7 @@ _KINDS: dict[typing.Any, Json] = {
         'oneOf': [{'format': 'date'}, {'format': 'date-time'}],
     },
     types.seconds: {'type': 'integer', 'minimum': 0, 'maximum': types.Seconds.MOST},
-    # What is no uuid is not found, which Tempest asserts.
+    # Tempest asserts 404 for a text that is not a UUID.
     types.id: _TEXT,
     types.names: {
         'type': 'array',
@@ -154,7 +153,7 @@ _KINDS: dict[typing.Any, Json] = {
         'items': {'type': 'string', 'pattern': '^[^,]+$'},
     },
 }
-#: What is known of arguments beyond their types, by name.
+#: Further constraints of arguments, by name.
 _ARGUMENTS: dict[str, Json] = {
     'limit': {'type': 'integer', 'minimum': 0},
     'marker': _UUID,
@@ -168,7 +167,7 @@ _ARGUMENTS: dict[str, Json] = {
     'arqs': {'type': 'array', 'minItems': 1, 'items': _UUID},
     'view': {'enum': [*delivery.VIEWS]},
 }
-#: The states by which each can be filtered.
+#: The values of the filter "state", by resource.
 _STATES = {
     accelerators.Accelerators: db_accelerators.STATES,
     allocations.Allocations: model.Allocation.STATES,
@@ -188,7 +187,7 @@ _ERRORS: Json = {
         },
     },
     'Unauthorized': {'type': 'object', 'required': ['error']},
-    # The form of the API-SIG's guideline on errors.
+    # The form of the API-SIG guideline on errors.
     'Errors': {
         'type': 'object',
         'required': ['errors'],
@@ -221,7 +220,7 @@ _HEADERS: Json = {
 
 
 def is_ours(path: str) -> bool:
-    """Whether a path is of a resource that Cyborg has not."""
+    """Whether a path is of a resource that Cyborg does not have."""
     version_, _, rest_ = path.removeprefix('/').partition('/')
     ours = version_ == 'v2' and rest_.partition('/')[0].removesuffix('.json') in OURS
     return ours or _BELOW.fullmatch(path) is not None
@@ -276,7 +275,7 @@ def _operation(route: Route) -> Json:
 
 
 def _name(route: Route) -> str:
-    """The name of an operation, as generated clients call a function."""
+    """The name of an operation: generated clients name a function by it."""
     collection, *more = route.path.split('/')[2:]
     if '{' not in route.path:
         return f'{_VERBS[route.name]}_{collection}'
@@ -286,19 +285,19 @@ def _name(route: Route) -> str:
     return '_'.join([verb, collection.removesuffix('s'), *again])
 
 
-#: What the methods of controllers do, for a client.
+#: The verb of each controller method in the name of its operation.
 _VERBS = {'get_all': 'list', 'get_one': 'show', 'post': 'create', 'patch': 'update',
           'delete': 'delete', 'summary': 'summarize', 'check': 'check'}  # fmt: skip
 
 
 def _attribute() -> Json:
-    """What openapi clients and openstacksdk send, and what the method itself checks."""
+    """The two forms that clients send, and the checks of the method itself."""
     wrapped = _object({'attribute': attributes.CREATE})
     return {'anyOf': [attributes.CREATE, wrapped]}
 
 
 def _profile() -> Json:
-    """What is declared, and what only the method knows: names, and keys of groups."""
+    """The declared schema, and the checks of the method itself: names, and keys of groups."""
     schema = copy.deepcopy(device_profiles.CREATE)
     profile = schema['items']
     profile['required'] = ['name', 'groups']
@@ -323,11 +322,11 @@ def _profile() -> Json:
     return schema
 
 
-#: Bodies of which a method says more than it declares.
+#: Bodies with more constraints than the method declares.
 _BODIES = {(attributes.Attributes, 'post'): _attribute, (_PROFILES, 'post'): _profile}
 
 
-#: What may come in a header.
+#: The headers of a request, by method.
 _HEADERS_OF: dict[typing.Any, list[Json]] = {
     (allocations.Allocations, 'post'): [
         {
@@ -337,7 +336,7 @@ _HEADERS_OF: dict[typing.Any, list[Json]] = {
         }
     ],
 }
-#: What a method may answer with beside what it declares, by status.
+#: Answers of a method beyond the declared one, by status.
 _ALSO: dict[typing.Any, dict[str, Json]] = {
     # A dry run.
     (allocations.Allocations, 'post'): {'200': explanation.SCHEMA},
@@ -352,7 +351,7 @@ def _version_header() -> Json:
 
 def _parameters(route: Route) -> list[Json]:
     found = []
-    # A method that must be given what is in the path has no other route.
+    # A method with a mandatory argument in the path has no other route.
     alone = any(a.mandatory and f'{{{a.name}}}' in route.path for a in route.operation.arguments)
     same = [r.path for r in ROUTES if (r.controller, r.name) == (route.controller, route.name)]
     for argument in route.operation.arguments:
@@ -365,9 +364,9 @@ def _parameters(route: Route) -> list[Json]:
             or name in rest.KEYS
             or any(f'{{{name}}}' in path for path in same)
         ):
-            continue  # it is for another route of the method
+            continue  # another route of the method takes it
         elif isinstance(kind, wtypes.ArrayType):
-            # The dotted form, which is all of a list of objects that a URL can carry.
+            # The dotted form: a URL can carry only this of a list of objects.
             found += [
                 {'in': 'query', 'name': f'{name}.{part}', 'schema': _TEXT}
                 for part in ('field', 'value')
@@ -414,7 +413,7 @@ def _refusal(code: int, ours: bool) -> Json:
     answer: Json = {'description': http.HTTPStatus(code).phrase}
     if code == 423:
         return answer
-    # 401 has the form that keystonemiddleware gives it.
+    # keystonemiddleware makes the body of 401.
     schema = 'Errors' if ours else 'Unauthorized' if code == 401 else 'Error'
     return answer | _json({'$ref': f'#/components/schemas/{schema}'})
 
@@ -433,7 +432,7 @@ def _object(required: Json, optional: Json | None = None) -> Json:
 
 
 def _resource(controller: type[rest.Controller]) -> Json:
-    """A resource at all microversions: a field that a later one brings is not required."""
+    """A resource at all microversions: a field of a later microversion is not required."""
     always: Json = {'links': rest.LINKS}
     later: Json = {}
     for field in controller.kind.fields():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests are served where no token is asked for.
+"""Which requests are served where no token is required.
 
-A token is in a header that nobody else can set. Without one, two others can make a request that
-looks like the user's: a proxy that says whose request it forwards, and a web page of a stranger,
-open in the user's browser. The browser reaches loopback addresses and knows the user's password.
+Only the user can send the token.  Without a token, a request may also come from a proxy that
+forwards it for another client, or from a web page of another site in the user's browser.  The
+browser reaches loopback addresses and knows the user's password.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Environ = dict[str, typing.Any]
 
 _HOST = re.compile(r'(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]+)?', re.IGNORECASE)
 
-#: What proxies say of whom they speak for, or that they speak for another: RFC 7230, 7239, 8586,
-#: and the headers of nginx, Envoy, Cloudflare, Akamai, Fastly and others.
+#: The headers by which proxies name the client or themselves: RFC 7230, 7239, 8586, and those of
+#: nginx, Envoy, Cloudflare, Akamai, Fastly and others.
 _FORWARDING = re.compile(
     r'HTTP_(VIA|CDN_LOOP|(.*_)?FORWARDED(_.*)?'
     r'|(.*_)?(CLIENT|CONNECTING|REAL|PROXYUSER|REMOTE|USER)_?(IP|IPV6|ADDR)'
@@ -40,16 +40,16 @@ _PROOFS = ('HTTP_OPENSTACK_API_VERSION', 'HTTP_X_REQUESTED_WITH')
 def is_loopback(address: str) -> bool:
     """Whether this is an IP address that only this machine reaches."""
     found = _ip(address)
-    # A socket for IPv6 shows IPv4 in this form.
+    # An IPv6 socket shows IPv4 addresses in this form.
     mapped = getattr(found, 'ipv4_mapped', None)
     return bool(found and (mapped or found).is_loopback)
 
 
 class Guard:
-    """Checks requests for an API that has noauth or http_basic."""
+    """Checks requests to an API with noauth or http_basic."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        """:param conf: the options of CORS are known to it already."""
+        """:param conf: the options of CORS are registered already."""
         self._noauth = conf.api.auth_strategy == 'noauth'
         public = parse.urlsplit(conf.api.public_endpoint or '').netloc
         names = ['localhost', public, *conf.api.allowed_hosts]
@@ -59,7 +59,7 @@ class Guard:
         self._pages = set(conf.cors.allowed_origin or ())
 
     def check(self, environ: Environ) -> None:
-        """Raise what a request is to be answered with, if it is not to be served."""
+        """Raise an error if the request must not be served."""
         if self._noauth:
             _check_peer(environ)
         self._check_host(environ.get('HTTP_HOST'))
@@ -69,10 +69,10 @@ class Guard:
         _check_type(environ, allowed)
 
     def _check_host(self, host: str | None) -> None:
-        """Refuse names of others, which their owner can resolve to our address.
+        """Refuse unknown host names: their owner can resolve them to our address.
 
-        A page from there would be of the same origin as the API. An address cannot be resolved to
-        another one, and a browser always sends the header.
+        A page from such a host would have the same origin as the API. An address cannot be
+        resolved to another one, and a browser always sends the header.
         """
         if host is None:
             return
@@ -86,7 +86,7 @@ class Guard:
 
 
 def _check_peer(environ: Environ) -> None:
-    """Refuse other machines, and whoever speaks for them."""
+    """Refuse other machines, and proxies."""
     for name in environ:
         if _FORWARDING.fullmatch(name):
             header = name.removeprefix('HTTP_').replace('_', '-').title()
@@ -99,11 +99,11 @@ def _check_peer(environ: Environ) -> None:
 
 
 def _is_unix_socket(environ: Environ) -> bool:
-    """Whether the web server says that the request came by a Unix socket."""
+    """Whether the web server reports that the request came over a Unix socket."""
     gunicorn = environ.get('gunicorn.socket')
     if gunicorn is not None:
         return bool(gunicorn.family == socket.AF_UNIX)
-    # uWSGI gives the module to those that it runs.
+    # Only applications that uWSGI runs have this module.
     uwsgi = sys.modules.get('uwsgi')
     if uwsgi is None:
         return False
@@ -112,7 +112,7 @@ def _is_unix_socket(environ: Environ) -> bool:
 
 
 def _check_page(environ: Environ) -> None:
-    """Refuse what a page of another site makes a browser send."""
+    """Refuse a request that a page of another site made a browser send."""
     origin = environ.get('HTTP_ORIGIN')
     host = environ.get('HTTP_HOST', '').lower()
     own = origin is None or origin.lower() in (f'http://{host}', f'https://{host}')
@@ -124,7 +124,7 @@ def _check_page(environ: Environ) -> None:
 
 
 def _check_type(environ: Environ, allowed: bool) -> None:
-    """Refuse what a form can send: a browser lets every site send forms to every other."""
+    """Refuse form content types: a browser lets every site send forms to every other."""
     given = environ.get('CONTENT_TYPE') or ''
     json = given.partition(';')[0].strip().lower() == 'application/json'
     body = environ.get('CONTENT_LENGTH') or '0'
@@ -134,7 +134,7 @@ def _check_type(environ: Environ, allowed: bool) -> None:
         return
     if given:
         raise exception.UnsupportedMediaType(given=given[:255])
-    # Without a body clients send no type. Each browser calls itself Mozilla, and no page can
+    # Clients send no type without a body. Each browser calls itself Mozilla, and no page can
     # change that.
     browser = environ.get('HTTP_USER_AGENT', '').startswith('Mozilla/')
     if browser and not any(name in environ for name in _PROOFS):
@@ -152,6 +152,6 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _name(host: str) -> str:
-    """The name or address in a Host header, without the port; nothing if it is not valid."""
+    """The name or address in a Host header, without the port; empty if it is invalid."""
     found = _HOST.fullmatch(host)
     return found[1].strip('[]').lower().removesuffix('.') if found else ''

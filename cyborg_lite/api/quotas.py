@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/quotas: ours, and so the same at every microversion"""
+"""/v2/quotas: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import quotas
 
-#: What stands for the project of the caller in a URL.
+#: The alias of the caller's project in a URL.
 OWN = 'own'
 _PROJECT = re.compile(r'[A-Za-z0-9_.-]{1,64}', re.ASCII)
 _RESOURCES = '|'.join(
@@ -32,7 +32,7 @@ UPDATE: types.Schema = {
             'minProperties': 1,
             'maxProperties': 100,
             'propertyNames': {
-                # A "$" alone lets a line feed follow.
+                # "$" also matches before a final line feed.
                 'pattern': rf'^(?:{_RESOURCES})$(?!\n)',
                 'description': '"total" or a resource class: a standard one, or CUSTOM_ and '
                 'A-Z, 0-9, _',
@@ -71,7 +71,7 @@ SHOWN: types.Schema = {
 
 
 class Quotas(rest.Controller):
-    """How many accelerator requests projects may have, and how many they have."""
+    """The limits and the usage of accelerator requests by project."""
 
     kind, path, id, what = model.Quota, 'quotas', 'project_id', 'Quota'
 
@@ -90,7 +90,7 @@ class Quotas(rest.Controller):
     def patch(self, project_id):
         rest.call().context.can('cyborg:quota:update')
         project = _named(project_id)
-        # JSON has one kind of number: 1.0 is an integer as well.
+        # In JSON 1.0 is an integer, too.
         given = rest.body()['limits'].items()
         limits = {name: None if limit is None else int(limit) for name, limit in given}
         rest.call().conductor.update_quota(project=project, limits=limits)
@@ -103,7 +103,7 @@ class Quotas(rest.Controller):
 
 
 def _named(project: str) -> str:
-    """A project that is called by its id."""
+    """Refuse the alias: the project must be named by its id."""
     if project == OWN:
         raise exception.Invalid(reason='Invalid project_id: expected the id of the project.')
     return _checked(project)

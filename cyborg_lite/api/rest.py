@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all resources share: how a method is exposed, and how a list is made."""
+"""Common code of all resources: exposed methods and lists."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ LOG = log.getLogger(__name__)
 
 @dataclasses.dataclass
 class Call:
-    """One request: who asks, at which microversion, what, and what it takes to answer."""
+    """One request: the caller, the microversion, the content, and the means to answer it."""
 
     context: context.RequestContext
     version: model.Version
-    #: of HTTP; GET for HEAD
+    #: the HTTP method; GET for HEAD
     method: str
     path: str
-    #: the arguments of the URL
+    #: the query arguments of the URL
     query: webob.multidict.GetDict
     headers: collections.abc.Mapping[str, str]
     body: bytes
@@ -55,13 +55,13 @@ class Call:
     conf: cfg.ConfigOpts
     database: engine.Database
     bus: rpc.Peers
-    #: where clients reach the root of the API, without a slash at its end
+    #: the URL of the API's root, without a slash at its end
     root: str
-    #: how many more requests may wait for something
+    #: limits how many requests wait at the same time
     waiting: threading.Semaphore
-    #: whether the web server is to end: a request that waits ends then, too
+    #: whether the web server is stopping: a waiting request ends then
     stopping: collections.abc.Callable[[], bool]
-    #: how the method that answers was declared
+    #: the declaration of the method that answers
     operation: Operation = dataclasses.field(init=False)
     #: the status of the answer
     status: int = 200
@@ -79,7 +79,7 @@ def call() -> Call:
     return _CALL.get()
 
 
-#: What an error says to be away, the first that fits.
+#: What is unavailable, by the class of an error; the first match is used.
 _AWAY: tuple[tuple[type[Exception], str], ...] = (
     (messaging.MessagingTimeout, 'No conductor answered in time'),
     (messaging.MessageUndeliverable, 'No conductor is running'),
@@ -93,15 +93,14 @@ _AWAY: tuple[tuple[type[Exception], str], ...] = (
 
 
 def away(error: Exception) -> str | None:
-    """What cannot be used for now, if that is what an error says."""
+    """What is unavailable, if this is what the error means."""
     for kind, text in _AWAY:
         if isinstance(error, kind):
             return f'{text}. Try again.'
     return error.message if isinstance(error, exception.DatabaseAway) else None
 
 
-#: the arguments that stand in the path or the body, and nowhere else: WSME would take them from
-#: the query
+#: the arguments of the path or the body only: WSME would also take them from the query
 KEYS = {'id', 'uuid', '__body__'}
 LINKS: types.Schema = {
     'type': 'array',
@@ -117,21 +116,21 @@ PAGE = ('limit', 'marker', 'sort_key', 'sort_dir')
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """How a method answers requests: declared once, served, and shown in the OpenAPI document."""
+    """The declaration of a method: it is used to serve requests, and in the OpenAPI document."""
 
-    #: what wsme has to know of the method: its arguments in the URL, those in the path first
+    #: the method for wsme: its arguments in the URL, those of the path first
     definition: wsme_api.FunctionDefinition
     #: the status of an answer; it has no content if the method returns None
     status: int
-    #: the JSON schema of the body, which the method asks for by body()
+    #: the JSON schema of the body, which the method reads by body()
     body: types.Schema | None
-    #: whether it is a list: the argument ``page`` has what PAGE names
+    #: whether it is a list: the argument ``page`` has the arguments of PAGE
     paged: bool
     #: more arguments in the URL: the argument ``wanted`` has them
     filters: tuple[str, ...]
-    #: the key under which the answer shows what the method returns
+    #: the key of the answer that has the method's result
     wrap: str | None
-    #: the JSON schema of an answer that is no row and no list of rows
+    #: the JSON schema of an answer that is neither a row nor a list of rows
     shows: types.Schema | None
 
     @property
@@ -149,7 +148,7 @@ def expose(
     wrap: str | None = None,
     shows: types.Schema | None = None,
 ) -> collections.abc.Callable[[typing.Any], typing.Any]:
-    """Declare that a method answers requests as an Operation says.
+    """Declare that a method serves requests, as Operation describes.
 
     :param kinds: the wsme types of the method's arguments in the URL.
     :param filters: more arguments in the URL, with their types: the argument ``wanted`` has them.
@@ -183,7 +182,7 @@ def _answer(
     asked: Call, method: collections.abc.Callable[..., typing.Any], given: tuple[str, ...]
 ) -> webob.Response:
     operation = asked.operation = method.operation  # type: ignore[attr-defined]
-    # The method may answer with another one.
+    # The method may set another status.
     asked.status = operation.status
     try:
         if not _accepts_json(asked.headers.get('Accept') or '*/*'):
@@ -216,7 +215,7 @@ def plain_error(status: int, headers: dict[str, str] | None = None) -> webob.Res
 def error_response(
     status: int, said: str | dict[str, typing.Any], headers: dict[str, str] | None = None
 ) -> webob.Response:
-    """An error answer in the form that clients know: JSON text within JSON.
+    """An error answer in upstream's form: JSON text within JSON.
 
     openstacksdk and Tempest read the inner object; upstream has always sent both.
     """
@@ -234,7 +233,7 @@ def _define(
     kinds: tuple[typing.Any, ...],
     more: dict[str, typing.Any],
 ) -> wsme_api.FunctionDefinition:
-    """What wsme has to know of a method: its arguments in the URL."""
+    """The definition of a method for wsme: its arguments in the URL."""
     spec = inspect.getfullargspec(method)
     optional = {*spec.args[len(spec.args) - len(spec.defaults or ()) :], *more}
     names = [name for name in spec.args[1:] if name not in ('page', 'wanted')]
@@ -249,9 +248,9 @@ def _define(
 
 
 def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, typing.Any]:
-    """The arguments of the URL, by their types."""
+    """The arguments of the URL, converted to their types."""
     query = call().query
-    # What is there twice is a list here: it fits no type but text.
+    # A repeated argument is a list here: no type takes it.
     once = query.mixed()
     further = [once.get(each.name) for each in operation.arguments[len(given) :]]
     try:
@@ -259,14 +258,14 @@ def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, typing
             operation.definition, [*given, *further], {}, query, None, b'', None
         )
     except wsme_exc.InvalidInput as error:
-        # WSME's own words tell of its classes.
+        # WSME's own messages name its classes.
         name = error.fieldname
         kinds = {argument.name: argument.datatype for argument in operation.arguments}
         expected = types.expected(kinds.get(name))
         raise exception.Invalid(
             reason=f'Invalid {name}: expected {expected}, got {str(error.value)[:64]!r}.'
         ) from None
-    except (TypeError, ValueError):  # what it raises for an object that is empty text, or no list
+    except (TypeError, ValueError):  # raised for an object that is empty text, or no list
         raise exception.Invalid(reason=f'Invalid filters: expected {types.FILTERS}.') from None
     if operation.paged:
         found['page'] = {name: found.pop(name, None) for name in PAGE}
@@ -278,9 +277,9 @@ def _arguments(operation: Operation, given: tuple[str, ...]) -> dict[str, typing
 def body() -> typing.Any:
     """The body of the request, which fits its schema.
 
-    A method asks for it after ``can``: nothing is parsed for whoever may not.
+    A method calls this after ``can``: the body of an unauthorized caller is not parsed.
 
-    :raises cyborg_lite.exception.Invalid: when it does not.
+    :raises cyborg_lite.exception.Invalid: when it does not fit.
     """
     if call().content_type not in ('', 'application/json'):
         raise exception.UnsupportedMediaType(given=call().content_type)
@@ -290,7 +289,7 @@ def body() -> typing.Any:
 
 
 def _database_away(error: Exception) -> str | None:
-    """Whether it is the database for which a conductor waits that does not answer in time."""
+    """The reason if a conductor timed out because the database is unavailable."""
     if not isinstance(error, messaging.MessagingTimeout):
         return None
     try:
@@ -302,7 +301,7 @@ def _database_away(error: Exception) -> str | None:
 
 
 def _fault(error: Exception) -> webob.Response:
-    """What tells a client of an error, in WSME's form."""
+    """The error answer for an exception, in WSME's form."""
     if (reason := away(error)) is not None:
         status, text = 503, _database_away(error) or reason
         LOG.warning('Answered with 503: %r', error)
@@ -324,7 +323,7 @@ def _fault(error: Exception) -> webob.Response:
 
 
 def _log_refusal(status: int, text: str) -> None:
-    """Log why somebody may not do what he asks, or cannot; who only looks may ask for anything."""
+    """Log each refused change and each 403; other refused reads are not logged."""
     method = call().method
     if status == 403 or (status < 500 and method != 'GET'):
         said = ascii(f'{method} {call().path}')[1:-1], status, ascii(text)[1:-1]
@@ -332,15 +331,15 @@ def _log_refusal(status: int, text: str) -> None:
 
 
 class Controller:
-    """A resource: its collection's name in URLs, and its rows."""
+    """A resource: the name of its collection in URLs, and its rows."""
 
     kind: type[model.Base]
     path: str
-    #: the column by which one row is asked for
+    #: the column by which one row is requested
     id = 'uuid'
     #: the name of the list in an answer; the path by default
     collection = ''
-    #: how the resource is called in errors
+    #: the name of the resource in errors
     what: str
 
     def links(self, row: dict[str, typing.Any], root: str) -> list[dict[str, str]]:
@@ -349,7 +348,7 @@ class Controller:
     def read(
         self, *conditions: typing.Any, page: query.Page | None = None
     ) -> list[dict[str, typing.Any]]:
-        """The rows that meet all conditions, as this request is to see them."""
+        """The rows that meet all conditions, in the form of this request's microversion."""
         view = types.view(self.kind, call().version)
         with call().database.reader() as session:
             rows = query.read(
@@ -365,7 +364,7 @@ class Controller:
         return shown
 
     def scope(self) -> list[typing.Any]:
-        """The conditions that a row meets which the caller may see."""
+        """The conditions of the rows that the caller may see."""
         return []
 
     def fetch(self, id: str, by: str = '') -> dict[str, typing.Any]:
@@ -380,9 +379,10 @@ class Controller:
         return self._show(view, row)
 
     def list(self, *conditions: typing.Any, page: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """A page of the rows that meet all conditions, with the link to the next if there is one.
+        """A page of the rows that meet all conditions, with a link to the next page if there is
+        one.
 
-        The list is the first key: Tempest looks no further.
+        The list is the first key: Tempest reads only that one.
         """
         wanted = _page(self.kind, **page)
         more = dataclasses.replace(wanted, limit=wanted.limit + 1)  # type: ignore[operator]
@@ -433,7 +433,7 @@ def size(limit: str | None) -> int:
 def split_filters(
     filters: list[types.Filter] | None, fields: collections.abc.Container[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Upstream's dotted filters, as those of a page and those of these fields.
+    """Split upstream's dotted filters into arguments of a page and filters by these fields.
 
     :raises cyborg_lite.exception.Invalid: when a field is neither.
     """
@@ -452,7 +452,7 @@ def split_filters(
 
 
 def following(name: str, value: str) -> str:
-    """The URL of the next page: that of this one, with another value of one argument."""
+    """The URL of the next page: this URL, with another value of one argument."""
     arguments = [(k, v) for k, v in call().query.items() if k != name]
     path = call().root + call().path
     return f'{path}?{urllib.parse.urlencode([*arguments, (name, value)])}'

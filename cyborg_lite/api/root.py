@@ -14,7 +14,7 @@ from cyborg_lite.api import version
 
 
 class Documents:
-    """What needs no credentials: documents about the API."""
+    """Documents about the API, which need no credentials."""
 
     @rest.expose()
     def list_versions(self):
@@ -29,8 +29,8 @@ class Documents:
 
     @rest.expose()
     def show_version(self):
-        # Bare, with an id at its top: keystoneauth reads the versions of such a document, and
-        # Nova and OpenStackClient ask keystoneauth.
+        # Not wrapped: keystoneauth reads versions from a document with an id at its top, and Nova
+        # and OpenStackClient use keystoneauth.
         return _version('v2.0')
 
     @rest.expose()
@@ -49,14 +49,14 @@ def _version(id: str) -> dict[str, typing.Any]:
 
 
 class Served(typing.NamedTuple):
-    """What answers a request, and its arguments in the path."""
+    """The method that serves a request, and its arguments in the path."""
 
     method: collections.abc.Callable[..., typing.Any]
     given: tuple[str, ...]
 
 
 def served(path: str) -> dict[str, Served]:
-    """What answers at a path, by the methods of HTTP; nothing if it is not there."""
+    """The methods that serve a path, by HTTP method; empty if the path is unknown."""
     path = plain(path).rstrip('/') or '/'
     found: dict[str, Served] = {}
     for form, verb, method in _table().get(_collection(path), ()):
@@ -68,7 +68,7 @@ def served(path: str) -> dict[str, Served]:
 
 
 def plain(path: str) -> str:
-    """A path as it is declared: Cyborg takes /v2/devices.json for /v2/devices."""
+    """A path in its declared form: Cyborg serves /v2/devices.json as /v2/devices."""
     return path.removesuffix('.json')
 
 
@@ -79,7 +79,7 @@ def _collection(path: str) -> str:
 
 @functools.cache
 def _table() -> dict[str, list[tuple[re.Pattern[str], str, typing.Any]]]:
-    """What answers, by collection: the form of the path, and the method of HTTP."""
+    """The routes by collection: the pattern of the path, and the HTTP method."""
     controllers = {route.controller: route.controller() for route in openapi.ROUTES}
     answers = [
         (route.path, route.method, getattr(controllers[route.controller], route.name))

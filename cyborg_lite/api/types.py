@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the wire: how it is checked when it comes in, and shown when it goes out.
+"""How input is checked, and how output is shown.
 
-Arguments of a URL are wsme types, bodies are JSON schemas, and what is shown follows from the
-model.  What goes out is not rendered by wsme: for a thousand rows that costs more than reading
-them.
+Arguments of a URL are wsme types, bodies are JSON schemas, and the output follows from the model.
+wsme does not render the output: for a thousand rows that costs more than reading them.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from cyborg_lite.model import base
 
 Schema = dict[str, typing.Any]
 
-#: How deep a body may be nested; ours need six levels.  What goes through it recurses.
+#: The maximum nesting of a body; ours need six levels. The checks are recursive.
 DEPTH = 32
-#: The most values, names of fields included, that a body may have.
+#: The maximum number of values in a body, names of fields included.
 VALUES = 25_000
-#: The most names or uuids in one argument of a URL: each is a variable of an SQL statement.
+#: The maximum number of names or uuids in one argument: each is a variable of an SQL statement.
 NAMES = 1000
-#: The errors of a body among which the one that is told is chosen.
+#: How many errors of a body are computed before the best is chosen.
 ERRORS = 10
 FILTERS = 'filters.field=NAME and filters.value=VALUE in pairs'
 
 
 class Uuid(wtypes.UserType):
-    """A UUID as text, in its usual form."""
+    """A UUID as text, in its canonical form."""
 
     basetype = str
     name = 'uuid'
@@ -57,7 +56,7 @@ class Uuid(wtypes.UserType):
 
 
 class Argument(wtypes.UserType):
-    """An argument of a URL: ``frombasetype`` makes a value of its text, or raises a ValueError."""
+    """An argument of a URL: ``frombasetype`` converts its text, or raises a ValueError."""
 
     basetype = str
 
@@ -67,7 +66,7 @@ class Argument(wtypes.UserType):
 
 
 class Id(Argument):
-    """The uuid of a resource, in any of its spellings; what is none is the id of nothing."""
+    """The uuid of a resource, in any spelling; other text matches no resource."""
 
     name = 'id'
 
@@ -77,7 +76,7 @@ class Id(Argument):
 
 
 class Names(Argument):
-    """Names with commas between them, NAMES at most."""
+    """Names separated by commas, NAMES at most."""
 
     name = 'names'
 
@@ -99,7 +98,7 @@ class Number(Argument):
     def frombasetype(value: str | None) -> int | None:
         if value is None:
             return None
-        # Longer ones are no numbers of an integer column, and cost time to be read.
+        # Longer numbers do not fit an integer column, and take long to parse.
         number = int(value) if re.fullmatch('[0-9]{1,10}', value) else -1
         if not 0 <= number <= Number.MOST:
             raise ValueError(f'{value} is no such number')
@@ -119,7 +118,7 @@ class Flag(Argument):
 
 
 class Seconds(Argument):
-    """For how long an answer may wait."""
+    """The maximum time that an answer may wait."""
 
     name = 'seconds'
     MOST = 60
@@ -182,7 +181,7 @@ _EXPECTED: dict[typing.Any, str] = {
 
 
 def expected(kind: typing.Any) -> str:
-    """What is expected of an argument, for whoever gave something else."""
+    """The text for an error that says what an argument must be."""
     return FILTERS if isinstance(kind, wtypes.ArrayType) else _EXPECTED.get(kind, 'text, once')
 
 
@@ -195,7 +194,7 @@ def is_uuid(text: str) -> bool:
 
 
 def canonical(text: str) -> str:
-    """A uuid in its usual form, as rows have it; any other text as it is."""
+    """A uuid in its canonical form, as in rows; any other text unchanged."""
     return Uuid.validate(text) if is_uuid(text) else text
 
 
@@ -215,17 +214,17 @@ def sort_keys(kind: type[model.Base], version: model.Version) -> list[str]:
 class View(typing.NamedTuple):
     """How the rows of a resource are shown."""
 
-    #: what is read of a row
+    #: the columns that are read
     paths: tuple[str, ...]
-    #: the fields as JSON has them, of the values that were read
+    #: makes the JSON fields from the values of these columns
     show: collections.abc.Callable[[collections.abc.Sequence[typing.Any]], dict[str, typing.Any]]
 
 
 @functools.cache
 def view(kind: type[model.Base], version: model.Version) -> View:
-    """How the rows of a resource are shown at this microversion.
+    """How the rows of a resource are shown at a microversion.
 
-    A list has many rows: what is the same for all is found once.
+    The result is cached: a list has many rows.
     """
     columns = {
         f.name: f.shown.reads[0] if f.shown else f.name
@@ -241,7 +240,7 @@ def view(kind: type[model.Base], version: model.Version) -> View:
     ]
 
     def show(row: collections.abc.Sequence[typing.Any]) -> dict[str, typing.Any]:
-        # The columns come first, in the fields as in the row.
+        # The columns come first, both in the fields and in the row.
         values = dict(zip(columns, row, strict=False))
         for name in times:
             if values[name] is not None:
@@ -256,7 +255,7 @@ def view(kind: type[model.Base], version: model.Version) -> View:
 def parse(body: bytes) -> typing.Any:
     """The JSON of a request's body.
 
-    :raises cyborg_lite.exception.Invalid: when it is none, naming the place.
+    :raises cyborg_lite.exception.Invalid: when it is not JSON; the error names the place.
     """
     try:
         value = json.loads(body, parse_constant=_refuse_constant)
@@ -275,7 +274,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _refuse_excess(value: typing.Any) -> None:
-    """:raises ValueError: for more than anybody needs, before work is put into each value."""
+    """:raises ValueError: for too many values or levels, before each value is checked."""
     count, level = 0, [value]
     for _ in range(DEPTH):
         count += len(level)
@@ -294,7 +293,7 @@ def _items(value: typing.Any) -> collections.abc.Iterable[typing.Any]:
 
 
 def refuse_unstorable(value: typing.Any) -> None:
-    """:raises ValueError: for text that no database keeps: NUL, and halves of characters."""
+    """:raises ValueError: for text that databases cannot store: NUL, and lone surrogates."""
     if isinstance(value, str):
         if '\0' in value:
             raise ValueError('a NUL character is not allowed')
@@ -311,10 +310,11 @@ def refuse_unstorable(value: typing.Any) -> None:
 def check(value: typing.Any, schema: Schema) -> None:
     """Return if a value fits a JSON schema.
 
-    :raises cyborg_lite.exception.Invalid: otherwise, naming the field and what was expected.
+    :raises cyborg_lite.exception.Invalid: otherwise; the error names the field and the
+        expectation.
     """
     errors = _validator(json.dumps(schema)).iter_errors(value)
-    # Each has the text of what it finds wrong: a body of nothing else took a second.
+    # Each error builds its text: a body with thousands of errors took a second.
     error = jsonschema.exceptions.best_match(itertools.islice(errors, ERRORS))
     if error is not None:
         place = error.json_path.removeprefix('$').removeprefix('.') or 'body'
@@ -325,7 +325,7 @@ def check(value: typing.Any, schema: Schema) -> None:
 
 def _wrong(error: jsonschema.ValidationError) -> str:
     if error.validator in ('maxItems', 'maxProperties'):
-        # jsonschema shows all of the value first, and the limit never.
+        # jsonschema's message has the whole value but not the limit.
         return f'{len(error.instance)} entries, expected {error.validator_value} at most'
     return error.message[:300]
 
@@ -333,7 +333,7 @@ def _wrong(error: jsonschema.ValidationError) -> str:
 def _pattern(
     validator: typing.Any, pattern: str, value: typing.Any, _schema: Schema
 ) -> collections.abc.Iterator[jsonschema.ValidationError]:
-    """``$`` is the end of the text, as in ECMA-262: Python's matches before a last newline, too."""
+    """``$`` is the end of the text, as in ECMA-262: in Python it also matches before a newline."""
     if validator.is_type(value, 'string') and not re.search(pattern.replace('$', r'\Z'), value):
         yield jsonschema.ValidationError(f'{value!r} does not match {pattern!r}')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/usages: ours, and so the same at every microversion"""
+"""/v2/usages: not of Cyborg, and so the same at every microversion"""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHOWN: types.Schema = {
 
 
 class Usages(rest.Controller):
-    """For how long projects have held accelerators."""
+    """The time for which projects have held accelerators."""
 
     kind, path, what = model.Usage, 'usages', 'Usage'
 
@@ -64,7 +64,7 @@ class Usages(rest.Controller):
         caller.can('cyborg:usage:get_all')
         period, by = _period(start, end), _keys(group_by)
         only = [(name, value) for name, value in wanted.items() if value is not None]
-        # A list of accelerators tells of each since when which project holds it.
+        # The list of accelerators already shows which project holds each, and since when.
         if not caller.allows('cyborg:accelerator:get_all'):
             only.append(('project_id', caller.project_id))
         size, first = rest.size(limit), offset or 0
@@ -82,7 +82,7 @@ class Usages(rest.Controller):
 
 
 def _keys(given: list[str] | None) -> list[str]:
-    """By what to group: each key once, in the order of KEYS; by all of them by default."""
+    """The keys to group by: each once, in the order of KEYS; all of them by default."""
     if given is None:
         return list(_KEYS)
     if not given or set(given) - set(_KEYS):
@@ -94,10 +94,10 @@ def _keys(given: list[str] | None) -> list[str]:
 
 
 def _period(start: datetime.datetime | None, end: datetime.datetime | None) -> usages.Period:
-    """What is asked for: by default the month in which the end is, and until now."""
+    """The requested period: by default it ends now, and starts with the month of its end."""
     end = end or timeutils.utcnow()
     if start is None:
-        # The end is not part of the period: that of a month is the start of the next one.
+        # The end is exclusive: the end of a month is the start of the next.
         last = end - min(end - datetime.datetime.min, datetime.timedelta(microseconds=1))
         start = last.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     if start >= end:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The microversions, and which of them a request asks for.
 
-Source: the API-SIG guideline on microversions.  All are Cyborg's: a client that knows a later one
-of Cyborg must not find it here with another meaning.  What is ours has resources of its own, which
-are the same at every microversion.
+Source: the API-SIG guideline on microversions.  All are Cyborg's: a later microversion of Cyborg
+must not have another meaning here.  Our additions are resources of their own, which are the same
+at every microversion.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = 'OpenStack-API-Version'
 SERVICE_TYPE = 'accelerator'
 
 VERSIONS: tuple[Version, ...] = (
-    (2, 0),  # what Cyborg's v2 API began with; Nova and Tempest ask for no other
+    (2, 0),  # the first of Cyborg's v2 API; Nova and Tempest use no other
     (2, 1),  # an administrator may give /project_id when a request is bound
     (2, 2),  # a device profile can be fetched by its name
     (2, 3),  # devices show their status
@@ -29,7 +29,7 @@ MAX = VERSIONS[-1]
 
 
 class Unparsable(exception.NotAcceptable):
-    """The header cannot be read at all."""
+    """The header cannot be parsed."""
 
 
 def text(version: Version) -> str:
@@ -37,9 +37,9 @@ def text(version: Version) -> str:
 
 
 def negotiate(header: str | None) -> Version:
-    """The microversion that the header asks for; the lowest one if it asks for none of ours.
+    """The microversion that the header requests; the lowest one if it requests none of ours.
 
-    :raises Unparsable: when it makes no sense.
+    :raises Unparsable: when it cannot be parsed.
     :raises cyborg_lite.exception.NotAcceptable: when there is no such version.
     """
     if not header:
@@ -48,7 +48,7 @@ def negotiate(header: str | None) -> Version:
     if asked is None and ' ' not in header.strip():
         asked = header.strip()  # python-cyborgclient and curl users leave the service type out
     if asked is None:
-        return MIN  # it speaks of another service only
+        return MIN  # the header is for another service
     if asked == 'latest':
         return MAX
     match = re.fullmatch(r'(\d{1,4})\.(\d{1,4})', asked)
@@ -66,7 +66,7 @@ def negotiate(header: str | None) -> Version:
 
 
 def headers(version: Version | None) -> dict[str, str]:
-    """What answers say of versions: which one was used, if any, and which there are."""
+    """The version headers of an answer: the version used, if any, and the range."""
     said = {
         'OpenStack-API-Minimum-Version': text(MIN),
         'OpenStack-API-Maximum-Version': text(MAX),

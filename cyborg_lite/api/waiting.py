@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that wait for something: it is looked for again and again, and nothing is held between.
+"""Requests that wait for a condition: they poll it, so any process may change it.
 
-So it does not matter which process brings it about.
+They hold no lock and no transaction between two polls.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import time
 
 from cyborg_lite.api import rest
 
-#: How often it is looked for, in seconds.
+#: The time between two polls, in seconds.
 INTERVAL = 0.2
 
 
 def wait(done: collections.abc.Callable[[], bool], seconds: float) -> None:
-    """Return once it is done, or after so many seconds.
+    """Return once the condition holds, or after so many seconds.
 
-    Return at once where too many requests wait already: each takes a thread of the web server.
+    Return at once if too many requests wait already: each occupies a thread of the web server.
     """
     slots, stopping = rest.call().waiting, rest.call().stopping
     if seconds <= 0 or not slots.acquire(blocking=False):
