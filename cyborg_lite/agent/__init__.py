@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on each host: asks the drivers what is there, and reports it."""
+"""The service of each host: it asks the drivers for devices, and reports them."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The unix socket at which processes of this machine ask their agent for accelerators.
+"""The Unix socket through which processes of this machine lease accelerators.
 
-A client sends one JSON object on one line, and gets one or more of them back, each on a line. Who
-asks is what the kernel says (SO_PEERCRED): nothing that a client says of itself is believed.
+A client sends one JSON object on one line, and receives one or more objects, each on a line. The
+kernel identifies the client (SO_PEERCRED); what a client says of itself is not trusted.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
 
-#: The longest request, in bytes.
+#: The maximum size of a request, in bytes.
 SIZE = 64 << 10
-#: How long a client may take to send its request, or to take in an answer, in seconds.
+#: The timeout for a client to send its request, or to read an answer, in seconds.
 PATIENCE = 5.0
-#: How many clients of each kind are served at once, and how many of one user: those whose request
-#: is read, those that wait for a lease, and others. Root is not counted.
+#: The limits of concurrent clients by kind, in total and of one user: clients whose request is
+#: read, clients that wait for a lease, and others. Root is not counted.
 LIMITS = {'reading': (256, 64), 'lease': (256, 64), 'other': (64, 16)}
-#: How long to wait if a client cannot be taken for lack of descriptors or threads, in seconds.
+#: The pause after accept() failed for lack of descriptors or threads, in seconds.
 PAUSE = 0.2
-#: How many clients may wait to be accepted.
+#: The maximum number of clients that wait to be accepted.
 BACKLOG = 256
-#: How often it is looked whether a client that waits is still there, in seconds.
-GLANCE = 0.2
+#: How often a waiting client is checked to be connected, in seconds.
+CHECK = 0.2
 
 Words = dict[str, typing.Any]
 
 
 class Refused(Exception):
-    """The request of a client cannot be met: the text says why."""
+    """The request of a client is refused: the text gives the reason."""
 
     def __init__(self, text: str, code: int = 400) -> None:
         super().__init__(text)
@@ -57,7 +57,7 @@ class Refused(Exception):
 
 
 class _HungUp(Exception):
-    """A client has gone."""
+    """The client has closed the connection."""
 
 
 class Door:
@@ -66,9 +66,9 @@ class Door:
     def __init__(self, path: str, group: str | None, served: list[leases.Leases]) -> None:
         """Listen at a path.
 
-        :param group: whose members may connect, beside the user of this process.
-        :param served: of each host; clients get what the first has unless they name another.
-        :raises OSError: when that is not possible.
+        :param group: the group whose members may connect, beside the user of this process.
+        :param served: the leases of each host; the first host is the default of clients.
+        :raises OSError: when the socket cannot be made.
         """
         self._path = pathlib.Path(path)
         self._served = {each.host.name: each for each in served}
@@ -99,7 +99,7 @@ class Door:
                 connection, _ = self._listener.accept()
                 self._begin(connection)
             except (OSError, RuntimeError) as error:
-                # For lack of descriptors, or of threads: others may end.
+                # Descriptors or threads are short: other clients may end.
                 if not self._stopping.wait(PAUSE):
                     LOG.error('Socket %s takes no client now: %s', self._path, error)
 
@@ -113,7 +113,7 @@ class Door:
             raise
 
     def _serve(self, connection: socket.socket) -> None:
-        """Serve one client; whatever it does harms nobody else."""
+        """Serve one client; its errors do not affect others."""
         with connection:
             connection.settimeout(PATIENCE)
             try:
@@ -134,7 +134,7 @@ class Door:
     @contextlib.contextmanager
     def _counted(self, kind: str, uid: int) -> collections.abc.Iterator[None]:
         """
-        :raises Refused: when there are too many of this kind.
+        :raises Refused: when there are too many clients of this kind.
         """
         most, of_user = LIMITS[kind]
         with self._lock:
@@ -188,7 +188,7 @@ class Client:
             raise _HungUp
 
     def has_taken(self) -> bool:
-        """Whether it says that it has got its lease: what was sent may never be read."""
+        """Whether the client confirms the lease: a sent answer may never be read."""
         try:
             return self._connection.recv(64).startswith(client.TAKEN.strip())
         except OSError:
@@ -202,7 +202,7 @@ class Client:
             raise _HungUp
 
     def may(self, owner: int) -> bool:
-        """Whether it may touch what belongs to this user."""
+        """Whether the client may change what this user owns."""
         return self.uid in (0, owner)
 
 
@@ -213,7 +213,7 @@ def _lease(
     of: typing.Any = 'self',
     command: typing.Any = None,
 ) -> None:
-    """Lease for a process, and tell the client each change until it has what it asked for."""
+    """Lease for a process, and send the client each change until the lease is active."""
     request = {} if request is None else request
     if not isinstance(request, dict):
         raise Refused('expected "request" to be an object')
@@ -231,9 +231,9 @@ def _lease(
 
 
 def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None:
-    """Tell the client of its lease until it is active, and has been taken.
+    """Send the client the state of its lease until the lease is active and confirmed.
 
-    :raises _HungUp: when the client has gone meanwhile.
+    :raises _HungUp: when the client has disconnected.
     """
     row: leases.Row | None = lease.row
     while row is not None and row['state'] == 'queued':
@@ -241,7 +241,7 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
         before = row
         while row == before:
             asking.refuse_if_gone()
-            row = served.wait(lease, before, GLANCE)
+            row = served.wait(lease, before, CHECK)
     if row is None:
         raise Refused('the lease was released while it waited', 409)
     document = served.document(lease)
@@ -252,13 +252,13 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
 
 
 def _holder(asking: Client, of: typing.Any) -> processes.Process:
-    """The process that is to hold a lease: the client, its parent, or one of the same user."""
+    """The process that will hold a lease: the client, its parent, or another of the same user."""
     if of == 'self':
         pid = asking.pid
     elif of == 'parent':
         pid = processes.parent(asking.pid)
     elif of == 'time':
-        # Of no process: it ends when it is released, or by its time.
+        # Without a process: the lease ends by a release or by its time.
         return processes.Process(processes.boot(), 0, 0, asking.uid, processes.user(asking.uid), '')
     elif isinstance(of, int) and not isinstance(of, bool) and of > 0:
         if processes.namespace(asking.pid) != processes.namespace(os.getpid()):
@@ -268,7 +268,7 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
         raise Refused('expected "of" to be "self", "parent", "time", or a pid')
     process = processes.find(pid)
     if pid == asking.pid:
-        # What the kernel said when it connected: it may have changed its user since.
+        # The user at the time of connect(): the process may have changed it since.
         return dataclasses.replace(process, uid=asking.uid, user=processes.user(asking.uid))
     if not asking.may(process.uid):
         raise Refused(f'process {pid} belongs to another user', 403)
@@ -276,9 +276,9 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
 
 
 def _list(served: leases.Leases, asking: Client) -> None:
-    """All leases of the host, with their processes, and the resources that it has.
+    """List all leases of the host, with their processes, and the host's resources.
 
-    Others see no ids of a lease.
+    Other users do not see the ids of a lease.
     """
     hidden = {'uuid': None, 'name': None}
     found = [
@@ -313,7 +313,7 @@ def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> No
 
 
 def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words:
-    """A lease as clients see it."""
+    """A lease in the form for clients."""
     process = lease.process
     return {
         'uuid': lease.uuid,
@@ -337,7 +337,7 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
 def _read(connection: socket.socket) -> Words:
     """The request of a client.
 
-    :raises Refused: when it is none.
+    :raises Refused: when it is not valid.
     """
     text = b''
     while not text.endswith(b'\n'):
@@ -371,7 +371,7 @@ def _listen(path: pathlib.Path, group: str | None) -> socket.socket:
     _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Nobody connects before the mode is right: nothing listens until then.
+        # The mode is set before listen(): nobody can connect earlier.
         with client.short(os.fspath(path)) as place:
             listener.bind(place)
         path.chmod(0o600)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drivers of one host: loaded once, asked together, each failing alone."""
+"""The drivers of one host: they are loaded once, run in parallel, and fail independently."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from cyborg_lite import model
 LOG = log.getLogger(__name__)
 
 NAMESPACE = 'cyborg_lite.drivers'
-#: Upstream's group. Its drivers return versioned objects and read the host's own files.
+#: The group of upstream's drivers, which return versioned objects and read the host's own files.
 UPSTREAM_NAMESPACE = 'cyborg.accelerator.driver'
 
 
 @dataclasses.dataclass
 class State:
-    """How a driver is: ``ok``, or ``degraded`` and why."""
+    """The state of a driver: ``ok``, or ``degraded`` with a reason."""
 
     state: str = 'ok'
     reason: str = ''
     devices: int = 0
-    #: of a degraded one: whether it looked at all cards, so that one that it lacks is not there
+    #: whether a degraded driver looked at all cards, so that a card it did not report is absent
     complete: bool = False
 
     @property
     def words(self) -> str:
-        """How it is, in a sentence; one that could not look found nothing that says anything."""
+        """The state in a sentence; the number of devices is left out if it says nothing."""
         found = f', {self.devices} device{"" if self.devices == 1 else "s"}'
         count = found if self.devices or self.state == 'ok' else ''
         return f'{self.state}{count}' + (f': {self.reason}' if self.reason else '')
 
     def facts(self) -> dict[str, typing.Any]:
-        """As it is reported; an ``ok`` one has always looked at all."""
+        """The state in a report; an ``ok`` driver has always looked at all cards."""
         facts = dataclasses.asdict(self)
         if not self.complete:
             del facts['complete']
@@ -55,25 +55,25 @@ class State:
 
 @dataclasses.dataclass
 class Findings:
-    """What all drivers of a host found at one moment."""
+    """What all drivers of a host found in one scan."""
 
     devices: list[model.Device]
     drivers: dict[str, State]
-    #: how often each has looked: a health that is reported twice is one sample
+    #: how many scans each driver has made: a health that is reported again is the same sample
     looks: dict[str, int]
 
 
-#: The devices that a driver found, what it could not learn, and whether it looked at all cards.
+#: The devices of a driver, its errors, and whether it looked at all cards.
 Answer = tuple[list[model.Device], list[str], bool]
 
 
 class Scanner:
-    """One driver: asked one question at a time, in a thread; and what it answered last."""
+    """One driver with its last answer.  It runs one scan at a time, in a thread."""
 
     def __init__(
         self, name: str, asked: driver.Driver, woken: collections.abc.Callable[[], None]
     ) -> None:
-        """A scanner, which has asked nothing yet.
+        """A scanner without an answer yet.
 
         :param woken: called when a late answer arrives.
         """
@@ -81,7 +81,7 @@ class Scanner:
         self.answered = False
         self.looks = 0
         self.devices: list[model.Device] = []
-        #: what other drivers do not report: what this one reported when it last could
+        #: the devices of this driver's last complete scan: other drivers do not report them
         self.claims: contract.Seen = set()
         self.state = State()
         self.begun = 0.0
@@ -89,7 +89,7 @@ class Scanner:
         self._woken = woken
         self._future: concurrent.futures.Future[Answer] | None = None
         self._late = False
-        self._rests_until = 0.0
+        self._paused_until = 0.0
 
     @property
     def pending(self) -> bool:
@@ -97,33 +97,31 @@ class Scanner:
 
     @property
     def awaited(self) -> concurrent.futures.Future[Answer] | None:
-        """The question, unless a report has gone without its answer already."""
+        """The running scan, unless a report was sent without its answer already."""
         return None if self._late else self._future
 
     def ask(self) -> None:
-        """Ask the driver, unless it is still at the question before, or rests after a late answer:
-        a hung one costs one thread, however often the host is scanned.
-        """
-        if self._future is None and time.monotonic() >= self._rests_until:
+        """Start a scan, unless one is running or the driver pauses: a hang costs one thread."""
+        if self._future is None and time.monotonic() >= self._paused_until:
             self.begun = time.monotonic()
             self._future = _ask(self.name, self._driver)
 
     def leave(self) -> None:
-        """Report without its answer; as soon as it comes there is another report."""
+        """Mark the scan as late: the answer then causes a report of its own."""
         if self._future is not None and not self._late:
             self._late = True
             self._future.add_done_callback(lambda _: self._woken())
 
-    def take(self, rest: float) -> None:
-        """Take in the answer, if there is one.
+    def take(self, pause: float) -> None:
+        """Store the answer, if there is one.
 
-        :param rest: for how many seconds the driver is not asked after a late answer.
+        :param pause: the pause of the driver after a late answer, in seconds.
         """
         future = self._future
         if future is None or not future.done():
             return
         if self._late:
-            self._rests_until = time.monotonic() + rest
+            self._paused_until = time.monotonic() + pause
         self._future, self._late, self.answered = None, False, True
         self.looks += 1
         if error := future.exception():
@@ -135,8 +133,8 @@ class Scanner:
         for device in self.devices:
             for deployable in device.deployables:
                 deployable.driver_name = self.name
-        # A trait that was dropped costs itself; a device that was left out may be there for all
-        # we know, and must not count as gone.
+        # Dropping a trait loses only the trait. A dropped device may be present, and must not be
+        # reported as missing.
         whole = isinstance(found, list | tuple) and len(self.devices) == len(found)
         state = 'ok' if whole and not notes else 'degraded'
         reason = '; '.join([*notes, *complaints])
@@ -144,7 +142,7 @@ class Scanner:
 
 
 def idle(conf: cfg.ConfigOpts) -> list[str]:
-    """The names of drivers that packages of others have installed, and that are not enabled."""
+    """The names of drivers that other packages installed and that are not enabled."""
     installed = metadata.entry_points(group=NAMESPACE)
     own = metadata.distribution('cyborg-lite').entry_points
     shipped = {point.name for point in own if point.group == NAMESPACE}
@@ -160,9 +158,9 @@ class Drivers:
         host: driver.Host,
         woken: collections.abc.Callable[[], None] = lambda: None,
     ) -> None:
-        """Load the drivers that are enabled.
+        """Load the enabled drivers.
 
-        :param woken: called when a driver answers after a report had to go without.
+        :param woken: called when a driver answers after a report was sent without its answer.
         """
         self._conf = conf
         self._host = host
@@ -198,7 +196,7 @@ class Drivers:
                 self._degrade(name, f'no entry point of that name in the group {NAMESPACE}: {hint}')
 
     def _start(self, name: str, plugin: typing.Any) -> None:
-        """Make the driver, if it is one: the contract is a class, not a group's name."""
+        """Make the driver, if the class fits: any package can use the entry point group."""
         if not (isinstance(plugin, type) and issubclass(plugin, driver.Driver)):
             self._degrade(
                 name,
@@ -229,12 +227,12 @@ class Drivers:
 
     @property
     def _limit(self) -> float:
-        """How long a driver may take before it is degraded, in seconds."""
+        """The time after which a driver without an answer is degraded, in seconds."""
         return float(min(self._conf.agent.driver_timeout, self._conf.agent.report_interval))
 
     @property
     def deadline(self) -> float:
-        """When something is to be said, or done, because a driver has not answered by then."""
+        """The earliest time at which a driver without an answer becomes degraded."""
         pending = [scanner for scanner in self._scanners.values() if scanner.pending]
         limits = (self._limit, self._conf.agent.driver_timeout)
         times = [scanner.begun + limit for scanner in pending for limit in limits]
@@ -242,18 +240,18 @@ class Drivers:
 
     @property
     def settled(self) -> bool:
-        """Whether each driver has answered once, or has had its time to."""
+        """Whether each driver has answered once, or has timed out."""
         limit = time.monotonic() - self._conf.agent.driver_timeout
         return all(s.answered or s.begun <= limit for s in self._scanners.values())
 
     def discover(self, anew: bool = True, patience: float | None = None) -> Findings:
-        """What the drivers find, asked at the same time; one that fails or is late harms no other.
+        """Run the drivers in parallel; a failed or late driver does not affect others.
 
-        One that has not answered is waited for once, for at most half an interval, so that the
-        report is not late. What it answered before stands until it has had its time.
+        A late driver is waited for once, for at most half an interval, so that the report is not
+        late. Its last answer is used until it times out.
 
-        :param anew: ask them; else only take in what they have answered meanwhile.
-        :param patience: how long to wait for answers, in seconds.
+        :param anew: start new scans; otherwise only collect late answers.
+        :param patience: the timeout for answers, in seconds.
         """
         scanners = self._scanners.values()
         interval = self._conf.agent.report_interval
@@ -265,7 +263,7 @@ class Drivers:
         devices: list[model.Device] = []
         owners: dict[tuple[str, str], str] = {}
         names = self._conf.agent.enabled_drivers
-        # Their order decides whose a device is that two of them found.
+        # If two drivers find a device, the first of them owns it.
         for name in names:
             if name in self._scanners:
                 self._scanners[name].take(interval)
@@ -276,9 +274,9 @@ class Drivers:
     def _answer(
         self, scanner: Scanner, owners: dict[tuple[str, str], str], patience: float
     ) -> list[model.Device]:
-        """What is reported of one driver.
+        """The reported state and devices of one driver.
 
-        :param owners: whose is what the drivers before it claim.
+        :param owners: the devices that earlier drivers claim, each with its driver.
         """
         if scanner.pending:
             scanner.leave()
@@ -300,7 +298,7 @@ class Drivers:
         return '' if scanner.answered else f'no answer within {patience:g} s'
 
     def _share(self, scanner: Scanner, owners: dict[tuple[str, str], str]) -> list[model.Device]:
-        """The devices of a driver that no driver before it claims."""
+        """The devices of a driver that no earlier driver claims."""
         kept: list[model.Device] = []
         reasons = [scanner.state.reason] if scanner.state.reason else []
         claims: contract.Seen = set()
@@ -314,7 +312,7 @@ class Drivers:
             else:
                 kept.append(device)
                 claims |= taken
-        # A driver that is not well may have missed a card, which is no other driver's then.
+        # A degraded driver may have missed a card: no other driver may claim it.
         well = scanner.state.state == 'ok' or scanner.state.complete
         scanner.claims = claims if well else scanner.claims | claims
         found = dataclasses.replace(scanner.state, reason='; '.join(reasons), devices=len(kept))
@@ -322,7 +320,7 @@ class Drivers:
         return kept
 
     def _judged(self, name: str, found: State) -> State:
-        """The state of a driver that has answered: degraded if it lacks expected devices."""
+        """The state of a driver after an answer: degraded if expected devices are absent."""
         expected = self._conf.agent.expected_devices.get(name, 0)
         if found.devices >= expected:
             return found
@@ -333,13 +331,13 @@ class Drivers:
 
 
 def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[Answer]:
-    """Run discover() in a daemon thread: a pool would wait for a hung one at exit."""
+    """Run discover() in a daemon thread: a pool would wait for a hung thread at exit."""
     future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
 
     def run() -> None:
         try:
             future.set_result((*each.look(), each.complete))
-        except BaseException as error:  # SystemExit, too, ends the driver's thread only
+        except BaseException as error:  # SystemExit must end only the driver's thread
             future.set_exception(error)
 
     threading.Thread(target=run, name=f'discover-{name}', daemon=True).start()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leases of processes: what a process of this host holds until it has ended.
+"""Leases of processes: a process of this host holds accelerators until it has ended.
 
-Conductors keep the leases; the agent watches the processes. Nothing is kept here over a restart:
-the agent asks which leases its host has, finds their processes by boot, pid and start, and ends
-what ended meanwhile. While no conductor answers it tries again every second.
+Conductors store the leases; the agent watches the processes. The agent stores nothing over a
+restart: it fetches the leases of its host, finds their processes by boot, pid and start time, and
+releases leases whose processes have ended. While no conductor answers, it retries every second.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
 
-#: How often the place of those that wait is asked for, in seconds.
+#: How often the positions of queued leases are fetched, in seconds.
 POLL = 0.5
-#: How often leases are compared with those that conductors have, in seconds: some may have been
-#: released by others.
+#: How often leases are compared with those of conductors, in seconds: others may have released
+#: some.
 RESYNC = 60.0
-#: How soon a conductor that did not answer is asked again, in seconds.
+#: The time between retries while no conductor answers, in seconds.
 RETRY = 1.0
-#: How long an answer is waited for, in seconds.
+#: The timeout of a call, in seconds.
 TIMEOUT = 60
-#: The most processes of one lease that are watched at once: the others are looked for when these
-#: have ended.
+#: The maximum number of processes of one lease that are watched at once: others are searched for
+#: when these have ended.
 WATCHED = 8
-#: How long the end of the work in hand is waited for, in seconds.
+#: How long a stop waits for the round in progress, in seconds.
 PATIENCE = 5
 
 Row = dict[str, typing.Any]
@@ -49,16 +49,16 @@ Row = dict[str, typing.Any]
 
 @dataclasses.dataclass
 class Lease:
-    """What is known of a lease: what a conductor says, and which processes are watched."""
+    """A lease: the row of a conductor, and the processes that are watched."""
 
     uuid: str
     process: processes.Process
     row: Row
-    #: by its descriptor each process that is watched
+    #: the watched processes by their descriptors
     watched: dict[int, processes.Process] = dataclasses.field(default_factory=dict)
-    #: whether the process that it was made for has been looked for
+    #: whether the process that the lease was made for has been searched for
     begun: bool = False
-    #: why it is to be released; None while its processes live
+    #: why the lease must be released; None while its processes live
     over: str | None = None
 
     @property
@@ -77,7 +77,7 @@ class Leases:
         reported: threading.Event,
         finding: collections.abc.Callable[[], collections.abc.Collection[str]],
     ) -> None:
-        """:param agent: the id under which the agent reports.
+        """:param agent: the id of the agent in reports.
         :param reported: set once a conductor knows the host.
         :param finding: returns the drivers that have found devices.
         """
@@ -90,25 +90,25 @@ class Leases:
         self._changed = threading.Condition()
         self._known: dict[str, Lease] = {}
         self._selector = selectors.DefaultSelector()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._due = 0.0
-        # How many requests were begun, and how many are under way.
+        # How many requests were started, and how many are in progress.
         self._begun = self._asking = 0
 
     def start(self) -> None:
         self._worker.start()
 
     def stop(self) -> None:
-        """Watch no more. What is held stays held: an agent that starts finds it again."""
+        """Stop watching.  Leases stay held: the agent finds them again at its next start."""
         self._worker.stop()
-        self._ring()
+        self._wake()
         self._worker.join(PATIENCE)
 
     def take(self, process: processes.Process, request: Row) -> Lease:
-        """Lease for a process; the lease may have to wait: see :meth:`wait`.
+        """Lease for a process; the lease may be queued: see :meth:`wait`.
 
-        :raises cyborg_lite.exception.CyborgError: when it is refused.
+        :raises cyborg_lite.exception.CyborgError: when the request is refused.
         :raises oslo_messaging.MessagingException: when no conductor answers.
         """
         told = dataclasses.asdict(process)
@@ -122,18 +122,16 @@ class Leases:
         except exception.CyborgError:
             raise
         except BaseException:
-            # It may have been made all the same: then it is found.
+            # The lease may exist nevertheless: the next comparison finds it.
             self._due = 0.0
             raise
         finally:
             with self._changed:
                 self._asking -= 1
-            self._ring()
+            self._wake()
 
     def wait(self, lease: Lease, row: Row, timeout: float) -> Row | None:
-        """What is known of a lease once that has changed, or so many seconds later; None once it
-        is released.
-        """
+        """Wait for a change of a lease, at most so many seconds; None once it is released."""
         with self._changed:
             self._changed.wait_for(lambda: self._row(lease) != row, timeout)
             return self._row(lease)
@@ -143,11 +141,11 @@ class Leases:
         return known.row if known is not None and known.over is None else None
 
     def end(self, lease: Lease, cause: str) -> None:
-        """Release a lease; if no conductor answers it is tried again until one does."""
+        """Release a lease; the release is retried until a conductor answers."""
         with self._changed:
             lease.over = lease.over or cause
             self._changed.notify_all()
-        self._ring()
+        self._wake()
 
     def all(self) -> list[Lease]:
         with self._changed:
@@ -158,17 +156,17 @@ class Leases:
         return delivery.resources(self._finding())
 
     def released(self, lease: Lease, timeout: float) -> bool:
-        """Whether a conductor knows that a lease is over; so many seconds are waited for that."""
+        """Whether a conductor has released a lease, after waiting at most so many seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: lease.uuid not in self._known, timeout)
 
     def opening(self, lease: Lease) -> list[processes.Process]:
-        """The processes that have a device of a lease open, as far as they can be seen."""
+        """The visible processes that have a device of a lease open."""
         return processes.using(lease.process, self._nodes(lease))
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         """Wake the thread that watches."""
-        os.eventfd_write(self._bell, 1)
+        os.eventfd_write(self._wakeup, 1)
 
     def _me(self) -> dict[str, str]:
         return {'host': self.host.name, 'agent': self._agent}
@@ -177,7 +175,7 @@ class Leases:
         return self._bus.leases(context.service(), timeout=TIMEOUT)
 
     def _work(self) -> float:
-        """Do one round; returns how long to wait for the next, which has waits of its own."""
+        """Do one round; returns the time until the next, which waits for events itself."""
         if not self._reported.is_set():
             return POLL
         now = time.monotonic()
@@ -186,21 +184,21 @@ class Leases:
         known = list(self._known.values())
         late = [lease for lease in known if not self._look(lease)]
         late += [lease for lease in known if lease.over and not self._end(lease)]
-        self._hear(RETRY if late else self._pause())
+        self._wait_for_events(RETRY if late else self._pause())
         return 0.0
 
     def _pause(self) -> float:
-        """How long nothing is to be done unless a process ends."""
+        """The time until the next work is due, unless a process ends earlier."""
         with self._changed:
             if any(lease.queued and not lease.over for lease in self._known.values()):
                 self._due = min(self._due, time.monotonic() + POLL)
         return max(0.0, self._due - time.monotonic())
 
-    def _hear(self, timeout: float) -> None:
-        """Wait until a process ends, or the bell rings."""
+    def _wait_for_events(self, timeout: float) -> None:
+        """Wait until a process ends, or another thread wakes this one."""
         for key, _ in self._selector.select(timeout):
-            if key.fd == self._bell:
-                os.eventfd_read(self._bell)
+            if key.fd == self._wakeup:
+                os.eventfd_read(self._wakeup)
             else:
                 self._forget(key.data, key.fd)
 
@@ -210,14 +208,15 @@ class Leases:
         os.close(descriptor)
 
     def _unwatch(self, lease: Lease) -> None:
-        """Watch no process of a lease any more."""
+        """Stop watching the processes of a lease."""
         for descriptor in list(lease.watched):
             self._forget(lease, descriptor)
 
     def _compare(self) -> bool:
-        """Compare what is known with what conductors have; returns whether one answered.
+        """Compare the known leases with those of conductors; returns whether one answered.
 
-        Leases of before a restart become known by it. Those that wait have no client any more.
+        After a restart this finds the earlier leases. Those that are queued have no client any
+        more.
         """
         with self._changed:
             before, begun = set(self._known), self._begun
@@ -234,11 +233,11 @@ class Leases:
                 if lease is not None:
                     lease.row = row
                 elif asking or begun != self._begun:
-                    # It may be one that is being asked for: its client is about to know it.
+                    # A request in progress may have made this lease: its client will receive it.
                     self._due = 0.0
                 else:
                     self._known[uuid] = self._found(row)
-            # One that was made meanwhile may be missing in what was found.
+            # A lease that was made meanwhile may be absent from the answer.
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
             self._changed.notify_all()
         for lease in gone:
@@ -246,24 +245,22 @@ class Leases:
         return True
 
     def _found(self, row: Row) -> Lease:
-        """A lease that a conductor knows, and this agent does not."""
+        """A lease that a conductor has and this agent did not know."""
         lease = Lease(row['uuid'], _process(row['consumer_id'], self.host), row)
         if lease.queued:
             lease.over = 'Its client is gone.'
         return lease
 
     def _look(self, lease: Lease) -> bool:
-        """Watch the processes of a lease, which is over once none is left; returns whether it could
-        be looked.
-        """
+        """Watch the processes of a lease, which ends with the last; False if this failed."""
         if lease.over or not lease.process.pid or lease.watched:
             return True
         try:
             if not lease.begun:
                 self._watch(lease, lease.process)
                 lease.begun = True
-            # A process may be started while the others are looked at: there is none if twice in a
-            # row none is found.
+            # A process may start during the search: none is left if two searches in a row find
+            # none.
             for _ in range(2):
                 if lease.watched:
                     return True
@@ -278,7 +275,7 @@ class Leases:
 
     def _watch(self, lease: Lease, process: processes.Process) -> None:
         """
-        :raises OSError: when it cannot be watched, though it lives.
+        :raises OSError: when it lives but cannot be watched.
         """
         if len(lease.watched) >= WATCHED:
             return
@@ -294,7 +291,7 @@ class Leases:
         lease.watched[descriptor] = process
 
     def _nodes(self, lease: Lease) -> set[str]:
-        """The device nodes that are of this lease alone; a host that was described has none."""
+        """The device nodes that only this lease has; a described host has none."""
         if self.host.recorded or lease.queued:
             return set()
         return set(delivery.render(self.document(lease), 'process')['nodes'])
@@ -305,7 +302,7 @@ class Leases:
         return found if self.host.recorded else delivery.present(found, os.path.exists)
 
     def _end(self, lease: Lease) -> bool:
-        """Release a lease that is over; returns whether a conductor took it."""
+        """Release an ended lease; returns whether a conductor accepted this."""
         try:
             self._conductor().end_lease(uuid=lease.uuid, cause=lease.over, **self._me())
         except (messaging.MessagingException, exception.CyborgError) as error:

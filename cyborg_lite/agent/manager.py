@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent does: report its host, now and then and when it is asked."""
+"""The agent of a host: it reports the host periodically and on request."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
 
-#: How long the end of a report is waited for, in seconds.
+#: How long a stop waits for a report in progress, in seconds.
 PATIENCE = 5
-#: How soon a report that no conductor took is sent again, in seconds.
+#: The time after which a report is sent again that no conductor accepted, in seconds.
 RETRY = 1
 
 
@@ -41,22 +41,22 @@ class Manager:
         self._worker = worker.Worker(f'report-{host.name}', self._work)
         self._drivers = drivers.Drivers(conf, host, woken=self._worker.wake)
         self._boot_id = processes.boot()
-        #: tells an agent that was started anew from two that run at once
+        #: distinguishes a restarted agent from two agents of one host
         self.id = str(uuid.uuid4())
-        #: set once the conductor knows what the drivers found first, or has refused it
+        #: set once the conductor has accepted or refused the first findings of the drivers
         self.reported = threading.Event()
         #: the drivers that have found devices
         self.finding: frozenset[str] = frozenset()
-        # A report that is asked for and one that is due must not pass each other.
+        # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
         self._due = 0.0
-        #: the kind of error for which no conductor took the last report
+        #: the class of the error that the last report failed with
         self._failure: type[Exception] | None = None
         self._taken = False
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext | None = None) -> dict[str, typing.Any]:
-        """Scan the host and report it; returns how each driver is."""
+        """Scan the host and report it; returns the state of each driver."""
         return self._report(ctxt or context.service(), anew=True)
 
     def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
@@ -69,7 +69,7 @@ class Manager:
             }
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval
-            # If no answer comes, the next report does in time to say that the host is up.
+            # If no answer comes, the next report still comes in time to keep the host up.
             conductor = self._bus.receiver(ctxt, timeout=interval)
             conductor.report(
                 host=self.host.name,
@@ -88,20 +88,20 @@ class Manager:
         self._worker.start()
 
     def stop(self) -> None:
-        """End; a report in hand is not waited for for long, as the next one says it all again."""
+        """Stop; the wait for a report in progress is short, as the next report repeats all."""
         self._worker.stop()
         self._worker.join(PATIENCE)
 
     def _work(self) -> float:
-        """Report the host, and ask its drivers if that is due; returns when to do so again.
+        """Report the host, and scan it if that is due; returns the time until the next report.
 
-        It is done before it is due when a late driver has answered, or the last report was not
-        taken: then what is known is reported.
+        A report without a new scan follows early if a late driver has answered, or if no conductor
+        accepted the last report.
         """
         begun = time.monotonic()
         anew = begun >= self._due
         if anew:
-            # By the beginning: a report that took long, or was lost, makes the next one no later.
+            # Counted from the start: a slow or lost report does not delay the next.
             self._due = begun + self._conf.agent.report_interval
         taken = self._try(anew)
         if taken and self._drivers.settled:
@@ -110,14 +110,14 @@ class Manager:
         return max(0.0, min(self._due, soon) - time.monotonic())
 
     def _try(self, anew: bool) -> bool:
-        """Report; returns False when no conductor took it."""
+        """Report; returns False if no conductor accepted it."""
         try:
             self._report(context.service(), anew)
         except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
             self._wait_for_conductor(error)
             return False
         except Exception:
-            # A conductor was there, and failed: the same will not do better a second later.
+            # A conductor answered and failed: a retry a second later would fail, too.
             LOG.exception('Host %s could not be reported', self.host.name)
             self.reported.set()
         else:
@@ -127,7 +127,7 @@ class Manager:
         return True
 
     def _wait_for_conductor(self, error: Exception) -> None:
-        """Log what is waited for, once."""
+        """Log once what the agent waits for."""
         if type(error) is not self._failure:
             LOG.warning(
                 'Host %s waits for a conductor to report to, and tries again every %d s: %r',
@@ -137,5 +137,5 @@ class Manager:
 
 
 def _sequence() -> int:
-    """Nanoseconds since boot: it grows over restarts of the agent, whatever the clock does."""
+    """Nanoseconds since boot: they grow over restarts of the agent, and ignore clock changes."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of this machine: who they are, and whether they are still there.
+"""Processes of this machine: their identity, and whether they still run.
 
-A pid is used again after its process has ended. A process is known by the boot, its pid, and the
-moment at which it was started.
+The kernel reuses pids. A process is identified by the boot, its pid, and its start time.
 
 Source: proc(5), pidfd_open(2), unix(7).
 """
@@ -21,29 +20,30 @@ import struct
 
 from cyborg_lite import client
 
-#: Where processes are seen.
+#: The file system of processes.
 PROC = pathlib.Path('/proc')
-#: The variable by which what a process starts is known to belong to its lease.
+#: The variable that marks the children of a process as part of its lease.
 MARK = client.ALLOCATION
-#: The most of an environment that is read, in bytes: arguments and environment have 6 MB together.
+#: The maximum size of an environment that is read, in bytes: the kernel allows 6 MB with the
+#: arguments.
 ENVIRONMENT = 8 << 20
 
-#: What is raised for a process that has ended, and for one that may not be looked at, too.
+#: Errors for a process that has ended, or that this user may not read.
 _ENDED = (ProcessLookupError, FileNotFoundError)
 _HIDDEN = (*_ENDED, PermissionError)
 
 
 class Gone(Exception):
-    """A process has ended, or cannot be seen from here."""
+    """A process has ended, or is not visible here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process, or one that has been."""
+    """A process, which may have ended."""
 
     boot_id: str
     pid: int
-    #: when it was started, in clock ticks since the boot
+    #: its start time, in clock ticks since the boot
     started: int
     uid: int
     user: str
@@ -51,14 +51,14 @@ class Process:
 
 
 def boot() -> str:
-    """The kernel's name for this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
+    """The id of this boot (proc(5), /proc/sys/kernel/random/boot_id)."""
     return (PROC / 'sys/kernel/random/boot_id').read_text().strip()
 
 
 def peer(connection: socket.socket) -> tuple[int, int]:
-    """The pid and the uid of whoever has connected, as the kernel tells.
+    """The pid and the uid of the peer, from the kernel.
 
-    :raises Gone: when it is in a pid namespace that cannot be seen from here.
+    :raises Gone: when the peer is in a pid namespace that is not visible here.
     """
     size = struct.calcsize('3i')
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
@@ -69,7 +69,7 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
 
 def find(pid: int) -> Process:
-    """The process that has this pid now.
+    """The process with this pid.
 
     :raises Gone: when there is none.
     """
@@ -91,16 +91,16 @@ def parent(pid: int) -> int:
 
 
 def namespace(pid: int) -> str:
-    """What names the pid namespace of a process.
+    """The id of the pid namespace of a process.
 
-    :raises Gone: when it has ended, or may not be looked at.
+    :raises Gone: when it has ended, or may not be read.
     """
     with _gone(pid):
         return os.readlink(PROC / str(pid) / 'ns/pid')
 
 
 def watch(process: Process) -> int:
-    """A descriptor that can be read once the process has ended.
+    """A descriptor that becomes readable when the process ends.
 
     :raises Gone: when it has ended already.
     """
@@ -109,7 +109,7 @@ def watch(process: Process) -> int:
     with _gone(process.pid):
         descriptor = os.pidfd_open(process.pid)
     try:
-        # The pid may have been used again before it was opened; from now on it is not.
+        # The pid may have been reused before the open; the descriptor prevents it from now on.
         with _gone(process.pid):
             same = _started(process.pid) == process.started
         if not same or ended(descriptor):
@@ -130,14 +130,14 @@ def ended(descriptor: int) -> bool:
 def using(
     holder: Process, nodes: collections.abc.Collection[str], mark: str | None = None
 ) -> list[Process]:
-    """The processes that have a mark in their environment, or one of these device nodes open.
+    """The processes with a mark in their environment, or with one of these device nodes open.
 
-    They are of the same user as the holder, or root with the mark: others could keep by a mark
-    what is not theirs, and services such as that of persistence have nodes open all the time. They
-    were started after the holder.  What may not be looked at is left out: an agent that is not root
-    sees its own user's processes.
+    Only processes of the holder's user count, or of root with the mark: other users could keep the
+    lease by the mark, and services such as a persistence daemon have nodes open all the time. They
+    must have started after the holder.  Unreadable processes are skipped: an agent that is not
+    root sees only its own user's processes.
 
-    :raises OSError: when it cannot be looked, such as for lack of descriptors.
+    :raises OSError: when the search fails, such as for lack of descriptors.
     """
     wanted = f'{MARK}={mark}'.encode() if mark else None
     found = []
@@ -191,7 +191,7 @@ def _started(pid: int) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on: the second may hold blanks and brackets."""
+    """The fields of /proc/PID/stat from the third on: the second may have blanks and brackets."""
     text = (PROC / str(pid) / 'stat').read_text(errors='replace')
     return text.rpartition(')')[2].split()
 
@@ -210,7 +210,7 @@ def user(uid: int) -> str:
 
 @contextlib.contextmanager
 def _gone(pid: int) -> collections.abc.Iterator[None]:
-    """Turn what a process that has ended raises into Gone, and no other error."""
+    """Turn the errors of an ended process into Gone, and no others."""
     try:
         yield
     except (*_ENDED, ValueError, IndexError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The services that we call: thin, over keystoneauth."""
+"""Thin clients of other services, over keystoneauth."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from oslo_config import cfg
 
 
 def configured(conf: cfg.ConfigOpts, group: str) -> bool:
-    """Whether the operator has said how to reach a service."""
+    """Whether the options of a service are set."""
     return conf[group].auth_type is not None
 
 
 def connect(conf: cfg.ConfigOpts, group: str, microversion: str) -> adapter.Adapter:
-    """A service of the catalogue, spoken to as the user of its group of options."""
+    """A client of a service in the catalogue, with the user of its group of options."""
     auth = loading.load_auth_from_conf_options(conf, group)
-    # Whoever could redirect us would get our token, and choose what we reach.
+    # A redirect could send our token to another server.
     session = loading.load_session_from_conf_options(conf, group, auth=auth, redirect=False)
     return loading.load_adapter_from_conf_options(
         conf,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell Nova that the accelerator requests of an instance are resolved; ask it for instances."""
+"""The client of Nova: it sends events of accelerator requests, and looks up instances."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from cyborg_lite import exception
 
 LOG = log.getLogger(__name__)
 
-#: the first that knows accelerator-request-bound
+#: the first with the event accelerator-request-bound
 MICROVERSION = '2.82'
 
 
 class Refused(Exception):
-    """Nova could not listen: it is to be told again later."""
+    """Nova did not accept the events: the call must be retried."""
 
 
 class Nova:
-    """As much of Nova's API as we need."""
+    """The part of Nova's API that we use."""
 
     def __init__(self, client: adapter.Adapter) -> None:
         self._client = client
 
     def notify(self, instance: str, arqs: collections.abc.Mapping[str, str]) -> None:
-        """Say of each request of an instance whether it was bound, in one call.
+        """Send one event for each request of an instance, in one call.
 
-        :param arqs: by the uuid of a request ``completed`` or ``failed``.
-        :raises Refused: when the call is to be made again.
+        :param arqs: ``completed`` or ``failed`` by the uuid of a request.
+        :raises Refused: when the call must be retried.
         """
         events = [
             {
@@ -46,26 +46,27 @@ class Nova:
         answer: typing.Any = self._client.post(
             '/os-server-external-events', json={'events': events}, raise_exc=False
         )
-        # 422 is what an instance gets that has no host yet: Nova looks at the requests itself when
-        # it has got that far. 404 is an instance that is gone. 207 tells of each event.
+        # 422: the instance has no host yet, and Nova reads the requests itself later. 404: the
+        # instance does not exist. 207: each event has a status of its own.
         if answer.status_code in (200, 207, 404, 422):
             LOG.debug('Nova answered %s to events of %s', answer.status_code, instance)
             return
         raise Refused(f'HTTP {answer.status_code}: {answer.text[:500]}')
 
     def knows(self, instance: str) -> bool:
-        """Whether there is an instance.
+        """Whether an instance exists.
 
         :raises cyborg_lite.exception.Conflict: when our user may not see all instances.
-        :raises cyborg_lite.exception.ComputeAway: when Nova does not say.
+        :raises cyborg_lite.exception.ComputeAway: when Nova gives no answer.
         """
         shown = self._get(f'/servers/{instance}')
         if shown.status_code == 200:
             return True
         if shown.status_code != 404:
             raise _away(shown)
-        # To a user who is no administrator Nova answers 404 for servers of other projects, too: an
-        # empty list of all projects is the proof, as such a user does not get one.
+        # Nova also answers 404 if the user is not an administrator and the server is of another
+        # project. Only an administrator can list the servers of all projects: an empty list is the
+        # proof.
         listed = self._get('/servers', params={'all_tenants': '1', 'uuid': instance})
         if listed.status_code == 403:
             raise exception.Conflict(
@@ -84,7 +85,7 @@ class Nova:
 
 
 def _servers(answer: typing.Any) -> list[typing.Any]:
-    """The list in an answer, which may come from anything that calls itself Nova."""
+    """The list in an answer, which is checked: another service may answer as Nova."""
     try:
         servers = answer.json()['servers']
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make providers in Placement equal to ours.
+"""The client of Placement: it reconciles resource providers.
 
-Whole sets are PUT, where they differ. What allocations keep stays, and is offered no more.
+A set that differs is replaced by PUT. Inventory with allocations stays, with the rest reserved.
 
 Source: the Placement API reference.
 """
@@ -21,40 +21,40 @@ import requests
 
 LOG = log.getLogger(__name__)
 
-#: What Placement takes for the name of a trait or a resource class. Source: its API reference.
+#: The form of names of traits and resource classes in Placement. Source: its API reference.
 _NAME = re.compile('[A-Z0-9_]{1,255}')
 
 #: root providers by name, providers that move between roots, reserved up to total
 MICROVERSION = '1.39'
-#: How often it is begun anew with a provider that somebody else has changed meanwhile.
+#: How often a provider is tried again after a concurrent change.
 TRIES = 5
-#: How long it stands what was found of a host, in seconds: who makes its providers asks once.
+#: How long the providers of a host are cached, in seconds.
 FRESH = 10
 
 
 class Refused(Exception):
-    """Placement cannot do this now: it is to be tried again later."""
+    """Placement refuses this now: it must be retried."""
 
 
 class _InUse(Refused):
-    """Allocations keep an inventory that is to go."""
+    """Allocations prevent the removal of an inventory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """What Placement is to know of a deployable."""
+    """The resource provider of a deployable, as it should be in Placement."""
 
     uuid: str
     name: str
-    #: the host, whose root provider nova-compute has made
+    #: the host, whose root provider nova-compute makes
     parent: str
     resource_class: str
     total: int
     reserved: int
     traits: tuple[str, ...]
-    #: traits that it was given by us, and has no more
+    #: traits that we set earlier, and that must be removed
     retired: tuple[str, ...] = ()
-    #: whether the inventory is another one than was announced last: it need not be compared
+    #: whether the inventory differs from the one sent last: no comparison is needed
     changed: bool = False
 
     @property
@@ -74,32 +74,32 @@ class Provider:
 
 @dataclasses.dataclass(frozen=True)
 class _Host:
-    """What Placement had of a host when it was looked up."""
+    """The cached providers of a host."""
 
     root: str
-    #: the uuids of the root provider and of all below it
+    #: the uuids of the root provider and of all providers below it
     providers: set[str]
-    #: when that was, in seconds of time.monotonic()
+    #: the time of the lookup, in seconds of time.monotonic()
     since: float
 
 
 class Placement:
-    """The providers that are ours, and no others."""
+    """Reconciles our own resource providers, and no others."""
 
     def __init__(self, client: adapter.Adapter) -> None:
         self._client = client
         self._known: set[tuple[str, str]] = set()
         self._hosts: dict[str, _Host] = {}
-        # What many providers need at once is asked for once.
+        # Concurrent lookups of one host make one call.
         self._looking = threading.Lock()
 
     def settle(self, uuid: str, wanted: collections.abc.Callable[[], Provider | None]) -> None:
-        """Make a provider equal to what is wanted, or remove it; allocations are Nova's to remove.
+        """Reconcile a provider, or remove it; only Nova removes allocations.
 
-        :param wanted: is asked once more after the generation is known: who is late, and finds
-            that it was moved, puts nothing over what came after him.
-        :raises Refused: when the host's root provider is not there, when allocations keep a
-            provider or a resource class that is to go, or when Placement says no.
+        :param wanted: called again after the generation is read, so that a stale caller does
+            not overwrite a newer change.
+        :raises Refused: when the host's root provider does not exist, when allocations prevent
+            the removal of a provider or a resource class, or when Placement refuses.
         """
         for _ in range(TRIES):
             provider = wanted()
@@ -114,7 +114,7 @@ class Placement:
         raise Refused(f'{uuid} is changed again and again')
 
     def traits(self, uuid: str) -> list[str]:
-        """The traits of a provider, ours and those of others; none if it is not there."""
+        """All traits of a provider, also those of others; empty if it does not exist."""
         answer = self._call('GET', f'/resource_providers/{uuid}/traits')
         if answer.status_code == 404:
             return []
@@ -123,10 +123,10 @@ class Placement:
         return [str(name) for name in answer.json()['traits']]
 
     def _put(self, provider: Provider, generation: int) -> bool:
-        """Replace inventory and traits; False if somebody has changed the provider meanwhile."""
+        """Replace inventory and traits; False after a concurrent change of the provider."""
         if not self._has('resource_classes', provider.resource_class):
             raise Refused(f'there is no resource class {provider.resource_class}')
-        # Nothing was ever put there.
+        # The provider is new: nothing was ever put into it.
         new = generation == 0
         held: dict[str, typing.Any] = {}
         moved: int | None = generation
@@ -148,9 +148,9 @@ class Placement:
         return True
 
     def _put_traits(self, provider: Provider, generation: int, new: bool) -> bool:
-        """Replace what is ours; what others have put there stays."""
+        """Replace our traits; those of others stay."""
         present = set() if new else set(self.traits(provider.uuid))
-        # A trait may be what a user has written: it costs the provider nothing but that trait.
+        # A user may have written an invalid trait: only this trait is left out.
         ours = {name for name in provider.traits if self._has('traits', name)}
         traits = ours | (present - set(provider.retired))
         return traits == present or None is not self._replace(
@@ -158,9 +158,7 @@ class Placement:
         )
 
     def _replace(self, uuid: str, name: str, content: typing.Any, generation: int) -> int | None:
-        """Replace one set of a provider; returns its generation then, or None if somebody has
-        changed the provider meanwhile.
-        """
+        """Replace one set of a provider; returns the new generation, or None after a conflict."""
         body = {name: content, 'resource_provider_generation': generation}
         answer = self._call('PUT', f'/resource_providers/{uuid}/{name}', body)
         if 'placement.concurrent_update' in answer.text:
@@ -168,13 +166,13 @@ class Placement:
         if 'placement.inventory.inuse' in answer.text:
             raise _InUse(answer.text[:500])
         if answer.status_code != 200:
-            # Somebody may have deleted a name that was there.
+            # A known name may have been deleted.
             self._known.clear()
             raise _refused(answer)
         return int(answer.json()['resource_provider_generation'])
 
     def _held(self, uuid: str) -> dict[str, typing.Any]:
-        """The inventories from which something is allocated, with the rest reserved."""
+        """The inventories with allocations, with the rest reserved."""
         used = self._get(f'/resource_providers/{uuid}/usages')['usages']
         return {
             name: inventory | {'reserved': inventory['total']}
@@ -186,7 +184,7 @@ class Placement:
         return dict(self._get(f'/resource_providers/{uuid}/inventories')['inventories'])
 
     def _remove(self, uuid: str) -> int | None:
-        """Delete a provider; if allocations keep it, it stays, and its generation is returned."""
+        """Delete a provider; returns its generation if allocations prevent this."""
         answer = self._call('DELETE', f'/resource_providers/{uuid}')
         if 'placement.resource_provider.inuse' in answer.text:
             return int(self._tree(uuid)[uuid]['generation'])
@@ -195,14 +193,14 @@ class Placement:
         return None
 
     def _withhold(self, uuid: str, generation: int) -> bool:
-        """Have no more given out of a provider that is to go; False if somebody has changed it."""
+        """Reserve the rest of a provider to be removed; False after a concurrent change."""
         held = self._held(uuid)
         if self._replace(uuid, 'inventories', held, generation) is None:
             return False
         raise Refused(f'{", ".join(held)} of {uuid} is still allocated, and offered no more')
 
     def _generation(self, provider: Provider) -> int:
-        """The provider's generation; it is created, renamed or moved as is needed."""
+        """The provider's generation; the provider is created, renamed or moved if needed."""
         host = self._host(provider.parent)
         if host is not None and provider.uuid not in host.providers:
             made = self._create(provider, host.root)
@@ -215,7 +213,8 @@ class Placement:
         ours = known[provider.uuid]
         parent = ours['parent_provider_uuid']
         if known[ours['root_provider_uuid']]['name'] != provider.parent:
-            # It stays while the right one is not there: what is withdrawn must not wait for that.
+            # It stays below the old root while the new one does not exist: withdrawals must not
+            # wait.
             parent = self._root(provider.parent) or parent
         if (ours['name'], ours['parent_provider_uuid']) != (provider.name, parent):
             LOG.info('Placement moves provider %s below %s', provider.name, provider.parent)
@@ -228,7 +227,7 @@ class Placement:
         return int(ours['generation'])
 
     def _create_anew(self, provider: Provider) -> int:
-        """Create a provider that somebody has deleted, or whose name may be another's."""
+        """Create a provider that was deleted, or whose name another one may have."""
         root = self._root(provider.parent)
         if root is None:
             raise Refused(f'{provider.parent} has no root provider yet: nova-compute makes it')
@@ -238,21 +237,21 @@ class Placement:
         return made
 
     def _create(self, provider: Provider, root: str) -> int | None:
-        """Create a provider below a root; returns its generation, or None if it is there."""
+        """Create a provider below a root; returns its generation, or None if it exists."""
         body = {'uuid': provider.uuid, 'name': provider.name, 'parent_provider_uuid': root}
         answer = self._call('POST', '/resource_providers', body)
         if answer.status_code == 409:
             return None
         if answer.status_code != 200:
-            # The root may have gone since it was looked up.
+            # The root may have been deleted since the lookup.
             self._hosts.pop(provider.parent, None)
             raise _refused(answer)
         return int(answer.json()['generation'])
 
     def _host(self, name: str) -> _Host | None:
-        """The root provider of a host and all below it; None if nova-compute has not made it.
+        """The root provider of a host and those below it; None if nova-compute has not made it.
 
-        Where a host has many devices, each of their providers asks for it at once.
+        The result is cached: each device of a host looks it up at the same time.
         """
         with self._looking:
             host = self._hosts.get(name)
@@ -265,7 +264,7 @@ class Placement:
         return host
 
     def _tree(self, uuid: str) -> dict[str, dict[str, typing.Any]]:
-        """The provider and all in its tree, by uuid; nothing if it is not there."""
+        """All providers of a provider's tree, by uuid; empty if it does not exist."""
         return {each['uuid']: each for each in self._find(in_tree=uuid)}
 
     def _root(self, name: str) -> str | None:
@@ -290,12 +289,12 @@ class Placement:
         return answer.json()
 
     def _has(self, kind: str, name: str) -> bool:
-        """Whether there is such a name: those that anybody may make up are made."""
+        """Whether a name exists; custom names are created."""
         with self._looking:
             return (kind, name) in self._known or self._make(kind, name)
 
     def _make(self, kind: str, name: str) -> bool:
-        # It may be what a user has written: a path, as .. is, must not be asked for.
+        # The name is user input: a path such as ".." must not be requested.
         if not _NAME.fullmatch(name):
             LOG.warning('Placement takes no %s named %r', kind, name[:255])
             return False
@@ -316,7 +315,7 @@ class Placement:
         body: typing.Any = None,
         params: dict[str, str] | None = None,
     ) -> requests.Response:
-        # A refusal is an answer here.
+        # The caller handles error statuses.
         return self._client.request(url, method, json=body, params=params or {}, raise_exc=False)
 
 

@@ -2,7 +2,7 @@
 """How a workload gets the accelerators of an allocation.
 
 There is one document for each allocation and host.  Each view renders it for one kind of
-workload.  What the cards of a driver need is data beside the driver, see :mod:`.needs`.
+workload.  A data file beside each driver describes what its cards need, see :mod:`.needs`.
 """
 
 from cyborg_lite.delivery.documents import document

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CDI specifications in the directory of a host: by name, a container gets an allocation's devices.
+"""CDI specifications in a directory of the host: containers use them by name.
 
-There is one file for each allocation: a name that is in two files of a directory can be used by
-none.  When the file is gone, so is the name, and a container that asks for it does not start.
+Each allocation has one file: runtimes refuse a name that two files define.  Once the file is
+removed, a container that uses the name does not start.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import re
 from cyborg_lite.delivery import documents
 from cyborg_lite.delivery import views
 
-#: Where runtimes look.  It is empty after each start of the host.
+#: The directory that runtimes read.  It is empty after each boot of the host.
 DIRECTORY = pathlib.Path('/var/run/cdi')
-#: The names of our files; others in the directory are not ours.
+#: The names of our files in the directory.
 NAME = 'cyborg-lite.local-allocation_{}.json'
 OURS = re.compile(re.escape(NAME).replace(r'\{\}', f'({documents.UUID.pattern})'))
 
@@ -28,20 +28,19 @@ def write(
     document: documents.Document,
     exists: collections.abc.Callable[[str], bool] = os.path.exists,
 ) -> str:
-    """Make the devices of a document known; returns the name by which runtimes know them.
+    """Write the specification of a document; returns the name of the device for runtimes.
 
-    A file that is there is replaced.  Readers see the one or the other, never a part.  Of what all
-    devices share, the specification has what the host has: one path that is not there would keep
-    every container from its start.
+    An existing file is replaced atomically.  Shared paths that the host does not have are left
+    out: one absent path would prevent the start of every container.
     """
     view = views.render(documents.present(document, exists), 'container')
     path = _path(directory, document['allocation'])
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Runtimes read names that end with .json or .yaml alone.
+    # Runtimes only read files that end with .json or .yaml.
     part = path.with_suffix('.tmp')
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(part, flags, 0o644), 'w') as file:
-        # Users who are not root read it too, whatever the umask is.
+        # Users other than root read the file, too, whatever the umask is.
         os.fchmod(file.fileno(), 0o644)
         json.dump(view['cdi'], file)
     part.replace(path)
@@ -49,14 +48,14 @@ def write(
 
 
 def remove(directory: pathlib.Path, allocation: str) -> None:
-    """Take the devices of an allocation away; it is no error if there are none."""
+    """Remove the file of an allocation, if there is one."""
     path = _path(directory, allocation)
     path.unlink(missing_ok=True)
     path.with_suffix('.tmp').unlink(missing_ok=True)
 
 
 def known(directory: pathlib.Path) -> set[str]:
-    """The allocations whose devices are known: some may have been released meanwhile."""
+    """The allocations that have a file: some may have been released."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:

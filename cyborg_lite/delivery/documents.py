@@ -15,14 +15,15 @@ Accelerator = dict[str, typing.Any]
 Device = dict[str, typing.Any]
 
 UUID = re.compile('[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
-#: The ids that can be in the name of a device: numbers, UUIDs such as GPU-... and MIG-..., and the
-#: older form MIG-GPU-.../1/0.  Hardware tells them, so nothing else is let into a command line.
+#: The form of ids in the name of a device: numbers, UUIDs such as GPU-... and MIG-..., and the
+#: older form MIG-GPU-.../1/0.  Ids come from hardware and go into command lines: all else is
+#: refused.
 NAME = re.compile('[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}[0-9A-Za-z])?(?:/[0-9]{1,2}){0,2}')
-#: The ids that can be in the path of a node.
+#: The form of ids in the path of a node.
 NUMBER = re.compile('[0-9]{1,7}')
-#: Where an id stands in a template.
+#: The placeholder of an id in a template.
 PLACE = re.compile(r'\{([a-z_|]{1,64})\}')
-#: What the document says of an accelerator, as far as the allocation has noted it.
+#: The fields of an accelerator in the document, as far as the allocation has them.
 FACTS = ('uuid', 'type', 'model', 'address', 'numa_node', 'driver', 'form', 'ids')
 
 
@@ -31,10 +32,10 @@ def document(
 ) -> Document:
     """The document of one host of an allocation.
 
-    The devices of a driver are in the order of their nodes: so they have the same numbers in a
-    process, which has the names in this order, and in a container, which numbers the nodes.
+    The devices of a driver are sorted by their nodes.  So they have the same numbers in a process,
+    which gets the names in this order, and in a container, which numbers the nodes.
 
-    :param accelerators: all that the allocation holds, as it has noted them.
+    :param accelerators: the accelerators that the allocation holds, as it has stored them.
     :raises ValueError: when the allocation is no UUID.
     """
     if not UUID.fullmatch(allocation):
@@ -69,12 +70,12 @@ def present(document: Document, exists: collections.abc.Callable[[str], bool]) -
 
 
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:
-    """The names of the resources of these drivers, as far as the drivers tell them."""
+    """The names of the resources of these drivers, where the drivers declare them."""
     told = [_needs(driver)[0] for driver in drivers]
     return sorted({each['resource'] for each in told if each and each['resource']})
 
 
-#: What of a driver's needs a host may lack: an older or newer release of its software has others.
+#: Needs that a host may lack: another release of the vendor's software may have others.
 OPTIONAL = ('shared', 'mounts')
 
 
@@ -83,7 +84,7 @@ def _drivers(found: list[Accelerator]) -> dict[str | None, None]:
 
 
 def _place(each: Accelerator) -> tuple[list[int], str]:
-    """By which accelerators of one driver are sorted: the number of the node, then the address."""
+    """The sort key of accelerators of one driver: the number of the node, then the address."""
     nodes = [node for device in each['devices'] for node in device['nodes'][:1]]
     numbers = [int(number) for node in nodes[:1] for number in re.findall('[0-9]+', node)]
     return numbers, str(each['address'])
@@ -104,7 +105,7 @@ def _accelerator(noted: Accelerator) -> Accelerator:
 
 
 def _needs(driver: str) -> tuple[needs.Needs | None, str | None]:
-    """What the cards of a driver need; or None, and why that is not known."""
+    """The needs of the cards of a driver; or None, and why they are unknown."""
     try:
         told = needs.of_driver(driver)
     except ValueError as error:
@@ -113,9 +114,9 @@ def _needs(driver: str) -> tuple[needs.Needs | None, str | None]:
 
 
 def _devices(shown: Accelerator, told: needs.Needs) -> tuple[list[Device], str | None]:
-    """The devices of an accelerator; and what of them is not known, in words.
+    """The devices of an accelerator; and which of their ids are unknown, as a text.
 
-    A device whose name is not known is left out where devices have names.
+    A device without a name is left out if the driver names devices.
     """
     form = told['forms'].get(shown['form'])
     if form is None:
@@ -141,7 +142,7 @@ def _each(ids: typing.Any, list_: str | None) -> list[dict[str, typing.Any]]:
 
 
 def _nodes(templates: list[str], ids: dict[str, typing.Any], missing: list[str]) -> list[str]:
-    """All nodes of a device, or none: with some of them it does not work."""
+    """All nodes of a device, or none: a device does not work with some of them."""
     nodes = [_fill(template, ids, NUMBER, missing) for template in templates]
     return [node for node in nodes if node] if all(nodes) else []
 
@@ -149,7 +150,7 @@ def _nodes(templates: list[str], ids: dict[str, typing.Any], missing: list[str])
 def _fill(
     template: str, ids: dict[str, typing.Any], pattern: re.Pattern[str], missing: list[str]
 ) -> str | None:
-    """The template with its ids; None if one of them is not known, or does not fit the pattern."""
+    """The template filled with ids; None if an id is unknown, or does not fit the pattern."""
     values = {}
     for names in PLACE.findall(template):
         value = next((ids[name] for name in names.split('|') if ids.get(name) is not None), None)

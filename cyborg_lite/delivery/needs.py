@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workloads need to use the cards of a driver: a TOML file beside the driver.
+"""The needs of workloads that use the cards of a driver: a TOML file beside the driver.
 
 The file is named after the driver: ``acme_npu.toml``, in the directory of the module that the
 entry point ``acme_npu`` names.  All keys are optional::
@@ -18,7 +18,7 @@ entry point ``acme_npu`` names.  All keys are optional::
     name = '{index}'                       # the name of a device in the variable
     nodes = ['/dev/acme{index}']           # the nodes of a device
 
-In braces stand ids of the accelerator: ``{phy_id|logic_id}`` is the first of these that is known.
+Ids of the accelerator are in braces: ``{phy_id|logic_id}`` is the first of these that is known.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ import typing
 
 #: The group of the entry points of drivers.
 DRIVERS = 'cyborg_lite.drivers'
-#: Where the drivers of this package are.
+#: The directory of the drivers of this package.
 OURS = pathlib.Path(__file__).parent.parent / 'drivers'
-#: The largest file that is read, in bytes.
+#: The maximum size of a file, in bytes.
 SIZE = 65536
 
 DRIVER = re.compile('[A-Za-z0-9][A-Za-z0-9_-]{0,99}')
 WORD = re.compile('[A-Za-z][A-Za-z0-9_]{0,62}')
 VARIABLE = re.compile('[A-Z][A-Z0-9_]{0,62}')
 VALUE = re.compile('[A-Za-z0-9_.:/-]{0,255}')
-#: An absolute path.  No part of it begins with a dot, and nothing in it has a meaning in an option
+#: An absolute path.  No part of it begins with a dot, and no character has a meaning in an option
 #: of a command.
 PATH = re.compile('(?:/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}){1,16}')
 SHARED = re.compile('/dev' + PATH.pattern)
@@ -53,9 +53,9 @@ Needs = dict[str, typing.Any]
 
 
 def of_driver(name: str) -> Needs | None:
-    """What the cards of a driver need; None if its package does not say.
+    """The needs of the cards of a driver; None if its package has no file.
 
-    :raises ValueError: naming the file and the key, when the file is not as described above.
+    :raises ValueError: when the file is invalid; the error names the file and the key.
     """
     return _read(name) if DRIVER.fullmatch(name) else None
 
@@ -77,18 +77,18 @@ def _read(name: str) -> Needs | None:
 
 
 def _place(name: str) -> pathlib.Path | None:
-    """Where the file of a driver is; None if no driver of that name is installed."""
-    # Those of this package are found without the entry points of all packages.
+    """The path of a driver's file; None if no driver of that name is installed."""
+    # Our own drivers are found without loading the entry points of all packages.
     ours = OURS / f'{name}.toml'
     if ours.is_file():
         return ours
-    # They take long to load, and are needed for drivers of others alone.
+    # Entry points take long to load, and only drivers of other packages need them.
     from importlib import metadata
     from importlib import util
 
     for point in metadata.entry_points(group=DRIVERS, name=name):
         found = None
-        # A package of others may be broken in any way.
+        # Another package may be broken in any way.
         with contextlib.suppress(Exception):
             found = util.find_spec(point.module)
         if found and found.origin:
@@ -97,9 +97,9 @@ def _place(name: str) -> pathlib.Path | None:
 
 
 def parse(data: dict[str, typing.Any], place: str) -> Needs:
-    """The needs that a file tells, complete.
+    """The needs in a file, with defaults.
 
-    :raises ValueError: naming the key, when it is not as described above.
+    :raises ValueError: when the data are invalid; the error names the key.
     """
     found = _fields(data, FIELDS, place)
     return found | {
@@ -123,7 +123,7 @@ class Field(typing.NamedTuple):
     """A key of a file: one text, a list of texts, or a table of them."""
 
     pattern: re.Pattern[str]
-    #: what there is where the key is not: None for a text
+    #: the default; None for a text
     default: typing.Callable[[], typing.Any] = lambda: None
 
     def check(self, value: typing.Any, place: str) -> typing.Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The views of a document: what each kind of workload is given to use the devices.
+"""The views of a document: each kind of workload has one.
 
-A view is a pure function of the document.  Where something is not known, it is left out, and
-``problems`` says so.
+A view is a pure function of the document.  An unknown value is left out, and ``problems`` names
+it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from cyborg_lite.delivery.documents import Document
 
 View = dict[str, typing.Any]
 
-#: The kind of our CDI devices, and the version of CDI that is needed for it: podman 4.3 knows no
-#: later one.  Source: the CDI specification, 0.5.0: names may begin with a digit.
+#: The kind of our CDI devices, and the version of CDI that it needs: podman 4.3 knows no later
+#: one.  Source: the CDI specification, 0.5.0: names may begin with a digit.
 KIND, VERSION = 'cyborg-lite.local/allocation', '0.5.0'
-#: How files of the host are mounted into a container.
+#: The options of mounts of host files in a container.
 MOUNT = ['ro', 'nosuid', 'nodev', 'bind']
 
 
 def render(document: Document, view: str) -> View:
     """A view of the document.
 
-    :raises ValueError: naming the views, when there is no such view.
+    :raises ValueError: when there is no such view; the error names the views.
     """
     if view not in RENDERERS:
         raise ValueError(f'Invalid view {view!r:.64}: expected one of {", ".join(VIEWS)}.')
@@ -33,7 +33,7 @@ def render(document: Document, view: str) -> View:
 
 
 def process(document: Document) -> View:
-    """For a process of the host: variables, the nodes that it opens, and those that all open."""
+    """For a process of the host: variables, its device nodes, and the shared nodes."""
     return {
         'env': _env(document, 'env') | _names(document),
         'nodes': _nodes(document),
@@ -45,7 +45,7 @@ def process(document: Document) -> View:
 def container(document: Document) -> View:
     """For a container: a CDI specification with one device, its name, and options without CDI.
 
-    No variable names devices here: the container has only its own, and numbers them anew.
+    No variable names devices here: the container sees only its own, and numbers them itself.
     """
     env = _env(document, 'env', 'container')
     nodes = _nodes(document) + _told(document, 'shared')
@@ -77,7 +77,7 @@ def container(document: Document) -> View:
 
 
 def spark(document: Document) -> View:
-    """For Spark: resources as discovery scripts print them, and as a worker's file has them."""
+    """For Spark: resources as discovery scripts print them, and as a worker's file lists them."""
     resources = _resources(document, 'resource')
     return {
         'resources': [
@@ -95,11 +95,11 @@ def spark(document: Document) -> View:
 
 
 def ray(document: Document) -> View:
-    """For ``ray start``: variables, and arguments that say how many devices there are."""
+    """For ``ray start``: variables, and arguments with the numbers of devices."""
     amounts = {name: len(each) for name, each in _resources(document, 'ray').items()}
-    # Ray takes no GPU among the resources.
+    # Ray refuses GPU in --resources.
     gpus = amounts.pop('GPU', 0)
-    # Without it a task that asks for no accelerator sees all of them (ray-project/ray#62492).
+    # Without this variable a task without accelerators sees all of them (ray-project/ray#62492).
     env = {'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
     return {
         'env': _env(document, 'env') | _names(document) | env,
@@ -124,7 +124,7 @@ VIEWS = tuple(RENDERERS)
 
 
 def _env(document: Document, *tables: str) -> dict[str, str]:
-    """The variables that tell of the allocation, and those that the drivers want."""
+    """The variables of the allocation, and those of the drivers."""
     devices = [
         {
             'id': each['uuid'],
@@ -157,7 +157,7 @@ def _names(document: Document) -> dict[str, str]:
 
 
 def _resources(document: Document, key: str) -> dict[str, list[str]]:
-    """The devices by the name of their resource: their own names, or else their ids here."""
+    """The devices by the name of their resource: their names, or else their ids here."""
     found: dict[str, list[str]] = {}
     for each, device in _devices(document):
         if resource := document['drivers'].get(each['driver'], {}).get(key):
@@ -173,13 +173,13 @@ def _devices(document: Document) -> collections.abc.Iterator[tuple[View, View]]:
 
 
 def _nodes(document: Document) -> list[str]:
-    """The nodes of the devices: two parts of a card share one."""
+    """The nodes of the devices without duplicates: two parts of a card share one."""
     nodes = (node for _, device in _devices(document) for node in device['nodes'])
     return list(dict.fromkeys(nodes))
 
 
 def _told(document: Document, key: str) -> list[str]:
-    """What the drivers need beside the nodes of devices."""
+    """The needs of the drivers under one key."""
     return list(dict.fromkeys(path for told in document['drivers'].values() for path in told[key]))
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What web servers load."""
+"""The module that web servers load."""

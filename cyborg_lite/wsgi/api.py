@@ -33,13 +33,13 @@ def _application() -> app.Wsgi:
         conf = options.load(files=[file] if file else None)
         service.prepare(conf, 'cyborg-lite-api')
         startup.check(conf, startup.identity, startup.database, startup.bus)
-        # Callers are told that the database is away: a worker that waits for it answers nobody.
+        # Without this a worker waits for the database, and answers no request meanwhile.
         database = engine.Database(conf, wait=False)
-        # It reads the files that say who callers are, and what they may do.
+        # It reads the files of users and policies.
         made = app.application(conf, database, rpc.Bus(conf))
     except (cfg.Error, exception.Refused) as error:
         print(f'cyborg-lite-api: {error}', file=sys.stderr)
-        # By this status gunicorn ends, and does not start another worker.
+        # With this status gunicorn exits, and does not start another worker.
         sys.exit(3)
     LOG.info('API %s starts, auth_strategy is %s', options.VERSION, conf.api.auth_strategy)
     service.spare_garbage_collection()

@@ -291,7 +291,7 @@ def test_released_over_the_api(machine):
     machine.service.api.delete(f'/v2/allocations/{uuid}')
     monitor = machine.service.embedded._services[1]._door._default
     monitor._due = 0.0
-    monitor._ring()
+    monitor._wake()
     machine.until(lambda: not machine.leases())
 
 
@@ -587,7 +587,7 @@ def test_after_a_comparison_that_failed_there_is_another(machine, monkeypatch):
 
     with unittest.mock.patch.object(monitor, '_compare', compare):
         monitor._due = 0.0
-        monitor._ring()
+        monitor._wake()
         machine.until(lambda: len(asked) > 3)
 
 
