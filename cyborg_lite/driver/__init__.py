@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that a driver may import: what it is, what it reads, what it returns.
+"""All that a driver may import: its base class, its host, and the types that it returns.
 
-A driver is a class with ``discover()``.  It reads its host through ``self.host`` and returns
-a Device for each card, with the Deployables that are given out of it and an AttachHandle for
-each accelerator::
+A driver is a class with ``discover()``.  It reads its host through ``self.host`` and returns a
+Device for each card, with its Deployables and an AttachHandle for each accelerator::
 
     class AcmeNpu(pci.PciDriver):
         \"\"\"Acme cards.\"\"\"
@@ -11,7 +10,7 @@ each accelerator::
         name, type, resource_class = 'acme_npu', 'AICHIP', 'CUSTOM_NPU'
         models = {('abcd', '0001'): 'Acme One'}
 
-An entry point in the group ``cyborg_lite.drivers`` makes it known to the agent.
+An entry point in the group ``cyborg_lite.drivers`` registers it with the agent.
 """
 
 from __future__ import annotations
@@ -47,41 +46,42 @@ __all__ = (
 )
 
 
-#: The most that a driver may note of one look: texts, and characters of each.
+#: The maximum number of notes of one scan, and of characters in each.
 NOTES, NOTE = 16, 200
 
 
 class Driver(abc.ABC):
     """Finds the accelerators of one kind in a host."""
 
-    #: the name by which ``[agent] enabled_drivers`` and the entry point know the driver
+    #: the name of the driver in ``[agent] enabled_drivers`` and in its entry point
     name: str
 
     def __init__(self, host: Host, conf: cfg.ConfigOpts) -> None:
         self.host = host
         self.conf = conf
         self._notes: list[str] = []
-        #: whether the last look was at all cards, so that one that it lacks is not there
+        #: whether the last scan looked at all cards, so that an unreported card is absent
         self.complete = True
 
     @abc.abstractmethod
     def discover(self) -> list[Device]:
-        """Return a Device for each card found: an empty list where there is none.
+        """Return a Device for each card found; an empty list if there is none.
 
-        Names of deployables need be unique within the host only; the service puts the host's
-        name before them.  May raise: then what was found before stays as it is, and the
-        driver is shown as degraded with the error's text.  Where all cards were found and only
-        something about them could not be learnt, see :meth:`note`.
+        Names of deployables must be unique within the host; the service puts the host's name
+        before them.  If this method raises, the devices found before stay, and the driver is shown
+        as degraded with the error's text.  If all cards were found but some of their facts could
+        not be read, use :meth:`note`.
         """
 
     def note(self, text: str, complete: bool = True) -> None:
-        """Say what ``discover()`` could not learn, and return the devices all the same.
+        """Report what ``discover()`` could not read, while it still returns the devices.
 
         The driver is shown as degraded, with the text as the reason.  Its devices are reported,
-        and one that is not among them counts as absent.  Use the same words each time: a text
-        that differs is a report that differs.
+        and a device that is not among them counts as absent.  Use the same words each time:
+        another text is another report.
 
-        :param complete: False if some cards could not be looked for: then none counts as absent
+        :param complete: False if some cards could not be searched for: then no card counts as
+            absent
         """
         self.complete = self.complete and complete
         text = text[:NOTE]
@@ -89,18 +89,18 @@ class Driver(abc.ABC):
             self._notes.append(text)
 
     def look(self) -> tuple[list[Device], list[str]]:
-        """What ``discover()`` returns, and what it noted meanwhile: the agent calls this."""
+        """The result and the notes of ``discover()``: the agent calls this."""
         self._notes, self.complete = [], True
         return self.discover(), self._notes
 
 
 def trait(*words: str) -> str | None:
-    """The custom trait that the words spell, ``CUSTOM_...``; None if they spell none.
+    """The custom trait of the words, ``CUSTOM_...``; None if they make no valid trait.
 
-    A string from hardware that makes no trait costs this one trait, not the device.
+    An unusable string from hardware drops only this trait, not the device.
     Source: os-traits, ``[A-Z0-9_]``, at most 255 characters.
     """
-    # A word that spells nothing would leave a trait of the other words, which says too much.
+    # Without an unusable word, the trait of the other words would be too general.
     if not words or not all(re.search('[A-Za-z0-9]', word) for word in words):
         return None
     name = os_traits.normalize_name('_'.join(words))

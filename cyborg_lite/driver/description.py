@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts written down: a short YAML text becomes a tree such as sysfs shows.
+"""Host descriptions: a short YAML text becomes a tree like sysfs.
 
 ::
 
     name: example                   # of the host; by default that of the file
-    functions:                      # each entry: functions that are alike
+    functions:                      # each entry: functions of one kind
     - id: 8086:37c8                 # vendor and device
       class: 0b4000
       revision: 04                  # optional, as are all below but "at"
@@ -24,7 +24,7 @@
     files:                          # whatever else drivers read, by path
       sys/class/kfd/kfd/topology/nodes/1/properties: '...'
 
-Every scalar is text as it stands: to YAML 1.1 the address 0000:01:00.0 would be a number.
+Every scalar is text: in YAML 1.1 the address 0000:01:00.0 would be a number.
 Anchors and aliases are refused.
 """
 
@@ -42,18 +42,18 @@ from cyborg_lite.driver import sysfs
 
 Data = dict[str, typing.Any]
 
-#: The most that is read of a description, in characters.
+#: The maximum size of a description, in characters.
 LIMIT = 1 << 20
-#: The most files, directories and links that a description may stand for.
+#: The maximum number of files, directories and links of a description.
 FILES = 20_000
-#: The most text that these files may have together, in characters.
+#: The maximum size of these files together, in characters.
 SIZE = 1 << 24
-#: What each function has beside the files that are named: at most so many files and links.
+#: The maximum number of files and links of each function beside the named files.
 COMMON = 12
 
 
 class Text(typing.NamedTuple):
-    """A text: its pattern, and how that reads in words."""
+    """A text: its pattern, and the description of it for errors."""
 
     pattern: str
     words: str
@@ -80,7 +80,7 @@ FILE = Text(
 TEXT = Text('[^\ud800-\udfff]*', 'a text')
 ARGUMENTS = Text(r'[ -.0-~]{1,200}', 'arguments without a slash, of up to 200 ASCII characters')
 
-#: The form of each place: a dict is a mapping of these keys, of which those with ! are needed.
+#: The form of each place: a dict is a mapping with these keys; keys with ! are required.
 FUNCTION = {
     'id!': ID,
     'class!': Text(r'[0-9a-f]{6}', 'six hexadecimal digits'),
@@ -113,13 +113,13 @@ DESCRIPTION = {
 
 
 class HostError(ValueError):
-    """A host cannot be laid out: the message says what was expected, and where."""
+    """A host cannot be written to disk: the message names the expectation and the place."""
 
 
 class _Loader(yaml.BaseLoader):
-    """Makes texts, lists and mappings, each as long as its text: it knows no aliases.
+    """Makes texts, lists and mappings, and refuses aliases.
 
-    A few lines of aliases of aliases stand for billions of values.
+    A few lines of nested aliases can expand to billions of values.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: typing.Any) -> yaml.Node | None:
@@ -131,9 +131,9 @@ class _Loader(yaml.BaseLoader):
 
 
 def load(path: pathlib.Path) -> Data:
-    """The description that the file holds, checked.
+    """Read and check the description in a file.
 
-    :raises HostError: naming the file and the place in it, when it cannot be read or is none.
+    :raises HostError: when it is unreadable or invalid; the error names the file and the place.
     """
     try:
         with path.open(encoding='utf-8') as file:
@@ -145,9 +145,9 @@ def load(path: pathlib.Path) -> Data:
 
 
 def parse(text: str) -> Data:
-    """The description that the text holds, checked.
+    """Parse and check a description.
 
-    :raises HostError: naming the place, when it is none.
+    :raises HostError: when it is invalid; the error names the place.
     """
     try:
         data = yaml.load(text, _Loader)  # noqa: S506 # nosec B506
@@ -185,7 +185,7 @@ def _check_mapping(value: Data, form: typing.Any, place: str) -> None:
 
 
 def _check_size(data: Data) -> None:
-    """Refuse what is large once it is laid out: a few lines stand for many virtual functions."""
+    """Refuse a tree that is too large: a few lines can describe many virtual functions."""
     files = size = 0
     for number, function in enumerate(data.get('functions', [])):
         cards = sum(map(len, function['at'].values()))
@@ -212,16 +212,16 @@ def _expect(sound: object, place: str, words: str) -> None:
 
 
 def output(tool: str, args: collections.abc.Iterable[str]) -> pathlib.PurePath:
-    """Where a recorded host keeps what a tool printed."""
+    """The path of a tool's output in a recorded host."""
     return pathlib.PurePath('tools', tool, f'{"_".join(args) or "default"}.txt')
 
 
 def write(data: Data, root: pathlib.Path) -> None:
-    """Lay the described host out below an empty directory.
+    """Write the tree of a described host into an empty directory.
 
-    :raises HostError: when two functions have one address, or two files one place.
+    :raises HostError: when two functions have one address, or two files one path.
     """
-    (root / sysfs.DEVICES).mkdir(parents=True)  # also where there are no functions
+    (root / sysfs.DEVICES).mkdir(parents=True)  # also if there are no functions
     for number, function in enumerate(data.get('functions', [])):
         add(function, root, f'functions[{number}]')
     for number, name in enumerate(data.get('dev', [])):
@@ -237,10 +237,10 @@ def write(data: Data, root: pathlib.Path) -> None:
 
 
 def add(function: Data, root: pathlib.Path, field: str = 'function') -> None:
-    """Add functions that are alike to a host that is laid out.
+    """Add functions of one kind to the tree of a host.
 
-    :param function: as an entry of ``functions``
-    :param field: what an error calls it
+    :param function: in the form of an entry of ``functions``
+    :param field: its name in errors
     """
     (root / sysfs.DEVICES).mkdir(parents=True, exist_ok=True)
     for node, addresses in function['at'].items():
@@ -250,7 +250,7 @@ def add(function: Data, root: pathlib.Path, field: str = 'function') -> None:
 
 @contextlib.contextmanager
 def _naming(field: str) -> collections.abc.Iterator[None]:
-    """Say which field cannot be written: something else is in its place."""
+    """Add the field to errors of writing: another file is at its path."""
     try:
         yield
     except OSError as error:
@@ -282,7 +282,7 @@ def _write_virtual(root: pathlib.Path, card: pathlib.Path, node: str, data: Data
         alike['files'] = virtual.get('files', {}).get(str(number), {})
         if 'iommu_group' in virtual:
             alike['iommu_group'] = str(int(virtual['iommu_group']) + number)
-        # Beside the physical one, even if it is on the next bus.
+        # In the directory of the physical function, even if it is on the next bus.
         place = pathlib.PurePath('devices', card.parent.name, name)
         function = _write_function(root, place, node, alike, f'virtual function {number} of {bdf}')
         (function / 'physfn').symlink_to(f'../{bdf}')
@@ -295,7 +295,7 @@ def _routing_id(bdf: str) -> int:
 
 
 def _address(bdf: str, routing_id: int) -> str:
-    """The address in the domain of another; source: PCI Express, Routing ID."""
+    """The address of a routing id in the domain of another address; source: PCI Express."""
     if routing_id > 0xFFFF:
         raise HostError(f'{bdf}: its virtual functions run past the last bus')
     bus, rest = divmod(routing_id, 256)

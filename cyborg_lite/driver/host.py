@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host that drivers look at: this machine, or one that was described or recorded."""
+"""A host for drivers: this machine, or a described or recorded one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cyborg_lite.driver import description
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import sysfs
 
-#: The most that is read of a tool's output, in bytes.
+#: The maximum size of a tool's output, in bytes.
 OUTPUT = 1 << 20
-#: Where vendors put their tools, though a service's PATH seldom has it.
+#: Directories of vendors' tools that the PATH of a service often lacks.
 TOOL_DIRS = ('/usr/local/bin', '/usr/local/sbin')
-#: UUIDs that firmware vendors ship in place of one of the machine's own: many machines have them.
-#: The first two are one default in the byte orders of SMBIOS before and since 2.6 (DSP0134, 7.2.1).
+#: Default UUIDs of firmware vendors, which many machines share. The first two are the same default
+#: in the byte orders of SMBIOS before and since 2.6 (DSP0134, 7.2.1).
 DEFAULT_UUIDS = frozenset(
     (
         '03000200-0400-0500-0006-000700080009',
@@ -42,19 +42,20 @@ DEFAULT_UUIDS = frozenset(
 
 
 class ToolError(Exception):
-    """A vendor's tool is there and gave no answer: the message says which, and what it did."""
+    """A vendor's tool exists but failed: the message names it and its error."""
 
 
 class Host:
-    """A machine as its drivers see it: files below a root, and tools that print text."""
+    """A machine for its drivers: files below a root, and tools that print text."""
 
     def __init__(self, name: str, root: pathlib.Path, recorded: bool = True) -> None:
         self.name = name
         self.tree = sysfs.Tree(root)
         self.root = self.tree.root
-        #: True if the files are a copy, so that nothing else of this machine belongs to it
+        #: True if the files are a copy of another machine's, so that this machine must not be
+        #: queried
         self.recorded = recorded
-        #: what tools printed last, by tool and arguments: :mod:`recording` packs it
+        #: the last output of tools, by tool and arguments: :mod:`recording` packs it
         self.outputs: dict[tuple[str, ...], str] = {}
 
     @classmethod
@@ -64,10 +65,10 @@ class Host:
 
     @property
     def machine(self) -> str | None:
-        """The machine's identity, whatever its name; None where the host shows none.
+        """The machine's identity, which does not depend on its name; None if the host has none.
 
-        It is the UUID of the mainboard if that is plausible, else the machine id of the system.
-        Source: sysfs-firmware-dmi of Linux; machine-id(5).
+        It is the UUID of the mainboard if that is plausible, otherwise the machine id of the
+        system. Source: sysfs-firmware-dmi of Linux; machine-id(5).
         """
         board = self._line('sys/class/dmi/id/product_uuid')
         if re.fullmatch(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', board) and _is_own(board):
@@ -80,9 +81,10 @@ class Host:
         return content.decode('ascii', 'replace').strip().lower()
 
     def printed_at(self, tool: str) -> int:
-        """When what a tool prints was changed last, in nanoseconds; 0 for a tool that runs.
+        """The time of the last change of a tool's recorded output, in nanoseconds; 0 on this
+        machine.
 
-        What cannot change while a machine runs can in a recording.
+        A recording can change values that are constant on a running machine.
         """
         if not self.recorded:
             return 0
@@ -91,7 +93,7 @@ class Host:
         return max((file.stat().st_mtime_ns for file in files if file), default=0)
 
     def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
-        """What the tool prints, at most 1 MiB; None where the host has no such tool.
+        """The output of a tool, at most 1 MiB; None if the host does not have the tool.
 
         :param timeout: in seconds
         :raises ToolError: when it fails, prints more, or takes longer.
@@ -110,14 +112,14 @@ class Host:
     def ask(
         self, library: str, question: str, call: collections.abc.Callable[[], typing.Any]
     ) -> typing.Any:
-        """What a vendor's library answers, in values of JSON; None where it has no answer.
+        """The answer of a vendor's library, in JSON values; None if it has no answer.
 
-        A recording keeps the answer beside what tools print, so a recorded host answers without
-        the library.  What such a host says is not to be trusted.
+        A recording keeps the answer beside the output of tools, so a recorded host answers without
+        the library.  The caller must not trust the answer of such a host.
 
-        :param library: its name, as that of a tool
-        :param call: asks the library of this machine
-        :raises ToolError: when a test says so.
+        :param library: its name, in place of a tool's
+        :param call: calls the library of this machine
+        :raises ToolError: when a test sets it.
         """
         if not self.recorded:
             answer = call()
@@ -131,23 +133,23 @@ class Host:
 
 
 def _is_own(text: str) -> bool:
-    """Whether a UUID is plausibly of one machine only."""
+    """Whether a UUID is probably unique to one machine."""
     return str(uuid.UUID(text)) not in DEFAULT_UUIDS and len({*text} - {'-'}) > 4
 
 
 def shipped() -> dict[str, str]:
-    """The host descriptions that come with us: name and text."""
+    """The host descriptions of this package: name and text."""
     files = (importlib.resources.files('cyborg_lite') / 'hosts').iterdir()
     return {f.name[:-5]: f.read_text() for f in files if f.name.endswith('.yaml')}
 
 
 def find(spec: str, workdir: pathlib.Path) -> Host:
-    """The host that the user means.
+    """Find a host.
 
-    :param spec: the name of one that we ship, the path of a description, or of a directory or
-        tarball that holds a recorded ``sys/``
-    :param workdir: where a described or packed host is laid out, anew each time
-    :raises HostError: when it is none of these, or not as it should be.
+    :param spec: the name of a shipped description, the path of a description, or of a
+        directory or tarball that holds a recorded ``sys/``
+    :param workdir: the directory into which a described or packed host is written each time
+    :raises HostError: when it is none of these, or invalid.
     """
     path = pathlib.Path(spec)
     known = shipped()
@@ -174,7 +176,7 @@ def find(spec: str, workdir: pathlib.Path) -> Host:
 
 
 def _name(path: pathlib.Path) -> str:
-    """A host's name from that of its file."""
+    """The name of a host, from the name of its file."""
     stem = re.sub(r'\.(ya?ml|tar(\.\w+)?|t[gbx]z2?)$', '', os.path.basename(os.path.abspath(path)))
     name = re.sub(r'[^A-Za-z0-9_.-]+', '-', stem).strip('-._')[:63]
     if not name:
@@ -184,7 +186,7 @@ def _name(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _fresh(place: pathlib.Path) -> collections.abc.Iterator[pathlib.Path]:
-    """A new directory, which takes the place of whatever was there once it is complete."""
+    """A new directory, which replaces the old one once it is complete."""
     new = place.with_name(f'.{place.name}.new')
     new.parent.mkdir(parents=True, exist_ok=True)
     for old in (new, place):
@@ -218,7 +220,7 @@ def _run(argv: list[str], timeout: float) -> str:
         try:
             output, errors = _output(process, time.monotonic() + timeout)
         except BaseException as error:
-            # The group as well: a tool that hangs has often started another that does.
+            # Kill the process group: a tool that hangs has often started another one.
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, ToolError):
                 raise ToolError(f'{command}: {error}') from None
@@ -232,7 +234,7 @@ def _run(argv: list[str], timeout: float) -> str:
 
 
 def _output(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, str]:
-    """What the process writes to its two outputs until it ends."""
+    """Read both outputs of a process until it ends."""
     texts = {stream: bytearray() for stream in (process.stdout, process.stderr) if stream}
     with selectors.DefaultSelector() as selector:
         for stream in texts:

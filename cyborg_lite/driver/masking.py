@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep out of a recording what tells of one card, one machine or one user.
+"""Remove from a recording what identifies a card, a machine or a user.
 
-Tools print text: serial numbers and UUIDs stand in it, and the processes of users.  A serial
-number is replaced by another of the same shape, the same one wherever it stands, so that cards
-stay apart and tables keep their columns.  Processes are left out.
+The output of tools has serial numbers, UUIDs, and processes of users.  A serial number is replaced
+by another of the same shape, and by the same one at each place, so that cards stay distinct and
+tables keep their columns.  Processes are removed.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 import secrets
 import typing
 
-#: How tools call what is of one card or machine only.
+#: The names of identifying values in the output of tools.
 #: Source: dcmi's npu_info_print.c, nvidia-smi(1), its DTD nvsmi_device_v12.
 NAMED = (
     r'(?:serial(?:[ _-]*(?:number|num|no\.?))?|uuid|guid|die[ _-]*id|unique[ _-]*id|host[ _-]*id'
     r'|(?<![a-z])(?:s/?n|pdi))'
 )
-#: Where a value of that name begins and ends, in the forms that tools have.
+#: Patterns of such values in the formats of tools.
 VALUES = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -29,25 +29,25 @@ VALUES = [
         rf'<[\w.-]*{NAMED}[\w.-]*>(?P<value>[^<\n]*)<',
         # Serial Number : ...
         rf'{NAMED}[ \t]*[:=](?![ \t]*["\[{{])[ \t]*(?P<value>[^|\n]*)',
-        # unique_id 5847760019078012339, as files of the kernel have it
+        # unique_id 5847760019078012339 in files of the kernel
         rf'(?m:^)\w*{NAMED}[ \t]+(?P<value>(?:0x)?[0-9a-f]{{6,64}})[ \t]*(?m:$)',
     )
 ]
-#: A UUID, wherever it stands.
+#: A UUID at any place.
 UUID = re.compile(r'(?P<value>\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b)', re.IGNORECASE)
-#: The heading of a column of such values, and that of one which tells of processes.
+#: The headings of a column of such values, and of a column of processes.
 SECRET_COLUMN = re.compile(rf'[\w. -]*{NAMED}', re.IGNORECASE)
 PROCESS_COLUMN = re.compile(
     r'\s*(?:pid|process(?:es)?:?|process[ _](?:id|name)s?(?: *\[.*)?)\s*', re.IGNORECASE
 )
-#: The tags of XML around what tells of processes.
+#: The XML tags around lists of processes.
 PROCESS_TAG = re.compile(r'<(/?)(?:processes|process_info|accounted_processes)>', re.IGNORECASE)
-#: The heading of a section of indented lines that tells of processes.
+#: The heading of an indented section of processes.
 PROCESS_SECTION = re.compile(r'(?P<indent>\s*)(?:accounted )?processes\s*(?::.*)?', re.IGNORECASE)
-#: A word that may be a serial number, and from how many characters on it is distinct.
+#: A word that may be a serial number, and the length from which it is distinctive.
 WORD = re.compile('[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*')
 DISTINCT = 6
-#: How often an unused value is looked for: a short one has few others of its shape.
+#: The maximum number of tries to find an unused value: short values have few alternatives.
 TRIES = 100
 
 Outputs = dict[tuple[str, ...], str]
@@ -56,17 +56,17 @@ Outputs = dict[tuple[str, ...], str]
 def mask(
     outputs: Outputs, files: dict[str, str], names: collections.abc.Collection[str] = ()
 ) -> tuple[Outputs, dict[str, str], dict[str, str]]:
-    """What tools printed and what files hold, without what must not be known.
+    """Mask the output of tools and the content of files.
 
     :param outputs: texts by tool and arguments
-    :param files: texts by path; the last name of the path says what its text is
-    :param names: paths of which nothing else is kept; each is returned with what stands for it
+    :param files: texts by path; the last part of the path names the content
+    :param names: paths without content; each is returned with its replacement
     """
     left = {command: _without_processes(text) for command, text in outputs.items()}
     masked = _Mask()
     printed = {command: masked.named(text) for command, text in left.items()}
     held = {path: masked.file(path.rpartition('/')[2], text) for path, text in files.items()}
-    # A serial number may stand where nothing says that it is one, even in a command.
+    # A serial number may also be at a place without a label, even in a command.
     return (
         {
             tuple(map(masked.known, command)): masked.known(text)
@@ -78,22 +78,22 @@ def mask(
 
 
 class _Mask:
-    """What stands for each value in one recording."""
+    """The replacement of each value in one recording."""
 
     def __init__(self) -> None:
         self._placeholders: dict[str, str] = {}
         self._masked: set[str] = set()
-        # What is replaced where nothing says what it is, too.
+        # The values that are also replaced at places without a label.
         self._words: dict[str, str] = {}
 
     def named(self, text: str) -> str:
-        """The text, with the values that are said to be secret replaced."""
+        """The text, with the values replaced that are labelled as secret."""
         for pattern in (UUID, *VALUES):
             text = pattern.sub(self._replace, text)
         return '\n'.join(self._columns(text.split('\n')))
 
     def file(self, name: str, text: str) -> str:
-        """The text of a file of that name, which says what the file holds."""
+        """The masked text of a file, whose name labels its content."""
         return self.named(f'{name}: {text}').partition(': ')[2]
 
     def known(self, text: str) -> str:
@@ -104,7 +104,7 @@ class _Mask:
     def _replace(self, match: re.Match[str]) -> str:
         value = match['value']
         if match.re is not UUID and UUID.search(value):
-            return match[0]  # it is replaced already, as it is where it stands alone
+            return match[0]  # it was replaced before
         start, end = (place - match.start() for place in match.span('value'))
         return match[0][:start] + self._placeholder(value) + match[0][end:]
 
@@ -118,7 +118,7 @@ class _Mask:
             if heading and len(cells) > 1:
                 secret, width = dict.fromkeys(heading, ''), len(cells)
             elif secret and len(cells) == width:
-                # What separates the cells stands at the odd places.
+                # The separators of cells are at the odd places.
                 line = ''.join(
                     self._placeholder(cell) if number in secret else cell
                     for number, cell in enumerate(cells)
@@ -128,9 +128,9 @@ class _Mask:
             yield line
 
     def _placeholder(self, text: str) -> str:
-        """What stands for a value: its shape, so that it is of its kind and its columns stay."""
+        """The replacement of a value: it has the same shape, so its kind and its columns stay."""
         value = text.strip()
-        # NA, N/A, [Not Supported] and 0000 say that there is none.
+        # NA, N/A, [Not Supported] and 0000 mean that there is no value.
         if not re.search('[1-9]', value) or value in self._masked:
             return text
         if value not in self._placeholders:
@@ -142,7 +142,7 @@ class _Mask:
         return text.replace(value, self._placeholders[value], 1)
 
     def _unused(self, value: str) -> str:
-        """Another value of this shape, that stands nowhere else if there is one."""
+        """Another value of this shape, which is unused if possible."""
         for _ in range(TRIES):
             other = _alike(value)
             if other not in self._masked and other not in self._placeholders:
@@ -166,7 +166,7 @@ def _other(character: str, letters: str) -> str:
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a row, with what separates them in between."""
+    """The cells of a row, with their separators in between."""
     separator = r'(\|)' if '|' in line else '(,)' if ',' in line else r'(\s{2,})'
     return re.split(separator, line)
 
@@ -189,7 +189,7 @@ def _lines_without_processes(lines: list[str]) -> collections.abc.Iterator[str]:
     inside: collections.abc.Callable[[str], typing.Any] | None = None
     for line in lines:
         if inside and inside(line):
-            # Lines that frame a table stay.
+            # The border lines of a table stay.
             if not re.search('[0-9A-Za-z]', line):
                 yield line
             continue

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What NVIDIA's library tells of GPUs, in values of JSON; and what of such values is sound.
+"""Facts of GPUs from NVIDIA's library, as JSON values, and the validation of such values.
 
-Each value is asked for alone: one that is not to be had costs no other.
+Each value is read alone: a failure does not affect other values.
 
 Source: the NVML API reference, device queries and multi instance GPU management.
 """
@@ -25,39 +25,39 @@ Facts = dict[str, typing.Any]
 Answers = dict[str, Facts]
 Note = collections.abc.Callable[[str], None]
 
-#: What follows the name of the card in the name of a MIG instance.
+#: The part of a MIG instance's name after the name of the card.
 #: Source: NVIDIA MIG user guide, "MIG Device Names".
 SIZE = '(?:[0-9]{1,2}c\\.)?[0-9]{1,2}g\\.[0-9]{1,4}gb(?:[+-][a-z.]{1,16}){0,2}'
 PROFILE = re.compile(f'.* MIG ({SIZE})')
-#: What is shown where the name is another.
+#: The profile of a MIG instance whose name has another form.
 UNKNOWN = 'unknown'
 #: A health, and its reason if there is one.
 HEALTH = re.compile('(ok|unknown|warning|critical)( [a-z0-9]+(_[a-z0-9]+)*)?')
-#: The most MIG instances of a card that are asked for: a card has 7 slices.
+#: The maximum number of MIG instances of a card that are read: a card has 7 slices.
 INSTANCES = 64
-#: The errors by which NVML says that no MIG instance has a number.
+#: The errors of NVML for a number without a MIG instance.
 NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
-#: The errors by which NVML says that there is no driver, rather than that something is wrong.
+#: The errors of NVML if there is no driver, as opposed to a fault.
 ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
-#: The errors of a GPU that cannot be used, and the reason of its health: it has fallen off the bus,
-#: or waits for a reset. Source: NVML, NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED.
+#: The errors of an unusable GPU, and the reasons in its health: it has fallen off the bus, or
+#: needs a reset. Source: NVML, NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED.
 BROKEN = {'NVMLError_GpuIsLost': 'gpu_lost', 'NVMLError_ResetRequired': 'gpu_reset_required'}
-#: The errors of a card, or of a release of NVML, that has no such value.
+#: The errors of a card, or of a release of NVML, that does not have a value.
 SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
 
 
 def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> Answers | None:
-    """What NVML tells of each GPU of this machine, by address; None if it does not load.
+    """The facts of each GPU of this machine from NVML, by address; None if it does not load.
 
-    :param addresses: of the GPUs of which more is asked than where they are
-    :param known: whether it has told of one before, so that it is a fault if it does not now
-    :param note: is told what could not be learnt
+    :param addresses: the addresses of the GPUs whose facts are read
+    :param known: whether NVML reported a GPU before, so that no report now is a fault
+    :param note: called with a text for each failure
     """
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception as error:  # no package, no library, no driver, or one of another release
+    except Exception as error:  # package, library or driver is absent, or of another release
         LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
         if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
             note(f'NVML does not load: {error}')
@@ -65,13 +65,13 @@ def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> 
     try:
         return _ask_each(pynvml, addresses, note)
     finally:
-        # What was learnt is learnt.
+        # An error of the shutdown does not invalidate the answers.
         with contextlib.suppress(Exception):
             pynvml.nvmlShutdown()
 
 
 def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note: Note) -> Answers:
-    """Ask for each GPU that NVML counts."""
+    """Read the facts of each GPU that NVML counts."""
     told: Answers = {}
     broken = False
     try:
@@ -90,14 +90,14 @@ def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note
         address = sysfs.normal(bus) or bus
         told[address] = _ask_for(nvml, gpu, address, note) if address in addresses else {}
     for address in {*addresses} - told.keys() if broken else ():
-        # Its number does not tell which card it is.
+        # The number does not identify the card.
         if reason := _broken(nvml, address):
             told[address] = {'health': ['critical', reason]}
     return told
 
 
 def _ask_for(nvml: typing.Any, gpu: typing.Any, address: str, note: Note) -> Facts:
-    """Ask for each value alone: one that is not to be had costs no other."""
+    """Read each value alone: a failure does not affect other values."""
     facts: Facts = {}
     said = [driver.Health('ok')]
     for key, ask in QUESTIONS.items():
@@ -105,14 +105,14 @@ def _ask_for(nvml: typing.Any, gpu: typing.Any, address: str, note: Note) -> Fac
             facts[key] = ask(nvml, gpu)
         except Exception as error:
             said.append(_failed(error))
-            # That a card has no such value is no fault: a GB10 has no memory of its own.
+            # An unsupported value is not a fault: a GB10 has no memory of its own.
             if type(error).__name__ != 'NVMLError_NotSupported':
                 note(f'NVML does not tell the {key} of {address}: {error}')
     health = driver.worst(*said, *(_asked(ask, nvml, gpu) for ask in SYMPTOMS))
     return facts | ({'health': [health.level, health.reason]} if health else {})
 
 
-#: What is asked of each GPU, by the name that we give it.
+#: The values that are read of each GPU, by our name.
 QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.Any]] = {
     'name': lambda nvml, gpu: _text(nvml.nvmlDeviceGetName(gpu)),
     'uuid': lambda nvml, gpu: _text(nvml.nvmlDeviceGetUUID(gpu)),
@@ -123,7 +123,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
 
 
 def _failed(error: Exception) -> driver.Health:
-    """What a question that failed says of the health of a GPU."""
+    """The health of a GPU after a failed call."""
     kind = type(error).__name__
     if kind in BROKEN:
         return driver.Health('critical', BROKEN[kind])
@@ -135,7 +135,7 @@ def _asked(
     nvml: typing.Any,
     gpu: typing.Any,
 ) -> driver.Health:
-    """What a symptom says of the health of a GPU."""
+    """The health of a GPU by one symptom."""
     try:
         reason = ask(nvml, gpu)
     except Exception as error:
@@ -145,7 +145,7 @@ def _asked(
 
 
 def _broken(nvml: typing.Any, address: str) -> str | None:
-    """Why the GPU at an address cannot be used; None if NVML does not say that."""
+    """Why the GPU at an address cannot be used; None if NVML reports no such error."""
     try:
         nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
     except Exception as error:
@@ -154,7 +154,7 @@ def _broken(nvml: typing.Any, address: str) -> str | None:
 
 
 def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
-    """Errors of memory since the driver was loaded that ECC could not correct.
+    """Memory errors that ECC could not correct since the driver was loaded.
 
     Source: NVML, nvmlDeviceGetTotalEccErrors.
     """
@@ -163,7 +163,7 @@ def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
 
 
 def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
-    """Rows of memory that could not be replaced, or will be by a reset.
+    """Rows of memory whose remapping failed, or waits for a reset.
 
     Source: NVML, nvmlDeviceGetRemappedRows: corrected, uncorrected, pending, failed.
     """
@@ -171,9 +171,9 @@ def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
     return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
 
 
-#: What says that something is wrong with a GPU: each gives a reason, or None.
+#: The symptoms of a faulty GPU: each returns a reason, or None.
 SYMPTOMS = (_uncorrected, _remapped)
-#: By which numbers NVML knows a MIG instance, and how it is asked for each.
+#: The ids of a MIG instance in NVML, and the call for each.
 INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
     'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),
     'compute_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetComputeInstanceId(mig))),
@@ -183,7 +183,7 @@ INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]]
 def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
     """The MIG instances of a card; None while it is not in MIG mode.
 
-    All or none: an instance that cannot be asked for must not look as if it were gone.
+    All or none: an instance that cannot be read must not look as if it were missing.
     """
     current, _ = nvml.nvmlDeviceGetMigMode(gpu)
     if current != nvml.NVML_DEVICE_MIG_ENABLE:
@@ -204,13 +204,13 @@ def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
 
 
 def sound(told: typing.Any) -> Facts:
-    """Of what is told of a card, what is as NVML tells it: a recording may say anything."""
+    """The valid facts of a card: a recording may hold anything."""
     facts = told if isinstance(told, dict) else {}
     return {key: facts[key] for key in FORMS.keys() & facts.keys() if FORMS[key](facts[key])}
 
 
 def _are_instances(told: typing.Any) -> bool:
-    """Whether this tells of the MIG instances of a card; None stands for one out of MIG mode."""
+    """Whether this is a valid list of MIG instances; None means that MIG is off."""
     if not isinstance(told, list):
         return told is None
     if len(told) > INSTANCES or not all(map(_is_instance, told)):
@@ -240,7 +240,7 @@ def _is_health(told: typing.Any) -> bool:
     return all(map(_is_text, words)) and bool(HEALTH.fullmatch(' '.join(words)))
 
 
-#: Whether a value is one, by its name.
+#: The validation of each value, by its name.
 FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'name': _is_text,
     'uuid': _is_text,
@@ -254,16 +254,16 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
 def _mig_profile(nvml: typing.Any, mig: typing.Any) -> str:
     """``1g.10gb`` of ``NVIDIA H100 80GB HBM3 MIG 1g.10gb``; ``unknown`` if the name is another.
 
-    :raises ValueError: when the name is none that can be shown.
+    :raises ValueError: when the name is not printable.
     """
     match = PROFILE.fullmatch(_text(nvml.nvmlDeviceGetName(mig)))
     return match[1] if match else UNKNOWN
 
 
 def _text(value: str | bytes) -> str:
-    """A text as NVML gives it: bytes in older releases of its package.
+    """A text from NVML, which is bytes in older releases of its package.
 
-    :raises ValueError: when it is none that can be shown.
+    :raises ValueError: when it is not printable.
     """
     text = value.decode(errors='replace') if isinstance(value, bytes) else str(value)
     if not _is_text(text):

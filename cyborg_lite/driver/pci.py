@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driver for cards that are known by their PCI ids and given out by PCI address."""
+"""A base class for cards that are found by PCI ids and attached by PCI address."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyborg_lite import driver
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
 
-#: A vendor or device id as sysfs has it, without its 0x.
+#: A vendor or device id of sysfs, without 0x.
 ID = re.compile('[0-9a-f]{4}')
 
 
@@ -22,28 +22,28 @@ def _are_ids(ids: typing.Any) -> bool:
 
 
 class PciDriver(driver.Driver):
-    """Subclasses say which ids are theirs; what differs they override."""
+    """Subclasses declare their ids, and override what differs."""
 
     type: str
     resource_class: str
-    #: the resource class of virtual functions, if they have another
+    #: the resource class of virtual functions, if it differs
     virtual_class: str | None = None
-    #: vendor and device id of each physical function that is a card, and its model in words; where
-    #: several models have the same ids, those of the subsystem follow
+    #: the model by vendor and device id of each physical function that is a card; if several
+    #: models have the same ids, those of the subsystem follow
     models: collections.abc.Mapping[tuple[str, ...], str] = {}
-    #: how the PCI class of a card begins; ids alone do not tell: vendors make network cards too
+    #: prefixes of the PCI class of a card; ids are not sufficient: vendors make network cards, too
     classes: tuple[str, ...] = ('',)
 
-    #: how many PCIe lanes a card has, by its ids, where its chip says that there are more
+    #: the number of PCIe lanes of a card by its ids, if its chip reports more
     lanes: collections.abc.Mapping[tuple[str, ...], int] = {}
 
-    #: virtual functions that no link tells yet, by the address of their physical function
+    #: virtual functions without a link yet, by the address of their physical function
     unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
 
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
-        """Refuse ids that no function of sysfs could ever have.
+        """Refuse ids that no function of sysfs can have.
 
-        :raises ValueError: naming the class and the id.
+        :raises ValueError: the error names the class and the id.
         """
         super().__init_subclass__(**kwargs)
         given = vars(cls).get('models', {})
@@ -60,11 +60,11 @@ class PciDriver(driver.Driver):
         return [self.device(function) for function in self.cards()]
 
     def cards(self) -> list[sysfs.Function]:
-        """The physical functions that are cards of ours."""
+        """The physical functions that are cards of this driver."""
         functions = self.host.tree.functions()
-        # Without its ids nothing says whose a function is, whatever its class.
+        # A function without ids cannot be identified, whatever its class.
         cards = [f for f in functions if all(f.ids) and self.is_card(f) and not f.is_virtual]
-        # A virtual function is of the vendor of its physical one.
+        # A virtual function has the vendor id of its physical function.
         vendors = {card.ids[0] for card in cards}
         self.unlinked = sysfs.unlinked([f for f in functions if f.ids[0] in vendors])
         virtual = {f.bdf for found in self.unlinked.values() for f in found}
@@ -75,7 +75,7 @@ class PciDriver(driver.Driver):
         return bool(self.listed_model(function)) and function.pci_class.startswith(self.classes)
 
     def device(self, card: sysfs.Function) -> driver.Device:
-        """A card as it is reported."""
+        """The Device of a card."""
         vendor, product = card.ids
         health = self.health(card) or driver.Health()
         return driver.Device(
@@ -94,27 +94,28 @@ class PciDriver(driver.Driver):
         )
 
     def model(self, card: sysfs.Function) -> str:
-        """The model of a card, in words."""
+        """The name of a card's model."""
         return self.known_model(card) or f'PCI {":".join(card.ids)}'
 
     def known_model(self, card: sysfs.Function) -> str | None:
-        """The model by ``models``, else by the pci.ids of the host; None if neither knows it."""
+        """The model from ``models``, or else from the host's pci.ids; None if neither has it."""
         return self.listed_model(card) or pci_ids.product(self.host.tree, card.ids)
 
     def listed_model(self, function: sysfs.Function) -> str | None:
-        """The model by ``models``, where the ids of the subsystem count before those of all."""
+        """The model from ``models``; an entry with the ids of the subsystem comes first."""
         return self.models.get(function.identity) or self.models.get(function.ids)
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
-        """What only this vendor's boards tell of themselves."""
+        """Facts that only boards of this vendor have."""
         return {}
 
     def serial(self, card: sysfs.Function) -> str | None:
-        """The serial number or UUID by which the card knows itself, wherever it is."""
+        """The serial number or UUID of the card, which does not depend on its host and slot."""
         return None
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
-        """How the card is; None if nothing tells.  Here it is judged by its PCIe link alone.
+        """The health of the card; None if it is unknown.  Here it follows from the PCIe link
+        alone.
 
         A driver that knows more returns ``driver.worst(super().health(card), ...)``.
         """
@@ -125,19 +126,19 @@ class PciDriver(driver.Driver):
         return driver.Health('warning', 'pcie_width') if narrow else driver.Health('ok')
 
     def unusable(self, card: sysfs.Function) -> str | None:
-        """Why nothing of the card must be given to an instance, in words; None if it may."""
+        """Why the card must not be allocated, as a text; None if it may be."""
         if self.is_split(card):
             return None if self.functions(card) else self._withheld(card)
         if card.mediated_devices:
             return 'its mediated devices are in use'
-        # A guest that had it would take the host's screen away.
+        # The host would lose its console to the guest.
         agent = getattr(self.conf, 'agent', None)
         if card.is_console and not getattr(agent, 'offer_console_card', False):
             return 'it shows the console of the host (boot_vga)'
         return None
 
     def _withheld(self, card: sysfs.Function) -> str | None:
-        """Why no virtual function of the card can be given out."""
+        """Why no virtual function of the card can be allocated."""
         functions = list(card.virtual_functions)
         if not functions:
             return 'its virtual functions cannot be seen'
@@ -145,27 +146,27 @@ class PciDriver(driver.Driver):
         return 'its mediated devices are in use' if used else None
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
-        """What is given out of a card: its virtual functions, or itself where it has none.
+        """The functions to allocate: the card's virtual functions, or the card if it has none.
 
-        Where they are enabled and cannot be seen, nothing is: who has the card has them all.
-        Nor is a function whose mediated devices others have.
+        If they are enabled but not visible, the list is empty: the card includes all of them.  A
+        function whose mediated devices are in use is left out.
         """
         functions = list(card.virtual_functions) if self.is_split(card) else [card]
         return [function for function in functions if not function.mediated_devices]
 
     def is_split(self, card: sysfs.Function) -> bool:
-        """Whether the card has virtual functions, seen or not."""
+        """Whether the card has virtual functions, visible or not."""
         return bool(card.numvfs or self.unlinked.get(card.bdf) or any(card.virtual_functions))
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        """What is given out of a card, one deployable for each kind of resource."""
+        """The deployables of a card, one for each kind of resource."""
         virtual = self.virtual_class if self.is_split(card) else None
         return [self.deployable(card, self.functions(card), virtual or self.resource_class)]
 
     def deployable(
         self, card: sysfs.Function, functions: list[sysfs.Function], resource_class: str
     ) -> driver.Deployable:
-        """Functions of a card that are given out as one resource class."""
+        """The deployable of functions of one resource class."""
         return driver.Deployable(
             name=card.bdf,
             driver_name=self.name,
@@ -175,7 +176,7 @@ class PciDriver(driver.Driver):
         )
 
     def handle(self, card: sysfs.Function, function: sysfs.Function) -> driver.AttachHandle:
-        """What attaches one function of the card."""
+        """The attach handle of one function of the card."""
         virtual = {'form': 'vf'} if function.is_virtual else {}
         return driver.AttachHandle(
             attach_type='PCI',
@@ -185,5 +186,5 @@ class PciDriver(driver.Driver):
         )
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterable[str | None]:
-        """The traits of a card; None stands for one that its strings do not spell."""
+        """The traits of a card; None stands for a trait that its strings cannot make."""
         return [driver.trait(self.type, self.model(card))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of PCI devices by pci.ids, where the host has that file.
+"""The names of PCI devices from pci.ids, if the host has that file.
 
 Source: pci.ids of pciutils.  A vendor's line is followed by a line for each of its devices, which
 begins with one tab.  Distributions have the file in one of two places.
@@ -19,20 +19,20 @@ PLACES = (
     pathlib.PurePath('usr/share/misc/pci.ids'),
     pathlib.PurePath('usr/share/hwdata/pci.ids'),
 )
-#: The most that is read of the file, in bytes; it has 1.6 MB in 2026.
+#: The maximum size of the file, in bytes; it has 1.6 MB in 2026.
 LIMIT = 1 << 23
 #: The longest name that is used, in characters.
 LONGEST = 128
-#: ``GH100 [H100 PCIe]``: the chip, and the name by which a card with it is sold.
+#: ``GH100 [H100 PCIe]``: the chip, and the product name of a card with it.
 SOLD_AS = re.compile(r'[^\[]*\[([^\[\]]+)\]\s*')
 
 
-# Each look asks for the same few names, and the file is long.
+# Cached: each scan needs the same few names, and the file is long.
 @functools.lru_cache(maxsize=256)
 def product(tree: sysfs.Tree, ids: tuple[str, str]) -> str | None:
     """The name of a device, by vendor and device id; None if the host does not know it.
 
-    A file that is damaged costs names only.
+    A damaged file only loses names.
     """
     for place in PLACES:
         content = tree.load(tree.root / place, LIMIT)

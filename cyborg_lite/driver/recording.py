@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts copied: what drivers read of a machine, packed for a bug report, and unpacked again."""
+"""Recordings: pack what drivers read of a machine for a bug report, and unpack it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from cyborg_lite.driver import tarball
 if typing.TYPE_CHECKING:
     from cyborg_lite.driver import host as hosts
 
-#: What is copied of a function.  Not its configuration space or vital product data, which hold
-#: serial numbers; nor, of the machine, its id or that of its mainboard.
+#: The copied attributes of a function. Its configuration space and vital product data are left
+#: out, as they hold serial numbers; so are the machine id and the UUID of the mainboard.
 ATTRIBUTES = (
     'boot_vga',
     'class',
@@ -44,34 +44,34 @@ ATTRIBUTES = (
     'subsystem_vendor',
     'vendor',
 )
-#: Links of a function that tell by the name of what they lead to, and where that is.
+#: Links of a function of which only the target's name matters, and the directories of the targets.
 NAMED = {
     'driver': pathlib.PurePath('sys/bus/pci/drivers'),
     'iommu_group': pathlib.PurePath('sys/kernel/iommu_groups'),
 }
-#: What is named of /dev: the nodes of accelerators.
+#: The nodes of accelerators in /dev whose names are recorded.
 NODES = re.compile(
     r'(v?davinci|nvidia|accel|hl)\d+|davinci_manager|devmm_svm|hisi_hdc|nvidiactl|kfd|(dfl|qat)\S+'
 )
-#: The most that a tarball may hold.
+#: The maximum number of members of a tarball.
 MEMBERS = 30_000
 SIZE = 1 << 28
-#: The most text that links may have, in characters: it is kept until all else is there.
+#: The maximum length of all links, in characters: they are kept in memory until the end.
 LINKS = 1 << 25
-#: How deep below its root a member may be.
+#: The maximum depth of a member below the root.
 LEVELS = 64
-#: The longest component of a name, in bytes: that of Linux.
+#: The maximum length of a path component, in bytes, as in Linux.
 COMPONENT = 255
-#: What keeps a member out: something else is in its place, or above it.
+#: Errors for which a member is skipped: another file is at its path, or above it.
 UNFIT = (FileExistsError, IsADirectoryError, NotADirectoryError)
-#: A directory, and not what a link leads to.
+#: Open a directory, but do not follow a link.
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: How deep below a directory its sys/ may be.
+#: The maximum depth of sys/ below a directory.
 DEPTH = 5
 
 
 def locate(path: pathlib.Path) -> pathlib.Path:
-    """The directory that holds sys/: this one, or the nearest below it.
+    """The directory that holds sys/: the given one, or the nearest below it.
 
     :raises HostError: when there is none.
     """
@@ -87,12 +87,12 @@ def locate(path: pathlib.Path) -> pathlib.Path:
 
 
 def unpack(file: pathlib.Path, root: pathlib.Path) -> None:
-    """Unpack a tarball that nobody vouches for, below an empty directory.
+    """Unpack an untrusted tarball into an empty directory.
 
-    Only directories, regular files and symbolic links are made, and only those that cannot lead
-    out of the directory.  Everything else is left out, and so is what is in the place of another.
+    Only directories, regular files and symbolic links are made, and only if they cannot lead out
+    of the directory.  All else is skipped, and so is a second member with the same path.
 
-    :raises HostError: when it is no tarball, or too large a one.
+    :raises HostError: when it is not a tarball, or too large.
     """
     try:
         with tarball.opened(file) as stream, _Target(root) as target:
@@ -114,14 +114,14 @@ def _extract(members: tarball.Reader, target: _Target) -> None:
         elif place and (member.isdir() or member.isreg()):
             with contextlib.suppress(*UNFIT):
                 target.write(place, members.content() if member.isreg() else None)
-    # Links come last: as long as there is none, no name leads through one.
+    # Links are made last: until then no path leads through a link.
     for place, text in links:
         with contextlib.suppress(*UNFIT):
             target.link(place, text)
 
 
 def _place(name: str) -> list[str] | None:
-    """The components of a member's name; None where it may lead out, or cannot be made."""
+    """The components of a member's name; None if it may lead out, or is invalid."""
     parts = _components(name)
     long = any(len(os.fsencode(part)) > COMPONENT for part in parts)
     if name.startswith('/') or '\0' in name or '..' in parts or long or len(parts) > LEVELS:
@@ -130,9 +130,10 @@ def _place(name: str) -> list[str] | None:
 
 
 def _leads_inside(place: list[str], text: str) -> bool:
-    """Whether the target of a link at that place is below the root, by its text alone.
+    """Whether the target of a link at that place is below the root, by the text alone.
 
-    ``..`` may stand at the start only: there it goes up from a directory, later from a link.
+    ``..`` is only allowed at the start: there it goes up from a directory, later maybe from a
+    link.
     """
     parts = _components(text)
     up = len(list(itertools.takewhile('..'.__eq__, parts)))
@@ -146,9 +147,9 @@ def _components(path: str) -> list[str]:
 
 
 class _Target(contextlib.ExitStack):
-    """The directory below which a tarball is unpacked.
+    """The directory into which a tarball is unpacked.
 
-    Each component of a name is opened by itself, and no link is followed.
+    Each component of a path is opened separately, and no link is followed.
     """
 
     def __init__(self, root: pathlib.Path) -> None:
@@ -158,7 +159,7 @@ class _Target(contextlib.ExitStack):
         self._made = 0
 
     def write(self, place: list[str], content: collections.abc.Iterable[bytes] | None) -> None:
-        """Make a file; a directory where there is no content."""
+        """Make a file; a directory if there is no content."""
         if content is None:
             with self._directory(place):
                 return
@@ -173,7 +174,7 @@ class _Target(contextlib.ExitStack):
 
     @contextlib.contextmanager
     def _directory(self, place: list[str]) -> collections.abc.Iterator[int]:
-        """A directory, made where it is missing."""
+        """Open a directory, and make it if it is missing."""
         here = os.dup(self._root)
         try:
             for part in place:
@@ -196,14 +197,12 @@ class _Target(contextlib.ExitStack):
 
 
 def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> None:
-    """Pack what drivers read of a host: PCI functions, names in /dev, what tools printed, and
-    whatever else they asked the tree for.
+    """Pack what drivers read of a host: PCI functions, names in /dev, output of tools, files.
 
-    What they ran and asked is known of this very object: let them discover before.
-
+    :param host: the object that the drivers used: call their discover() first
     :param file: the tarball to write, gzip; only the user may read it
-    :param with_serials: keep what tells of one card, machine or user in what tools printed
-    :raises HostError: when something else than a file is in its place.
+    :param with_serials: keep identifying values of cards, machines and users
+    :raises HostError: when the path exists and is not a file.
     """
     with _replaced(file) as made, tarfile.open(fileobj=made, mode='w:gz') as tar:
         _add_directory(tar, sysfs.DEVICES)
@@ -227,7 +226,7 @@ def record(host: hosts.Host, file: pathlib.Path, with_serials: bool = False) -> 
 
 
 def _read(tree: sysfs.Tree) -> dict[str, str]:
-    """The texts of the files that drivers asked for, beside the attributes in ``ATTRIBUTES``."""
+    """The texts of the files that drivers read, beside the attributes in ``ATTRIBUTES``."""
     names, functions = tree.attributes - {*ATTRIBUTES}, tree.functions()
     of_functions = {f.path.relative_to(tree.root) / name for f in functions for name in names}
     places = tree.read | of_functions
@@ -236,19 +235,19 @@ def _read(tree: sysfs.Tree) -> dict[str, str]:
 
 
 def _listed(tree: sysfs.Tree) -> set[str]:
-    """What is in the directories that drivers listed, by path."""
+    """The paths of the entries of directories that drivers listed."""
     places = (place / name for place in tree.listed for name in tree.names(tree.root / place))
     return {str(place) for place in places if tree.inside(tree.root / place)}
 
 
 @contextlib.contextmanager
 def _replaced(file: pathlib.Path) -> collections.abc.Iterator[typing.IO[bytes]]:
-    """A file that takes this place once it is complete.  A link in the place is not followed."""
+    """A new file, which replaces the old one once it is complete.  A link is not followed."""
     if file.exists() and not file.is_symlink() and not file.is_file():
         raise description.HostError(f'{file} is in the way: expected a file, or nothing')
     if not file.parent.is_dir():
         raise description.HostError(f'{file}: there is no directory {file.parent}')
-    # Its mode is 0600 from the start.
+    # The mode is 0600 from the start.
     with tempfile.NamedTemporaryFile(
         dir=file.parent, prefix=f'.{file.name}.', delete=False
     ) as made:
@@ -278,11 +277,11 @@ def _add_function(tar: tarfile.TarFile, function: sysfs.Function) -> None:
 
 
 def _add_names(tar: tarfile.TarFile, function: sysfs.Function, place: pathlib.PurePath) -> None:
-    """Add what tells by its name: what it leads to is not copied."""
+    """Add links whose names matter: their targets are not copied."""
     for name, home in NAMED.items():
         if target_name := function.link(name):
             _add_link(tar, place / name, home / target_name)
-    # Mediated devices are named by UUIDs: how many there are of each type is enough.
+    # Mediated devices are named by UUIDs: only their number of each type is recorded.
     types = (device.partition('/')[0] for device in function.mediated_devices)
     for kind, count in collections.Counter(types).items():
         for number in range(count):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PCI functions of a host, read from sysfs under a root that can be moved.
+"""The PCI functions of a host, from sysfs below any root.
 
-What a host or a recorded tree says is not to be trusted: a file may be endless, binary or
-no file at all, a link may lead in a circle or out of the tree.  Whatever cannot be read as
-expected is absent here, and nothing raises.
+The files of a host or a recorded tree are not trusted: a file may be endless, binary or not a
+plain file, and a link may lead in a circle or out of the tree.  What cannot be read as expected
+counts as absent, and nothing raises.
 
 Source: Documentation/ABI/testing/sysfs-bus-pci and Documentation/PCI/sysfs-pci.rst of Linux.
 """
@@ -23,23 +23,23 @@ import typing
 BDF = re.compile(
     r'(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[01][0-9a-f])\.(?P<function>[0-7])'
 )
-#: Where the kernel lists the functions.
+#: The directory in which the kernel lists the functions.
 DEVICES = pathlib.PurePath('sys/bus/pci/devices')
-#: Kernel drivers that hand a function to a guest: the vendor's own driver and tools do not see it.
+#: Kernel drivers for passthrough to guests: the vendor's driver and tools do not see the function.
 #: Source: Documentation/driver-api/vfio.rst and drivers/pci/pci-stub.c of Linux.
 PASSED_THROUGH = ('vfio-pci', 'pci-stub')
-#: The most that is read of a file, in bytes: an attribute of sysfs is one page at most.
+#: The maximum size of a file, in bytes: an attribute of sysfs has at most one page.
 LIMIT = 4096
-#: The most entries that are read of a directory.
+#: The maximum number of entries that are read of a directory.
 ENTRIES = 65536
-#: The most files, and the most directories, of which a tree knows that they were read.
+#: The maximum number of files, and of directories, whose reads a tree remembers.
 READS = 10_000
 
 
 def address(bdf: str) -> dict[str, str]:
     """The attach info of a PCI function: domain, bus, device and function, hexadecimal, no 0x.
 
-    :raises ValueError: when the text is no PCI address.
+    :raises ValueError: when the text is not a PCI address.
     """
     match = BDF.fullmatch(bdf)
     if not match:
@@ -48,7 +48,7 @@ def address(bdf: str) -> dict[str, str]:
 
 
 def normal(text: str) -> str | None:
-    """A PCI address as sysfs writes it, from how tools do (``00000000:C1:00.0``); None if none."""
+    """A PCI address in the form of sysfs, from that of tools (``00000000:C1:00.0``), or None."""
     match = BDF.fullmatch(text.strip().lower())
     return f'{int(match["domain"], 16):04x}{match[0][match.end("domain") :]}' if match else None
 
@@ -75,18 +75,18 @@ def _number(text: str | None, digits: int = 20) -> int | None:
 
 
 class Tree:
-    """The files below one root: the whole of what a driver may read of a host."""
+    """The files below one root: a driver may read nothing else of a host."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.root = pathlib.Path(os.path.realpath(root))
-        #: What was asked for: a recording keeps it.  Files and directories below the root, and the
-        #: names of attributes, which it keeps of all functions.
+        #: The reads, for a recording: files and directories below the root, and the names of
+        #: attributes, which it keeps of all functions.
         self.read: set[pathlib.PurePath] = set()
         self.listed: set[pathlib.PurePath] = set()
         self.attributes: set[str] = set()
 
     def inside(self, path: pathlib.Path) -> pathlib.Path | None:
-        """Where the path leads in the end, if that exists and is below the root."""
+        """The real path, if it exists and is below the root."""
         try:
             real = path.resolve(strict=True)
         except (OSError, RuntimeError, ValueError):
@@ -94,12 +94,12 @@ class Tree:
         return real if real.is_relative_to(self.root) else None
 
     def load(self, path: pathlib.Path, limit: int) -> bytes | None:
-        """At most so many bytes of a regular file; None for whatever else is there."""
+        """At most so many bytes of a regular file; None for all else."""
         real = self.inside(path)
         return _load(real, limit) if real else None
 
     def text(self, path: str | pathlib.PurePath) -> str | None:
-        """The text of a small file below the root, stripped; None where it is absent or no text.
+        """The text of a small file below the root, stripped; None if it is absent or not text.
 
         :param path: relative to the root, such as ``sys/class/accel/accel0/dev``
         """
@@ -108,17 +108,17 @@ class Tree:
         return _decoded(self.load(self.root / place, LIMIT))
 
     def number(self, path: str | pathlib.PurePath) -> int | None:
-        """The number of up to 20 digits that a small file holds; None where it holds none."""
+        """The number of up to 20 digits in a small file; None if there is none."""
         return _number(self.text(path))
 
     def numbers(self, path: str | pathlib.PurePath) -> dict[str, int]:
-        """What a file of lines ``key value`` says; lines of another form are left out."""
+        """The numbers in a file of lines ``key value``; lines of another form are left out."""
         lines = (self.text(path) or '').split('\n')
         found = (re.fullmatch(r'(\w{1,64})[ \t]+([0-9]{1,20})', line, re.ASCII) for line in lines)
         return {match[1]: int(match[2]) for match in found if match}
 
     def entries(self, path: str | pathlib.PurePath) -> list[str]:
-        """The names in a directory below the root, sorted; none where there is no directory.
+        """The names in a directory below the root, sorted; empty if there is no directory.
 
         :param path: relative to the root
         """
@@ -127,7 +127,7 @@ class Tree:
         return self.names(self.root / place)
 
     def asked(self, attribute: str) -> None:
-        """Know that an attribute of a function was asked for."""
+        """Remember that an attribute of a function was read."""
         self._note(self.attributes, attribute)
 
     def _note(self, places: set[typing.Any], place: pathlib.PurePath | str) -> None:
@@ -135,7 +135,7 @@ class Tree:
             places.add(place)
 
     def names(self, path: pathlib.Path) -> list[str]:
-        """The names in a directory, sorted; none where there is no directory."""
+        """The names in a directory, sorted; empty if there is no directory."""
         real = self.inside(path)
         if real is None:
             return []
@@ -157,9 +157,9 @@ class Tree:
 
 
 class Function:
-    """One PCI function: a physical one, or a virtual one of it.
+    """One PCI function, physical or virtual.
 
-    Its path is free of links already.
+    Its path has no links.
     """
 
     def __init__(self, tree: Tree, path: pathlib.Path, bdf: str) -> None:
@@ -168,18 +168,18 @@ class Function:
         self.bdf = bdf
 
     def read(self, name: str) -> str | None:
-        """The text of an attribute, stripped; None where it is absent or no text."""
+        """The text of an attribute, stripped; None if it is absent or not text."""
         self.tree.asked(name)
         path = self.path / name
-        # An attribute is no link, so only one in a directory below has to be looked for.
+        # An attribute is not a link: only paths with directories must be resolved.
         return _decoded(self.tree.load(path, LIMIT) if '/' in name else _load(path, LIMIT))
 
     def entries(self, name: str) -> list[str]:
-        """The names in a directory of the function, sorted; none where there is no such one."""
+        """The names in a directory of the function, sorted; empty if there is no directory."""
         return self.tree.entries(self.path.relative_to(self.tree.root) / name)
 
     def number(self, name: str) -> int | None:
-        """The number of up to 20 digits that an attribute holds; None where it holds none."""
+        """The number of up to 20 digits in an attribute; None if there is none."""
         return _number(self.read(name))
 
     def _hex(self, name: str, digits: int) -> str:
@@ -201,13 +201,13 @@ class Function:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What a card of another kind at this address would differ in: ids and subsystem ids."""
+        """The ids and subsystem ids, which differ for a card of another kind."""
         subsystem = self._hex('subsystem_vendor', 4), self._hex('subsystem_device', 4)
         return *self.ids, *subsystem
 
     @property
     def numa_node(self) -> int | None:
-        """The NUMA node; None where the kernel writes -1 or nothing."""
+        """The NUMA node; None if the kernel writes -1 or nothing."""
         return self._number('numa_node')
 
     @property
@@ -216,7 +216,7 @@ class Function:
 
     @property
     def is_virtual(self) -> bool:
-        # A link that dangles still says so: recorded trees lack what they point to.
+        # A dangling link is sufficient: recorded trees lack the targets.
         return os.path.lexists(self.path / 'physfn')
 
     @property
@@ -226,22 +226,22 @@ class Function:
 
     @property
     def totalvfs(self) -> int | None:
-        """How many virtual functions there can be; None for one that cannot have any.
+        """The maximum number of virtual functions; None if the function cannot have any.
 
-        A virtual function has no SR-IOV capability of its own, and so no such file.
+        A virtual function has no SR-IOV capability, and so does not have this file.
         """
         return self._number('sriov_totalvfs')
 
     @property
     def link_width(self) -> int | None:
-        """How many PCIe lanes the link of the function has now; None without a link that is up."""
+        """The number of PCIe lanes in use; None if no link is up."""
         return self._lanes('current_link_width')
 
     @property
     def widest_link(self) -> int | None:
-        """How many lanes the link can have, by the function and by the port above; None if unknown.
+        """The maximum number of lanes of the function and of the port above; None if unknown.
 
-        A slot may have fewer lanes than the card: then the link can be no wider.
+        A slot with fewer lanes than the card limits the link.
         """
         widest = self._lanes('max_link_width')
         port = self.tree.function(self.path.parent.name)
@@ -249,7 +249,7 @@ class Function:
         return min(widest, above) if widest and above else widest
 
     def _lanes(self, name: str) -> int | None:
-        """A width that PCIe has: 0 is no link, 63 and 255 stand for unknown.
+        """A valid width of PCIe: 0 means no link, 63 and 255 mean unknown.
 
         Source: max_link_width_show() in drivers/pci/pci-sysfs.c of Linux; PCIe, Link Capabilities.
         """
@@ -257,7 +257,7 @@ class Function:
         return width if width in (1, 2, 4, 8, 12, 16, 32) else None
 
     def link(self, name: str) -> str | None:
-        """The last part of where a link leads, though it may dangle: recorded trees lack targets.
+        """The last part of a link's target, which may not exist: recorded trees lack targets.
 
         ``driver`` names the bound driver, ``iommu_group`` the number of the group.
         """
@@ -283,7 +283,7 @@ class Function:
 
     @property
     def is_console(self) -> bool:
-        """Whether the firmware's and the kernel's console is shown by this card.
+        """Whether this card shows the console of the firmware and the kernel.
 
         Source: boot_vga_show() in drivers/pci/pci-sysfs.c of Linux.
         """
@@ -312,12 +312,12 @@ class Function:
     def virtual_functions(self) -> collections.abc.Iterator[Function]:
         """The virtual functions of this one, in order of their numbers."""
         for function in self._linked():
-            # A link of a broken tree may lead to another card.
+            # In a broken tree a link may lead to another card.
             if function.is_virtual:
                 yield function
 
     def _linked(self) -> collections.abc.Iterator[Function]:
-        """What the links of this function to its virtual ones lead to."""
+        """The targets of this function's links to its virtual functions."""
         links = [n for n in self.tree.names(self.path) if re.fullmatch('virtfn[0-9]{1,5}', n)]
         for name in sorted(links, key=lambda name: int(name[6:])):
             target = self.tree.inside(self.path / name)
@@ -325,9 +325,9 @@ class Function:
                 yield Function(self.tree, target, target.name)
 
     def covers(self, other: Function) -> bool:
-        """Whether the other can only be a virtual function of this one, linked or not.
+        """Whether the other function must be a virtual function of this one, linked or not.
 
-        Either a link leads to it, or it is where one has to be, and has the id of one.
+        Either a link leads to it, or it has the address and the id of one.
         """
         if other.bdf in {function.bdf for function in self._linked()}:
             return True
@@ -336,8 +336,8 @@ class Function:
         distance = other.routing_id - self.routing_id
         offset, stride = self._number('sriov_offset'), self._number('sriov_stride')
         if offset is None or stride is None:
-            # Linux before 4.14 does not tell where they are: any place on the bus may be one's as
-            # long as some are missing.
+            # Linux before 4.14 does not show their offset: while some are not linked, any address
+            # on the bus may be one.
             return 0 < distance < 256 and self.numvfs > len(list(self._linked()))
         # With one virtual function the stride may be 0.
         number, rest = divmod(distance - offset, stride or 1)
@@ -354,14 +354,14 @@ class Function:
 
 
 def unlinked(functions: list[Function]) -> dict[str, list[Function]]:
-    """The virtual functions that have no link to their physical one, by the address of that.
+    """The virtual functions without a link, by the address of their physical function.
 
     The kernel adds a virtual function, then links ``virtfnN`` to it, then ``physfn`` back, and
-    counts it in ``sriov_numvfs`` last; it takes them away in the reverse order.  A look in between
-    sees a function that is like a card of its own.
-    Source: pci_iov_add_virtfn() and sriov_enable() in drivers/pci/iov.c of Linux.
+    counts it in ``sriov_numvfs`` last; it removes them in the reverse order.  A scan in between
+    sees a function that looks like a card of its own. Source: pci_iov_add_virtfn() and
+    sriov_enable() in drivers/pci/iov.c of Linux.
     """
-    # What has the SR-IOV capability is no virtual function.
+    # A function with the SR-IOV capability is not virtual.
     capable = [f for f in functions if f.totalvfs is not None or f.numvfs]
     loose = [f for f in functions if f.totalvfs is None and not f.is_virtual] if capable else []
     found = {card.bdf: [f for f in loose if f is not card and card.covers(f)] for card in capable}

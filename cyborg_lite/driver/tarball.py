@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a tarball that nobody vouches for, one member at a time, in bounded memory.
+"""Read an untrusted tarball, one member at a time, in bounded memory.
 
-tarfile reads a long name or an extended header at once, however long the archive says that it
-is, and xz may ask for any dictionary.  Here each size is compared with a limit before anything
-of that size is read.
+tarfile reads a long name or an extended header at once, whatever its declared length, and xz may
+require a dictionary of any size.  Here each size is compared with a limit before the read.
 
 Source: pax(1) of POSIX.1-2017, "pax Interchange Format" and "ustar Interchange Format"; GNU tar
 manual, "Basic Tar Format".
@@ -22,17 +21,17 @@ import tarfile
 import typing
 import zlib
 
-#: The most that is read at once, in bytes.
+#: The maximum size of one read, in bytes.
 CHUNK = 1 << 16
-#: The longest name or target of a link, in bytes: that of Linux.
+#: The maximum length of a name or a link's target, in bytes, as in Linux.
 NAME = 4096
-#: The most that a member's extended header may have, in bytes.
+#: The maximum size of a member's extended header, in bytes.
 EXTENDED = 1 << 14
-#: The most memory that xz may take: its highest preset needs 65 MiB.
+#: The maximum memory of xz: its highest preset needs 65 MiB.
 XZ_MEMORY = 80 << 20
 
-#: The most compressed data that is read, in bytes, and the most streams of it: bgzip makes one of
-#: each 64 KiB.
+#: The maximum size of compressed data, in bytes, and of its streams: bgzip makes a stream for each
+#: 64 KiB.
 COMPRESSED, STREAMS = 1 << 28, 8192
 
 #: Source: the magic numbers in RFC 1952, bzip2's format and the .xz file format.
@@ -55,10 +54,10 @@ def opened(file: pathlib.Path) -> collections.abc.Iterator[Bytes]:
 
 
 class _Gzip:
-    """zlib's decompressor, with the methods that those of bz2 and lzma have."""
+    """zlib's decompressor, with the methods of those of bz2 and lzma."""
 
     def __init__(self) -> None:
-        # 16 more than the largest window: a gzip header comes first, and a checksum last.
+        # 16 more than the largest window: the data have a gzip header and a checksum.
         self._zlib = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
 
     @property
@@ -77,7 +76,7 @@ class _Gzip:
         return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
-#: By the first bytes of a file.
+#: The decompressors by the first bytes of a file.
 DECOMPRESSORS: dict[bytes, collections.abc.Callable[[], typing.Any]] = {
     GZIP: _Gzip,
     BZIP2: bz2.BZ2Decompressor,
@@ -86,16 +85,16 @@ DECOMPRESSORS: dict[bytes, collections.abc.Callable[[], typing.Any]] = {
 
 
 class _Decompressed(io.RawIOBase):
-    """One compressed stream after another: parallel compressors write many.
+    """Reads all compressed streams in turn: parallel compressors write many.
 
-    The modules for whole files know no limit: of streams, of compressed bytes, nor of memory.
+    The standard modules for files have no limits of streams, compressed bytes or memory.
     """
 
     def __init__(self, raw: Bytes, kind: bytes) -> None:
         self._raw, self._kind = raw, kind
         self._streams = self._taken = 0
         self._begin()
-        #: what was read and belongs to the next stream
+        #: data that were read ahead, of the next stream
         self._ahead = b''
 
     def readable(self) -> bool:
@@ -116,9 +115,9 @@ class _Decompressed(io.RawIOBase):
         self._current = DECOMPRESSORS[self._kind]()
 
     def _continue(self) -> bool:
-        """Begin the next stream, if there is one; what else may follow is not read."""
+        """Begin the next stream, if there is one; other data at the end are not read."""
         ahead = self._current.unused_data
-        # An archive may be filled up with zeros to a whole block.
+        # An archive may be padded with zeros to a whole block.
         while not (ahead := ahead.lstrip(b'\0')):
             if not (ahead := self._load()):
                 return False
@@ -147,22 +146,22 @@ class _Decompressed(io.RawIOBase):
 class Reader:
     """The members of a tarball, in their order.
 
-    :param members: how many headers it may have
-    :param size: how many bytes its members may have together
+    :param members: the maximum number of headers
+    :param size: the maximum size of all members together, in bytes
     """
 
     def __init__(self, stream: Bytes, members: int, size: int) -> None:
         self._stream = stream
         self._limits = members, size
         self._members = self._size = 0
-        #: how many bytes of the current member, and of what fills its last block, are unread
+        #: the unread bytes of the current member, and of the padding of its last block
         self._unread = self._padding = 0
 
     def __iter__(self) -> collections.abc.Iterator[tarfile.TarInfo]:
-        """Each member.  What is not read of its content is skipped.
+        """Each member.  Unread content is skipped.
 
-        :raises tarfile.ReadError: when the tarball is broken, holds too much, or uses what is
-            refused here: sparse files, and names or headers over the limits.
+        :raises tarfile.ReadError: when the tarball is broken, exceeds a limit, or has sparse
+            files.
         """
         extended: dict[str, str] = {}
         while member := self._header():
@@ -172,7 +171,7 @@ class Reader:
             elif member.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 extended |= _of_use(_records(self._whole(member, EXTENDED)))
             elif member.type == tarfile.XGLTYPE:
-                # What git writes: a comment.
+                # git writes a comment here.
                 self._whole(member, EXTENDED)
             else:
                 self._enter(member, extended)
@@ -182,7 +181,7 @@ class Reader:
                     pass
 
     def content(self) -> collections.abc.Iterator[bytes]:
-        """What is unread of the current member, in parts."""
+        """The unread content of the current member, in parts."""
         while self._unread:
             part = self._read(min(CHUNK, self._unread))
             self._unread -= len(part)
@@ -199,7 +198,7 @@ class Reader:
         return tarfile.TarInfo.frombuf(block, 'utf-8', 'surrogateescape')
 
     def _enter(self, member: tarfile.TarInfo, extended: dict[str, str]) -> None:
-        """Begin to read a member, once all is known of it."""
+        """Begin to read a member, after its headers."""
         if member.type == tarfile.GNUTYPE_SPARSE or any(
             k.startswith('GNU.sparse') for k in extended
         ):
@@ -208,12 +207,12 @@ class Reader:
         member.linkname = extended.get('linkpath', member.linkname)
         if 'size' in extended:
             member.size = _number(extended['size'])
-        # A directory, link or device has no content, whatever its size says.
+        # A directory, link or device has no content, whatever its size field.
         known = member.type in tarfile.SUPPORTED_TYPES and not member.isreg()
         self._begin(0 if known else member.size)
 
     def _begin(self, size: int) -> None:
-        """Count what is about to be read."""
+        """Count a size against the limits before the read."""
         if size < 0:
             raise tarfile.ReadError('a size is negative')
         self._size += size
@@ -223,7 +222,7 @@ class Reader:
         self._unread, self._padding = size, -size % tarfile.BLOCKSIZE
 
     def _whole(self, header: tarfile.TarInfo, limit: int) -> bytes:
-        """All of a header's content."""
+        """The whole content of a header."""
         if header.size > limit:
             raise tarfile.ReadError(f'a header of {header.size} bytes: expected up to {limit}')
         self._begin(header.size)
@@ -251,7 +250,7 @@ def _records(content: bytes) -> dict[str, str]:
 
 
 def _of_use(records: dict[str, str]) -> dict[str, str]:
-    """Those records that say something of a member: headers without number may come before it."""
+    """The records that matter: any number of headers may come before a member."""
     kept = {key: value for key, value in records.items() if key in ('path', 'linkpath', 'size')}
     sparse = any(key.startswith('GNU.sparse') for key in records)
     return kept | ({'GNU.sparse': ''} if sparse else {})

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For authors of drivers: hosts, tools that fail, and the contract, as tests of pytest.
+"""Test tools for authors of drivers: hosts, failing tools, and the contract, for pytest.
 
-The contract of a driver over hosts, in a package of its own::
+The contract of a driver over hosts, in another package::
 
     from cyborg_lite.driver import testing
     class TestContract(testing.Contract):
         drivers, hosts = ['acme_npu'], ['*.yaml']
 
-and a test of what the driver finds, where ``conftest.py`` has
+and a test of the driver's findings, where ``conftest.py`` has
 ``pytest_plugins = ['cyborg_lite.driver.testing']``::
 
     def test_a_tool_that_hangs(lay_out):
@@ -41,9 +41,9 @@ from cyborg_lite.driver import host as hosts_
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import watching
 
-#: The group of entry points by which drivers are known.
+#: The group of the entry points of drivers.
 GROUP = 'cyborg_lite.drivers'
-#: A function of nobody's, which each host of the suite has: what finds it finds anything.
+#: A function of an unknown vendor, which each host of the suite has: no driver may find it.
 STRANGER: description.Data = {
     'id': '1234:0001',
     'class': 'ff0000',
@@ -51,7 +51,7 @@ STRANGER: description.Data = {
     'driver': 'pci-stub',
 }
 
-#: Where a class of tests keeps its hosts.
+#: The key under which a test class stores its hosts.
 LAID_OUT = pytest.StashKey[dict[str, driver.Host]]()
 
 Found = list[driver.Device]
@@ -59,26 +59,26 @@ Kind = type[driver.Driver]
 
 
 class Fault(enum.Enum):
-    """What a tool may do other than to answer."""
+    """The faults of a tool."""
 
     #: it is not installed
     MISSING = 'missing'
-    #: it ends with an exit status
+    #: it exits with an error status
     FAILS = 'exit status 1: {said!r}'
-    #: it does not end: the driver is told so at once, as after its timeout
+    #: it does not end: the driver gets the timeout error at once
     HANGS = 'no answer within {timeout:g} s'
     #: it prints nothing
     SILENT = ''
-    #: it prints what is no answer
+    #: it prints an invalid answer
     RUBBISH = '\x00\ufffd|:\t| 99 | : \n<html>{"[' + '0000:ffff\r\n-|' * 40
 
 
 class Host(driver.Host):
-    """A host whose tools do what a test says, and print what is described where it says nothing."""
+    """A host whose tools do what a test sets, and otherwise print the described output."""
 
     def __init__(self, host: driver.Host) -> None:
         super().__init__(host.name, host.root, host.recorded)
-        #: by ``tool`` or ``tool arguments``: what it prints, or does
+        #: by ``tool`` or ``tool arguments``: its output, or its fault
         self.tools: dict[str, str | Fault | driver.ToolError] = {}
         #: the commands that were run, in order
         self.runs: list[str] = []
@@ -101,10 +101,10 @@ class Host(driver.Host):
 
 
 def lay_out_at(spec: str | description.Data, place: pathlib.Path, here: pathlib.Path) -> Host:
-    """A host that is laid out below a directory, and that a test may change.
+    """A host whose files are below a directory, and that a test may change.
 
-    :param spec: as ``cyborg-lite up --host`` takes it, a path relative to ``here``; a description,
-        as text of several lines or as the mapping that it stands for
+    :param spec: a spec of ``cyborg-lite up --host``, with paths relative to ``here``; or a
+        description, as a text of several lines or as a mapping
     """
     if isinstance(spec, dict) or '\n' in spec:
         data = description.parse(spec) if isinstance(spec, str) else spec
@@ -112,7 +112,7 @@ def lay_out_at(spec: str | description.Data, place: pathlib.Path, here: pathlib.
         return Host(driver.Host(data.get('name', 'host'), place / 'host'))
     known = spec if spec in hosts_.shipped() else str(here / spec)
     if os.path.isdir(known):
-        # A recording that is read where it lies is not to be changed.
+        # A recording must not be changed in place.
         known = str(shutil.copytree(known, place / pathlib.Path(spec).name, symlinks=True))
     return Host(hosts_.find(known, place / 'laid-out'))
 
@@ -121,7 +121,7 @@ def lay_out_at(spec: str | description.Data, place: pathlib.Path, here: pathlib.
 def lay_out(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> collections.abc.Callable[[str | description.Data], Host]:
-    """Lay hosts out: a function of what a description says, or of where one is.
+    """A function that makes the files of a host, from a description or from its path.
 
     A path is relative to the directory of the test's file.
     """
@@ -129,12 +129,11 @@ def lay_out(
 
 
 def discover(kind: Kind, host: driver.Host, conf: cfg.ConfigOpts | None = None) -> Found:
-    """What a driver finds in a host.
+    """The devices that a driver finds in a host.
 
-    :raises AssertionError: when the driver does not keep to its contract: see
-        :mod:`cyborg_lite.contract`.  Nor may a second look at an unchanged host differ, nor two
-        devices have one serial number, nor may they come in another order than that of their
-        addresses.
+    :raises AssertionError: when the driver violates its contract: see
+        :mod:`cyborg_lite.contract`. Also when a second scan of an unchanged host differs, when two
+        devices have one serial number, or when devices are not sorted by address.
     """
     subject = kind(host, conf or cfg.ConfigOpts())
     devices = _sound(kind, subject.look()[0])
@@ -144,7 +143,7 @@ def discover(kind: Kind, host: driver.Host, conf: cfg.ConfigOpts | None = None) 
 
 
 def _sound(kind: Kind, found: typing.Any) -> Found:
-    """The devices, if they keep to the contract."""
+    """The devices, if they fulfil the contract."""
     devices, complaints = contract.check(found)
     _expect(not complaints, kind, '; '.join(complaints))
     addresses = [device.address for device in devices]
@@ -165,12 +164,12 @@ def _expect(sound: object, kind: Kind, words: str) -> None:
 
 
 def _make_nothing(path: pathlib.Path, _was: pathlib.Path) -> None:
-    """A file that is not there."""
+    """Leave no file."""
 
 
 LINKS = 'lead out of the host'
-#: What may be in the place of a file, by how that reads: functions of the place, and of where the
-#: file is meanwhile.
+#: The damages of a file by their description: functions of its path, and of the path to which the
+#: file was moved.
 DAMAGES: dict[str, collections.abc.Callable[[pathlib.Path, pathlib.Path], object]] = {
     'are missing': _make_nothing,
     'are no text': lambda path, _was: path.write_bytes(bytes(range(256)) * 64),
@@ -179,7 +178,7 @@ DAMAGES: dict[str, collections.abc.Callable[[pathlib.Path, pathlib.Path], object
     'are directories': lambda path, _was: path.mkdir(),
     LINKS: lambda path, was: path.symlink_to(was),
 }
-#: What says that a function is a card: where it cannot be read, nothing else is read.
+#: The attributes that identify a card: if they cannot be read, nothing else is read.
 IDENTITY = ('vendor', 'device', 'class')
 
 
@@ -189,7 +188,7 @@ def _damaged(
     damage: collections.abc.Callable[[pathlib.Path, pathlib.Path], object],
     aside: pathlib.Path,
 ) -> collections.abc.Iterator[None]:
-    """Put something else in the place of files until the block ends."""
+    """Replace files by a damage until the block ends."""
     moved = {path: aside / str(number) for number, path in enumerate(files)}
     for path, was in moved.items():
         path.rename(was)
@@ -206,22 +205,22 @@ def _damaged(
 
 
 class Contract:
-    """The contract of drivers, over hosts: derive a class ``Test...`` that names both.
+    """The contract of drivers over hosts: derive a class ``Test...`` that names both.
 
-    Each host has a function besides that is nobody's.  Files and tools of a host are damaged only
+    Each host also has a function of an unknown vendor.  Files and tools of a host are damaged only
     if the driver finds a device there.
     """
 
     #: the drivers, each a class or the name of its entry point
     drivers: collections.abc.Sequence[Kind | str] = ()
-    #: the hosts: names of those that come with us, or paths of descriptions, directories and
-    #: tarballs, relative to the test's file; in the last part of a path * and ? stand for others
+    #: the hosts: names of shipped ones, or paths of descriptions, directories and tarballs,
+    #: relative to the test's file; the last part of a path may have the wildcards * and ?
     hosts: collections.abc.Sequence[str] = ()
     #: the configuration of the drivers
     conf: cfg.ConfigOpts | None = None
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Have a test for each driver, and one for each host."""
+        """Parametrize the tests by driver and by host."""
         here = metafunc.definition.path.parent
         kinds = [_kind(each) for each in self.drivers]
         specs = [spec for each in self.hosts for spec in _specs(each, here)]
@@ -236,7 +235,7 @@ class Contract:
     def host_of(
         self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) -> collections.abc.Callable[[str], Host]:
-        """A host, which is laid out once: a test that changes its files restores them."""
+        """A host, whose files are made once: a test that changes them restores them."""
         known = request.node.getparent(pytest.Class).stash.setdefault(LAID_OUT, {})
 
         def find(spec: str) -> Host:
@@ -253,19 +252,19 @@ class Contract:
         return host_of(spec)
 
     def test_devices_are_sound(self, kind: Kind, host: Host) -> None:
-        """Devices keep to :func:`discover`, and all that they tell is of the host."""
+        """Devices fulfil the contract of :func:`discover`, and all facts come from the host."""
         with watching.Watch(host.root) as watch:
             devices = discover(kind, host, self.conf)
         strayed = sorted(set(watch.strayed))
         _expect(not strayed, kind, f'it asks this machine, not {host.name}: {strayed}')
-        # A driver that starts anew knows nothing of the looks before.
+        # A new driver object has no memory of earlier scans.
         first, second = _facts(devices), _facts(self._look(kind, host)[0])
         _expect(first == second, kind, f'two instances differ: {first} and {second}')
         address = STRANGER['at']['-1'][0]
         _expect(address not in _addresses(devices), kind, 'it takes a card of nobody for its own')
 
     def test_an_empty_host_has_no_device(self, kind: Kind, tmp_path: pathlib.Path) -> None:
-        """Where there is nothing, nothing is found."""
+        """The driver finds nothing in an empty host."""
         found = discover(kind, driver.Host('empty', tmp_path), self.conf)
         _expect(not found, kind, f'it finds {_addresses(found)} in nothing')
 
@@ -275,7 +274,7 @@ class Contract:
         request: pytest.FixtureRequest,
         host_of: collections.abc.Callable[[str], Host],
     ) -> None:
-        """The driver finds something: else its other tests say nothing."""
+        """The driver finds something: otherwise its other tests are void."""
         specs = [spec for each in self.hosts for spec in _specs(each, request.path.parent)]
         found = any(self._look(kind, host_of(spec))[0] for spec in specs)
         _expect(found, kind, f'it finds no device in any of {specs}')
@@ -283,7 +282,7 @@ class Contract:
     def test_damaged_files_are_survived(
         self, kind: Kind, host: Host, tmp_path: pathlib.Path
     ) -> None:
-        """What cannot be read as expected raises nothing, and makes no device.
+        """Unreadable files raise nothing, and make no device.
 
         The files that the driver reads are damaged, all at once and those of each name.
         """
@@ -300,7 +299,7 @@ class Contract:
         for words, place, files in cases if known else ():
             with _damaged(files, DAMAGES[words], tmp_path):
                 watch = watching.Watch(host.root)
-                # A watch takes as long as the look.
+                # A watch takes as long as the scan itself.
                 with watch if words == LINKS else contextlib.nullcontext():
                     self._look_at_damage(kind, host, known, f'where {place} {words}')
                 _expect(not watch.strayed, kind, f'where {place} {words}: it {watch.strayed}')
@@ -314,14 +313,14 @@ class Contract:
         _expect(not invented, kind, f'{place}: it invents {invented}')
 
     def test_a_tool_that_fails_costs_no_device(self, kind: Kind, host: Host) -> None:
-        """Devices that a tool does not tell this time are still there, or the driver says so.
+        """After a failed tool the devices are still reported, or the driver reports the failure.
 
-        It says so by a :class:`driver.ToolError`, or by ``note(text, complete=False)``.  Where the
-        tool is not installed there may be fewer devices.  See :class:`Fault`.
+        It reports this by a :class:`driver.ToolError`, or by ``note(text, complete=False)``.  If
+        the tool is not installed there may be fewer devices.  See :class:`Fault`.
         """
         known = _addresses(self._look(kind, host)[0])
         tools = {command.split()[0] for command in host.runs} if known else set()
-        # Asked for the first time, and when it was answered before.
+        # In the first scan, and after a scan that succeeded.
         for fault, before in itertools.product(Fault if tools else (), (False, True)):
             subject = kind(host, self.conf or cfg.ConfigOpts())
             if before:
@@ -341,7 +340,7 @@ class Contract:
     def test_a_recording_shows_the_same(
         self, kind: Kind, host: Host, tmp_path: pathlib.Path
     ) -> None:
-        """What the driver reads of a host is recorded: see ``cyborg-lite record``."""
+        """The driver finds the same in a recording of the host: see ``cyborg-lite record``."""
         before = self._look(kind, host)[0]
         if before:
             recording.record(host, tmp_path / 'copy.tar.gz', with_serials=True)
@@ -354,7 +353,7 @@ class Contract:
 
 
 def _kind(given: Kind | str) -> Kind:
-    """The driver: a class, or what the entry point of that name loads."""
+    """The driver: a class, or the name of its entry point."""
     if not isinstance(given, str):
         return given
     points = [point for point in metadata.entry_points(group=GROUP) if point.name == given]
@@ -364,7 +363,7 @@ def _kind(given: Kind | str) -> Kind:
 
 
 def _specs(spec: str, here: pathlib.Path) -> list[str]:
-    """The hosts that a spec stands for."""
+    """The hosts that match a spec."""
     path = here / spec
     if '*' not in path.name and '?' not in path.name:
         return [spec]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What code reads while a test watches it: files of the host, and what is none of them.
+"""Watch which files of a host a driver reads, and what else it uses.
 
-Python tells an audit hook of each file that is opened, each directory that is listed, and each
-program, connection and library that is asked for, by whatever function.
+Python calls an audit hook for each opened file, each listed directory, and each use of a program,
+connection or library, by any function.
 
 Source: Python documentation, "Audit events table".
 """
@@ -17,9 +17,9 @@ import sysconfig
 import threading
 import typing
 
-#: Events whose first argument is a path that is read.
+#: The events whose first argument is a path that is read.
 READS = ('open', 'os.listdir', 'os.scandir')
-#: Events by which a driver asks this machine, not the host that it was given.
+#: The events in which a driver uses this machine, not its given host.
 ASKS = {
     'ctypes.dlopen': 'loads the library',
     'os.exec': 'runs',
@@ -31,16 +31,16 @@ ASKS = {
 
 
 class Watch:
-    """What this thread reads of a host below a root, and what else it asks for, in a block."""
+    """Records what this thread reads below a root, and what else it uses, in a block."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self._root = os.path.realpath(root)
-        # A module may be loaded when it is first needed, and read data that lies beside it.
+        # Code may load a module late, and modules may read data beside them.
         places = (*sysconfig.get_paths().values(), *sys.path)
         self._allowed = tuple(os.path.realpath(place) for place in places)
-        #: the files below the root that were opened, each where it leads
+        #: the real paths of the opened files below the root
         self.files: set[pathlib.Path] = set()
-        #: what was asked for that is not below the root, in words
+        #: descriptions of accesses that are not below the root
         self.strayed: list[str] = []
 
     def __enter__(self) -> Watch:
@@ -54,7 +54,7 @@ class Watch:
         del _watches[threading.get_ident()]
 
     def note(self, event: str, args: tuple[typing.Any, ...]) -> None:
-        """Take in an audit event."""
+        """Record an audit event."""
         if event in ASKS:
             subject = args[1] if event == 'socket.connect' else args[0]
             words = os.fsdecode(subject) if isinstance(subject, bytes) else str(subject)
@@ -81,7 +81,7 @@ def _is_below(path: str, place: str) -> bool:
 
 #: The watch of each thread that has one.
 _watches: dict[int, Watch] = {}
-#: Its length says whether the hook is there: it cannot be removed.
+#: Not empty once the hook is installed: it cannot be removed.
 _hooks: list[collections.abc.Callable[..., None]] = []
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The drivers that come with us, one file for each family of cards."""
+"""The drivers of this package, one file for each family of cards."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD Instinct accelerators: whole ones, or their virtual functions.
 
-The kernel's compute driver (KFD) tells more of a card than PCI does: its architecture, and one node
-for each partition in which processes of the host see it.
+The kernel's compute driver (KFD) has more data of a card than PCI: its architecture, and one node
+for each partition that processes of the host can use.
 
 Source: pci.ids; Linux, drivers/gpu/drm/amd/amdkfd/kfd_topology.c and amdgpu's sysfs attributes.
 """
@@ -19,7 +19,7 @@ from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
-#: A unique id, as sysfs has it.
+#: A unique id in sysfs.
 HEX = re.compile('[0-9a-f]{1,16}')
 #: One directory for each node: a processor, or a partition of a GPU.
 NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
@@ -28,7 +28,7 @@ Node = dict[str, int]
 
 
 class AmdGpu(pci.PciDriver):
-    """Graphics cards and the graphics of processors are none: see ``[pci] device_spec``."""
+    """Ignores graphics cards and integrated graphics: see ``[pci] device_spec``."""
 
     name, type, resource_class = 'amd_gpu', 'GPU', 'PGPU'
     virtual_class = 'VGPU'
@@ -51,7 +51,7 @@ class AmdGpu(pci.PciDriver):
         return super().discover()
 
     def is_card(self, function: sysfs.Function) -> bool:
-        """What the table lists, and every processing accelerator of AMD's."""
+        """Whether the table lists it, or it is a processing accelerator of AMD's."""
         accelerator = function.ids[0] == '1002' and function.pci_class.startswith('12')
         return accelerator or super().is_card(function)
 
@@ -82,18 +82,18 @@ class AmdGpu(pci.PciDriver):
             yield driver.trait('AMD', architecture(version))
 
     def _of(self, card: sysfs.Function) -> list[Node]:
-        """The nodes of a card, in their order: one, or one for each partition."""
+        """The nodes of a card, sorted: one, or one for each partition."""
         return self._nodes[int(card.address['domain'], 16), card.routing_id & ~7]
 
     def _read_nodes(self) -> dict[tuple[int, int], list[Node]]:
-        """The nodes of GPUs, by domain and place; the last three bits number the partition."""
+        """The nodes of GPUs, by domain and location; the last three bits number the partition."""
         tree = self.host.tree
         names = (name for name in tree.entries(NODES) if name.isascii() and name.isdigit())
         found: dict[tuple[int, int], list[Node]] = collections.defaultdict(list)
         index = 0
         for name in sorted(names, key=int):
             node = collections.Counter(tree.numbers(NODES / name / 'properties'))
-            # Processors have no SIMDs. What remains is counted as ROCm counts it.
+            # Processors have no SIMDs. The rest is counted as in ROCm.
             if node['simd_count'] and node['vendor_id'] == 0x1002:
                 facts = {'index': index, 'render': node['drm_render_minor']}
                 facts |= {'gfx': node['gfx_target_version'], 'unique_id': node['unique_id']}
@@ -103,5 +103,5 @@ class AmdGpu(pci.PciDriver):
 
 
 def architecture(version: int) -> str:
-    """``gfx90a`` of 90010, as compilers name it: the last two numbers are hexadecimal."""
+    """``gfx90a`` of 90010, the name in compilers: the last two numbers are hexadecimal."""
     return f'gfx{version // 10000}{version // 100 % 100:x}{version % 100:x}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A card that no host has, for trying the service and for Tempest."""
+"""A card that does not exist, for a trial of the service and for Tempest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HANDLES = 16
 
 
 class FakeDriver(driver.Driver):
-    """One FPGA with sixteen accelerators, as Cyborg's fake driver has it: Nova's tests ask so."""
+    """One FPGA with sixteen accelerators, as in Cyborg's fake driver: Nova's tests need it."""
 
     name = 'fake'
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Huawei Ascend NPUs.
 
-Sysfs alone finds the cards: one device for each PCI function, since a function goes to one
-tenant, however many chips are behind it.  Where ``npu-smi`` answers, it adds which chips they
-are.  Its table is asked for in each look; board, mapping and topology once, and again only for a
-card that is new and for a question that failed.  A question that fails costs no other, and what
-was known of the same card stays.
+Sysfs alone finds the cards: one device for each PCI function, since a function goes to one tenant,
+however many chips are behind it.  ``npu-smi``, if it answers, adds the names of the chips. Its
+table is read in each scan; board, mapping and topology are read once, and again only for a new
+card or after a failure.  A failed query does not affect others, and the known values of the same
+card stay.
 
 Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids.
 """
@@ -28,7 +28,7 @@ from cyborg_lite.drivers.tools import npu_smi
 
 Facts = dict[str, typing.Any]
 
-#: Families by device id.  Cards that others sell under their name keep the device id.
+#: Families by device id.  Cards of other vendors with these chips keep the device id.
 FAMILIES = {
     'd100': '310',
     'd105': '310B',
@@ -44,18 +44,18 @@ FAMILIES = {
     'd808': 'Mini v4',
 }
 RESOLD = [(vendor, device) for vendor in ('20c6', '203f', '20e9') for device in ('d500', 'd802')]
-#: The most that is asked of single cards: each costs a run of npu-smi.
+#: The maximum number of queries for single cards: each is a run of npu-smi.
 NPUS = 64
-#: The most chips whose error codes are asked for in one look.
+#: The maximum number of chips whose error codes are read in one scan.
 ILL = 16
-#: For how long one look begins new questions, in seconds: the others are for the next look.
+#: How long one scan starts new queries, in seconds: the others are left for the next scan.
 PATIENCE = 8.0
-#: The questions, as arguments of npu-smi.
+#: A query, as arguments of npu-smi.
 Question = tuple[str, ...]
 TABLE: Question = ('info',)
 MAPPING: Question = ('info', '-m')
 TOPOLOGY: Question = ('info', '-t', 'topo')
-#: How an answer is known to be one, whatever the release: a text without it is rubbish.
+#: Patterns of valid answers in all releases: a text without a match is invalid.
 SIGNS = {
     TABLE: re.compile(r'\|\s*Bus-Id\s*\|'),
     MAPPING: re.compile(r'^\s*NPU ID\b', re.MULTILINE),
@@ -64,9 +64,9 @@ SIGNS = {
 BOARD_SIGN = re.compile(
     r'^\s*(NPU ID|Board ID|PCIe Bus Info|Health Status|Error Code)\s*:', re.MULTILINE
 )
-#: How npu-smi says that a card or a release has no such question: it is not worth asking again.
+#: The answer of npu-smi if a card or a release does not support a query: it is not repeated.
 UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
-#: The device node of a vNPU, and from which number on they are: 16 numbers for each physical id.
+#: The device node of a vNPU, and the first of their numbers: 16 numbers for each physical id.
 #: Source: Huawei, npu-smi set -t create-vnpu, vnpu_id.
 VNPU = re.compile('vdavinci([0-9]{3,6})')
 VNPUS, EACH = 100, 16
@@ -75,7 +75,7 @@ SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
 
 
 def _about(what: str, number: int, chip: int | None = None) -> Question:
-    """The question for a board or, with a chip, for that chip on it."""
+    """The query for a board or, with a chip, for that chip on it."""
     question = ('info', '-t', what, '-i', str(number))
     return question if chip is None else (*question, '-c', str(chip))
 
@@ -86,26 +86,26 @@ def _board_of(number: int, chip: int | None = None) -> Question:
 
 @dataclasses.dataclass
 class Npu:
-    """What is known of the card at one address."""
+    """The known facts of the card at one address."""
 
     ids: tuple[str, ...]
-    #: which entry of sysfs it was: the kernel makes another one for a card that comes anew
+    #: the entry of sysfs: the kernel makes a new one for a card that is added again
     entry: tuple[int, ...]
-    #: True until its board was asked for
+    #: True until its board was read
     new: bool = True
     facts: Facts = dataclasses.field(default_factory=dict)
-    #: by which it knows itself: the serial number of its board, and the id of its first die
+    #: its unique ids: the serial number of its board, and the id of its first die
     serial: str | None = None
     die: str | None = None
-    #: its chip by the name that its board has for it
+    #: the name of its chip from its board
     named: str | None = None
-    #: what the last look told of the health of its chips, and their error codes, by number
+    #: the health of its chips in the last scan, with their error codes, by number
     said: dict[int | None, driver.Health] = dataclasses.field(default_factory=dict)
     errors: dict[int | None, str] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int | None:
-        """The number by which npu-smi knows the card."""
+        """The number of the card in npu-smi."""
         return self.facts.get('npu_id')
 
     @property
@@ -115,13 +115,13 @@ class Npu:
 
     @property
     def physical(self) -> set[int]:
-        """The physical ids of its chips; the logical ones where npu-smi tells no physical ones."""
+        """The physical ids of its chips; the logical ones if npu-smi prints no physical ones."""
         chips = self.facts.get('chips', ())
         ids = [chip.get('phy_id', chip.get('logic_id')) for chip in chips]
         return {number for number in ids if number is not None}
 
     def place(self, number: int, name: str) -> None:
-        """Note its number and chip; those of another card mean that it is another one."""
+        """Store its number and chip; other values mean that it is another card."""
         known = self.facts.get('chip_name')
         if self.number != number or (name and known and name != known):
             self.facts, self.serial, self.die, self.named, self.new = {}, None, None, None, True
@@ -130,13 +130,13 @@ class Npu:
         self.facts.setdefault('chips', [])
 
     def hear(self, chip: int | None, health: driver.Health) -> None:
-        """Note the health of a chip."""
+        """Store the health of a chip."""
         self.said[chip] = health
         if not health.reason:
             self.errors.pop(chip, None)
 
     def add(self, chip: Facts) -> None:
-        """Note what is told of a chip; a value that is unknown now leaves the old one."""
+        """Store the facts of a chip; an unknown value does not replace the old one."""
         chips = self.facts['chips']
         known = next((c for c in chips if c.get('chip_id', 0) == chip.get('chip_id', 0)), None)
         if known is None:
@@ -145,7 +145,7 @@ class Npu:
             known.update(chip)
 
     def identify(self, kind: str, value: str | None) -> None:
-        """Note the serial number or the die; another one than before means another card."""
+        """Store the serial number or the die; another value than before means another card."""
         known = getattr(self, kind)
         if self.new and known and value != known:
             self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
@@ -165,11 +165,11 @@ class HuaweiAscend(pci.PciDriver):
     def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
         super().__init__(host, conf)
         self._known: dict[str, Npu] = {}
-        # The questions that need not be asked again, and those that failed last time.
+        # The queries that need no repetition, and those that failed last time.
         self._answered: set[Question] = set()
         self._failed: set[Question] = set()
         self._mapping: list[Facts] = []
-        # Whether npu-smi is there, and did not print its table.
+        # Whether npu-smi exists but did not print its table.
         self._broken = False
 
     def discover(self) -> list[driver.Device]:
@@ -178,18 +178,18 @@ class HuaweiAscend(pci.PciDriver):
         self._broken = False
         for npu in self._known.values():
             npu.said.clear()
-        # What a guest has is not seen by npu-smi.
+        # npu-smi does not see cards of guests.
         ours = [card for card in cards if card.driver not in sysfs.PASSED_THROUGH]
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
 
     def _remember(self, card: sysfs.Function) -> Npu:
-        """What is known of this very card; nothing of another one that was at its address."""
+        """The known facts of this card; those of an earlier card at its address are dropped."""
         status = card.path.lstat()
         entry: tuple[int, ...] = (status.st_ino, self.host.printed_at('npu-smi'))
         if self.host.recorded:
-            # The file system may use a number again.
+            # The file system may reuse an inode number.
             entry += (status.st_ctime_ns,)
         known = self._known.get(card.bdf)
         if known is None or known.ids != card.identity:
@@ -202,16 +202,16 @@ class HuaweiAscend(pci.PciDriver):
         return f'Ascend {self._chip(card) or FAMILIES[card.ids[1]]}'
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
-        # A copy: the next look may change what is known while this one is still reported.
+        # A copy: the next scan may change the facts while this one is still reported.
         return copy.deepcopy(self._known[card.bdf].facts)
 
     def serial(self, card: sysfs.Function) -> str | None:
         npu = self._known[card.bdf]
-        # One kind for each card: another kind of number would make it another card.
+        # One kind of id for each card: an id of another kind would make it another card.
         return self._unique(npu, 'serial' if npu.serial else 'die')
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
-        """By npu-smi, which tells of each chip; what it told of before and not now is unknown."""
+        """The health from npu-smi; a chip that it does not report any more has unknown health."""
         npu = self._known[card.bdf]
         told = [*npu.said.values()]
         if len(told) < len(npu.facts.get('chips', ())) or (not told and self._is_silent(card)):
@@ -219,20 +219,20 @@ class HuaweiAscend(pci.PciDriver):
         return driver.worst(super().health(card), *told)
 
     def _is_silent(self, card: sysfs.Function) -> bool:
-        """Whether npu-smi could tell of a card of which it has told nothing."""
+        """Whether npu-smi should know a card but did not report it."""
         passed = card.driver in sysfs.PASSED_THROUGH
         answered = any(npu.said for npu in self._known.values())
         return bool(passed or answered or self._broken or self._known[card.bdf].facts)
 
     def unusable(self, card: sysfs.Function) -> str | None:
-        """A card of which vNPUs exist can be neither mounted nor passed through as a whole."""
+        """Refuse a card with vNPUs: it can be neither mounted nor passed through as a whole."""
         nodes = self.host.tree.names(self.host.root / 'dev')
         numbers = sorted(int(match[1]) for node in nodes if (match := VNPU.fullmatch(node)))
         known = {bdf: npu.physical for bdf, npu in self._known.items()}
         everywhere = set().union(*known.values())
         for number in numbers:
             owner = (number - VNPUS) // EACH
-            # Where it is not known whose it is, it may be of each card that has told no number.
+            # A vNPU of an unknown owner may be of any card without a known number.
             if owner in known[card.bdf] or owner not in everywhere and not known[card.bdf]:
                 return f'it is split into vNPUs (/dev/vdavinci{number})'
         return super().unusable(card)
@@ -242,24 +242,25 @@ class HuaweiAscend(pci.PciDriver):
         family = FAMILIES[card.ids[1]]
         yield driver.trait('NPU', family)
         if family == '910_93':
-            # The name by which it is sold.
+            # The name of the product.
             yield driver.trait('NPU', '910C')
         if chip := self._chip(card):
             yield driver.trait('NPU', chip)
 
     def _chip(self, card: sysfs.Function) -> str | None:
-        """The chip by its full name, if npu-smi tells one that is of the card's family.
+        """The full name of the chip, if npu-smi prints one of the card's family.
 
-        The id decides: the first 910 calls itself 910A or 910B, and is no 910B.
+        The device id decides: npu-smi names the first 910 either 910A or 910B, but it is not a
+        910B.
         """
         npu, family = self._known[card.bdf], FAMILIES[card.ids[1]]
-        # After the name of a family that has letters itself, or of a late one, letters may follow.
+        # Letters may follow the name of a family that has letters itself, or of a recent family.
         rest = r'\d' if family in ('310', '910') else r'[\dA-Z]'
         names = [npu.named or '', npu.facts.get('chip_name', '')]
         return next((n for n in names if re.fullmatch(rf'{family}{rest}[\w.-]{{0,15}}', n)), None)
 
     def _ask(self, cards: list[sysfs.Function]) -> None:
-        """Learn what npu-smi tells of these cards."""
+        """Read the data of these cards from npu-smi."""
         begun = time.monotonic()
         text = self._npu_smi(TABLE)
         self._broken = text is None
@@ -277,12 +278,12 @@ class HuaweiAscend(pci.PciDriver):
             npu.new = False
 
     def _ask_errors(self, begun: float) -> None:
-        """Learn the error codes of chips that are not well, as long as there is time."""
+        """Read the error codes of unhealthy chips, within the time limit."""
         ill = [(n, chip) for n in self._known.values() for chip, h in n.said.items() if h.reason]
         for npu, chip in ill[:ILL]:
             if time.monotonic() - begun > PATIENCE:
                 break
-            # A question that fails leaves the code of the look before.
+            # After a failed query the code of the last scan stays.
             if (text := self._npu_smi(_about('health', npu.number or 0, chip))) is not None:
                 npu.errors[chip] = next(iter(npu_smi.parse_errors(text)), '')
         for npu, chip in ill:
@@ -291,12 +292,12 @@ class HuaweiAscend(pci.PciDriver):
                 npu.said[chip] = npu.said[chip]._replace(reason=reason)
 
     def _ask_once(self, begun: float) -> None:
-        """Ask what has no answer yet, as long as there is time."""
+        """Run the queries without an answer, within the time limit."""
         failed: set[Question] = set()
-        # What failed last time comes last: it may take all the time there is.
+        # Queries that failed last time come last: they may use up the time.
         while questions := [q for q in self._questions() if q not in failed]:
             if time.monotonic() - begun > PATIENCE:
-                self.note('npu-smi is slow: what is left is asked for in the next look')
+                self.note('npu-smi is slow: the next scan reads the rest')
                 break
             question = min(questions, key=self._failed.__contains__)
             text = self._npu_smi(question)
@@ -308,7 +309,7 @@ class HuaweiAscend(pci.PciDriver):
         self._failed = failed
 
     def _npu_smi(self, question: Question) -> str | None:
-        """What npu-smi answers: '' if it has no answer to give, None if it failed to give one."""
+        """The answer of npu-smi: '' if it supports no answer, None if it failed."""
         sign = SIGNS.get(question, BOARD_SIGN)
         try:
             text = self.host.run('npu-smi', *question)
@@ -325,7 +326,7 @@ class HuaweiAscend(pci.PciDriver):
         return text
 
     def _take_table(self, chips: list[Facts]) -> set[str]:
-        """Note what the table tells of our cards; returns the addresses of those it lists."""
+        """Store the table's facts of our cards; returns the addresses that it lists."""
         for chip in chips:
             if npu := self._known.get(chip['bus']):
                 npu.place(chip['npu_id'], chip['chip_name'])
@@ -334,18 +335,18 @@ class HuaweiAscend(pci.PciDriver):
         return {chip['bus'] for chip in chips}
 
     def _forget_answers(self) -> None:
-        """Ask again what may be otherwise where cards are new."""
+        """Repeat the queries whose answers may differ with a new card."""
         new = [npu for npu in self._known.values() if npu.new]
         same = {npu.number for npu in self._known.values()} - {npu.number for npu in new}
         if new:
             self._answered = {q for q in self._answered if len(q) > 4 and int(q[4]) in same}
 
     def _questions(self) -> list[Question]:
-        """What is still to be asked, as far as is known by now."""
+        """The queries that are still open, by the present knowledge."""
         known = self._known.values()
         numbers = {npu.number for npu in known}
         if None in numbers:
-            # The board of a number tells at which address it is.
+            # The board of a number has its address.
             numbers |= {row['npu_id'] for row in self._mapping}
         boards = [_board_of(n) for n in sorted(n for n in numbers if n is not None)[:NPUS]]
         dies = sorted((npu.number or 0, npu.chip) for npu in known if self._needs_die(npu))
@@ -353,17 +354,17 @@ class HuaweiAscend(pci.PciDriver):
         return [question for question in questions if question not in self._answered]
 
     def _needs_die(self, npu: Npu) -> bool:
-        """Whether the chip alone can tell which card this is, or which chip it has.
+        """Whether only the query of the chip identifies the card, or the kind of its chip.
 
-        Each 910 has a ``VDie ID``: it counts where no serial number is known.  A 910_93 is called
-        910 in the table; its chip has the full name as ``NPU Name``.
+        Each 910 has a ``VDie ID``: it is used if no serial number is known.  The table names a
+        910_93 only 910; its chip has the full name as ``NPU Name``.
         """
         asked = npu.number is not None and _board_of(npu.number) in self._answered
         family = FAMILIES[npu.ids[1]]
         return asked and (family == '910_93' or npu.serial is None and family.startswith('910'))
 
     def _unique(self, npu: Npu, kind: str) -> str | None:
-        """The serial number or die, unless others have the same: then it is none."""
+        """The serial number or die; None if other cards have the same."""
         value: str | None = getattr(npu, kind)
         return value if [getattr(n, kind) for n in self._known.values()].count(value) == 1 else None
 
@@ -372,7 +373,7 @@ class HuaweiAscend(pci.PciDriver):
         return [npu for npu in self._known.values() if npu.number == number]
 
     def _take(self, question: Question, text: str) -> None:
-        """Note what the answer tells; it may be empty."""
+        """Store the facts of an answer; it may be empty."""
         if question == MAPPING:
             self._mapping = npu_smi.parse_mapping(text)
             for row in self._mapping:
@@ -385,14 +386,14 @@ class HuaweiAscend(pci.PciDriver):
             self._take_die(int(question[4]), int(question[6]), npu_smi.parse_board(text))
 
     def _take_topology(self, text: str) -> None:
-        """Note the links: by number, or by physical id where the rows are of single chips."""
+        """Store the links: by number, or by physical id if the rows are of single chips."""
         for (kind, number), peers in npu_smi.parse_topology(text).items():
             chips = [npu for npu in self._known.values() if number in npu.physical]
             for npu in self._at(number) if kind == 'NPU' else chips:
                 npu.facts['hccs_peers'] = peers
 
     def _take_row(self, row: Facts) -> None:
-        """Note what the mapping tells of a chip."""
+        """Store the facts of a chip from the mapping."""
         for npu in self._at(row['npu_id']):
             for chip in npu.facts['chips']:
                 if row['chip_id'] == chip.get('chip_id', 0):
@@ -411,7 +412,7 @@ class HuaweiAscend(pci.PciDriver):
             npu.named = _chip_in(npu, board) or npu.named
             npu.identify('serial', f'{serial}/{npu.chip}' if serial and several else serial)
             if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
-                # It tells which vNPU templates the chip has; its name does not.
+                # The vNPU templates of a chip follow from this id, not from its name.
                 npu.facts['board_id'] = board['Board ID'].lower()
 
     def _take_die(self, number: int, chip: int, board: dict[str, str]) -> None:
@@ -422,12 +423,12 @@ class HuaweiAscend(pci.PciDriver):
 
 
 def _serial_in(text: str) -> str | None:
-    """The serial number that the text is, if it is one."""
+    """The text as a serial number; None if it is not one."""
     return text if SERIAL.fullmatch(text) else None
 
 
 def _chip_in(npu: Npu, board: dict[str, str]) -> str | None:
-    """The name of the chip by its board: ``910_9392`` of an A3, ``950PR`` of a 950.
+    """The name of the chip from its board: ``910_9392`` of an A3, ``950PR`` of a 950.
 
     Source: npu-smi, ``info -t board``: Chip Name, and NPU Name.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intel Gaudi accelerators, of what was Habana Labs."""
+"""Intel Gaudi accelerators, formerly of Habana Labs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typing
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
-#: Where sysfs lists the nodes of a card, and what their names are.
+#: The directories of sysfs that list the nodes of a card.
 NODES = ('accel', 'habanalabs')
 NODE = re.compile('(?:accel/accel|habanalabs/hl)([0-9]{1,4})')
 
@@ -30,7 +30,7 @@ class IntelGaudi(pci.PciDriver):
     }
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
-        """The numbers of the card: of its nodes in /dev, and of its module.
+        """The numbers of the card's nodes in /dev and of its module.
 
         The nodes are accel/accelN, and hlN before Linux 6.2.  Source for the module: Linux,
         Documentation/ABI/testing/sysfs-driver-habanalabs, ``module_id``.

@@ -11,7 +11,7 @@ from cyborg_lite.driver import sysfs
 
 
 class IntelGpu(pci.PciDriver):
-    """The graphics of processors are none of these: nearly every desktop has one.
+    """Ignores integrated graphics: nearly every desktop has one.
 
     Source: pci.ids.
     """

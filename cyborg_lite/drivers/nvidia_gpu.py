@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVIDIA GPUs: whole ones, virtual functions with a vGPU type, and MIG instances.
 
-Sysfs alone finds the cards.  Where nvidia-ml-py and NVIDIA's driver load, they add the product's
+Sysfs alone finds the cards.  nvidia-ml-py and NVIDIA's driver, if they load, add the product's
 name, the UUID, the memory and the MIG instances; a recording has their answers.  Each value is
-asked for alone; one that cannot be had this time stays as it was, and the driver says so.
+read alone; a value that cannot be read keeps its last content, and the driver is degraded.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from cyborg_lite.driver import sysfs
 
 Facts = dict[str, typing.Any]
 
-#: A line of creatable_vgpu_types: number and name of a type; a heading is none.
+#: A line of creatable_vgpu_types: number and name of a type; it does not match headings.
 #: Source: NVIDIA vGPU software user guide, "Creating an NVIDIA vGPU on a Linux with KVM host".
 VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
-#: Where the kernel driver lists the cards, and what of them processes may open.
+#: The directory in which the kernel driver lists the cards and the nodes that processes open.
 #: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
 PROC = pathlib.PurePath('proc/driver/nvidia')
-#: What is read of a card there; a UUID that the driver does not know yet is all question marks.
+#: The fields of a card there; an unknown UUID is all question marks.
 INFORMATION = {
     'uuid': re.compile(
         r'^GPU UUID:\s*(GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\s*$', re.MULTILINE
     ),
     'minor': re.compile(r'^Device Minor:\s*([0-9]{1,5})\s*$', re.MULTILINE),
 }
-#: And of what opens a MIG instance: N of nvidia-caps/nvidia-capN.
+#: The minor of the node of a MIG instance: N of nvidia-caps/nvidia-capN.
 CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
 
 
 @dataclasses.dataclass
 class Gpu:
-    """What NVML last told of the card at an address."""
+    """The last facts from NVML of the card at an address."""
 
     ids: tuple[str, ...]
     facts: Facts = dataclasses.field(default_factory=dict)
-    #: None where NVML has never told of it
+    #: None if NVML has never reported the card
     health: driver.Health | None = None
 
 
 class NvidiaGpu(pci.PciDriver):
     name, type, resource_class = 'nvidia_gpu', 'GPU', 'PGPU'
     virtual_class = 'VGPU'
-    #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are no GPUs
+    #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are not GPUs
     classes = ('0300', '0302')
-    #: Those whose name by NVML does not follow from pci.ids. Source: pci.ids, and NVML's names.
+    #: Cards whose name in NVML does not follow from pci.ids. Source: pci.ids, and NVML's names.
     models = {
         ('10de', '15f7'): 'Tesla P100-PCIE-12GB',
         ('10de', '15f8'): 'Tesla P100-PCIE-16GB',
@@ -103,27 +103,27 @@ class NvidiaGpu(pci.PciDriver):
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
-        # Another card at the address of one that was known is another card.
+        # A new card at a known address does not inherit the facts of the old one.
         fresh = {card.bdf: Gpu(card.identity) for card in cards}
         same = {b: g for b, g in self._known.items() if b in fresh and g.ids == fresh[b].ids}
         self._known = fresh | same
         for gpu in same.values():
-            # NVML has told of it: if it does not now, nothing is known.
+            # If NVML reported the card before and does not now, the health is unknown.
             gpu.health = driver.Health() if gpu.health else None
-        # NVML knows nothing of cards that a guest has.
+        # NVML does not see cards of guests.
         ours = {card.bdf for card in cards if card.driver not in sysfs.PASSED_THROUGH}
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
 
-    #: The connector of an A2 has 8 lanes, and its chip says 16. Source: NVIDIA A2 product brief.
+    #: The connector of an A2 has 8 lanes; its chip reports 16. Source: NVIDIA A2 product brief.
     lanes = {('10de', '25b6'): 8}
 
     def is_card(self, function: sysfs.Function) -> bool:
         return function.ids[0] == '10de' and function.pci_class.startswith(self.classes)
 
     def model(self, card: sysfs.Function) -> str:
-        """By our table first: a card has one name, whether NVML loads or not."""
+        """Our table comes first: so the name does not depend on NVML."""
         known = self.listed_model(card) or self._known[card.bdf].facts.get('name')
         if known:
             return str(known)
@@ -139,7 +139,7 @@ class NvidiaGpu(pci.PciDriver):
         return facts
 
     def _told_by_kernel(self, card: sysfs.Function) -> Facts:
-        """The UUID and the number of the node, as the kernel driver tells them without NVML."""
+        """The UUID and the number of the node from the kernel driver, without NVML."""
         told = self.host.tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
         found = {key: pattern.search(told) for key, pattern in INFORMATION.items()}
         facts: Facts = {key: match[1] for key, match in found.items() if match}
@@ -162,13 +162,13 @@ class NvidiaGpu(pci.PciDriver):
         return {'uuid': instance['uuid'], 'minor': minor} | numbers
 
     def serial(self, card: sysfs.Function) -> str | None:
-        """The UUID: it is of the board, in whatever host and slot; source: nvmlDeviceGetUUID."""
+        """The UUID: it stays with the board in any host and slot; source: nvmlDeviceGetUUID."""
         return self._known[card.bdf].facts.get('uuid')
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         told = self._known[card.bdf].health
         if told is None and card.driver in sysfs.PASSED_THROUGH:
-            # NVML does not see it, and a sound link says too little.
+            # NVML does not see the card, and a good PCIe link is not sufficient.
             told = driver.Health()
         return driver.worst(super().health(card), told)
 
@@ -181,7 +181,7 @@ class NvidiaGpu(pci.PciDriver):
         return None if self.is_split(card) else self._no_instance(card)
 
     def _no_instance(self, card: sysfs.Function) -> str | None:
-        """Why no MIG instance of the card can be given out; None if one can, or it has no MIG."""
+        """Why no MIG instance of the card is usable; None if one is, or if MIG is off."""
         instances = self._instances(card)
         if instances == []:
             return 'it is in MIG mode and has no MIG instance: nvidia-smi mig -cgi creates them'
@@ -190,13 +190,13 @@ class NvidiaGpu(pci.PciDriver):
         return None
 
     def _instances(self, card: sysfs.Function) -> list[Facts] | None:
-        """The MIG instances that NVML listed; None for a card out of MIG mode, or not known."""
-        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has let it go: it is whole
-            return None
-        return typing.cast('list[Facts] | None', self._known[card.bdf].facts.get('mig'))
+        """The MIG instances that NVML listed; None if MIG is off or unknown."""
+        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has released the card: it is
+        whole return None return typing.cast('list[Facts] | None',
+        self._known[card.bdf].facts.get('mig'))
 
     def _has_instances(self, card: sysfs.Function) -> bool:
-        """Whether the kernel driver lists MIG instances of a card of which NVML told nothing."""
+        """Whether the kernel driver lists MIG instances of a card that NVML did not report."""
         if 'mig' in self._known[card.bdf].facts:
             return False
         minor = self._told_by_kernel(card).get('minor')
@@ -204,10 +204,10 @@ class NvidiaGpu(pci.PciDriver):
         return any(name.startswith('gi') for name in self.host.tree.entries(directory))
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
-        """Without the virtual functions that have no vGPU type, where they can have one.
+        """Leave out virtual functions without a vGPU type, if they can have one.
 
-        Source: NVIDIA vGPU software user guide, ``current_vgpu_type``: 0 is none.  There is no such
-        file where vGPUs are mediated devices.
+        Source: NVIDIA vGPU software user guide, ``current_vgpu_type``: 0 is none.  The file does
+        not exist if vGPUs are mediated devices.
         """
         functions = super().functions(card)
         types = {f.bdf: f.read('nvidia/current_vgpu_type') for f in functions if f is not card}
@@ -242,7 +242,7 @@ class NvidiaGpu(pci.PciDriver):
         return deployable
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
-        """Cyborg's ``CUSTOM_NVIDIA_1EB8``, and with each vGPU type that can be made."""
+        """Cyborg's ``CUSTOM_NVIDIA_1EB8``, also with each vGPU type that can be created."""
         product = card.ids[1]
         yield driver.trait('NVIDIA', product)
         for function in card.virtual_functions:
@@ -251,7 +251,7 @@ class NvidiaGpu(pci.PciDriver):
                     yield driver.trait('NVIDIA', product, match[1])
 
     def _ask(self, addresses: set[str]) -> None:
-        """Learn what NVML tells of the GPUs at these addresses."""
+        """Read the facts of the GPUs at these addresses from NVML."""
         known = {bdf for bdf in addresses if self._known[bdf].facts}
         try:
             told = self.host.ask('nvml', 'gpus', self._ask_nvml)
@@ -263,7 +263,7 @@ class NvidiaGpu(pci.PciDriver):
                 self.note('NVML does not answer any more')
             return
         for bdf in addresses - told.keys():
-            # It tells of GPUs, and not of this one: a sound link says too little.
+            # NVML works but did not report this GPU: a good PCIe link is not sufficient.
             self._known[bdf].health = driver.Health()
         for bdf in sorted(addresses & told.keys()):
             self._learn(self._known[bdf], nvml.sound(told[bdf]))
@@ -275,9 +275,9 @@ class NvidiaGpu(pci.PciDriver):
         return nvml.ask(self._known, known, self.note)
 
     def _learn(self, gpu: Gpu, told: Facts) -> None:
-        """Keep what is told of a card; what is not told this time stays as it was."""
+        """Store the facts of a card; absent facts keep their last value."""
         if 'health' in told:
             gpu.health = driver.Health(*told.pop('health'))
         if 'uuid' in told and gpu.facts.get('uuid') != told['uuid']:
-            gpu.facts.clear()  # of another card, which was here before
+            gpu.facts.clear()  # they are of another card, which was here before
         gpu.facts.update(told)

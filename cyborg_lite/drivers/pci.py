@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any PCI card that the operator names in ``[pci] device_spec``, as Nova's option of that name.
 
-Each value is a JSON object, and matches a function that has all it says::
+Each value is a JSON object, and matches a function with all of its values::
 
     {"vendor_id": "8086", "product_id": "0b25", "class_id": "0880", "address": "*:3b:00.*",
      "resource_class": "CUSTOM_DSA", "traits": ["CUSTOM_DSA_V1"], "type": "PCI",
      "model": "Data Streaming Accelerator"}
 
-``class_id`` is how the PCI class begins.  A resource class that is no standard one is normalised
-as Nova does.  A card whose physical function matches is given out by its virtual functions if it
-has any.  Where several specs match a card, the first is taken.  A spec that is none costs no other.
+``class_id`` is a prefix of the PCI class.  A resource class that is not a standard one is
+normalised as in Nova.  A card whose physical function matches is allocated by its virtual
+functions if it has any.  If several specs match a card, the first is used.  An invalid spec does
+not affect others.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from cyborg_lite.driver import contract
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
-#: Pattern of each key that is a text, and how it reads in words.
+#: The pattern of each text key, and its description for errors.
 KEYS = {
     'vendor_id': (r'[0-9a-f]{4}|\*', 'four hexadecimal digits, or *'),
     'product_id': (r'[0-9a-f]{4}|\*', 'four hexadecimal digits, or *'),
@@ -43,7 +44,7 @@ KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What to look for, and as what to give it out."""
+    """Which functions to find, and how to report them."""
 
     vendor_id: str = '*'
     product_id: str = '*'
@@ -66,9 +67,9 @@ class Spec:
 
 
 def parse(text: str, place: str) -> Spec:
-    """The device spec that the text holds.
+    """Parse a device spec.
 
-    :raises ValueError: naming the place and the key, when it holds none.
+    :raises ValueError: when it is invalid; the error names the place and the key.
     """
     try:
         data = json.loads(text)
@@ -98,14 +99,14 @@ def _value(key: str, value: typing.Any, place: str) -> typing.Any:
 
 
 def _glob(address: str, place: str) -> str:
-    """An address as a whole pattern: what is left out may be anything."""
+    """An address as a complete pattern: absent parts match anything."""
     slot, _, function = address.partition('.')
     fields = [field or '*' for field in slot.split(':')]
     return ':'.join(['*'] * (3 - len(fields)) + fields) + f'.{function or "*"}'
 
 
 def _resource_class(name: str, place: str) -> str:
-    """The class of that name, whatever its case; what is no standard one becomes a custom one.
+    """The class of a name, in any case; a name that is not standard becomes a custom class.
 
     Source: Nova, ``[pci] device_spec``: upper case, anything else than A-Z, 0-9 and _ becomes _,
     and CUSTOM_ is put before it unless it is there.
@@ -125,7 +126,7 @@ def _model(text: str, place: str) -> str:
     return text
 
 
-#: How the values of some keys are kept.
+#: The conversions of some keys.
 FORMS = {'address': _glob, 'resource_class': _resource_class, 'model': _model}
 
 
@@ -146,7 +147,7 @@ class _Cards(pci.PciDriver):
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         functions = super().functions(card)
-        # A spec may name some of the virtual functions only.
+        # A spec may match only some of the virtual functions.
         whole = self.spec.matches(card)
         return [f for f in functions if whole or self.spec.matches(f)]
 
@@ -158,7 +159,7 @@ class _Cards(pci.PciDriver):
 
 
 class PciDevices(driver.Driver):
-    """Finds nothing unless it is told what to look for."""
+    """Finds only the devices that the options describe."""
 
     name = 'pci'
 
@@ -168,7 +169,7 @@ class PciDevices(driver.Driver):
             try:
                 spec = parse(text, f'[pci] device_spec[{number}]')
             except ValueError as error:
-                # What it means is not known, so nothing that was found by it before is gone.
+                # The meaning of the spec is unknown: devices that it found before are not missing.
                 self.note(str(error), complete=False)
                 continue
             for device in _Cards(self.host, self.conf, spec).discover():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """AMD (Xilinx) Alveo cards.
 
-A card shows two functions: .0 manages it and decides what is programmed, .1 is for users.
-One in its golden state, which recovers it, has other ids and only .0.
+A card shows two functions: .0 manages and programs the card, .1 is for users.  In its golden
+state, which is for recovery, a card has other ids and only .0.
 
 Source: Xilinx/XRT, src/runtime_src/core/pcie/driver/linux.
 """
@@ -66,7 +66,7 @@ class XilinxFpga(pci.PciDriver):
         return super().unusable(card)
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
-        """The user's function alone: who has the other one reprograms the card for all."""
+        """Only the user's function: the other one can reprogram the card."""
         user = self._user(card)
         return [user] if user else []
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools of vendors print, taken apart for their drivers."""
+"""Parsers for the output of vendors' tools."""

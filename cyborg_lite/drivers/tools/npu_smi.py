@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What npu-smi prints: it has no JSON.
+"""Parse the output of npu-smi, which has no JSON.
 
-Source: hicann/driver, npu_info_print.c for the tables, npu_common.c for the words of health.
+Source: hicann/driver, npu_info_print.c for the tables, npu_common.c for the values of health.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Facts = dict[str, typing.Any]
 
 #: The number pair of a usage: "30710/ 32768".
 USAGE = re.compile(r'\d{1,9}\s*/\s*(\d{1,9})')
-#: What each word of the column Health says; UNKNOWN and every other one say nothing.
+#: The health for each word of the column Health; UNKNOWN and other words have no meaning here.
 HEALTH = {
     'ok': driver.Health('ok'),
     'warning': driver.Health('warning', 'ascend_warning'),
@@ -31,9 +31,9 @@ ERROR = re.compile('(?:0x)?([0-9a-f]{4,16})')
 def parse_info(text: str) -> list[Facts]:
     """The chips in the table of ``npu-smi info``: bus, npu_id, chip_name, chip and health of each.
 
-    Two rows tell of a chip.  What is before the column of the bus address is, in the first, the
-    card's number and name and, in the second, what the second row of the heading says: chip and
-    device (310, 310P), chip (910), chip and physical id (910_93), or nothing (950).
+    Each chip has two rows.  Before the column of the bus address, the first row has the card's
+    number and name.  The second row has what the second row of the heading names: chip and device
+    (310, 310P), chip (910), chip and physical id (910_93), or nothing (950).
     """
     chips: list[Facts] = []
     above: list[str] = []
@@ -51,16 +51,16 @@ def parse_info(text: str) -> list[Facts]:
                 chip = ids | _memory(row[-1])
                 chip_name = name[0].removeprefix('Ascend') if name else ''
                 found = {'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip}
-                # The health of a chip stands above its address.
+                # The health of a chip is above its address.
                 word = above[column] if column < len(above) else ''
                 chips.append(found | {'health': HEALTH.get(word.lower(), driver.Health())})
         above = row
     return chips
 
 
-#: What stands for a name in the row of a board's controller.
+#: The name in the row of a board's controller.
 CONTROLLER = 'Mcu'
-#: Our name of each column that numbers a chip.
+#: Our name of each column with a number of a chip.
 COLUMNS = {
     'Chip': 'chip_id',
     'Chip ID': 'chip_id',
@@ -83,9 +83,9 @@ def _number(text: str) -> int | None:
 
 
 def _memory(cell: str) -> Facts:
-    """The size of the last memory that is there, in MB: HBM comes after the host's.
+    """The size of the last memory in the cell, in MB: HBM comes after the host's memory.
 
-    Nothing where it is not known.
+    Empty if it is unknown.
     """
     sizes = [int(size) for size in USAGE.findall(cell) if int(size)]
     return {'memory_mb': sizes[-1]} if sizes else {}
@@ -94,7 +94,7 @@ def _memory(cell: str) -> Facts:
 def parse_mapping(text: str) -> list[Facts]:
     """The chips in the table of ``npu-smi info -m``: npu_id, chip_id, chip_name and others.
 
-    Its columns stand two spaces or more apart.  The board's controller has a row, and is no chip.
+    Two or more spaces separate its columns.  The board's controller has a row, but is not a chip.
     """
     rows: list[Facts] = []
     titles: list[str] = []
@@ -122,10 +122,10 @@ def parse_errors(text: str) -> list[str]:
 
 
 def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
-    """What each is linked to by HCCS, from the matrix of ``npu-smi info -t topo``.
+    """The HCCS links of each NPU or die, from the matrix of ``npu-smi info -t topo``.
 
     Rows and columns are of NPUs or, where an NPU has two dies, of dies by their physical ids:
-    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink for HCCS.
+    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink instead of HCCS.
     """
     peers: dict[tuple[str, int], list[int]] = {}
     columns: list[tuple[str, int]] = []
