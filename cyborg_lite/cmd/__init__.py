@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands.  Whatever starts the service imports this first: it chooses native threads."""
+"""The commands.  Each entry point imports this first: it chooses native threads."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib.machinery
 import sys
 import typing
 
-#: The module in which oslo.service keeps the choice.
+#: The module in which oslo.service stores the choice.
 _BACKEND = 'oslo_service.backend'
 
 
 class _Backend(importlib.machinery.SourceFileLoader):
-    """Chooses native threads as soon as the module is there, before anything takes eventlet."""
+    """Chooses native threads as soon as the module is loaded, before anything uses eventlet."""
 
     def exec_module(self, module: typing.Any) -> None:
         super().exec_module(module)
@@ -20,10 +20,10 @@ class _Backend(importlib.machinery.SourceFileLoader):
 
 
 class _NoEventlet:
-    """Makes eventlet look absent.
+    """Makes the import of eventlet fail.
 
-    oslo.service still requires it to be installed, and futurist imports whatever is.  oslo.service
-    itself takes long to load: a command that does not need it does not import it.
+    oslo.service requires eventlet, and futurist imports it if it is installed.  oslo.service takes
+    long to load: only commands that need it import it.
     """
 
     def find_spec(

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest='seconds',
         type=leasing.seconds,
         metavar='TIME',
-        help='hold them for so long, such as 2h, whichever processes end',
+        help='hold them for this time, such as 2h, whichever processes end',
     )
     parser.add_argument(
         '-f', '--format', choices=('shell', 'json'), default='shell', help='(shell)'
@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     status, lease = leasing.attempt(arguments, of, seconds=arguments.seconds)
     if lease is None:
         if arguments.format == 'shell':
-            # What a shell evaluates fails, so that no program starts that would see all devices.
+            # The evaluated text fails in the shell, so that no program starts that would see all
+            # devices.
             print('false')
         return status
     if arguments.format == 'json':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-conductor``: keeps what agents report, and decides; any number of them run."""
+"""``cyborg-lite-conductor``: stores the reports of agents, and decides; any number can run."""
 
 from __future__ import annotations
 

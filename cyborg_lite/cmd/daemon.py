@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a service starts in a process of its own."""
+"""The start of a service in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def run(
     make: collections.abc.Callable[[cfg.ConfigOpts], service.Running],
     *checks: collections.abc.Callable[[cfg.ConfigOpts], None],
 ) -> int:
-    """Run the service that is made of the configuration, until it is told to stop; returns the exit
-    status.
+    """Run a service until it is stopped; returns the exit status.
 
-    :param checks: of what the service needs: see cyborg_lite.startup.
+    :param checks: the checks of the service: see cyborg_lite.startup.
     """
     try:
         conf = options.load(sys.argv[1:])
         service.prepare(conf)
         startup.check(conf, *checks)
     except (cfg.Error, exception.Refused) as error:
-        # Before the launcher is there, which would start it again and again.
+        # Exit before the launcher runs, which would restart the service again and again.
         sys.exit(f'{name}: {error}')
     return service.run(conf, functools.partial(make, conf))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-dbsync``: bring a database to what this release needs, or import one."""
+"""``cyborg-lite-dbsync``: upgrade a database to this release, or import one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main() -> int:
         exception.CyborgError,
         sa.exc.SQLAlchemyError,
         exception.Refused,
-        ImportError,  # of the driver of the database that is imported
+        ImportError,  # the driver of the imported database is absent
     ) as error:
         if arguments.debug:
             raise
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cyborg-lite-dbsync',
         description=__doc__,
-        # What others must not see in the list of processes may stand in a file.
+        # Secrets can be in a file: other users see the arguments of processes.
         fromfile_prefix_chars='@',
     )
     parser.add_argument('--version', action='version', version=options.VERSION)
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     upgrade.set_defaults(run=_upgrade)
     version = commands.add_parser('version', help='print the revision of the database')
     version.set_defaults(run=_version)
-    revision = commands.add_parser('revision', help='write a migration to what the models say')
+    revision = commands.add_parser('revision', help='write a migration to the current models')
     revision.add_argument('-m', '--message', required=True, help='what the migration does')
     revision.set_defaults(run=_revision)
     online = commands.add_parser(
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     import_.add_argument(
         '--from', dest='source', required=True, metavar='URL', help='of the database to read'
     )
-    import_.add_argument('--project', help='whose the requests become that have no project')
+    import_.add_argument('--project', help='the project of requests that have none')
     import_.set_defaults(run=_import)
     return parser
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-discover``: the discovery script of Spark, which leases what it prints."""
+"""``cyborg-lite-discover``: a discovery script of Spark, which leases what it prints."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ DESCRIPTION = (
     'CYBORG_RESOURCE has the resource, such as npu, and CYBORG_LEASE how many are wanted; or '
     'CYBORG_PROFILE has a device profile.'
 )
-#: The variables that Spark's executors and workers are given, see "cyborg-lite spark-conf".
+#: The variables of Spark's executors and workers, see "cyborg-lite spark-conf".
 RESOURCE, COUNT, PROFILE = 'CYBORG_RESOURCE', 'CYBORG_LEASE', 'CYBORG_PROFILE'
 #: The name of a resource of Spark.
 NAME = re.compile('[A-Za-z][A-Za-z0-9_]{0,62}')
-#: What is in the command line of a JVM that has several workers.
+#: A part of the command line of a JVM that has several workers.
 SEVERAL = b'local-cluster['
-#: How long the lease of another call of the same process is looked for, and how often, in seconds.
+#: The timeout of the search for a lease of the same process, and its interval, in seconds.
 PATIENCE, PAUSE = 5.0, 0.05
 
 
@@ -75,9 +75,9 @@ def main() -> int:
 
 
 def _complete(arguments: argparse.Namespace) -> None:
-    """Take from the environment what the arguments do not say.
+    """Complete the arguments from the environment.
 
-    :raises cyborg_lite.client.Error: when a variable is not as expected.
+    :raises cyborg_lite.client.Error: when a variable is invalid.
     """
     if arguments.resource_class is None:
         arguments.profile = arguments.profile or os.environ.get(PROFILE) or None
@@ -98,10 +98,10 @@ def _complete(arguments: argparse.Namespace) -> None:
 
 
 def _lease(arguments: argparse.Namespace) -> client.Lease:
-    """The lease of the parent: the one that it has from an earlier call, or a new one.
+    """The lease of the parent: that of an earlier call, or a new one.
 
-    The name of a lease is unique: of several calls at once, one makes the lease. The others find it
-    a moment later.
+    The name of a lease is unique: of several concurrent calls, one makes the lease, and the others
+    find it.
 
     :raises cyborg_lite.client.Error: when it cannot be had.
     """
@@ -121,23 +121,21 @@ def _lease(arguments: argparse.Namespace) -> client.Lease:
 
 
 def _name(arguments: argparse.Namespace) -> str | None:
-    """What names a lease of the parent for this request, on whichever host; None if each call is
-    to get another one.
-    """
+    """The name of the parent's lease for this request; None if each call gets a new lease."""
     parent = processes.find(os.getppid())
-    # All workers of this mode are in one process, and each calls once.
+    # In this mode one process has all workers, and each calls once.
     if SEVERAL in (processes.PROC / str(parent.pid) / 'cmdline').read_bytes():
         return None
-    # In each pid namespace there are the same pids.
+    # Two pid namespaces can have the same pids.
     about = processes.namespace(os.getpid()), leasing.request(arguments)
     number = zlib.crc32(repr(about).encode())
     return f'spark-{parent.pid}-{parent.started}-{parent.boot_id}-{number:08x}'
 
 
 def _found(lease: client.Lease, name: str | None) -> dict[str, typing.Any]:
-    """What Spark reads.
+    """The object that Spark reads.
 
-    :raises cyborg_lite.client.Error: when the accelerators have no addresses, or not of one name.
+    :raises cyborg_lite.client.Error: when the accelerators have no addresses, or several names.
     """
     resources = lease.views['spark']['resources']
     names = ', '.join(each['name'] for each in resources) or 'none'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite`` from its first moment to its last: Ctrl-C ends it without a traceback while
-modules load, and no thread that hangs keeps it from its end.
+"""The entry point of ``cyborg-lite``: a thread that hangs does not delay the exit.
+
+Ctrl-C ends the command without a traceback, even while modules load.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 
 #: The status of a command that Ctrl-C ended: 128 and the number of SIGINT.
 INTERRUPTED = 130
-#: How long threads may take to end once the command has, in seconds.
+#: How long the exit waits for threads, in seconds.
 PATIENCE = 0.5
 
 
@@ -28,9 +29,9 @@ def main() -> int:
 
 
 def _end_threads(status: int) -> None:
-    """End the process here if threads are still busy: Python would wait for them.
+    """Exit at once if threads are still busy: Python would wait for them.
 
-    What they have not committed is rolled back, and nobody was told that it was done.
+    Their open transactions are rolled back, and no client received an answer for them.
     """
     end = time.monotonic() + PATIENCE
     others = [t for t in threading.enumerate() if t is not threading.current_thread()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands have in common that lease accelerators: their arguments, and how they wait."""
+"""Common arguments and waiting of the commands that lease accelerators."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typing
 
 from cyborg_lite import client
 
-#: The status of a command that waited as long as it was to, as timeout(1) has it.
+#: The status of a command that timed out, as in timeout(1).
 LATE = 124
-#: How long the agent may take to say who holds what, in seconds.
+#: The timeout for the list of holders from the agent, in seconds.
 PATIENCE = 2.0
-#: How a reason begins if too few accelerators are free; what it says if there never are enough.
+#: How a reason begins if too few accelerators are free, and what it has if there are never enough.
 WAITS, NEVER = 'It waits: ', 'all accelerators together would not do'
-#: How many holders are named.
+#: The maximum number of holders that are named.
 NAMED = 4
 
 
@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--wait',
         type=seconds,
         metavar='TIME',
-        help=f'wait so long, such as 30m, and then end with status {LATE} (for ever)',
+        help=f'wait at most this time, such as 30m, then exit with status {LATE} (no limit)',
     )
     add_agent(parser)
 
 
 def add_wanted(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which accelerators are wanted."""
+    """Add the arguments that select accelerators."""
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         '--class',
@@ -45,7 +45,7 @@ def add_wanted(parser: argparse.ArgumentParser) -> None:
         metavar='CLASS',
         help='their resource class, such as npu, gpu or CUSTOM_NPU (the only one of this machine)',
     )
-    kind.add_argument('--profile', metavar='NAME', help='what a device profile asks for')
+    kind.add_argument('--profile', metavar='NAME', help='the accelerators of a device profile')
     parser.add_argument('-n', dest='count', type=count, metavar='N', help='how many (1)')
     parser.add_argument(
         '--trait',
@@ -61,7 +61,7 @@ def add_wanted(parser: argparse.ArgumentParser) -> None:
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which agent is asked, and for which of its hosts."""
+    """Add the arguments that select the agent, and one of its hosts."""
     parser.add_argument(
         '--host', metavar='NAME', help='one of the hosts of "cyborg-lite up --host" (the first)'
     )
@@ -91,7 +91,7 @@ def attempt(
     command: str | None = None,
     seconds: float | None = None,
 ) -> tuple[int, client.Lease | None]:
-    """The lease that the arguments ask for; or None, and the status of a command without it."""
+    """The lease for the arguments; or None, and the exit status."""
     try:
         return 0, take(arguments, of, command, seconds)
     except client.TimedOut as error:
@@ -108,9 +108,9 @@ def take(
     command: str | None = None,
     seconds: float | None = None,
 ) -> client.Lease:
-    """The lease that the arguments ask for.
+    """The lease for the arguments.
 
-    :raises cyborg_lite.client.Error: when it cannot be had.
+    :raises cyborg_lite.client.Error: when it is refused.
     """
     path = client.find(arguments.socket)
     end = None if arguments.wait is None else time.monotonic() + arguments.wait
@@ -130,11 +130,11 @@ def take(
 
 
 def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
-    """The lease of this user that has this uuid or name; None if there is none that is active.
+    """The active lease of this user with this uuid or name; None if there is none.
 
     :raises cyborg_lite.client.Error: when no agent answers.
     """
-    # It takes time to load that most commands do without.
+    # Imported here: most commands do not need it, and it takes long to load.
     from cyborg_lite import delivery
 
     path = client.find(arguments.socket)
@@ -149,7 +149,7 @@ def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
 
 
 def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict[str, typing.Any]:
-    """What an agent is asked for by the arguments."""
+    """The request to an agent for the arguments."""
     words: dict[str, typing.Any] = {'queue': not arguments.nonblock}
     for name in ('resource_class', 'profile', 'count', 'name'):
         if getattr(arguments, name) is not None:
@@ -167,7 +167,7 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
 
 
 class _Waiting:
-    """Says on one line at which place a request waits, and who holds what until when."""
+    """Prints in one line the position of a queued request, and the holders."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -183,7 +183,7 @@ class _Waiting:
             held = []
         holders = [_holder(each) for each in held if each['state'] == 'active']
         reason = str(answer.get('reason') or '')
-        # Where it waits for accelerators it is told who holds them, unless they would not do.
+        # Holders are named if the request waits for accelerators that would be sufficient.
         if holders and reason.startswith(WAITS) and NEVER not in reason:
             more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
             text += f': held by {", ".join(holders[:NAMED])}{more}'
@@ -201,5 +201,5 @@ def _holder(lease: dict[str, typing.Any]) -> str:
 
 
 def say(text: str) -> None:
-    """Say something on the terminal, in one line; what cannot be printed is not."""
+    """Print one line to the terminal, without characters that are not printable."""
     print('cyborg-lite:', client.plain(text), file=sys.stderr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite``: the whole service in one process, and what people of one machine type."""
+"""``cyborg-lite``: the whole service in one process, and the commands for one machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typing
 
 from cyborg_lite import exception
 
-#: The commands, each a module here with _ in the place of -, and what they do.
+#: The commands and their purpose; each is a module here, with _ in place of -.
 COMMANDS = {
     'up': 'run the service: API, conductor and agents in one process',
     'run': 'run a command with accelerators that are its own until it ends',
@@ -25,12 +25,12 @@ COMMANDS = {
 }
 
 
-#: The status of a command whose output nobody reads on, as shells have it.
+#: The status of a command whose output pipe was closed, as in shells.
 PIPED = 128 + signal.SIGPIPE
 
 
 class Version(argparse.Action):
-    """Prints the version, which takes long to find."""
+    """Prints the version.  It is looked up only then, as this takes long."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> typing.NoReturn:
         from cyborg_lite import conf as options
@@ -40,7 +40,7 @@ class Version(argparse.Action):
 
 
 class _Command(argparse.ArgumentParser):
-    """A command, whose module is imported when the command is asked for: most take long to load."""
+    """A command, whose module is imported only when it is used: most take long to load."""
 
     def __init__(self, module: str, **more: typing.Any) -> None:
         super().__init__(**more)
@@ -64,7 +64,7 @@ def main() -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Nobody reads on. What is left of the output would be an error at the exit.
+        # The pipe is closed. The rest of the output would raise an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPED
     except (exception.Refused, OSError) as error:
@@ -79,7 +79,7 @@ def _fail(error: Exception) -> int:
 
 
 def _unusable() -> tuple[type[Exception], ...]:
-    """The errors of configurations and hosts.  Whatever raises one has imported it."""
+    """The errors of configurations and hosts, of the modules that are imported already."""
     from oslo_config import cfg
 
     from cyborg_lite.driver import description

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite ps``: the accelerators of a service that runs, and who holds them."""
+"""``cyborg-lite ps``: the accelerators of a running service, and their holders."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from cyborg_lite import exception
 
 Row = dict[str, typing.Any]
 
-#: The columns of the table, and how wide each may be: 80 with the two blanks after each.
+#: The columns of the table and their maximum widths: 80 with two blanks after each.
 WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since', 'health',
     'health_reason',
 )  # fmt: skip
-#: How long an answer may take, in seconds.
+#: The timeout of a request, in seconds.
 TIMEOUT = 30
-#: What errors say where a server has no TLS, and where one closes a connection.
+#: Texts of errors when a server has no TLS, and errors when it closes a connection.
 NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
 CLOSED = (ConnectionResetError, http.client.BadStatusLine)
-#: The health of a card that its holder is to know of.
+#: The states of health that the table shows for held cards.
 NOT_WELL = ('warning', 'critical')
 CLEAR = '\x1b[2J\x1b[H'
 
@@ -103,17 +103,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Service:
-    """A service that is asked over HTTP.
+    """A client of a service over HTTP.
 
-    By the standard library: requests takes longer to load than all the rest of the command.
+    It uses the standard library: requests takes longer to load than the rest of the command.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._root = arguments.url.rstrip('/').removesuffix('/v2')
         self._user = arguments.user
         self._headers = _credentials(arguments.user)
-        # No proxy stands before a service on this machine. A redirect is not followed: the
-        # credentials are for the service that was named.
+        # Proxies are ignored, as the service is usually on this machine. Redirects are not
+        # followed: the credentials are for the named service only.
         self._opener = urllib.request.OpenerDirector()
         handlers = [urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler()]
         if self._root.startswith('https:'):
@@ -128,7 +128,7 @@ class _Service:
         return self._all('accelerators', sort_key='host')
 
     def name_processes(self, rows: list[Row]) -> None:
-        """Note of what a process holds its number and its user."""
+        """Add the pid and the user to each accelerator that a process holds."""
         if not any(row.get('allocation_uuid') for row in rows):
             return
         found = self._all('allocations', state='active', consumer_type='local_process')
@@ -151,7 +151,7 @@ class _Service:
         url = f'{self._root}/v2/{resource}'
         try:
             wanted = f'{url}?{urllib.parse.urlencode(arguments)}'
-            # The opener knows no scheme besides HTTP and HTTPS.
+            # The opener only knows HTTP and HTTPS.
             request = urllib.request.Request(wanted, headers=self._headers)  # noqa: S310
             with self._opener.open(request, timeout=TIMEOUT) as answer:
                 found = json.load(answer)
@@ -168,7 +168,7 @@ class _Service:
         raise exception.Refused(f'{url} is not answered as by this service')
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
-        """What a service says that does not answer with a list."""
+        """The error text for an answer that is not a list."""
         if location := error.headers.get('Location'):
             return f'leads to {location[:200]!r}: name that service with --url'
         try:
@@ -179,7 +179,7 @@ class _Service:
         return f'answers {error.code}: {said}{hint}'
 
     def _wanted(self, error: urllib.error.HTTPError) -> str:
-        """What a service wants that does not know who asks."""
+        """The hint for a service that requires authentication."""
         if error.headers.get('WWW-Authenticate', '').lower().startswith('basic'):
             wrong = ' The name or the password is wrong.' if self._user else ''
             return f'{wrong} Give the name of a user with --user.'
@@ -189,7 +189,7 @@ class _Service:
         )
 
     def _unreachable(self, url: str, error: Exception) -> str:
-        """Why there is no answer, and what to type."""
+        """Why there is no answer, and what to do."""
         cause = getattr(error, 'reason', None) if type(error) is urllib.error.URLError else error
         if isinstance(cause, ssl.SSLError):
             if any(each in str(cause) for each in NO_TLS):
@@ -208,7 +208,7 @@ class _Service:
 
 
 def _credentials(user: str | None) -> dict[str, str]:
-    """The headers that say who asks."""
+    """The headers that authenticate the caller."""
     if user:
         password = os.environ.get('CYBORG_LITE_PASSWORD') or getpass.getpass()
         encoded = base64.b64encode(f'{user}:{password}'.encode()).decode()
@@ -228,7 +228,7 @@ def _trust(cacert: str | None) -> ssl.SSLContext:
 
 
 def _nothing(service: _Service) -> str:
-    """What is said where there are no accelerators: there may be cards all the same."""
+    """The text for an empty list: there may be devices without accelerators."""
     if service.page('devices', {'limit': '1'})['devices']:
         return 'Devices were found, and nothing of them is given out.'
     return 'No accelerator was found.'
@@ -247,9 +247,9 @@ def _table(rows: list[Row]) -> str:
 
 
 def _process(allocation: Row) -> str | None:
-    """The number and the user of the process that holds an allocation."""
+    """The pid and the user of the process that holds an allocation."""
     try:
-        # As cyborg_lite.conductor.leases writes it.
+        # The format is that of cyborg_lite.conductor.leases.
         _host, _boot, pid, _started, _uid, user, _command = allocation['consumer']['id'].split('/')
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -261,7 +261,7 @@ def _holder(row: Row) -> str:
 
 
 def _place(row: Row) -> str:
-    """The PCI function that is attached; the address of the card where there is none."""
+    """The attached PCI function; the address of the card if there is none."""
     try:
         return '{domain}:{bus}:{device}.{function}'.format(**row['attach_info'])
     except KeyError:
@@ -269,9 +269,9 @@ def _place(row: Row) -> str:
 
 
 def _states(row: Row) -> str:
-    """All that it is; who holds it stands beside that, unless it is held only.
+    """The states of a row, without "held" beside others: the column HOLDER shows the holder.
 
-    Of what is held on a card that is not well the health is shown.
+    For a held accelerator of a card with bad health, the health is shown.
     """
     states = row.get('states', [row['state']])
     if states == ['held'] and row.get('health') in NOT_WELL:
@@ -280,17 +280,17 @@ def _states(row: Row) -> str:
 
 
 def _cut(column: str, text: str) -> str:
-    """The text as far as there is room; what is no character of a line is not printed."""
+    """The text cut to the width of its column, without characters that are not printable."""
     text = ''.join(each if each.isprintable() else '?' for each in text)
     width = WIDTHS[column]
     if column == 'HOLDER' or len(text) <= width:
         return text[:width]
-    # The end of an address tells more than its beginning.
+    # The end of an address is more specific than its beginning.
     return f'…{text[1 - width :]}' if column == 'ADDRESS' else f'{text[: width - 1]}…'
 
 
 def _since(moment: str | None) -> str:
-    """How long ago, in the largest unit that fits."""
+    """The time since then, in the largest unit that fits."""
     if moment is None:
         return ''
     then = datetime.datetime.fromisoformat(moment).timestamp()

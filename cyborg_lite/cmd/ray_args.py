@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite ray-args``: the arguments of ``ray start`` for accelerators that are leased."""
+"""``cyborg-lite ray-args``: the arguments of ``ray start`` for leased accelerators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cyborg_lite import client
 from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
-    'Prints the arguments by which Ray has the accelerators of a lease and no other: '
+    'Prints arguments so that Ray uses the accelerators of a lease and no others: '
     'ray start --head $(cyborg-lite ray-args). The lease is the one that this command finds in '
     'its environment, as "cyborg-lite run" and "cyborg-lite alloc" set it, or the one that is '
     'named. Ray needs variables, too: eval "$(cyborg-lite ray-args -f env)" sets them.'
@@ -60,7 +60,7 @@ def _print(view: client.Words, format: str) -> None:
         for name, value in variables.items():
             print(f'export {name}={shlex.quote(value)}')
     else:
-        # No argument has a blank, so that a shell takes them apart without quotes.
+        # No argument has a blank, so a shell splits them without quotes.
         print(*(map(shlex.quote, arguments) if format == 'shell' else arguments))
         if any(os.environ.get(name) != value for name, value in variables.items()):
             leasing.say('Ray needs variables, too: eval "$(cyborg-lite ray-args -f env)"')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite record``: pack what drivers see of this machine."""
+"""``cyborg-lite record``: pack what drivers read of this machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     host = driver.Host.local(conf.host)
     file = arguments.file or pathlib.Path(f'{conf.host}.tar.gz')
     print(f'Looking at {conf.host}...', file=sys.stderr)
-    # What drivers ask tools for is recorded as they ask.
+    # The calls of drivers to tools are recorded during a scan.
     findings = drivers.Drivers(conf, host).discover(patience=conf.agent.driver_timeout)
     recording.record(host, file, arguments.with_serials)
     for name, state in findings.drivers.items():

@@ -12,24 +12,24 @@ from cyborg_lite import client
 from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
-    'Asks the agent of this machine for accelerators, waits in line until they are free, sets the '
-    'variables by which the software of their vendor finds them, and becomes COMMAND: its signals '
-    'and its exit status are its own. They are released when COMMAND and what it started have '
-    'ended, however that happens. In COMMAND the word {addresses} stands for the list of what was '
-    'given, and the arguments {env}, {podman} and {ray} for variables, for what podman or docker '
-    'need, and for what ray start needs.'
+    'Asks the agent of this machine for accelerators, waits in the queue until they are free, sets '
+    'the variables by which the software of their vendor finds them, and becomes COMMAND: its '
+    'signals and its exit status are its own. They are released when COMMAND and all processes that '
+    'it started have ended. In COMMAND the word {addresses} stands for the list of their addresses, '
+    'and the arguments {env}, {podman} and {ray} for variables, for the options of podman or '
+    'docker, and for those of ray start.'
 )
-#: The statuses of a command that is not there, and of one that is no command, as shells have them.
+#: The statuses if a command does not exist, and if it cannot be executed, as in shells.
 ABSENT, UNUSABLE = 127, 126
-#: What stands for the arguments of Ray, which needs variables, too.
+#: The placeholder of the arguments of Ray, which needs variables, too.
 RAY = '{ray}'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     leasing.add_arguments(parser)
-    parser.add_argument('-q', '--quiet', action='store_true', help='do not say what was given')
+    parser.add_argument('-q', '--quiet', action='store_true', help='do not print the accelerators')
     parser.add_argument(
-        'command', nargs=argparse.REMAINDER, metavar='-- COMMAND', help='what is to be run'
+        'command', nargs=argparse.REMAINDER, metavar='-- COMMAND', help='the command to run'
     )
     parser.set_defaults(run=run)
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         given = ', '.join(lease.addresses) or 'no address that a program could use'
         leasing.say(f'{len(lease.accelerators)} of host {lease.host}: {given} ({lease.uuid})')
-    # Python ignores them, and what it becomes would, too.
+    # Python ignores these signals, and the executed command would inherit this.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -67,7 +67,7 @@ def _variables(command: list[str], lease: client.Lease) -> dict[str, str]:
 
 
 def _filled(command: list[str], lease: client.Lease) -> list[str]:
-    """The command with what was given in the place of what stands for it."""
+    """The command with its placeholders filled."""
     many = {
         '{env}': [f'{name}={value}' for name, value in lease.env.items()],
         '{podman}': [str(each) for each in lease.views['container']['arguments']],

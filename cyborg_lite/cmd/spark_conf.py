@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite spark-conf``: the settings by which executors of Spark lease accelerators."""
+"""``cyborg-lite spark-conf``: settings with which executors of Spark lease accelerators."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DESCRIPTION = (
     'cyborg-lite-discover.'
 )
 SCRIPT = 'cyborg-lite-discover'
-#: What a shell takes as it is, whether it is typed or comes from a command.
+#: Text that a shell does not change, typed or from a command substitution.
 PLAIN = re.compile('[A-Za-z0-9_./:@%+,-]{1,4096}')
-#: How many of a resource a task has: Spark takes a whole number, or a share of at most a half.
+#: The amount of a resource for a task: Spark accepts a whole number, or a share up to one half.
 AMOUNT = re.compile('[1-9][0-9]{0,3}|0?[.][0-9]{1,9}')
 
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--profile',
         type=_plain,
         metavar='NAME',
-        help='what a device profile asks for, which are as many as -n says',
+        help='the accelerators of a device profile, whose number must be that of -n',
     )
     parser.add_argument(
         '-n', dest='count', type=leasing.count, default=1, metavar='N',
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_worker(format: str, settings: dict[str, str], variables: dict[str, str]) -> int:
-    """Print variables: a worker is given its settings by one of them."""
+    """Print variables: one of them has the settings of a worker."""
     options = ' '.join(f'-D{name}={value}' for name, value in settings.items())
     if format == 'json':
         print(json.dumps(variables | {'SPARK_WORKER_OPTS': options}))
@@ -138,9 +138,9 @@ def _print_worker(format: str, settings: dict[str, str], variables: dict[str, st
 
 
 def _script() -> str:
-    """Where the discovery script is: beside this command, or else where commands are.
+    """The path of the discovery script: beside this command, or else on the PATH.
 
-    :raises cyborg_lite.client.Error: when it is nowhere, or its path cannot be given.
+    :raises cyborg_lite.client.Error: when it is not found, or its path needs quotes.
     """
     places = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get('PATH', os.defpath)))
     found = shutil.which(SCRIPT, path=places)
@@ -151,9 +151,9 @@ def _script() -> str:
 
 
 def _only(socket: str | None) -> str:
-    """The resource of this machine.
+    """The only resource of this machine.
 
-    :raises cyborg_lite.client.Error: when no agent tells, or there is not exactly one.
+    :raises cyborg_lite.client.Error: when no agent answers, or there is not exactly one.
     """
     found = client.ask(client.find(socket), {'do': 'list'}, leasing.PATIENCE).get('resources')
     if found is None:

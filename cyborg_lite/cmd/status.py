@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-status``: check before an upgrade that nothing stands in its way."""
+"""``cyborg-lite-status``: check before an upgrade whether it can succeed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cyborg_lite.db import migration
 
 
 class Checks(upgradecheck.UpgradeCommands):
-    """``upgrade check``: 0 if all is well, 1 for warnings, 2 for what has to be mended first."""
+    """``upgrade check``: 0 without findings, 1 for warnings, 2 for failures."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Checks(upgradecheck.UpgradeCommands):
             with engine.Database(self.conf).reader() as session:
                 remaining = data_migration.remaining(session)
         except db_exception.DBError:
-            # Its schema is not of this release: the check before says so.
+            # The schema is not of this release: the first check reports it.
             return upgradecheck.Result(
                 upgradecheck.Code.WARNING, 'What remains to be migrated cannot be read.'
             )

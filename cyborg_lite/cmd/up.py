@@ -41,12 +41,12 @@ from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
 
 COLUMNS = ('Host', 'Type', 'Vendor', 'Model', 'Address', 'NUMA', 'Free', 'State')
-#: What --long adds.
+#: The columns that --long adds.
 MORE = ('Driver', 'Device', 'Reason')
-#: How long the services may take to stop, in seconds. With the grace of the web server, and what
-#: cmd.entry waits for threads, it is less than the 5 s that a stop may take.
+#: How long a stop waits for the services, in seconds. Together with the grace period of the web
+#: server and the wait of cmd.entry for threads, it stays below the 5 s that a stop may take.
 PATIENCE = 1.0
-#: The state of what is known of a host that this process does not run.
+#: The state of devices of hosts that this process does not run.
 ABSENT = 'not of this run'
 
 
@@ -117,9 +117,9 @@ def _port(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    # It goes on when its terminal is closed.
+    # The service continues when its terminal is closed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Nothing is there to be stopped yet, and an exception would be raised just anywhere.
+    # Nothing needs a stop yet, and an exception would be raised at an arbitrary place.
     _on_signal(_leave)
     tls = _tls(arguments.tls_cert, arguments.tls_key)
     conf = _configure(arguments)
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
     _refuse_twins(found)
     with _holding(arguments.state_dir):
         embedded = _embedded(conf, found or [driver.Host.local(conf.host)])
-        # Before anything starts: a port that is taken ends it here.
+        # Listen before anything starts: a used port ends the command here.
         web = _listen(embedded, arguments)
         _on_signal(lambda *_: web.stop())
         try:
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
-    """Lock a state directory: two services on it would report the same hosts."""
+    """Lock a state directory: two services with one directory would report the same hosts."""
     descriptor = os.open(state_dir / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, 'r+') as file:
         try:
@@ -184,7 +184,7 @@ def _listen(embedded: service.Embedded, arguments: argparse.Namespace) -> server
 
 
 def _on_signal(handler: typing.Any) -> None:
-    """What Ctrl-C and SIGTERM do from now on."""
+    """Set the handler of Ctrl-C and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
@@ -195,7 +195,7 @@ def _leave(_number: int, _frame: object) -> None:
 
 
 def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext | None:
-    """What HTTPS needs, if it is asked for."""
+    """The TLS context, if HTTPS is requested."""
     if not cert and not key:
         return None
     if not cert or not key:
@@ -208,7 +208,7 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
         except OSError as error:
             raise exception.Refused(f'{option} {file}: {error.strerror}') from None
     try:
-        # It says which of the two is no certificate.
+        # This tells an invalid certificate from an invalid key.
         ssl.create_default_context(cafile=str(cert))
     except ssl.SSLError:
         raise exception.Refused(f'--tls-cert {cert}: expected a certificate in PEM form') from None
@@ -228,7 +228,7 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     if set('?%') & set(str(arguments.state_dir.absolute())):
-        # They have a meaning in the URL of a database.
+        # These characters have a meaning in the URL of a database.
         raise exception.Refused(
             f'--state-dir {arguments.state_dir}: expected a path without "?" and "%"'
         )
@@ -250,8 +250,8 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
 
 
 def _keep_private(directory: pathlib.Path) -> None:
-    """Let nobody else read the database and the log, even if others may enter the directory."""
-    # Also for what comes later: the journal of the database, logs that are rotated.
+    """Make the database and the log readable for this user only, whatever the directory's mode."""
+    # The umask also covers later files: the journal of the database, rotated logs.
     os.umask(0o077)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -266,7 +266,7 @@ def _keep_private(directory: pathlib.Path) -> None:
 
 
 def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
-    """Without authentication everyone who reaches the address is administrator."""
+    """Refuse an open address without authentication: every client would be administrator."""
     if conf.api.auth_strategy == 'noauth' and not _is_loopback(address):
         raise exception.Refused(
             f'refusing to listen on {address} without authentication: everyone who reaches it '
@@ -278,7 +278,7 @@ def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
 def _refuse_plain_passwords(
     conf: cfg.ConfigOpts, arguments: argparse.Namespace, tls: ssl.SSLContext | None
 ) -> None:
-    """Without TLS everyone on the way reads the passwords of http_basic."""
+    """Refuse http_basic without TLS: the network could read the passwords."""
     if conf.api.auth_strategy != 'http_basic' or tls or arguments.insecure:
         return
     if not _is_loopback(arguments.bind):
@@ -301,20 +301,20 @@ def _refuse_twins(found: list[driver.Host]) -> None:
 
 
 def _in_url(address: str) -> str:
-    """The address as a client on this machine writes it."""
+    """The address in a URL for clients on this machine."""
     address = {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, address)  # nosec B104 # noqa: S104
     return f'[{address}]' if ':' in address else address
 
 
 def _curl(conf: cfg.ConfigOpts, arguments: argparse.Namespace) -> str:
-    """The command that sends a request, for a shell."""
+    """The shell command that sends a request."""
     words = {'http_basic': ' -u NAME:PASSWORD', 'keystone': ' -H "X-Auth-Token: $TOKEN"'}
     trusted = f' --cacert {shlex.quote(str(arguments.tls_cert))}' if arguments.tls_cert else ''
     return 'curl -s' + trusted + words.get(conf.api.auth_strategy, '')
 
 
 def _start(embedded: service.Embedded, web: server.Server) -> None:
-    """Start, and wait for the first report of each host, unless it is stopped meanwhile."""
+    """Start, and wait for the first report of each host, unless a stop comes first."""
     names = ', '.join(agent.manager.host.name for agent in embedded.agents)
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
     embedded.end_others()
@@ -326,7 +326,7 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
 
 
 def _stop(embedded: service.Embedded) -> None:
-    """Stop, and do not wait for long for what is in hand: it may wait for a lock itself."""
+    """Stop, with a short wait for work in progress: it may be waiting for a lock."""
     stopping = threading.Thread(target=embedded.stop, name='stop', daemon=True)
     stopping.start()
     stopping.join(PATIENCE)
@@ -357,11 +357,11 @@ def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> N
 
 
 def _rows(session: orm.Session, names: collections.abc.Collection[str]) -> list[list[typing.Any]]:
-    """A row for each deployable, by the columns and those of --long.
+    """A row for each deployable, with the columns of --long.
 
-    A device of which nothing is given out has a row, too.
+    A device without accelerators has a row, too.
 
-    :param names: the hosts of this run: nothing of others is free.
+    :param names: the hosts of this run: accelerators of other hosts are not shown as free.
     """
     kind, by_part = accelerators.Accelerator, query.Page(sort_key='deployable_id')
     found = query.find(session, kind, page=by_part)
@@ -390,7 +390,7 @@ def _row(together: list[typing.Any], total: int, ours: bool) -> list[typing.Any]
 def _explain(
     embedded: service.Embedded, drivers: dict[str, dict[str, model.Facts]], found: bool
 ) -> None:
-    """Say which drivers could not look and, where nothing was found, which ones did."""
+    """Print failed drivers and, if nothing was found, also the drivers that found nothing."""
     for host in (agent.manager.host for agent in embedded.agents):
         if host.name not in drivers:
             print(f'{host.name} could not be reported: the log says why')
@@ -409,7 +409,7 @@ def _explain(
 def _example(
     session: orm.Session, names: collections.abc.Collection[str]
 ) -> tuple[str, str] | None:
-    """The resource class and the host of an accelerator of these hosts that is free."""
+    """The resource class and the host of a free accelerator of these hosts."""
     kind = accelerators.Accelerator
     free = query.find(
         session, kind, kind.state == 'free', kind.host.in_(names), page=query.Page(limit=1)
@@ -418,12 +418,12 @@ def _example(
 
 
 def _requests(curl: str, url: str, resource_class: str, hostname: str) -> str:
-    """The requests that get an accelerator, to be pasted into a shell as often as one is free."""
+    """Shell commands that bind an accelerator; they can be pasted again while one is free."""
     name = 'one-' + resource_class.removeprefix('CUSTOM_').lower()
     profile = json.dumps([{'name': name, 'groups': [{f'resources:{resource_class}': '1'}]}])
     wish = json.dumps({'device_profile_name': name})
     free = f'accelerators?free=true&limit=1&host={hostname}&resource_class={resource_class}'
-    # What is found when the lines are pasted: another accelerator, and another instance each time.
+    # The shell looks these up: another accelerator and another instance each time.
     values = {'hostname': hostname, 'device_rp_uuid': "'$RP'", 'instance_uuid': "'$INSTANCE'"}
     patch = [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
     bind = f'{{"\'$ARQ\'": {json.dumps(patch)}}}'

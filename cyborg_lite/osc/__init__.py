@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``openstack accelerator`` can do beside the commands that python-openstackclient brings.
+"""The commands of ``openstack accelerator`` beyond those of python-openstackclient.
 
-Calls go through openstacksdk's accelerator proxy, so that whoever uses the command is known in
-the ways that the client knows.
+Calls use openstacksdk's accelerator proxy, so all methods of authentication of the client work.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ class NotFound(exceptions.CommandError):
 
 
 class Command(command.Command):
-    """A command that asks the API."""
+    """A command that calls the API."""
 
     def ask(self, path: str, **arguments: str | None) -> dict[str, typing.Any]:
         """The answer to GET.
 
-        :raises osc_lib.exceptions.CommandError: with what the API said, when it refuses.
+        :raises osc_lib.exceptions.CommandError: when the API refuses; the error has its text.
         """
         given = {name: value for name, value in arguments.items() if value is not None}
         return typing.cast('dict[str, typing.Any]', self.call('GET', path, params=given).json())
@@ -33,7 +32,7 @@ class Command(command.Command):
     def call(self, method: str, path: str, **more: typing.Any) -> typing.Any:
         """The answer to a request.
 
-        :raises osc_lib.exceptions.CommandError: with what the API said, when it refuses.
+        :raises osc_lib.exceptions.CommandError: when the API refuses; the error has its text.
         """
         proxy = self.app.client_manager.sdk_connection.accelerator
         answer = proxy.request(path, method, raise_exc=False, **more)
@@ -55,7 +54,7 @@ class Command(command.Command):
 
 
 def place(accelerator: dict[str, typing.Any]) -> str:
-    """The address of an accelerator: its own PCI function where it has one, else its card's."""
+    """The address of an accelerator: its own PCI function if it has one, else its card's."""
     try:
         return '{domain}:{bus}:{device}.{function}'.format(**accelerator['attach_info'])
     except KeyError:
@@ -63,7 +62,7 @@ def place(accelerator: dict[str, typing.Any]) -> str:
 
 
 def _sentence(answer: typing.Any) -> str:
-    """What the API said, in whatever form: ours, Cyborg's two layers of JSON, or Keystone's."""
+    """The text of an error in any form: ours, Cyborg's two layers of JSON, or Keystone's."""
     try:
         said = answer.json()
         if 'errors' in said:

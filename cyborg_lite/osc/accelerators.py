@@ -45,7 +45,7 @@ REQUEST = (
 
 
 class ListAccelerators(osc.Command, command.Lister):
-    """List accelerators: what can be held, in which state it is, and who holds it."""
+    """List accelerators with their states and holders."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -81,7 +81,7 @@ class ShowAccelerator(osc.Command, command.ShowOne):
 
 
 class SummarizeAccelerators(osc.Command, command.Lister):
-    """Count accelerators, and the free ones, by resource class, model and traits."""
+    """Count all and free accelerators by resource class, model and traits."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         columns = ('resource_class', 'model', 'traits', 'total', 'free')
@@ -90,7 +90,7 @@ class SummarizeAccelerators(osc.Command, command.Lister):
 
 
 class BindAccelerators(osc.Command, command.Lister):
-    """Create the requests of a device profile and bind all of them at once, or none.
+    """Create the requests of a device profile and bind all of them, or none.
 
     Each is bound to the resource provider of one of the accelerators, in order.
     """
@@ -120,7 +120,7 @@ class BindAccelerators(osc.Command, command.Lister):
         try:
             return REQUEST, self._bind(uuids, places, parsed_args.instance)
         except exceptions.CommandError:
-            # What was made for this alone goes with it.
+            # The requests were created only for this bind.
             self.call('DELETE', '/accelerator_requests', params={'arqs': ','.join(uuids)})
             raise
 
@@ -148,7 +148,7 @@ class BindAccelerators(osc.Command, command.Lister):
 
 
 class UnbindAccelerators(osc.Command):
-    """Unbind accelerator requests: all of them at once, or none."""
+    """Unbind accelerator requests: all of them, or none."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -165,7 +165,7 @@ class UnbindAccelerators(osc.Command):
 
 
 class ShowHistory(osc.Command, command.Lister):
-    """Show how an accelerator request came to its state: each move, when and why."""
+    """Show the history of an accelerator request: each change of state, its time and reason."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -182,14 +182,14 @@ class ShowHistory(osc.Command, command.Lister):
 
 
 class EnableDevice(devices.DeviceCommand):
-    """Give out the accelerators of a device again."""
+    """Enable a device: its accelerators can be allocated again."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         self.send('POST', parsed_args, '/enable')
 
 
 class DisableDevice(devices.DeviceCommand):
-    """Give out no accelerator of a device any more; what is held stays held."""
+    """Disable a device: its accelerators are not allocated any more; what is held stays held."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         self.send('POST', parsed_args, '/disable')
@@ -212,7 +212,7 @@ def _find(asking: osc.Command, uuid: str) -> dict[str, typing.Any]:
 
 @contextlib.contextmanager
 def _explained() -> collections.abc.Iterator[None]:
-    """Say where the UUIDs of requests are shown, if one is not found."""
+    """Add to a NotFound error where the UUIDs of requests are shown."""
     try:
         yield
     except osc.NotFound as error:
@@ -223,7 +223,7 @@ def _explained() -> collections.abc.Iterator[None]:
 
 
 def _shown(accelerator: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """An accelerator as it is shown: all its states, its own address, and that of its device."""
+    """The shown fields: all states, the accelerator's own address, and that of its device."""
     shown = dict(accelerator)
     states = shown.pop('states', [shown['state']])
     device = {'device_address': accelerator['address']}

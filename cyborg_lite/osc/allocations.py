@@ -36,12 +36,12 @@ FILTERS = {
     'consumer-id': 'of the consumer of this id',
 }
 Shown = tuple[typing.Any, typing.Any]
-#: For how long one request may wait, and the time between two that are answered sooner, in seconds.
+#: The maximum wait of one request, and the pause before the next one, in seconds.
 WAIT, PAUSE = 60, 1
 
 
 class CreateAllocation(osc.Command, command.ShowOne):
-    """Allocate accelerators: all that is asked for, or nothing, now or in its turn.
+    """Allocate accelerators: all of a request or none, at once or from the queue.
 
     They are chosen by a device profile, or by resource classes and traits.
     """
@@ -82,7 +82,7 @@ class CreateAllocation(osc.Command, command.ShowOne):
             '--lease', metavar='<seconds>', type=int, help='Release it after this time'
         )
         parser.add_argument(
-            '--queue', action='store_true', help='Wait in the queue where nothing that is free does'
+            '--queue', action='store_true', help='Wait in the queue if too few are free'
         )
         parser.add_argument(
             '--priority',
@@ -92,7 +92,7 @@ class CreateAllocation(osc.Command, command.ShowOne):
             'one above 0',
         )
         parser.add_argument(
-            '--wait', action='store_true', help='Return when it does not wait in the queue any more'
+            '--wait', action='store_true', help='Return when the allocation is not queued any more'
         )
         parser.add_argument('--consumer-type', metavar='<type>', help='Kind of the consumer')
         parser.add_argument('--consumer-id', metavar='<id>', help='Id of the consumer')
@@ -124,7 +124,7 @@ class CreateAllocation(osc.Command, command.ShowOne):
         return _one(found)
 
     def _served(self, found: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """An allocation once it is not queued any more.
+        """Wait until an allocation is not queued any more.
 
         :raises osc_lib.exceptions.CommandError: when it was given up meanwhile.
         """
@@ -148,7 +148,7 @@ class CreateAllocation(osc.Command, command.ShowOne):
 
 
 class _Alternatives(formattable.FormattableColumn[typing.Any]):
-    """What a dry run counted: a line for each request to a human, all of it to a program."""
+    """The counts of a dry run: a line for each request in tables, all data for programs."""
 
     def human_readable(self) -> str:
         return '\n'.join(
@@ -157,7 +157,7 @@ class _Alternatives(formattable.FormattableColumn[typing.Any]):
 
 
 def _counted(request: dict[str, typing.Any]) -> str:
-    """How many accelerators a request wants, how many fit, and what takes the others away."""
+    """How many accelerators a request needs, how many fit, and which filters drop the others."""
     traits = [*request['required'], *(f'no {each}' for each in request['forbidden'])]
     wanted = ' with '.join(filter(None, (request['resource_class'], ', '.join(traits))))
     removed = [f'{name}: {count}' for name, count in request['removed'].items() if count]
@@ -166,7 +166,7 @@ def _counted(request: dict[str, typing.Any]) -> str:
 
 
 class ListAllocations(osc.Command, command.Lister):
-    """List allocations, those that were released lately included."""
+    """List allocations, also those that were released recently."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -195,7 +195,7 @@ class ShowAllocation(osc.Command, command.ShowOne):
 
 
 class RenewAllocation(osc.Command, command.ShowOne):
-    """Let the lease of an allocation end later, or sooner."""
+    """Set a new end of the lease of an allocation."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = _with_allocation(super().get_parser(prog_name))
@@ -204,7 +204,7 @@ class RenewAllocation(osc.Command, command.ShowOne):
             metavar='<seconds>',
             type=int,
             required=True,
-            help='How long it is to be held from now on',
+            help='The new length of the lease, from now on',
         )
         return parser
 
@@ -214,7 +214,7 @@ class RenewAllocation(osc.Command, command.ShowOne):
 
 
 class DeleteAllocations(osc.Command):
-    """Release allocations: what they hold is free then, and what is queued waits no more."""
+    """Release allocations, active or queued."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -282,7 +282,7 @@ def _one(found: dict[str, typing.Any]) -> Shown:
 
 
 def _row(found: dict[str, typing.Any], columns: tuple[str, ...]) -> list[typing.Any]:
-    """An allocation in a list: of its accelerators only where they are."""
+    """The row of an allocation in a list: only the addresses of its accelerators."""
     places = [f'{each["host"]} {osc.place(each)}' for each in found['accelerators']]
     found = found | {'accelerators': places}
     return [_cell(found[column]) for column in columns]

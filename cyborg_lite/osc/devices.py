@@ -14,7 +14,7 @@ from cyborg_lite import osc
 
 
 class DeviceCommand(osc.Command):
-    """A command for one device, by any name that a list shows of it."""
+    """A command for one device, by any of its names in lists."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -65,14 +65,14 @@ class DeviceCommand(osc.Command):
 
 
 class DeleteDevice(DeviceCommand):
-    """Delete a device that is missing from its host, and what was decided of it."""
+    """Delete a device that is missing from its host, with its status and its attributes."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         self.send('DELETE', parsed_args)
 
 
 class ShowHealth(DeviceCommand, command.Lister):
-    """Show how the health of a device has changed, and what followed from it."""
+    """Show the changes of a device's health, and their effects."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         history = self.send('GET', parsed_args, '/health').json()['history']

@@ -60,7 +60,7 @@ class ShowHost(osc.Command, command.ShowOne):
 
 
 class RenameHost(osc.Command):
-    """Give a host that is down its new name: what is bound stays bound."""
+    """Rename a host that is down: bound requests stay bound."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)

@@ -27,7 +27,7 @@ class ListQuotas(osc.Command, command.Lister):
 
 
 class ShowQuota(osc.Command, command.Lister):
-    """Show what a project may have of each resource class and in total, and what it has."""
+    """Show the limits and the usage of a project by resource class and in total."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -39,7 +39,7 @@ class ShowQuota(osc.Command, command.Lister):
 
 
 class SetQuota(osc.Command, command.Lister):
-    """Limit what a project may have of resource classes, and in total."""
+    """Set limits of a project by resource class and in total."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -62,7 +62,7 @@ class SetQuota(osc.Command, command.Lister):
 
 
 class DeleteQuota(osc.Command):
-    """Take away all limits of a project, so that the default ones hold."""
+    """Delete all limits of a project, so that the default limits apply."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -85,7 +85,7 @@ def _path(parsed_args: argparse.Namespace) -> str:
 
 
 def _named(parsed_args: argparse.Namespace) -> str:
-    """The path of what is changed, which the caller has to name."""
+    """The path of a project that the caller must name."""
     if not parsed_args.project and not parsed_args.default:
         raise exceptions.CommandError('Expected <project> or --default.')
     return _path(parsed_args)

@@ -14,7 +14,7 @@ KEYS = ('project_id', 'resource_class', 'host')
 
 
 class ListUsages(osc.Command, command.Lister):
-    """List for how many seconds accelerators were held, by project, resource class and host.
+    """List the seconds that accelerators were held, by project, resource class and host.
 
     By default from the beginning of this month until now, UTC. "-f csv" is for accounting.
     """
@@ -36,7 +36,7 @@ class ListUsages(osc.Command, command.Lister):
             dest='keys',
             action='append',
             choices=KEYS,
-            help='What to tell apart: project_id, resource_class or host (repeat option to name '
+            help='Group by project_id, resource_class or host (repeat option to name '
             'several; all three)',
         )
         parser.add_argument('--project', metavar='<project>', help='Only this project, by its ID')
