@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cyborg_lite knows: hosts, devices, handles, profiles, requests, allocations, quotas,
-usage.
+"""The data model: hosts, devices, handles, profiles, requests, allocations, quotas, usage.
 
-Each concept is declared once, in a file of its name.  A column's kind says who writes it::
+Each concept is declared once, in a file of its name.  The kind of a column shows what writes it::
 
     fact    a driver reports it; a report that differs changes it
     own     the service writes it
@@ -13,7 +12,7 @@ API altogether, ``doc`` is its line in the API reference.  The tables, the repor
 agent sends, its reconciliation, and the API's types, filters and sort keys all follow from
 these declarations: a new field is one new entry.
 
-What follows from other rows is not stored: a handle is in use if and only if an accelerator
+Facts that follow from other rows are not stored: a handle is in use if and only if an accelerator
 request links to it, and a deployable has as many accelerators as it has handles.
 """
 

@@ -30,7 +30,7 @@ class Allocation(base.Base):
     )
 
     STATES: typing.ClassVar = ('queued', 'active', 'released')
-    #: The type of a consumer that is a process of a host, as its agent sees it.
+    #: The type of a consumer that is a process of a host; only agents set it.
     PROCESS: typing.ClassVar = 'local_process'
 
     name: orm.Mapped[str | None] = base.own(
@@ -79,22 +79,22 @@ class Allocation(base.Base):
         default=0,
         doc='Its priority in the queue, from -100 to 100: higher ones are served first.',
     )
-    # Why it was released, or why it waits; null while it is active.
+    # Why it was released, or why it is queued; null while it is active.
     cause: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
-    # The name until it is released, null afterwards: unique, so that a name can be used again.
+    # The name until the release, null afterwards: the unique key allows the reuse of a name.
     active_name: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
-    # A client that repeats a request sends the same key, and gets the same allocation.
+    # The key of idempotent requests: a repeated request gets the same allocation.
     idempotency_key: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
-    # A digest of the request: the same key with another request is an error of the client.
+    # A digest of the request: the same key with another request is a client error.
     digest: orm.Mapped[str] = base.own(sa.String(64), hidden=True)
-    # The resource class whose queue it waits in, and how many accelerators it wants first of all.
+    # The resource class of its queue, and the number of accelerators in its first alternative.
     queue: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     amount: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
-    # What it waits for, as it was asked for; null once it is served or given up.
+    # The request, while it is queued; null once it is served or released.
     wish: orm.Mapped[dict[str, typing.Any] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True, deferred=True
     )
-    # Whether, when it was last its turn, the quota of its project was used up.
+    # Whether the quota of its project was exhausted when the queue last reached it.
     over_quota: orm.Mapped[bool] = base.own(
         sa.Boolean, server_default=sa.false(), default=False, hidden=True
     )
@@ -111,7 +111,7 @@ class Allocation(base.Base):
         doc='Why it waits, why it was released, or why one of its accelerators cannot be used now; '
         'else null.',
     )
-    # Found out for those that are shown: see cyborg_lite.db.queue.
+    # Computed only for rows that are shown: see cyborg_lite.db.queue.
     position = base.shown(
         int,
         'id',
@@ -135,7 +135,7 @@ _said = sa.case(
     *(
         (each.holds(Device, Host), 'cannot be used: its device ' + each.words(Device, Host))
         for each in devices.OBSTACLES
-        # Whether holders are told of a fault is for the policy to say.
+        # The health policy decides whether holders are notified of a fault.
         if each.state != 'faulty'
     ),
     (Device.alerted, 'has a device that is not well (' + Device.fault + ')'),

@@ -17,19 +17,19 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.profile import DeviceProfile
 
 
-#: Where a move binds a request to.
+#: The fields of a move that name the target of a bind.
 PLACE = ('hostname', 'device_rp_uuid', 'instance_uuid', 'accelerator_uuid')
 
 
 class ARQ(base.Base):
-    """An accelerator request: one accelerator wanted and, once it is bound, which one."""
+    """An accelerator request: it asks for one accelerator, and links to it once it is bound."""
 
     __tablename__ = 'accelerator_requests'
 
     __table_args__ = (sa.Index(None, 'instance_uuid', 'ordinal', unique=True),)
-    #: the states in which a request waits for nothing
+    #: the states without further work in progress
     RESOLVED: typing.ClassVar = ('Bound', 'BindFailed', 'Deleting')
-    #: How many of its last moves a request remembers.
+    #: How many of its last moves are stored.
     REMEMBERED: typing.ClassVar = 32
 
     state: orm.Mapped[str] = base.own(
@@ -50,24 +50,24 @@ class ARQ(base.Base):
     instance_uuid: orm.Mapped[str | None] = base.own(
         sa.String(36), index=True, doc='The instance that holds the accelerator; null if none.'
     )
-    # Its number among those that one call bound for the instance: unique, so that of two calls that
-    # bind for one instance at once the database refuses one. Null unless it is bound.
+    # Its number among the requests of one bind call, unique for each instance: of two concurrent
+    # bind calls for one instance the database refuses one. Null unless it is bound.
     ordinal: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
-    # The allocation that it is a part of, which alone frees it; null if it is of none.
+    # Its allocation, which alone frees it; null if it is not part of one.
     allocation_uuid: orm.Mapped[str | None] = base.own(sa.String(36), index=True, hidden=True)
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), index=True, doc='The project that owns the request.'
     )
-    # Counts its moves: who asks for one says which he saw, so that a late call meets no row.
+    # Counts its moves. A call sends the revision that it saw, so a stale call changes nothing.
     revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
-    # Its last moves, the oldest first; null until the first. The statement that moves the request
-    # writes them; they are read only where they are asked for.
+    # Its last moves, the oldest first; null before the first. The statement that moves the request
+    # writes them; they are read only on demand.
     moves: orm.Mapped[list[dict[str, typing.Any]] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True, deferred=True
     )
-    # Unique: this link is the allocation, and the database refuses to make it twice.
+    # Unique: this link means "held", so the database prevents a double allocation.
     attach_handle_id: orm.Mapped[int | None] = base.link('attach_handles.id', unique=True)
-    # Since when it holds that, and the resource class then: what is held is counted by them.
+    # The time of the bind, and the resource class then: usage and quotas are counted by them.
     held_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
     resource_class: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
 
@@ -102,11 +102,11 @@ class ARQ(base.Base):
 
     @classmethod
     def visible(cls, project: str | None, vouched: bool = False) -> sa.ColumnElement[bool]:
-        """That a request is one that a caller may see.
+        """The condition that a caller may see a request.
 
-        :param project: the caller's; None for one who sees all.
-        :param vouched: whether a service vouches for the call: it knows its instances, whoever owns
-            them.
+        :param project: the caller's project; None for a caller that sees all.
+        :param vouched: whether a service token came with the call: services see requests of
+            all instances.
         """
         if project is None:
             return sa.true()
@@ -115,9 +115,9 @@ class ARQ(base.Base):
 
     @classmethod
     def holds_since(cls) -> sa.ColumnElement[datetime.datetime]:
-        """Since when a request that holds an accelerator does so.
+        """The time since when a request holds its accelerator.
 
-        The release before, which may still run, does not note it.
+        The previous release, which may still run, does not store it.
         """
         return sa.func.coalesce(cls.held_since, cls.updated_at, cls.created_at)
 
@@ -129,12 +129,12 @@ class ARQ(base.Base):
         at: datetime.datetime | None = None,
         **place: str | None,
     ) -> list[dict[str, typing.Any]]:
-        """The moves of this request with one more.
+        """The moves of this request, with one more.
 
-        :param reason: why it is in this state, for one that could not be bound.
-        :param request: the id of the API request that asked for it.
-        :param at: when it happens; now by default.
-        :param place: those of PLACE that are known.
+        :param reason: why it could not be bound, if so.
+        :param request: the id of the API request.
+        :param at: the time of the move; now by default.
+        :param place: the known fields of PLACE.
         """
         move = {'at': base.iso(at or timeutils.utcnow()), 'state': state, 'reason': reason}
         move |= {name: place.get(name) for name in PLACE} | {'request_id': request}

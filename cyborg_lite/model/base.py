@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every concept is declared with: kinds of columns, and the base of all rows."""
+"""The base of the data model: kinds of columns, and the base class of rows."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from sqlalchemy.sql import functions
 Facts = dict[str, typing.Any]
 Version = tuple[int, int]
 
-#: A moment, to the microsecond: by itself MySQL keeps whole seconds, and two events of one second
-#: have no order.
+#: A time with microseconds: by default MySQL stores whole seconds, so two events in one second
+#: would have no order.
 Moment = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
 
 
 def iso(moment: datetime.datetime) -> str:
-    """A moment as the API shows it: ISO 8601, UTC, to the second."""
+    """A time in the format of the API: ISO 8601, UTC, whole seconds."""
     return moment.isoformat(timespec='seconds') + '+00:00'
 
 
 class Age(functions.FunctionElement[float]):
-    """How many seconds ago a moment was, in SQL: each engine subtracts times in its own way."""
+    """The seconds since a time, in SQL: each engine subtracts times in its own way."""
 
     type = sa.Float()
     inherit_cache = True
 
     def __init__(self, moment: typing.Any) -> None:
-        # The time is that of each execution of the statement.
+        # The time is read at each execution of the statement.
         super().__init__(moment, sa.bindparam(None, callable_=timeutils.utcnow, type_=Moment))
 
 
@@ -53,7 +53,7 @@ def _age(element: Age, compiler: typing.Any, **kwargs: typing.Any) -> str:
 
 
 class Second(functions.FunctionElement[int]):
-    """The whole second of a moment since 1970, in SQL."""
+    """The whole seconds of a time since 1970, in SQL."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -71,7 +71,7 @@ def _second(element: Second, compiler: typing.Any, **kwargs: typing.Any) -> str:
     return forms.get(compiler.dialect.name, other)
 
 
-#: JSON with keys in order: made once, it costs a third of json.dumps().
+#: Encodes JSON with sorted keys: one encoder costs a third of json.dumps().
 as_text = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -104,14 +104,14 @@ def link(target: str, hidden: bool = True, **kwargs: typing.Any) -> orm.MappedCo
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A field that the API always shows beside the columns: it is made of what it reads.
+    """A field of the API that is computed from columns.
 
-    It is declared by paths, so that a list reads those columns and makes no object of a row.
+    It is declared by paths, so that a list reads only those columns and makes no objects of rows.
     """
 
     type: type
-    #: Each is the name of a column, or of a relationship and of a column of what it leads to, with
-    #: a dot between. Where a relationship leads to many rows, the values are a list, by their ids.
+    #: Each is the name of a column, or of a relationship and a column of its target, with a dot
+    #: between. The values of a relationship to many rows are a list, sorted by id.
     reads: tuple[str, ...]
     make: collections.abc.Callable[..., typing.Any]
     nullable: bool
@@ -130,7 +130,7 @@ def shown(
     nullable: bool = False,
     doc: str,
 ) -> typing.Any:
-    """A field that is made of the values of these paths; of one path it is the value itself."""
+    """A field that is made of the values of these paths; by default the value of one path."""
     return Shown(type_, reads, make, nullable, doc)
 
 
@@ -146,7 +146,7 @@ def _follow(row: Base, path: str) -> typing.Any:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of a resource as the API shows it: a column, or made of what it reads."""
+    """One field of a resource in the API: a column, or a computed field."""
 
     name: str
     type: type
@@ -154,7 +154,7 @@ class Field:
     since: str
     doc: str
     column: sa.Column[typing.Any] | None
-    #: what it is made of; of a column, where that costs less than the column itself
+    #: how it is computed; for a column, if that costs less than the column itself
     shown: Shown | None = None
 
     @property
@@ -164,12 +164,12 @@ class Field:
 
 
 def _type(column: sa.Column[typing.Any]) -> type:
-    """The type of a column's values.  JSON is of any: SQLAlchemy 2.0 says that it is a dict."""
+    """The type of a column's values.  JSON has any type, but SQLAlchemy 2.0 says dict."""
     return object if isinstance(column.type, sa.JSON) else column.type.python_type
 
 
 class Base(orm.DeclarativeBase):
-    """A row: an id within the database, a uuid for everyone else."""
+    """A row: an id for the database, a uuid for all else."""
 
     metadata = sa.MetaData(
         naming_convention={
@@ -180,9 +180,9 @@ class Base(orm.DeclarativeBase):
         }
     )
 
-    #: the facts that tell one row from its siblings
+    #: the facts that identify a row among the rows of its parent
     keys: typing.ClassVar[tuple[str, ...]] = ()
-    #: the lists of rows that live and die with this one
+    #: the relationships to rows that are deleted with this one
     parts: typing.ClassVar[tuple[str, ...]] = ()
 
     id: orm.Mapped[int] = own(sa.Integer, primary_key=True, hidden=True, sort_order=-2)
@@ -190,7 +190,7 @@ class Base(orm.DeclarativeBase):
         sa.String(36),
         unique=True,
         sort_order=-1,
-        # By it the database's answer to an INSERT of many rows is told apart.
+        # It assigns the rows of an INSERT's result.
         insert_sentinel=True,
         default=lambda: str(uuidlib.uuid4()),
         doc='The UUID of the resource.',
@@ -214,7 +214,7 @@ class Base(orm.DeclarativeBase):
 
     @classmethod
     def fields(cls) -> tuple[Field, ...]:
-        """What the API shows of this class, columns first, in order of declaration."""
+        """The fields in the API, columns first, in order of declaration."""
         columns = [
             Field(
                 *(str(c.name), _type(c), bool(c.nullable), c.info['since'], c.doc or '', c),
@@ -236,20 +236,20 @@ class Base(orm.DeclarativeBase):
 
     @property
     def reported(self) -> bool:
-        """Whether a driver's report owns this row, so that it goes when the report lacks it."""
+        """Whether a driver reports this row, so that it is deleted when a report lacks it."""
         return True
 
     def facts(self) -> Facts:
-        """This row and its parts as a driver reports them: plain data, ready for the wire."""
+        """The facts of this row and its parts: plain data for a report."""
         row = {c.name: getattr(self, c.name) for c in self.columns('fact')}
         return row | {name: [part.facts() for part in getattr(self, name)] for name in self.parts}
 
     @classmethod
     def from_facts(cls, facts: Facts) -> typing.Self:
-        """The row that these facts tell of.
+        """The row of these facts.
 
-        Facts that this release does not know are ignored, and those that are absent keep
-        their default: agents and conductors of neighbouring releases work together.
+        Unknown facts are ignored, and absent facts keep their default: agents and conductors of
+        adjacent releases work together.
         """
         known = {c.name: facts[c.name] for c in cls.columns('fact') if c.name in facts}
         parts = {

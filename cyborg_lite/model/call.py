@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conductor has done already."""
+"""Calls that a conductor has completed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cyborg_lite.model import base
 
 
 class Call(base.Base):
-    """A call over the bus that was carried out, by its uuid: written with what it changed.
+    """A completed call over the bus, by its uuid, stored in the transaction of its changes.
 
-    Who carries it out once more finds it, and answers as the first time.
+    This makes calls idempotent: a second delivery finds the row, and returns the first answer.
     """
 
     __tablename__ = 'calls'
     __table_args__ = (sa.Index(None, 'created_at'),)
 
-    #: How long it is remembered: longer than any retry and any message take.
+    #: How long it is stored: longer than any retry, and than the life of any message.
     KEPT: typing.ClassVar = datetime.timedelta(hours=1)
 
     answer: orm.Mapped[typing.Any] = base.own(sa.JSON, nullable=True, hidden=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is given out of a card: a resource provider, its attributes, its attach handles."""
+"""Deployables: resource providers with their attributes and attach handles."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.device import Device
 
 
-#: The forms of a handle that the service knows by itself.
+#: The forms of a handle that the service derives itself.
 WHOLE, PART = 'whole', 'part'
 
 
 class Deployable(base.Base):
-    """The part of a device that is given out as one kind of resource: a resource provider."""
+    """The part of a device that is one resource provider."""
 
     __tablename__ = 'deployables'
     keys = ('label',)
@@ -30,7 +30,7 @@ class Deployable(base.Base):
     name: orm.Mapped[str] = base.fact(
         sa.String(255), unique=True, doc='The name of the resource provider.'
     )
-    # What the driver calls it, without the address of the device: it stays if the card moves.
+    # The driver's name for it, without the address of the device: it stays if the card moves.
     label: orm.Mapped[str] = base.fact(
         sa.String(255), server_default=sa.text("''"), default='', hidden=True
     )
@@ -40,7 +40,7 @@ class Deployable(base.Base):
     rp_uuid: orm.Mapped[str] = base.own(
         sa.String(36), unique=True, doc='The UUID of the resource provider.'
     )
-    # What Placement was, or is to be, told of the provider.
+    # The inventory that was, or will be, sent to Placement.
     announced: orm.Mapped[dict[str, typing.Any] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True
     )
@@ -55,7 +55,7 @@ class Deployable(base.Base):
     attributes: orm.Mapped[list[Attribute]] = base.parts('Attribute', parent='deployable')
     attach_handles: orm.Mapped[list[AttachHandle]] = base.parts('AttachHandle', parent='deployable')
     if typing.TYPE_CHECKING:
-        handle_count: int  # counted by the query, see the end of this module
+        handle_count: int  # the query counts it, see the end of this module
 
     parent_id = base.shown(
         str, make=lambda: None, nullable=True, doc='Always null: a deployable has no parent.'
@@ -76,7 +76,7 @@ class Deployable(base.Base):
         doc='The attributes: a JSON list of objects of one key each, as text.',
     )
 
-    # The attributes are the one place where class and traits are kept.
+    # The class and the traits are stored only as attributes.
 
     @property
     def resource_class(self) -> str | None:
@@ -97,12 +97,12 @@ class Deployable(base.Base):
 
 
 class Attribute(base.Base):
-    """Something to know of a deployable: its resource class, a trait, or what an operator adds."""
+    """A fact of a deployable: its resource class, a trait, or an operator's addition."""
 
     __tablename__ = 'attributes'
     __table_args__ = (
         sa.UniqueConstraint('deployable_id', 'key'),
-        # Accelerators of a class are found by it, in the order of their deployables.
+        # For the search of accelerators of a class, in the order of their deployables.
         sa.Index(None, 'key', 'value', 'deployable_id'),
     )
     keys = ('key',)
@@ -115,7 +115,7 @@ class Attribute(base.Base):
         'deployables.id', hidden=False, doc='The internal number of the deployable.'
     )
     deployable: orm.Mapped[Deployable] = orm.relationship(back_populates='attributes')
-    # True for what an operator added through the API: no report takes it away.
+    # True if an operator added it through the API: reports do not remove it.
     added: orm.Mapped[bool] = base.own(sa.Boolean, default=False, hidden=True)
 
     @property
@@ -124,9 +124,9 @@ class Attribute(base.Base):
 
     @property
     def identity(self) -> str:
-        """A driver's trait is told by its value: its number is any that is unused.
+        """A driver's trait is identified by its value: its number has no meaning.
 
-        An operator's is another one, even of the same value: either may go, and the other stays.
+        An operator's trait of the same value is another row: each can be removed alone.
         """
         by_value = self.is_trait and not self.added
         return base.as_text(['trait', self.value] if by_value else [self.key])
@@ -137,35 +137,35 @@ class Attribute(base.Base):
 
 
 class AttachHandle(base.Base):
-    """What a hypervisor or a container runtime needs to attach one accelerator."""
+    """The data with which a hypervisor or a container runtime attaches one accelerator."""
 
     __tablename__ = 'attach_handles'
 
     attach_type: orm.Mapped[str] = base.fact(sa.String(16))
     attach_info: orm.Mapped[dict[str, str]] = base.fact(sa.JSON)
-    # In which form the card is given out by it: whole, vf, mdev and so on. A card is held in one
-    # form at a time: while any of its handles is held, those of other forms are not free.
+    # The form in which it uses the card: whole, vf, mdev and so on. A card is held in one form at
+    # a time: while any of its handles is held, those of other forms are not free.
     form: orm.Mapped[str] = base.fact(sa.String(32), server_default=PART)
-    # The IOMMU group of the function: all that is in one goes to one instance.
+    # The IOMMU group of the function: all functions of a group go to one instance.
     iommu_group: orm.Mapped[str | None] = base.fact(sa.String(32))
     deployable_id: orm.Mapped[int] = base.link('deployables.id')
-    # True for a handle that a request still holds, and that the last report lacks.
+    # True if a request still holds it but the last report lacks it.
     lost: orm.Mapped[bool] = base.own(sa.Boolean, default=False, hidden=True)
 
     deployable: orm.Mapped[Deployable] = orm.relationship(back_populates='attach_handles')
-    # Deleting a handle that a request holds is an error, not a way to take it away.
+    # Deleting a held handle is an error: it must be freed first.
     arq: orm.Mapped[ARQ | None] = orm.relationship(
         back_populates='attach_handle', uselist=False, passive_deletes='all'
     )
 
     @property
     def location(self) -> str:
-        """What it attaches, in one spelling: two handles of one location are one accelerator."""
+        """The location in canonical form: two handles with one location are one accelerator."""
         return base.as_text([pci.function(self.attach_info), pci.rest(self.attach_info)])
 
     @property
     def identity(self) -> str:
-        """Which accelerator of its card it is: the same wherever the card is."""
+        """The identity among the accelerators of its card, independent of the card's address."""
         function, card = pci.function(self.attach_info), self._card
         if function is None or card is None or function[0] != card[0]:
             return self.location
@@ -173,7 +173,7 @@ class AttachHandle(base.Base):
 
     @property
     def default_form(self) -> str:
-        """The form of a handle whose driver does not say: the whole card if it is its function."""
+        """The form if the driver sets none: whole if the handle is the card's own function."""
         whole = self.attach_type == 'PCI' and pci.function(self.attach_info) == self._card
         return WHOLE if whole and not pci.rest(self.attach_info) else PART
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cards."""
+"""Devices: accelerator cards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.host import Host
 
 
-#: What is an id in what a vendor's board tells of itself; parts of a board have their own.
+#: The keys of a vendor's board that are ids; parts of a board have their own.
 IDS = {
     'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id', 'module_id', 'minor',
     'render_minor', 'gpu_instance_minor', 'compute_instance_minor',
@@ -32,20 +32,19 @@ IDS = {
 def _canonical(text: str | None) -> str:
     """A JSON object in its canonical form; empty for null.
 
-    A list shows two for each device, and most are those of the list before.
+    The result is cached: a list shows two for each device, and most repeat.
     """
     return base.as_text(json.loads(text or 'null') or {})
 
 
 class Device(base.Base):
-    """A physical accelerator card, or the PCI function that stands for it, in a host."""
+    """A physical accelerator card, or the PCI function that represents it, in a host."""
 
     __tablename__ = 'devices'
     parts = ('deployables',)
-    #: What a fault can have for effects, by the column that says so: nothing new is given out, or
-    #: whoever holds some of the device is told.
+    #: The effects of a fault by their columns: no new allocations, or a notification of holders.
     EFFECTS: typing.ClassVar = {'withheld': 'no_new', 'alerted': 'tell'}
-    #: How many of the last changes of its health a device remembers.
+    #: How many of the last changes of its health are stored.
     REMEMBERED: typing.ClassVar = 32
 
     type: orm.Mapped[str] = base.fact(
@@ -61,11 +60,11 @@ class Device(base.Base):
     numa_node: orm.Mapped[int | None] = base.fact(
         sa.Integer, hidden=True, doc='The NUMA node of the device; null if the host does not say.'
     )
-    # The serial number or UUID by which the card knows itself, wherever it is; null if unknown.
+    # The serial number or UUID of the card, independent of its host; null if unknown.
     serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
-    # Why the card, as it is, must not be given to an instance, in words; null if it may.
+    # Why the card must not be allocated now, as a text; null if it may be.
     unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
-    # How the card is by the last report, and why: see cyborg_lite.model.health.
+    # The health and its reason in the last report: see cyborg_lite.model.health.
     health: orm.Mapped[str] = base.fact(
         sa.String(16), server_default=healths.UNKNOWN, default=healths.UNKNOWN, hidden=True
     )
@@ -81,14 +80,14 @@ class Device(base.Base):
         since='2.3',
         doc='``enabled``, or ``maintaining`` while the device is disabled.',
     )
-    # Counts the orders to enable or disable it: one that comes late meets no row.
+    # Counts the calls that enable or disable it: a stale call changes nothing.
     revision: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
-    # Since when the health and its reason are these; null until a report told of them.
+    # The time of the last change of health or reason; null before the first report of them.
     health_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
-    # How many samples in a row were worse, or if below 0 better, than what is in force.
+    # How many samples in a row were worse, or if below 0 better, than the health in force.
     streak: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
-    # The health that has effects now, and which: whether nothing new is given out, and whether
-    # holders are told. See cyborg_lite.conductor.health.
+    # The health in force, and its effects: no new allocations, and notification of holders. See
+    # cyborg_lite.conductor.health.
     fault: orm.Mapped[str | None] = base.own(sa.String(96), hidden=True)
     withheld: orm.Mapped[bool] = base.own(
         sa.Boolean, server_default=sa.false(), default=False, hidden=True
@@ -100,13 +99,13 @@ class Device(base.Base):
     changes: orm.Mapped[list[dict[str, typing.Any]] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True, deferred=True
     )
-    # How many reports in a row have lacked the device.
+    # The number of reports in a row that lacked the device.
     absences: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
 
     host: orm.Mapped[Host] = orm.relationship(back_populates='found')
     deployables: orm.Mapped[list[Deployable]] = base.parts('Deployable', parent='device')
 
-    # As they are stored: to parse and to encode them takes half of the time of a list.
+    # The stored texts: parsing and encoding them takes half of the time of a list.
     board_text: orm.Mapped[str | None] = orm.column_property(sa.cast(board, sa.Text), deferred=True)
     vendor_board_text: orm.Mapped[str | None] = orm.column_property(
         sa.cast(vendor_board, sa.Text), deferred=True
@@ -126,46 +125,46 @@ class Device(base.Base):
     )
 
     def __init__(self, **values: typing.Any) -> None:
-        # Most drivers, and agents of the release before, say nothing of it.
+        # Most drivers, and agents of the previous release, do not set it.
         super().__init__(**({'health': healths.UNKNOWN} | values))
 
     @property
     def identity(self) -> str:
-        """The address in one spelling: what was stored by an older release may have another."""
+        """The address in canonical form: older releases stored other spellings."""
         return pci.canonical_address(self.address)
 
     @property
     def effects(self) -> list[str]:
-        """The effects that are in force, in order."""
+        """The effects in force, sorted."""
         return [effect for column, effect in self.EFFECTS.items() if getattr(self, column)]
 
     @property
     def product(self) -> str | None:
-        """The product id; None if it is not known, or says nothing of the card."""
-        # The product id of an FPGA changes with the image that it is programmed with.
+        """The product id; None if it is unknown, or does not identify the card."""
+        # The product id of an FPGA changes with its image.
         known = None if self.type == 'FPGA' else (self.board or {}).get('product_id')
         return str(known).lower().removeprefix('0x') if known else None
 
     def may_be(self, other: Device) -> bool:
-        """Whether two reports of one address can be of one card, going by vendor and product."""
+        """Whether two reports of one address can be of one card, by vendor and product."""
         if self.vendor.lower().removeprefix('0x') != other.vendor.lower().removeprefix('0x'):
             return False
         return self.product == other.product or None in (self.product, other.product)
 
     @property
     def ids(self) -> dict[str, typing.Any]:
-        """The ids by which the vendor's software knows the card, as far as they are known."""
+        """The known ids of the card in the vendor's software."""
         return ids(self.vendor_board or {})
 
     @property
     def obstacle(self) -> str | None:
-        """Why no accelerator of this device may be given out: all reasons, if there are any."""
+        """All reasons why accelerators of this device must not be allocated, or None."""
         found = (each for each in OBSTACLES if each.holds(self, self.host))
         return AND.join(each.words(self, self.host) for each in found) or None
 
 
 def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """The ids in what a board, or a part of one, tells of itself."""
+    """The ids among the facts of a board, or of a part of one."""
     lists = {
         name: [ids(each) for each in value if isinstance(each, dict)]
         for name, value in facts.items()
@@ -178,9 +177,9 @@ def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
 def ids_of_part(
     board: dict[str, typing.Any] | None, attach_info: dict[str, str]
 ) -> dict[str, typing.Any]:
-    """The ids of what one attach handle gives out: its own where it has any, else its card's.
+    """The ids of one attach handle: its own if it has any, otherwise its card's.
 
-    What its board tells of a part with the same UUID belongs to it.
+    The board's facts of a part with the same UUID belong to it.
     """
     told, own = ids(board or {}), ids(attach_info)
     parts = (part for value in told.values() if isinstance(value, list) for part in value)
@@ -189,9 +188,9 @@ def ids_of_part(
 
 
 class Obstacle(typing.NamedTuple):
-    """A reason not to give out what a device has.
+    """A reason not to allocate accelerators of a device.
 
-    Both functions take a device and its host: rows, or the two classes, and then make SQL.
+    Both functions take a device and its host: rows, or the two classes to make SQL.
     """
 
     #: the state of the accelerators of such a device
@@ -200,9 +199,9 @@ class Obstacle(typing.NamedTuple):
     words: collections.abc.Callable[[typing.Any, typing.Any], typing.Any]
 
 
-#: What stands between the words of two obstacles.
+#: The separator between the texts of two obstacles.
 AND = ' and '
-#: In the order in which they are shown.
+#: The obstacles, in the order of their display.
 OBSTACLES = (
     Obstacle(
         'disabled',

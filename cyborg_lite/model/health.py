@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device is: its health, and the reason as a code."""
+"""The health of a device, with a code for the reason."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import re
 import typing
 
 OK, WARNING, CRITICAL, UNKNOWN = 'ok', 'warning', 'critical', 'unknown'
-#: From the best to the worst.  A source that does not know may hide more than a warning: a card
-#: that is out stays out until its own source says that it is well.
+#: From the best to the worst.  UNKNOWN is worse than WARNING: a source without an answer may hide
+#: a fault, so a critical card only recovers when its own source reports it as well.
 LEVELS = (OK, WARNING, UNKNOWN, CRITICAL)
-#: A reason: what was seen, in a form that policies can name.
+#: The form of a reason, which policies can name.
 CODE = re.compile('[a-z0-9]+(_[a-z0-9]+)*')
-#: How long a reason may be.
+#: The maximum length of a reason.
 LONGEST = 64
-#: The reason of a device that is not well and does not say why.
+#: The reason of a device with bad health and without a reason.
 UNSPECIFIED = 'unspecified'
 
 
 class Health(typing.NamedTuple):
-    """What one source says of a device."""
+    """The health of a device by one source."""
 
     level: str = UNKNOWN
-    #: a code such as ``xid_79``; None for a device that is well
+    #: a code such as ``xid_79``; None for a healthy device
     reason: str | None = None
 
 
 def worst(*said: Health | None) -> Health | None:
-    """The worst of what sources say; None if none says anything."""
+    """The worst health of all sources; None if no source reports one."""
     given = [each for each in said if each is not None]
     return max(given, key=lambda each: LEVELS.index(each.level), default=None)
 

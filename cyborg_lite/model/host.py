@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machines whose agents report."""
+"""Hosts: machines whose agents report."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.device import Device
 
 
-#: By how much the clocks of two conductors may differ, in seconds.
+#: The tolerated difference between the clocks of conductors, in seconds.
 SKEW = 10
-#: After how many report intervals without a report a host is down.
+#: The number of report intervals without a report after which a host is down.
 LATE = 2.5
 
 
 class Host(base.Base):
-    """A machine whose agent reports, with what is known of its last report."""
+    """A machine whose agent reports, with data of its last report."""
 
     __tablename__ = 'hosts'
 
     name: orm.Mapped[str] = base.own(sa.String(255), unique=True, doc='The name of the host.')
     boot_id: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
-    # Boots that are over: a report that was sent before a reboot may arrive after it.
+    # Past boots: a stale report of an earlier boot may arrive after a reboot.
     past_boots: orm.Mapped[list[str]] = base.own(sa.JSON, default=list, hidden=True)
-    # Which start of the agent reported last: reports have an order within one only.
+    # The start of the agent that reported last: only reports of one start have an order.
     agent: orm.Mapped[str | None] = base.own(sa.String(36), hidden=True)
-    # Starts of the agent that are over, in this boot.
+    # Past starts of the agent, in this boot.
     past_agents: orm.Mapped[list[str] | None] = base.own(sa.JSON(none_as_null=True), hidden=True)
-    # Which machine this is, whatever its name; null where it shows nothing that tells.
+    # The identity of the machine, independent of its name; null if the machine has none.
     machine: orm.Mapped[str | None] = base.own(sa.String(64), index=True, hidden=True)
-    # The name under which the same machine has reported since: this one is its name no more.
+    # The new name under which the same machine reports now.
     renamed_to: orm.Mapped[str | None] = base.own(sa.String(255), index=True, hidden=True)
-    # After which reports under that name this one reported again: two machines do so in turn.
+    # The reports under the new name after which this name reported again: then two machines
+    # report.
     returns: orm.Mapped[list[str] | None] = base.own(sa.JSON(none_as_null=True), hidden=True)
-    # True once two hosts of this machine identity reported side by side: it tells nothing.
+    # True once two hosts reported this machine identity at the same time: it is not unique.
     cloned: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
     sequence: orm.Mapped[int] = base.own(sa.BigInteger, default=0, hidden=True)
-    # Null while the next report has to be read even if it is like the last one.
+    # Null if the next report must be processed even if it equals the last one.
     digest: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
     seen_at: orm.Mapped[datetime.datetime] = base.own(
         base.Moment, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
     )
-    # How often the host means to report, in seconds.
+    # The report interval of the host, in seconds.
     interval: orm.Mapped[int] = base.own(sa.Integer, default=20, hidden=True)
     # True once a conductor has noticed that the host is down.
     silent: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
@@ -61,7 +62,7 @@ class Host(base.Base):
         'the number of devices that it found.',
     )
 
-    # By driver, the last look that a report told of: it may tell of one again.
+    # The last scan of each driver in a report: a later report may repeat it.
     looks: orm.Mapped[dict[str, typing.Any] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True
     )
@@ -70,17 +71,17 @@ class Host(base.Base):
 
     @staticmethod
     def alive_since(interval: int) -> datetime.datetime:
-        """A host with this report interval is down if it has not reported since then."""
+        """The time of the last report before which a host with this interval is down."""
         return timeutils.utcnow() - datetime.timedelta(seconds=LATE * interval)
 
     @staticmethod
     def alive_until() -> datetime.datetime:
-        """A report that is dated later counts for nothing: the clock that dated it was wrong."""
+        """The latest valid time of a report: a later one comes from a wrong clock."""
         return timeutils.utcnow() + datetime.timedelta(seconds=SKEW)
 
     @hybrid.hybrid_property
     def silent_now(self) -> bool:
-        """Whether reports are overdue, or the last one is dated in the future."""
+        """Whether reports are overdue, or the time of the last one is in the future."""
         return not self.alive_since(self.interval) <= self.seen_at <= self.alive_until()
 
     @silent_now.inplace.expression
@@ -91,7 +92,7 @@ class Host(base.Base):
 
     @classmethod
     def is_down(cls) -> sa.ColumnElement[bool]:
-        """That a host is shown as ``down``."""
+        """The condition that a host is shown as ``down``."""
         return sa.or_(cls.renamed_to.is_not(None), cls.silent_now)
 
     state = base.shown(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What another service has still to be told."""
+"""Messages to other services that are not delivered yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cyborg_lite.model import base
 
 
 class Message(base.Base):
-    """Something that another service is still to be told."""
+    """A message that another service has not received yet."""
 
     __tablename__ = 'messages'
     __table_args__ = (sa.UniqueConstraint('kind', 'key'),)
@@ -23,7 +23,7 @@ class Message(base.Base):
     payload: orm.Mapped[dict[str, typing.Any]] = base.own(sa.JSON, default=dict, hidden=True)
     attempts: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
     due_at: orm.Mapped[datetime.datetime] = base.own(base.Moment, index=True, hidden=True)
-    # Another one whenever the message is replaced: who has sent the old one must not delete it.
+    # It changes when the message is replaced: the sender of the old one must not delete the new.
     stamp: orm.Mapped[str] = base.own(sa.String(36), hidden=True)
-    # Another one whenever it is taken to be sent; null while nobody sends it.
+    # The lease of the conductor that sends it; null while it is not being sent.
     lease: orm.Mapped[str | None] = base.own(sa.String(36), hidden=True)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCI addresses in one spelling: two spellings of one function would go to two tenants."""
+"""PCI addresses in canonical form: two spellings of a function would be allocated twice."""
 
 from __future__ import annotations
 
 import collections.abc
 import re
 
-#: The parts of an address: how many hexadecimal digits sysfs writes, and the largest value.
+#: The parts of an address: the number of hexadecimal digits in sysfs, and the largest value.
 #: Source: pci_setup_device() in drivers/pci/probe.c of Linux; domains are wider than 16 bits
 #: behind some controllers (VMD: 10000:00:02.0).
 PARTS = {
@@ -40,15 +40,15 @@ ADDRESS = re.compile(
 
 
 def canonical_info(info: collections.abc.Mapping[str, str]) -> dict[str, str]:
-    """An attach info whose PCI parts, as far as they are there, are as sysfs writes them.
+    """An attach info with its PCI parts in the form of sysfs.
 
-    :raises ValueError: naming the part that is no number, or too large.
+    :raises ValueError: when a part is not a number, or too large; the error names the part.
     """
     return {key: _part(key, value) if key in PARTS else value for key, value in info.items()}
 
 
 def canonical_address(text: str) -> str:
-    """A PCI address as sysfs writes it; a text that is none as it is."""
+    """A PCI address in the form of sysfs; other text unchanged."""
     match = ADDRESS.fullmatch(text)
     if not match:
         return text
@@ -60,7 +60,7 @@ def canonical_address(text: str) -> str:
 
 
 def parse(address: str) -> dict[str, str]:
-    """The attach info of a PCI address; empty for a text that is none."""
+    """The attach info of a PCI address; empty for other text."""
     match = ADDRESS.fullmatch(address)
     return match.groupdict(default='0') if match else {}
 
@@ -75,7 +75,7 @@ def function(info: collections.abc.Mapping[str, str]) -> tuple[int, int] | None:
 
 
 def moved(info: collections.abc.Mapping[str, str], before: str, after: str) -> dict[str, str]:
-    """The attach info of what goes with its card from one address to another, if that is clear."""
+    """The attach info after its card has moved to another address; unchanged if unclear."""
     place, old, new = function(info), function(parse(before)), function(parse(after))
     if place is None or old is None or new is None or place[0] != old[0]:
         return dict(info)
@@ -87,7 +87,7 @@ def moved(info: collections.abc.Mapping[str, str], before: str, after: str) -> d
 
 
 def rest(info: collections.abc.Mapping[str, str]) -> dict[str, str]:
-    """What an attach info says beside the PCI function; all of it where there is none."""
+    """The parts of an attach info beside the PCI function; all if it has none."""
     plain = function(info) is None
     return {name: value for name, value in info.items() if plain or name not in PARTS}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workloads may ask for."""
+"""Device profiles."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ class DeviceProfile(base.Base):
     groups: orm.Mapped[list[dict[str, str]]] = base.own(
         sa.JSON, doc='The groups: objects of ``resources:``, ``trait:`` and ``accel:`` keys.'
     )
-    # True for the groups that one allocation brought: no list shows it, and it goes with it.
+    # True for the groups of one allocation: no list shows it, and it is deleted with the
+    # allocation.
     private: orm.Mapped[bool] = base.own(
         sa.Boolean, server_default=sa.false(), default=False, hidden=True
     )
     description: orm.Mapped[str | None] = base.own(sa.String(255), doc='The description.')
 
-    # Whether any quota is set, where that was asked for with the row.
+    # Whether any quota is set, if the query asked for it.
     limited: orm.Mapped[bool | None] = orm.query_expression()
 
     @staticmethod
     def resources(group: dict[str, str]) -> dict[str, int]:
-        """How much of each resource class a group asks for."""
+        """The amount of each resource class in a group."""
         asked: dict[str, int] = {}
         for key, amount in group.items():
             prefix, _, name = key.partition(':')

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which order allocations that wait are served: plain data in, plain data out.
+"""The order in which queued allocations are served: plain data in, plain data out.
 
 There is a queue for each resource class.  Higher priorities go first.  Among those of one priority
-it is the turn of the project that holds the fewest accelerators of the class, those counted that
-come to it by the turns before; among those of one project the oldest goes first.
+the next is of the project that holds the fewest accelerators of the class, including those of its
+allocations that come earlier in this order.  Among those of one project the oldest goes first.
 
-What has waited for PATIENCE seconds goes before all that has not, whatever its priority and its
-project, and the oldest of it first.  So nothing starves: from then on no allocation that came later
-goes before it.
+Allocations that have waited for PATIENCE seconds go before all others, whatever their priority and
+project, the oldest first.  So nothing starves: from then on no later allocation goes first.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ import datetime
 import heapq
 import typing
 
-#: How long an allocation waits at most, in seconds, until none that came later goes before it.
+#: The time after which no later allocation goes before a queued one, in seconds.
 PATIENCE = 3600
 #: The lowest and the highest priority.
 LOWEST, HIGHEST = -100, 100
 
 
 class Waiting(typing.NamedTuple):
-    """An allocation that waits."""
+    """A queued allocation."""
 
-    #: it grows with the time of arrival
+    #: grows with the time of arrival
     id: int
     project: str
-    #: the resource class whose queue it waits in
+    #: the resource class of its queue
     queue: str
     priority: int
     since: datetime.datetime
-    #: how many accelerators it wants
+    #: the number of accelerators that it needs
     amount: int
-    #: how many accelerators of the class its project holds now
+    #: the number of accelerators of the class that its project holds now
     held: int
 
 
 def in_turn(waiting: collections.abc.Iterable[Waiting], now: datetime.datetime) -> list[Waiting]:
-    """These in the order in which they are served."""
+    """The allocations in the order in which they are served."""
     oldest = now - datetime.timedelta(seconds=PATIENCE)
     first: list[Waiting] = []
     levels: dict[int, list[Waiting]] = collections.defaultdict(list)
@@ -59,7 +58,7 @@ def in_turn(waiting: collections.abc.Iterable[Waiting], now: datetime.datetime) 
 def _shared(
     waiting: list[Waiting], held: collections.Counter[tuple[str, str]]
 ) -> collections.abc.Iterator[Waiting]:
-    """These, with the projects in turn; what each gets is added to what it holds."""
+    """The allocations in fair order of projects; each adds its amount to its project."""
     lines: dict[tuple[str, str], collections.deque[Waiting]] = collections.defaultdict(
         collections.deque
     )

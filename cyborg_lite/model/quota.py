@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a project may ask for."""
+"""Quotas of accelerator requests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cyborg_lite.model import base
 
 
 class Quota(base.Base):
-    """The limits of one project, or those of all projects that have none of their own.
+    """The limits of one project, or the default limits.
 
-    Its row is what is locked while accelerator requests of the project are counted: a project that
-    has only the default limits gets a row without any.
+    The row is also the lock for the count of the project's requests: a project with only default
+    limits has a row without limits.
     """
 
     __tablename__ = 'quotas'
 
-    #: the project whose limits are those of all others
+    #: the name of the row of default limits
     DEFAULTS: typing.ClassVar = 'defaults'
-    #: what limits accelerator requests of all resource classes together
+    #: the key of the limit for all resource classes together
     TOTAL: typing.ClassVar = 'total'
     UNLIMITED: typing.ClassVar = -1
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was held, by whom, and for how long."""
+"""Usage: which project held which accelerators for how long."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cyborg_lite.model import base
 
 
 class Usage(base.Base):
-    """An interval in which a request held an accelerator, and that is over.
+    """A finished interval in which a request held an accelerator.
 
-    A row is written once, in the transaction that frees the accelerator. It refers to no other row,
-    since it outlives them all. An interval that is not over is not stored: it follows from the
-    request that holds.
+    A row is written once, in the transaction that frees the accelerator. It has no links to other
+    rows, as they may be deleted earlier. An open interval is not stored: it follows from the
+    request.
     """
 
     __tablename__ = 'usages'
     __table_args__ = (
         sa.Index(None, 'ended_at'),
         sa.Index(None, 'project_id', 'ended_at'),
-        # For a host that is renamed.
+        # For renames of hosts.
         sa.Index(None, 'host'),
     )
 
-    #: by what usage can be grouped and filtered
+    #: the keys for groups and filters of usage
     KEYS: typing.ClassVar = ('project_id', 'resource_class', 'host')
 
-    # No client names an interval, and its end is when it was written.
+    # The API never names an interval, and its end is the time of the insert.
     uuid = None  # type: ignore[assignment]
     created_at = None  # type: ignore[assignment]
     updated_at = None
