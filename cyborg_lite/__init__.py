@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accelerators as a service: find them, keep them, bind them to workloads.
+"""Accelerators as a service: discovery, inventory, and binding to workloads.
 
 :func:`allocate` and :func:`allocation` are for programs that use accelerators.
 """

@@ -6,7 +6,7 @@
     with cyborg_lite.allocate('npu', 2) as devices:
         print(devices.addresses, devices.env)
 
-Only the standard library is used, so that programs can import this anywhere.
+It uses only the standard library, so that any program can import it.
 """
 
 from __future__ import annotations
@@ -27,25 +27,24 @@ import typing
 
 #: The name of the socket in the state directory of ``cyborg-lite up``.
 SOCKET = 'agent.sock'
-#: Where the agent of a machine listens that systemd has started.
+#: The socket of an agent that systemd started.
 SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
-#: The variable that names another socket.
+#: The variable with the path of another socket.
 VARIABLE = 'CYBORG_LITE_SOCKET'
-#: The most that is read of one answer, in bytes.
+#: The maximum size of one answer, in bytes.
 SIZE = 32 << 20
-#: What a client says once it has a lease.
+#: The confirmation of a client that it has received its lease.
 TAKEN = b'taken\n'
-#: What a process finds in its environment that ``cyborg-lite run`` has started.
+#: The variables of a process that ``cyborg-lite run`` started.
 ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
 
 Words = dict[str, typing.Any]
 
 
 class Error(Exception):
-    """An agent refuses, or there is none: the text says what to do.
+    """An agent refuses, or no agent answers: the text says what to do.
 
-    ``code`` is the HTTP status that the API would answer with; 503 where no agent or no conductor
-    answers.
+    ``code`` is the HTTP status of the API for this error; 503 if no agent or no conductor answers.
     """
 
     def __init__(self, text: str, code: int = 503) -> None:
@@ -54,7 +53,7 @@ class Error(Exception):
 
 
 class TimedOut(Error):
-    """Nothing was free in the time that was given."""
+    """Too few accelerators were free until the timeout."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, 408)
@@ -69,30 +68,30 @@ class Lease:
     host: str
     #: as ``GET /v2/allocations/UUID`` shows them
     accelerators: list[Words]
-    #: by its name each view of the delivery: see the user guide
+    #: the views of the delivery by name: see the user guide
     views: Words
-    #: where the agent listens
+    #: the socket of the agent
     socket: str
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables by which the vendor's software sees these accelerators and no other."""
+        """The variables that limit the vendor's software to these accelerators."""
         return {str(name): str(value) for name, value in self.views['process']['env'].items()}
 
     @property
     def problems(self) -> list[str]:
-        """What of these accelerators a program cannot find by the variables, and why."""
+        """Texts on accelerators that the variables cannot name, with the reason."""
         return [str(each) for each in self.views['process'].get('problems', ())]
 
     @property
     def addresses(self) -> list[str]:
-        """How the vendor's software names each device; its id here where it has no name."""
+        """The name of each device in the vendor's software; its id here if it has no name."""
         return [
             str(name) for each in self.views['spark']['resources'] for name in each['addresses']
         ]
 
     def release(self) -> None:
-        """Give them back before the process ends.
+        """Release the accelerators before the process ends.
 
         :raises Error: when a process still has one of their devices open.
         """
@@ -121,17 +120,17 @@ def allocate(
     wait: float | None = None,
     socket: str | None = None,
 ) -> Lease:
-    """Lease accelerators for this process; used with ``with`` they are released at its end.
+    """Lease accelerators for this process; a ``with`` block releases them at its end.
 
     :param resource_class: such as ``npu``, ``gpu`` or ``CUSTOM_NPU``; by default the only one of
         this machine.
     :param profile: a device profile, in place of a class, a count and traits.
-    :param traits: what each has to have.
-    :param same_numa: whether all have to be on one NUMA node.
-    :param wait: how long to wait until they are free, in seconds; 0 not at all, None for ever.
-    :param socket: where the agent listens; by default it is looked for.
-    :raises Error: when they cannot be had.
-    :raises TimedOut: when they were not free in time.
+    :param traits: the traits that each accelerator must have.
+    :param same_numa: whether all must be on one NUMA node.
+    :param wait: the timeout in seconds; 0 to fail at once, None to wait without a limit.
+    :param socket: the socket of the agent; by default the usual places are searched.
+    :raises Error: when the request is refused.
+    :raises TimedOut: when too few were free until the timeout.
     """
     words: Words = {'count': count} if profile is None else {'profile': profile}
     words |= {'resource_class': resource_class} if resource_class else {}
@@ -144,7 +143,7 @@ def allocate(
 
 
 def allocation() -> Lease | None:
-    """The lease that this process, or one that started it, was given by ``cyborg-lite run``."""
+    """The lease that ``cyborg-lite run`` gave to this process or to an ancestor of it."""
     uuid, text = os.environ.get(ALLOCATION), os.environ.get(DEVICES)
     if not uuid or not text:
         return None
@@ -172,11 +171,11 @@ def lease(
 ) -> Lease:
     """Ask an agent for a lease.
 
-    :param of: whose it is to be: ``self``, ``parent``, or a pid.
-    :param command: what the process is going to be.
+    :param of: the process that will hold it: ``self``, ``parent``, or a pid.
+    :param command: the command that the process will execute.
     :param host: one of the hosts of the agent; None for the first.
-    :param end: until when to wait, by the monotonic clock.
-    :param told: is called with what the agent says of a request that waits.
+    :param end: the end of the wait, by the monotonic clock.
+    :param told: called with each answer of the agent while the request is queued.
     """
     words: Words = {'do': 'lease', 'request': request, 'of': of}
     words |= {'command': command} if command else {}
@@ -192,7 +191,7 @@ def lease(
 
 
 def ask(path: str, words: Words, timeout: float | None = None) -> Words:
-    """The one answer to a request."""
+    """The only answer to a request."""
     end = None if timeout is None else time.monotonic() + timeout
     for answer in _conversation(path, words, end):
         return answer
@@ -200,9 +199,9 @@ def ask(path: str, words: Words, timeout: float | None = None) -> Words:
 
 
 def find(path: str | None = None) -> str:
-    """Where the agent of this machine listens.
+    """The path of the agent's socket.
 
-    :param path: where it is said to.
+    :param path: the given path, if any.
     :raises Error: when there is none.
     """
     named = path or os.environ.get(VARIABLE)
@@ -210,7 +209,7 @@ def find(path: str | None = None) -> str:
         return named
     own = pathlib.Path(state_dir()) / SOCKET
     for each in (own, SYSTEM):
-        # Another user's directory may be closed.
+        # Another user's directory may not be readable.
         with contextlib.suppress(OSError):
             if each.is_socket():
                 return str(each)
@@ -221,14 +220,14 @@ def find(path: str | None = None) -> str:
 
 
 def state_dir() -> str:
-    """Where ``cyborg-lite up`` keeps its state."""
+    """The state directory of ``cyborg-lite up``."""
     state = os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')
     return os.path.join(state, 'cyborg-lite')
 
 
 @contextlib.contextmanager
 def short(path: str) -> collections.abc.Iterator[str]:
-    """A socket's path by a descriptor of its directory: the kernel takes 107 bytes (unix(7))."""
+    """A short path of a socket, through a descriptor: the kernel allows 107 bytes (unix(7))."""
     directory, name = os.path.split(path)
     descriptor = os.open(directory or '.', os.O_PATH | os.O_DIRECTORY)
     try:
@@ -238,7 +237,7 @@ def short(path: str) -> collections.abc.Iterator[str]:
 
 
 def plain(text: str) -> str:
-    """A text on one line, without what cannot be printed."""
+    """A text on one line, without characters that are not printable."""
     return ''.join(each if each.isprintable() else '?' for each in text)
 
 
@@ -248,7 +247,7 @@ _UNITS = {'s': 1, 'm': 60, 'min': 60, 'h': 3600, 'd': 86400}
 def seconds(text: str) -> float:
     """A time such as ``90``, ``30s``, ``30m``, ``2h`` or ``1d``, in seconds.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: when it is not a time.
     """
     found = re.fullmatch(r'([0-9]{1,8}(?:\.[0-9]{1,3})?)\s?(s|m|min|h|d)?', text)
     if not found or float(found[1]) <= 0:
@@ -259,7 +258,7 @@ def seconds(text: str) -> float:
 def _conversation(
     path: str, words: Words, end: float | None = None
 ) -> collections.abc.Iterator[Words]:
-    """What an agent answers, line by line."""
+    """The answers of an agent, line by line."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             with short(path) as place:
@@ -270,7 +269,7 @@ def _conversation(
             connection.sendall(json.dumps(words).encode() + b'\n')
             for answer in _answers(connection, end):
                 if 'views' in answer:
-                    # The agent takes back a lease that nobody has taken.
+                    # The agent releases a lease that no client confirms.
                     connection.sendall(TAKEN)
                 yield answer
         except TimeoutError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option, once: read as ``conf.agent.report_interval``.
+"""The options; an example of a read is ``conf.agent.report_interval``.
 
-A ConfigOpts is made by :func:`load` and handed to whoever needs it; nothing of ours reads a
-global one, so that tests and several services in one process each have their own.
+:func:`load` makes a ConfigOpts, which is passed as an argument.  Our code never reads a global
+one, so that tests and several services in one process have their own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ DEFAULT_OPTS = [
         'host',
         default=socket.gethostname(),
         sample_default='<the host name of this machine>',
-        help='The name of this host in all that the agent reports. It is the first part of the '
-        'name of each resource provider, so a change makes new providers. Any name will do, but '
-        'where Placement is told it has to be the one that nova-compute gives to its compute node '
+        help='The name of this host in reports. It is the first part of the name of each '
+        'resource provider, so a change makes new providers. Any name works without Placement. '
+        "With Placement it must be the name of nova-compute's compute node "
         '(``hypervisor_hostname``), below which the providers are made.',
     ),
 ]
@@ -46,32 +46,32 @@ API_OPTS = [
             ('http_basic', 'Names and passwords of [api] http_basic_auth_user_file.'),
             (
                 'noauth',
-                'Nobody is asked: every caller is administrator of one project. Only '
+                'No authentication: every caller is administrator of one project. Only '
                 'served on a loopback address.',
             ),
         ],
-        help='How callers of the API are identified.',
+        help='How callers of the API are authenticated.',
     ),
     cfg.StrOpt(
         'http_basic_auth_user_file',
         default='/etc/cyborg_lite/htpasswd',
-        help='An Apache htpasswd file with bcrypt hashes, as ``htpasswd -B`` writes it. Used with '
-        '``auth_strategy = http_basic``.',
+        help='An Apache htpasswd file with bcrypt hashes, in the format of ``htpasswd -B``. Used '
+        'with ``auth_strategy = http_basic``.',
     ),
     cfg.StrOpt(
         'http_basic_auth_project_file',
-        help='A file with the project and the roles of each user of ``http_basic_auth_user_file``, '
-        'a line ``USER:PROJECT:ROLE[,ROLE]`` for each. A role is one of ``admin``, ``manager``, '
-        '``member`` and ``reader``, and each includes those after it. It is read again for each '
-        'request. A user who is not in it may do nothing. Without this option every user is '
-        'administrator of one project.',
+        help='A file with the project and the roles of each user of '
+        '``http_basic_auth_user_file``, one line ``USER:PROJECT:ROLE[,ROLE]`` for each. A role '
+        'is one of ``admin``, ``manager``, ``member`` and ``reader``, and each includes those '
+        'after it. The file is read again for each request. A user who is not in the file has no '
+        'access. Without this option every user is administrator of one project.',
     ),
     cfg.ListOpt(
         'allowed_hosts',
         default=[],
-        help='Names by which clients reach the API, as they stand in the Host header, without the '
+        help='Names by which clients reach the API, in the form of the Host header, without the '
         'port. Used with ``noauth`` and ``http_basic``: a request for any other name is refused, '
-        'because a web page of a stranger could have sent it. Always known are ``localhost``, '
+        'because it may come from a web page of another site. Always allowed are ``localhost``, '
         'the host of ``public_endpoint`` and loopback addresses; with ``http_basic`` also every '
         'other IP address and the host name of this machine; with ``cyborg-lite up`` the '
         'argument of ``--bind``.',
@@ -81,8 +81,7 @@ API_OPTS = [
         default=1000,
         min=1,
         max=10000,
-        help='The most items that one answer to a list request carries. What is left is reached '
-        'by the link to the next page.',
+        help='The maximum number of items in one page of a list. A link leads to the next page.',
     ),
     cfg.URIOpt(
         'public_endpoint',
@@ -94,23 +93,24 @@ API_OPTS = [
         'max_request_body_size',
         default=114688,
         min=1024,
-        help='The largest body of a request, in bytes. A larger one is answered with 413.',
+        help="The maximum size of a request's body, in bytes. The answer to a larger one is 413.",
     ),
     cfg.IntOpt(
         'response_timeout',
         default=60,
         min=1,
-        help='How long a request waits for a conductor, in seconds. After that it is answered '
-        'with 503; what was asked for may still happen.',
+        help='The timeout of a request that waits for a conductor, in seconds. After it the '
+        'answer is 503; the request may still be carried out later.',
     ),
     cfg.IntOpt(
         'max_waiting',
         default=4,
         min=0,
-        help='How many requests of each process may wait for an allocation (``?wait=SECONDS``). '
-        'Each of them takes a thread of the web server: ``cyborg-lite up`` has 16, and the unit of '
-        'systemd gives 8 to each process; keep some for other requests. Further ones '
-        'are answered at once, with the allocation as it is. With 0 no request waits.',
+        help='The maximum number of requests in each process that wait for an allocation '
+        '(``?wait=SECONDS``). Each of them occupies a thread of the web server: ``cyborg-lite '
+        'up`` has 16, and the systemd unit gives 8 to each process; keep some for other '
+        'requests. Further ones are answered at once, with the present state of the allocation. '
+        'With 0 no request waits.',
     ),
 ]
 
@@ -128,17 +128,17 @@ AGENT_OPTS = [
             'pci',
         ],
         help='The drivers that look for accelerators on this host, by the names of their entry '
-        'points. Where two find a device at the same address, the one named first has it. The '
-        'default is all that ship, but the fake one.',
+        'points. If two drivers find a device at the same address, the first in this list owns '
+        'it. The default is all shipped drivers except the fake one.',
     ),
     cfg.Opt(
         'expected_devices',
         type=types.Dict(types.Integer(min=1, max=65535)),
         default={},
         mutable=True,
-        help='How many devices each driver finds on this host if all is well, such as '
-        '``huawei_ascend:8,intel_qat:2``. A driver that finds fewer is degraded, and says how many '
-        'it lacks. By default nothing is expected.',
+        help='The number of devices that each driver should find on this host, such as '
+        '``huawei_ascend:8,intel_qat:2``. A driver that finds fewer is degraded, and the reason '
+        'has the number of absent devices. By default nothing is expected.',
     ),
     cfg.IntOpt(
         'report_interval',
@@ -147,42 +147,41 @@ AGENT_OPTS = [
         max=3600,
         mutable=True,
         help='How often this host is scanned and reported, in seconds. A host that has not '
-        'reported for two and a half times as long is down, and nothing of it is given out.',
+        'reported for two and a half intervals is down, and its accelerators are not allocated.',
     ),
     cfg.IntOpt(
         'driver_timeout',
         default=30,
         min=1,
         mutable=True,
-        help='How long one driver may take to look for its devices, in seconds, and at most '
-        'report_interval. A driver that takes longer is shown as degraded, the host is reported '
-        'without it, and what it found before stays as it was. A report itself waits for drivers '
-        'for half of report_interval at most: a driver that has never answered is shown as '
-        'degraded from then on, and one that has answered before is reported with that answer. '
-        'When a late driver answers, there is a report at once, and the driver is asked again an '
-        'interval later.',
+        help="The timeout of one driver's scan, in seconds, and at most report_interval. A "
+        'driver that takes longer is shown as degraded, the host is reported without its answer, '
+        'and the devices that it found before stay. A report waits for drivers for half of '
+        'report_interval at most: a driver that has never answered is shown as degraded from '
+        'then on, and one that has answered before is reported with that answer. A late answer '
+        'causes a report at once, and the next scan of this driver starts an interval later.',
     ),
     cfg.BoolOpt(
         'offer_console_card',
         default=False,
         mutable=True,
-        help='Whether the card that shows the console of this host (``boot_vga``) may go to an '
-        'instance. The host then loses its screen, and a driver that holds the card may not let '
-        'it go. By default it is reported and not given out.',
+        help='Whether the card that shows the console of this host (``boot_vga``) may be '
+        'allocated. The host then loses its screen, and a kernel driver that uses the card may '
+        'not release it. By default the card is reported but not allocated.',
     ),
     cfg.StrOpt(
         'socket',
         sample_default='/run/cyborg-lite/agent.sock',
-        help='The unix socket at which processes of this host ask for accelerators: '
-        '``cyborg-lite run``, ``alloc`` and ``release`` use it. What a process gets is released '
-        'when the process and those that it started have ended. An agent that does not run as '
-        'root sees processes of its own user only. By default there is none; ``cyborg-lite up`` '
-        'has ``agent.sock`` in its state directory.',
+        help='The Unix socket at which processes of this host request accelerators: '
+        '``cyborg-lite run``, ``alloc`` and ``release`` use it. A lease is released when its '
+        'process and all processes that it started have ended. An agent that does not run as '
+        'root sees only processes of its own user. By default there is no socket; ``cyborg-lite '
+        'up`` has ``agent.sock`` in its state directory.',
     ),
     cfg.StrOpt(
         'socket_group',
-        help='The group whose members may use the socket, beside the user of the agent. By default '
-        'nobody else may.',
+        help='The group whose members may use the socket, beside the user of the agent. By '
+        'default no other user may.',
     ),
 ]
 
@@ -192,63 +191,63 @@ CONDUCTOR_OPTS = [
         default=3,
         min=1,
         mutable=True,
-        help='After how many reports in a row without a device the device is deleted. Until then '
-        'it is kept but not given out. A device that a request holds, that is disabled or that has '
-        'an added attribute is never deleted.',
+        help='The number of reports in a row without a device after which the device is deleted. '
+        'Until then it is kept but not allocated. A device that a request holds, that is '
+        'disabled or that has an added attribute is never deleted.',
     ),
     cfg.StrOpt(
         'health_policy',
-        help='A file that says what follows from the health of a device: TOML, where a level '
-        '(warning, critical) or a reason such as pcie_width, or how a reason begins, has the value '
-        '"none", "no_new" (nothing new is given out), "tell" (whoever holds some of it is told), '
-        'or a list of the last two. By default critical = ["no_new", "tell"] and warning = '
-        '"tell"; what the file does not name stays so. It is read when a conductor starts: give '
-        'all conductors the same.',
+        help="A TOML file with the effects of a device's health. A key is a level (warning, "
+        'critical), a reason such as pcie_width, or the beginning of a reason. A value is '
+        '"none", "no_new" (no new allocations), "tell" (holders are notified), or a list of the '
+        'last two. By default critical = ["no_new", "tell"] and warning = "tell"; keys that are '
+        'not in the file keep their default. The file is read when a conductor starts: all '
+        'conductors must have the same.',
     ),
     cfg.IntOpt(
         'health_bad_samples',
         default=3,
         min=1,
-        help='After how many looks in a row that find a device worse the effects of its health '
-        'begin. Those of a new device begin at once.',
+        help='The number of scans in a row with a worse health of a device after which the '
+        'effects of its health begin. For a new device they begin at once.',
     ),
     cfg.IntOpt(
         'health_good_samples',
         default=3,
         min=1,
-        help='After how many looks in a row that find a device better the effects of its '
-        'health end. A look that cannot tell counts neither way.',
+        help='The number of scans in a row with a better health of a device after which the '
+        'effects of its health end. A scan with unknown health does not count.',
     ),
     cfg.IntOpt(
         'healing_interval',
         default=10,
         min=1,
-        help='How often a conductor looks for hosts that have fallen silent, in seconds. Placement '
-        'is told to schedule nothing to them until they report again. As often it tells Placement '
-        'of one host anew, one after another, in case Placement has lost what it was told.',
+        help='How often a conductor searches for hosts that no longer report, in seconds. '
+        'Their inventory in Placement is reserved until they report again. At the same interval '
+        'it reconciles Placement for one host after another, in case Placement has lost data.',
     ),
     cfg.IntOpt(
         'outbox_interval',
         default=10,
         min=1,
         max=15,
-        help='How often a conductor looks for what Placement and Nova are still to be told, in '
-        'seconds. What it writes itself it sends at once: this is for what another one left, '
-        'which is taken over within a minute.',
+        help='How often a conductor searches for undelivered messages to Placement and Nova, in '
+        'seconds. It sends its own messages at once; this search takes over those of a conductor '
+        'that has stopped, within a minute.',
     ),
     cfg.StrOpt(
         'placing',
         default='binpack',
-        help='Which host an allocation gets its accelerators from, by the name of an entry point '
-        'of ``cyborg_lite.placing``: ``binpack`` takes the fullest that has room, ``spread`` the '
-        'emptiest.',
+        help='The policy that chooses the host of an allocation, by the name of an entry point '
+        'of ``cyborg_lite.placing``: ``binpack`` chooses the fullest host that has room, '
+        '``spread`` the emptiest.',
     ),
     cfg.DictOpt(
         'user_projects',
         default={},
         mutable=True,
-        help='The project of each user who asks an agent for accelerators on its host, such as '
-        '``jane:lab,bob:lab``. A user who is not named has a project of their own, with the name '
+        help='The project of each user who leases accelerators from the agent of a host, such as '
+        '``jane:lab,bob:lab``. A user who is not in it has a project of their own, with the name '
         'of the user. Quotas and the queue count by project.',
     ),
     cfg.IntOpt(
@@ -256,8 +255,8 @@ CONDUCTOR_OPTS = [
         default=604800,
         min=0,
         mutable=True,
-        help='How long an allocation that is released is shown, in seconds. After that it is '
-        'deleted, and its idempotency key is forgotten.',
+        help='How long a released allocation is kept and shown, in seconds. After that it is '
+        'deleted together with its idempotency key.',
     ),
 ]
 
@@ -265,24 +264,24 @@ PCI_OPTS = [
     cfg.MultiStrOpt(
         'device_spec',
         default=[],
-        help='PCI devices that the pci driver reports, each a JSON object: '
-        '``vendor_id`` and ``product_id`` (four hexadecimal digits), ``class_id`` (two to six), '
-        '``address`` (a pattern such as 0000:3b:*.*), and what they are reported as: '
-        '``resource_class`` (a standard one such as PGPU, or any name, which is normalised as Nova '
-        'does: dsa becomes CUSTOM_DSA; CUSTOM_PCI by default), ``traits`` (a list), ``type`` (PCI '
-        'by default) and ``model`` (any text). Can be given many times; a device that matches any '
-        'is reported. A value that cannot be read costs no other: the driver is degraded and names '
-        "it. Where a device is another driver's as well, the first in ``[agent] "
-        'enabled_drivers`` has it.',
+        help='PCI devices that the pci driver reports, each a JSON object: ``vendor_id`` and '
+        '``product_id`` (four hexadecimal digits), ``class_id`` (two to six), ``address`` (a '
+        'pattern such as 0000:3b:*.*), and the reported values: ``resource_class`` (a standard '
+        'one such as PGPU, or any name, which is normalised as in Nova: dsa becomes CUSTOM_DSA; '
+        'CUSTOM_PCI by default), ``traits`` (a list), ``type`` (PCI by default) and ``model`` '
+        '(any text). Can be given many times; a device that matches any of them is reported. An '
+        'invalid value does not affect the others: the driver is degraded and names it. If '
+        'another driver also finds a device, the first of them in ``[agent] enabled_drivers`` '
+        'owns it.',
     ),
 ]
 
 UPGRADE_OPTS = [
     cfg.StrOpt(
         service,
-        help=f'The newest version of the RPC API in which {service}s are called. Pin it to that of '
-        'the old release, such as 1.0, before the first service is upgraded, and take the pin away '
-        'after the last. By default that of this release.',
+        help=f'The maximum version of the RPC API for calls to {service}s. Pin it to that of '
+        'the old release, such as 1.0, before the first service is upgraded, and remove the pin '
+        'after the last. The default is the version of this release.',
     )
     for service in ('conductor', 'agent')
 ]
@@ -297,17 +296,17 @@ _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
 }
 
 
-#: The services that we call; one whose group has no auth_type is done without.
+#: The services that we call; a service without auth_type in its group is not used.
 _CLIENTS = {
     'placement': {'service_type': 'placement', 'valid_interfaces': ['internal', 'public']},
     'nova': {'service_type': 'compute', 'valid_interfaces': ['internal', 'public']},
 }
-#: How long one of them may take to answer, in seconds; by itself keystoneauth waits for ever.
+#: The timeout of calls to them, in seconds; keystoneauth has none by default.
 _CLIENT_TIMEOUT = 20
 
 
 def new(**defaults: typing.Any) -> cfg.ConfigOpts:
-    """All options, and no values yet.
+    """All options, without values.
 
     :param defaults: new defaults, by ``group__option``.
     """
@@ -343,13 +342,13 @@ def load(
 ) -> cfg.ConfigOpts:
     """The configuration: defaults, then files, then command line arguments.
 
-    :param files: configuration files; None to look in the usual places.
-    :raises oslo_config.cfg.Error: when a file or argument cannot be read, or a value is not as it
-        should be.
+    :param files: configuration files; None to search the usual places.
+    :raises oslo_config.cfg.Error: when a file or argument cannot be read, or a value is
+        invalid.
     """
     conf = new(**defaults)
     conf(args, project='cyborg_lite', version=VERSION, default_config_files=files)
-    # A value is looked at when it is first read.
+    # oslo.config checks a value when it is first read.
     for group, opts in _GROUPS.items():
         for opt in opts:
             _read(conf[group] if group else conf, group or 'DEFAULT', opt.dest)
@@ -357,9 +356,9 @@ def load(
 
 
 def check_values(conf: cfg.ConfigOpts) -> None:
-    """Read the values of libraries' options too, which takes longer than all else of a start.
+    """Also read the values of libraries' options, which takes most of the time of a start.
 
-    :raises oslo_config.cfg.Error: when one is not as expected, with its section, in one line.
+    :raises oslo_config.cfg.Error: when one is invalid; the error is one line with the section.
     """
     for name in conf:
         section = _read(conf, 'DEFAULT', name)
@@ -384,7 +383,7 @@ def _read(values: typing.Any, group: str, name: str) -> typing.Any:
         raise cfg.ConfigFileValueError(f'{where}[{group}] {name}: {wanted}{given}') from None
 
 
-#: What Python says of a value, in plain words.
+#: Python's errors of values, and our texts for them.
 _PLAIN = {
     'invalid literal for int() with base 10:': 'expected a whole number, not',
     'could not convert string to float:': 'expected a number, not',
@@ -394,7 +393,7 @@ _PLAIN = {
 
 
 def _expected(opt: cfg.Opt) -> str:
-    """What an option takes, in words."""
+    """A description of the values of an option."""
     kind: typing.Any = opt.type
     if isinstance(kind, types.Integer):
         least = '' if kind.min is None else f' from {kind.min}'
@@ -411,7 +410,7 @@ def _expected(opt: cfg.Opt) -> str:
 
 
 def _given(source: str, group: str, name: str) -> str:
-    """The text that a file, or a variable of the environment, has for an option."""
+    """The value of an option as text, from a file or a variable of the environment."""
     if source in os.environ:
         return os.environ[source]
     sections: dict[str, dict[str, list[str]]] = {}
@@ -424,7 +423,7 @@ def _given(source: str, group: str, name: str) -> str:
 
 
 def names() -> dict[str, set[str]]:
-    """The names of our options by group, but for DEFAULT, which has options of libraries too."""
+    """The names of our options by group, except DEFAULT, which also has options of libraries."""
     return {group: {opt.dest for opt in opts} for group, opts in _GROUPS.items() if group}
 
 
@@ -436,7 +435,7 @@ def list_opts() -> list[tuple[str | None, collections.abc.Sequence[cfg.Opt]]]:
 def list_client_opts() -> list[tuple[cfg.OptGroup, collections.abc.Sequence[cfg.Opt]]]:
     """The options of keystoneauth for each service that we call, for oslo-config-generator.
 
-    And those that Nova needs to call us: without them no server gets an accelerator.
+    It also has the options that Nova needs to call us: without them no server gets an accelerator.
     """
     return [
         *((_described(name), _client_opts(name)) for name in _CLIENTS),
@@ -446,17 +445,17 @@ def list_client_opts() -> list[tuple[cfg.OptGroup, collections.abc.Sequence[cfg.
 
 _SERVICE_USER = (
     'For nova.conf: Nova reads this section, and cyborg_lite does not. With it Nova sends the '
-    'service token without which it may not bind. The user needs the role service.'
+    'service token that it needs to bind. The user needs the role service.'
 )
 
 
 def _service_user_opts() -> list[cfg.Opt]:
-    """What keystonemiddleware and keystoneauth read in Nova, with the value that is needed."""
+    """The options of keystonemiddleware and keystoneauth in Nova, with the required value."""
     return [
         cfg.BoolOpt(
             'send_service_user_token',
             default=True,
-            help='Whether Nova sends a service token along with the token of the user.',
+            help="Whether Nova sends a service token along with the user's token.",
         ),
         *loading.get_auth_common_conf_options(),
         *loading.get_auth_plugin_conf_options('password'),
@@ -468,12 +467,12 @@ def _described(client: str) -> cfg.OptGroup:
         ' Nova binds and unbinds with a service token only: [service_user] of nova.conf has '
         'send_service_user_token = true.'
     )
-    about = f'How {client.capitalize()} is called; without auth_type it is done without.'
+    about = f'The client of {client.capitalize()}; without auth_type it is not used.'
     return cfg.OptGroup(client, help=about + (nova if client == 'nova' else ''))
 
 
 def _client_opts(client: str) -> list[cfg.Opt]:
-    """What keystoneauth registers for a client, with our defaults, and a password's options."""
+    """The options of keystoneauth for a client, with our defaults, and those of a password."""
     defaults = _CLIENTS[client] | {'timeout': _CLIENT_TIMEOUT}
     opts = [
         *loading.get_auth_common_conf_options(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who asks, and what they may do."""
+"""The caller of a request, and authorization."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cyborg_lite import exception
 
 
 class RequestContext(context.RequestContext):
-    """The caller of one request, as the API's authentication found it."""
+    """The caller of one request, from the API's authentication."""
 
-    # What crosses the bus beside what oslo.context knows.
+    # Fields that are sent over the bus beside those of oslo.context.
     FROM_DICT_EXTRA_KEYS = ['vouched', 'call']  # noqa: RUF012
 
     def __init__(
@@ -26,9 +26,8 @@ class RequestContext(context.RequestContext):
     ) -> None:
         """A context.
 
-        :param vouched: whether a valid service token came with the request, so that a service,
-            Nova, vouches for it.
-        :param call: the uuid of the call over the bus that is answered; None if there is none.
+        :param vouched: whether a valid service token, such as Nova's, came with the request.
+        :param call: the uuid of the call over the bus; None if there is none.
         """
         super().__init__(**kwargs)
         self._enforcer = enforcer
@@ -39,9 +38,9 @@ class RequestContext(context.RequestContext):
         return super().to_dict() | {'vouched': self.vouched, 'call': self.call}
 
     def can(self, rule: str, target: dict[str, typing.Any] | None = None) -> None:
-        """Return if the caller may do what the rule guards.
+        """Return if the rule allows the caller.
 
-        :param target: what it is done to; the caller's own project by default.
+        :param target: the object of the action; the caller's own project by default.
         :raises cyborg_lite.exception.NotAuthorized: otherwise.
         """
         if not self.allows(rule, target):
@@ -50,9 +49,9 @@ class RequestContext(context.RequestContext):
     def allows(self, rule: str, target: dict[str, typing.Any] | None = None) -> bool:
         if self._enforcer is None:
             raise RuntimeError('a context without an enforcer cannot authorize')
-        # Every rule is of projects, so that a token of the system or of a domain is nobody's, even
-        # an administrator's. oslo.policy would tell by the scope, but of that keystonemiddleware
-        # keeps only the service token's where one comes along.
+        # All rules need a project, so tokens of the system or of a domain are refused, even those
+        # of administrators. oslo.policy would check the scope, but if a service token comes along
+        # keystonemiddleware keeps only the scope of that.
         if not self.project_id:
             return False
         target = {'project_id': self.project_id} if target is None else target
@@ -60,10 +59,10 @@ class RequestContext(context.RequestContext):
 
     @property
     def scope(self) -> str | None:
-        """The project whose objects the caller sees; None for an administrator, who sees all."""
+        """The project whose objects the caller sees; None for administrators, who see all."""
         return None if self.is_admin else self.project_id or ''
 
 
 def service() -> RequestContext:
-    """The context of what the service does of itself."""
+    """The context of the service's own calls."""
     return RequestContext(is_admin=True, overwrite=False)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device has to be that a driver finds: one bad card, or one bad string, harms only itself.
+"""The checks of devices from drivers: a bad card or string does not affect others.
 
-The agent checks what its drivers return, and the conductor what agents report.
+The agent checks the results of its drivers, and the conductor checks the reports of agents.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ Seen = set[tuple[str, str]]
 RESOURCE_CLASS = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 TRAIT = re.compile(r'CUSTOM_[A-Z0-9_]{1,248}')
 STANDARD_TRAITS = frozenset(os_traits.get_traits())
-#: What firmware and tools print where they know no serial number.
+#: Texts of firmware and tools for an unknown serial number.
 PLACEHOLDER = re.compile(
     r'(.)\1{2,}|[0?-]+|n/?a|none|null|unknown|default( string)?'
     r'|not (specified|available|applicable)|to be filled by o\.?e\.?m\.?'
     r'|(system )?serial number|\[(n/a|not supported)\]',
     re.IGNORECASE,
 )
-#: The most that a card may tell of itself, in bytes of JSON.
+#: The maximum size of the facts of a board, in bytes of JSON.
 BOARD = 16384
-#: The most accelerators that a device may give out.
+#: The maximum number of accelerators of a device.
 HANDLES = 4096
-#: The service puts the host's name before the name of a deployable.
+#: The maximum length of a deployable's name, before which the service puts the host's name.
 NAME = 128
 
 
 def check(devices: typing.Any, seen: Seen | None = None) -> tuple[list[model.Device], list[str]]:
-    """The devices that can be reported, and what is to be said of the rest.
+    """The valid devices, and complaints about the rest.
 
-    A trait that is none is dropped and its device kept; a device with anything else amiss is
-    left out.
+    An invalid trait is dropped, and its device stays; a device with any other error is left out.
 
-    :param devices: what ``discover`` returned, whatever it is
-    :param seen: what is taken on the host already.  Hand one set to the checks of all drivers,
-        and no accelerator is reported by two: it would be given to two tenants
+    :param devices: the result of ``discover``, of any type
+    :param seen: the locations that are in use on the host already.  Pass one set to the checks
+        of all drivers, so that no accelerator is reported twice: it would go to two tenants
     """
     seen = set() if seen is None else seen
     if not isinstance(devices, list | tuple):
@@ -55,7 +54,7 @@ def check(devices: typing.Any, seen: Seen | None = None) -> tuple[list[model.Dev
     for number, device in enumerate(devices):
         try:
             taken, dropped = _device(device, seen)
-        except Exception as reason:  # a driver may put anything anywhere
+        except Exception as reason:  # a driver may return anything
             complaints.append(f'device {number} left out: {reason}')
         else:
             seen |= taken
@@ -65,7 +64,7 @@ def check(devices: typing.Any, seen: Seen | None = None) -> tuple[list[model.Dev
 
 
 def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
-    """What the device takes, and the complaints that do not keep it out."""
+    """The locations of the device, and complaints that do not exclude it."""
     if not isinstance(device, model.Device):
         raise ValueError(f'expected a Device, not {type(device).__name__}')
     for name in ('address', 'type', 'vendor', 'model'):
@@ -91,7 +90,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
 
 
 def _health(device: model.Device) -> list[str]:
-    """Make what is said of its health sound, and complain of what was not: it costs no card."""
+    """Replace an invalid health, and complain: the card stays."""
     level, reason = device.health, device.health_reason
     device.health, device.health_reason = level or health.UNKNOWN, None
     if device.health not in health.LEVELS:
@@ -115,7 +114,7 @@ def _deployable(deployable: model.Deployable, taken: Seen, seen: Seen) -> list[s
     for attribute in deployable.attributes:
         _text('attribute key', attribute.key, 255)
         _take(taken, seen, f'attribute of {deployable.name}', attribute.key)
-        # Only a trait may go alone: see _drop_traits.
+        # Only traits can be dropped alone: see _drop_traits.
         if not attribute.key.startswith('trait'):
             _text(f'attribute {attribute.key}', attribute.value, 255)
     resource_class = deployable.resource_class
@@ -139,12 +138,12 @@ def _drop_traits(deployable: model.Deployable) -> list[str]:
 
 
 def is_trait(value: typing.Any) -> bool:
-    """Whether placement takes the value for a trait."""
+    """Whether Placement accepts the value as a trait."""
     return isinstance(value, str) and (value in STANDARD_TRAITS or bool(TRAIT.fullmatch(value)))
 
 
 def _handle(handle: model.AttachHandle) -> str:
-    """What tells the handle from others."""
+    """The identity of a handle on its host."""
     kind, info = handle.attach_type, handle.attach_info
     _text('attach_type', kind, _width(model.AttachHandle, 'attach_type'))
     for name in ('form', 'iommu_group'):
@@ -155,16 +154,16 @@ def _handle(handle: model.AttachHandle) -> str:
         _text('attach_info key', key, 64)
         _text(f'attach_info {key}', value, 255)
     if kind.endswith('PCI'):
-        # What Nova needs of a handle that is a PCI function.
+        # Nova needs these parts of a PCI function.
         if missing := pci.PARTS.keys() - info.keys():
             raise ValueError(f'attach_info: {", ".join(sorted(missing))} is missing')
         try:
             handle.attach_info = info = pci.canonical_info(info)
         except ValueError as error:
-            # What stands for a function in a test may be one that no machine has.
+            # A test handle may have an address that no machine has.
             if kind == 'PCI':
                 raise ValueError(f'attach_info {error}') from error
-        # Whatever else is said of it, it is one function.
+        # Other keys do not matter: it is one function.
         info = {part: info[part] for part in pci.PARTS}
     return json.dumps(info, sort_keys=True)
 
@@ -197,5 +196,5 @@ def _text_or_none(name: str, value: typing.Any, width: int) -> None:
 
 
 def _width(row: type[model.Device | model.Deployable | model.AttachHandle], name: str) -> int:
-    """How many characters the row's column holds."""
+    """The length of the row's column, in characters."""
     return typing.cast('int', row.__table__.columns[name].type.length)  # type: ignore[attr-defined]

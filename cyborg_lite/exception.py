@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, each kind once, with the HTTP status that tells a client of it.
+"""All errors, each with its HTTP status.
 
 An error is raised where it is found.  Over RPC oslo.messaging rebuilds it from its
 keyword arguments; the API answers with its ``code`` and ``message``.
@@ -9,16 +9,16 @@ import typing
 
 
 def line(error: BaseException) -> str:
-    """The text of an error in one line, without the hints that SQLAlchemy adds."""
+    """The text of an error in one line, without SQLAlchemy's hints."""
     return ' '.join(str(error).partition('\n[SQL:')[0].partition('(Background on')[0].split())
 
 
 class Refused(Exception):
-    """A command cannot do what it is asked to, as things are: the text says what to do."""
+    """A command is refused in the present state: the text says what to do."""
 
 
 class CyborgError(Exception):
-    """The base of all errors of ours: a message with blanks, and what fills them."""
+    """The base class of our errors: a message template and its arguments."""
 
     code = 500
     template = 'An unknown error occurred.'
@@ -26,7 +26,7 @@ class CyborgError(Exception):
     def __init__(self, **kwargs: typing.Any) -> None:
         self.kwargs = kwargs
         self.message = self.template.format(**kwargs)
-        # No positional arguments: oslo.messaging would pass them on beside the keywords.
+        # No positional arguments: oslo.messaging would pass them beside the keywords.
         super().__init__()
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class CyborgError(Exception):
 
 
 class Invalid(CyborgError):
-    """The request cannot be understood: says which field, and what was expected."""
+    """The request is invalid: the message names the field and the expectation."""
 
     code = 400
     template = '{reason}'
@@ -46,7 +46,7 @@ class NotAuthorized(CyborgError):
 
 
 class Forbidden(CyborgError):
-    """The request is refused by where it comes from, whoever sends it."""
+    """The request is refused because of its origin, whoever sends it."""
 
     code = 403
     template = '{reason}'
@@ -70,7 +70,7 @@ class ARQHeldByInstance(CyborgError):
 
 
 class OverQuota(CyborgError):
-    """The project may not have so many."""
+    """The request would exceed a quota."""
 
     code = 403
     template = (
@@ -84,7 +84,7 @@ class NotFound(CyborgError):
 
 
 class CannotBind(CyborgError):
-    """The requests were sound, and cannot be bound as they ask: they end as BindFailed."""
+    """The requests are valid but cannot be bound: they become BindFailed."""
 
 
 class ProviderNotFound(CannotBind):
@@ -96,7 +96,7 @@ class ProviderNotFound(CannotBind):
 
 
 class NoFreeHandle(CannotBind):
-    """The provider has not as many free accelerators as the requests want."""
+    """The provider has fewer free accelerators than the requests need."""
 
     code = 404
     template = (
@@ -105,19 +105,19 @@ class NoFreeHandle(CannotBind):
     )
 
     def __init__(self, holders: str = '', **kwargs: typing.Any) -> None:
-        """:param holders: who holds the others; a conductor of the release before does not say."""
+        """:param holders: the holders of the others; the previous release omits them."""
         super().__init__(holders=holders, **kwargs)
 
 
 class ProviderUnfit(CannotBind):
-    """The provider is not to be given out now, or is not what was asked for."""
+    """The provider cannot be allocated now, or does not match the request."""
 
     code = 409
     template = 'Resource provider {provider} cannot be used: {reason}.'
 
 
 class TraitsMissing(ProviderUnfit):
-    """The provider has not all traits that the request requires, as far as we know."""
+    """The provider lacks traits that the request requires."""
 
     template = (
         'Resource provider {provider} cannot be used: it lacks the trait {traits}, which ARQ {arq} '
@@ -131,7 +131,7 @@ class NotAcceptable(CyborgError):
 
 
 class Conflict(CyborgError):
-    """The request is sound, and the state of things forbids it."""
+    """The request is valid but conflicts with the present state."""
 
     code = 409
     template = '{reason}'
@@ -144,7 +144,7 @@ class Duplicate(CyborgError):
 
 
 class CannotAllocate(CyborgError):
-    """What is free does not do: the explanation counts what each filter takes away."""
+    """Too few accelerators fit and are free: the explanation counts what each filter drops."""
 
     code = 409
     template = 'Cannot allocate: {reason}.'
@@ -155,7 +155,7 @@ class CannotAllocate(CyborgError):
 
 
 class KeyReused(CyborgError):
-    """The idempotency key came before, with another request."""
+    """The idempotency key was used before, with another request."""
 
     # Source: draft-ietf-httpapi-idempotency-key-header, "Error Scenarios".
     code = 422
@@ -187,7 +187,7 @@ class DatabaseAway(CyborgError):
 
 
 class AnswerUnknown(CyborgError):
-    """A call was carried out before, by a release whose answers have another form."""
+    """A call was completed before, by a release with another form of answers."""
 
     code = 503
     template = (

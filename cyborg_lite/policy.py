@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may do what: one table of rules, and the enforcer that reads it.
+"""Authorization: the table of rules, and the enforcer that reads it.
 
-The personas are OpenStack's: reader, member and manager of the project, admin, and service
-for calls from one service to another.  No rule holds for a caller without credentials.
+The personas are OpenStack's: reader, member and manager of the project, admin, and service for
+calls between services.  No rule allows a caller without credentials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MANAGER = 'rule:project_manager_or_admin'
 MEMBER_OR_SERVICE = 'rule:project_member_or_service'
 
 #: How often the directories of configuration files are searched for a file of rules, in seconds.
-#: A file that was found is looked at in each request.
+#: A found file is checked for changes in each request.
 SEARCH = 1.0
 
 _PROJECT = 'project_id:%(project_id)s'
@@ -48,7 +48,7 @@ _BASE = [
             f'{ADMIN} or (role:manager and {_PROJECT})',
             'Managers of the project, and administrators.',
         ),
-        # An administrator is a member by Keystone's implied roles.
+        # Keystone's implied roles make an administrator a member.
         (
             'project_member_or_service',
             f'role:service or (role:member and {_PROJECT})',
@@ -57,7 +57,7 @@ _BASE = [
     )
 ]
 
-#: Rules: name, who may by default, the requests that it guards, what they do.
+#: The rules: name, default, the requests that the rule guards, description.
 _TABLE = (
     ('device_profile:get_all', READER, ('GET /v2/device_profiles',), 'List device profiles.'),
     ('device_profile:get_one', READER, ('GET /v2/device_profiles/{id}',), 'Show a device profile.'),
@@ -66,11 +66,11 @@ _TABLE = (
      ('DELETE /v2/device_profiles', 'DELETE /v2/device_profiles/{id}'),
      'Delete device profiles.'),
     ('device_profile:check', READER, ('POST /v2/device_profiles/{id}/check',),
-     'Ask whether a device profile could be allocated now.'),
+     'Check whether a device profile could be allocated now.'),
     ('arq:get_all', READER, ('GET /v2/accelerator_requests',), 'List accelerator requests.'),
     ('arq:get_one', READER,
      ('GET /v2/accelerator_requests/{uuid}', 'GET /v2/accelerator_requests/{uuid}/history'),
-     'Show an accelerator request, and how it came to its state.'),
+     'Show an accelerator request, and its history.'),
     ('arq:create', MEMBER_OR_SERVICE, ('POST /v2/accelerator_requests',),
      'Create the accelerator requests of a device profile.'),
     ('arq:delete', MEMBER_OR_SERVICE,
@@ -81,7 +81,7 @@ _TABLE = (
      'Bind or unbind accelerator requests.'),
     ('device:get_all', MANAGER, ('GET /v2/devices',), 'List devices.'),
     ('device:get_one', MANAGER, ('GET /v2/devices/{uuid}', 'GET /v2/devices/{uuid}/health'),
-     'Show a device, and how its health was.'),
+     'Show a device, and the history of its health.'),
     ('device:enable', ADMIN, ('POST /v2/devices/{uuid}/enable',), 'Enable a device.'),
     ('device:disable', ADMIN, ('POST /v2/devices/{uuid}/disable',), 'Disable a device.'),
     ('device:delete', ADMIN, ('DELETE /v2/devices/{uuid}',),
@@ -92,10 +92,10 @@ _TABLE = (
      ('PATCH /v2/deployables/{uuid}/program', 'PATCH /v2/deployables/{uuid}/program/{again}'),
      'Program a deployable.'),
     ('accelerator:get_all', MANAGER, ('GET /v2/accelerators',),
-     'List accelerators, with the hosts that they are in and whoever holds them.'),
+     'List accelerators, with their hosts and holders.'),
     ('accelerator:get_one', MANAGER, ('GET /v2/accelerators/{uuid}',), 'Show an accelerator.'),
     ('accelerator:summary', READER, ('GET /v2/accelerators/summary',),
-     'Count accelerators, and the free ones, by class, model and traits.'),
+     'Count all and free accelerators by class, model and traits.'),
     ('host:get_all', MANAGER, ('GET /v2/hosts',), 'List hosts.'),
     ('host:get_one', MANAGER, ('GET /v2/hosts/{name}',), 'Show a host.'),
     ('host:update', ADMIN, ('PATCH /v2/hosts/{name}',), 'Rename a host that is down.'),
@@ -104,20 +104,20 @@ _TABLE = (
      'Free the accelerators of an instance that does not exist any more.'),
     ('quota:get_all', ADMIN, ('GET /v2/quotas',), 'List the limits of all projects.'),
     ('quota:get_one', READER, ('GET /v2/quotas/{project_id}',),
-     'Show the limits of a project, and what it has.'),
+     'Show the limits and the usage of a project.'),
     ('quota:update', ADMIN, ('PATCH /v2/quotas/{project_id}',), 'Set limits of a project.'),
     ('quota:delete', ADMIN, ('DELETE /v2/quotas/{project_id}',),
-     'Take away the limits of a project.'),
+     'Delete the limits of a project.'),
     ('usage:get_all', READER, ('GET /v2/usages',),
-     'Show what the own project has used; for those who may list accelerators, what all have.'),
+     'Show usage: of the own project, or of all for callers who may list accelerators.'),
     ('allocation:get_all', READER, ('GET /v2/allocations',), 'List allocations.'),
     ('allocation:get_one', READER,
      ('GET /v2/allocations/{id}', 'GET /v2/allocations/{id}/deliveries'),
-     'Show an allocation, and how a workload gets its accelerators.'),
+     'Show an allocation, and how a workload uses its accelerators.'),
     ('allocation:create', MEMBER_OR_SERVICE, ('POST /v2/allocations',),
-     'Allocate accelerators, or ask whether they could be.'),
+     'Allocate accelerators, or check whether this is possible.'),
     ('allocation:priority', ADMIN, ('POST /v2/allocations',),
-     'Ask for a priority above 0 in the queue, before other projects.'),
+     'Set a priority above 0 in the queue, before other projects.'),
     ('allocation:update', MEMBER_OR_SERVICE, ('PATCH /v2/allocations/{id}',),
      'Renew the lease of an allocation.'),
     ('allocation:delete', MEMBER_OR_SERVICE, ('DELETE /v2/allocations/{id}',),
@@ -148,14 +148,15 @@ def list_rules() -> list[policy.RuleDefault]:
 
 
 class Broken(Exception):
-    """The operator's rules cannot be used: says which file, and why."""
+    """The operator's rules are invalid: the message names the file and the reason."""
 
 
 class Enforcer(policy.Enforcer):
-    """Rules that operators change while the service runs, all at once or not at all.
+    """Rules that operators can change while the service runs, atomically.
 
-    oslo.policy's own reload refuses every request while a file is broken, takes our defaults for
-    what a file said that is gone, and has no rules for a moment while other threads ask for them.
+    The reload of oslo.policy has three faults: it refuses every request while a file is broken, it
+    falls back to our defaults for a file that was deleted, and other threads see no rules for a
+    moment.
     """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
@@ -168,9 +169,9 @@ class Enforcer(policy.Enforcer):
         self.register_defaults(list_rules())
 
     def load_rules(self, force_reload: bool = False) -> None:
-        """Take the rules of the files if any of these has changed and all can be used.
+        """Load the rules of the files if a file has changed and all are valid.
 
-        :raises Broken: when they cannot, and there are no good ones from before.
+        :raises Broken: when they are invalid, and no earlier rules are loaded.
         """
         with self._loading:
             self._find()
@@ -187,9 +188,9 @@ class Enforcer(policy.Enforcer):
             self._stamps = stamps
 
     def _find(self) -> None:
-        """Find the file and the directories; what was there before is where it was.
+        """Find the file and the directories; a deleted one keeps its path.
 
-        :raises Broken: when the operator names a file that was never there.
+        :raises Broken: when the configured file never existed.
         """
         now = time.monotonic()
         if now - self._searched < SEARCH:
@@ -204,7 +205,7 @@ class Enforcer(policy.Enforcer):
             raise Broken(f'Policy file {name} does not exist: see [oslo_policy] policy_file')
 
     def _files(self) -> list[pathlib.Path]:
-        """The files, in the order in which one goes before another."""
+        """The files, in the order of precedence."""
         main = self._known.get(self.conf.oslo_policy.policy_file)
         files = [main] if main else []
         for path in self.conf.oslo_policy.policy_dirs:
@@ -221,7 +222,7 @@ class Enforcer(policy.Enforcer):
             where |= dict.fromkeys(rules, file)
         checks = policy.Rules.from_dict(said, self.default_rule)
         for name, check in checks.items():
-            # What oslo.policy cannot parse it takes for "nobody", which is written "!".
+            # oslo.policy turns a rule that it cannot parse into "!", which means nobody.
             if str(check) == '!' and said[name] != '!':
                 raise Broken(f'Policy file {where[name]} is broken: rule {name} cannot be parsed')
         for default in self.registered_rules.values():
@@ -232,7 +233,7 @@ class Enforcer(policy.Enforcer):
         self._warn_of_unknown(where)
 
     def _refuse_loose_ends(self, checks: policy.Rules, where: dict[str, pathlib.Path]) -> None:
-        """Refuse a rule that leads to none, or to itself: nobody could ever meet it."""
+        """Refuse a rule that refers to an unknown rule, or to itself: it could never allow."""
         other = policy.Enforcer(self.conf, rules=checks, use_conf=False)
         try:
             other.check_rules(raise_on_violation=True)
@@ -241,7 +242,7 @@ class Enforcer(policy.Enforcer):
             raise Broken(f'Policy file {files} is broken: {exception.line(error)}') from None
 
     def _warn_of_unknown(self, where: dict[str, pathlib.Path]) -> None:
-        """Warn of what guards nothing: a rule that is misspelt does not what its author thinks."""
+        """Warn of unknown rules: a misspelt rule has no effect."""
         used = {name for check in self.rules.values() for name in _references(check)}
         for name in sorted(set(where) - set(self.registered_rules) - used - {self.default_rule}):
             LOG.warning(
@@ -250,7 +251,7 @@ class Enforcer(policy.Enforcer):
 
 
 def _listed(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a directory; it stands for them if it cannot be listed, and then not read."""
+    """The files of a directory; the directory itself if it cannot be listed: reading it fails."""
     try:
         names = sorted(os.listdir(directory))
     except OSError:
@@ -260,7 +261,7 @@ def _listed(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _stamp(file: pathlib.Path) -> tuple[int, ...] | str:
-    """What differs when a file has changed, be it to one that is older."""
+    """A stamp that differs after any change of a file, even to an older one."""
     try:
         found = file.stat()
     except OSError as error:
@@ -282,7 +283,7 @@ def _read(file: pathlib.Path) -> dict[str, str]:
 
 
 def _references(check: typing.Any) -> collections.abc.Iterator[str]:
-    """The names of other rules that a rule asks."""
+    """The names of other rules that a rule refers to."""
     if isinstance(check, policy.RuleCheck):
         yield check.match
     for part in getattr(check, 'rules', ()):
@@ -294,7 +295,7 @@ def _references(check: typing.Any) -> collections.abc.Iterator[str]:
 def enforcer(conf: cfg.ConfigOpts | None = None) -> Enforcer:
     """An enforcer with our rules; operators override them in ``[oslo_policy] policy_file``.
 
-    :raises oslo_config.cfg.Error: when the operator's rules cannot be used.
+    :raises oslo_config.cfg.Error: when the operator's rules are invalid.
     """
     made = Enforcer(conf or options.load())
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the services reach each other: a manager's method is called by its name.
+"""RPC between the services: a manager's method is called by its name.
 
-What crosses the wire is plain data.  Errors of ours are rebuilt on the other side.
+Arguments and results are plain data.  Our errors are rebuilt on the other side.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from cyborg_lite import exception
 from cyborg_lite import shims
 
 CONDUCTOR = 'cyborg_lite.conductor'
-#: Conductors serve this topic to agents: it takes reports and news of leases, and nothing else.
+#: The topic of conductors for agents: it takes only reports and news of leases.
 REPORTS = 'cyborg_lite.reports'
 AGENT = 'cyborg_lite.agent'
-#: What the servers of this release understand: each says so in its ``target``.
+#: The RPC version of the servers of this release: each has it in its ``target``.
 VERSION = '1.1'
-#: The version that brought what is called on a topic.  A caller asks for no more than that, so that
-#: a server of the release before understands it.
+#: The version that introduced the methods of a topic. Callers ask for no higher version, so that a
+#: server of the previous release understands them.
 NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
-#: The version that brought leases of processes to the topic of reports.
+#: The version that added leases of processes to the topic of reports.
 LEASES = '1.2'
-#: How often a broker that is away is looked for before a caller is told so: with what
-#: ``[oslo_messaging_rabbit]`` says by default, for 9 seconds.
+#: The number of retries while the broker is unreachable before the caller gets an error: 9 seconds
+#: with the defaults of ``[oslo_messaging_rabbit]``.
 RETRIES = 3
-#: The most calls with a timeout that a process has under way. One that the broker does not take
-#: goes on for a while after its caller has given up.
+#: The maximum number of concurrent calls with a timeout in a process. A call that the broker does
+#: not accept continues for a while after its caller has timed out.
 CALLS = 64
-#: The modules whose errors are rebuilt where they are raised again.
+#: The modules whose errors are rebuilt at the caller.
 ERRORS = [exception.__name__]
 
 LOG = log.getLogger(__name__)
 
 
 class Server(typing.Protocol):
-    """A manager that is served."""
+    """A server of managers."""
 
     def stop(self) -> None:
         """Take no more calls."""
 
     def wait(self) -> None:
-        """Return once the calls in hand are finished."""
+        """Wait until the calls in progress have finished."""
 
 
 class Peers(typing.Protocol):
-    """How managers are served and called: over a bus, or in this process."""
+    """Serves and calls managers, over a bus or in this process."""
 
     def serve(self, topic: str, server: str, *managers: object) -> Server: ...
 
@@ -80,11 +80,11 @@ class Peers(typing.Protocol):
 
 
 class _Serializer(messaging.NoOpSerializer):
-    """Carries the caller along, and a uuid of the call."""
+    """Adds the caller and a uuid of the call to each message."""
 
     def serialize_context(self, ctxt: context.RequestContext) -> dict[str, typing.Any]:
-        # The token stays here: the services speak for themselves. The uuid is made once per call,
-        # so that a message that is delivered twice is known by it.
+        # The token is not sent: the services do not need it. The uuid is made once per call: it
+        # identifies a message that is delivered twice.
         return ctxt.to_dict() | {'auth_token': None, 'call': str(uuid.uuid4())}  # nosec B105
 
     def deserialize_context(self, ctxt: dict[str, typing.Any]) -> context.RequestContext:
@@ -99,8 +99,8 @@ class Bus:
     ) -> None:
         """A bus.
 
-        :param url: of the transport; that of ``transport_url`` by default.
-        :param exchange: what keeps its messages apart from those of others on the transport.
+        :param url: the URL of the transport; ``transport_url`` by default.
+        :param exchange: separates its messages from others on the transport.
         """
         self._exchange = exchange
         self._slots = threading.BoundedSemaphore(CALLS)
@@ -110,9 +110,7 @@ class Bus:
         self._transport = messaging.get_rpc_transport(conf, url=url, allowed_remote_exmods=ERRORS)
 
     def serve(self, topic: str, server: str, *managers: object) -> Server:
-        """Start to answer calls, in threads, of those methods of the managers that are marked with
-        ``oslo_messaging.expose``, and of nothing else that they have.
-        """
+        """Serve, in threads, the methods that are marked with ``oslo_messaging.expose``."""
         made = messaging.get_rpc_server(
             self._transport,
             messaging.Target(server=server, **self._place(topic)),
@@ -128,16 +126,16 @@ class Bus:
         return self._peer(ctxt, timeout, topic=CONDUCTOR)
 
     def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
-        """Any one conductor, as agents reach it.
+        """Any one conductor, on the topic for agents.
 
-        Conductors of the release before take reports among all other calls.
+        Conductors of the previous release take reports on the topic of other calls.
         """
         pin = self._newest[CONDUCTOR]
         old = pin is not None and not versionutils.is_compatible(NEEDED[REPORTS], pin)
         return self._peer(ctxt, timeout, topic=CONDUCTOR if old else REPORTS)
 
     def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
-        """Any one conductor, as agents reach it for the leases of processes."""
+        """Any one conductor, for the leases of processes."""
         return self._peer(ctxt, timeout, topic=REPORTS, version=LEASES)
 
     def agent(
@@ -157,13 +155,13 @@ class Bus:
         client = messaging.get_rpc_client(
             self._transport,
             messaging.Target(version=version or NEEDED[topic], **self._place(topic), **target),
-            # Less than the caller waits, also on a busy machine: a call that a conductor has not
-            # answered in time must not be taken for one that the broker has not taken.
+            # Shorter than the caller's timeout, also on a busy machine: otherwise a late answer of
+            # a conductor would look like a broker that does not accept messages.
             timeout=None if timeout is None else timeout * 0.8,
             retry=RETRIES,
             version_cap=self._newest[topic],
             serializer=_Serializer(),
-            # While there is no queue yet, be told so at once: nobody would ever answer.
+            # Fail at once while the queue does not exist: no server would answer.
             transport_options=messaging.TransportOptions(at_least_once=True),
         )
         late = BusAway('the broker takes no messages')
@@ -172,8 +170,8 @@ class Bus:
     def _place(self, topic: str) -> dict[str, str]:
         """The topic and its exchange.
 
-        What agents use has an exchange of its own: the broker then needs to give their user no
-        permission on the one through which requests are bound.
+        The topics of agents have an exchange of their own, so their user of the broker needs no
+        permission on the exchange through which requests are bound.
         """
         own = self._exchange if topic == CONDUCTOR else f'{self._exchange}.agents'
         return {'exchange': own, 'topic': topic}
@@ -183,19 +181,19 @@ class Bus:
 
 
 class Local:
-    """Managers in this process: they are called directly.
+    """Managers in this process, which are called directly.
 
-    They get and give what they would over a bus: plain data, a context and errors that are rebuilt
-    from text, and nothing that is shared with the caller.
+    As over a bus, they receive and return copies of plain data, a context, and errors that are
+    rebuilt from text; nothing is shared with the caller.
     """
 
     def __init__(self) -> None:
         self._slots = threading.BoundedSemaphore(CALLS)
-        #: by topic and server
+        #: the servers, by topic and name
         self._served: dict[tuple[str, str], _Served] = {}
 
     def serve(self, topic: str, server: str, *managers: object) -> Server:
-        """Answer calls of those methods that are marked with ``oslo_messaging.expose``."""
+        """Serve the methods that are marked with ``oslo_messaging.expose``."""
         made = _Served(managers)
         self._served[topic, server] = made
         return made
@@ -227,19 +225,19 @@ class Local:
         return Peer(direct, ctxt, self._slots, timeout, late)
 
     def _find(self, topic: str, server: str | None) -> _Served | None:
-        """One that serves the topic, on this server if one is named."""
+        """A server of the topic, with this name if one is given."""
         for (of, at), served in [*self._served.items()]:
             if of == topic and server in (None, at) and not served.stopped:
                 return served
         return None
 
     def close(self) -> None:
-        """Forget whoever was served."""
+        """Remove all servers."""
         self._served.clear()
 
 
 class _Served:
-    """Managers of this process, which take calls until they are stopped."""
+    """Managers of this process, which accept calls until they are stopped."""
 
     def __init__(self, managers: collections.abc.Sequence[object]) -> None:
         self._dispatcher = messaging.RPCDispatcher(
@@ -250,9 +248,9 @@ class _Served:
         self.stopped = False
 
     def answer(self, ctxt: dict[str, typing.Any], message: dict[str, typing.Any]) -> typing.Any:
-        """What the method answers, or raises, and the caller is to know of it.
+        """The result of the method, or the error that it raises, for the caller.
 
-        :raises _Stopped: when no more calls are taken.
+        :raises _Stopped: when no more calls are accepted.
         """
         with self._changed:
             if self.stopped:
@@ -276,11 +274,11 @@ class _Served:
 
 
 class _Stopped(Exception):
-    """A manager takes no more calls."""
+    """The manager accepts no more calls."""
 
 
 class _Direct:
-    """Calls a manager of this process, as messaging.RPCClient calls one over a bus."""
+    """Calls a manager of this process, in place of messaging.RPCClient."""
 
     def __init__(
         self,
@@ -312,12 +310,12 @@ class _Direct:
 
 
 def _copy(data: typing.Any) -> typing.Any:
-    """Data as it is after a transport."""
+    """A copy of data as after a transport."""
     return jsonutils.loads(jsonutils.dumps(data))
 
 
 def stop(*servers: Server) -> None:
-    """Take no more calls, and finish those in hand."""
+    """Accept no more calls, and finish those in progress."""
     for server in servers:
         server.stop()
         if isinstance(server, messaging.MessageHandlingServer):
@@ -326,8 +324,8 @@ def stop(*servers: Server) -> None:
         server.wait()
 
 
-#: What is raised where a connection to the broker cannot be opened, or is lost just then:
-#: oslo.messaging lets that through. An OSError may be of a file, and may come from the other side.
+#: Errors of a connection to the broker that cannot be opened, or that is lost: oslo.messaging does
+#: not wrap them. OSError is not here: it may be about a file, and may come from the other side.
 LOST = (
     kombu.exceptions.OperationalError,
     ConnectionError,
@@ -337,11 +335,11 @@ LOST = (
 
 
 class BusAway(messaging.MessageDeliveryFailure):
-    """The broker cannot be reached, or takes no messages."""
+    """The broker cannot be reached, or accepts no messages."""
 
 
 class Peer:
-    """A manager, perhaps elsewhere: ``peer.bind(requests=...)`` calls its method and waits."""
+    """A manager, maybe on another host: ``peer.bind(requests=...)`` calls its method and waits."""
 
     def __init__(
         self,
@@ -351,7 +349,7 @@ class Peer:
         timeout: float | None,
         late: Exception,
     ) -> None:
-        """:param late: is raised when the call itself has not ended in time."""
+        """:param late: raised when the call itself has not ended in time."""
         self._client = client
         self._context = ctxt
         self._slots = slots
@@ -363,13 +361,14 @@ class Peer:
 
     def _call(self, method: str, **kwargs: typing.Any) -> typing.Any:
         """
-        :raises oslo_messaging.MessagingException: when nobody answers, or the bus is away.
+        :raises oslo_messaging.MessagingException: when no server answers, or the bus is
+            unavailable.
         """
         if self._timeout is None:
             return self._send(method, kwargs)
-        # oslo.messaging's timeout is that of the answer, and of each attempt to send: where the
-        # broker has blocked its publishers (its memory or its disk is full) a call took 43 s at
-        # a timeout of 10 s.
+        # The timeout of oslo.messaging applies to the answer, and to each attempt to send: when
+        # the broker had blocked its publishers (memory or disk full), a call took 43 s at a
+        # timeout of 10 s.
         end = time.monotonic() + self._timeout * 0.95
         if not self._slots.acquire(timeout=self._timeout / 2):
             raise BusAway(f'{CALLS} calls are under way')

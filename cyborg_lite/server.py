@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web server of ``cyborg-lite up``: asyncio reads and writes, threads run the application.
 
-A thread is used only once the whole request is there, so a slow client costs a connection and no
-thread. Sizes, times and the number of connections are bounded, whoever the client is.
+A thread is used only once the whole request has arrived, so a slow client occupies a connection
+but no thread. Sizes, times and the number of connections are bounded for all clients.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LOG = log.getLogger(__name__)
 Environ = dict[str, typing.Any]
 Wsgi = collections.abc.Callable[..., typing.Any]
 
-#: How much is read at once. The buffer of a connection holds twice as much.
+#: The size of one read. The buffer of a connection is twice as large.
 CHUNK = 16384
-#: How much of its responses the kernel keeps for a client that does not read, in bytes. By itself
-#: it keeps megabytes, and requests that were sent in advance are handled until they are full.
+#: The size of the kernel's send buffer for a client that does not read, in bytes. The default is
+#: megabytes, and pipelined requests are handled until it is full.
 UNREAD = 1 << 16
 #: The empty line after the headers.
 END_OF_HEAD = re.compile(rb'\n\r?\n')
@@ -46,15 +46,15 @@ class Limits:
 
     #: The request line and the headers together.
     header: int = 65536
-    #: How many headers, however short.
+    #: The maximum number of headers.
     headers: int = 100
-    #: Not much more of a body is read; the application refuses the request then.
+    #: The maximum size of a body, about; the application refuses a larger one.
     body: int = 114688
-    #: A further connection replaces the one that has waited longest for its client.
+    #: Beyond this, a new connection replaces the one that has waited longest for its client.
     connections: int = 500
-    #: How many requests the application handles at the same time.
+    #: The number of requests that the application handles at the same time.
     threads: int = 16
-    #: From the start of a request to its end, however steadily it arrives.
+    #: From the start of a request to its end.
     request: float = 20
     #: Between two requests.
     idle: float = 30
@@ -62,12 +62,12 @@ class Limits:
     response: float = 60
     #: For requests in progress when the server is stopped.
     grace: float = 3
-    #: For what a client still sends after a refusal: it may not see the response otherwise.
+    #: For data that a client still sends after a refusal: otherwise it may not see the response.
     linger: float = 2
 
 
 class Refused(Exception):
-    """The request is answered here: the application does not see it."""
+    """The request is refused here: the application does not see it."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -79,7 +79,7 @@ class Server:
 
     def __init__(self, application: Wsgi, listener: socket.socket) -> None:
         listener.setblocking(False)
-        # What is accepted inherits it.
+        # Accepted connections inherit this option.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD)
         self.bind_addr: tuple[str, int] = listener.getsockname()[:2]
         self._application = application
@@ -87,12 +87,12 @@ class Server:
         self._limits = Limits()
         self._tls: ssl.SSLContext | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        #: The connections that wait for their client, to send a request or to read a response: the
-        #: one that waits longest comes first.
+        #: The connections that wait for their client to send a request or to read a response, the
+        #: longest wait first.
         self._waiting: dict[asyncio.Task[None], None] = {}
         #: The connections with a complete request whose response has not been sent.
         self._in_progress: set[asyncio.Task[None]] = set()
-        #: A connection may have ended, or may be replaced.
+        #: Set when a connection has ended, or may be replaced.
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
@@ -104,7 +104,7 @@ class Server:
         self._tls = tls
         self._threads = futures.ThreadPoolExecutor(limits.threads, thread_name_prefix='http')
         try:
-            # It cancels the connections that are left at the end.
+            # At the end it cancels the remaining connections.
             asyncio.run(self._serve())
         finally:
             self._loop = None
@@ -140,13 +140,13 @@ class Server:
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            # sock_accept does not yield while clients queue up.
+            # sock_accept does not yield while clients are waiting.
             await asyncio.sleep(0)
             try:
                 client, peer = await loop.sock_accept(self._listener)
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
-                    # Most likely there is no file descriptor left.
+                    # Probably all file descriptors are in use.
                     LOG.warning('No connection can be accepted: %s', error)
                     self._drop()
                     await asyncio.sleep(0.1)
@@ -160,7 +160,7 @@ class Server:
             task.add_done_callback(self._forget)
 
     def _wait(self, task: asyncio.Task[None]) -> None:
-        """Note that the connection waits for its client from now on."""
+        """Mark the connection as waiting for its client."""
         self._waiting.pop(task, None)
         self._waiting[task] = None
         self._changed.set()
@@ -194,8 +194,8 @@ class Server:
         except OSError as error:
             LOG.debug('No TLS with %s: %s', peer[0], error)
             return
-        # A response has been sent once the kernel has all of it. With 0 asyncio's TLS would pause
-        # when there is nothing left to be sent.
+        # A response counts as sent once the kernel has all of it. With 0 asyncio's TLS would pause
+        # when nothing is left to send.
         transport.set_write_buffer_limits(1)
         environ = {
             'SERVER_NAME': server[0],
@@ -203,7 +203,7 @@ class Server:
             'REMOTE_ADDR': peer[0],
             'REMOTE_PORT': str(peer[1]),
             'wsgi.url_scheme': 'https' if self._tls else 'http',
-            # A request that waits ends when the server does.
+            # A waiting request ends when the server stops.
             'cyborg_lite.stopping': lambda: self.stopped,
         }
         connection = Connection(
@@ -221,10 +221,10 @@ class Server:
                     break
                 self._in_progress.discard(task)
                 self._wait(task)
-                # The next request may be there already: another client comes first.
+                # The next request may have arrived already: other clients come first.
                 await asyncio.sleep(0)
             await connection.close()
-        except OSError:  # the client has gone, or it is too slow
+        except OSError:  # the client has disconnected, or is too slow
             pass
         finally:
             transport.abort()
@@ -239,7 +239,7 @@ class Server:
 
 
 class Connection:
-    """HTTP with one client."""
+    """An HTTP connection with one client."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits
@@ -252,7 +252,7 @@ class Connection:
         self._method = b''
 
     async def request(self) -> Environ | None:
-        """The next request; None if there is none, and the connection is to be closed."""
+        """The next request; None if there is none, and the connection must be closed."""
         if self._used and not self._http.trailing_data[0]:
             async with asyncio.timeout(self._limits.idle):
                 self._http.receive_data(await self._reader.read(CHUNK))
@@ -289,7 +289,7 @@ class Connection:
         return environ | {'wsgi.input': io.BytesIO(body)}
 
     async def _body(self, length: int) -> bytes:
-        """The body, or nothing of one or its start if it is too large."""
+        """The body; of one that is too large, nothing or its start."""
         body = bytearray()
         if length <= self._limits.body:
             while isinstance(event := await self._event(), h11.Data):
@@ -299,7 +299,7 @@ class Connection:
         return bytes(body)
 
     async def _event(self) -> h11.Event | None:
-        """What comes next of the request; None between two requests."""
+        """The next event of the request; None between two requests."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 await self._send(h11.InformationalResponse(status_code=100, headers=[]))
@@ -324,7 +324,7 @@ class Connection:
         self, status: int, headers: list[tuple[str, str]], body: bytes, close: bool
     ) -> bool:
         """Send a response; returns whether another request may follow."""
-        # What is not read of a body cannot be skipped.
+        # The unread part of a body cannot be skipped.
         close = close or self._http.their_state is not h11.DONE
         fields = [(n.encode('latin-1'), v.encode('latin-1')) for n, v in headers]
         if not any(name.lower() == b'content-length' for name, _ in fields) and status != 204:
@@ -334,7 +334,7 @@ class Connection:
             fields.append((b'Connection', b'close'))
         reason = http.HTTPStatus(status).phrase.encode()
         head = h11.Response(status_code=status, headers=fields, reason=reason)
-        # h11 refuses a body where HTTP has none.
+        # h11 refuses a body where HTTP allows none.
         silent = self._method == b'HEAD' or status in (204, 304)
         parts = [] if silent or not body else [h11.Data(data=body)]
         await self._send(head, *parts, h11.EndOfMessage())
@@ -349,10 +349,10 @@ class Connection:
             await self._writer.drain()
 
     async def close(self) -> None:
-        """Close it, and let the client read what it was sent."""
+        """Close the connection, and let the client read the sent data."""
         async with asyncio.timeout(self._limits.linger):
             if self._http.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
-                # With input left unread TCP would take the response back.
+                # With unread input TCP would reset the connection and lose the response.
                 if self._writer.can_write_eof():
                     self._writer.write_eof()
                 while await self._reader.read(CHUNK):
@@ -362,21 +362,21 @@ class Connection:
 
 
 def _check(request: h11.Request) -> None:
-    """Refuse what is no request for this server."""
+    """Refuse a request that is not for this server."""
     if request.method == b'CONNECT':
         raise Refused(400, 'CONNECT is for proxies: expected another method')
     names = {name for name, _ in request.headers}
-    # Whoever forwarded this may have taken another length for the right one: RFC 9112, 6.1.
+    # A proxy may have used the other length (request smuggling): RFC 9112, 6.1.
     if {b'content-length', b'transfer-encoding'} <= names:
         raise Refused(400, 'Content-Length and Transfer-Encoding: expected one of them')
 
 
 def _environ(request: h11.Request) -> Environ:
-    """What WSGI wants to know of a request."""
+    """The WSGI environment of a request."""
     target = request.target.decode('latin-1')
     host = None
     if not target.startswith('/') and target != '*':
-        # As it would be sent to a proxy.
+        # The absolute form, as for a proxy.
         with contextlib.suppress(ValueError):
             url = parse.urlsplit(target)
             host = url.netloc
@@ -386,7 +386,7 @@ def _environ(request: h11.Request) -> Environ:
     path, _, query = target.partition('?')
     headers: dict[str, list[str]] = {}
     for name, value in request.headers:
-        # One with an underscore could pass for another with a hyphen.
+        # A header with an underscore would look like one with a hyphen.
         if b'_' not in name:
             key = 'HTTP_' + name.decode('latin-1').upper().replace('-', '_')
             headers.setdefault(key, []).append(value.decode('latin-1'))
@@ -412,7 +412,7 @@ def _environ(request: h11.Request) -> Environ:
 
 
 def _run(application: Wsgi, environ: Environ) -> tuple[int, list[tuple[str, str]], bytes]:
-    """What a WSGI application answers: status, headers and body."""
+    """The answer of a WSGI application: status, headers and body."""
     said: list[typing.Any] = []
     body: list[bytes] = []
 

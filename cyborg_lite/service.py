@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The services, as one process or another puts them together."""
+"""The services, and how processes combine them."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from cyborg_lite.agent import leases
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import origin
 
-# A process imports what it runs: the libraries of the API take 10 MB, and alembic as much.
+# A process imports only what it runs: the libraries of the API take 10 MB, and alembic as much.
 if typing.TYPE_CHECKING:
     from cyborg_lite.api import app
     from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
-#: How many clients may wait to be accepted.
+#: The maximum number of clients that wait to be accepted.
 BACKLOG = 512
-#: After how many new objects, and collections of the younger ones, garbage is looked for.
+#: The thresholds of the garbage collector, see gc.set_threshold().
 GARBAGE = (50_000, 20, 20)
 is_loopback = origin.is_loopback
 
 
 class Running(typing.Protocol):
-    """Something that is started once, and stopped: it finishes what is in hand first."""
+    """A service that is started and stopped once; a stop finishes the work in progress."""
 
     def start(self) -> None: ...
 
@@ -105,13 +105,13 @@ class Agent:
 
 
 class Agents:
-    """The agents of some hosts, and the socket at which processes of this machine ask them."""
+    """The agents of some hosts, and the socket for processes of this machine."""
 
     def __init__(
         self, conf: cfg.ConfigOpts, bus: rpc.Peers, hosts: collections.abc.Iterable[driver.Host]
     ) -> None:
         """
-        :raises cyborg_lite.exception.Refused: when the socket cannot be had.
+        :raises cyborg_lite.exception.Refused: when the socket cannot be made.
         """
         self.each = [Agent(conf, bus, host) for host in hosts]
         self._door: door.Door | None = None
@@ -142,7 +142,7 @@ def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
 class Embedded:
     """API, conductor and the agents of some hosts in one process, as threads.
 
-    The same code as in many processes: the database is SQLite, and there is no bus.
+    The code is the same as in separate processes: the database is SQLite, and there is no bus.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Embedded:
         self._services: list[Running] = [Conductor(conf, self.database, self.bus), agents]
 
     def end_others(self) -> None:
-        """Take other hosts for down: those of an earlier run had their agents in that process."""
+        """Mark other hosts as down: the agents of an earlier run ended with its process."""
         from cyborg_lite.conductor import healing
 
         names = [agent.manager.host.name for agent in self.agents]
@@ -180,20 +180,20 @@ class Embedded:
 
 
 class Daemon(service.ServiceBase):
-    """One of the above in a process of its own, until SIGTERM.
+    """Runs one of the above in a process of its own, until SIGTERM.
 
-    Upon SIGHUP the launcher reads the options anew, and starts another one in place of this.
+    Upon SIGHUP the launcher reads the options again, and starts another process in its place.
     """
 
     def __init__(self, make: collections.abc.Callable[[], Running]) -> None:
-        """:param make: called in the process that is to run it, after the fork."""
+        """:param make: called in the child process, after the fork."""
         self._make = make
         self._running: Running | None = None
         self._ended = threading.Event()
 
     def start(self) -> None:
         running = self._make()
-        # It may have been told to end while it waited for its database.
+        # A stop may have come during the wait for the database.
         if not self._ended.is_set():
             self._running = running
             running.start()
@@ -208,19 +208,19 @@ class Daemon(service.ServiceBase):
         self._ended.wait()
 
     def reset(self) -> None:
-        """Demanded of a service; where services run in threads nobody calls it."""
+        """Required by the base class; never called where services run in threads."""
 
 
 def run(conf: cfg.ConfigOpts, make: collections.abc.Callable[[], Running]) -> int:
-    """Run a service until it is told to stop; returns the exit status."""
+    """Run a service until it is stopped; returns the exit status."""
     launcher = service.launch(conf, Daemon(make), restart_method='mutate')
     return int(launcher.wait() or 0)
 
 
 def prepare(conf: cfg.ConfigOpts, name: str | None = None) -> None:
-    """What every process does first: set up its log, and a report of its state for SIGUSR2.
+    """Set up the log of a process, and the report of its state on SIGUSR2.
 
-    :param name: of the log, where the process runs under a command that is not ours.
+    :param name: the name of the log, if the process runs under a command that is not ours.
     """
     if name:
         shims.name_log(name)
@@ -228,16 +228,16 @@ def prepare(conf: cfg.ConfigOpts, name: str | None = None) -> None:
     logging.Handler.handle = _handle  # type: ignore[method-assign]
     logging.Handler.handleError = _complain  # type: ignore[method-assign]
     report = guru_meditation_report.TextGuruMeditation
-    # By itself it tells of the global options, of which none is ours.
+    # By default it shows the global options, of which none is ours.
     report.register_section('Options', generator.ConfigReportGenerator(conf))
     report.setup_autorun(_Version(), conf=conf)
 
 
 def spare_garbage_collection() -> None:
-    """Look for garbage less often, and not among what was there when the process had started.
+    """Collect garbage less often, and not among the objects of the start.
 
-    By Python's defaults that took a fifth of the CPU of a list of 1,000; nearly all that a request
-    makes is freed without it.
+    With Python's defaults this took a fifth of the CPU of a list of 1,000; nearly all objects of a
+    request are freed without it.
     """
     gc.collect()
     gc.freeze()
@@ -248,10 +248,10 @@ _HANDLE = logging.Handler.handle
 
 
 def _handle(self: logging.Handler, record: logging.LogRecord) -> typing.Any:
-    """Handle a record, and raise nothing: a request, or a thread of a library, would end by that.
+    """Handle a record, and raise nothing: an error would end a request, or a library's thread.
 
-    The logging module raises where a log file was renamed and cannot be opened anew.  Set on the
-    class: handlers also come with a configuration that is read again.
+    The logging module raises if a log file was renamed and cannot be opened again.  It is set on
+    the class: a reloaded configuration brings new handlers.
     """
     try:
         return _HANDLE(self, record)
@@ -261,14 +261,14 @@ def _handle(self: logging.Handler, record: logging.LogRecord) -> typing.Any:
 
 
 _HANDLE_ERROR = logging.Handler.handleError
-#: How often the terminal is told that a log cannot be written, in seconds.
+#: The interval of messages to the terminal that a log cannot be written, in seconds.
 COMPLAINT = 60.0
 
 
 def _complain(self: logging.Handler, record: logging.LogRecord) -> None:
-    """Say in one line, once a minute, that the log cannot be written.
+    """Print one line, once a minute, that the log cannot be written.
 
-    By itself the logging module prints a traceback for each record.
+    By default the logging module prints a traceback for each record.
     """
     error = sys.exc_info()[1]
     if not isinstance(error, OSError):
@@ -282,7 +282,7 @@ def _complain(self: logging.Handler, record: logging.LogRecord) -> None:
 
 
 class _Version:
-    """The version as the Guru Meditation Report asks for it."""
+    """The version for the Guru Meditation Report."""
 
     @staticmethod
     def vendor_string() -> str:
@@ -300,12 +300,12 @@ class _Version:
 def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
     """A web server, bound to its address and not yet serving.
 
-    :raises OSError: when the address cannot be had.
+    :raises OSError: when the address cannot be bound.
     """
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
     for family, *_, name in found:
         try:
-            # On all addresses IPv6 takes IPv4 along.
+            # The IPv6 wildcard address also accepts IPv4.
             both = family == socket.AF_INET6 and name[0] == '::'
             listener = socket.create_server(
                 name[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that we use of libraries and that they do not promise to keep: their private names.
+"""All private names of libraries that we use.
 
-A release of theirs may break any of these. ``tests/unit/test_shims.py`` then says which did, and a
-service that is started with such a release names it.
+A release of a library may break any of these. ``tests/unit/test_shims.py`` then fails with its
+name, and a service that is started with such a release names it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from oslo_config import cfg
 import oslo_messaging as messaging
 import sqlalchemy as sa
 
-#: The releases of each library that are known to have these names: from the lowest that setup.cfg
-#: admits to the last that was tried.
+#: The releases of each library that are known to have these names: from the lowest of setup.cfg to
+#: the last that was tested.
 KNOWN = {
     'oslo.log': '7.0.0 to 8.3.2',
     'oslo.messaging': '18.3.0 to 18.3.1',
@@ -33,9 +33,9 @@ KNOWN = {
 
 
 def _of(library: str, module: str, *names: str) -> typing.Any:
-    """A module of a library, which has these names.
+    """A module of a library, which must have these names.
 
-    :raises ImportError: when it does not; the error says which releases do.
+    :raises ImportError: when it lacks one; the error names the releases that have it.
     """
     try:
         found = importlib.import_module(module)
@@ -64,23 +64,22 @@ _of('SQLAlchemy', 'sqlalchemy.pool', 'Pool._creator')
 
 
 def register_messaging_options(conf: cfg.ConfigOpts) -> None:
-    """Register what oslo.messaging reads of our options, but registers with the global ones only.
+    """Register options that oslo.messaging reads but only registers with the global ones.
 
-    Neither group is among what ``oslo_messaging.opts.list_opts()`` returns.
+    ``oslo_messaging.opts.list_opts()`` returns neither group.
     """
     conf.register_opts(metrics.oslo_messaging_metrics, group='oslo_messaging_metrics')
     conf.register_opts(tracing.oslo_messaging_tracing, group='oslo_messaging_tracing')
 
 
 def disconnect(server: messaging.MessageHandlingServer) -> None:
-    """Close a stopped server's connection to the broker at once, and without a goodbye.
+    """Close a stopped server's connection to the broker at once, without a handshake.
 
-    The broker then gives to others what it has sent us and we have not taken. By itself
-    oslo.messaging stays connected until the last call in hand is finished: what the broker still
-    sends would wait for that. And it says goodbye: while it waits for the answer it takes what
-    comes, acknowledges it, and forgets it.
+    The broker then redelivers unacknowledged messages to other servers. By default oslo.messaging
+    stays connected until the last call in progress has finished: new messages would wait for that.
+    During the closing handshake it would also acknowledge arriving messages, and drop them.
 
-    A transport in memory has no connection.
+    An in-memory transport has no connection.
     """
     pooled = getattr(server.listener._poll_style_listener, 'conn', None)
     if pooled is not None:
@@ -91,30 +90,31 @@ def disconnect(server: messaging.MessageHandlingServer) -> None:
 
 
 def rebuild(failure: typing.Any, modules: list[str]) -> Exception:
-    """The error of ``sys.exc_info()`` as it is when a transport has carried it.
+    """The error of ``sys.exc_info()`` as after a transport.
 
-    One whose class is not built in, or of these modules, is a RemoteError then.
+    An error whose class is neither built in nor of these modules becomes a RemoteError.
     """
     text = common.serialize_remote_exception(failure)
     return typing.cast('Exception', common.deserialize_remote_exception(text, modules))
 
 
 def threads(conf: cfg.ConfigOpts) -> int:
-    """How many calls a server of oslo.messaging answers at once."""
+    """The number of calls that a server of oslo.messaging handles at once."""
     conf.register_opts(messaging_server._pool_opts)
     return int(conf.executor_thread_pool_size)
 
 
 class SharedTls:
-    """Lets connections of PyMySQL share what they need for TLS: a base before theirs.
+    """A mixin that lets connections of PyMySQL share the TLS context.
 
-    By itself each one reads all certificate authorities of the machine, which takes 25 ms of CPU.
+    By default each connection reads all certificate authorities of the machine, which takes 25 ms
+    of CPU.
     """
 
     _contexts: typing.ClassVar[dict[object, ssl.SSLContext]] = {}
 
     def _create_ssl_ctx(self, sslp: typing.Any) -> ssl.SSLContext:
-        # Files that were renewed are read again.
+        # Renewed files are read again.
         files = [sslp[name] for name in ('ca', 'capath', 'cert', 'key') if sslp.get(name)]
         key = str(sorted(sslp.items())), *(os.stat(file).st_mtime_ns for file in files)
         if key not in self._contexts:
@@ -123,16 +123,16 @@ class SharedTls:
 
 
 def name_log(name: str) -> None:
-    """Call the log of this process so: its file in ``log_dir``, and what syslog shows.
+    """Name the log of this process: its file in ``log_dir``, and its name in syslog.
 
-    By itself oslo.log takes the name of the outermost Python file, which under uWSGI is
-    ``<frozen importlib._bootstrap>``.
+    By default oslo.log uses the name of the outermost Python file, which under uWSGI is ``<frozen
+    importlib._bootstrap>``.
     """
     handlers._get_binary_name = lambda: name
 
 
 def cache_signatures() -> None:
-    """Have pecan look at the signature of each method once, not several times in each request."""
+    """Make pecan inspect each method's signature once, not several times in each request."""
     # Only the API needs pecan.
     core = _of('pecan', 'pecan.core', 'getargspec', 'ExplicitPecan')
     routing = _of('pecan', 'pecan.routing', 'getargspec')
@@ -140,7 +140,7 @@ def cache_signatures() -> None:
     cached = functools.cache(util.getargspec)
 
     def look(method: typing.Any) -> typing.Any:
-        # What a method is bound to is not kept alive.
+        # The cache must not keep the bound object alive.
         return cached(getattr(method, '__func__', method))
 
     for module in (core, routing):
@@ -148,14 +148,14 @@ def cache_signatures() -> None:
 
 
 def cache_check_signatures() -> None:
-    """Have oslo.policy look at the signature of each class of checks once.
+    """Make oslo.policy inspect the signature of each check class once.
 
-    By itself it inspects one for each check of a rule, in each request.
+    By default it inspects one for each check of a rule, in each request.
     """
     cached = functools.cache(inspect.getfullargspec)
 
     def look(method: typing.Any) -> inspect.FullArgSpec:
-        # A check is not kept alive by its method.
+        # The cache must not keep the check alive.
         return cached(getattr(method, '__func__', method))
 
     _checks.inspect = types.SimpleNamespace(getfullargspec=look)
@@ -164,7 +164,7 @@ def cache_check_signatures() -> None:
 def pool_sqlite(engine: sa.Engine, size: int) -> None:
     """Keep connections to SQLite open between transactions.
 
-    By itself oslo.db opens one for each, which costs as much as a request takes besides.
+    By default oslo.db opens one for each, which costs as much as the rest of a request.
     """
     plain = engine.pool
     if not isinstance(plain, sa.NullPool):
@@ -173,7 +173,7 @@ def pool_sqlite(engine: sa.Engine, size: int) -> None:
         plain._creator,
         pool_size=size,
         max_overflow=-1,
-        # The fewer are used, the less memory their caches take.
+        # Fewer connections in use need less memory for caches.
         use_lifo=True,
         dialect=engine.dialect,
         _dispatch=plain.dispatch,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before a service starts.  What is wrong is said in one line that says what to do."""
+"""Checks before a service starts.  Each failure is one line that says what to do."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from cyborg_lite import exception
 
 LOG = log.getLogger(__name__)
 
-#: The option without which every user is an administrator: nobody means that by a misspelt one.
+#: Without this option every user is an administrator: a misspelt name must not cause that.
 GUARD = 'http_basic_auth_project_file'
-#: How long the database or the broker may take to accept a connection, in seconds.
+#: The timeout of connections to the database and the broker, in seconds.
 PATIENCE = 5
 #: The package of each database driver, by the extra of ours that installs it.
 EXTRAS = {'mysql': 'mysql', 'mariadb': 'mysql', 'postgresql': 'postgresql'}
@@ -39,9 +39,10 @@ def check(
     """Run the checks of a service, and warn of options that do not exist.
 
     :returns: the warnings, which are logged.
-    :raises cyborg_lite.exception.Refused: when the service would not work, or might let in anyone.
+    :raises cyborg_lite.exception.Refused: when the service would not work, or might be open to
+        all.
     """
-    # Those that are read by the process that the launcher forks would end it again and again.
+    # Otherwise the forked process reads an invalid value, exits, and is restarted endlessly.
     for group, opts in messaging_options.list_opts():
         conf.register_opts(opts, group=group)
     options.check_values(conf)
@@ -65,7 +66,7 @@ def connection(conf: cfg.ConfigOpts) -> sa.URL:
         url = sa.make_url(conf.database.connection)
         url.get_dialect().import_dbapi()
     except sa.exc.SQLAlchemyError:
-        # What is set is not shown: there may be a password in it.
+        # The value is not shown: it may have a password.
         raise exception.Refused(
             '[database] connection: expected a URL such as postgresql+psycopg://USER@HOST/NAME'
         ) from None
@@ -79,7 +80,7 @@ def connection(conf: cfg.ConfigOpts) -> sa.URL:
 
 
 def placing(conf: cfg.ConfigOpts) -> None:
-    """Check that the policy by which allocations are placed is installed."""
+    """Check that the placing policy of allocations is installed."""
     name = conf.conductor.placing
     known = sorted({each.name for each in metadata.entry_points(group='cyborg_lite.placing')})
     if name not in known:
@@ -89,9 +90,9 @@ def placing(conf: cfg.ConfigOpts) -> None:
 
 
 def database(conf: cfg.ConfigOpts) -> None:
-    """Check that there is a database with the tables of this release, or of a later one.
+    """Check that the database has the tables of this release, or of a later one.
 
-    A database that cannot be reached is no error: the service waits for it.
+    An unreachable database is not an error: the service waits for it.
     """
     # An agent has no database: it does not load alembic.
     from cyborg_lite.db import migration
@@ -115,7 +116,7 @@ def database(conf: cfg.ConfigOpts) -> None:
 
 
 def socket(conf: cfg.ConfigOpts) -> None:
-    """Check that the socket of the agent can be made, if there is to be one."""
+    """Check that the socket of the agent can be made, if one is configured."""
     if not conf.agent.socket:
         return
     place = pathlib.Path(conf.agent.socket).parent
@@ -135,9 +136,9 @@ def socket(conf: cfg.ConfigOpts) -> None:
 
 
 def bus(conf: cfg.ConfigOpts) -> None:
-    """Check that the broker lets this service in.
+    """Check that the broker accepts this service's credentials.
 
-    A broker that cannot be reached is no error: the service waits for it.
+    An unreachable broker is not an error: the service waits for it.
     """
     url = messaging.TransportURL.parse(conf)
     for host in url.hosts if url.transport in ('rabbit', 'kombu') else ():
@@ -166,7 +167,7 @@ def bus(conf: cfg.ConfigOpts) -> None:
 
 
 def _connect(conf: cfg.ConfigOpts, host: messaging.TransportHost, vhost: str) -> None:
-    """Open a connection as oslo.messaging does, and close it."""
+    """Open a connection like oslo.messaging, and close it."""
     rabbit = conf.oslo_messaging_rabbit
     files = {
         'ca_certs': rabbit.ssl_ca_file,
@@ -192,7 +193,7 @@ def _connect(conf: cfg.ConfigOpts, host: messaging.TransportHost, vhost: str) ->
 
 
 def identity(conf: cfg.ConfigOpts) -> None:
-    """Check that the API knows which Keystone it asks, if it is to ask one."""
+    """Check that Keystone is configured, if the API uses it."""
     given = 'keystone_authtoken' in conf.list_all_sections() or any(
         name.startswith('OS_KEYSTONE_AUTHTOKEN__') for name in os.environ
     )
@@ -204,13 +205,13 @@ def identity(conf: cfg.ConfigOpts) -> None:
 
 
 def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[tuple[str, str | None]]:
-    """What the files say in groups of ours that is no option, each with the nearest one."""
+    """The unknown options in our groups of the files, each with the nearest known one."""
     for file in _files(conf):
         sections: dict[str, dict[str, list[str]]] = {}
         try:
             cfg.ConfigParser(file, sections).parse()
         except (cfg.Error, OSError):
-            continue  # the options were read before: it has changed since
+            continue  # the file has changed since the options were read
         ours = options.names()
         for section, given in sections.items():
             if section in ours:
@@ -231,7 +232,7 @@ def _unknown(
 
 
 def _nearest(section: str, groups: collections.abc.Iterable[str]) -> str | None:
-    """The group of ours that a section is a misspelling of, if it is one."""
+    """The group of ours whose name a section misspells, if any."""
     return next(iter(difflib.get_close_matches(section, groups, 1, cutoff=0.8)), None)
 
 
@@ -249,7 +250,7 @@ def _sources(conf: cfg.ConfigOpts) -> str:
 def _revision(url: sa.URL) -> str | None:
     from cyborg_lite.db import migration
 
-    # SQLite has nobody to wait for.
+    # SQLite has no server to wait for.
     patience = {} if url.get_backend_name() == 'sqlite' else {'connect_timeout': PATIENCE}
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=patience)
     with engine.connect() as connection:

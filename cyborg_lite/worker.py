@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that work until they are told to stop."""
+"""Threads that work until they are stopped."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from oslo_log import log
 
 LOG = log.getLogger(__name__)
 
-#: The longest wait after a failure, in seconds; the first is one second, and each doubles.
+#: The longest backoff after a failure, in seconds; the first is one second, and each doubles.
 PATIENCE = 16
 
 
 class Worker:
-    """A thread that does its work again and again until it is told to stop.
+    """A thread that repeats its work until it is stopped.
 
-    No exception ends it, not even one of the log: the work is started again after a wait.
+    No exception ends it, not even one of the log: the work is retried after a backoff.
     """
 
     def __init__(
         self, name: str, work: collections.abc.Callable[[], float], delay: float = 0.0
     ) -> None:
-        """A worker, which does not run yet.
+        """A worker that is not started yet.
 
-        :param work: returns after how many seconds it is to be done again, or sooner if woken.
-        :param delay: how long to wait before the work is done first, in seconds.
+        :param work: returns the seconds until its next run; :meth:`wake` starts it earlier.
+        :param delay: the time before the first run, in seconds.
         """
         self._work = work
         self._wait = delay
@@ -38,36 +38,36 @@ class Worker:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to stop: work that takes long looks at this now and then."""
+        """Whether a stop was requested: long work checks this periodically."""
         return self._stopping
 
     def start(self) -> None:
         self._thread.start()
 
     def wake(self) -> None:
-        """Have the work done now, or once more if it is being done."""
+        """Run the work now, or once more if it is running."""
         self._woken.set()
 
     def stop(self) -> None:
-        """Tell it to stop, after what is in hand."""
+        """Request a stop after the work in progress."""
         self._stopping = True
         self._woken.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has stopped, for at most so many seconds."""
+        """Wait until the thread has stopped, for at most so many seconds."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stopping:
-            # Even the wait is inside: an exception may be raised in a thread from outside.
+            # The wait is inside, too: another thread may raise an exception in this one.
             try:
                 self._woken.wait(self._wait)
                 self._woken.clear()
                 if not self._stopping:
                     self._wait = self._work()
                     self._failures = 0
-            except BaseException:  # SystemExit, too, is no order to stop
+            except BaseException:  # not even SystemExit stops the worker
                 with contextlib.suppress(BaseException):
                     self._fail()
 
