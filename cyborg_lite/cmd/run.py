@@ -14,10 +14,10 @@ from cyborg_lite.cmd import leasing
 DESCRIPTION = (
     'Asks the agent of this machine for accelerators, waits in the queue until they are free, sets '
     'the variables by which the software of their vendor finds them, and becomes COMMAND: its '
-    'signals and its exit status are its own. They are released when COMMAND and all processes that '
-    'it started have ended. In COMMAND the word {addresses} stands for the list of their addresses, '
-    'and the arguments {env}, {podman} and {ray} for variables, for the options of podman or '
-    'docker, and for those of ray start.'
+    'signals and its exit status are its own. They are released when COMMAND and all processes '
+    'that it started have ended. In COMMAND the word {addresses} stands for the list of their '
+    'addresses, and the arguments {env}, {podman} and {ray} for variables, for the options of '
+    'podman or docker, and for those of ray start.'
 )
 #: The statuses if a command does not exist, and if it cannot be executed, as in shells.
 ABSENT, UNUSABLE = 127, 126

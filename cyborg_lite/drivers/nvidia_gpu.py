@@ -191,9 +191,9 @@ class NvidiaGpu(pci.PciDriver):
 
     def _instances(self, card: sysfs.Function) -> list[Facts] | None:
         """The MIG instances that NVML listed; None if MIG is off or unknown."""
-        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has released the card: it is
-        whole return None return typing.cast('list[Facts] | None',
-        self._known[card.bdf].facts.get('mig'))
+        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has released it: it is whole
+            return None
+        return typing.cast('list[Facts] | None', self._known[card.bdf].facts.get('mig'))
 
     def _has_instances(self, card: sysfs.Function) -> bool:
         """Whether the kernel driver lists MIG instances of a card that NVML did not report."""
