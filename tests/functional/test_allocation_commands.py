@@ -11,7 +11,7 @@ from tests.functional import test_sdk
 url, sdk, run = test_sdk.url, test_sdk.sdk, test_quota_commands.run
 
 
-def test_who_waits_no_more_is_told_that_the_allocation_does(run, service, monkeypatch, capsys):
+def test_an_interrupted_wait_says_that_it_stays_queued(run, service, monkeypatch, capsys):
     def interrupted(_command, path, **_arguments):
         raise KeyboardInterrupt(path)
 

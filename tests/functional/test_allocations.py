@@ -159,7 +159,7 @@ def test_groups_of_many_classes_come_in_order(service):
     assert (buses[0], sorted(buses[1:3]), buses[3]) == ('04', ['01', '03'], '02')
 
 
-def test_the_first_alternative_that_can_be_had(service):
+def test_the_first_alternative_that_fits_is_used(service):
     service.report(npu('01'), *(npu(f'{n:02x}', traits=['CUSTOM_NPU_310P']) for n in range(2, 8)))
     body = {
         'groups': groups(2, CUSTOM_NPU_910B='required'),
@@ -233,7 +233,7 @@ def test_release_frees_all_and_can_be_repeated(service):
     assert got(service, 8, name='a')['uuid'] != made['uuid']
 
 
-def test_what_is_not_there(service):
+def test_unknown_allocations_are_not_found(service):
     for id in str(uuid.uuid4()), 'none':
         assert 'not found' in refused(service.api.get(f'{PATH}/{id}'), 404)
         assert 'not found' in refused(service.api.delete(f'{PATH}/{id}'), 404)
@@ -310,7 +310,7 @@ def test_a_lease_ends(service):
     assert refused(service.api.patch(f'{PATH}/{made["uuid"]}', {'lease': 1}), 409)
 
 
-def test_what_was_released_is_forgotten_after_a_time(service):
+def test_a_released_allocation_is_deleted_after_a_time(service):
     eight(service)
     made, old, active = got(service), got(service), got(service)
     for each in made, old:
@@ -367,7 +367,7 @@ def test_states_are_respected_and_shown(service, state):
     assert made['accelerators'][0]['uuid'] in shown['reason']
 
 
-def test_a_card_of_which_nothing_is_given_out_is_known(service):
+def test_a_card_without_accelerators_is_counted(service):
     card = npu('01')
     card.deployables[0].attach_handles.clear()
     service.report(card)
@@ -379,7 +379,7 @@ def test_a_card_of_which_nothing_is_given_out_is_known(service):
     assert set(request['removed'].values()) == {0}
 
 
-def test_a_trait_that_no_card_has_is_not_one_that_others_hold(service):
+def test_an_unknown_trait_is_told_from_a_held_card(service):
     service.report(npu('01'))
     groups = [{'resources': {'CUSTOM_NPU': 1}, 'traits': {'CUSTOM_NPU_910X': 'required'}}]
     answer = service.api.post(PATH, {'groups': groups})
@@ -424,7 +424,7 @@ def test_an_iommu_group_is_of_processes_or_of_one_guest(service):
     assert 'IOMMU group 7' in refused(answer, 409)
 
 
-def test_what_a_guest_has_of_an_iommu_group_is_not_for_processes(service):
+def test_an_iommu_group_of_a_guest_is_not_for_processes(service):
     service.report(*grouped('01', '02'))
     service.profile(CUSTOM_NPU=1)
     [arq] = service.arqs()
@@ -436,7 +436,7 @@ def test_what_a_guest_has_of_an_iommu_group_is_not_for_processes(service):
     assert (request['removed']['held'], request['removed']['excluded']) == (1, 1)
 
 
-def test_what_is_held_is_not_bound_for_an_instance(service):
+def test_a_held_accelerator_is_not_bound_for_an_instance(service):
     service.report(npu('01'))
     made = got(service)
     service.profile(CUSTOM_NPU=1)
@@ -449,7 +449,7 @@ def test_what_is_held_is_not_bound_for_an_instance(service):
     assert refused(allocate(service), 409)
 
 
-def test_a_refusal_says_how_many_each_filter_took_away(service, member):
+def test_a_refusal_counts_what_each_filter_drops(service, member):
     eight(service)
     service.report(support.card('01'), npu('02', traits=['CUSTOM_NPU_310P']), host='host-2')
     got(service, 7)
@@ -473,7 +473,7 @@ def test_a_refusal_says_how_many_each_filter_took_away(service, member):
     assert (tried.status_int, tried.json) == (200, explanation)
 
 
-def test_enough_and_not_together_is_topology(service):
+def test_enough_accelerators_on_different_hosts_are_topology(service):
     for host in 'host-1', 'host-2':
         service.report(npu('01'), npu('02'), host=host)
     explanation = allocate(service, {'groups': groups(3)}, '?dry_run=true').json
@@ -639,7 +639,7 @@ def test_bodies_of_other_kinds(empty):
     assert refused(empty.api.post(PATH, b'[' * 50_000), 400)
 
 
-def test_a_profile_that_asks_for_too_much_or_nothing(service):
+def test_a_profile_with_too_many_or_no_accelerators(service):
     service.profile('huge', CUSTOM_NPU=2**31 - 1)
     service.profile('none', CUSTOM_NPU=1)
     change(service, model.DeviceProfile, groups=[{'resources:CUSTOM_NPU': '0'}])

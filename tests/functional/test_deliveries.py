@@ -57,7 +57,7 @@ def test_an_allocation_of_the_release_before_says_so(service):
         assert [device['name'] for device in devices] == [None]
 
 
-def test_of_another_project_there_is_none(service, member):
+def test_an_allocation_of_another_project_is_not_found(service, member):
     made = allocated(service)
     member('another')
     answer = service.api.get(f'{PATH}/{made["uuid"]}/deliveries')

@@ -70,7 +70,7 @@ def test_an_accelerator_is_shown_at_its_own_address(run, card):
         run(accelerators.ShowAccelerator, *card['device'])
 
 
-def test_what_is_no_accelerator_or_request_says_where_they_are_shown(run, card):
+def test_an_unknown_accelerator_or_request_says_where_they_are_shown(run, card):
     shows = '"openstack accelerator list" shows the UUIDs'
     with pytest.raises(exceptions.CommandError, match=f'Accelerator nope not found. {shows}'):
         run(accelerators.ShowAccelerator, 'nope')

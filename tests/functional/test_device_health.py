@@ -77,7 +77,7 @@ def test_accelerators_are_found_by_health(service):
         assert [row['address'] for row in answer.json['accelerators']] == found
 
 
-def test_health_that_is_none_costs_no_card(service):
+def test_an_invalid_health_does_not_drop_the_card(service):
     facts = well().facts() | {'health': 'fine \u202e' * 99, 'health_reason': ['x']}
     service.report(devices=[facts])
     assert shown(service, *HEALTH[:2]) == ('unknown', None)
@@ -105,7 +105,7 @@ def allocate(service, **more):
 FAULTY = 'its device is faulty (critical: xid_79)'
 
 
-def test_a_card_that_is_free_is_taken_out_and_comes_back(service):
+def test_a_free_card_is_withdrawn_and_comes_back(service):
     take_out(service)
     assert shown(service, 'state', 'reason') == ('faulty', FAULTY)
     assert service.api.get('/v2/accelerators?free=true').json['accelerators'] == []
@@ -124,7 +124,7 @@ def test_a_card_that_is_free_is_taken_out_and_comes_back(service):
     assert service.api.bind(arq, provider=provider).status_int == 202
 
 
-def test_an_allocation_chooses_no_card_that_is_not_well(service):
+def test_an_allocation_does_not_choose_a_faulty_card(service):
     service.report(well(), well('4c'))
     for _ in range(3):
         service.report(sick(), well('4c'))
@@ -138,7 +138,7 @@ def test_an_allocation_chooses_no_card_that_is_not_well(service):
     assert (asked['removed']['faulty'], asked['removed']['held'], asked['left']) == (1, 1, 0)
 
 
-def test_what_waits_is_served_by_a_card_that_comes_back(service):
+def test_a_queued_allocation_gets_a_card_that_comes_back(service):
     take_out(service)
     waiting = allocate(service, queue=True).json
     assert waiting['state'] == 'queued'
@@ -153,7 +153,7 @@ def test_what_waits_is_served_by_a_card_that_comes_back(service):
     assert (found['state'], len(found['accelerators'])) == ('active', 1)
 
 
-def test_what_is_held_stays_held_and_is_told(service):
+def test_a_held_accelerator_stays_held_and_its_holder_is_told(service):
     service.report(well())
     made = allocate(service).json
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_what_is_held_stays_held_and_is_told(service):
     assert service.api.get(f'/v2/allocations/{made["uuid"]}').json['reason'] is None
 
 
-def test_a_warning_is_told_and_takes_nothing_out(service):
+def test_a_warning_is_told_and_withdraws_nothing(service):
     service.report(well(handles=2))
     made = allocate(service).json
     for _ in range(3):

@@ -141,7 +141,7 @@ def test_a_profile_is_named_by_a_variable(machine):
     assert len(found) == 2
 
 
-def test_it_waits_if_told_to(machine):
+def test_it_waits_with_the_option(machine):
     holder = machine.hold(8)
     jvm = Jvm(machine)
     jvm.start('--wait', '30s')
@@ -164,12 +164,12 @@ def test_it_waits_if_told_to(machine):
         (['--socket', '/nowhere/agent.sock'], {}, 'start one with "cyborg-lite up"'),
     ],
 )
-def test_what_cannot_be_had_is_said(machine, arguments, environment, said):
+def test_a_refused_request_is_an_error(machine, arguments, environment, said):
     assert said in Jvm(machine).fails(*arguments, **environment)
     assert not machine.held()
 
 
-def test_what_spark_has_no_name_for_is_not_kept(machine, monkeypatch):
+def test_a_lease_without_spark_names_is_released(machine, monkeypatch):
     monkeypatch.setattr('cyborg_lite.delivery.needs.of_driver', lambda name: None)
     [[out, err, status]] = Jvm(machine).answers()
     assert (out, status) == ('', 1)

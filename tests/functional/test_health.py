@@ -132,7 +132,7 @@ def test_a_directory_that_is_gone(sqlite, tmp_path):
         (messaging.MessageDeliveryFailure('guest:guest@host'), 'message bus'),
     ],
 )
-def test_a_bus_or_a_conductor_that_is_away_is_named(service, error, text):
+def test_an_unavailable_bus_or_conductor_is_named(service, error, text):
     with unittest.mock.patch.object(rpc.Peer, '_send', side_effect=error):
         answers = [service.api.get('/healthcheck'), service.api.post(PROFILES, body('a'))]
     for answer in answers:
@@ -141,7 +141,7 @@ def test_a_bus_or_a_conductor_that_is_away_is_named(service, error, text):
         assert 'guest' not in answer.text
 
 
-def test_it_is_the_database_that_the_conductor_waits_for(service):
+def test_a_conductor_that_waits_for_the_database_is_told_apart(service):
     timeout = messaging.MessagingTimeout()
     away = db_exception.DBConnectionError('secret')
     with (
@@ -152,7 +152,7 @@ def test_it_is_the_database_that_the_conductor_waits_for(service):
     assert support.fault(answer) == 'The database cannot be reached. Try again.'
 
 
-def test_who_asks_often_costs_nothing(service, monkeypatch):
+def test_repeated_probes_use_the_cached_result(service, monkeypatch):
     monkeypatch.setattr(health, 'FRESH', 3600)
     with service.statements(but='outbox-') as seen:
         for _ in range(50):

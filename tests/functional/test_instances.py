@@ -58,7 +58,7 @@ def questions(nova):
     return [request.path for request in nova.request_history if request.method == 'GET']
 
 
-def test_what_an_instance_left_is_freed(service, nova):
+def test_requests_of_a_deleted_instance_are_freed(service, nova):
     nova.get(SERVER, **GONE)
     nova.get(SERVERS, **NONE)
     [other] = service.arqs()  # which no instance holds
@@ -123,7 +123,7 @@ def test_a_request_that_was_bound_meanwhile_stays(service, nova):
     }
 
 
-def test_without_nova_nobody_knows(database_url):
+def test_without_nova_nothing_is_freed(database_url):
     service = site(database_url)
     try:
         answer = service.api.delete(PATH)

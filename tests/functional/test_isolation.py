@@ -155,7 +155,7 @@ def test_binds_that_exclude_others_do_not_wait_for_another_host(service, other):
     assert compared == [{'name': 'host-1'}, {'name': LONG}]
 
 
-def test_who_is_stopped_keeps_no_host_for_himself(service, other, monkeypatch):
+def test_a_stopped_conductor_keeps_no_host_locked(service, other, monkeypatch):
     """Nor one whose machine has lost its power: others go on, and he tries again when he can."""
     service.report(support.card())
     monkeypatch.setattr(engine, 'IDLE', 1)
@@ -190,7 +190,7 @@ def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
 
 
 @pytest.mark.parametrize('order', ['disable', 'add a trait', 'delete a trait'])
-def test_what_is_announced_of_a_device_is_what_all_have_made_of_it(service, other, order):
+def test_concurrent_changes_of_a_device_are_all_announced(service, other, order):
     """A report and an order both say what Placement is to know: the second one sees the first."""
     service.report(support.card())
     [part], [device] = service.rows(model.Deployable), service.rows(model.Device)
@@ -250,7 +250,7 @@ def test_a_device_that_goes_while_it_is_disabled_is_not_found(service, other):
     assert answer.status_int == 404
 
 
-def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
+def test_a_bind_sees_the_changes_of_the_report_that_it_waited_for(service, other):
     """The device went missing while the bind had begun, and not yet looked."""
     service.report(support.card())
     service.profile()
@@ -266,7 +266,7 @@ def test_a_bind_sees_what_the_report_it_waited_for_has_changed(service, other):
     assert 'missing' in support.fault(answer)
 
 
-def test_a_bind_sees_no_provider_that_came_after_its_turn(service, other):
+def test_a_bind_ignores_a_provider_that_was_added_after_its_lock(service, other):
     """It would not wait for what is done to that one's host meanwhile."""
     service.report(support.card('3c'))
     service.profile()

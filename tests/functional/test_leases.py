@@ -162,13 +162,13 @@ def test_signals_are_those_of_a_shell(machine):
     assert int(out.split()[1], 16) == int(plain.split()[1], 16)
 
 
-def test_what_a_shell_evaluates_fails_without_a_lease(machine):
+def test_the_evaluated_text_fails_without_a_lease(machine):
     status, out, err = machine.run('alloc', '--class', 'gpu')
     assert (status, out) == (1, 'false\n')
     assert err.count('\n') == 1
 
 
-def test_what_is_no_program(machine):
+def test_a_file_that_cannot_be_executed(machine):
     status, _, err = machine.run('run', '--', '/etc/passwd')
     assert (status, err) == (
         126, 'cyborg-lite: /etc/passwd: it is no program, or may not be run\n',
@@ -233,7 +233,7 @@ def test_an_interrupt_cancels(machine):
     machine.until(lambda: len(machine.leases()) == 1)
 
 
-def test_a_killed_waiter_leaves_the_line(machine):
+def test_a_killed_waiter_leaves_the_queue(machine):
     machine.hold(8)
     waiting = machine.command('run', '--', 'true')
     machine.until(lambda: machine.lease(waiting.pid, 'queued'))
@@ -241,7 +241,7 @@ def test_a_killed_waiter_leaves_the_line(machine):
     machine.until(lambda: len(machine.leases()) == 1)
 
 
-def test_what_it_started_keeps_the_lease(machine):
+def test_a_child_process_keeps_the_lease(machine):
     made = machine.command('run', '--', 'sh', '-c', 'sleep 600 & echo $!')
     child = int(made.stdout.readline())
     assert made.wait(BOUND) == 0
@@ -268,7 +268,7 @@ def test_an_agent_that_starts_anew_finds_its_leases(alone):
     machine.until(lambda: not machine.held())
 
 
-def test_what_ends_while_no_conductor_answers_is_freed_later(machine, monkeypatch):
+def test_a_lease_that_ends_during_an_outage_is_freed_later(machine, monkeypatch):
     made = machine.hold(2)
     conductor, asked = machine.service.embedded._services[0], []
     calls = conductor.manager.leases._calls
@@ -459,7 +459,7 @@ def opened(machine, to_socket=0o066):
         place.chmod(mode)
 
 
-def test_what_no_variable_names_is_said(machine, monkeypatch):
+def test_an_accelerator_without_a_variable_is_a_problem(machine, monkeypatch):
     """A program would look for other devices, or see all."""
     monkeypatch.setattr(needs, 'of_driver', lambda name: None)
     status, _, err = machine.run('run', '--', 'true')
@@ -507,14 +507,14 @@ def begun(machine, **words):
 
 
 @pytest.mark.parametrize('of', ['self', 'parent', 'time'])
-def test_what_a_client_that_is_gone_was_given_is_freed(machine, of):
+def test_the_lease_of_a_client_that_is_gone_is_freed(machine, of):
     made = len(machine.service.rows(model.Allocation))
     begun(machine, do='lease', of=of, request={'seconds': 3000}).close()
     machine.until(lambda: len(machine.service.rows(model.Allocation)) == made + 1)
     machine.until(lambda: not machine.held() and not machine.leases())
 
 
-def test_who_waits_in_a_service_that_ended_has_left_the_line(alone):
+def test_a_waiter_of_a_stopped_service_leaves_the_queue(alone):
     machine = alone()
     held = machine.hold(8)
     with begun(machine, do='lease', of='time', request={'seconds': 3000, 'queue': True}):
@@ -529,7 +529,7 @@ def test_who_waits_in_a_service_that_ended_has_left_the_line(alone):
     machine.until(lambda: not machine.held())
 
 
-def test_one_who_waits_often_can_still_look_and_release(machine, monkeypatch):
+def test_a_user_at_the_limit_of_waiters_can_still_list_and_release(machine, monkeypatch):
     monkeypatch.setitem(door.LIMITS, 'lease', (256, 2))
     machine.hold(8)
     limits = machine.service.embedded._services[1]._door
@@ -541,7 +541,7 @@ def test_one_who_waits_often_can_still_look_and_release(machine, monkeypatch):
     limits._clients['lease', NOBODY] = 0
 
 
-def test_a_door_that_lacks_descriptors_for_a_while(machine, monkeypatch):
+def test_the_socket_survives_a_lack_of_descriptors(machine, monkeypatch):
     """It goes on when there are some again."""
     monkeypatch.setattr(door, 'PAUSE', 0.01)
     served, tries = machine.service.embedded._services[1]._door, []
@@ -558,7 +558,7 @@ def test_a_door_that_lacks_descriptors_for_a_while(machine, monkeypatch):
     assert machine.leases() == []
 
 
-def test_a_process_that_cannot_be_looked_at_keeps_its_lease(machine, monkeypatch):
+def test_an_unreadable_process_keeps_its_lease(machine, monkeypatch):
     monkeypatch.setattr(leases, 'RETRY', 0.01)
     failing = iter([OSError(errno.EMFILE, 'no descriptors')] * 3)
     plain = processes.watch
@@ -618,7 +618,7 @@ def test_an_agent_ends_nothing_but_leases_of_its_host(machine):
     machine.service.api.delete(f'/v2/allocations/{made["uuid"]}')
 
 
-def test_nobody_claims_to_be_a_process_over_the_api(machine):
+def test_the_api_refuses_the_consumer_type_of_processes(machine):
     consumer = {'type': 'local_process', 'id': 'atlas-800t-a2/1/2/3/4/5/6'}
     answer = machine.service.api.post(
         '/v2/allocations',

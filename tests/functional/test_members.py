@@ -145,7 +145,7 @@ def test_a_user_without_a_project_may_do_nothing(asked, method):
     assert asked('zoe').get('/v2').status_int == 200
 
 
-def test_what_a_user_says_of_himself_is_not_believed(asked):
+def test_identity_headers_of_a_user_are_ignored(asked):
     said = {'X-Project-Id': 'speech', 'X-Roles': 'admin', 'X-Is-Admin-Project': 'True'}
     theirs = request(asked('bob'))['uuid']
     assert asked('ann').get(f'{ARQS}/{theirs}', **said).status_int == 404
@@ -214,7 +214,7 @@ def test_a_user_has_one_project(place):
 
 
 @pytest.mark.parametrize('kind', ['absent', 'directory', 'pipe', 'binary', 'large'])
-def test_what_is_no_such_file_is_refused(place, kind):
+def test_a_file_that_is_not_plain_is_refused(place, kind):
     place.projects.unlink()
     if kind == 'directory':
         place.projects.mkdir()

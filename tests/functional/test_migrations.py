@@ -228,7 +228,7 @@ def test_the_rows_can_be_read_by_the_models(fresh):
         assert (part.device.vendor, part.device.host.sequence) == ('é' * 255, 2**40)
 
 
-def test_what_is_held_is_used_since_it_was_bound(fresh):
+def test_a_held_accelerator_has_usage_since_its_bind(fresh):
     moves = [
         {'at': f'2026-11-0{day}T01:02:03+00:00', 'state': state}
         for day, state in ((1, 'Bound'), (2, 'Unbound'), (3, 'Bound'))
@@ -372,7 +372,7 @@ NUMBER = sa.Column('number', sa.Integer(), nullable=False)
     ],
     ids=lambda operation: type(operation).__name__,
 )
-def test_what_takes_something_away_is_no_expansion(operation):
+def test_a_destructive_operation_is_not_an_expansion(operation):
     assert not expands(operation, {'devices'})
 
 

@@ -128,7 +128,7 @@ def test_a_failed_bind_is_told_too(nova, bound):
 
 
 @pytest.mark.parametrize('status', [200, 207, 404, 422])
-def test_nova_has_heard(nova, bound, status):
+def test_nova_accepts_these_statuses(nova, bound, status):
     nova.post(EVENTS, json={}, status_code=status)
     bound.bind()
     support.send(bound.manager.outbox)

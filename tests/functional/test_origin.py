@@ -78,7 +78,7 @@ def test_loopback_is_served_without_authentication(service, address):
     'address',
     ['192.0.2.1', '10.0.0.1', '::', '0.0.0.0', '2001:db8::1', '::ffff:192.0.2.1', 'localhost', 'a'],
 )
-def test_others_are_not_served_without_authentication(service, address):
+def test_remote_clients_are_refused_without_authentication(service, address):
     asked = Asked(service, REMOTE_ADDR=address)
     assert asked.statuses() == REFUSED
     said = support.fault(asked.api.get('/v2/devices'))
@@ -101,7 +101,7 @@ def test_others_are_not_served_without_authentication(service, address):
     ],
 )
 @pytest.mark.parametrize('address', ['127.0.0.1', '192.0.2.1'])
-def test_nobody_is_spoken_for_without_authentication(make, parsing, header, value, address):
+def test_forwarded_clients_are_refused_without_auth(make, parsing, header, value, address):
     service = make()
     service.conf.set_override('enable_proxy_headers_parsing', parsing, group='oslo_middleware')
     asked = Asked(service, REMOTE_ADDR=address)
@@ -118,7 +118,7 @@ def test_nobody_is_spoken_for_without_authentication(make, parsing, header, valu
         *('X-Envoy-External-Address', 'X-Azure-ClientIP', 'X-AppEngine-User-IP', 'X-Remote-Addr'),
     ],
 )
-def test_no_proxy_speaks_for_anybody_without_authentication(service, header):
+def test_proxies_are_refused_without_authentication(service, header):
     asked = Asked(service)
     refused = asked.api.get('/v2/devices', **{header: '127.0.0.1'})
     assert refused.status_int == 403
@@ -170,7 +170,7 @@ def test_names_of_loopback(asked, host):
         'localhost, evil.example', '[::1', '[evil.example]', 'a' * 5000,
     ],
 )  # fmt: skip
-def test_names_of_others(asked, host):
+def test_unknown_host_names_are_refused(asked, host):
     assert asked.statuses(Host=host) == REFUSED
     assert 'allowed_hosts' in support.fault(asked.api.get('/v2', Host=host))
 
@@ -182,7 +182,7 @@ def test_other_addresses(make, tmp_path):
     assert basic(make, tmp_path).statuses(Host='192.0.2.1:6666')[0] == 200
 
 
-def test_a_name_that_a_page_sends_along_is_not_believed(make, tmp_path):
+def test_a_forwarded_host_name_is_ignored(make, tmp_path):
     """Where a proxy is expected, its headers say by which name it was asked."""
     asked = basic(make, tmp_path)
     asked.service.conf.set_override('enable_proxy_headers_parsing', True, group='oslo_middleware')
@@ -236,7 +236,7 @@ def test_a_request_without_a_name(service):
     ],
     ids=str,
 )
-def test_pages_of_others(asked, headers):
+def test_requests_of_foreign_pages_are_refused(asked, headers):
     assert asked.statuses(Host='localhost', **headers) == REFUSED
     preflight = {'Access-Control-Request-Method': 'POST'} | headers
     answer = asked.api.request('OPTIONS', '/v2/devices', Host='localhost', **preflight)
@@ -327,7 +327,7 @@ def test_a_form_disables_nothing(disable):
     ],
     ids=str,
 )
-def test_what_no_form_can_send_disables(disable, headers):
+def test_headers_that_no_form_can_send_are_accepted(disable, headers):
     assert disable(**BROWSER, **headers) == 204
 
 

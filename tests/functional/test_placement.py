@@ -391,7 +391,7 @@ def test_a_conductor_that_dies_leaves_its_message_to_another(known):
     assert known.inventory()['FPGA']['total'] == 15
 
 
-def test_nobody_else_sends_what_is_being_sent(known):
+def test_a_message_in_progress_is_not_sent_twice(known):
     """Two who send the old and the new state at a time could end with the old one."""
     known.report(support.card(handles=15))
     [held] = support.take(known.manager.outbox, outbox.PROVIDER)
@@ -403,14 +403,14 @@ def test_nobody_else_sends_what_is_being_sent(known):
     assert not known.waiting()
 
 
-def test_one_of_two_who_found_a_message_claims_it(known):
+def test_one_of_two_conductors_claims_a_message(known):
     known.report(support.card(handles=15))
     sender = known.manager.outbox
     found = [sender._look(outbox.PROVIDER)[0] for _ in range(2)]
     assert [len(sender._claim(each)) for each in found] == [1, 0]
 
 
-def test_who_was_too_slow_ends_nobody_elses_lease(known):
+def test_a_slow_conductor_does_not_end_the_lease_of_another(known):
     known.report(support.card(handles=15))
     [slow] = support.take(known.manager.outbox, outbox.PROVIDER)
     known.hurry()
@@ -421,7 +421,7 @@ def test_who_was_too_slow_ends_nobody_elses_lease(known):
 
 
 @pytest.mark.parametrize('moment', ['GET', 'PUT'])
-def test_who_was_too_slow_puts_nothing_over_what_came_after_him(known, monkeypatch, moment):
+def test_a_slow_conductor_does_not_overwrite_a_newer_state(known, monkeypatch, moment):
     """Another one has sent the new state while he was about to send the old one."""
     other = manager.Manager(known.conf, known.database)
     ours = known.manager.outbox._placement
@@ -445,7 +445,7 @@ def test_who_was_too_slow_puts_nothing_over_what_came_after_him(known, monkeypat
     assert known.inventory()['FPGA']['total'] == 14
 
 
-def test_who_was_too_slow_brings_back_what_he_has_removed(known, monkeypatch):
+def test_a_slow_conductor_restores_a_provider_that_it_removed(known, monkeypatch):
     """Nothing in Placement tells him that it is wanted again."""
     other = manager.Manager(known.conf, known.database)
     ours = known.manager.outbox._placement
@@ -481,7 +481,7 @@ def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_
     assert known.inventory()['FPGA']['reserved'] == 15
 
 
-def test_an_order_that_comes_again_waits_as_well(known, monkeypatch):
+def test_a_repeated_disable_waits_for_placement(known, monkeypatch):
     """The first may have been answered before Placement knew."""
     monkeypatch.setattr(outbox.Sender, 'tell', lambda *_: None)
     known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
@@ -491,7 +491,7 @@ def test_an_order_that_comes_again_waits_as_well(known, monkeypatch):
     assert known.inventory()['FPGA']['reserved'] == 16
 
 
-def test_an_order_is_answered_although_placement_does_not(known, monkeypatch):
+def test_a_disable_is_answered_although_placement_hangs(known, monkeypatch):
     monkeypatch.setattr(outbox, 'TELL', 0.1)
     ours = known.manager.outbox._placement
     call, back = ours._call, threading.Event()
@@ -516,7 +516,7 @@ def test_an_order_is_answered_although_placement_does_not(known, monkeypatch):
     assert known.inventory()['FPGA']['reserved'] == 15
 
 
-def test_an_order_is_answered_although_placement_refuses(cloud):
+def test_a_disable_is_answered_although_placement_refuses(cloud):
     """There is no root provider."""
     cloud.report(CARD)
     cloud.manager.set_device_status(context.service(), uuid=cloud.device(), status='maintaining')
@@ -705,7 +705,7 @@ def take(cloud, **group):
 
 
 @pytest.mark.parametrize(('before', 'after'), [((0,), (1, 2, 3)), ((1, 2), (0,))])
-def test_what_is_excluded_is_not_offered(known, before, after):
+def test_an_excluded_accelerator_is_not_offered(known, before, after):
     known.report(functions(*before))
     arq = take(known)
     known.report(functions(*after))
@@ -719,7 +719,7 @@ def test_what_is_excluded_is_not_offered(known, before, after):
     assert offered['total'] - offered['reserved'] == len(after)
 
 
-def test_what_a_bind_excludes_is_not_offered(known):
+def test_an_accelerator_excluded_by_a_bind_is_not_offered(known):
     known.report(functions(0, 1, 2))
     known.send()
     assert known.inventory()['FPGA']['reserved'] == 0
@@ -739,7 +739,7 @@ def test_a_trait_of_an_operator_in_placement_counts_at_bind(known):
     take(known, **asked)
 
 
-def test_what_an_allocation_holds_is_reserved_before_the_answer(known):
+def test_accelerators_of_an_allocation_are_reserved_before_the_answer(known):
     """And can be scheduled to again when it is released."""
     request = {
         'profile': None,
@@ -771,7 +771,7 @@ def test_a_lost_accelerator_that_is_held_is_reserved(known):
     assert (fpga['total'], fpga['reserved']) == (16, 1)
 
 
-def test_a_device_that_is_not_well_is_reserved_and_has_a_trait_until_it_is_well(known):
+def test_a_faulty_device_is_reserved_and_has_a_trait_until_it_recovers(known):
     def look(**health):
         known.report(support.card(handles=16, **health))
         known.send()
@@ -787,7 +787,7 @@ def test_a_device_that_is_not_well_is_reserved_and_has_a_trait_until_it_is_well(
     assert look(health='ok') == (0, traits)
 
 
-def test_what_a_dead_conductor_had_in_hand_is_sent_within_a_minute(known):
+def test_messages_of_a_dead_conductor_are_sent_within_a_minute(known):
     known.report(support.card(handles=15))
     [message] = support.take(known.manager.outbox, outbox.PROVIDER)
     [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
@@ -812,7 +812,7 @@ def test_providers_follow_a_host_that_is_renamed_and_go_with_it(known):
 
 
 @pytest.mark.parametrize('free', ['delete_arqs_of', 'delete_arqs', 'unbind'])
-def test_what_is_freed_is_offered_though_the_commit_was_not_answered(cloud, free):
+def test_a_freed_accelerator_is_offered_after_an_unanswered_commit(cloud, free):
     cloud.add_root()
     card = support.card(handles=3)
     for handle, form in zip(card.deployables[0].attach_handles, ['whole', 'vf', 'vf'], strict=True):
@@ -836,7 +836,7 @@ def test_what_is_freed_is_offered_though_the_commit_was_not_answered(cloud, free
     assert cloud.inventory()['FPGA']['reserved'] < before
 
 
-def test_placement_knows_before_the_answer_though_the_commit_was_not_answered(known):
+def test_placement_is_updated_before_the_answer_after_an_unanswered_commit(known):
     with test_retries.commit_lost(known.database):
         known.manager.set_device_status(
             context.service(), uuid=known.device(), status='maintaining', seen=0

@@ -74,13 +74,13 @@ def active(service, *uuids):
     return [uuid for uuid in uuids if state(service, uuid) == 'active']
 
 
-def test_one_that_need_not_wait_is_served_at_once(service):
+def test_an_allocation_is_served_at_once_if_enough_are_free(service):
     npus(service, 1)
     made = service.api.post(PATH, body(queue=True, priority=5)).json
     assert (made['state'], made['position'], made['priority']) == ('active', None, 5)
 
 
-def test_one_waits_until_something_is_released(service):
+def test_an_allocation_waits_until_something_is_released(service):
     npus(service, 1)
     first = ask(service)
     waits = service.api.post(PATH, body(queue=True, name='a', lease=60)).json
@@ -181,7 +181,7 @@ def test_there_is_a_queue_for_each_class(service):
     assert active(service, *waits) == waits
 
 
-def test_what_is_of_no_use_to_the_first_goes_to_those_behind(service):
+def test_accelerators_that_the_first_cannot_use_go_to_the_next(service):
     npus(service, 2)
     service.report(npu('01', traits=['CUSTOM_B']), host='host-2')
     held = [ask(service, hosts=['host-1']), ask(service, hosts=['host-1'])]
@@ -208,7 +208,7 @@ def test_a_host_that_is_too_small_is_of_no_use(service):
     assert state(service, held) == 'active'
 
 
-def test_who_does_not_wait_takes_nothing_from_those_who_do(service):
+def test_an_unqueued_request_takes_nothing_from_queued_ones(service):
     npus(service, 2)
     held = [ask(service), ask(service)]
     wide = ask(service, 2)
@@ -234,7 +234,7 @@ def nonsense(number, amount=16, **more):
     return {'groups': groups, 'queue': True, 'priority': 100} | more
 
 
-def test_wishes_of_many_kinds_stop_nobody(service):
+def test_requests_of_many_kinds_block_no_others(service):
     """One statement reads what is free of so many kinds; what comes after is read by another."""
     npus(service, 1)
     for number in range(6):
@@ -248,7 +248,7 @@ def test_wishes_of_many_kinds_stop_nobody(service):
     assert state(service, behind) == 'active'
 
 
-def test_what_is_kept_for_one_is_kept_from_those_many_kinds_behind(service):
+def test_kept_accelerators_stay_kept_beyond_many_kinds(service):
     npus(service, 2)
     held = ask(service)
     first = ask(service, 2)
@@ -263,7 +263,7 @@ def test_what_is_kept_for_one_is_kept_from_those_many_kinds_behind(service):
     assert (state(service, first), state(service, last)) == ('active', 'queued')
 
 
-def test_who_wants_many_kinds_passes_nobody(service):
+def test_a_request_of_many_kinds_keeps_its_place(service):
     npus(service, 2)
     ask(service)
     first = ask(service, 2)
@@ -297,7 +297,7 @@ def test_a_profile_that_is_another_by_now_is_not_used(service):
     assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
 
 
-def test_one_that_is_given_up_makes_room(service):
+def test_a_deleted_queued_allocation_leaves_the_queue(service):
     npus(service, 2)
     held = [ask(service), ask(service)]
     wide, narrow = ask(service, 2, name='wide'), ask(service)
@@ -312,7 +312,7 @@ def test_one_that_is_given_up_makes_room(service):
     release(service, wide)
 
 
-def test_who_has_waited_for_long_goes_first(service, member):
+def test_a_long_wait_goes_first(service, member):
     npus(service, 1)
     member('a')
     held = ask(service)
@@ -335,7 +335,7 @@ def limit(service, project=ALONE, **limits):
     settle(service)
 
 
-def test_the_quota_counts_when_it_is_its_turn(service, member):
+def test_the_quota_counts_when_an_allocation_is_served(service, member):
     npus(service, 3)
     held = [ask(service) for _ in range(3)]
     waits = [ask(service), ask(service)]
@@ -358,7 +358,7 @@ def test_the_quota_counts_when_it_is_its_turn(service, member):
     assert len(service.rows(model.ARQ)) == 3
 
 
-def test_nothing_is_kept_for_who_may_not_have_it(service, member):
+def test_nothing_is_kept_for_an_allocation_over_its_quota(service, member):
     """Two are wanted and one is free: the quota would refuse the two all the same."""
     npus(service, 2)
     held = [ask(service) for _ in range(2)]
@@ -395,7 +395,7 @@ def test_nothing_is_kept_for_an_alternative_that_a_quota_refuses(service, member
     assert state(service, waits) == 'queued'
 
 
-def test_a_quota_that_is_used_up_is_waited_for(service):
+def test_an_allocation_waits_for_an_exhausted_quota(service):
     npus(service, 3)
     limit(service, CUSTOM_NPU=1)
     assert service.api.post(PATH, body()).status_int == 201
@@ -410,7 +410,7 @@ def test_a_quota_that_is_used_up_is_waited_for(service):
     assert state(service, waits) == 'active'
 
 
-def test_whatever_frees_something_has_it_served(service):
+def test_each_release_serves_the_queue(service):
     """One device is disabled, one held by Nova, one by an allocation with a lease."""
     npus(service, 3)
     service.profile(CUSTOM_NPU=1)
@@ -507,7 +507,7 @@ def test_two_conductors_that_serve_at_once_serve_once(service):
     settle(service)
 
 
-def test_what_is_served_or_given_up_meanwhile_is_not_so_again(service):
+def test_an_allocation_is_served_or_deleted_once(service):
     ask(service)
     settle(service)
     with service.database.writer() as session:
@@ -618,7 +618,7 @@ def test_a_request_waits_until_it_is_served(service, method):
     assert seconds < 10
 
 
-def test_a_request_that_waits_is_answered_when_it_is_given_up_and_in_time(service):
+def test_a_waiting_request_is_answered_at_a_delete_and_at_its_timeout(service):
     waits = ask(service)
     other = support.Api(support.local(service.embedded.application))
     answer, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=1'))
@@ -631,7 +631,7 @@ def test_a_request_that_waits_is_answered_when_it_is_given_up_and_in_time(servic
     assert seconds < 10
 
 
-def test_a_wait_that_is_none(service):
+def test_an_invalid_wait(service):
     for value in ('-1', '61', 'a', '', '1.5', '0x1', '999999999999', '1&wait=2'):
         for answer in (
             service.api.get(f'{PATH}/{support.INSTANCE}?wait={value}'),
@@ -641,7 +641,7 @@ def test_a_wait_that_is_none(service):
     assert service.rows(model.Allocation) == []
 
 
-def test_who_waits_holds_no_connection_and_is_bounded(database_url):
+def test_waiting_requests_hold_no_connection_and_are_limited(database_url):
     service = support.Service(database_url, api__max_waiting=2)
     try:
         waits = ask(service)
@@ -680,7 +680,7 @@ def test_who_waits_holds_no_connection_and_is_bounded(database_url):
         service.stop()
 
 
-def test_who_waits_is_answered_when_the_server_stops(service):
+def test_a_waiting_request_is_answered_when_the_server_stops(service):
     waits = ask(service)
     stopping = {'cyborg_lite.stopping': lambda: True}
     api = service.api._app

@@ -54,7 +54,7 @@ def test_a_change_names_its_project(run):
             run(command, *words)
 
 
-def test_what_the_service_refuses_is_said(run):
+def test_a_refusal_of_the_service_is_shown(run):
     with pytest.raises(exceptions.CommandError, match='NPU.*"total" or a resource class'):
         run(quotas.SetQuota, 'p', '--limit', 'NPU=1')
     with pytest.raises(exceptions.CommandError, match='Quota of project p not found'):

@@ -117,7 +117,7 @@ def test_the_own_limit_goes_before_the_default_one(service, many):
     assert shown(service.api.get(f'{QUOTAS}/p')) == {'total': (9, 2), 'FPGA': (2, 2)}
 
 
-def test_what_is_deleted_counts_no_more_and_what_is_unbound_does(service):
+def test_deleted_requests_do_not_count_and_unbound_requests_do(service):
     service.report(support.card(handles=4))
     service.profile()
     set_(service.api, FPGA=1)
@@ -189,7 +189,7 @@ def test_allocations_are_counted_as_requests_are(service, monkeypatch, body):
 
 
 @pytest.mark.parametrize('which', ['own', 'default', 'total'])
-def test_of_64_at_once_as_many_as_the_limit_get_one(service, many, which):
+def test_64_concurrent_requests_respect_the_limit(service, many, which):
     service.profile()
     project = 'defaults' if which == 'default' else 'p'
     set_(service.api, project, **{'total' if which == 'total' else 'FPGA': 20})
@@ -202,7 +202,7 @@ def test_of_64_at_once_as_many_as_the_limit_get_one(service, many, which):
     assert counts(service) == {'p': 20}
 
 
-def test_those_who_want_many_at_once_get_all_or_none(service, many):
+def test_concurrent_requests_for_many_get_all_or_none(service, many):
     service.profile(FPGA=3)
     set_(service.api, 'defaults', FPGA=10)
     answers = many(*['p', 'q'] * 16)
@@ -253,7 +253,7 @@ def test_bad_limits_are_refused(service):
     assert service.rows(model.Quota) == []
 
 
-def test_what_is_no_project_is_refused(service):
+def test_an_invalid_project_is_refused(service):
     for project in ('a' * 65, 'a b', '%C3%A4', 'a%0A', '%2e%2e%5c', "a'--"):
         path = f'{QUOTAS}/{project}'
         answers = [
@@ -267,7 +267,7 @@ def test_what_is_no_project_is_refused(service):
     assert service.api.patch(f'{QUOTAS}/own', {'limits': {'total': 1}}).status_int == 400
 
 
-def test_a_project_has_no_more_limits_than_are_of_use(service):
+def test_the_number_of_limits_is_limited(service):
     for page in range(10):
         set_(service.api, 'p', **{f'CUSTOM_{page}_{n}': 1 for n in range(100)})
     answer = service.api.patch(f'{QUOTAS}/p', {'limits': {'total': 1}})
@@ -278,7 +278,7 @@ def test_a_project_has_no_more_limits_than_are_of_use(service):
 # Who may
 
 
-def test_no_project_of_a_file_has_a_name_that_stands_for_something_else():
+def test_reserved_names_are_not_projects_of_a_file():
     assert {quotas.OWN, model.Quota.DEFAULTS} == set(members.RESERVED)
 
 

@@ -83,7 +83,7 @@ def test_a_path_of_any_bytes_is_a_4xx(service, path):
     'header',
     ['accelerator \xff', 'accelerator 2.\xb2', '\xa0', ',', ',,', 'accelerator', 'a' * 5000],
 )
-def test_a_version_of_any_bytes_is_a_406_or_none(service, header):
+def test_an_invalid_version_is_a_406_or_ignored(service, header):
     answer = service.api.get('/v2/devices', **{'OpenStack-API-Version': header})
     assert answer.status_int in (200, 406)
 
@@ -162,7 +162,7 @@ def test_a_conductor_that_does_not_answer_is_a_503(service, error):
     assert 'Try again' in support.fault(answer)
 
 
-def test_an_error_that_nobody_expected_tells_nothing(service):
+def test_an_unexpected_error_shows_no_details(service):
     with unittest.mock.patch.object(
         type(service.embedded.bus), 'conductor', side_effect=RuntimeError('secret')
     ):
@@ -172,14 +172,14 @@ def test_an_error_that_nobody_expected_tells_nothing(service):
     assert b'Traceback' not in answer.body
 
 
-def test_without_authentication_nobody_says_who_they_are(service):
+def test_identity_headers_are_ignored_without_authentication(service):
     service.profile()
     headers = {'X-Project-Id': 'f' * 32, 'X-Roles': 'reader', 'X-User-Id': 'eve'}
     answer = service.api.post(ARQS, {'device_profile_name': 'profile-1'}, **headers)
     assert answer.json['arqs'][0]['project_id'] == '00000000000000000000000000000001'
 
 
-def test_without_authentication_no_header_vouches_for_a_caller():
+def test_service_token_headers_are_ignored_without_authentication():
     """Not even one that this release does not know."""
     seen = {}
 
@@ -301,7 +301,7 @@ def test_a_body_of_very_many_values_is_a_400(make):
     assert 'Invalid body: 1001 entries, expected 1000 at most' in support.fault(answer)
 
 
-def test_not_all_that_is_wrong_with_a_body_is_looked_for(service, monkeypatch):
+def test_the_number_of_reported_errors_is_limited(service, monkeypatch):
     made = []
     init = jsonschema.ValidationError.__init__
     monkeypatch.setattr(
@@ -370,7 +370,7 @@ def test_a_body_of_bad_chunks_is_a_400(service):
 @pytest.mark.parametrize(
     'route', [route for route in openapi.ROUTES if route.operation.body], ids=str
 )
-def test_nothing_is_parsed_for_who_may_not(service, monkeypatch, route):
+def test_the_body_of_an_unauthorized_caller_is_not_parsed(service, monkeypatch, route):
     front = app.Front(service.conf, service.database, service.embedded.bus)
     identity = {'HTTP_X_USER_ID': 'u', 'HTTP_X_PROJECT_ID': 'f' * 32, 'HTTP_X_ROLES': 'reader'}
     api = support.Api(webtest.TestApp(lambda environ, start: front(environ | identity, start)))
@@ -405,7 +405,7 @@ def test_a_name_that_is_unknown_takes_as_long_as_a_wrong_password(make, tmp_path
 
 
 @pytest.mark.parametrize('name', ['host-2\n', '\nhost-2', 'host 2', '', '-', 'h' * 129])
-def test_a_host_gets_no_name_that_is_none(service, name):
+def test_an_invalid_new_name_of_a_host_is_refused(service, name):
     service.report(support.card())
     with service.database.writer() as session:
         session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2020, 1, 1)))
@@ -416,7 +416,7 @@ def test_a_host_gets_no_name_that_is_none(service, name):
 
 
 @pytest.mark.parametrize('name', ['hostname', 'device_rp_uuid', 'instance_uuid'])
-def test_what_is_said_twice_of_a_request_is_refused(service, name):
+def test_a_repeated_field_of_a_request_is_refused(service, name):
     service.report(support.card())
     service.profile()
     [arq] = service.arqs()

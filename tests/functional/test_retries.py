@@ -225,7 +225,7 @@ ACTS = [
 
 @pytest.mark.parametrize('fault', [commit_lost, delivered_twice, delivered_to_two])
 @pytest.mark.parametrize('act', ACTS)
-def test_what_is_done_is_said_to_be_done(service, fault, act):
+def test_a_retried_call_answers_success(service, fault, act):
     things = Things(service)
     kinds = [model.ARQ, model.Allocation, model.Attribute, model.Device, model.DeviceProfile]
     before = {kind: len(service.rows(kind)) for kind in (*kinds, model.Host, model.Quota)}
@@ -263,7 +263,7 @@ KEPT = [[[], ['a']], ['a'], 'a', None, {'form': 'tuple[str, str]', 'answer': ['a
         *((act, KEPT[0]) for act in (create_profile, create_attribute, create_requests, unbind)),
     ],
 )
-def test_an_answer_of_another_release_is_no_error_of_the_service(service, act, kept):
+def test_an_answer_of_another_release_is_a_503(service, act, kept):
     things = Things(service)
     with upgraded_meanwhile(service, kept):
         answer, kind, more = act(things)
@@ -273,7 +273,7 @@ def test_an_answer_of_another_release_is_no_error_of_the_service(service, act, k
 
 
 @pytest.mark.parametrize('fault', [delivered_twice, delivered_to_two])
-def test_what_is_refused_stays_refused(service, fault):
+def test_a_refused_call_stays_refused(service, fault):
     """Who is second, by a call of his own, is told so."""
     things = Things(service)
     for act in create_profile, delete_profile, delete_request:
@@ -284,7 +284,7 @@ def test_what_is_refused_stays_refused(service, fault):
         assert delete_request(things)[0].status_int == 404
 
 
-def test_what_was_answered_is_forgotten_after_an_hour(service):
+def test_answers_are_deleted_after_an_hour(service):
     service.profile()
     assert service.rows(model.Call)
     service.embedded._services[0].manager.healer.heal()

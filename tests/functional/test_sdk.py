@@ -127,7 +127,7 @@ def test_deployables(sdk):
 
 
 # update_deployable() of openstacksdk calls itself without end.
-def test_programming_a_deployable_says_why_it_cannot_be(sdk):
+def test_programming_a_deployable_is_refused_with_a_reason(sdk):
     [part, _] = sdk.deployables()
     patch = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': IMAGE}]}]
     with pytest.raises(exceptions.ConflictException, match='cannot program'):

@@ -131,7 +131,7 @@ def test_an_instance_is_evacuated_many_times(site):
 
 
 @pytest.mark.parametrize('way', ['?arqs={}', '/{}', 'unbind'])
-def test_an_instance_that_lets_go_in_any_way_keeps_its_owner(site, way):
+def test_an_instance_keeps_its_owner_after_any_release(site, way):
     arq = hold(site)
     if way == 'unbind':
         assert nova(site, 'admin', 'b').unbind(arq).status_int == 202
@@ -140,7 +140,7 @@ def test_an_instance_that_lets_go_in_any_way_keeps_its_owner(site, way):
     assert project(site, hold(site, 'admin', 'b')) == 'a'
 
 
-def test_the_owner_is_whom_an_administrator_names(site):
+def test_an_administrator_can_name_the_owner(site):
     hold(site)
     assert nova(site).delete(f'{ARQS}?instance={support.INSTANCE}').status_int == 204
     arq = create(site, 'admin', 'b')
@@ -150,7 +150,7 @@ def test_the_owner_is_whom_an_administrator_names(site):
     assert project(site, arq) == 'b'
 
 
-def test_an_instance_that_never_had_any_is_its_callers(site):
+def test_a_new_instance_belongs_to_the_caller(site):
     """Nothing else tells whose it is: Nova boots with the owner's token."""
     assert project(site, hold(site, 'admin', 'b')) == 'b'
 
@@ -170,7 +170,7 @@ def foreign(site):
     return hold(site, 'admin', 'b')
 
 
-def test_nova_sees_what_an_instance_holds(site, foreign):
+def test_nova_sees_the_requests_of_an_instance(site, foreign):
     assert of_instance(nova(site)) == [foreign]
     assert nova(site).get(f'{ARQS}/{foreign}').status_int == 200
     resolved = f'{ARQS}?instance={support.INSTANCE}&bind_state=resolved'
@@ -178,13 +178,13 @@ def test_nova_sees_what_an_instance_holds(site, foreign):
 
 
 @pytest.mark.parametrize('way', ['?arqs={arq}', '/{arq}', '?instance={instance}'])
-def test_nova_deletes_what_an_instance_holds(site, foreign, way):
+def test_nova_deletes_the_requests_of_an_instance(site, foreign, way):
     path = ARQS + way.format(arq=foreign, instance=support.INSTANCE)
     assert nova(site).delete(path).status_int == 204
     assert gone(site)
 
 
-def test_nova_unbinds_what_an_instance_holds(site, foreign):
+def test_nova_unbinds_the_requests_of_an_instance(site, foreign):
     assert nova(site).unbind(foreign).status_int == 202
     [row] = site.rows(model.ARQ)
     assert (row.state, row.attach_handle_id, row.project_id) == ('Unbound', None, PROJECTS['b'])
@@ -213,7 +213,7 @@ def test_nova_lists_the_projects_own(site, foreign):
 # Who is not vouched for
 
 
-def test_what_a_foreign_instance_holds_looks_like_none(site, foreign):
+def test_requests_of_a_foreign_instance_are_not_found(site, foreign):
     api = ask(site, 'member')
     assert of_instance(api) == []
     for path in (f'{ARQS}/{{}}', f'{ARQS}?arqs={{}}'):
@@ -226,7 +226,7 @@ def test_what_a_foreign_instance_holds_looks_like_none(site, foreign):
 
 
 @pytest.mark.parametrize('header', ['X-Service-Roles', 'X-Roles', 'X-Project-Id'])
-def test_what_a_caller_says_of_himself_is_not_believed(site, foreign, header):
+def test_identity_headers_of_a_caller_are_ignored(site, foreign, header):
     value = {'X-Project-Id': PROJECTS['b']}.get(header, 'service,admin')
     api = ask(site, 'member', **{header: value})
     assert of_instance(api) == []
@@ -236,7 +236,7 @@ def test_what_a_caller_says_of_himself_is_not_believed(site, foreign, header):
 
 
 @pytest.mark.parametrize('persona', ['admin', 'member', 'service'])
-def test_nobody_changes_what_an_instance_holds_alone(site, persona):
+def test_requests_of_an_instance_need_a_service_token(site, persona):
     arq = hold(site)
     api = ask(site, persona)
     answers = [api.unbind(arq), api.delete(f'{ARQS}?instance={support.INSTANCE}')]
@@ -264,7 +264,7 @@ def test_a_service_token_of_another_role_does_not_vouch(site, role):
     assert row.state == 'Bound'
 
 
-def test_what_no_instance_holds_is_deleted_by_its_owner(site):
+def test_the_owner_deletes_requests_without_an_instance(site):
     assert ask(site, 'member').delete(f'{ARQS}/{create(site)}').status_int == 204
     assert gone(site)
 
@@ -290,7 +290,7 @@ def test_a_member_names_no_owner(site):
     assert [row.state for row in site.rows(model.ARQ)] == ['Initial']
 
 
-def test_whether_requests_of_others_change_is_not_told(site, foreign):
+def test_states_of_foreign_requests_are_not_revealed(site, foreign):
     with site.database.writer() as session:
         session.execute(sa.update(model.ARQ).values(state='Unbound'))
     resolved = f'{ARQS}?instance={support.INSTANCE}&bind_state=resolved'
@@ -299,7 +299,7 @@ def test_whether_requests_of_others_change_is_not_told(site, foreign):
     assert nova(site).get(resolved).status_int == 423
 
 
-def test_an_instance_of_others_is_not_freed_by_who_may_free(database_url, tmp_path, site, foreign):
+def test_freeing_an_instance_of_another_project_is_refused(database_url, tmp_path, site, foreign):
     """Also where a policy lets members free the instances of their projects."""
     conf = '[oslo_policy]\npolicy_file = ' + str(tmp_path / 'policy.yaml')
     (tmp_path / 'policy.yaml').write_text('"cyborg:instance:free": "role:member"\n')

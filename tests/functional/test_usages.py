@@ -100,7 +100,7 @@ def unbind(service, arq):
 
 
 @pytest.mark.parametrize('free', [delete, delete_one, delete_of_instance, unbind])
-def test_each_door_that_frees_a_request_ends_its_usage(service, clock, card, free):
+def test_each_way_to_free_a_request_ends_its_usage(service, clock, card, free):
     arq = bound(service, card)
     clock.advance_time_seconds(100)
     assert seconds(service) == 100
@@ -125,7 +125,7 @@ def expire(service, _allocation):
 
 
 @pytest.mark.parametrize('free', [release, expire])
-def test_each_door_that_frees_an_allocation_ends_its_usage(service, clock, card, free):
+def test_each_way_to_free_an_allocation_ends_its_usage(service, clock, card, free):
     allocation = allocated(service, lease=100)
     clock.advance_time_seconds(100)
     free(service, allocation)
@@ -135,7 +135,7 @@ def test_each_door_that_frees_an_allocation_ends_its_usage(service, clock, card,
     assert (interval.allocation_uuid, interval.instance_uuid) == (allocation, None)
 
 
-def test_what_comes_from_the_queue_counts_from_then_on(service, clock, card):
+def test_a_queued_allocation_counts_from_its_service(service, clock, card):
     first = allocated(service, groups=[{'resources': {'FPGA': 4}}])
     allocated(service, queue=True)
     clock.advance_time_seconds(10)
@@ -159,7 +159,7 @@ def test_a_request_is_counted_each_time_that_it_is_bound(service, clock, card):
     assert len(service.rows(model.Usage)) == 3
 
 
-def test_what_holds_nothing_is_not_used(service, clock, card):
+def test_a_request_without_an_accelerator_has_no_usage(service, clock, card):
     arqs = service.arqs() + service.arqs()
     service.api.bind(arqs[0], provider=str(uuid.uuid4()), instance=support.INSTANCE)
     clock.advance_time_seconds(10)
@@ -177,7 +177,7 @@ def test_a_call_that_is_refused_ends_nothing(service, clock, card):
     assert seconds(service) == 20
 
 
-def test_usage_is_what_the_history_says(service, clock, card):
+def test_usage_equals_the_history(service, clock, card):
     """To the second, at whatever fraction of it things happen."""
     arq = bound(service, card)
     clock.advance_time_seconds(1.2)
@@ -188,7 +188,7 @@ def test_usage_is_what_the_history_says(service, clock, card):
     assert seconds(service) == (ended - began).total_seconds() == 2
 
 
-def test_a_clock_that_is_behind_takes_nothing_away(service, clock, card):
+def test_a_clock_that_is_behind_makes_no_negative_usage(service, clock, card):
     arq = bound(service, card)
     clock.advance_time_seconds(-100)
     delete(service, arq)
@@ -242,7 +242,7 @@ def test_the_class_is_that_at_which_it_was_bound(service, clock, card):
     assert rows(service, 'resource_class') == {('FPGA',): 10}
 
 
-def test_what_a_conductor_of_the_release_before_has_bound_counts(service, clock, card):
+def test_a_bind_by_the_previous_release_counts(service, clock, card):
     arq = bound(service, card)
     with service.database.writer() as session:
         session.execute(sa.update(model.ARQ).values(held_since=None, resource_class=None))

@@ -558,12 +558,12 @@ def split(bus):
 # The tests
 
 
-def test_every_point_is_come_by_and_has_its_place(region):
+def test_the_cycle_reaches_every_point(region):
     """A new transaction, call or request is to get its point, and the cycle is to reach it."""
     assert region.control.reached() == set(failpoints.POINTS)
 
 
-def test_what_holds_without_a_death(region):
+def test_the_invariants_hold_without_a_death(region):
     assert list(region.wrong()) == []
 
 

@@ -148,12 +148,12 @@ def test_no_token_or_a_wrong_one(service, cloud, rule, headers):
 
 
 @pytest.mark.parametrize('path', ['', '/', '/v2', '/v2/', '/v2/openapi.json', '/healthcheck'])
-def test_what_needs_no_token(service, path):
+def test_public_paths_need_no_token(service, path):
     assert requests.get(service.url + path, timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize('persona', ['manager', 'member', 'reader', 'service'])
-def test_what_is_hidden_from_other_projects(api, arq, persona):
+def test_requests_of_other_projects_are_not_found(api, arq, persona):
     """Whatever the verb, a request of another project looks like none."""
     other = api(persona, 'b', service='service')
     answers = [other.get(f'/accelerator_requests/{arq}')]
@@ -171,7 +171,7 @@ def test_what_is_hidden_from_other_projects(api, arq, persona):
     assert api('member').get(f'/accelerator_requests/{arq}').json()['state'] == 'Initial'
 
 
-def test_what_is_hidden_from_other_projects_in_lists(api, arq, bound, instance):
+def test_lists_do_not_show_requests_of_other_projects(api, arq, bound, instance):
     other = api('member', 'b')
     for filters in ('', f'?instance={instance}', '?bind_state=resolved', '?limit=1'):
         assert other.get(f'/accelerator_requests{filters}').json()['arqs'] == []

@@ -93,7 +93,7 @@ def test_an_instance_comes_back(nova, profile, provider, instance):
         assert [each['uuid'] for each in shown] == [arq['uuid']]
 
 
-def test_what_failed_to_bind_is_deleted(nova, admin, profile, instance):
+def test_a_request_that_failed_to_bind_is_deleted(nova, admin, profile, instance):
     [[arq], [other]] = nova(['create_arqs', profile], ['create_arqs', profile])
     nowhere = {'hostname': 'nowhere', 'device_rp_uuid': instance, 'instance_uuid': instance}
     uuids = [arq['uuid'], instance, other['uuid']]

@@ -314,7 +314,7 @@ def test_a_server_that_wants_more_than_there_is(site, boot):
     assert site.arqs() == []
 
 
-def test_a_server_whose_accelerators_others_than_nova_hold(site, boot, flavor, taken):
+def test_a_server_fails_if_its_accelerators_are_held_outside_nova(site, boot, flavor, taken):
     """Placement does not know: Nova is told so as it binds, and clears away."""
     # Of this instance Nova knows nothing, which is an answer too.
     assert site.answers(support.INSTANCE) == ['207']
@@ -395,7 +395,7 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
         nova.Nova(site.ask('compute', 'service', 'b')).knows(server.uuid)
 
 
-def test_an_administrator_frees_what_a_server_that_is_gone_has_left(site, boot, flavor, openstack):
+def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor, openstack):
     """Without a service token: Nova is asked first, and refuses as long as the server lives."""
     [grant] = [
         words[1:]

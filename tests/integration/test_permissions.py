@@ -141,7 +141,7 @@ def test_the_services_work(buses, database):
     assert rows(database, model.DeviceProfile) == 1
 
 
-def test_an_agent_asks_for_nothing_but_to_be_reported(buses):
+def test_an_agent_can_only_report(buses):
     """The broker refuses the call: no conductor sees it."""
     with pytest.raises(messaging.MessageDeliveryFailure, match='ACCESS_REFUSED'):
         buses['agent'].conductor(CALLER, timeout=20).bind(wishes=[])

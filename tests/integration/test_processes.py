@@ -123,7 +123,7 @@ def _answers(cloud: Cloud) -> bool:
         return False
 
 
-def test_who_asks_before_anybody_listens_is_told_at_once(bus):
+def test_a_call_without_a_server_fails_at_once(bus):
     """An agent that starts before the first conductor would wait for a minute."""
     alone = rpc.Bus(options.load(files=[]), bus, exchange='alone')
     with pytest.raises(messaging.MessageUndeliverable):
@@ -156,7 +156,7 @@ def test_agent_that_starts_before_the_first_conductor(tmp_path):
         assert log.read_text().count('waits for a conductor to report to') == 1
 
 
-def test_who_asks_while_the_broker_is_away_is_told_in_time(tmp_path):
+def test_a_call_without_a_broker_fails_in_time(tmp_path):
     """The API answers 503 then, as it does when no conductor answers."""
     with servers.rabbitmq(tmp_path / 'rabbitmq') as url:
         alone = rpc.Bus(options.load(files=[]), url)
@@ -217,7 +217,7 @@ def test_options_are_changed_while_processes_run(cloud):
     assert all(each.process.poll() is None for each in (*cloud.conductors, cloud.agent))
 
 
-def test_what_a_killed_conductor_did_another_does(cloud):
+def test_another_conductor_replaces_a_killed_one(cloud):
     first = cloud.conductors[0].process
     # Its worker as well, which shares its group.
     os.killpg(first.pid, signal.SIGKILL)
@@ -226,7 +226,7 @@ def test_what_a_killed_conductor_did_another_does(cloud):
         cloud.cycle()
 
 
-def test_a_conductor_and_an_agent_end_when_they_are_told(cloud):
+def test_a_conductor_and_an_agent_stop_on_sigterm(cloud):
     assert cloud.agent.stop() == 0
     assert cloud.conductors[1].stop() == 0
     # The API still reads, and says when nobody decides.

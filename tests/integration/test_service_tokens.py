@@ -24,22 +24,20 @@ def state(api, arq):
 
 
 @pytest.mark.parametrize('persona', ['admin', 'manager', 'member', 'service'])
-def test_nobody_binds_without_a_service_token(api, arq, provider, instance, persona):
+def test_binding_needs_a_service_token(api, arq, provider, instance, persona):
     wish = support.wish(provider, conftest.HOST, instance)
     refused(api(persona).patch('/accelerator_requests', json={arq: wish}), NEEDED)
     assert state(api, arq) == 'Initial'
 
 
 @pytest.mark.parametrize('persona', ['admin', 'manager', 'member', 'service'])
-def test_nobody_unbinds_without_a_service_token(api, bound, persona):
+def test_unbinding_needs_a_service_token(api, bound, persona):
     refused(api(persona).patch('/accelerator_requests', json={bound: REMOVE}), NEEDED)
     assert state(api, bound) == 'Bound'
 
 
 @pytest.mark.parametrize('persona', ['admin', 'manager', 'member', 'service'])
-def test_nobody_deletes_what_an_instance_holds_without_a_service_token(
-    api, bound, instance, persona
-):
+def test_deleting_requests_of_an_instance_needs_a_service_token(api, bound, instance, persona):
     asking = api(persona)
     refused(asking.delete(f'/accelerator_requests?instance={instance}'), NEEDED)
     if persona != 'service':  # which sees none of project a's if it has no admin's token
@@ -50,7 +48,7 @@ def test_nobody_deletes_what_an_instance_holds_without_a_service_token(
     assert state(api, bound) == 'Bound'
 
 
-def test_a_service_token_of_somebody_without_the_role_vouches_for_nothing(api, bound):
+def test_a_service_token_without_the_role_is_ignored(api, bound):
     answer = api('admin', service='admin').patch('/accelerator_requests', json={bound: REMOVE})
     assert answer.status_code in (401, 403)
     assert state(api, bound) == 'Bound'
@@ -76,7 +74,7 @@ def test_deleting_of_an_instance_may_be_done_again(nova, instance):
     assert nova.delete(f'/accelerator_requests?instance={instance}').status_code == 204
 
 
-def test_what_no_instance_holds_stays_another_projects(api, arq):
+def test_a_service_token_does_not_reach_requests_without_an_instance(api, arq):
     """A service token widens nothing else."""
     other = api('member', 'b', service='service')
     assert other.get(f'/accelerator_requests/{arq}').status_code == 404
@@ -84,7 +82,7 @@ def test_what_no_instance_holds_stays_another_projects(api, arq):
     assert state(api, arq) == 'Initial'
 
 
-def test_nova_frees_what_an_instance_holds_with_whosever_token(api, bound, instance):
+def test_nova_frees_requests_of_an_instance_with_any_user_token(api, bound, instance):
     other = api('member', 'b', service='service')
     assert other.delete(f'/accelerator_requests?instance={instance}').status_code == 204
     assert api('admin').get(f'/accelerator_requests/{bound}').status_code == 404
@@ -107,7 +105,7 @@ def test_an_administrator_of_another_project_deletes_an_instance(api, bound, ins
 
 
 @pytest.mark.parametrize('way', ['?arqs={}', '/{}'])
-def test_what_no_instance_holds_is_its_owners(api, arq, way):
+def test_the_owner_deletes_a_request_without_an_instance(api, arq, way):
     path = way.format(arq)
     assert api('member').delete(f'/accelerator_requests{path}').status_code == 204
 

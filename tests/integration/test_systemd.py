@@ -46,7 +46,7 @@ def test_unit_is_sound(analyze, unit):
     assert analyze('verify', '--man=no', unit) == (0, '')
 
 
-def test_unit_names_a_command_that_there_is(analyze, unit):
+def test_an_unknown_command_of_a_unit_is_found(analyze, unit):
     """So that the test above can fail."""
     unit.write_text(unit.read_text().replace(f'{process.BIN}/', '/nowhere/'))
     status, said = analyze('verify', '--man=no', unit)

@@ -125,7 +125,7 @@ def outcomes(calls):
     return collections.Counter(type(call.exception()) for call in calls)
 
 
-def test_conductor_that_is_told_to_end_finishes_what_is_in_hand(deployment, conductors):
+def test_a_stopped_conductor_finishes_calls_in_progress(deployment, conductors):
     wishes = prepare(deployment, HANDLES)
     with in_hand(deployment, wishes, timeout=60) as calls:
         conductors[0].process.terminate()
@@ -140,7 +140,7 @@ def test_conductor_that_is_told_to_end_finishes_what_is_in_hand(deployment, cond
     deployment.call('delete_arqs', uuids=[wish['uuid'] for wish in wishes])
 
 
-def test_what_a_killed_conductor_had_in_hand_is_done_once_more(deployment, conductors):
+def test_calls_of_a_killed_conductor_can_be_retried(deployment, conductors):
     """Its callers get no answer, which the API makes a 503, and ask again."""
     wishes = prepare(deployment, HANDLES)
     with in_hand(deployment, wishes, timeout=20) as calls:
@@ -160,7 +160,7 @@ def test_what_a_killed_conductor_had_in_hand_is_done_once_more(deployment, condu
     deployment.call('delete_arqs', uuids=[wish['uuid'] for wish in wishes])
 
 
-def test_what_a_killed_conductor_was_to_tell_another_tells(deployment, nova):
+def test_another_conductor_sends_messages_of_a_killed_one(deployment, nova):
     nova.hears.clear()
     while nova.asked.acquire(blocking=False):
         pass  # what was asked before
@@ -181,7 +181,7 @@ def test_what_a_killed_conductor_was_to_tell_another_tells(deployment, nova):
         deployment_.kill(each)
 
 
-def test_reports_of_a_host_are_taken_in_one_at_a_time(deployment, conductors):
+def test_reports_of_a_host_are_serialized(deployment, conductors):
     """Whichever conductors have them, and in whatever order: the latest stands."""
     for first in range(0, 80, 4):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

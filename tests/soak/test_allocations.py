@@ -36,7 +36,7 @@ NOT_FOUND = asked('release', 4, 'fail', status=404)
         [ACTIVE, asked('release', 2, 'fail', status=0), RELEASED],
     ],
 )
-def test_what_can_be_true_is_accepted(told):
+def test_a_possible_history_is_accepted(told):
     assert allocations.stories(told)[1] == []
 
 
@@ -58,7 +58,7 @@ def test_what_can_be_true_is_accepted(told):
         ),
     ],
 )
-def test_what_cannot_be_true_is_found(told, found):
+def test_an_impossible_history_is_found(told, found):
     wrong = allocations.stories(told)[1]
     assert [each for each in wrong if found in each]
 
@@ -72,12 +72,12 @@ def test_what_cannot_be_true_is_found(told, found):
         ([], ['I6: allocation n is active in the end, and nobody knows of it']),
     ],
 )
-def test_what_is_left_in_the_end(told, found):
+def test_allocations_that_remain_are_checked(told, found):
     stories, _ = allocations.stories(told)
     assert list(allocations.check(stories, [('n', 'active')])) == found
 
 
-def test_what_an_allocation_holds_nobody_else_does():
+def test_an_accelerator_of_an_allocation_has_one_holder():
     stories, _ = allocations.stories([ACTIVE, RELEASED])
     others = allocations.holds(stories, {'x': 'rp 1.0', 'y': 'rp 1.1'})
     assert others == [history.Hold('rp 1.0', 1, 4, 'n'), history.Hold('rp 1.1', 1, 4, 'n')]

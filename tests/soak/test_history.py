@@ -149,7 +149,7 @@ def run(draw: random.Random, steps: int = 60) -> World:
 
 @hypothesis.given(strategies.randoms(use_true_random=False))
 @hypothesis.settings(max_examples=300)
-def test_what_can_be_true_is_accepted(draw):
+def test_a_possible_history_is_accepted(draw):
     assert run(draw).wrong() == []
 
 
@@ -206,7 +206,7 @@ def bind_unasked(world: World) -> bool:
 
 
 @pytest.mark.parametrize('mutate', [lose, keep, release, show_a_stranger, bind_unasked])
-def test_what_cannot_be_true_is_found(mutate):
+def test_an_impossible_history_is_found(mutate):
     applied = 0
     for seed in range(200):
         world = run(random.Random(seed))
@@ -255,7 +255,7 @@ def test_two_hold_one_in_the_end():
     assert [each for each in wrong if each.endswith('in the end')]
 
 
-def test_a_release_that_is_not_answered_may_have_come():
+def test_an_unanswered_release_may_have_happened():
     told = [*holding('a', 0), gone('a', 0.8, 9, 'unknown'), *holding('b', 1, client=1)]
     for final in ({}, {'a': Seen('Unbound', project='p')}):
         assert list(history.check(told, final | bound('b'))) == []
@@ -293,7 +293,7 @@ def test_a_read_that_was_not_sent_found_nothing_out(status, wrong):
     assert bool(found) == wrong
 
 
-def test_an_accelerator_is_lost_by_nobody():
+def test_a_lost_accelerator_is_found():
     told = [*holding('a', 0), operation('read', 1, 2, seen={'a': Seen('Unbound', project='p')})]
     assert 'found it Unbound, and it was bound' in next(history.check(told, bound('a')))
 
@@ -309,14 +309,14 @@ def test_one_answer_does_not_show_an_accelerator_twice():
     assert 'showed one 0 2 times' in next(history.check(told, {}))
 
 
-def test_what_is_disabled_is_not_given():
+def test_a_bind_of_a_disabled_device_is_found():
     order = {'providers': ('rp-1',)}
     told = [operation('disable', 0, 1, arq='', **order), *holding('a', 2)]
     assert next(history.check(told, bound('a'))).startswith('I4')
 
 
 @pytest.mark.parametrize('outcome', ['ok', 'unknown'])
-def test_what_may_be_enabled_again_may_be_given(outcome):
+def test_a_bind_after_a_possible_enable_is_accepted(outcome):
     order = {'providers': ('rp-1',), 'arq': ''}
     told = [
         operation('disable', 0, 1, **order),
@@ -383,7 +383,7 @@ def asked(invoked, status, kind='unbind', outcome='unknown'):
 
 
 @pytest.mark.parametrize('what', ['database', 'broker'])
-def test_a_server_that_is_away_is_told_of(what):
+def test_answers_during_an_outage_are_accepted(what):
     told = [asked(2, 503), asked(4, 0), asked(21, 202, outcome='ok')]
     assert list(history.check(told, {}, outages=away(what))) == []
 
@@ -397,12 +397,12 @@ def test_a_server_that_is_away_is_told_of(what):
         ([asked(2, 503), asked(21, 503)], 'T11: nothing went well after'),
     ],
 )
-def test_a_server_that_is_away_is_not_told_of_rightly(told, found):
+def test_wrong_answers_during_an_outage_are_found(told, found):
     [wrong] = history.check(told, {}, outages=away())
     assert found in wrong
 
 
-def test_in_one_of_two_outages_nobody_may_be_told():
+def test_one_of_two_outages_may_have_no_errors():
     outages = [history.Outage('database', 1, 20), history.Outage('database', 30, 50)]
     told = [asked(2, 0), asked(31, 503), asked(51, 202, outcome='ok')]
     assert list(history.check(told, {}, outages=outages)) == []
@@ -411,7 +411,7 @@ def test_in_one_of_two_outages_nobody_may_be_told():
     assert 'nobody was told' in wrong
 
 
-def test_who_reads_needs_no_broker():
+def test_reads_need_no_broker():
     told = [asked(2, 503), asked(4, 200, 'list', 'ok'), asked(21, 202, outcome='ok')]
     assert list(history.check(told, {}, outages=away('broker'))) == []
     assert list(history.check(told, {}, outages=away('database')))

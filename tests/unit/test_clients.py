@@ -119,7 +119,7 @@ def test_redirects_are_not_followed(serve, connect, status):
     ],
 )
 @pytest.mark.parametrize('kind', ['traits', 'resource_classes'])
-def test_what_a_user_writes_is_no_path(serve, connect, kind, name):
+def test_user_input_is_not_used_as_a_path(serve, connect, kind, name):
     """An attribute that is added through the API may be a trait or a class of its deployable."""
     server = serve(204)
     client = placement.Placement(connect('placement', server.url))

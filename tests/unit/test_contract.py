@@ -303,7 +303,7 @@ def test_authors_are_told(tmp_path):
     [('0', None), ('N/A', None), ('Unknown', None), ('00000000', None), ('[N/A]', None),
      ('Default string', None), ('033EFS10N5000001', '033EFS10N5000001'), (None, None)],
 )  # fmt: skip
-def test_what_stands_for_no_serial_number(given, kept):
+def test_placeholders_of_serial_numbers(given, kept):
     [device], complaints = contract.check([card(serial=given)])
     assert (device.serial, complaints) == (kept, [])
 
@@ -325,7 +325,7 @@ def test_what_stands_for_no_serial_number(given, kept):
         ('warning', {}, ('warning', 'unspecified'), 1),
     ],
 )
-def test_health_that_is_none_costs_no_card(level, reason, kept, complaints):
+def test_an_invalid_health_does_not_drop_the_card(level, reason, kept, complaints):
     [device], told = contract.check([card(health=level, health_reason=reason)])
     assert (device.health, device.health_reason) == kept
     assert len(told) == complaints

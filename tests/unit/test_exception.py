@@ -30,7 +30,7 @@ def test_every_kind_has_a_code_and_a_message(kind):
     assert kind.template.endswith(('.', '}'))
 
 
-def test_what_is_no_fault_of_ours_says_so():
+def test_errors_of_clients_have_client_statuses():
     assert {kind.code for kind in KINDS if kind.code >= 500} <= {500, 503}
 
 

@@ -145,7 +145,7 @@ def test_imports_run_down(file):
         assert entered(file) <= ROOMS[room(name(file))]
 
 
-def test_the_package_itself_imports_what_programs_use_and_nothing_else():
+def test_the_package_itself_imports_only_the_client():
     """A program that uses accelerators has none of the service's libraries."""
     assert {room(each) for each in imports(ROOT / '__init__.py')} == {'client'}
     ours = {each.partition('.')[0] for each in imports(ROOT / 'client.py')}

@@ -17,7 +17,7 @@ def test_each_can_be_made(mutant):
     ast.parse(mutant.apply((ROOT / mutant.file).read_text()))
 
 
-def test_one_whose_place_is_gone_is_told():
+def test_a_mutant_without_its_text_is_an_error():
     [mutant, *_] = mutants.load()
     with pytest.raises(ValueError, match='expected the text once'):
         mutant.apply('')

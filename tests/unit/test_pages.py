@@ -186,7 +186,7 @@ def test_urls_of_examples_are_served(service):
 @pytest.mark.parametrize(
     'page', [page for page in PAGES if page.name.endswith('.zh.rst')], ids=lambda page: page.name
 )
-def test_what_is_typed_is_the_same_in_chinese(page):
+def test_command_blocks_are_the_same_in_chinese(page):
     english = page.with_name(page.name.replace('.zh.rst', '.rst'))
     texts = [[(each.language, each.text) for each in pages.blocks(one)] for one in (page, english)]
     assert texts[0] == texts[1]

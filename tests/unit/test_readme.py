@@ -105,7 +105,7 @@ def test_other_starts_are_understood(blocks):
             main.parser().parse_args(words)
 
 
-def test_what_lies_where(blocks):
+def test_the_tree_in_the_readme_exists(blocks):
     """Each name of the tree is there: the first of its line, those above it further out."""
     names, above = [], {}
     for line in blocks['cyborg_lite/\n'].text.splitlines():

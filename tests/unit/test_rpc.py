@@ -163,12 +163,12 @@ def test_error_of_ours_reaches_the_caller(bus):
 
 
 @pytest.mark.parametrize('method', ['_hidden', 'nothing', '__init__', 'conf', 'start', 'contexts'])
-def test_what_is_no_method_for_others(bus, method):
+def test_unmarked_methods_cannot_be_called(bus, method):
     with pytest.raises(dispatcher.NoSuchMethod):
         bus.conductor(CALLER)._client.call(CALLER, method)
 
 
-def test_nobody_answers(bus):
+def test_a_call_without_a_server_times_out(bus):
     with pytest.raises(messaging.MessagingTimeout):
         bus.agent(CALLER, 'host-2', timeout=0)._client.call(CALLER, 'echo')
 
@@ -222,7 +222,7 @@ def test_agents_have_a_topic_of_their_own(bus, pin, topic):
     made.close()
 
 
-def test_what_the_pin_allows_is_sent(bus):
+def test_calls_within_the_pin_are_sent(bus):
     conf = options.load(files=[], upgrade_levels__conductor=rpc.VERSION)
     pinned = rpc.Bus(conf, 'fake://', exchange=bus._exchange)
     assert pinned.conductor(CALLER).echo(a=1) == {'a': 1}
@@ -342,7 +342,7 @@ def test_a_direct_call_shares_nothing(paths):
     assert managers.contexts[-1].roles is not CALLER.roles
 
 
-def test_what_text_cannot_carry_is_refused_before_it_is_sent(paths):
+def test_arguments_that_json_cannot_encode_are_refused(paths):
     loop = []
     loop.append(loop)
     for each in paths[0].values():
@@ -365,7 +365,7 @@ class Slow:
         return 'done'
 
 
-def test_who_stops_finishes_what_is_in_hand_and_takes_no_more():
+def test_a_stopped_server_finishes_its_calls_and_accepts_no_more():
     local, slow = rpc.Local(), Slow()
     served = local.serve(rpc.CONDUCTOR, 'host-1', slow)
     answers = []

@@ -209,7 +209,7 @@ def test_bodies_are_bounded(head):
         b'GET http://[ HTTP/1.1\r\nHost: a\r\n\r\n',
     ],
 )
-def test_what_is_no_http_is_refused(data):
+def test_invalid_http_is_refused(data):
     with serving() as made:
         assert status(ask(made, data)) == 400
 
@@ -234,7 +234,7 @@ def test_an_application_that_fails_is_a_500():
         assert b'secret' not in text
 
 
-def test_who_asks_is_told_to_the_application():
+def test_the_application_gets_the_address_of_the_client():
     def application(environ, start_response):
         start_response('200 OK', [])
         names = ('REMOTE_ADDR', 'SERVER_NAME', 'SERVER_PORT', 'HTTP_HOST', 'wsgi.url_scheme')
@@ -313,7 +313,7 @@ def sized(environ, start_response):
     return [b'a' * int(environ['PATH_INFO'][1:])]
 
 
-def test_clients_that_do_not_read_keep_nobody_out():
+def test_clients_that_do_not_read_block_no_others():
     large = b'GET /16000000 HTTP/1.1\r\nHost: a\r\n\r\n'
     with serving(sized, connections=3) as made, contextlib.ExitStack() as stack:
         for _ in range(3):
@@ -324,7 +324,7 @@ def test_clients_that_do_not_read_keep_nobody_out():
         assert status(ask(made, b'GET /2 HTTP/1.0\r\n\r\n')) == 200
 
 
-def test_requests_in_advance_keep_nobody_out():
+def test_pipelined_requests_block_no_others():
     """A connection whose next request is there already is replaced all the same."""
     handled = []
 

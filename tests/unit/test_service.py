@@ -301,7 +301,7 @@ def test_a_daemon_that_has_started_looks_for_garbage_less_often(monkeypatch):
     assert spared == [[1]]
 
 
-def test_what_was_there_at_the_start_is_not_looked_through():
+def test_objects_of_the_start_are_not_collected():
     before = gc.get_threshold()
     try:
         service.spare_garbage_collection()

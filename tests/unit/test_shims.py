@@ -273,7 +273,7 @@ def test_a_release_without_a_private_name_is_named(library, owner, name, monkeyp
     assert name in text
 
 
-def test_what_is_known_begins_with_the_lowest_release_that_is_admitted():
+def test_known_releases_start_with_the_lowest_of_setup_cfg():
     wanted = [requirements.Requirement(each) for each in metadata.requires('cyborg-lite')]
     lowest = {each.name: str(each.specifier).removeprefix('>=') for each in wanted}
     for library, releases in shims.KNOWN.items():

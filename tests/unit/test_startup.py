@@ -64,7 +64,7 @@ def test_no_file_is_found():
 
 
 @pytest.mark.parametrize('url', ['nonsense', 'nonsense://:SECRET@host/name', 'sqlite+no:///a'])
-def test_what_is_no_url_of_a_database(refused, url):
+def test_an_invalid_database_url(refused, url):
     said = refused(f'[database]\nconnection = {url}\n', startup.database)
     assert 'expected a URL' in said
     assert 'SECRET' not in said

@@ -65,7 +65,7 @@ def test_no_failure_of_the_log_ends_it(run, monkeypatch):
         assert work.done.acquire(timeout=20)
 
 
-def test_what_is_raised_from_outside_while_it_waits_does_not_end_it(run):
+def test_an_exception_from_another_thread_does_not_end_it(run):
     work = Work(wait=0.01)
     made = run(work)
     assert work.done.acquire(timeout=20)
@@ -101,7 +101,7 @@ def test_it_is_woken(run):
         made.wake()
 
 
-def test_it_finishes_what_is_in_hand(run):
+def test_it_finishes_the_work_in_progress(run):
     begun, go_on = threading.Event(), threading.Event()
     ended = []
 

@@ -74,7 +74,7 @@ def test_ours_goes_before_upstreams_of_the_same_name(entry_points, host):
     ],
 )
 @pytest.mark.parametrize('group', ['ours', 'theirs'])
-def test_driver_that_cannot_be_had_says_why(entry_points, host, target, reason, group):
+def test_a_driver_that_does_not_load_has_a_reason(entry_points, host, target, reason, group):
     points = {'bad': target} if target else {}
     good = {'good': f'{CARDS}:Good'}
     entry_points(*((good | points, {}) if group == 'ours' else (good, points)))
@@ -321,7 +321,7 @@ def test_looks_are_counted_and_reports_are_not(load):
     assert looks == [{'good': 1}, {'good': 1}, {'good': 1}, {'good': 2}]
 
 
-def test_what_each_driver_found_is_logged_when_it_changes(load, monkeypatch, caplog):
+def test_findings_of_a_driver_are_logged_when_they_change(load, monkeypatch, caplog):
     caplog.set_level('INFO', 'cyborg_lite.agent.drivers')
     loaded = load(cards.Moody, cards.Raising)
     for _ in range(3):
@@ -352,13 +352,13 @@ def test_a_driver_that_lacks_expected_devices_is_degraded(load, caplog, expected
         assert 'driver good is degraded, 1 device: it finds 1 of the 2' in caplog.text
 
 
-def test_a_driver_that_fails_lacks_what_is_expected_as_well(load):
+def test_a_failed_driver_also_lacks_expected_devices(load):
     found = load(cards.Raising, expected={'raising': 2}).discover().drivers['raising']
     assert found.reason.startswith('it finds 0 of the 2 expected devices; discover() failed')
     assert not found.complete
 
 
-def test_what_is_expected_of_a_driver_that_is_not_enabled_is_said(load, caplog):
+def test_expected_devices_of_a_driver_that_is_not_enabled_are_logged(load, caplog):
     load(cards.Good, expected={'god': 1})
     assert 'expected_devices names god, which [agent] enabled_drivers lacks' in caplog.text
 

@@ -58,7 +58,7 @@ def test_report(agent, bus):
     assert bus.contexts[0].is_admin
 
 
-def test_report_for_someone_is_in_his_name(agent, bus):
+def test_a_requested_report_has_the_callers_context(agent, bus):
     caller = context.RequestContext(user_id='u1', overwrite=False)
     agent.report(caller)
     assert bus.contexts == [caller]
@@ -177,7 +177,7 @@ def test_conductor_that_is_not_there_is_a_warning_of_one_line(agent, bus, caplog
     assert 'Traceback' not in caplog.text
 
 
-def test_whoever_waits_for_the_first_report_waits_for_no_conductor_that_fails(agent, bus):
+def test_the_first_report_does_not_wait_for_a_failing_conductor(agent, bus):
     bus.errors = [ValueError('nonsense')]
     agent.start()
     assert agent.reported.wait(20)
@@ -258,7 +258,7 @@ def test_late_answer_is_reported_at_once(hanging, bus):
     assert found(bus.reports[-1]) == (['7a', '3b'], {'hanging': 'ok', 'good': 'ok'})
 
 
-def test_whoever_waits_for_the_first_report_waits_for_a_slow_driver(hanging, bus):
+def test_the_first_report_waits_for_a_slow_driver(hanging, bus):
     """``up`` would say that nothing was found."""
     agent = hanging(interval=0.1, timeout=30)
     assert not agent.reported.is_set()
@@ -267,11 +267,11 @@ def test_whoever_waits_for_the_first_report_waits_for_a_slow_driver(hanging, bus
     assert found(bus.reports[-1]) == (['7a', '3b'], {'hanging': 'ok', 'good': 'ok'})
 
 
-def test_whoever_waits_for_the_first_report_waits_for_no_driver_that_hangs(hanging):
+def test_the_first_report_does_not_wait_for_a_hung_driver(hanging):
     assert hanging(interval=3600, timeout=0.05).reported.wait(20)
 
 
-def test_whoever_waits_for_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
+def test_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
     """It may take longer than an interval to take the report of many devices in."""
     monkeypatch.setattr(manager, 'RETRY', 0.01)
     answering = threading.Event()

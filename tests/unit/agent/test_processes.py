@@ -81,13 +81,13 @@ def test_a_mark_of_another_user_is_not_believed():
         made.kill()
 
 
-def test_what_was_there_before_the_holder_is_not_of_its_lease(child):
+def test_older_processes_are_not_part_of_a_lease(child):
     later = processes.find(child.pid).started + 1
     assert using('mark-1', started=later) == []
 
 
 @pytest.mark.parametrize('error', [errno.EMFILE, errno.ENOMEM])
-def test_a_process_that_cannot_be_looked_at_has_not_ended(child, monkeypatch, error):
+def test_an_unreadable_process_has_not_ended(child, monkeypatch, error):
     def fail(pid):
         raise OSError(error, 'for lack of something')
 
@@ -133,7 +133,7 @@ def test_a_command_with_brackets_and_blanks(child, monkeypatch, tmp_path):
     assert processes.parent(7) == 3
 
 
-def test_who_has_no_name():
+def test_a_user_without_a_name():
     assert processes.user(2**31 - 7) == f'uid-{2**31 - 7}'
 
 

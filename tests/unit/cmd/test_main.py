@@ -78,7 +78,7 @@ def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
     assert capsys.readouterr().err.endswith(said)
 
 
-def test_a_reader_that_ends_is_no_error(run, tmp_path, monkeypatch, capsys):
+def test_a_closed_pipe_is_no_error(run, tmp_path, monkeypatch, capsys):
     """As in ``cyborg-lite ps | head``."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -116,7 +116,7 @@ def test_help(run, arguments, capsys):
 
 
 @pytest.mark.parametrize('arguments', [['--help'], ['ps', '--url', 'http://127.0.0.1:9']])
-def test_what_only_asks_loads_no_service(arguments):
+def test_simple_commands_load_no_service(arguments):
     """A second went by before a line of help was shown."""
     code = (
         'import sys; from cyborg_lite.cmd import entry\n'

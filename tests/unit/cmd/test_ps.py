@@ -96,7 +96,7 @@ def test_formats_for_programs(service, served, run, form):
 
 
 @pytest.mark.parametrize(('form', 'said'), [('table', True), ('json', False), ('csv', False)])
-def test_cards_of_which_nothing_is_given_out_were_found(database_url, served, run, form, said):
+def test_devices_without_accelerators_are_mentioned(database_url, served, run, form, said):
     made = support.Service(database_url)
     try:
         made.report(support.card('3b', handles=0), support.card('5e', handles=0))
@@ -233,7 +233,7 @@ def test_a_pipe_gets_no_control_characters(service, served):
     assert all(line.rstrip('\n').isprintable() for line in lines)
 
 
-def test_who_asks(served, run, monkeypatch):
+def test_credentials_are_sent(served, run, monkeypatch):
     asked = []
 
     def application(environ, start_response):
@@ -278,7 +278,7 @@ def test_refusals_are_told_in_a_line(served, run, status, body, said):
         ('Keystone uri="a"', [], 'not known. Put a token into OS_TOKEN: "openstack token issue'),
     ],
 )
-def test_a_service_that_wants_to_know_who_asks(served, run, monkeypatch, scheme, user, said):
+def test_a_service_that_requires_authentication(served, run, monkeypatch, scheme, user, said):
     monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
 
     def application(environ, start_response):

@@ -265,7 +265,7 @@ def test_mistakes_are_told_in_a_line(up, arguments, said):
 
 
 @pytest.mark.parametrize('port', ['-1', '65536', '99999'])
-def test_port_that_is_none(up, port):
+def test_invalid_port(up, port):
     with pytest.raises(SystemExit) as exit_:
         up('--port', port)
     assert exit_.value.code == 2
@@ -470,7 +470,7 @@ def test_host_without_a_name(up, capsys):
 
 
 @pytest.mark.parametrize('name', ['qu?e', 'st%20x'])
-def test_state_directory_that_is_no_part_of_a_url(up, tmp_path, name):
+def test_state_directory_that_cannot_be_in_a_url(up, tmp_path, name):
     status, said = up('--state-dir', str(tmp_path / name))
     assert status == 1
     assert (
@@ -511,7 +511,7 @@ def test_database_that_cannot_be_used(up, tmp_path, damage):
         ('mssql+pyodbc://localhost/a', 'the driver of the database is not installed'),
     ],
 )
-def test_database_that_is_none(up, tmp_path, connection, reason):
+def test_invalid_database_connection(up, tmp_path, connection, reason):
     file = tmp_path / 'up.conf'
     file.write_text(f'[database]\nconnection = {connection}\n')
     status, said = up('--port', '0', '--config-file', str(file))
@@ -547,7 +547,7 @@ def test_a_stop_while_it_starts(tmp_path):
     assert 'Traceback' not in (tmp_path / 'state' / 'cyborg-lite.log').read_text()
 
 
-def test_why_a_card_is_not_free_stands_below_the_table(database_url, tmp_path, capsys):
+def test_the_reason_of_a_card_is_below_the_table(database_url, tmp_path, capsys):
     made = support.Service(database_url, [host.find('hgx-8gpu', tmp_path)])
     try:
         [agent] = made.embedded.agents
@@ -637,7 +637,7 @@ def introduce(database_url, tmp_path, capsys):
     ],
     ids=['console', 'mediated', 'mediated and another', 'untyped', 'golden', 'split'],
 )
-def test_a_card_of_which_nothing_is_given_out_is_shown(introduce, text, free, reason, others):
+def test_a_card_without_usable_accelerators_is_shown(introduce, text, free, reason, others):
     said = introduce(text.replace('functions:', f'functions:{FREE}') if others else text)
     rows = [
         [cell.strip() for cell in line.strip('|').split('|')]

@@ -457,7 +457,7 @@ def test_late_failure_of_what_is_bound_by_now(one):
     assert one.dump() == rows
 
 
-def test_late_delete_by_instance_spares_what_the_instance_got_since(one):
+def test_late_delete_by_instance_keeps_newer_requests(one):
     [old], [new] = one.hold(), one.arqs()
     instance = one.arq(old).instance_uuid
     before = seen(one, old)
@@ -509,7 +509,7 @@ def test_caller_without_a_project_has_no_requests(one):
     assert one.delete_arqs(nobody, uuids=[arq]) == [arq]
 
 
-def test_what_is_bound_meanwhile_is_not_deleted_by_who_has_seen_it_free(one):
+def test_a_stale_delete_does_not_delete_a_bound_request(one):
     """A tenant may delete his requests, but not what Nova has given his server since he looked."""
     free, [bound] = one.arqs(), one.arqs()
     seen = {row.uuid: row.revision for row in one.rows(model.ARQ)}
@@ -632,7 +632,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize('operate', OPERATIONS.values(), ids=OPERATIONS)
-def test_what_moves_without_its_lock_is_read_again(one, monkeypatch, operate):
+def test_a_request_that_moves_without_its_lock_is_read_again(one, monkeypatch, operate):
     """A lock that was not taken, or was lost, frees nothing that was not seen."""
     [arq] = one.hold()
     instance, remember, read = one.arq(arq).instance_uuid, owners.remember, []
@@ -657,7 +657,7 @@ OPERATIONS_AND_LOCKS = {
 @pytest.mark.parametrize(
     ('operate', 'table'), OPERATIONS_AND_LOCKS.values(), ids=OPERATIONS_AND_LOCKS
 )
-def test_what_is_changed_is_locked(one, operate, table):
+def test_each_changed_row_is_locked(one, operate, table):
     """SQLite locks all: what others are asked tells."""
     [arq] = one.hold()
     locked = []
@@ -676,7 +676,7 @@ def test_what_is_changed_is_locked(one, operate, table):
     assert table in locked
 
 
-def test_what_moves_while_it_is_bound_is_not_bound(one, monkeypatch):
+def test_a_request_that_moves_while_it_is_bound_is_not_bound(one, monkeypatch):
     [arq] = one.arqs()
     find = binding._free_handles
 

@@ -83,7 +83,7 @@ def test_nothing_is_scheduled_to_the_old_name_of_a_machine(conductor):
     assert told == {part.rp_uuid: 3, new.rp_uuid: 0}
 
 
-def test_it_is_noticed_once(conductor):
+def test_a_host_is_marked_as_down_once(conductor):
     conductor.report(card())
     fall_silent(conductor)
     conductor.heal()
@@ -102,7 +102,7 @@ def test_a_host_that_reports_is_left_alone(conductor):
     assert conductor.rows(model.Message) == []
 
 
-def test_a_host_is_as_patient_as_it_says(conductor):
+def test_a_host_is_down_after_its_own_interval(conductor):
     conductor.report(card('3b'), host='often', interval=10)
     conductor.report(card('3b'), host='seldom', interval=30)
     fall_silent(conductor, seconds=30)
@@ -154,7 +154,7 @@ def test_a_host_that_somebody_has_locked_is_noticed(conductor, server):
     assert reserved(conductor) == {direct.provider(): 3}
 
 
-def test_what_is_bound_stays_bound(conductor):
+def test_bound_requests_stay_bound(conductor):
     conductor.report(card(handles=3))
     [held] = conductor.hold()
     fall_silent(conductor)
@@ -175,7 +175,7 @@ def test_placement_is_reminded_of_one_host_after_another(conductor):
     assert told == [*every, ([], 0), every[0]]
 
 
-def test_what_was_announced_wrongly_is_announced_anew(conductor):
+def test_a_wrong_announcement_is_corrected(conductor):
     """By an older release, say."""
     conductor.report(card(handles=3))
     with conductor.database.writer() as session:
@@ -185,13 +185,13 @@ def test_what_was_announced_wrongly_is_announced_anew(conductor):
     assert reserved(conductor) == {direct.provider(): 0}
 
 
-def test_nobody_is_reminded_where_there_is_no_placement(conductor, monkeypatch):
+def test_nothing_is_reconciled_without_placement(conductor, monkeypatch):
     conductor.report(card())
     monkeypatch.setattr(conductor._manager.outbox, '_send', {})
     assert remind(conductor) == ([], 0)
 
 
-def test_what_was_reported_is_told_to_a_placement_that_is_configured_later(conductor, monkeypatch):
+def test_earlier_reports_are_sent_to_a_placement_that_is_configured_later(conductor, monkeypatch):
     outbox_ = conductor._manager.outbox
     told = outbox_._send
     monkeypatch.setattr(outbox_, '_send', {})
@@ -274,7 +274,7 @@ def noticed(conductor):
     return host.silent
 
 
-def test_a_conductor_that_has_just_started_judges_no_host(conductor, healer, clock):
+def test_a_conductor_that_has_just_started_marks_no_host(conductor, healer, clock):
     """The host may have reported all the time, and nobody was there."""
     fall_silent(conductor, seconds=3600)
     healer.heal()
@@ -284,7 +284,7 @@ def test_a_conductor_that_has_just_started_judges_no_host(conductor, healer, clo
     assert noticed(conductor)
 
 
-def test_a_healer_judges_no_host_once_it_is_started(conductor, monkeypatch):
+def test_a_healer_marks_no_host_once_it_is_started(conductor, monkeypatch):
     judged = queue.SimpleQueue()
     monkeypatch.setattr(healing, 'notice_silence', lambda session, watching: judged.put(watching))
     conductor.conf.set_override('healing_interval', 1, 'conductor')
@@ -295,7 +295,7 @@ def test_a_healer_judges_no_host_once_it_is_started(conductor, monkeypatch):
     healer.stop()
 
 
-def test_after_a_clock_that_goes_back_hosts_are_judged_anew(conductor, healer, clock):
+def test_after_a_clock_goes_back_hosts_are_checked_again(conductor, healer, clock):
     watch(healer, clock, 60)
     conductor.report(card(handles=3))
     clock(-3600)
@@ -307,7 +307,7 @@ def test_after_a_clock_that_goes_back_hosts_are_judged_anew(conductor, healer, c
     assert noticed(conductor)
 
 
-def test_a_conductor_that_was_stopped_judges_no_host_after_it(conductor, healer, clock):
+def test_a_conductor_that_was_stopped_marks_no_host(conductor, healer, clock):
     watch(healer, clock, 60)
     conductor.report(card(handles=3))
     clock(300)
@@ -327,7 +327,7 @@ def test_a_host_that_is_silent_while_the_conductor_watches_is_noticed_in_time(
     assert noticed(conductor)
 
 
-def test_after_the_database_was_away_no_host_is_judged(conductor, healer, clock, monkeypatch):
+def test_after_the_database_was_away_no_host_is_marked(conductor, healer, clock, monkeypatch):
     watch(healer, clock, 60)
     conductor.report(card(handles=3))
 
@@ -345,7 +345,7 @@ def test_after_the_database_was_away_no_host_is_judged(conductor, healer, clock,
     assert noticed(conductor)
 
 
-def test_while_a_look_waits_for_the_database_no_host_is_judged(conductor, healer, clock):
+def test_while_a_check_waits_for_the_database_no_host_is_marked(conductor, healer, clock):
     """By the first statement that is answered, hosts have been silent for long."""
     watch(healer, clock, 60)
     conductor.report(card(handles=3))

@@ -70,7 +70,7 @@ def test_many_devices_that_change_cost_no_statement_each(conductor):
     assert many <= len(report(2, 'w')) + 2
 
 
-def test_what_is_not_counting_costs_one_statement(conductor):
+def test_a_stable_health_costs_one_statement(conductor):
     """While samples are counted each report is read; else it is not, whatever the health is."""
     for settled in ('g', 'gbbb', 'bggg', 'gb?', 'gw', 'gwww'):
         for letter in settled:
@@ -106,7 +106,7 @@ def test_a_look_that_is_reported_again_counts_once(conductor):
 @pytest.mark.parametrize(
     'looks', [3, ['fake'], {'fake': -1}, {'fake': '1'}, {'fake': True}, {'': 1}, {'x' * 256: 1}]
 )
-def test_looks_that_are_none_are_refused(conductor, looks):
+def test_invalid_looks_are_refused(conductor, looks):
     with pytest.raises(Exception, match='looks|expected a whole number'):
         sample(conductor, 'g', looks=looks)
 
@@ -132,7 +132,7 @@ def test_another_card_is_not_faulty_for_the_one_before(conductor):
     assert rows == {'A1234': (True, 1), 'B1234': (False, 0)}
 
 
-def test_an_operators_order_and_a_fault_are_two_things(conductor):
+def test_disable_and_fault_are_independent(conductor):
     sample(conductor, 'b')
     uuid = conductor.device().uuid
     conductor.set_device_status(uuid=uuid, status='maintaining')
@@ -231,7 +231,7 @@ def test_the_policy_that_is_built_in():
         ('ok', None, set()),
     ],
 )
-def test_as_much_of_the_reason_counts_as_the_policy_names(tmp_path, level, reason, effects):
+def test_the_longest_matching_reason_of_the_policy_counts(tmp_path, level, reason, effects):
     found = policy(
         tmp_path,
         'warning = "none"\nxid = "tell"\nxid_79 = ["no_new"]\nascend_alarm_80e01801 = "none"\n',
@@ -256,7 +256,7 @@ def test_as_much_of_the_reason_counts_as_the_policy_names(tmp_path, level, reaso
         ('#' * 65537, 'expected a readable file of TOML, at most 65536 bytes'),
     ],
 )
-def test_a_policy_that_is_none_says_where_and_what_was_expected(tmp_path, text, said):
+def test_an_invalid_policy_names_the_place_and_the_expectation(tmp_path, text, said):
     with pytest.raises(health.Broken) as error:
         policy(tmp_path, text)
     assert str(error.value).startswith(f'[conductor] health_policy: {tmp_path}/health.toml')

@@ -84,7 +84,7 @@ def test_a_machine_that_replaces_a_host_is_heard_once_that_is_down(conductor, ag
     assert host(conductor, 'a').machine == MACHINE[::-1]
 
 
-def test_who_reports_a_host_first_and_seldom_does_not_keep_its_machine_out(conductor, agents):
+def test_a_false_report_with_a_seldom_interval_does_not_lock_a_machine_out(conductor, agents):
     agents.report('a', machine=MACHINE[::-1], boot_id='forged', interval=3600)
     agents.report('a', pci('01'), start=True)
     assert conductor.device('01', 'a') is None
@@ -150,7 +150,7 @@ def test_host_that_gets_its_old_name_back(conductor, agents):
     take(conductor, 'a', '02')
 
 
-def test_other_machines_are_no_matter(conductor, agents):
+def test_other_machines_are_not_affected(conductor, agents):
     for name, machine in ('a', MACHINE), ('b', MACHINE[::-1]), ('c', None), ('d', None):
         agents.report(name, pci('01'), machine=machine)
     for name in 'abcd':
@@ -433,7 +433,7 @@ def test_machine_identity_that_cannot_be_read_for_now(conductor, agents):
         take(conductor, 'b')
 
 
-def test_what_is_disabled_under_the_old_name_is_disabled(conductor, agents):
+def test_a_device_disabled_under_the_old_name_is_disabled(conductor, agents):
     agents.report('a', pci('01'), pci('02'))
     conductor.set_device_status(uuid=conductor.device('01', 'a').uuid, status='maintaining')
     agents.report('b', pci('01'), pci('02'))
@@ -442,7 +442,7 @@ def test_what_is_disabled_under_the_old_name_is_disabled(conductor, agents):
     take(conductor, 'b', '02')
 
 
-def test_rename_keeps_what_is_held_under_a_name_before(conductor, agents):
+def test_rename_keeps_requests_held_under_an_earlier_name(conductor, agents):
     agents.report('c', pci('01'))
     take(conductor, 'c')
     agents.report('a', pci('01'))

@@ -112,7 +112,7 @@ def test_a_stranger_is_refused(conductor, agent):
         ({}, {'name': ''}, 'Invalid name'),
     ],
 )
-def test_what_an_agent_says_is_checked(conductor, agent, process, request_, said):
+def test_data_from_an_agent_are_checked(conductor, agent, process, request_, said):
     with pytest.raises(exception.Invalid, match=said):
         lease(conductor, agent, process, **request_)
     assert not conductor.rows(model.Allocation)

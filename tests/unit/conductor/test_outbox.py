@@ -50,7 +50,7 @@ def sender(make_sender):
     return make_sender(outbox_interval=1)
 
 
-def test_a_service_that_hangs_keeps_no_other_waiting(sender):
+def test_a_hung_service_does_not_delay_the_other(sender):
     back, told = threading.Event(), threading.Event()
     sender._send[outbox.EVENT] = lambda key, payload: back.wait()
     sender._send[outbox.PROVIDER] = lambda key, payload: told.set()
@@ -65,7 +65,7 @@ def test_a_service_that_hangs_keeps_no_other_waiting(sender):
         back.set()
 
 
-def test_each_is_told_of_its_own(sender):
+def test_each_service_gets_its_own_messages(sender):
     told = {kind: [] for kind in (outbox.EVENT, outbox.PROVIDER)}
     done = threading.Event()
 
@@ -88,7 +88,7 @@ def test_each_is_told_of_its_own(sender):
 
 
 @pytest.mark.parametrize(('attempts', 'wait'), [(0, 2), (3, 16), (4, 32), (5, 45), (5000, 45)])
-def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
+def test_a_message_that_fails_is_tried_again(sender, attempts, wait):
     """A host may be without nova-compute for days."""
 
     def fail(key, payload):
@@ -106,7 +106,7 @@ def test_what_fails_again_and_again_is_tried_again(sender, attempts, wait):
     assert message.lease is None
 
 
-def test_what_waits_for_too_long_is_sent(sender):
+def test_a_message_postponed_by_a_fast_clock_is_sent(sender):
     """Who has written it had a clock that was fast."""
     told = []
     sender._send[outbox.PROVIDER] = lambda key, payload: told.append(key)
@@ -119,7 +119,7 @@ def test_what_waits_for_too_long_is_sent(sender):
     assert sorted(told) == ['in a day', 'now']
 
 
-def test_what_is_due_is_found_while_another_kind_is_looked_for(sender, server):
+def test_due_messages_are_found_during_a_query_for_another_kind(sender, server):
     """On MariaDB a lock that another kind's query held for a moment hid it."""
     sender._send = dict.fromkeys(sender._send, lambda key, payload: None)
     over = threading.Event()
@@ -169,7 +169,7 @@ def test_senders_are_woken_after_a_commit_that_was_not_answered(sender):
     assert sender._workers[outbox.EVENT]._woken.is_set()
 
 
-def test_what_failed_is_tried_again_when_it_is_due(make_sender):
+def test_a_failed_message_is_tried_again_when_it_is_due(make_sender):
     """Not when the next look is due."""
     sender = make_sender(outbox_interval=15)
     tries, again = iter([RuntimeError('no root provider')]), threading.Event()
@@ -186,7 +186,7 @@ def test_what_failed_is_tried_again_when_it_is_due(make_sender):
     assert again.wait(10)
 
 
-def test_what_was_sent_is_noted_although_the_transaction_met_a_deadlock(sender, monkeypatch):
+def test_a_sent_message_is_recorded_after_a_deadlock(sender, monkeypatch):
     """Otherwise it would be leased to nobody for 45 seconds, and what replaced it too."""
     sender._send[outbox.PROVIDER] = lambda key, payload: None
     with sender.session() as session:
@@ -208,7 +208,7 @@ def test_what_was_sent_is_noted_although_the_transaction_met_a_deadlock(sender, 
         assert not session.query(model.Message).count()
 
 
-def test_what_waits_of_one_request_is_not_replaced_by_what_comes_of_another(sender):
+def test_messages_of_different_requests_are_not_replaced(sender):
     told = []
     sender._send[outbox.EVENT] = lambda key, payload: told.append(payload)
     for events in ({'a': 'completed', 'b': 'failed'}, {'b': 'completed'}, {'c': 'failed'}):
@@ -246,7 +246,7 @@ def test_messages_are_sent_side_by_side(sender):
     assert not together.broken
 
 
-def test_what_is_at_rest_is_asked_for_once(sender):
+def test_an_idle_outbox_takes_one_statement(sender):
     with statements(sender) as seen:
         assert sender._work(outbox.PROVIDER) == 1
     assert len(seen) == 1, seen
@@ -267,7 +267,7 @@ def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
     assert len(seen) == 4, seen
 
 
-def test_what_cannot_be_sent_keeps_nothing_else_waiting(sender):
+def test_a_failed_message_delays_nothing_else(sender):
     """One is refused, one is replaced while it is sent, and one hangs until the others are sent."""
     hangs = threading.Event()
 

@@ -40,7 +40,7 @@ def test_a_set_in_one_node_goes_before_the_fullest_host():
     assert place(free(('a', 0), ('a', 1), ('b', 0), ('b', 0), ('b', 1)), 0, 0) == [2, 3]
 
 
-def test_the_node_that_is_left_whole_is_the_one_with_most():
+def test_the_node_with_most_free_is_kept_whole():
     assert place(free(('a', 0), ('a', 0), ('a', 1), ('a', 1), ('a', 1)), 0, 0) == [0, 1]
     assert place(free(('a', 0), ('a', 0), ('a', 1)), 0) == [2]
 
@@ -59,12 +59,12 @@ def test_hosts_are_apart_only_where_they_may_be():
     assert place(places, 0, 0, same_host=False, same_numa=True) is None
 
 
-def test_what_few_are_fit_for_goes_first():
+def test_the_scarcest_kind_is_chosen_first():
     both, one = free(('a', 0), kinds=(0, 1)), free(('b', 0), ('a', 0), kinds=(0,))[1:]
     assert place(both + one, 0, 1) == [1, 0]
 
 
-def test_one_is_moved_for_another():
+def test_a_choice_is_changed_for_another_kind():
     """0 can be served by b and c, 1 by a and b, 2 by a alone."""
     a, b, c = free(*[('h', 0)] * 3)
     a, b, c = (a._replace(kinds=frozenset({1, 2})), b._replace(kinds=frozenset({0, 1})),

@@ -126,7 +126,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize('spoil', SPOILT)
-def test_a_bad_device_costs_itself(conductor, spoil, caplog):
+def test_a_bad_device_is_dropped_alone(conductor, spoil, caplog):
     good, bad = card('3b').facts(), card('5e').facts()
     spoilt = SPOILT[spoil](bad)
     bad = spoilt if spoil in ('no mapping', 'null', 'nothing') else bad
@@ -138,7 +138,7 @@ def test_a_bad_device_costs_itself(conductor, spoil, caplog):
     assert host.drivers['fake']['reason'].startswith('device 0 left out')
 
 
-def test_a_bad_device_costs_no_other_driver(conductor):
+def test_a_bad_device_degrades_no_other_driver(conductor):
     """What another driver does not report any more is gone all the same."""
     other = card('5e').facts()
     other['deployables'][0]['driver_name'] = 'pci'
@@ -169,13 +169,13 @@ def test_two_devices_that_have_one_handle(conductor):
     assert len(conductor.rows(model.AttachHandle)) == 1
 
 
-def test_a_trait_that_is_none_costs_itself(conductor):
+def test_an_invalid_trait_is_dropped_alone(conductor):
     conductor.report(card(traits=['CUSTOM_GOOD', 'bad/../trait']))
     values = {attribute.value for attribute in conductor.rows(model.Attribute)}
     assert values == {'FPGA', 'CUSTOM_GOOD'}
 
 
-def test_what_a_later_release_adds_is_left_out(conductor):
+def test_unknown_facts_of_a_later_release_are_ignored(conductor):
     conductor.report(devices=[card().facts() | {'later': 1}], later={'a': 'b'})
     assert len(conductor.rows(model.Device)) == 1
 
@@ -192,7 +192,7 @@ def test_a_bad_device_is_not_gone_though_its_driver_has_looked_at_all(conductor)
     assert [device.absences for device in conductor.rows(model.Device)] == [0, 0]
 
 
-def test_what_is_known_of_a_driver_is_kept_alone(conductor):
+def test_only_fields_known_of_a_driver_are_kept(conductor):
     state = {'state': 'degraded', 'reason': 'a\nb\x00', 'devices': 1, 'complete': True}
     conductor.report(card(), drivers={'fake': state | {'more': 'x' * 1_000_000}})
     [host] = conductor.rows(model.Host)

@@ -30,20 +30,20 @@ def test_in_the_order_of_turns():
     assert served([entry(1)], []) == {}
 
 
-def test_what_the_first_waits_for_is_kept_for_it():
+def test_accelerators_are_kept_for_the_first():
     known = [card(1), card(2)]
     assert served([entry(1, 2), entry(2)], [card(1)], known) == {}
     assert served([entry(2), entry(1, 2)], [card(1)], known) == {2: [1]}
 
 
-def test_each_keeps_what_is_of_use_to_it():
+def test_accelerators_are_reserved_for_each_that_can_use_them():
     cards = [card(1), card(2), card(3, kind=1), card(4, kind=1)]
     entries = [entry(1, 2), entry(2, 2, kind=1), entry(3), entry(4, kind=1)]
     assert served(entries, [cards[0], cards[2]], cards) == {}
     assert served(entries, [cards[0], *cards[2:]], cards) == {2: [3, 4]}
 
 
-def test_what_is_of_no_use_to_the_first_goes_on():
+def test_accelerators_of_no_use_to_the_first_go_on():
     small, other = card(3, 'b'), card(4, 'a', kind=1)
     known = [card(1), card(2), small, other]
     assert served([entry(1, 2), entry(2)], [card(1), small], known) == {2: [3]}
@@ -57,18 +57,18 @@ def test_what_is_of_no_use_to_the_first_goes_on():
     assert served([nodes, entry(2)], [card(1)], [card(1), card(2, node=1)]) == {2: [1]}
 
 
-def test_the_first_alternative_that_can_be_had():
+def test_the_first_alternative_that_fits_is_used():
     assert served([entry(1, 2, 1)], [card(1)]) == {1: [1]}
     assert served([entry(1, 2, 1)], [card(1), card(2)]) == {1: [1, 2]}
 
 
-def test_what_others_may_have_without_a_turn():
+def test_accelerators_for_unqueued_requests():
     known = [card(1), card(2), card(3, 'b')]
     left = turns.unclaimed([entry(1, 2)], [card(1), card(3, 'b')], lambda _: known)
     assert left == [card(3, 'b')]
 
 
-def test_all_there_is_is_not_read_where_it_does_not_matter():
+def test_all_accelerators_are_read_only_if_needed():
     def read(_):
         raise AssertionError
 
@@ -121,7 +121,7 @@ def test_nothing_behind_the_first_delays_it(entries, places, freed):
 
 
 @given(entries=ENTRIES, places=st.lists(st.tuples(HOSTS, st.integers(0, 1)), max_size=8))
-def test_nothing_is_given_twice_and_nobody_waits_who_could_be_served_first(entries, places):
+def test_nothing_is_given_twice_and_the_first_is_served_if_possible(entries, places):
     cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
     got = list(turns.grants(entries, cards, lambda _: cards, placing.binpack))
     handles = [each.handle for grant in got for each in grant.chosen]

@@ -95,7 +95,7 @@ def test_sqlite_lets_readers_and_a_writer_work_side_by_side(database):
         assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
 
 
-def test_sqlite_keeps_what_was_answered(database):
+def test_sqlite_keeps_committed_changes(database):
     """Though the power fails: FULL is 2."""
     if database.engine.dialect.name != 'sqlite':
         pytest.skip('this is about SQLite alone')

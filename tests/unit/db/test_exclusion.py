@@ -110,7 +110,7 @@ def test_forms_of_several_deployables(conductor):
         conductor.take(*arqs, device_rp_uuid=parts['host-1_0000:3b:00.0-vf'])
 
 
-def test_other_cards_are_no_matter(conductor):
+def test_other_cards_are_not_excluded(conductor):
     conductor.report(functions(0, bus='3b'), functions(1, 2, bus='5e'))
     conductor.hold('3b')
     conductor.hold('5e', count=2)
@@ -182,7 +182,7 @@ def test_iommu_group_under_the_old_name(conductor):
         ((None, 'A'), ['01', '02']),
     ],
 )
-def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, buses):
+def test_accelerators_held_under_the_old_name_are_excluded(conductor, serials, buses):
     def cards(*serials):
         places = ('01', '02')
         return [functions(0, bus=b, serial=s) for b, s in zip(places, serials, strict=True)]
@@ -200,7 +200,7 @@ def test_what_is_held_under_the_old_name_is_excluded(conductor, serials, buses):
             take(conductor, 'b', bus)
 
 
-def test_another_kind_of_card_is_not_what_is_held_under_the_old_name(conductor):
+def test_another_kind_of_card_is_not_held_under_the_old_name(conductor):
     report_as(conductor, 'a', functions(0, bus='01', serial='A'))
     take(conductor, 'a', '01')
     other = functions(0, bus='02', vendor='10de')
@@ -216,7 +216,7 @@ def test_two_machines_asked_for_at_once(conductor):
 
 
 @pytest.mark.parametrize(('cards', 'told'), [((0,), False), ((0, 1), True)])
-def test_a_host_is_compared_if_what_is_freed_excluded_others(conductor, monkeypatch, cards, told):
+def test_a_host_is_reconciled_if_a_freed_card_excluded_others(conductor, monkeypatch, cards, told):
     conductor.report(functions(*cards, group='7'))
     held = conductor.hold()
     monkeypatch.setattr(conductor._manager.outbox, '_send', {outbox.HOST: None})
@@ -224,7 +224,7 @@ def test_a_host_is_compared_if_what_is_freed_excluded_others(conductor, monkeypa
     assert [row.kind for row in conductor.rows(model.Message)] == [outbox.HOST] * told
 
 
-def test_form_of_what_is_held_stays(conductor):
+def test_the_form_of_a_held_accelerator_stays(conductor):
     conductor.report(functions(0))
     conductor.hold()
     conductor.report(functions(0, 1, 2, form='vf'))

@@ -123,7 +123,7 @@ def test_an_upgrade_that_was_killed_early_is_completed(databases, number):
         made.dispose()
 
 
-def test_a_table_of_somebody_else_is_not_taken(databases):
+def test_a_foreign_table_is_not_used(databases):
     with databases.new() as url:
         made = connect(url)
         with made.begin() as connection:
@@ -167,7 +167,7 @@ def test_three_at_once(databases, tmp_path):
         assert all(text.splitlines()[-1] == migration.head() for text in said)
 
 
-def test_one_that_waits_for_too_long_says_so(databases, monkeypatch):
+def test_an_upgrade_that_waits_too_long_fails(databases, monkeypatch):
     with databases.new() as url:
         first, second = connect(url), connect(url)
         if first.dialect.name != 'mysql':

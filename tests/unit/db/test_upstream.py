@@ -201,7 +201,7 @@ def test_a_report_adopts_what_was_imported(cyborg, conductor, take_over):
     assert conductor.arq(other).attach_handle.uuid == card.handle.uuid
 
 
-def test_what_our_drivers_find_is_what_upstreams_found(cyborg, conductor, take_over, tmp_path):
+def test_our_drivers_find_the_devices_of_upstreams_drivers(cyborg, conductor, take_over, tmp_path):
     """Eight GPUs by upstream's names, then a report of our own driver of that host."""
     host = hosts.find('hgx-8gpu', tmp_path)
     found = drivers.Drivers(conductor.conf, host).discover().devices
@@ -330,7 +330,7 @@ def test_accelerator_that_leaked(cyborg, conductor, take_over):
 
 
 @pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
-def test_request_that_may_not_have_let_go(cyborg, conductor, take_over, state):
+def test_request_that_may_still_hold_its_accelerator(cyborg, conductor, take_over, state):
     """Its instance may use the accelerator: nobody else gets it."""
     card = cyborg.gpu()
     arq = cyborg.bound(cyborg.profile(), card, state=state)
@@ -348,7 +348,7 @@ def test_request_that_may_not_have_let_go(cyborg, conductor, take_over, state):
 
 @pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
 @pytest.mark.parametrize('broken', [{'attach_handle_id': 99}, {'uuid': 'no uuid'}])
-def test_request_that_may_not_have_let_go_and_is_broken(
+def test_broken_request_that_may_still_hold_its_accelerator(
     cyborg, conductor, take_over, state, broken
 ):
     cyborg.bound(cyborg.profile(), cyborg.gpu(), state=state, **broken)
@@ -378,7 +378,7 @@ def test_attributes_of_an_operator_stay(cyborg, conductor, take_over):
     assert kept == theirs | {'rc': 'PGPU', 'trait0': 'CUSTOM_NVIDIA_1EB8'}
 
 
-def test_attributes_of_a_driver_go_with_what_it_reports(cyborg, conductor, take_over):
+def test_attributes_of_a_driver_are_replaced_by_its_report(cyborg, conductor, take_over):
     card = cyborg.gpu()
     about = {'deployable_id': card.part.id, 'created_at': card.part.created_at}
     old = {'trait1': 'CUSTOM_A', 'trait2': 'CUSTOM_B'}

@@ -33,7 +33,7 @@ def nodes(directory) -> list[str]:
     return [node['path'] for node in device['containerEdits']['deviceNodes']]
 
 
-def test_a_device_that_all_may_look_up(tmp_path, umask):
+def test_the_file_is_readable_for_all_users(tmp_path, umask):
     directory = tmp_path / 'run' / 'cdi'
     name = cdi.write(directory, document(3), exists=lambda path: path == '/dev/devmm_svm')
     assert name == f'cyborg-lite.local/allocation={cards.ALLOCATION}'
@@ -43,7 +43,7 @@ def test_a_device_that_all_may_look_up(tmp_path, umask):
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
-def test_what_is_there_is_replaced_as_a_whole(tmp_path, monkeypatch):
+def test_an_existing_file_is_replaced_atomically(tmp_path, monkeypatch):
     cdi.write(tmp_path, document(3), exists=lambda _: False)
     with monkeypatch.context() as patched:
 

@@ -54,7 +54,7 @@ def test_the_cards_of_each_driver_are_numbered_apart():
     ]
 
 
-def test_what_was_noted_stays_as_it_is():
+def test_stored_accelerators_are_not_modified():
     accelerators = cards.ascend(3, 1)
     before = copy.deepcopy(accelerators)
     found = document(*accelerators)
@@ -247,7 +247,7 @@ def test_uuids_are_names(uuid):
     assert devices(document(cards.accelerator(driver='nvidia_gpu', ids=ids)))[0][0] == uuid
 
 
-def test_what_a_host_lacks_is_left_out():
+def test_files_that_a_host_lacks_are_left_out():
     found = document(*cards.ascend(2))
     here = delivery.present(found, lambda path: path in ('/dev/davinci_manager', '/usr/local/dcmi'))
     assert here['drivers']['huawei_ascend']['shared'] == ['/dev/davinci_manager']

@@ -85,7 +85,7 @@ def test_a_driver_of_others_brings_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('text', ['not TOML', 'a = 1', '#' * (needs.SIZE + 1)], ids=range(3))
-def test_a_bad_file_of_others_costs_their_cards_alone(tmp_path, monkeypatch, text):
+def test_a_bad_file_of_another_package_affects_only_its_cards(tmp_path, monkeypatch, text):
     package(tmp_path, monkeypatch, text)
     card = cards.accelerator(driver='acme_npu', ids={'index': 3})
     found = delivery.document(cards.ALLOCATION, cards.HOST, [card, *cards.ascend(1)])
@@ -93,7 +93,7 @@ def test_a_bad_file_of_others_costs_their_cards_alone(tmp_path, monkeypatch, tex
     assert found['accelerators'][1]['reason'] is None
 
 
-def test_a_package_that_does_not_load_is_as_none(monkeypatch):
+def test_a_package_that_does_not_load_is_ignored(monkeypatch):
     broken = types.SimpleNamespace(module='acme_that_is_not_there.npu')
     monkeypatch.setattr('importlib.metadata.entry_points', lambda **_: [broken])
     assert needs.of_driver('acme_other') is None

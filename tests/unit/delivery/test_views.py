@@ -26,7 +26,7 @@ def nvidia(minor: int = 0, uuid: str = GPU):
     return cards.accelerator(driver='nvidia_gpu', ids={'uuid': uuid, 'index': 7, 'minor': minor})
 
 
-def test_a_view_that_is_none_names_those_that_are():
+def test_an_unknown_view_names_the_known_ones():
     with pytest.raises(ValueError, match='process, container, spark, ray, json'):
         view('kubernetes')
 
@@ -69,7 +69,7 @@ def test_process_of_amd_and_nvidia():
 
 
 @pytest.mark.parametrize('facts', [{}, {'driver': 'pci'}, {'driver': 'huawei_ascend'}])
-def test_process_of_what_is_not_known_has_the_facts_alone(facts):
+def test_process_of_an_unknown_driver_has_only_the_facts(facts):
     card = cards.accelerator(**facts)
     shown = view('process', card)
     assert {*shown['env']} == {'CYBORG_ALLOCATION', 'CYBORG_DEVICES'}
@@ -81,7 +81,7 @@ def test_process_of_what_is_not_known_has_the_facts_alone(facts):
     assert shown['problems'][0].startswith(f'Accelerator {card["uuid"]}: ')
 
 
-def test_what_a_card_is_called_stays_one_value():
+def test_a_model_name_stays_one_value():
     """It is in JSON, in one variable: no line of it can set another one."""
     card = cards.accelerator(type='A"\nPATH=/tmp', address='x y\x01')
     env = view('process', card)['env']
@@ -169,7 +169,7 @@ def test_ray_of_gpus():
     assert view('ray', amd)['arguments'] == ['--num-gpus=1', '--resources={}']
 
 
-def test_ray_has_what_it_would_find_itself_set_to_none():
+def test_ray_gets_zero_of_the_kinds_that_it_would_detect():
     """It would count the nodes of the whole host."""
     assert view('ray')['arguments'] == ['--num-gpus=0', '--resources={}']
 

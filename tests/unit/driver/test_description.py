@@ -127,7 +127,7 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         ('name: !!python/object/apply:os.getcwd []', 'name: expected a host name'),
     ],
 )
-def test_what_is_no_description(text, message):
+def test_an_invalid_description_is_refused(text, message):
     with pytest.raises(driver.HostError, match=message):
         description.parse(text)
 
@@ -217,7 +217,7 @@ VIRTUAL = {'id': '8086:37c9', 'total': '999', 'enabled': '999'}
         ),
     ],
 )
-def test_few_lines_that_stand_for_much_are_refused(data, field):
+def test_a_short_description_of_a_large_tree_is_refused(data, field):
     with pytest.raises(driver.HostError, match=field):
         description.parse(yaml.safe_dump({'functions': [data]}))
 

@@ -126,7 +126,7 @@ def test_a_library_is_asked_on_its_machine_alone(tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '{', '\xff', '[' * 100_000])
-def test_an_answer_of_a_library_that_is_none(tmp_path, text):
+def test_an_invalid_answer_of_a_library(tmp_path, text):
     place = tmp_path / 'tools/acmelib/cards.txt'
     place.parent.mkdir(parents=True)
     place.write_text(text)
@@ -174,12 +174,12 @@ def test_machine_is_its_mainboard(machine):
         b'\xff\x00' * 5000,
     ],
 )
-def test_machine_whose_mainboard_does_not_tell_is_its_system(machine, board):
+def test_machine_without_a_mainboard_uuid_uses_its_machine_id(machine, board):
     assert machine(board, f'{SYSTEM.upper()}\n') == SYSTEM
 
 
 @pytest.mark.parametrize('system', [None, '', 'uninitialized', '0' * 32, SYSTEM[1:], b'\xff' * 32])
-def test_machine_that_does_not_tell(machine, system):
+def test_machine_without_an_identity(machine, system):
     assert machine(None, system) is None
 
 
@@ -247,7 +247,7 @@ def test_a_directory_is_read_in_place(tmp_path):
 @pytest.mark.parametrize(
     'spec', ['no-such-host', '/no/such.tar', 'atlas-800t-a2/', '', 'x' * 5000, '../hosts']
 )
-def test_what_is_no_host(tmp_path, monkeypatch, spec):
+def test_an_unknown_host_is_refused(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
     with pytest.raises(driver.HostError, match='expected') as error:
@@ -260,14 +260,14 @@ def test_a_description_that_is_not_there(tmp_path):
         hosts.find('no/such.yaml', tmp_path)
 
 
-def test_what_is_in_the_way_stays(tmp_path):
+def test_a_foreign_file_is_not_replaced(tmp_path):
     (tmp_path / 'hgx-8gpu').symlink_to(tmp_path)
     with pytest.raises(driver.HostError, match='in the way'):
         hosts.find('hgx-8gpu', tmp_path)
     assert (tmp_path / 'hgx-8gpu').is_symlink()
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_keeps_the_old_directory(tmp_path):
     host = hosts.find('hgx-8gpu', tmp_path)
     (tmp_path / 'hgx-8gpu.tar').write_bytes(b'no tar')
     with pytest.raises(driver.HostError, match='cannot be unpacked'):
@@ -378,7 +378,7 @@ def test_a_recording_holds_nothing_secret(tmp_path):
     }
 
 
-def test_a_recording_keeps_what_tells_whether_a_function_is_in_use(tmp_path):
+def test_a_recording_shows_whether_a_function_is_in_use(tmp_path):
     root = tmp_path / 'host'
     virtual = (
         '{id: 10de:2335, total: 2, enabled: 2, offset: 4, iommu_group: 90,'
@@ -464,7 +464,7 @@ def test_a_recording_is_of_the_user_alone(tmp_path, open_umask):
 
 
 @pytest.mark.parametrize('make', ['file', 'link', 'hard link'])
-def test_a_recording_takes_the_place_of_what_is_there(tmp_path, open_umask, make):
+def test_a_recording_replaces_an_existing_file(tmp_path, open_umask, make):
     other, file = tmp_path / 'other', tmp_path / 'r.tar.gz'
     other.write_text('of somebody else')
     other.chmod(0o644)
@@ -477,7 +477,7 @@ def test_a_recording_takes_the_place_of_what_is_there(tmp_path, open_umask, make
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_a_recording_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_recording_keeps_the_old_file(tmp_path, monkeypatch):
     (tmp_path / 'r.tar.gz').write_text('old')
     monkeypatch.setattr(recording, '_add_file', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

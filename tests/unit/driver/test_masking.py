@@ -52,7 +52,7 @@ def shape(text):
         (f'NPU ID   Serial Number         Name\n0        {SERIAL}  910B3', SERIAL),
     ],
 )
-def test_a_secret_is_replaced_by_its_like(text, secret):
+def test_a_secret_is_replaced_by_the_same_shape(text, secret):
     answer = masked(text)
     assert secret not in answer
     assert shape(answer).replace('a', '0') == shape(text).replace('a', '0')
@@ -63,7 +63,7 @@ def test_a_secret_is_replaced_by_its_like(text, secret):
 
 
 @pytest.mark.parametrize('none', ['NA', 'N/A', '-', '', '0000000000000', '[Not Supported]', 'None'])
-def test_what_is_no_serial_number_stays(none):
+def test_a_value_that_is_no_serial_number_stays(none):
     text = f'\tSerial Number                  : {none}\n\tBoard ID : 0x02\n'
     assert masked(text) == text
 
@@ -77,7 +77,7 @@ def test_what_is_no_serial_number_stays(none):
         'Snapshots: 12',
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_a_value_that_is_not_secret_stays(text):
     assert masked(text) == text
 
 

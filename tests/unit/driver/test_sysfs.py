@@ -51,7 +51,7 @@ def test_a_function(tree):
     'content',
     [None, b'', b'\x00\xff\xfe', b'0x19e', b'0x19e5 and more', b'0x19e5\x00', b'-1', '\u0663' * 4],
 )
-def test_an_id_that_is_none(tree, content):
+def test_an_invalid_id(tree, content):
     add(tree, vendor=content)
     assert only(tree).ids == ('', 'd802')
 
@@ -137,7 +137,7 @@ def test_virtual_functions_in_order(tree):
     assert [f.is_virtual for f in tree.functions()] == [False] + [True] * 12
 
 
-def test_a_virtual_function_that_is_another_card_is_none(tree):
+def test_a_link_to_another_card_is_not_a_virtual_function(tree):
     path = add(tree)
     add(tree, '0000:02:00.0')
     (path / 'virtfn0').symlink_to('../0000:02:00.0')
@@ -154,7 +154,7 @@ def test_links_that_dangle_still_tell(tree):
 
 
 @pytest.mark.parametrize('target', ['..', '.', 'a b', 'x' * 65, 'a\nb', '\u0661'])
-def test_links_that_tell_nothing(tree, target):
+def test_links_without_a_name(tree, target):
     path = add(tree)
     for name in ('driver', 'iommu_group'):
         (path / name).symlink_to(target)

@@ -129,7 +129,7 @@ def test_compressed_data_is_bounded(unpack, monkeypatch):
 
 
 @pytest.mark.parametrize('format_', [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_what_tarfile_writes(unpack, format_):
+def test_tarballs_of_tarfile(unpack, format_):
     """Names of more than 100 bytes stand elsewhere in each format."""
     deep = f'sys/devices/{"p" * 60}/{"q" * 60}/file'
     buffer = io.BytesIO()
@@ -274,7 +274,7 @@ def test_links_longer_than_realpath_follows(unpack, tmp_path):
     assert not (root / 'escape').is_symlink()
 
 
-def test_what_comes_twice_is_what_came_first(unpack):
+def test_the_first_of_two_equal_members_is_kept(unpack):
     found = tree(
         unpack(
             HOST,
@@ -304,7 +304,7 @@ def test_links_of_sysfs_are_kept(unpack):
     }
 
 
-def test_what_lies_too_deep_is_left_out(unpack):
+def test_members_too_deep_are_left_out(unpack):
     parts = ['sys', *'d' * (recording.LEVELS - 2), 'kept']
     deepest, deeper = '/'.join(parts), '/'.join(['sys', *'e' * (recording.LEVELS - 1), 'left'])
     found = tree(unpack(HOST, *[pax(path=p) + member('x') for p in (deepest, deeper)]))
@@ -312,7 +312,7 @@ def test_what_lies_too_deep_is_left_out(unpack):
     assert not any(name.startswith('sys/e') for name in found)
 
 
-def test_only_the_user_reads_what_was_unpacked(unpack):
+def test_unpacked_files_are_readable_for_the_user_only(unpack):
     for path in unpack(HOST).rglob('*'):
         assert path.stat().st_mode & 0o077 == 0
 
@@ -374,7 +374,7 @@ def test_a_size_is_refused_before_it_is_read(unpack, reads, bomb):
     assert sum(reads) < 1 << 16
 
 
-def test_memory_does_not_follow_what_is_packed(unpack, monkeypatch):
+def test_memory_does_not_grow_with_the_content(unpack, monkeypatch):
     """5 MB of gzip took 1 GB."""
     monkeypatch.setattr(recording, 'SIZE', 1 << 40)
     start = HOST + header('sys/x', size=64 << 20)

@@ -373,7 +373,7 @@ def test_a_tool_fails_as_it_is_told(lay_out, told, words):
         host.run('acme-smi', 'list')
 
 
-def test_hosts_are_laid_out_from_whatever_they_are(lay_out, tmp_path):
+def test_hosts_are_made_from_every_kind_of_spec(lay_out, tmp_path):
     assert lay_out('hgx-8gpu').name == 'hgx-8gpu'
     assert lay_out('../../fixtures/gpus.yaml').name == 'gpus'
     first = lay_out(HOST)
@@ -383,7 +383,7 @@ def test_hosts_are_laid_out_from_whatever_they_are(lay_out, tmp_path):
     assert [f.bdf for f in second.tree.functions()] == [f.bdf for f in first.tree.functions()]
 
 
-def test_what_python_loads_is_no_fault(tmp_path):
+def test_files_that_python_loads_are_no_fault(tmp_path):
     with watching.Watch(tmp_path) as watch:
         pathlib.Path(pytest.__file__).read_text()
         (tmp_path / 'x').touch()

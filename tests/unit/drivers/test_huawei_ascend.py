@@ -147,7 +147,7 @@ TABLE = """
 
 
 @pytest.mark.parametrize('fault', [*testing.Fault, '|'], ids=str)
-def test_a_tool_that_fails_costs_names_and_no_card(tmp_path, fault):
+def test_a_failed_tool_loses_names_and_no_card(tmp_path, fault):
     host = testing.Host(captures.host(tmp_path, [captures.function('0000:01:00.0', '19e5:d802')]))
     host.tools['npu-smi'] = fault
     [card] = discover(host)
@@ -156,7 +156,7 @@ def test_a_tool_that_fails_costs_names_and_no_card(tmp_path, fault):
     assert len(card.deployables[0].attach_handles) == 1
 
 
-def test_a_tool_that_fails_later_keeps_what_it_told_before(tmp_path):
+def test_a_tool_that_fails_later_keeps_known_facts(tmp_path):
     host = testing.Host(captures.host(tmp_path, [captures.function('0000:01:00.0', '19e5:d802')]))
     host.tools |= {'npu-smi': testing.Fault.FAILS, 'npu-smi info': TABLE}
     [card] = discover(host)
@@ -274,7 +274,7 @@ BOARDS = [f'info -t board -i {n}' for n in range(8)]
 DIES = [f'{board} -c 0' for board in BOARDS]
 
 
-def test_what_cannot_change_is_asked_once(atlas):
+def test_constant_facts_are_read_once(atlas):
     subject = subject_of(atlas)
     first = facts(subject)
     assert atlas.since() == ['info', 'info -m', *BOARDS, *DIES, 'info -t topo']
@@ -293,7 +293,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize('failure', FAILURES, ids=str)
-def test_a_question_that_fails_costs_no_other(atlas, failure):
+def test_a_failed_query_does_not_affect_others(atlas, failure):
     atlas.answer({BOARDS[3]: failure})
     subject = subject_of(atlas)
     cards, notes = subject.look()
@@ -316,7 +316,7 @@ def test_a_question_that_fails_costs_no_other(atlas, failure):
 
 @pytest.mark.parametrize('failure', [*FAILURES, testing.Fault.MISSING], ids=str)
 @pytest.mark.parametrize('question', ['info', 'info -m', 'info -t topo', BOARDS[0]])
-def test_what_was_known_stays_when_a_question_fails(atlas, question, failure):
+def test_known_facts_stay_when_a_query_fails(atlas, question, failure):
     subject = subject_of(atlas)
     before = facts(subject)
     atlas.answer({question: failure})
@@ -325,7 +325,7 @@ def test_what_was_known_stays_when_a_question_fails(atlas, question, failure):
     assert len(notes) == (question == 'info')
 
 
-def test_a_tool_that_is_gone_costs_nothing(atlas):
+def test_a_removed_tool_loses_no_facts(atlas):
     subject = subject_of(atlas)
     before = facts(subject)
     shutil.rmtree(atlas.root / 'tools')
@@ -352,7 +352,7 @@ def test_a_tool_that_comes_later_is_asked(tmp_path):
     assert facts(subject) == facts(subject_of(host))
 
 
-def test_a_row_that_is_lacking_costs_its_card_nothing(atlas):
+def test_an_absent_row_loses_no_facts(atlas):
     subject = subject_of(atlas)
     before = facts(subject)
     path = atlas.root / 'tools/npu-smi/info.txt'
@@ -362,7 +362,7 @@ def test_a_row_that_is_lacking_costs_its_card_nothing(atlas):
     assert notes == ['npu-smi info does not list 0000:81:00.0']
 
 
-def test_a_memory_that_is_not_told_this_time_stays(atlas):
+def test_a_memory_that_is_not_printed_stays(atlas):
     subject = subject_of(atlas)
     before = facts(subject)
     path = atlas.root / 'tools/npu-smi/info.txt'
@@ -373,7 +373,7 @@ def test_a_memory_that_is_not_told_this_time_stays(atlas):
 @pytest.mark.parametrize(
     'text', ['This device does not support querying topo.', 'Unsupported', 'not supported']
 )
-def test_a_question_that_the_card_does_not_know_is_no_fault(atlas, text):
+def test_an_unsupported_query_is_no_fault(atlas, text):
     for answer in (f'{text}\n', driver.ToolError(f"npu-smi info -t topo: exit status 1: '{text}'")):
         atlas.answer({'info -t topo': answer})
         subject = subject_of(atlas)
@@ -453,7 +453,7 @@ def test_a_tool_is_not_run_where_guests_have_all_cards(atlas):
     assert atlas.since() == []
 
 
-def test_what_is_reported_does_not_change_afterwards(atlas):
+def test_reported_facts_do_not_change_afterwards(atlas):
     subject = subject_of(atlas)
     cards = subject.discover()
     before = json.dumps([card.facts() for card in cards])
@@ -552,14 +552,14 @@ def test_a_card_without_serial_number_is_known_by_its_die(atlas):
 
 
 @pytest.mark.parametrize('text', ['NA', 'N/A', '-', '', '0000000000', 'x', 'a' * 65, 'ab\u202ecd'])
-def test_what_is_no_serial_number(atlas, text):
+def test_an_invalid_serial_number(atlas, text):
     for question in BOARDS + DIES:
         tell(atlas, question, f'Serial Number : {text}')
         tell(atlas, question, f'VDie ID : {text}')
     assert set(serials(subject_of(atlas).discover()).values()) == {None}
 
 
-def test_a_number_that_two_cards_have_is_of_neither(atlas):
+def test_a_serial_number_of_two_cards_is_ignored(atlas):
     for number, board in enumerate(BOARDS):
         tell(atlas, board, f'Serial Number : PLACEHOLDER{max(1, number)}')
     found = serials(subject_of(atlas).discover())
@@ -728,7 +728,7 @@ def test_a_card_that_is_split_is_not_offered_whole(tmp_path, nodes, unusable):
     assert _with_nodes(_a3(tmp_path), *nodes) == unusable
 
 
-def test_a_vnpu_of_nobody_known_may_be_of_each_card(tmp_path):
+def test_a_vnpu_of_an_unknown_card_may_be_of_each_card(tmp_path):
     functions = [captures.function(f'0000:0{n}:00.0', '19e5:d802') for n in (1, 2)]
     host = captures.host(tmp_path, functions)
     assert _with_nodes(host) == [False, False]
@@ -787,7 +787,7 @@ def test_health_by_the_words_of_the_table(atlas, word, level, reason):
     assert {card.health for card in subject.discover() if card.address != '0000:c1:00.0'} == {'ok'}
 
 
-def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(atlas):
+def test_the_link_of_a_guests_card_does_not_make_it_healthy(atlas):
     """An agent that starts meanwhile has never been told anything of it."""
     [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
     (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
@@ -797,7 +797,7 @@ def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(atlas):
     assert health(subject_of(atlas)) == ('unknown', None)
 
 
-def test_a_chip_that_is_not_listed_any_more_is_not_known_to_be_well(tmp_path):
+def test_a_chip_that_is_no_longer_listed_has_unknown_health(tmp_path):
     """Of a card with two chips the other one is still told, and is well."""
     host = testing.Host(hosts.find('atlas-300i-duo', tmp_path))
     lines = host.run('npu-smi', 'info').splitlines(keepends=True)
@@ -814,7 +814,7 @@ def test_a_chip_that_is_not_listed_any_more_is_not_known_to_be_well(tmp_path):
         assert health(subject, '0000:01:00.0') == found
 
 
-def test_a_card_that_alone_is_not_listed_is_not_known_to_be_well(atlas):
+def test_a_card_that_alone_is_not_listed_has_unknown_health(atlas):
     """As after a reboot: npu-smi does not list a chip that its driver could not start."""
     [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
     for name in ('current_link_width', 'max_link_width'):
@@ -861,7 +861,7 @@ def test_the_worse_chip_counts_for_a_card_of_two(tmp_path):
 
 
 @pytest.mark.parametrize('failure', [testing.Fault.FAILS, 'rubbish', testing.Fault.MISSING])
-def test_health_that_is_not_told_is_unknown(atlas, failure):
+def test_absent_health_is_unknown(atlas, failure):
     """Neither is a card well again that was in an alarm, nor is one faulty that was well."""
     reword(atlas, '0000:C1:00.0', 'Alarm')
     subject = subject_of(atlas)

@@ -192,7 +192,7 @@ def refuse(error=NVMLError):
     return call
 
 
-def test_a_value_that_a_card_has_not_costs_no_other(nvml, local):
+def test_an_unsupported_value_does_not_affect_others(nvml, local):
     """A GB10 shares the memory of the host."""
     nvml.nvmlDeviceGetMemoryInfo = refuse(NVMLError_NotSupported)
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
@@ -208,7 +208,7 @@ def test_a_value_that_a_card_has_not_costs_no_other(nvml, local):
     ('call', 'value'),
     [('Name', 'name'), ('UUID', 'uuid'), ('Index', 'index'), ('MemoryInfo', 'memory_mb')],
 )
-def test_a_value_that_fails_costs_no_other(nvml, local, call, value):
+def test_a_failed_value_does_not_affect_others(nvml, local, call, value):
     setattr(nvml, f'nvmlDeviceGet{call}', refuse())
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
     told = [({'name': c.model} | c.vendor_board).keys() for c in cards]
@@ -232,7 +232,7 @@ CALLS = [
 
 @pytest.mark.parametrize('error', [NVMLError, OSError, NVMLError_DriverNotLoaded])
 @pytest.mark.parametrize('call', CALLS)
-def test_what_was_known_stays_when_a_scan_fails(nvml, local, call, error):
+def test_known_facts_stay_when_a_scan_fails(nvml, local, call, error):
     subject = nvidia_gpu.NvidiaGpu(local, None)
     before = told(subject.look()[0])
     works = getattr(nvml, call)
@@ -246,7 +246,7 @@ def test_what_was_known_stays_when_a_scan_fails(nvml, local, call, error):
     assert notes == []
 
 
-def test_the_end_of_the_library_costs_nothing(nvml, local):
+def test_an_error_at_shutdown_loses_nothing(nvml, local):
     nvml.nvmlShutdown = refuse()
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
     assert {c.model for c in cards} == {'NVIDIA H200'}
@@ -313,7 +313,7 @@ def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(nvml, local):
 
 
 @pytest.mark.parametrize('name', ['x' * 300, 'NVIDIA\x00', '', b'\xff', ' '])
-def test_a_name_that_cannot_be_shown_costs_the_name(nvml, local, name):
+def test_an_unprintable_name_is_dropped(nvml, local, name):
     nvml.nvmlDeviceGetName = lambda gpu: name
     cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
     expected = 'NVIDIA GPU ffff' if name != b'\xff' else '\ufffd'
@@ -572,7 +572,7 @@ def test_a_gpu_that_cannot_be_used(nvml, local, call, error, reason):
     assert health(discover(local)) == [('ok', None), ('critical', reason)]
 
 
-def test_what_nvml_told_and_does_not_tell_any_more_is_unknown(nvml, local, monkeypatch):
+def test_health_that_nvml_no_longer_reports_is_unknown(nvml, local, monkeypatch):
     sick(nvml, ecc=1)
     subject = nvidia_gpu.NvidiaGpu(local, None)
     assert health(subject.discover()) == [('critical', 'ecc_uncorrectable'), ('ok', None)]
@@ -581,7 +581,7 @@ def test_what_nvml_told_and_does_not_tell_any_more_is_unknown(nvml, local, monke
         assert health(subject.discover()) == [('unknown', None)] * 2
 
 
-def test_what_nvml_told_of_a_card_that_a_guest_has_now_is_unknown(nvml, local):
+def test_health_from_nvml_is_unknown_for_a_card_of_a_guest(nvml, local):
     subject = nvidia_gpu.NvidiaGpu(local, None)
     assert health(subject.discover()) == [('ok', None)] * 2
     first, _ = local.tree.functions()
@@ -590,7 +590,7 @@ def test_what_nvml_told_of_a_card_that_a_guest_has_now_is_unknown(nvml, local):
     assert ('unknown', None) in health(subject.discover())
 
 
-def test_a_card_of_which_nvml_alone_says_nothing_is_not_known_to_be_well(nvml, local):
+def test_a_card_that_nvml_does_not_report_has_unknown_health(nvml, local):
     """As after a reboot: NVML does not count a GPU that its driver could not start."""
     for card in local.tree.functions():
         for name in ('current_link_width', 'max_link_width'):
@@ -606,7 +606,7 @@ def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
     assert health(discover(captures.host(tmp_path, [function]))) == [('ok', None)]
 
 
-def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(tmp_path):
+def test_the_link_of_a_guests_card_does_not_make_it_healthy(tmp_path):
     """An agent that starts meanwhile has never been told anything of it."""
     links = {'current_link_width': '16', 'max_link_width': '16'}
     function = captures.function('0000:08:00.0', '10de:2330', '030200', files=links)
@@ -618,7 +618,7 @@ def test_a_sound_link_does_not_tell_how_the_card_of_a_guest_is(tmp_path):
 
 
 @pytest.mark.parametrize('with_serials', [True, False])
-def test_a_recording_has_what_nvml_told(mig, local, tmp_path, monkeypatch, with_serials):
+def test_a_recording_has_the_answers_of_nvml(mig, local, tmp_path, monkeypatch, with_serials):
     """Names, memory and MIG instances, on a machine without the library."""
     of_mig = mig.nvmlDeviceGetUUID
     mig.nvmlDeviceGetUUID = lambda gpu: (
@@ -680,7 +680,7 @@ INSTANCE = {
         {'0': INSTANCE},
     ],
 )
-def test_instances_that_are_none_are_not_given_out(recorded, instances):
+def test_invalid_instances_are_not_given_out(recorded, instances):
     for told, count in ((instances, 0), ([INSTANCE], 1)):
         recorded.tools['nvml'] = json.dumps({CARDS[0]: {'mig': told}})
         handles = [h for d in discover(recorded)[0].deployables for h in d.attach_handles]

@@ -37,7 +37,7 @@ def host(tmp_path):
     )
 
 
-def test_nothing_is_found_unasked(host):
+def test_nothing_is_found_without_a_spec(host):
     assert discover(host) == []
 
 
@@ -60,7 +60,7 @@ def test_a_card(host):
     assert [h.attach_info['function'] for h in deployable.attach_handles] == ['1']
 
 
-def test_what_is_left_out_has_a_default(host):
+def test_absent_keys_have_defaults(host):
     [card] = discover(host, {'address': '0001:3c:00.0'})
     assert (card.type, card.deployables[0].resource_class) == ('PCI', 'CUSTOM_PCI')
     assert card.deployables[0].traits == []
@@ -144,7 +144,7 @@ BAD = ['{', '{"address": "*", "vendor": "x"}', '{"class_id": "x"}', '{}', '7']
 
 
 @pytest.mark.parametrize('bad', BAD)
-def test_a_spec_that_is_none_costs_no_other(host, bad):
+def test_an_invalid_spec_does_not_affect_others(host, bad):
     conf = cfg.ConfigOpts()
     conf.register_opts([cfg.MultiStrOpt('device_spec', default=[])], 'pci')
     specs = ['{"product_id": "0b25"}', bad, '{"vendor_id": "1bcf"}']
@@ -189,7 +189,7 @@ def test_a_spec_that_is_none_costs_no_other(host, bad):
         ('{"address": "*", "type": ""}', r'\.type: expected a type'),
     ],
 )
-def test_what_is_no_spec(text, message):
+def test_an_invalid_spec_is_refused(text, message):
     with pytest.raises(ValueError, match=rf'^\[pci\] device_spec\[2\].*{message}'):
         pci.parse(text, '[pci] device_spec[2]')
 

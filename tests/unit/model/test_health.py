@@ -38,5 +38,5 @@ def test_the_worst_counts(said, worst):
         (None, False),
     ],
 )
-def test_what_is_a_reason(text, sound):
+def test_the_form_of_a_reason(text, sound):
     assert health.is_code(text) is sound

@@ -22,7 +22,7 @@ def order(*found):
     return [each.id for each in queue.in_turn(found, NOW)]
 
 
-def test_nobody_waits():
+def test_an_empty_queue():
     assert order() == []
 
 
@@ -36,7 +36,7 @@ def test_the_project_that_holds_less():
     assert order(waiting(1, 'a', held=9, priority=1), waiting(2, 'b')) == [1, 2]
 
 
-def test_what_comes_to_a_project_counts():
+def test_earlier_allocations_of_a_project_count():
     a = [waiting(n, 'a', held=1) for n in (1, 2, 3)]
     b = [waiting(n, 'b', held=2) for n in (4, 5)]
     assert order(*a, *b) == [1, 2, 4, 3, 5]
@@ -46,12 +46,12 @@ def test_what_comes_to_a_project_counts():
     assert order(high, waiting(2, 'a'), waiting(3, 'b')) == [1, 3, 2]
 
 
-def test_what_a_project_holds_of_another_class_does_not_count():
+def test_other_classes_of_a_project_do_not_count():
     found = [waiting(1, 'a', held=5, resource_class='FPGA'), waiting(2, 'a'), waiting(3, 'b')]
     assert order(*found) == [2, 3, 1]
 
 
-def test_who_has_waited_for_long_goes_first():
+def test_a_long_wait_goes_first():
     old = waiting(1, 'a', priority=queue.LOWEST, since=queue.PATIENCE, held=99)
     young = waiting(2, 'b', priority=queue.HIGHEST, since=queue.PATIENCE - 1)
     assert order(young, old) == [1, 2]
