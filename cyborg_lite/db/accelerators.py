@@ -85,36 +85,36 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
               '``free``, or the first of these that holds: '
               + ', '.join(f'``{each}``' for each in STATES[1:]) + '.'),
     'reason': (_reason, True,
-               'Why it is not free, all reasons in words; null if it is free or only held.'),
+               'All reasons why it is not free, as a text; null if it is free or only held.'),
     'host': (_device.hostname, False, 'The host that it is in.'),
     'device_uuid': (_device.uuid, False, 'The UUID of its device.'),
     'type': (_device.type, False, 'The kind of its device: GPU, FPGA, AICHIP and so on.'),
     'vendor': (sa.case(pci.VENDORS, value=_vendor_id, else_=_device.vendor), False,
                'The vendor by name; the vendor id if the name is not known.'),
     'vendor_id': (_device.vendor, False, 'The vendor id as its device has it.'),
-    'model': (_device.model, False, 'The model, in words.'),
+    'model': (_device.model, False, 'The name of the model.'),
     'address': (_device.address, False, 'Where the host has the device: for PCI DDDD:BB:DD.F.'),
-    'numa_node': (_device.numa_node, True, 'The NUMA node; null if the host does not say.'),
+    'numa_node': (_device.numa_node, True, 'The NUMA node; null if it is unknown.'),
     'resource_class': (_class.value, True, 'The resource class.'),
     'rp_uuid': (_part.rp_uuid, False, 'The UUID of the resource provider.'),
     'driver': (_part.driver_name, False, 'The driver that found it.'),
     'attach_type': (_handle.attach_type, False, 'How to attach it: PCI, MDEV and so on.'),
     'attach_info': (_handle.attach_info, False, 'What to attach: for PCI its function.'),
     'health': (_device.health, False,
-               'How its device is by the last report: ``ok``, ``warning``, ``critical`` or '
+               'The health of its device in the last report: ``ok``, ``warning``, ``critical`` or '
                '``unknown``.'),
     'health_reason': (_device.health_reason, True,
-                      'What is wrong with its device, as a code such as ``pcie_width``; null if '
-                      'nothing is known to be.'),
+                      'The reason of the health, as a code such as ``pcie_width``; null if there '
+                      'is none.'),
     'health_since': (_device.health_since, True,
-                     'Since when its device is so, ISO 8601, UTC; null until a report told.'),
+                     'The time since when this holds, ISO 8601, UTC; null before a report.'),
     'arq_uuid': (model.ARQ.uuid, True, 'The request that holds it.'),
     'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
     'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
     'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
     'held_since': (
         sa.case((_held, model.ARQ.holds_since())), True,
-        'Since when it is held, ISO 8601, UTC; null if it is not.',
+        'The time since when it is held, ISO 8601, UTC; null if it is not held.',
     ),
 }  # fmt: skip
 

@@ -55,7 +55,7 @@ class Allocation(base.Base):
     groups: orm.Mapped[list[dict[str, typing.Any]]] = base.own(
         sa.JSON,
         doc='The groups that the accelerators were chosen by: objects of ``resources`` and '
-        '``traits``. While it is queued, those that are wanted most.',
+        '``traits``. While it is queued, those of the first alternative.',
     )
     consumer_type: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     consumer_id: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
@@ -108,8 +108,7 @@ class Allocation(base.Base):
         'trouble',
         make=lambda cause, trouble: cause or trouble,
         nullable=True,
-        doc='Why it waits, why it was released, or why one of its accelerators cannot be used now; '
-        'else null.',
+        doc='The reason why it waits, was released, or has an unusable accelerator; or null.',
     )
     # Computed only for rows that are shown: see cyborg_lite.db.queue.
     position = base.shown(
@@ -125,7 +124,7 @@ class Allocation(base.Base):
         'consumer_id',
         make=lambda type_, id: {'type': type_, 'id': id} if type_ and id else None,
         nullable=True,
-        doc='Who uses the accelerators: an object of ``type`` and ``id``; null if nobody was '
+        doc='The user of the accelerators: an object of ``type`` and ``id``; null if none was '
         'named.',
     )
 

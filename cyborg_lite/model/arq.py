@@ -39,7 +39,7 @@ class ARQ(base.Base):
     )
     device_profile_id: orm.Mapped[int] = base.link('device_profiles.id')
     device_profile_group_id: orm.Mapped[int] = base.own(
-        sa.Integer, default=0, doc='Which group of the device profile is asked for, from 0.'
+        sa.Integer, default=0, doc='The number of the group in the device profile, from 0.'
     )
     hostname: orm.Mapped[str | None] = base.own(
         sa.String(255), doc='The host to bind on, as the client named it; null until then.'

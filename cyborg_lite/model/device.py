@@ -53,12 +53,12 @@ class Device(base.Base):
     vendor: orm.Mapped[str] = base.fact(
         sa.String(255), doc='The vendor; for a PCI device its vendor id, four hexadecimal digits.'
     )
-    model: orm.Mapped[str] = base.fact(sa.String(255), doc='The model, in words.')
+    model: orm.Mapped[str] = base.fact(sa.String(255), doc='The name of the model.')
     address: orm.Mapped[str] = base.fact(
         sa.String(255), hidden=True, doc='Where the host has the device: for PCI DDDD:BB:DD.F.'
     )
     numa_node: orm.Mapped[int | None] = base.fact(
-        sa.Integer, hidden=True, doc='The NUMA node of the device; null if the host does not say.'
+        sa.Integer, hidden=True, doc='The NUMA node of the device; null if it is unknown.'
     )
     # The serial number or UUID of the card, independent of its host; null if unknown.
     serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
@@ -115,13 +115,13 @@ class Device(base.Base):
         str,
         'board_text',
         make=_canonical,
-        doc='What every board of this kind tells of itself: a JSON object, as text.',
+        doc='Facts that all boards of this kind have: a JSON object, as text.',
     )
     vendor_board_info = base.shown(
         str,
         'vendor_board_text',
         make=_canonical,
-        doc='What only boards of this vendor tell: a JSON object, as text.',
+        doc='Facts that only boards of this vendor have: a JSON object, as text.',
     )
 
     def __init__(self, **values: typing.Any) -> None:

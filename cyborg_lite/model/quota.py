@@ -31,6 +31,6 @@ class Quota(base.Base):
     )
     limits: orm.Mapped[dict[str, int]] = base.own(
         sa.JSON,
-        doc='How many accelerator requests the project may have, by resource class and in '
-        '``total``; -1 is unlimited. For what is not in it the default limits hold.',
+        doc='The maximum number of accelerator requests of the project, by resource class and in '
+        '``total``; -1 is unlimited. The default limits apply to absent keys.',
     )
