@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cyborg_lite as doc/source/install/openstack.rst has an operator install it.
+"""cyborg_lite as a page of doc/source/install has an operator install it.
 
 What the page types is typed, and its files are written as they stand.  Only names are replaced:
-those of machines, directories and passwords.  What changes the machine itself (apt, useradd,
-systemctl) is left out: the units are tried by test_systemd.py.
+those of machines, files and passwords.  What changes the machine itself (apt, useradd, systemctl)
+is left out: the units are tried by test_systemd.py.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from tests.integration import cloud as cloud_
 from tests.integration import process
 from tests.integration import servers
 
-PAGE = pages.blocks(pages.ROOT / 'doc/source/install/openstack.rst')
+INSTALL = pages.ROOT / 'doc/source/install'
 UNIT = pages.ROOT / 'etc/systemd/cyborg-lite-api.service'
-#: Where the guide installs commands.
+#: Where the pages install commands.
 OPT = '/opt/cyborg_lite/bin/'
 
 
 class Guide:
-    """The blocks of the page, with names of this machine."""
+    """The blocks of a page, with names of this machine."""
 
-    def __init__(self, names: collections.abc.Mapping[str, str]) -> None:
-        """:param names: what stands in the place of what; the first ones first."""
+    def __init__(self, page: str, names: collections.abc.Mapping[str, str]) -> None:
+        """:param names: what stands in the place of what, one after another."""
+        self._blocks = pages.blocks(INSTALL / page)
         self._names = names
 
     def text(self, section: str, language: str, number: int = 0) -> str:
-        found = [b for b in PAGE if (b.section, b.language) == (section, language)]
+        found = [b for b in self._blocks if (b.section, b.language) == (section, language)]
         return self._named(found[number].text)
 
     def commands(self, section: str, name: str) -> list[list[str]]:
         """The arguments of each call of a command in a section."""
         found = []
-        for block in PAGE:
+        for block in self._blocks:
             for words in block.commands if block.language == 'shell' else ():
                 words = words[words.index('--') + 1 :] if words[0] == 'runuser' else words
                 if block.section == section and words[0].removeprefix(OPT) == name:
@@ -54,8 +55,54 @@ class Guide:
         return text
 
 
-class Installation:
-    """cyborg_lite in a cloud: a controller and a compute node."""
+class Machine:
+    """A machine with the configuration of a page, as far as its services see: by their home."""
+
+    def __init__(self, home: pathlib.Path, conf: str, more: str) -> None:
+        """:param more: what the tests set beside the page."""
+        self._home = home
+        directory = home / '.cyborg_lite'
+        own = directory / 'cyborg_lite.conf.d'
+        own.mkdir(parents=True)
+        (directory / 'cyborg_lite.conf').write_text(conf)
+        (own / 'tests.conf').write_text(more)
+        #: of the database, if it has one
+        self.connection = ''.join(re.findall(r'^connection = (.*)$', conf, re.M))
+
+    def run(self, command: str, words: list[str]) -> None:
+        process.run(command, *words, HOME=str(self._home))
+
+    def daemon(self, name: str) -> contextlib.AbstractContextManager[process.Server]:
+        command = f'cyborg-lite-{name}'
+        log = self._home / name
+        return process.serving(command, ready='starts (on|with)', log=log, HOME=str(self._home))
+
+    def api(self, drop_in: str) -> contextlib.AbstractContextManager[process.Server]:
+        """What the unit starts, as its drop-in has it listen."""
+        start = re.search(r'^ExecStart=(.*)$', UNIT.read_text(), re.M)[1].removeprefix(OPT)
+        return process.serving(
+            *start.split(),
+            ready='Booting worker',
+            log=self._home / 'api',
+            GUNICORN_CMD_ARGS=re.search('GUNICORN_CMD_ARGS=([^"]*)', drop_in)[1],
+            HOME=str(self._home),
+        )
+
+    def log(self, name: str) -> str:
+        return (self._home / name).read_text()
+
+
+def create_database(url: str, text: str) -> None:
+    """Run the SQL of a page as the administrator of the server."""
+    engine = sa.create_engine(url, isolation_level='AUTOCOMMIT')
+    with engine.connect() as connection:
+        for statement in filter(str.strip, text.split(';')):
+            connection.exec_driver_sql(statement.replace('%', '%%'))
+    engine.dispose()
+
+
+class OpenStack:
+    """openstack.rst: a controller and a compute node in a cloud."""
 
     def __init__(
         self,
@@ -70,23 +117,20 @@ class Installation:
         self._cloud = cloud
         self._servers = database, bus
         port = servers.free_port()
-        url = sa.make_url(database)
         self.guide = Guide(
+            'openstack.rst',
             {
                 'http://controller:5000/v3': cloud.url,
                 'http://controller:6666': f'http://127.0.0.1:{port}',
-                '@controller/cyborg_lite?': f'@127.0.0.1:{url.port}/cyborg_lite?',
+                '@controller/cyborg_lite?': f'@127.0.0.1:{sa.make_url(database).port}/cyborg_lite?',
                 '@controller/': f'@{bus.partition("@")[2]}',
                 'SECRET': cloud_.PASSWORD,
                 'compute-1': host,
                 # As few processes as can be.
                 '0.0.0.0:6666 --workers 4': f'127.0.0.1:{port} --workers 1',
-            }
+            },
         )
-        #: of the database, as the conductor has it
-        self.connection = sa.make_url(
-            re.search(r'^connection = (.*)$', self.guide.text('The controller', 'ini'), re.M)[1]
-        )
+        self.controller: Machine
         self.conductor: process.Server
 
     def prepare(self, openstack: process.Run) -> None:
@@ -95,11 +139,7 @@ class Installation:
         :param openstack: runs the command of this name.
         """
         database, bus = self._servers
-        engine = sa.create_engine(database)
-        with engine.begin() as connection:
-            for statement in filter(str.strip, self.guide.text('The database', 'sql').split(';')):
-                connection.exec_driver_sql(statement.replace('%', '%%'))
-        engine.dispose()
+        create_database(database, self.guide.text('The database', 'sql'))
         servers.administer(bus, self.guide.text('The bus', 'shell'))
         for words in self.guide.commands('Keystone', 'openstack'):
             openstack(*words, **self._cloud.environ('admin'))
@@ -108,51 +148,26 @@ class Installation:
     def run(self, controller: str, node: str) -> collections.abc.Iterator[None]:
         """Have its services run.
 
-        :param controller: what the tests set there beside what the page does.
+        :param controller: what the tests set there beside the page.
         :param node: the same of the compute node.
         """
-        environ = self._configure('controller', controller)
+        section = 'The controller'
+        conf = self.guide.text(section, 'ini')
+        self.controller = Machine(self._place / 'controller', conf, controller)
         for command in ('cyborg-lite-dbsync', 'cyborg-lite-status'):
-            for words in self.guide.commands('The controller', command):
-                process.run(command, *words, **environ)
+            for words in self.guide.commands(section, command):
+                self.controller.run(command, words)
+        api = self.controller.api(self.guide.text(section, 'ini', 1))
         with contextlib.ExitStack() as stack:
-            conductor = self._daemon('conductor', **environ)
-            _, self.conductor = process.enter(stack, self._api(**environ), conductor)
+            _, self.conductor = process.enter(stack, api, self.controller.daemon('conductor'))
             # It ends before the conductor, for whose answer it may wait.
             with self.agent('node', node):
                 yield
 
     def agent(self, name: str, more: str) -> contextlib.AbstractContextManager[process.Server]:
-        """The agent of a compute node that differs from the first in this configuration."""
-        return self._daemon('agent', **self._configure(name, more, section='A compute node'))
+        """The agent of a compute node.
 
-    def log(self) -> str:
-        """What the conductor has logged."""
-        return (self._place / 'controller' / 'log').read_text()
-
-    def _configure(self, name: str, more: str, section: str = 'The controller') -> dict[str, str]:
-        """Write the files of a machine; returns the environment that its commands have."""
-        home = self._place / name
-        directory = home / '.cyborg_lite'
-        own = directory / 'cyborg_lite.conf.d'
-        own.mkdir(parents=True)
-        (directory / 'cyborg_lite.conf').write_text(self.guide.text(section, 'ini'))
-        (own / 'tests.conf').write_text(more)
-        return {'HOME': str(home)}
-
-    @staticmethod
-    def _daemon(name: str, **environ: str) -> contextlib.AbstractContextManager[process.Server]:
-        log = pathlib.Path(environ['HOME'], 'log')
-        return process.serving(f'cyborg-lite-{name}', ready='Run service', log=log, **environ)
-
-    def _api(self, **environ: str) -> contextlib.AbstractContextManager[process.Server]:
-        """What the unit starts, as the drop-in of the page has it listen."""
-        start = re.search(r'^ExecStart=(.*)$', UNIT.read_text(), re.M)[1].removeprefix(OPT)
-        drop_in = self.guide.text('The controller', 'ini', 1)
-        return process.serving(
-            *start.split(),
-            ready='Booting worker',
-            log=pathlib.Path(environ['HOME'], 'api'),
-            GUNICORN_CMD_ARGS=re.search('GUNICORN_CMD_ARGS=([^"]*)', drop_in)[1],
-            **environ,
-        )
+        :param more: what the tests set there beside the page.
+        """
+        conf = self.guide.text('A compute node', 'ini')
+        return Machine(self._place / name, conf, more).daemon('agent')

@@ -40,7 +40,7 @@ MICROVERSION = '2.37'
 class Site:
     """A cloud of one host, as its administrator sees it."""
 
-    def __init__(self, cloud: cloud_.Cloud, nova: pathlib.Path, ours: install.Installation) -> None:
+    def __init__(self, cloud: cloud_.Cloud, nova: pathlib.Path, ours: install.OpenStack) -> None:
         """A site.
 
         :param nova: the configuration of Nova's first host.
@@ -52,7 +52,7 @@ class Site:
         self.accelerator = self.ask('accelerator')
         self.compute = self.ask('compute')
         self.placement = self.ask('placement', 'service', 'b')
-        self._engine = sa.create_engine(ours.connection)
+        self._engine = sa.create_engine(ours.controller.connection)
 
     def ask(self, service: str, persona: str = 'admin', project: str = 'a') -> adapter.Adapter:
         return adapter.Adapter(
@@ -102,7 +102,9 @@ class Site:
     def answers(self, instance: str) -> list[str]:
         """What Nova answered to events of an instance, once there is nothing left to be told."""
         process.until(lambda: not self._all(sa.select(model.Message.id)))
-        return re.findall(rf'Nova answered (\d+) to events of {instance}', self.ours.log())
+        return re.findall(
+            rf'Nova answered (\d+) to events of {instance}', self.ours.controller.log('conductor')
+        )
 
     def _all(self, query: sa.Select) -> list:
         with self._engine.connect() as connection:
@@ -184,7 +186,7 @@ def site(tmp_path_factory, openstack):
         )
         cloud.register('image', f'{edges.url}/image/v2')
         cloud.hire('nova')
-        ours = install.Installation(place / 'ours', cloud, database, bus, compute.HOST)
+        ours = install.OpenStack(place / 'ours', cloud, database, bus, compute.HOST)
         ours.prepare(openstack)
         stack.enter_context(compute.placement(place / 'placement', cloud, database))
         nova_ = compute.nova(

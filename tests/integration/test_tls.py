@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS with the settings of doc/source/admin/security.rst, and who is not spoken to then."""
+"""TLS with the settings of the documentation, and who is not spoken to then."""
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import re
 import textwrap
 import typing
 
+import bcrypt
 import pytest
 import requests
+import sqlalchemy as sa
 import trustme
 
 from tests import support
+from tests.integration import cloud
 from tests.integration import deployment as deployment_
+from tests.integration import install
 from tests.integration import process
 from tests.integration import servers
 
@@ -120,6 +125,72 @@ def test_a_request_is_bound(town, engine, tmp_path):
         ask('DELETE', f'/accelerator_requests?arqs={arq["uuid"]}', 204)
         for daemon in daemons:
             deployment_.kill(daemon)  # to end by themselves takes them seconds
+
+
+@pytest.fixture
+def openstack(tmp_path):
+    with process.forking(process.BIN / 'openstack', tmp_path / 'openstack') as run:
+        yield run
+
+
+def test_three_machines_by_their_guide(town, tmp_path, openstack):
+    """From the page: the head, one of the others, and what a user types to get an accelerator."""
+    port = servers.free_port()
+    authority = str(town.right.authority)
+    users = tmp_path / 'users'
+    database = sa.make_url(town.databases['postgresql']).set(host=NAME)
+    guide = install.Guide(
+        'alone.rst',
+        {
+            '@head:5671/': f'@{NAME}:{sa.make_url(town.bus).port}/',
+            '@head/': f'@{NAME}:{database.port}/',
+            '/etc/ssl/certs/ca-certificates.crt': authority,
+            '/etc/cyborg_lite/users': str(users),
+            '/etc/cyborg_lite/cert.pem': str(town.tls.certificate),
+            '/etc/cyborg_lite/key.pem': str(town.tls.key),
+            'https://head:6666': f'https://{NAME}:{port}',
+            'allowed_hosts = head': f'allowed_hosts = {NAME}',
+            'SECRET': cloud.PASSWORD,
+            # As few processes as can be.
+            '0.0.0.0:6666 --workers 2': f'127.0.0.1:{port} --workers 1',
+            # No card is here.
+            'PGPU': 'FPGA',
+        },
+    )
+    tls = {'sslmode': 'verify-full', 'sslrootcert': authority}
+    install.create_database(database.update_query_dict(tls), guide.text('The head', 'sql'))
+    servers.administer(town.bus, guide.text('The head', 'shell'))
+    # htpasswd asks a terminal: the file that it writes is ours.
+    [[*_, file, name]] = guide.commands('The head', 'htpasswd')
+    assert file == str(users)
+    salted = bcrypt.hashpw(cloud.PASSWORD.encode(), bcrypt.gensalt(4))
+    users.write_text(f'{name}:{salted.decode()}\n')
+    head = install.Machine(tmp_path / 'head', guide.text('The head', 'ini'), '')
+    for words in guide.commands('The head', 'cyborg-lite-dbsync'):
+        head.run('cyborg-lite-dbsync', words)
+    fake = '[agent]\nenabled_drivers = fake\n'
+    other = install.Machine(tmp_path / 'gpu-1', guide.text('The others', 'ini'), fake)
+    with contextlib.ExitStack() as stack:
+        api = head.api(guide.text('The head', 'ini', 1))
+        daemons = process.enter(stack, api, head.daemon('conductor'))
+        daemons.append(stack.enter_context(other.daemon('agent')))
+        trust = {'SSL_CERT_FILE': authority, 'CYBORG_LITE_PASSWORD': cloud.PASSWORD}
+        [ps] = guide.commands('Ask for one', 'cyborg-lite')
+
+        def free():
+            rows = json.loads(process.run('cyborg-lite', *ps, '-f', 'json', **trust).stdout)
+            return [row['state'] for row in rows].count('free')
+
+        process.until(lambda: free() == 16)
+        exports = guide.commands('Ask for one', 'export')
+        environ = dict(word.split('=', 1) for words in exports for word in words)
+        create, delete = guide.commands('Ask for one', 'openstack')
+        openstack(*create, OS_CACERT=authority, **environ)
+        assert free() == 15
+        openstack(*delete, OS_CACERT=authority, **environ)
+        assert free() == 16
+        for daemon in daemons:
+            deployment_.kill(daemon)
 
 
 @pytest.mark.parametrize('wrong', REASONS)
