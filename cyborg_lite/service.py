@@ -320,8 +320,8 @@ def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
 def database_url(state_dir: pathlib.Path, described: bool = False) -> str:
     """The SQLite database in a state directory.
 
-    :param described: of hosts that take the place of this machine: they have one of their own, so
-        that nobody takes what only a file says for what is there.
+    :param described: whether the hosts come from descriptions: they have a database of their
+        own, apart from that of real cards.
     """
     name = 'cyborg_lite.described.sqlite' if described else 'cyborg_lite.sqlite'
     return f'sqlite:///{state_dir / name}'

@@ -7,11 +7,11 @@ import pytest
 from tests import databases as databases_
 from tests import support
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and what they start too.
+# A shell that runs the tests in the background makes them and their children ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says nothing on a machine that does other things as well.
+# The time of an example has no meaning on a busy machine.
 hypothesis.settings.register_profile('project', deadline=None)
 hypothesis.settings.load_profile('project')
 
@@ -21,12 +21,12 @@ def pytest_addoption(parser):
         '--database',
         choices=databases_.ENGINES,
         default='sqlite',
-        help='keep rows in this database, and run only what keeps any: %(choices)s',
+        help='use this database, and run only tests that use one: %(choices)s',
     )
 
 
 def pytest_collection_modifyitems(config, items):
-    """With a server, what keeps no rows is left out; without one, what needs it."""
+    """Deselect tests without a database if a server is chosen, and tests of servers if not."""
     plain = config.option.database == 'sqlite'
 
     def fits(item):
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session')
 def databases(pytestconfig):
-    """Where empty databases are to be had, of the engine that was asked for."""
+    """A factory of empty databases of the chosen engine."""
     with databases_.of(pytestconfig.option.database) as made:
         yield made
 
@@ -51,7 +51,7 @@ def database_url(databases):
 
 @pytest.fixture
 def server(databases):
-    """For tests of what only a server does: let many write at the same time."""
+    """For tests that need a server: concurrent writes."""
 
 
 @pytest.fixture

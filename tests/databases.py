@@ -22,26 +22,26 @@ from tests.integration import servers
 
 
 def _has_room(directory: str) -> bool:
-    """Whether files can be written there; a container may have a few megabytes only."""
+    """Whether a directory has room; in a container it may have only a few megabytes."""
     return os.access(directory, os.W_OK) and shutil.disk_usage(directory).free > 2**30
 
 
 ENGINES = ('sqlite', *servers.DATABASES)
 
-#: Where a commit costs no disk.
+#: A directory in memory, where a commit needs no disk.
 MEMORY = '/dev/shm' if _has_room('/dev/shm') else None
 
 Url = collections.abc.Iterator[str]
 
 
 class Databases(typing.Protocol):
-    """As many databases as are wanted at once, by their URLs."""
+    """A factory of databases; it returns URLs."""
 
     def empty(self) -> contextlib.AbstractContextManager[str]:
-        """A database in which there is no row."""
+        """A database without rows."""
 
     def new(self) -> contextlib.AbstractContextManager[str]:
-        """A database in which there is nothing, not even a table."""
+        """A database without tables."""
 
 
 class Files:
@@ -71,15 +71,15 @@ class Files:
 
 
 class Served:
-    """Databases of a server: tables take long to make, so they are emptied and used again."""
+    """Databases of a server: creating tables takes long, so they are emptied and reused."""
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
         self._idle: list[str] = []
         self._numbers = itertools.count(1)
         if self._url.get_backend_name() == 'postgresql':
-            # It would learn, at any moment, that a table is empty, and plan for that when a test
-            # has filled it: a query of a second took minutes.
+            # Autovacuum could note that a table is empty, just before a test fills it: with that
+            # plan a query of a second took minutes.
             _do(self._url, 'ALTER SYSTEM SET autovacuum = off', 'SELECT pg_reload_conf()')
 
     @contextlib.contextmanager
@@ -106,10 +106,10 @@ _ALL = """
 SELECT tablename, pg_relation_size(quote_ident(tablename)::regclass) > 65536
 FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'
 """
-#: Let PostgreSQL check no foreign key, and number from one.
+#: Make PostgreSQL skip foreign keys, and restart sequences.
 _UNCHECKED = 'SET session_replication_role = replica'
 _FROM_ONE = 'SELECT setval(quote_ident(sequencename)::regclass, 1, false) FROM pg_sequences'
-#: The tables of MariaDB in which there was ever a row.
+#: The tables of MariaDB that ever had a row.
 _USED = """
 SELECT table_name FROM information_schema.tables
 WHERE table_schema = database() AND auto_increment > 1
@@ -117,11 +117,11 @@ WHERE table_schema = database() AND auto_increment > 1
 
 
 def _clear(url: sa.URL) -> None:
-    """Delete all rows; what comes next is numbered from one again."""
+    """Delete all rows, and restart the numbers."""
     with _engine(url, isolation_level='AUTOCOMMIT').connect() as connection:
         if url.get_backend_name() == 'postgresql':
             tables = connection.execute(sa.text(_ALL)).all()
-            # To truncate a table takes ten times as long as to delete few rows: it gets new files.
+            # TRUNCATE takes ten times as long as deleting few rows: it makes new files.
             large = ', '.join(table for table, is_large in tables if is_large)
             truncate = [f'TRUNCATE {large} CASCADE'] if large else []
             delete = [f'DELETE FROM {table}' for table, is_large in tables if not is_large]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of pytest in this process, of tests in a folder of its own."""
+"""Run pytest in this process, on tests in another folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Results:
 
 
 def run(folder: pathlib.Path, *tests: str) -> Results:
-    """Run the tests of a folder, all or these.  What they import is forgotten afterwards."""
+    """Run the tests of a folder, all or some. Their imported modules are removed afterwards."""
     results = Results()
     (folder / 'pytest.ini').write_text('[pytest]\n')
     plugins = ['-p', 'no:cacheprovider', '--quiet', '--tb', 'line']
@@ -39,7 +39,7 @@ def run(folder: pathlib.Path, *tests: str) -> Results:
     before, here = set(sys.modules), os.getcwd()
     os.chdir(folder)
     try:
-        # Of the plugins that are installed here none is needed there.
+        # The installed plugins are not needed.
         with unittest.mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD='1'):
             pytest.main([*plugins, *place, *tests], plugins=[results])
     finally:

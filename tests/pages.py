@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pages of the documentation say to type: their literal blocks, and the commands in them."""
+"""The literal blocks of pages of the documentation, and their commands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import typing
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / 'README.rst'
 _UNDERLINE = re.compile(r'([=~^-])\1{2,}')
-#: Its first group is as wide as what the block stands further in than.
+#: The first group is as wide as the indentation around the block.
 _BEGINNING = re.compile(r'( *(?:#\. |\* )?)(?:\.\. code-block:: *(\w+)|(?!\.\. ).*::)')
-#: What stands between two commands is made of these.
+#: The characters between two commands.
 _BETWEEN = '\n;|&'
 
 
@@ -23,7 +23,7 @@ class Block(typing.NamedTuple):
 
     #: the title above it
     section: str
-    #: as ``.. code-block::`` names it; empty after ``::``
+    #: the language of ``.. code-block::``; empty after ``::``
     language: str
     text: str
 
@@ -58,7 +58,7 @@ def blocks(page: pathlib.Path) -> list[Block]:
 
 
 def _end(lines: list[str], start: int, width: int) -> int:
-    """Where what stands further in ends."""
+    """The end of an indented block."""
     for number in range(start, len(lines)):
         line = lines[number]
         if line.strip() and len(line) - len(line.lstrip()) <= width:

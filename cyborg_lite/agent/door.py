@@ -101,7 +101,7 @@ class Door:
             except (OSError, RuntimeError) as error:
                 # Descriptors or threads are short: other clients may end.
                 if not self._stopping.wait(PAUSE):
-                    LOG.error('Socket %s takes no client now: %s', self._path, error)
+                    LOG.error('Socket %s cannot accept a client now: %s', self._path, error)
 
     def _begin(self, connection: socket.socket) -> None:
         try:

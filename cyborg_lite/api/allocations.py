@@ -270,10 +270,10 @@ def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
     if body.get('consumer', {}).get('type') == model.Allocation.PROCESS:
         raise exception.Invalid(
             reason=f'Invalid consumer.type: expected another type than {model.Allocation.PROCESS}, '
-            'which the agent of a host alone tells of: "cyborg-lite run" asks it.'
+            'which only agents of hosts set: see "cyborg-lite run".'
         )
     if types.is_uuid(body.get('name', '')):
-        raise exception.Invalid(reason='Invalid name: expected a name that is no UUID.')
+        raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
     given = [('groups', body['groups'])] if 'groups' in body else []
     given += [(f'alternatives[{n}]', each) for n, each in enumerate(body.get('alternatives', ()))]
     return {

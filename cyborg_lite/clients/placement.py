@@ -296,12 +296,12 @@ class Placement:
     def _make(self, kind: str, name: str) -> bool:
         # The name is user input: a path such as ".." must not be requested.
         if not _NAME.fullmatch(name):
-            LOG.warning('Placement takes no %s named %r', kind, name[:255])
+            LOG.warning('Placement accepts no %s named %r', kind, name[:255])
             return False
         method = 'PUT' if name.startswith('CUSTOM_') else 'GET'
         answer = self._call(method, f'/{kind}/{name}')
         if answer.status_code in (400, 404):
-            LOG.warning('Placement takes no %s named %r: %s', kind, name, answer.text[:200])
+            LOG.warning('Placement accepts no %s named %r: %s', kind, name, answer.text[:200])
             return False
         if answer.status_code not in (200, 201, 204):
             raise _refused(answer)

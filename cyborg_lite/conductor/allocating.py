@@ -66,18 +66,18 @@ class Request(typing.TypedDict):
 def create(
     session: orm.Session, ctxt: context.RequestContext, request: Request, policy: str
 ) -> tuple[str, list[str]]:
-    """Allocate what is asked for, all of it or nothing, or let it wait if that is asked for, too;
-    returns the uuid of the allocation, and the providers of which Placement is to be told before
-    the answer.
+    """Allocate all accelerators of a request, or none, or queue the request.
 
     :param policy: the name of the placing policy.
+    :returns: the uuid of the allocation, and the providers that must be sent to Placement before
+        the answer.
     :raises cyborg_lite.exception.NotFound: when there is no such device profile.
     :raises cyborg_lite.exception.Duplicate: when an active allocation of the project has the name.
     :raises cyborg_lite.exception.KeyReused: when another request had the idempotency key.
-    :raises cyborg_lite.exception.CannotAllocate: when nothing that is free does, with the reasons.
-    :raises cyborg_lite.exception.OverQuota: when the project may not have so many; where it may
-        wait, when it may never have so many.
-    :raises cyborg_lite.exception.Conflict: when too many of the project wait already.
+    :raises cyborg_lite.exception.CannotAllocate: when too few fit and are free, with the reasons.
+    :raises cyborg_lite.exception.OverQuota: when it exceeds the quota of the project; if it
+        may be queued, when it exceeds the limit itself.
+    :raises cyborg_lite.exception.Conflict: when too many of the project are queued already.
     """
     digest = hashlib.sha256(base.as_text(request).encode()).hexdigest()
     if same := _earlier(session, ctxt, request, digest):
@@ -278,7 +278,7 @@ def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: 
 
 
 def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Free what an allocation holds, or let it wait no more; one that is released stays as it is.
+    """Release an allocation, active or queued; a released one is not changed.
 
     :raises cyborg_lite.exception.NotFound: when there is no such allocation.
     """

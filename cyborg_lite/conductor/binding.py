@@ -449,7 +449,7 @@ def _free_handles(
     )
     handles = list(session.execute(query.limit(wanted)))
     if len({handle.form for handle in handles}) > 1:
-        # What is given out together is of one form, too.
+        # Accelerators that are bound together must have one form.
         handles = _of_one_form(list(session.execute(query)), wanted)
     if len(handles) < wanted:
         reason = exclusion.reason(session, provider, instance)

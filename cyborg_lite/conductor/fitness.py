@@ -24,7 +24,7 @@ def check(
     arq: model.ARQ,
     vouched: collections.abc.Iterable[str],
 ) -> None:
-    """Refuse a provider that is not to be given out now, or is not what was asked for."""
+    """Refuse a provider that cannot be allocated now, or does not match the request."""
     if provider is None:
         raise exception.ProviderNotFound(provider=wish['device_rp_uuid'])
     device = provider.device
@@ -65,7 +65,7 @@ def exhausted(
     free: int,
     wanted: int,
 ) -> exception.NoFreeHandle:
-    """The error that the provider has too few free accelerators: it says who holds the others.
+    """The error that the provider has too few free accelerators; it names the holders.
 
     :param project: the project of the request, which learns nothing of other projects.
     """
@@ -94,7 +94,7 @@ def _holder(arq: model.ARQ) -> str:
 
 
 def _next(device: model.Device) -> str:
-    """What an operator can type where a device is not given out."""
+    """The command that makes a device available again."""
     if device.status != 'enabled':
         return f'"openstack accelerator enable {device.uuid}" enables it'
     return f'{_LIST} --long --device {device.uuid}" shows its accelerators'

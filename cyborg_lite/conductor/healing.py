@@ -72,9 +72,9 @@ class Healer:
             notice_silence(session, self._watching)
 
     def _watch(self) -> None:
-        """Watch anew after a break: nobody may have taken in what hosts reported meanwhile.
+        """Restart the watch after a break: no conductor may have stored the reports of that time.
 
-        The clock is that by which reports are noted, so that its jumps are breaks, too.
+        It uses the clock of the reports, so that clock jumps count as breaks, too.
         """
         if self._looked is None:
             return
@@ -137,10 +137,10 @@ def notice_silence(
 
 
 def remind(session: orm.Session, last: int) -> int:
-    """Have Placement told of the next host once more, whatever it was told: it may have been
-    restored from a backup, or somebody may have deleted a provider.
+    """Reconcile the next host with Placement: it may have been restored from a backup, or a
+    provider may have been deleted.
 
-    :param last: the id of the host before.
+    :param last: the id of the previous host.
     :returns: the id of this one; 0 after the last.
     """
     if not outbox.tells(session, outbox.PROVIDER):

@@ -146,7 +146,7 @@ def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool
 
 
 def counts(device: model.Device) -> bool:
-    """Whether the next report has to be read even if it is like this one: it is one more sample."""
+    """Whether the next report must be processed even if it is equal: it is one more sample."""
     return bool(device.streak) and device.health != healths.UNKNOWN
 
 

@@ -88,7 +88,7 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
         LOG.info('Host %s is up again', host.name)
     _recognise(session, host, report, others, started)
     _note(host, report, machine)
-    # Devices link to the host by its name: it has to be there first.
+    # Devices have a foreign key to the host's name: the host must exist first.
     session.flush()
     return host
 
@@ -134,7 +134,7 @@ def _is_late(host: model.Host, report: Claim) -> bool:
         return bool(report['sequence'] <= host.sequence)
     if agent is not None and host.agent is not None:
         return agent in (host.past_agents or ()) and not host.silent
-    # An agent of the release before. In another time namespace its sequence begins anew.
+    # An agent of the previous release. In another time namespace its sequence restarts.
     return bool(report['sequence'] <= host.sequence and not host.silent)
 
 
@@ -216,9 +216,9 @@ def _take_name(session: orm.Session, host: model.Host, others: list[model.Host])
 def _return(
     session: orm.Session, host: model.Host, report: Claim, others: list[model.Host]
 ) -> None:
-    """Weigh a report under the name before, of an agent that was not started anew.
+    """Handle a report under the old name, from an agent that was not restarted.
 
-    It may be late, or the machine is another one than that which has the new name.
+    The report is late, or its machine differs from the machine with the new name.
     """
     other = next((each for each in others if each.name == host.renamed_to), None)
     if other is None:
@@ -257,8 +257,7 @@ def _others(session: orm.Session, name: str, machine: str) -> list[model.Host]:
 
 
 def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.Facts]]:
-    """The messages by which Placement is told of what differs on these hosts, in a transaction that
-    begins when this one is over.
+    """The messages that reconcile these hosts with Placement in a later transaction.
 
     It costs this one little, and it need not lock the hosts: they are locked before what is held
     of them, never after.
@@ -276,9 +275,9 @@ def announce(session: orm.Session, name: str) -> None:
 def announce_all(
     session: orm.Session, names: collections.abc.Iterable[str], after: float = 0
 ) -> None:
-    """Have Placement told of what differs on hosts that are locked.
+    """Send the changes of locked hosts to Placement.
 
-    Nothing is read where there is nobody to tell.
+    Without Placement nothing is read.
 
     :param after: as for :func:`outbox.put`.
     """
@@ -329,7 +328,7 @@ def is_held(device: model.Device, held_ids: set[int]) -> bool:
 
 
 def remove(session: orm.Session, device: model.Device) -> None:
-    """Delete a device that nobody holds, and have its providers removed."""
+    """Delete a device without holders, and remove its providers."""
     gone = {part.rp_uuid: outbox.retired(part.announced) for part in device.deployables}
     outbox.put(session, outbox.PROVIDER, gone)
     session.delete(device)

@@ -72,8 +72,8 @@ def receive(
 
 
 def _mark(session: orm.Session, report: Report, policy: health.Policy) -> str:
-    """What is kept of a report, so that one that says the same need not be read: it differs where
-    others are to be told, too, as when Placement is configured later, and under another policy.
+    """A digest of a report: a report with the same digest need not be processed. The digest also
+    depends on the health policy, and on whether Placement is configured.
     """
     told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
     text = f'{told} {health.digest(policy)} {report.get("machine")} {report["digest"]}'
@@ -360,12 +360,12 @@ def _stays(device: model.Device, silent: set[str], held: set[int], absences: int
 def _leave_out_twins(
     known: list[model.Device], pairs: list[matching.Pair], held: set[int]
 ) -> tuple[list[matching.Pair], bool]:
-    """The pairs without what another row still is, and whether there was any.
+    """The pairs without possible twins of other rows, and whether there were any.
 
-    A missing device or a lost handle may be the very accelerator of a new handle: given out again,
-    it would have two holders.  Another card at the address of a card that is gone is no twin of it.
+    A missing device or a lost handle may be the same accelerator as a new handle: it would be
+    allocated twice.  Another card at the address of a missing card is not a twin.
     """
-    # What has moved, as its serial number says, is not where it was.
+    # A card that moved, by its serial number, is not at its old address.
     moved = {id(same) for found, same in pairs if same and same.identity != found.identity}
     holders = {
         handle.location: part
@@ -422,7 +422,7 @@ def _withhold(device: model.Device, handle: model.AttachHandle) -> None:
 def _is_twin(
     holder: model.Deployable | None, part: model.Deployable, device: model.Device | None
 ) -> bool:
-    """Whether what a known deployable gives out may be what the found one gives out."""
+    """Whether the accelerators of a known and of a found deployable may be the same."""
     if holder is None:
         return False
     if holder.device is device:

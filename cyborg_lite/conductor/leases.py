@@ -25,7 +25,7 @@ from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import journal
 from cyborg_lite.db import queue as db_queue
 
-#: The type of consumers that an agent has seen. The API takes it from nobody.
+#: The type of consumers that only agents may set; the API refuses it.
 PROCESS = model.Allocation.PROCESS
 #: The most accelerators of one lease: those of one host.
 MOST = 1000
@@ -239,9 +239,9 @@ def _validator() -> typing.Any:
 
 
 def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
-    """Serve an agent for the host that it reports, and for no other.
+    """Refuse an agent that does not report this host.
 
-    The id of an agent is made anew at each of its starts, and known to it and to conductors.
+    Each start of an agent has a new id, which only the agent and conductors know.
     """
     reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
     if session.scalar(sa.select(model.Host.id).where(*reports)) is None:
@@ -287,7 +287,7 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
             'traits, not both.'
         )
     if _UUID.fullmatch(request.get('name', '')):
-        raise exception.Invalid(reason='Invalid name: expected a name that is no UUID.')
+        raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
     groups = [] if profile else [[_group(session, host, request)]]
     return {
         'profile': profile,

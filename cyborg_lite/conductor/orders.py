@@ -42,7 +42,7 @@ def set_status(
         outbox.announce(session, device.deployables, after=outbox.TELL if withdrawn else 0)
         queue.wake(session)
         return withdrawn
-    # A later order stands, unless the device is gone; or this very one, if nobody heard of it.
+    # A later order applies, unless the device is deleted; or this one, if its answer was lost.
     device = query.get(session, model.Device, uuid, what='Device')
     return _withdrawn(device) if device.status == status else []
 

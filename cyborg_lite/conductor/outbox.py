@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages for other services: written with the change itself, sent after it, and retried.
 
-A message is a row.  Whichever conductor takes it has it for a time; if it dies meanwhile another
-takes it over.  What is sent is the state as it is then, so that a message that is sent twice, or
-that stands for many changes, does no harm.
+A message is a row.  A conductor leases it to send it; if the conductor dies, another takes it over
+after the lease.  Messages are idempotent: the present state is sent, so a message may be sent
+twice, or represent many changes.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from cyborg_lite.db import exclusion
 
 LOG = log.getLogger(__name__)
 
-#: How long a conductor may take to send a message before another takes it over, in seconds. With
-#: the longest ``outbox_interval`` it is a minute: so late is what a dead conductor had in hand.
+#: The lease of a message, in seconds. Together with the longest ``outbox_interval`` it is a
+#: minute: then another conductor has sent the messages of a dead one.
 LEASE = 45
-#: The longest wait between two tries, in seconds: a minute after a service is back it knows all.
+#: The longest backoff, in seconds: a minute after a service is back it has all messages.
 PATIENCE = 45
 
-#: How many messages of a kind are taken at once, and sent side by side.
+#: How many messages of a kind are leased at once, and sent concurrently.
 BATCH = 8
 #: The columns that change when a message is replaced or taken over.
 CHANGED = ('stamp', 'lease')
-#: How long the answer to an order that withdraws something waits until Placement knows, in seconds.
+#: The maximum wait for Placement before the answer to a call that withdraws devices, in seconds.
 TELL = 5
-#: How many providers are told of at once while answers wait for them.
+#: How many providers are sent at once while answers wait for them.
 TELLERS = 8
 
-#: A message has Placement told of a provider, Nova of the requests of an instance, or has it found
-#: out what differs on a host.
+#: The kinds: a provider for Placement, the requests of an instance for Nova, or a host to
+#: reconcile.
 PROVIDER = 'provider'
 EVENT = 'event'
 HOST = 'host'
-#: Or those are served that wait for accelerators.
+#: Serve the queue of allocations.
 QUEUE = 'queue'
 #: The entry of a provider's message beside traits, whose names are in capitals.
 INVENTORY = 'inventory'
-#: The trait of a provider of which nothing is given out for its health.
+#: The trait of a provider that is withdrawn because of its health.
 UNHEALTHY = 'CUSTOM_ACCEL_UNHEALTHY'
-#: Under this name a session knows which kinds of messages are sent, and under the next which of
-#: them were put in its transaction.
+#: The keys of a session's info: the kinds of messages that are sent, and those that were put in
+#: its transaction.
 KINDS = 'cyborg_lite.outbox'
 PUT = 'cyborg_lite.outbox.put'
 
@@ -69,17 +69,17 @@ PUT = 'cyborg_lite.outbox.put'
 def put(
     session: orm.Session, kind: str, messages: dict[str, model.Facts], after: float = 0
 ) -> None:
-    """Have these of one kind sent: see :func:`put_all`."""
+    """Put messages of one kind: see :func:`put_all`."""
     put_all(session, {kind: messages}, after)
 
 
 def put_all(
     session: orm.Session, by_kind: dict[str, dict[str, model.Facts]], after: float = 0
 ) -> None:
-    """Have these sent, by kind and key: what waits already is merged with the new, entry by entry,
-    and a message that is being sent is sent again after that.
+    """Put messages by kind and key; each is merged with a waiting one of the same key. A message
+    that is being sent is sent again afterwards.
 
-    Where there is nobody to be told, nothing is written.
+    Nothing is written for services that are not configured.
 
     :param after: how many seconds the senders leave them to the caller of :meth:`Sender.tell`.
     """
@@ -94,10 +94,11 @@ def put_all(
         sa.select(model.Message)
         .where(sa.or_(*these))
         .order_by(model.Message.id)
-        # Of a few rows MariaDB would read, and lock, the whole table.
+        # Without the hint MariaDB would read, and lock, a whole small table.
         .with_hint(model.Message, 'FORCE INDEX (uq_messages_kind_key)', 'mysql')
         .with_hint(model.Message, 'FORCE INDEX (uq_messages_kind_key)', 'mariadb')
-        # None of them is to end meanwhile: of many rows, an UPDATE does not say which it missed.
+        # None of them may be deleted meanwhile: a bulk UPDATE does not report which rows it
+        # missed.
         .with_for_update()
     )
     waiting = {(row.kind, row.key): row for row in session.scalars(same)}
@@ -115,7 +116,7 @@ def put_all(
 
 
 def tells(session: orm.Session, kind: str) -> bool:
-    """Whether there is somebody for messages of this kind."""
+    """Whether messages of this kind are sent at all."""
     return kind in session.info.get(KINDS, ())
 
 
@@ -125,9 +126,9 @@ def announce(
     anew: bool = False,
     after: float = 0,
 ) -> None:
-    """Have Placement told of those deployables that it does not know as they are.
+    """Put messages for those deployables whose state in Placement is stale.
 
-    :param anew: of the others, too: it may have lost what it was told.
+    :param anew: for the others, too: Placement may have lost data.
     :param after: as for :func:`put`.
     """
     if not tells(session, PROVIDER):
@@ -161,10 +162,10 @@ def _changed(before: model.Facts | None, wanted: model.Facts) -> model.Facts:
 
 
 def describe(part: model.Deployable, taken: collections.abc.Container[int] = ()) -> model.Facts:
-    """A deployable as Placement is to know it: by what is noted, and by no clock.
+    """The provider of a deployable for Placement: it follows from stored marks, not from a clock.
 
-    A host that is late, and not noted as silent, may report before that: nobody would take back
-    what had been said of it.
+    A late host that is not marked as silent may still report: then no message would withdraw the
+    first one.
 
     :param taken: the ids of handles that others exclude, or that allocations hold: see
         cyborg_lite.db.exclusion.
@@ -214,12 +215,12 @@ def _rows(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
 
 
 def _patience(message: model.Message) -> int:
-    """How long a message waits that could not be sent, in seconds."""
-    # So many twos are more than anybody's patience; a thousand are no number of seconds.
+    """The backoff of a failed message, in seconds."""
+    # The exponent is limited: 2 ** 1000 seconds is not a valid time.
     return min(2 ** min(message.attempts, 16), PATIENCE)
 
 
-#: A lost deadlock must not leave a message leased to nobody.
+#: Without the retry a deadlock would leave the message leased.
 _again = db_api.wrap_db_retry(
     max_retries=5, retry_interval=0.05, jitter=True, max_retry_interval=1, retry_on_deadlock=True
 )
@@ -283,19 +284,19 @@ class Sender:
             self._workers[kind].wake()
 
     def traits(self, rp_uuids: collections.abc.Iterable[str]) -> dict[str, list[str]]:
-        """The traits that Placement knows of these providers; none where it cannot be asked."""
+        """The traits of these providers in Placement; empty if it cannot be reached."""
         if PROVIDER not in self._send:
             return {}
         try:
             return {rp_uuid: self._placement.traits(rp_uuid) for rp_uuid in rp_uuids}
-        except Exception as error:  # whatever it is, a bind is refused for what is missing
-            LOG.warning('Placement does not tell the traits of a provider: %s', error)
+        except Exception as error:  # the bind is refused then, if traits are missing
+            LOG.warning('The traits of a provider cannot be read from Placement: %s', error)
             return {}
 
     def knows(self, instance: str) -> bool:
         """Whether Nova knows an instance.
 
-        :raises cyborg_lite.exception.Conflict: when there is no Nova to be asked.
+        :raises cyborg_lite.exception.Conflict: when Nova is not configured.
         """
         if EVENT not in self._send:
             raise exception.Conflict(
@@ -317,11 +318,10 @@ class Sender:
             pool.shutdown(cancel_futures=True)
 
     def tell(self, providers: collections.abc.Iterable[str]) -> None:
-        """Have Placement told of these providers now, and return once it knows, or after TELL
-        seconds.
+        """Send these providers to Placement now; return when it is done, or after TELL seconds.
 
-        What withdraws something is answered after that, so that nothing is scheduled to what was
-        withdrawn. It is called when the transaction is over: nothing is locked meanwhile.
+        A call that withdraws accelerators is answered after this, so that Nova schedules nothing
+        to them. It runs after the transaction, so no lock is held meanwhile.
         """
         if PROVIDER not in self._send:
             return
@@ -329,14 +329,14 @@ class Sender:
         done, late = futures.wait(jobs, TELL)
         for job in late:
             job.cancel()
-            LOG.warning('Placement is told of %s later: it has not answered yet', jobs[job])
+            LOG.warning('Placement has not answered yet: provider %s is sent later', jobs[job])
         for job in done:
             if error := job.exception():
-                LOG.warning('Placement is told of %s later: %s', jobs[job], error)
+                LOG.warning('Provider %s is sent to Placement later: %s', jobs[job], error)
 
     def _send_now(self, kind: str, key: str) -> None:
-        """Send a message that waits, due or not, and whoever else has it in hand: that one may have
-        begun before the change, and ends nobody's lease but his own.
+        """Send a message now, even if it is not due or leased by another: that one may have
+        started before the change, and ends only its own lease.
         """
         query = sa.select(model.Message).where(model.Message.kind == kind, model.Message.key == key)
         while found := self._read(query):
@@ -345,7 +345,7 @@ class Sender:
                 return
 
     def _work(self, kind: str) -> float:
-        """Send all that is due; returns how long to wait for the next."""
+        """Send all due messages; returns the time until the next."""
         while not self._workers[kind].stopping:
             due, wait = self._look(kind)
             if not due:
@@ -354,8 +354,8 @@ class Sender:
         return self._interval
 
     def _deliver(self, messages: list[model.Message]) -> None:
-        """Send messages that were claimed, side by side, and end the lease of each when it is sent:
-        one that takes long keeps no other waiting.
+        """Send leased messages concurrently, and end the lease of each at once: a slow message
+        delays no other.
         """
         jobs = {self._senders[each.kind].submit(self._try, each): each for each in messages}
         while jobs:
@@ -366,7 +366,7 @@ class Sender:
         """Send a message; returns why that failed, or None."""
         try:
             self._send[message.kind](message.key, message.payload)
-        except Exception as error:  # whatever it is, what waits must not be lost
+        except Exception as error:  # after any error the message must be kept
             LOG.warning(
                 '%s %s waits for %d s: %s', message.kind, message.key, _patience(message), error
             )
@@ -374,10 +374,10 @@ class Sender:
         return None
 
     def _look(self, kind: str) -> tuple[list[model.Message], float]:
-        """The messages that have been due for longest; and how long to wait if there are none.
+        """The messages that have been due for longest; and the time to wait if there are none.
 
-        They are found without a lock. A query that skips locked rows may miss one that is due:
-        MariaDB locks each row that it examines, those of other kinds too.
+        They are read without locks. A query that skips locked rows may miss a due one: MariaDB
+        locks each row that it examines, also of other kinds.
         """
         now = timeutils.utcnow()
         of_kind = sa.select(model.Message).where(model.Message.kind == kind)

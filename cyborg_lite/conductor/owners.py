@@ -12,10 +12,11 @@ from cyborg_lite import model
 
 
 def remember(session: orm.Session, ctxt: context.RequestContext, arqs: list[model.ARQ]) -> None:
-    """Note which projects own the instances that give up these requests.
+    """Store the projects of the instances that release these requests.
 
     Nova evacuates with an administrator's token: it deletes the requests of the instance and then
-    binds new ones, and nothing in its calls names the owner. Without service tokens nobody asks.
+    binds new ones, and its calls do not name the owner. Without service tokens the owner is not
+    needed.
     """
     if not ctxt.vouched or not any(arq.instance_uuid for arq in arqs):
         return

@@ -166,7 +166,7 @@ class _Matching:
         return [each for each in self.fit[kind] if self._kind.get(each.handle, kind) != kind]
 
     def _next(self, kind: int) -> Candidate | None:
-        """One that nobody holds. One that is passed over is not free again."""
+        """The next unused accelerator; a skipped one is not returned again."""
         for each in self._left[kind]:
             form = self._forms.get(each.device, each.form)
             if each.handle not in self._kind and form == each.form:

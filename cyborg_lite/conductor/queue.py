@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the queue of allocations is looked at: whatever frees something says so.
+"""When the queue of allocations is served: each release of accelerators writes a message.
 
 The message is written in the transaction that frees, so that a conductor that dies loses nothing.
 """

@@ -56,9 +56,9 @@ class Reports:
     @messaging.expose
     @messaging.expected_exceptions(exception.CyborgError)
     def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:
-        """Take in what an agent has found on its host.
+        """Store the findings of an agent on its host.
 
-        :raises cyborg_lite.exception.Invalid: when the report is not as it has to be.
+        :raises cyborg_lite.exception.Invalid: when the report is invalid.
         """
         checked = check(report)
         absences = self._conf.conductor.absences
@@ -66,11 +66,11 @@ class Reports:
 
 
 def check(report: dict[str, typing.Any]) -> inventory.Report:
-    """The report as it can be taken in: without its bad devices, and with a bounded interval.
+    """The valid part of a report: without its invalid devices, and with a limited interval.
 
     Fields that this release does not know are left out.
 
-    :raises cyborg_lite.exception.Invalid: when anything else of it is not as it has to be.
+    :raises cyborg_lite.exception.Invalid: when anything else in it is invalid.
     """
     try:
         _check_frame(report)
@@ -110,7 +110,7 @@ def _drivers_of(facts: typing.Any, drivers: dict[str, model.Facts]) -> set[str]:
 
 
 def _degraded(complaints: list[str]) -> model.Facts:
-    # What is left out may be there, even if the driver has looked at all cards.
+    # A device that is left out may be present, even if the driver has looked at all cards.
     return {'state': 'degraded', 'reason': '; '.join(complaints)[:1000], 'complete': False}
 
 

@@ -73,7 +73,7 @@ def sets(
 
 
 def _slots(groups: Groups) -> collections.abc.Iterator[candidates.Kind]:
-    """For each accelerator of these groups what it has to be, in order."""
+    """The required kind of each accelerator of these groups, in order."""
     refuse_size(sum(max(0, n) for group in groups for n in profiles.resources(group).values()))
     for group in groups:
         required, forbidden = map(frozenset, profiles.traits(group))
@@ -92,7 +92,7 @@ def refuse_size(total: int) -> None:
 def free(
     session: orm.Session, kinds: Kinds, of_hosts: candidates.Hosts, limit: int | None = None
 ) -> list[placing.Candidate]:
-    """Accelerators that can be given out now and are of one of these kinds."""
+    """The free accelerators of these kinds."""
     rows = candidates.free(session, list(kinds), of_hosts, limit)
     return [_candidate(row) for row in rows]
 
@@ -139,11 +139,11 @@ def take(
 ) -> Taken:
     """Create the requests of an allocation, each bound, on hosts that are locked.
 
-    :param profile: one that is private is kept from now on.
+    :param profile: a private one is stored now.
     :param limited: whether there may be a quota of the project.
     :param after: as for :func:`outbox.put`.
-    :raises cyborg_lite.exception.OverQuota: when the project may not have so many; nothing was
-        written then.
+    :raises cyborg_lite.exception.OverQuota: when it exceeds the quota of the project; nothing
+        was written then.
     """
     if limited:
         # Before anything is written: it may be refused.

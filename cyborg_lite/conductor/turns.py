@@ -17,10 +17,10 @@ Known = collections.abc.Callable[[placing.Wanted], collections.abc.Iterable[plac
 
 
 class Entry(typing.NamedTuple):
-    """An allocation that waits."""
+    """A queued allocation."""
 
     id: int
-    #: what it wants, in the order in which it wants it; None for what it may not have now
+    #: its alternatives in order; None for one that its quota refuses now
     sets: tuple[placing.Wanted | None, ...]
     #: the only hosts to choose from; None for all
     hosts: frozenset[str] | None = None
@@ -55,7 +55,7 @@ def grants(
     rank: placing.Rank,
     kept: set[int] | None = None,
 ) -> collections.abc.Iterator[Grant]:
-    """What can be given out now, one after the other.
+    """The allocations that can be served now, in order.
 
     :param entries: in the order of their turns.
     :param known: all accelerators that there are, as if all were free.

@@ -35,7 +35,7 @@ _FREE = [
 
 
 class Kind(typing.NamedTuple):
-    """What an accelerator has to be."""
+    """The required class and traits of an accelerator."""
 
     resource_class: str
     required: frozenset[str]
@@ -73,9 +73,9 @@ def _joined(query: sa.Select[typing.Any], outer: bool = False) -> sa.Select[typi
 def free(
     session: orm.Session, kinds: list[Kind], hosts: Hosts, limit: int | None
 ) -> list[sa.Row[typing.Any]]:
-    """Accelerators that can be given out now and are of one of these kinds, in a fixed order.
+    """The free accelerators of these kinds, in a fixed order.
 
-    Each row has what tells it, and then of each kind whether it is one.
+    Each row has the identity, and then for each kind whether it matches.
     """
     fits = [sa.and_(_class.value == kind.resource_class, _traits(kind)) for kind in kinds]
     shown: list[typing.Any] = [
@@ -91,10 +91,10 @@ def free(
 
 
 def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Row[typing.Any]]:
-    """How many accelerators there are, by all that decides whether one can be given out.
+    """The numbers of accelerators, by all facts that decide whether they can be allocated.
 
-    Those of other classes are counted together: their class is null.  A card of which nothing is
-    given out counts as none.
+    Those of other classes are counted together: their class is null.  A card without accelerators
+    has a row with the amount 0.
     """
     named = _class.value.in_({kind.resource_class for kind in kinds})
     columns = {

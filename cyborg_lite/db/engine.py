@@ -102,8 +102,8 @@ class Database:
     def _keep_open(self) -> sa.Connection | None:
         """Keep one connection to SQLite open.
 
-        The last one that is closed deletes the write-ahead log, and the next one makes it again:
-        while the disk is full it could not, and nothing could be read.
+        Closing the last connection deletes the write-ahead log, and the next one creates it: on a
+        full disk this would fail, and nothing could be read.
         """
         if self.engine.dialect.name != 'sqlite':
             return None

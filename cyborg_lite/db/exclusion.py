@@ -123,7 +123,7 @@ def excludes(hostname: str | orm.InstrumentedAttribute[str]) -> Condition:
 
 
 def reason(session: orm.Session, provider: model.Deployable, instance: str) -> str | None:
-    """Why accelerators of the provider are not free although nobody holds them, in words."""
+    """Why accelerators of the provider are not free although they are not held, as a text."""
     found = causes(provider.device, instance)
     query = sa.select(words(found)).where(
         model.AttachHandle.deployable_id == provider.id,
@@ -140,7 +140,7 @@ def words(found: list[Cause]) -> sa.ColumnElement[str | None]:
 
 
 def excluded(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> set[int]:
-    """The ids of those handles of these parts that nobody holds, and that are excluded now."""
+    """The ids of the handles of these parts that are not held but excluded now."""
     concerned = [part.id for part in parts if _may_be_excluded(part)]
     if not concerned:
         return set()

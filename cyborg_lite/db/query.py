@@ -61,8 +61,8 @@ def find(
 ) -> list[Row]:
     """The rows that meet all conditions, in the order of the page.
 
-    :param scope: the conditions that a marker has to meet as well: who may not see a row is not
-        told that it is there. The others it need not meet any more.
+    :param scope: the conditions that a marker must also meet: callers must not learn of rows
+        that they may not see. It need not meet the other conditions any more.
     :raises cyborg_lite.exception.Invalid: when the marker or the sort key is unknown.
     """
     query, page = sa.select(kind).where(*scope, *conditions).options(*options), page or Page()
@@ -160,9 +160,9 @@ def _reading(kind: type[model.Base], paths: tuple[str, ...]) -> _Reading:
 
 @functools.cache
 def _reading_one(kind: type[model.Base], paths: tuple[str, ...], by: str) -> _Reading:
-    """What reads these paths of the row with an id.
+    """The query that reads these paths of the row with an id.
 
-    SQLAlchemy takes twice as long for a statement that is made anew, though it is the same.
+    It is cached: a new statement takes SQLAlchemy twice as long, even if it is equal.
     """
     query, many = _reading(kind, paths)
     return _Reading(query.where(getattr(kind, by) == sa.bindparam(_ID)), many)
@@ -220,7 +220,8 @@ def _after(
     page: Page,
     scope: collections.abc.Sequence[sa.ColumnElement[bool]],
 ) -> sa.ColumnElement[bool]:
-    """That a row comes after the one that the marker names; it is met by none if that is unknown.
+    """The condition that a row comes after the marker; false for all rows if the marker is
+    unknown.
 
     oslo.db's paginate_query returns rows twice where the marker's value is null.
     """

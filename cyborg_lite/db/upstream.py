@@ -50,7 +50,7 @@ DRIVERS = {
 UNCLEAN = ('pending_cleaning', 'cleaning', 'error')
 #: The states of a request that holds nothing here.
 FREE = ('Initial', 'Unbound', 'BindFailed', 'UnbindFailed', 'Deleting')
-#: Of these, the states of one that may not have let go of its accelerator.
+#: The states among these in which a request may still hold its accelerator.
 LEAVING = ('UnbindFailed', 'Deleting')
 #: The key of a trait that a driver of upstream's reports.
 TRAIT = re.compile('traits?([0-9]{0,4})')

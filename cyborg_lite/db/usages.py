@@ -17,7 +17,7 @@ _class = orm.aliased(model.Attribute)
 # A conductor of the release before notes neither the moment nor the class.
 _began_at = model.ARQ.holds_since()
 
-#: What is known of an interval that is not over, by the columns of one that is.
+#: The columns of an open interval, by those of a finished one.
 _HELD: dict[str, typing.Any] = {
     'project_id': model.ARQ.project_id,
     'resource_class': sa.func.coalesce(model.ARQ.resource_class, _class.value),

@@ -58,7 +58,7 @@ def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> 
 
         pynvml.nvmlInit()
     except Exception as error:  # package, library or driver is absent, or of another release
-        LOG.info('NVML does not load, so sysfs alone tells of GPUs: %s', error)
+        LOG.info('NVML does not load, so only sysfs is read: %s', error)
         if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
             note(f'NVML does not load: {error}')
         return None

@@ -27,7 +27,7 @@ from tests.bench.measure import Figure
 
 ARQS = '/v2/accelerator_requests'
 LISTS = ('devices', 'deployables', 'device_profiles', 'accelerator_requests', 'accelerators')
-#: Asks again and again by one connection: another process, whose CPU time is its own.
+#: Repeats a request on one connection, in another process, whose CPU time is not counted.
 CLIENT = """
 import http.client, sys
 host, port, path, times = sys.argv[1:]
@@ -38,7 +38,7 @@ for _ in range(int(times)):
     answer.read()
     assert answer.status == 200, answer.status
 """
-#: The CPU time of a list that is aimed at, in milliseconds, by its rows.
+#: The target CPU time of a list, in milliseconds, by its rows.
 AIMS = {1000: {'devices': 20.0}}
 
 
@@ -72,7 +72,7 @@ def _of(place: pathlib.Path, rows: int) -> collections.abc.Iterator[Figure]:
     directory.mkdir()
     with databases.Files().empty() as url:
         file = pathlib.Path(url.removeprefix('sqlite:///'))
-        # On the disk of the bench: what is measured is written as it is by default.
+        # On the disk of the bench, with the default settings of the database.
         shutil.copy(file, directory)
         service = support.Service(f'sqlite:///{directory / file.name}')
         try:

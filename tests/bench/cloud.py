@@ -25,7 +25,7 @@ from tests.integration import servers
 
 CONF = '[DEFAULT]\ndebug = false\n[api]\nauth_strategy = noauth\n[agent]\nenabled_drivers = fake\n'
 CARDS = 64
-#: How many clients there are, and how many cycles a second are aimed at.
+#: The numbers of clients, and the target cycles per second.
 CLIENTS = {1: 40, 8: 80, 32: 80}
 SECONDS = 5
 
@@ -88,7 +88,7 @@ def _cycles(
     begun = time.monotonic()
     until = begun + SECONDS
     with futures.ThreadPoolExecutor(clients) as pool:
-        # Each has providers of its own: what is measured is no wait for another's accelerator.
+        # Each client has providers of its own, so that no client waits for another.
         jobs = [pool.submit(_work, url, providers[n], until) for n in range(clients)]
         done = sum(job.result() for job in jobs)
     took = time.monotonic() - begun
@@ -99,7 +99,7 @@ def _cycles(
 
 
 def _work(url: str, provider: str, until: float) -> int:
-    """Create, bind, look, delete, again and again; returns how often."""
+    """Repeat create, bind, show, delete; returns the number of cycles."""
     arqs = f'{url}/accelerator_requests'
     with requests.Session() as session:
         for number in itertools.count():

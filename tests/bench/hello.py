@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least that a WSGI application can do: what is left is the server's."""
+"""A minimal WSGI application, which shows the cost of the server."""
 
 BODY = b'{"devices": []}'
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures, each beside what it is meant to be."""
+"""Figures, each with its target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Figure(typing.NamedTuple):
     what: str
     value: float
     unit: str
-    #: what is aimed at; None for what only shows what the machine can do
+    #: the target; None for a figure of the machine itself
     aim: float | None = None
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ def memory(pids: collections.abc.Iterable[int]) -> float:
 
 
 def fdatasync(place: pathlib.Path) -> float:
-    """How often the disk can be written a second."""
+    """The number of writes to the disk per second."""
     with (place / 'synced').open('wb', buffering=0) as file:
 
         def write() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A machine with eight NPUs that are only described: neither Spark nor Ray needs a card."""
+"""A described machine with eight NPUs: neither Spark nor Ray needs a card."""
 
 import contextlib
 import os
@@ -17,26 +17,26 @@ from tests import pages
 from tests.functional import test_leases
 
 machine, shared = test_leases.machine, test_leases.shared
-#: How long anything may take, in seconds: a JVM starts slowly on a machine that does other things.
+#: The timeout of each step, in seconds: a JVM starts slowly on a busy machine.
 BOUND = 300
 
 
 @pytest.fixture
 def environment(machine):
-    """What a user has who types the lines of the guide."""
+    """The environment of a user of the guide."""
     path = f'{pathlib.Path(sys.executable).parent}:{os.environ["PATH"]}'
     return os.environ | {client.VARIABLE: machine.socket, 'PATH': path}
 
 
 def lines(word):
-    """The blocks of the guide that have a word, as it says to type them."""
+    """The blocks of the guide with a word."""
     found = pages.blocks(pages.ROOT / 'doc/source/user/spark_ray.rst')
     return [each.text for each in found if each.language == 'shell' and word in each.text]
 
 
 @contextlib.contextmanager
 def started(script, said, log, **more):
-    """What a script starts, and goes on, once its output says something; gives what that is."""
+    """Run a script in the background until its output matches; gives the match."""
     with log.open('w') as file:
         running = subprocess.Popen(
             ['sh', '-euc', script], stdout=file, stderr=file, start_new_session=True, **more
@@ -48,6 +48,6 @@ def started(script, said, log, **more):
             time.sleep(0.1)
         yield found[1]
     finally:
-        # With all that it started, which Ray and Spark would let end in half a minute.
+        # Kill all children: with Ray and Spark they would end only after half a minute.
         os.killpg(running.pid, signal.SIGKILL)
         running.wait(BOUND)

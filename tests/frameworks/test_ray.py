@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real Ray, started as the guide says: an actor has devices that no other has."""
+"""Real Ray, started as in the guide: each actor has devices of its own."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from cyborg_lite import delivery
 from tests.frameworks import conftest
 
 JOB = pathlib.Path(__file__).with_name('ray_job.py')
-#: Ray alone, at any port that is free, and as long as the test.
+#: A local Ray on free ports, for the time of the test.
 OPTIONS = (
     '--head --block --port 0 --num-cpus 1 --node-ip-address 127.0.0.1 --include-dashboard false '
     '--disable-usage-stats'
@@ -45,7 +45,7 @@ def test_actors_have_different_devices(machine, environment, place, tmp_path, bl
     found = json.loads((tmp_path / 'answer').read_text())
     [first], [second] = found['actors']
     assert {first, second} == {*npus['addresses']}
-    # A task that asks for none sees none, and the third actor has what the first one had.
+    # A task without devices sees none, and the third actor gets the devices of the first.
     assert found['task'] == ['']
     assert (found['early'], found['late']) == (False, [first])
     machine.until(lambda: not machine.held())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real Spark, started as the guide says: an executor has devices that no other has."""
+"""Real Spark, started as in the guide: each executor has devices of its own."""
 
 import contextlib
 import json

@@ -9,14 +9,14 @@ from cyborg_lite.api import app
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_stop():
-    """Idle workers of oslo.messaging's servers look once a second whether they are to stop."""
+    """Shorten the poll of oslo.messaging's idle workers, which check for a stop once a second."""
     with unittest.mock.patch.object(_thread.ThreadWorker, 'MAX_IDLE_FOR', 0.05):
         yield
 
 
 @pytest.fixture
 def member(monkeypatch):
-    """Become a member of a project, as often as you like."""
+    """A function that makes the caller a member of a project."""
 
     def become(project, roles='member,reader'):
         monkeypatch.setitem(app.ALONE, 'X-Project-Id', project)

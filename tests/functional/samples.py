@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One conversation that makes every request of the API; some of it is the reference's samples.
+"""One conversation with every request of the API; parts are the samples of the reference.
 
 ``python -m tests.functional.samples`` writes them to api-ref/samples.
 """
@@ -64,7 +64,7 @@ class Conversation:
         asked: str = '',
         answered: str = '',
     ) -> typing.Any:
-        """Make a request; returns what the answer holds."""
+        """Make a request; returns the content of the answer."""
         url = re.sub(r'\{\w+\}', '{}', path).format(*ids) + query
         answer = self._api.request(method, url, body)
         self.exchanges.append(Exchange(method, path, body, answer, asked, answered))
@@ -72,7 +72,7 @@ class Conversation:
 
 
 def converse(service: support.Service, version: str) -> list[Exchange]:
-    """Ask for everything that there is, at a microversion."""
+    """Make every request, at a microversion."""
     with tempfile.TemporaryDirectory() as directory:
         host = hosts.find(HOST, pathlib.Path(directory))
         [npu, *_] = testing.discover(huawei_ascend.HuaweiAscend, host)
@@ -97,7 +97,7 @@ def converse(service: support.Service, version: str) -> list[Exchange]:
 
 
 def _hosts(made: Conversation, service: support.Service) -> None:
-    """A host that goes: first its card, then its name, then all of it."""
+    """Delete a device of a host, rename the host, and delete it."""
     card = support.card(type='PCI')
     for devices in [card], []:
         service.report(*devices, host='atlas-1')
@@ -185,7 +185,7 @@ def _quotas(made: Conversation) -> None:
 
 
 def _usages(made: Conversation, service: support.Service) -> None:
-    """Of a month that is over; the first page, with a link to the next."""
+    """Usage of a past month; the first page, with a link to the next."""
     began = datetime.datetime(2026, 6, 1)
     some = dict.fromkeys(('device_uuid', 'accelerator_uuid', 'arq_uuid'), str(uuid.uuid4()))
     with service.database.writer() as session:
@@ -229,7 +229,7 @@ def _accelerators(made: Conversation) -> None:
 
 
 def texts(exchanges: list[Exchange]) -> dict[str, str]:
-    """The samples by file name, with uuids, times and the URL that are the same every time."""
+    """The samples by file name, with constant uuids, times and URL."""
     found = {}
     for each in exchanges:
         if each.asked:
@@ -250,7 +250,7 @@ def _stand_ins(text: str) -> dict[str, str]:
         old: str(uuid.UUID(int=chance.getrandbits(128), version=4))
         for old in dict.fromkeys(UUID.findall(text))
     }
-    # Those of midnight were asked for.
+    # Times of midnight are from the request.
     found = (each for each in TIME.findall(text) if 'T00:00:00' not in each)
     times = dict.fromkeys(found, '2026-11-21T09:30:00+00:00')
     return uuids | times | {'http://localhost': 'http://127.0.0.1:6666'}

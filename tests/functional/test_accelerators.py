@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/accelerators: what can be held, in which state each is and why, and who holds it."""
+"""/v2/accelerators: all accelerators with states, reasons and holders."""
 
 import datetime
 
@@ -16,7 +16,7 @@ PATH = '/v2/accelerators'
 
 
 def function(bus, number, **more):
-    """A card that gives out one of its functions: 0 is the card itself."""
+    """A card whose accelerator is one of its functions: 0 is the card itself."""
     device = support.card(bus, handles=[number], **more)
     device.deployables[0].attach_handles[0].attach_type = 'PCI'
     return device
@@ -169,7 +169,7 @@ def host_names(service, query):
 
 @pytest.mark.parametrize('seconds', [-9000, 60])
 def test_host_that_is_down(service, seconds):
-    """Or whose last report is dated in the future."""
+    """Or a host whose last report has a time in the future."""
     service.report(support.card())
     then = timeutils.utcnow() + datetime.timedelta(seconds=seconds)
     change(service, model.Host, seen_at=then)
@@ -211,7 +211,7 @@ def test_other_form_of_a_card_that_is_held(service):
 
 
 def test_the_state_is_that_by_which_a_bind_is_refused(service):
-    """Every combination of what may stand in the way: no accelerator is bound but a free one."""
+    """Every combination of obstacles: only a free accelerator is bound."""
     service.report(support.card(handles=1))
     service.profile()
     [part] = service.rows(model.Deployable)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator allocation create, as a client asks the API."""
+"""openstack accelerator allocation create, over the SDK."""
 
 import pytest
 

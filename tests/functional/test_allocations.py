@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/allocations: accelerators that one consumer asks for, gets and gives back together."""
+"""/v2/allocations: accelerators that one consumer allocates and releases together."""
 
 import collections
 import datetime
@@ -360,7 +360,7 @@ def test_states_are_respected_and_shown(service, state):
     answer = allocate(service)
     assert 'no CUSTOM_NPU is free' in refused(answer, 409)
     [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
-    # The first that holds is counted: of one that is held as well, too.
+    # An accelerator counts for the first of its states, even if it is also held.
     assert request['removed'][state] == 2
     shown = service.api.get(f'{PATH}/{made["uuid"]}').json
     assert shown['state'] == 'active'
@@ -539,7 +539,7 @@ def test_lists_are_filtered_sorted_and_paged(service):
 
 
 HUGE = {'resources': {'CUSTOM_NPU': 1001}}
-#: Bodies that are refused, and what the refusal names.
+#: Invalid bodies, and a part of each error.
 BAD = [
     ({}, 'profile or groups'),
     ([], 'body'),
@@ -625,7 +625,7 @@ def test_a_bad_renewal_is_refused(empty, body):
 
 @pytest.fixture(scope='module')
 def empty(databases):
-    """A service with nothing in it; only to be asked what it refuses."""
+    """An empty service, for tests of refusals."""
     with databases.empty() as url:
         made = support.Service(url)
         yield made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API reference has a place for all that the API has, and its samples are what it answers."""
+"""The API reference is complete, and its samples equal real answers."""
 
 import importlib.util
 
@@ -12,7 +12,7 @@ API_REF = samples.DIRECTORY.parent
 
 @pytest.fixture
 def validator():
-    """What ``tox -e api-ref`` runs."""
+    """The check of ``tox -e api-ref``."""
     spec = importlib.util.spec_from_file_location('validator', API_REF / 'ext/validator.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

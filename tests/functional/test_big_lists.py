@@ -15,14 +15,14 @@ from cyborg_lite import model
 from cyborg_lite.api import app
 
 ROWS, PAGE = int(os.environ.get('LIST_ROWS', '20000')), 1000
-#: After so many pages all is loaded that is loaded once.
+#: After so many pages all caches are filled.
 WARM = 5
 
 
 def blocks():
-    """How many pieces of memory the interpreter's objects take.
+    """The number of memory blocks of the interpreter.
 
-    What the process takes of the system tells of this test only if no other one ran before it.
+    The memory of the process would depend on the tests that ran before.
     """
     gc.collect()
     return sys.getallocatedblocks()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What requests cost, in SQL statements and RPC calls; and that long lists lose nothing."""
+"""The SQL statements and RPC calls of requests; and long lists are complete."""
 
 import collections
 import contextlib
@@ -23,7 +23,7 @@ ARQS = '/v2/accelerator_requests'
 
 @contextlib.contextmanager
 def calls():
-    """The RPC calls that are made meanwhile, by the names of the methods."""
+    """The RPC calls of a block, by method names."""
     seen = []
     plain = rpc.Peer.__getattr__
 
@@ -37,7 +37,7 @@ def calls():
 
 @contextlib.contextmanager
 def loaded():
-    """The objects that SQLAlchemy makes of rows meanwhile."""
+    """The objects that SQLAlchemy makes in a block."""
     seen = []
 
     def see(row, _context):
@@ -52,7 +52,7 @@ def loaded():
 
 @pytest.fixture(scope='module')
 def crowded(databases):
-    """A service with many of each; only to be read."""
+    """A service with many rows of each kind; tests only read it."""
     with databases.empty() as url:
         made = support.Service(url)
         _crowd(made)
@@ -202,7 +202,7 @@ def test_a_walk_over_all_pages_loses_and_doubles_nothing(crowded, name, sort_key
     rows = crowded.rows(kind or model.DeviceProfile)
     assert collections.Counter(uuids) == collections.Counter(row.uuid for row in rows)
     assert [len(page) for page in pages[:-1]] == [137] * (len(pages) - 1)
-    # Great pages or small ones, the order is the same.
+    # The order does not depend on the size of pages.
     assert [uuid for page in walk(api, f'{path}1000', LISTS[name]) for uuid in page] == uuids
     known = {row.uuid: getattr(row, sort_key) for row in rows}
     values = [known[uuid] for uuid in uuids if known[uuid] is not None]
@@ -245,7 +245,7 @@ def test_binding_takes_five_statements_and_one_for_each(service, count):
         answer = service.api.bind(*arqs, provider=provider, instance=support.INSTANCE)
     assert answer.status_int == 202
     assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound'}
-    # SQLite is told when a transaction begins; the others know.
+    # Only SQLite needs a BEGIN statement.
     sent = [each for each in statements if not each.startswith('BEGIN')]
     assert len(sent) <= 5 + count, sent
     assert made == ['bind']
@@ -266,7 +266,7 @@ def test_binding_costs_the_same_however_many_others_are_bound(service):
 
 @pytest.mark.parametrize('count', [1, 4])
 def test_the_whole_cycle_takes_25_statements_and_four_calls(service, count):
-    """What Nova does for an instance: create, bind, look, delete."""
+    """Nova's calls for an instance: create, bind, show, delete."""
     service.report(support.card(handles=16))
     service.profile(FPGA=count)
     provider = service.rows(model.Deployable)[0].rp_uuid
@@ -295,7 +295,7 @@ def test_deleting_requests_costs_the_same_for_any_number(service, count):
 
 @pytest.mark.parametrize('path', ['/v2/device_profiles', '/v2/hosts', '/v2'])
 def test_a_request_inspects_no_signature(service, monkeypatch, path):
-    """Libraries did so 18 times in each."""
+    """Libraries inspected signatures 18 times in each request."""
     assert service.api.get(path).status_int == 200
     inspected = []
     for name in ('getfullargspec', 'signature'):
@@ -314,7 +314,7 @@ def _see(seen, look, *args, **kwargs):
 
 @pytest.mark.parametrize('name', ['devices', 'deployables', 'attributes', 'hosts', 'accelerators'])
 def test_a_row_is_read_by_the_same_statement_each_time(crowded, name):
-    """One that is made anew costs twice as much, though SQLAlchemy has compiled it before."""
+    """A new statement costs twice as much, even if SQLAlchemy has compiled an equal one."""
     [row] = crowded.api.get(f'/v2/{name}?limit=1').json[name]
     executed = []
 
@@ -349,7 +349,7 @@ def hosts_of_eight(service, number):
 
 
 def sent(statements):
-    """SQLite is told when a transaction begins; the others know."""
+    """Without BEGIN, which only SQLite needs."""
     return [each for each in statements if not each.startswith('BEGIN')]
 
 

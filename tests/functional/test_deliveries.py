@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/allocations/{id}/deliveries: what the hosts of an allocation give its workload."""
+"""/v2/allocations/{id}/deliveries: how a workload uses the accelerators on each host."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that name devices, accelerators and requests, as a client asks the API."""
+"""Commands that name devices, accelerators and requests, over the SDK."""
 
 import re
 import types

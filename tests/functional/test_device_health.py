@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The health of devices: shown, and what follows from it."""
+"""The health of devices, and its effects."""
 
 import datetime
 import time
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*time.* is deprecated:Deprecati
 
 @pytest.fixture
 def clock():
-    """A clock that a test moves on, by as many seconds as it says."""
+    """A clock that a test advances by seconds."""
     with fixture.TimeFixture(datetime.datetime(2026, 11, 27)) as made:
 
         def move(seconds=0):
@@ -28,7 +28,7 @@ def clock():
 
 
 def sick(reason='xid_79', level='critical', bus='3b', **more):
-    """A card that its driver says is not well."""
+    """A card with bad health."""
     return support.card(bus, health=level, health_reason=reason, **more)
 
 
@@ -51,7 +51,7 @@ HEALTH = ('health', 'health_reason', 'health_since')
 
 def test_health_is_shown_with_its_reason_and_its_time(service, clock):
     service.report(support.card())
-    # The host says nothing of it, as an agent of the release before.
+    # The report has no health, like one of the previous release.
     assert shown(service, *HEALTH) == ('unknown', None, clock())
     clock(20)
     began = clock()
@@ -84,7 +84,7 @@ def test_an_invalid_health_does_not_drop_the_card(service):
 
 
 def test_upstreams_resources_are_as_they_were(service):
-    """A client that checks what it gets must not meet a field that Cyborg has not."""
+    """Resources of Cyborg must have no additional fields."""
     service.report(sick())
     [device] = service.api.get('/v2/devices').json['devices']
     assert not {name for name in device if 'health' in name}
@@ -230,7 +230,7 @@ def test_a_member_sees_no_history(service, member):
 
 
 def test_a_sample_that_changes_nothing_writes_nothing(service):
-    """The second one like it is not even read."""
+    """A second equal sample is not even processed."""
     take_out(service)
     service.report(sick())
     with service.statements() as statements:

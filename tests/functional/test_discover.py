@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-discover``: a JVM of Spark gets accelerators that no other JVM has."""
+"""``cyborg-lite-discover``: each JVM of Spark gets accelerators of its own."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from tests.functional import test_leases
 
 machine, shared, alone = test_leases.machine, test_leases.shared, test_leases.alone
 SCRIPT = 'import sys; from cyborg_lite.cmd import discover; sys.exit(discover.main())'
-#: In the place of a JVM: starts a command for each line that it reads.
+#: It replaces a JVM: it starts a command for each line that it reads.
 PARENT = """
 import json, os, subprocess, sys
 for line in sys.stdin:
@@ -30,7 +30,7 @@ for line in sys.stdin:
 
 
 class Jvm:
-    """A process that calls the script as Spark does."""
+    """A process that calls the script like Spark."""
 
     def __init__(self, machine, *arguments):
         self._socket = machine.socket
@@ -55,7 +55,7 @@ class Jvm:
         return json.loads(self.process.stdout.readline())
 
     def addresses(self, *arguments, **more):
-        """What each call found; nothing else is said."""
+        """The addresses of each call, which must print nothing else."""
         found = []
         for out, err, status in self.answers(*arguments, **more):
             assert (err, status) == ('', 0)
@@ -92,7 +92,7 @@ def test_a_process_gets_the_same_again(machine):
     # Another request is another lease.
     [other] = jvm.addresses('-n', '2', '--class', 'npu')
     assert not {*other} & {*first[0]}
-    # It does so also where nothing is free.
+    # Also if nothing is free.
     assert jvm.addresses('-n', '2') == first[:1]
 
 
@@ -136,7 +136,7 @@ def test_a_profile_is_named_by_a_variable(machine):
     more = {'CYBORG_RESOURCE': 'npu', 'CYBORG_LEASE': '2'}
     [found] = Jvm(machine).addresses(CYBORG_PROFILE='three', **more)
     assert len(found) == 3
-    # A class that is named goes first.
+    # A class in the arguments comes first.
     [found] = Jvm(machine).addresses('--class', 'npu', CYBORG_PROFILE='three', **more)
     assert len(found) == 2
 
@@ -178,7 +178,7 @@ def test_a_lease_without_spark_names_is_released(machine, monkeypatch):
 
 
 def test_the_only_class_of_a_machine_is_meant(machine, monkeypatch, capsys):
-    """Spark wants its name before anything is leased."""
+    """Spark needs the name before the lease."""
     monkeypatch.setenv(client.VARIABLE, machine.socket)
     monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'spark-conf', '--script', '/s'])
     assert main.main() == 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PostgreSQL tells of its errors by either driver alike: ``pytest --database postgresql``.
+"""Both drivers of PostgreSQL report errors alike: ``pytest --database postgresql``.
 
-oslo.db goes by what a driver says, and it knows psycopg2.
+oslo.db classifies errors by the texts of drivers, and it knows psycopg2.
 """
 
 import importlib
@@ -70,7 +70,7 @@ def test_reference(database):
 
 
 def test_deadlock(database):
-    """Each of two has what the other wants: one of them is told."""
+    """Each of two transactions waits for the other: one of them gets the error."""
     both, raised = threading.Barrier(2), []
 
     def take(first, second):
@@ -134,7 +134,7 @@ def test_database_that_takes_no_writes(database):
     ],
 )
 def test_wait_that_is_cut_off(database, order, said):
-    """We set no such limit, and oslo.db leaves the error of who does as it is."""
+    """We set no such timeout, and oslo.db does not translate this error."""
     with database.writer() as session:
         move(session, 'a')
         refused = pytest.raises(sa.exc.OperationalError, match=said)
@@ -144,7 +144,7 @@ def test_wait_that_is_cut_off(database, order, said):
 
 
 def test_row_that_has_changed(database):
-    """Our transactions read what is committed: nobody but who asks for more is told of it."""
+    """Our isolation level is READ COMMITTED: only a higher level raises this error."""
     stale = pytest.raises(sa.exc.OperationalError, match='could not serialize access')
     with stale, database.writer() as session:
         session.execute(sa.text('SET TRANSACTION ISOLATION LEVEL REPEATABLE READ'))

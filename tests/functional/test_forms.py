@@ -44,7 +44,7 @@ functions:
 
 
 class Machine:
-    """A host whose tree may be laid out anew, with an agent that reports when it is told."""
+    """A host whose tree can be changed, with an agent that reports on request."""
 
     def __init__(self, database_url, root, text):
         self._root = root
@@ -111,7 +111,7 @@ def test_whole_card_and_its_virtual_functions(machine, before, after):
 
 
 def table(session, *names):
-    """What the table of up says is free, and why the rest is not."""
+    """The free counts and the reasons in the table of up."""
     return [tuple(row[6:8]) for row in up._rows(session, names or [support.HOST])]
 
 
@@ -174,7 +174,7 @@ def test_another_card_in_the_slot_of_a_held_one(machine):
 
 
 def test_npus_that_change_slots(machine, caplog):
-    """The one that is disabled stays so, and the held one is where its card is."""
+    """The disabled card stays disabled, and the held accelerator moves with its card."""
     atlas = machine(hosts.shipped()['atlas-800t-a2'])
 
     def tell(numbers):

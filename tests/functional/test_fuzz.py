@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many generated requests, sound and unsound, by two personas.
+"""Many generated requests, valid and invalid, by two personas.
 
-Whatever is asked, the answer is one that /v2/openapi.json declares, and nobody is shown what
-belongs to another project.  FUZZ_SEED=N asks for other requests than those of every run, and
-FUZZ_REQUESTS=20000 for more of them.
+Every answer is declared in /v2/openapi.json, and no answer shows data of another project.
+FUZZ_SEED=N asks for other requests than those of every run, and FUZZ_REQUESTS=20000 for more of
+them.
 """
 
 import collections
@@ -24,9 +24,9 @@ from cyborg_lite.api import version
 from tests import support
 
 SEED = int(os.environ.get('FUZZ_SEED', '1'))
-#: the least that is asked by both personas
+#: the minimum number of requests of both personas
 REQUESTS = int(os.environ.get('FUZZ_REQUESTS', '1000'))
-#: the least that each persona asks of each operation
+#: the minimum number of requests of each persona for each operation
 LEAST = REQUESTS // (2 * len(openapi.ROUTES)) + 1
 #: the requests that are generated for each operation, beside those at the boundaries
 EXAMPLES = LEAST
@@ -34,9 +34,9 @@ EXAMPLES = LEAST
 VERSIONS = [version.text(each) for each in version.VERSIONS]
 ARQS = '/v2/accelerator_requests'
 ADMINS, MEMBERS = app.ALONE['X-Project-Id'], 'f' * 32
-#: The projects whose limits are changed: of these nobody asks.
+#: The projects whose limits are changed; no persona is in them.
 QUOTAS = {'p', 'q'}
-#: What asks for a driver that programs, or for a Nova: this service has neither.
+#: Operations that need a driver that programs, or Nova: this service has neither.
 NEVER = {
     'DELETE /v2/instances/{uuid}',
     'PATCH /v2/deployables/{uuid}/program',
@@ -50,7 +50,7 @@ IDENTITY = {
 
 
 def member_of(service):
-    """The API to a member of another project, as keystonemiddleware hands requests on."""
+    """The API for a member of another project, with the headers of keystonemiddleware."""
     front = app.Front(service.conf, service.database, service.embedded.bus)
 
     def identified(environ, start_response):
@@ -60,12 +60,12 @@ def member_of(service):
     return request_id.RequestId(app.with_errors_in_one_form(app.SizeLimit(identified, limit)))
 
 
-#: What a web server on this machine says of the peer and of the name it was asked by.
+#: The environ of a local request in a web server.
 LOCAL = {'REMOTE_ADDR': '127.0.0.1', 'HTTP_HOST': 'localhost'}
 
 
 class World:
-    """A service with rows of two projects; what is deleted comes back."""
+    """A service with rows of two projects; deleted rows are created again."""
 
     def __init__(self, database_url):
         self.service = support.Service(database_url)
@@ -103,26 +103,26 @@ class World:
         self._learn()
 
     def _limit(self, admin):
-        """See that projects have limits."""
+        """Ensure that projects have limits."""
         for project in QUOTAS - {quota.project_id for quota in self.service.rows(model.Quota)}:
             admin.patch(f'/v2/quotas/{project}', {'limits': {'total': 1}})
 
     def _add(self, admin):
-        """See that there is an attribute that can be deleted: those of drivers cannot."""
+        """Ensure that an attribute exists that can be deleted: those of drivers cannot."""
         attributes = self.service.rows(model.Attribute)
         if not any(each.added for each in attributes):
             sound = {'deployable_id': attributes[0].deployable_id, 'value': 'v'}
             admin.post('/v2/attributes', sound | {'key': f'key-{uuid.uuid4()}'})
 
     def _spare(self, admin):
-        """See that there is a profile that nobody uses: only such can be deleted."""
+        """Ensure that an unused profile exists: only such can be deleted."""
         used = {arq.device_profile_id for arq in self.service.rows(model.ARQ)}
         if all(profile.id in used for profile in self.service.rows(model.DeviceProfile)):
             sound = {'name': f'spare-{uuid.uuid4()}', 'groups': [{'resources:FPGA': 1}]}
             admin.post('/v2/device_profiles', [sound])
 
     def _release(self, admin):
-        """See that something is free."""
+        """Ensure that an accelerator is free."""
         if len(self.service.rows(model.Allocation)) > 4:
             for each in self.service.rows(model.Allocation):
                 admin.delete(f'/v2/allocations/{each.uuid}')
@@ -130,12 +130,12 @@ class World:
                 session.query(model.Allocation).delete()
 
     def _hold(self, admin):
-        """See that an allocation is active."""
+        """Ensure that an allocation is active."""
         if not any(each.state == 'active' for each in self.service.rows(model.Allocation)):
             admin.post('/v2/allocations', {'profile': 'one'})
 
     def _lose(self):
-        """See that there are a device that is missing, and hosts that are down."""
+        """Ensure that a missing device and hosts that are down exist."""
         rows, report = self.service.rows, self.service.report
         if not any(device.absences for device in rows(model.Device)):
             for cards in ([support.card('4b'), support.card('4c')], [support.card('4b')]):
@@ -163,12 +163,12 @@ class World:
         }
         for kind in (model.Device, model.Deployable, model.Attribute):
             self.known[kind.__tablename__] = [row.uuid for row in self.service.rows(kind)]
-        # Few can be deleted: they are drawn as often as the others.
+        # Few devices can be deleted: they are drawn as often as the others.
         missing = [row.uuid for row in self.service.rows(model.Device) if row.absences]
         self.known['devices'] += missing * len(self.known['devices'])
         active = [row.uuid for row in self.service.rows(model.Allocation) if row.state == 'active']
         self.known['allocations'] += active * len(self.known['allocations'])
-        # Those of an allocation are changed by it alone.
+        # Requests of an allocation can only be changed through it.
         alone = [arq.uuid for arq in arqs if arq.allocation_uuid is None]
         self.known['accelerator_requests'] += alone * 3
         added = [row.uuid for row in self.service.rows(model.Attribute) if row.added]
@@ -181,7 +181,7 @@ class World:
         return rows[number % len(rows)]
 
     def about_what_is(self, case, number):
-        """The case as it is, or about rows that are there, at any version."""
+        """The case unchanged, or with existing rows, at any version."""
         number, chosen = divmod(number, 2)
         if not chosen:
             return case
@@ -189,7 +189,7 @@ class World:
         return self._about(case, number)
 
     def _about(self, case, number):
-        """The case about rows that are there."""
+        """The case with existing rows."""
         self._changed.add(case.id)
         kind = case.path.split('/')[2]
         for name in case.path_parameters:
@@ -206,7 +206,7 @@ class World:
         return case
 
     def _body(self, case, kind, number):
-        """A sound body, where there is one for this kind of request."""
+        """A valid body, if there is one for this kind of request."""
         return {
             ('PATCH', 'hosts'): {'name': f'host-{number}'},
             ('POST', 'attributes'): {'deployable_id': 1, 'key': f'key{number}', 'value': ''},
@@ -223,7 +223,7 @@ class World:
         return support.wish(self.some('rp', number), 'host-1', instance)
 
     def insist(self, label):
-        """Ask with nothing generated, about one row after the other, until it is granted."""
+        """Try an operation with one existing row after the other, until it succeeds."""
         method, path = label.split()
         operation = ADMIN.schema[path][method]
         names = [each.name for each in operation.query] if operation.method == 'delete' else []
@@ -253,14 +253,14 @@ class World:
 
 
 def is_strict(case):
-    """Whether all that the document does not allow is refused."""
+    """Whether all input that the document does not allow is refused."""
     # Versions of other services are not for us to refuse.
     known = [None, *(f'accelerator {each}' for each in (*VERSIONS, 'latest'))]
     return case.headers.get(version.HEADER) in known
 
 
 def no_server_error(context, answer, case):
-    """Fails but for the answers of 500 that Tempest asserts."""
+    """Fail on 500, except the answers that Tempest asserts."""
     wart = answer.status_code == 500 and case.operation.label == 'POST /v2/device_profiles'
     assert answer.status_code < 500 or wart, answer.text
 
@@ -292,7 +292,7 @@ class Persona:
             return numbered.map(lambda drawn: self.world.about_what_is(*drawn))
 
     def __call__(self, environ, start_response):
-        # Who asks is on this machine.
+        # The client is on this machine.
         return self.world.apps[self._name](environ | LOCAL, start_response)
 
 
@@ -308,7 +308,7 @@ def world(databases):
         print(f'FUZZ_SEED={SEED}', *made.seen.items(), sep='\n')
         for (persona, label), seen in list(made.seen.items()):
             assert sum(seen.values()) >= LEAST, label
-            # What is drawn at random may all be refused.
+            # All random requests may have been refused.
             if persona == 'admin' and not made.granted(persona, label):
                 assert label in NEVER or made.insist(label), label
         made.service.stop()

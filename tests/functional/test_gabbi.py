@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the wire, in gabbi's YAML: one file for each resource and concern.
+"""HTTP conversations in gabbi's YAML: one file for each resource and concern.
 
-Each file has a service of its own, and its tests build on those before them.  Any of them can be
-run alone, and pytest-xdist may deal out the tests of one file: what comes before is run first.
+Each file has a service of its own, and its tests depend on the earlier ones.  Each test can be run
+alone, and pytest-xdist may distribute the tests of one file: the earlier tests run first.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ MOUNT = '/accelerator'
 
 
 class Keys(base.ResponseHandler):
-    """``response_keys``: the keys of the objects at each path, no more and no less."""
+    """``response_keys``: the exact keys of the objects at each path."""
 
     test_key_suffix = 'keys'
     test_key_value = {}  # noqa: RUF012
@@ -40,7 +40,7 @@ class Keys(base.ResponseHandler):
 class Fault(base.ResponseHandler):
     """``response_fault``: an error body, JSON in JSON, and what is in its inner object.
 
-    ``text`` is what it tells a human, in WSME's form (with ``faultcode``) or in that of routing.
+    ``text`` is the message, in WSME's form (with ``faultcode``) or in that of routing.
     """
 
     test_key_suffix = 'fault'
@@ -48,7 +48,7 @@ class Fault(base.ResponseHandler):
 
     def preprocess(self, test):
         if 'errors' in test.response_data:
-            # Of a resource of ours.
+            # The form of our own resources.
             [said] = test.response_data['errors']
             test.assertEqual(['detail', 'request_id', 'status', 'title'], sorted(said))
             self._said = said | {'text': said['detail']}
@@ -71,7 +71,7 @@ class Fault(base.ResponseHandler):
 
 
 class Cloud:
-    """The service of one file, and what its tests call by ``$ENVIRON``.
+    """The service of one file, with the values of ``$ENVIRON``.
 
     host-1 has an FPGA that gives 16 accelerators and an NPU that gives one; host-2 has a disabled
     GPU that gives two.
@@ -102,7 +102,7 @@ class Cloud:
             yield f'{name}_NUMBER', str(device['id'] if 'id' in device else part['device_id'])
 
     def __call__(self, environ, start_response):
-        """Do a web server's part, which httpx leaves out: bytes as latin-1, and a mount point."""
+        """Replace the part of a web server: bytes as latin-1, and a mount point."""
         path = environ['PATH_INFO'].encode().decode('latin-1')
         mount = MOUNT if path == MOUNT or path.startswith(f'{MOUNT}/') else ''
         named = {'SCRIPT_NAME': mount, 'PATH_INFO': path.removeprefix(mount)}
@@ -110,7 +110,7 @@ class Cloud:
 
 
 class Suite:
-    """The tests of a file, and their service from the first of them on."""
+    """The tests of a file, and their service, which the first test starts."""
 
     def __init__(self, path):
         handlers = [jsonhandler.JSONHandler, core.StringResponseHandler]

@@ -20,12 +20,12 @@ ELSEWHERE = {'flavor', 'server', 'complete', 'resource', 'user', 'role', 'servic
 
 @pytest.fixture
 def url(service):
-    """NPUs on a host that the guides name, and on one that is down."""
+    """NPUs on the host of the guides, and on a host that is down."""
     npu = {'type': 'AICHIP', 'vendor': '19e5', 'resource_class': 'CUSTOM_NPU',
            'traits': ['CUSTOM_NPU_910B']}  # fmt: skip
     service.report(support.card('5e', **npu), host='OLD')
     test_host_commands.silence(service)
-    # Enough for all that a guide asks for: one of its commands waits for an accelerator.
+    # Enough for all commands of a guide: one of them waits for an accelerator.
     cards = [support.card(bus, **npu) for bus in ('3b', '5e', '86', 'af')]
     service.report(*cards, host='compute-1')
     with test_sdk.served(service.embedded.application) as url:
@@ -34,7 +34,7 @@ def url(service):
 
 @pytest.fixture
 def openstack(sdk, plugins):
-    """Run the words of a command as its plugin does."""
+    """Run a command through its plugin."""
     client = types.SimpleNamespace(accelerator=sdk, sdk_connection=types.SimpleNamespace(
         accelerator=sdk))  # fmt: skip
 
@@ -43,7 +43,7 @@ def openstack(sdk, plugins):
         kind = plugins[tuple(words[:name])].load()
         command = kind(types.SimpleNamespace(client_manager=client), None)
         shown = command.take_action(command.get_parser('openstack').parse_args(words[name:]))
-        # A list asks when it is read.
+        # A list calls the API when it is read.
         return [*shown[1]] if shown else None
 
     return run
@@ -89,9 +89,9 @@ def test_the_commands_of_a_guide_work(service, openstack, page):
     run = 0
     for words in words_of(DOC / page):
         if words[0] in ELSEWHERE or words[1] == 'instance':
-            continue  # the latter asks Nova
+            continue  # the latter calls Nova
         if words[1] == 'unbind':
-            # What the command before has bound.
+            # The request that the previous command bound.
             names['REQUEST'] = next(
                 arq.uuid for arq in service.rows(model.ARQ) if arq.state == 'Bound'
             )

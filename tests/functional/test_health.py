@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/healthcheck, and what is answered while the database or the conductors cannot be used."""
+"""/healthcheck, and the answers while the database or the conductors are unavailable."""
 
 import contextlib
 import threading
@@ -34,21 +34,21 @@ def sqlite(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_memory(monkeypatch):
-    """Each question is asked anew."""
+    """Disable the cache of probes."""
     monkeypatch.setattr(health, 'FRESH', 0)
     monkeypatch.setattr(manager, 'FRESH', 0)
 
 
 @contextlib.contextmanager
 def full(service):
-    """No page can be added to the database."""
+    """Make the database full."""
 
     def connect(connection, _record):
-        # The fewest: SQLite takes what there is already.
+        # SQLite limits the size to the present pages.
         connection.execute('PRAGMA max_page_count = 1')
 
     event.listen(service.database.engine, 'connect', connect)
-    # Connections that are open are closed: each is made anew.
+    # Open connections are replaced.
     service.database.engine.dispose()
     try:
         yield
@@ -157,7 +157,7 @@ def test_repeated_probes_use_the_cached_result(service, monkeypatch):
     with service.statements(but='outbox-') as seen:
         for _ in range(50):
             assert service.api.get('/healthcheck').status_int == 200
-    # One SELECT, and one INSERT and DELETE, with their transactions.
+    # One SELECT, one INSERT and one DELETE, with their transactions.
     assert len(seen) <= 6
 
 
@@ -185,6 +185,6 @@ def test_a_plugin_of_oslo_is_asked_first(tmp_path, database_url):
     off.touch()
     answer = made.api.get('/healthcheck')
     assert (answer.status_int, answer.text) == (503, 'DISABLED BY FILE')
-    # It is to have no more requests, and not to be started again.
+    # It must get no more requests, but must not be restarted.
     assert made.api.get('/healthcheck/live').status_int == 200
     made.stop()

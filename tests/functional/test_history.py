@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a request came to its state: each move of it with its time and its reason."""
+"""The history of a request: each move with its time and reason."""
 
 import pytest
 

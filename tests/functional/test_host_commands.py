@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator host rename | delete and device delete, as a client asks the API."""
+"""openstack accelerator host rename | delete and device delete, over the SDK."""
 
 import datetime
 
@@ -18,7 +18,7 @@ url, sdk, run = test_sdk.url, test_sdk.sdk, test_quota_commands.run
 
 
 def silence(service):
-    """Let the host be down."""
+    """Make the host down."""
     with service.database.writer() as session:
         session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1)))
 
@@ -38,7 +38,7 @@ def test_a_host_that_is_down_is_renamed(run, service):
 
 
 def test_the_refusal_to_rename_says_how_it_can_be_done(run, service):
-    """Hosts that were described have no identity by which two of them could be one machine."""
+    """Described hosts have no machine identity, so two of them are never one machine."""
     service.profile()
     [arq] = service.arqs()
     provider = service.rows(model.Deployable)[0].rp_uuid

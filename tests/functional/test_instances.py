@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Free what an instance holds that is gone; Nova is a stand-in that answers as the real one does.
+"""Free accelerators of deleted instances; a stand-in answers like the real Nova.
 
-What the real one says of instances is in tests/integration/test_nova_boot.py.
+The answers of the real Nova are in tests/integration/test_nova_boot.py.
 """
 
 import pytest
@@ -16,7 +16,7 @@ CONF = (
     f'[nova]\nauth_type = admin_token\ntoken = t\nendpoint = {NOVA}\nendpoint_override = {NOVA}\n'
 )
 SERVER = f'{NOVA}/servers/{support.INSTANCE}'
-#: every list is of all projects and of this instance, or it is no proof
+#: a list is only a proof if it is of all projects and of this instance
 SERVERS = f'{NOVA}/servers?all_tenants=1&uuid={support.INSTANCE}'
 PATH = f'/v2/instances/{support.INSTANCE}'
 GONE = {'status_code': 404, 'json': {'itemNotFound': {'code': 404}}}
@@ -75,7 +75,7 @@ def test_requests_of_a_deleted_instance_are_freed(service, nova):
     ('shown', 'listed', 'status', 'reason'),
     [
         ({'json': {'server': {}}}, NONE, 409, 'Compute API'),
-        # The user is no administrator, or the instance came back to light.
+        # The user is not an administrator, or the list has the instance.
         (GONE, {'status_code': 403}, 409, 'admin role'),
         (GONE, {'json': {'servers': [{'id': support.INSTANCE}]}}, 409, 'Compute API'),
         (GONE, GONE, 503, '404'),
@@ -102,7 +102,7 @@ def test_without_proof_nothing_is_freed(service, nova, shown, listed, status, re
 
 
 def test_a_request_that_was_bound_meanwhile_stays(service, nova):
-    """What was not seen to be the instance's is not deleted."""
+    """A request that was bound after the check is not deleted."""
     [old] = [arq.uuid for arq in service.rows(model.ARQ)]
     [late] = service.arqs()
     provider = service.rows(model.Deployable)[0].rp_uuid

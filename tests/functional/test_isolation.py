@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two who write at the same time, step by step; SQLite lets them do so one after the other only."""
+"""Two concurrent writers, step by step; SQLite serializes them."""
 
 import contextlib
 import re
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures('server')
 CALLER = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
 
 
-#: What is raised when a lock cannot be had in time.
+#: The errors of a lock timeout.
 LOCKED = (db_exception.DBDeadlock, sa.exc.OperationalError)
 
 #: The report of a host that has lost its device.
@@ -44,7 +44,7 @@ NOTHING = {
 
 @pytest.fixture
 def other(service):
-    """Another conductor; it waits for a lock a second at most."""
+    """Another conductor; its lock timeout is one second."""
     made = engine.Database(service.conf)
     waits = {'mysql': 'SET innodb_lock_wait_timeout = 1', 'postgresql': "SET lock_timeout = '1s'"}
 
@@ -61,7 +61,7 @@ def other(service):
 
 @contextlib.contextmanager
 def before(database, statement, act):
-    """Act once, just before a statement is sent that matches."""
+    """Call a function once, just before a matching statement is sent."""
     left = [act]
 
     def see(_connection, _cursor, sent, *_):
@@ -77,7 +77,7 @@ def before(database, statement, act):
 
 
 def wish(service, host, bus='3b', **more):
-    """For a new request, the card on this bus."""
+    """The bind of a new request to the card on this bus."""
     name = f'{host}_0000:{bus}:00.0'
     [rp_uuid] = [part.rp_uuid for part in service.rows(model.Deployable) if part.name == name]
     [arq] = service.arqs()
@@ -101,7 +101,7 @@ def test_an_instance_waits_until_it_is_known_whether_it_has_requests(service, ot
     for host in ('host-1', 'host-2'):
         service.report(support.card(), host=host)
     service.profile()
-    # Each locks its own host: what they share is the instance.
+    # Each locks its own host: they share only the instance.
     first, second = (
         wish(service, host, instance_uuid=support.INSTANCE) for host in ('host-1', 'host-2')
     )
@@ -120,7 +120,7 @@ LONG = 'compute-0123.rack-07.pod-2.dc1.cloud.example.org'
 
 @contextlib.contextmanager
 def telling(database):
-    """A transaction of a conductor that has a Placement and a Nova to tell."""
+    """A transaction of a conductor with a Placement and a Nova."""
     with database.writer() as session:
         session.info |= TELLING | {outbox.PUT: set()}
         yield session
@@ -128,7 +128,7 @@ def telling(database):
 
 
 def grouped(*buses):
-    """Cards of one IOMMU group: what one instance holds of them excludes the rest."""
+    """Cards of one IOMMU group: a held card excludes the others."""
     cards = [support.card(bus) for bus in buses]
     for card in cards:
         card.deployables[0].attach_handles[0].iommu_group = '7'
@@ -156,7 +156,7 @@ def test_binds_that_exclude_others_do_not_wait_for_another_host(service, other):
 
 
 def test_a_stopped_conductor_keeps_no_host_locked(service, other, monkeypatch):
-    """Nor one whose machine has lost its power: others go on, and he tries again when he can."""
+    """The same holds after a power loss: others continue, and the conductor retries later."""
     service.report(support.card())
     monkeypatch.setattr(engine, 'IDLE', 1)
     database = engine.Database(service.conf)
@@ -179,7 +179,7 @@ def test_a_stopped_conductor_keeps_no_host_locked(service, other, monkeypatch):
 
 
 def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
-    """Who looks for a row that is not there keeps nobody from adding another."""
+    """A search for an absent row does not block the insert of another."""
     nobody = sa.select(model.Host).where(model.Host.name == 'host-1').with_for_update()
     with service.database.writer() as session:
         assert session.scalar(nobody) is None
@@ -191,7 +191,7 @@ def test_hosts_report_for_the_first_time_at_the_same_time(service, other):
 
 @pytest.mark.parametrize('order', ['disable', 'add a trait', 'delete a trait'])
 def test_concurrent_changes_of_a_device_are_all_announced(service, other, order):
-    """A report and an order both say what Placement is to know: the second one sees the first."""
+    """A report and a disable both announce a provider: the second one sees the first."""
     service.report(support.card())
     [part], [device] = service.rows(model.Deployable), service.rows(model.Device)
     with other.writer() as session:
@@ -218,7 +218,7 @@ def test_concurrent_changes_of_a_device_are_all_announced(service, other, order)
 
 
 def test_a_report_waits_for_the_one_before(service, other):
-    """Else the older one, which has found itself to be the newest, could have the last word."""
+    """Otherwise the older report could overwrite the newer one."""
     service.report(support.card())
     outcome = []
 
@@ -251,7 +251,7 @@ def test_a_device_that_goes_while_it_is_disabled_is_not_found(service, other):
 
 
 def test_a_bind_sees_the_changes_of_the_report_that_it_waited_for(service, other):
-    """The device went missing while the bind had begun, and not yet looked."""
+    """The device became missing after the start of the bind, before its read."""
     service.report(support.card())
     service.profile()
     wanted = wish(service, 'host-1')
@@ -267,7 +267,7 @@ def test_a_bind_sees_the_changes_of_the_report_that_it_waited_for(service, other
 
 
 def test_a_bind_ignores_a_provider_that_was_added_after_its_lock(service, other):
-    """It would not wait for what is done to that one's host meanwhile."""
+    """The bind does not hold the lock of that provider's host."""
     service.report(support.card('3c'))
     service.profile()
     [arq] = service.arqs()
@@ -282,7 +282,7 @@ def test_a_bind_ignores_a_provider_that_was_added_after_its_lock(service, other)
 
 
 def test_messages_that_are_replaced_do_not_end_meanwhile(service, other):
-    """Who has sent the old ones is about to delete them."""
+    """The sender of the old messages is about to delete them."""
 
     def put(payload):
         with service.database.writer() as session:

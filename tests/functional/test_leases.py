@@ -28,7 +28,7 @@ from cyborg_lite.driver import host as hosts
 from tests import support
 
 COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
-#: How long anything may take, in seconds; nothing comes near it.
+#: The timeout of each step, in seconds; none comes near it.
 BOUND = 30
 NOBODY = 65534
 
@@ -67,7 +67,7 @@ class Machine:
         return made
 
     def run(self, *arguments, **more):
-        """Run a command of ours: status, and what it says."""
+        """Run a command of ours: its status and output."""
         made = self.command(*arguments, **more)
         out, err = made.communicate(timeout=BOUND)
         return made.returncode, out, err
@@ -99,7 +99,7 @@ class Machine:
         return found
 
     def clear(self):
-        """Nothing is held, and no process of a test is left."""
+        """Release everything, and end the processes of tests."""
         for each in self.started:
             if each.poll() is None:
                 each.kill()
@@ -124,7 +124,7 @@ def machine(shared):
 
 @pytest.fixture
 def alone(database_url, tmp_path):
-    """A machine of its own, to be made with options."""
+    """A separate machine, made with options."""
     made = []
 
     def make(**options):
@@ -156,7 +156,7 @@ def test_the_command_is_the_process_that_was_started(machine):
 
 
 def test_signals_are_those_of_a_shell(machine):
-    """Python ignores some, which a command would inherit."""
+    """Python ignores some signals, which a command would inherit."""
     _, out, _ = machine.run('run', '--', 'grep', 'SigIgn', '/proc/self/status')
     plain = subprocess.check_output(['grep', 'SigIgn', '/proc/self/status'], text=True)
     assert int(out.split()[1], 16) == int(plain.split()[1], 16)
@@ -324,7 +324,7 @@ def test_alloc_in_a_script_is_held_by_its_parent(machine):
 
 
 def test_release_without_an_id_is_of_this_shell_alone(machine):
-    """People may share a login."""
+    """Users may share a login."""
     script = f'{COMMAND} alloc > /dev/null; echo; read word; {COMMAND} release; echo; read word'
     environment = os.environ | {client.VARIABLE: machine.socket}
     pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
@@ -422,7 +422,7 @@ except client.Error as error:
 
 
 def as_nobody(machine, **words):
-    """What another user is answered."""
+    """The answer to another user."""
     script = AS_NOBODY.format(id=NOBODY)
     argv = [sys.executable, '-c', script, machine.socket, json.dumps(words)]
     return json.loads(subprocess.check_output(argv, timeout=BOUND))
@@ -430,7 +430,7 @@ def as_nobody(machine, **words):
 
 @pytest.mark.skipif(os.getuid() != 0, reason='only root can become another user')
 def test_other_users(machine):
-    """The socket lets nobody in but its group; what is another's cannot be touched."""
+    """The socket is only for its group; leases of other users cannot be changed."""
     mine = machine.hold(1, '--name', 'mine')
     with opened(machine, to_socket=0):
         assert 'you may not use this agent' in as_nobody(machine, do='list')['error']
@@ -449,7 +449,7 @@ def test_other_users(machine):
 
 @contextlib.contextmanager
 def opened(machine, to_socket=0o066):
-    """Let every user find the socket, and connect."""
+    """Make the socket accessible for every user."""
     places = [pathlib.Path(machine.socket), *pathlib.Path(machine.socket).parents]
     before = [(place, place.stat().st_mode) for place in places]
     for place, mode in before:
@@ -460,7 +460,7 @@ def opened(machine, to_socket=0o066):
 
 
 def test_an_accelerator_without_a_variable_is_a_problem(machine, monkeypatch):
-    """A program would look for other devices, or see all."""
+    """A program would use other devices, or all."""
     monkeypatch.setattr(needs, 'of_driver', lambda name: None)
     status, _, err = machine.run('run', '--', 'true')
     assert status == 0
@@ -499,7 +499,7 @@ def test_hostile_words(machine, text):
 
 
 def begun(machine, **words):
-    """A connection that has asked, and reads no answer."""
+    """A connection that has sent a request, and reads no answer."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(machine.socket)
     connection.sendall(json.dumps(words).encode() + b'\n')
@@ -520,7 +520,7 @@ def test_a_waiter_of_a_stopped_service_leaves_the_queue(alone):
     with begun(machine, do='lease', of='time', request={'seconds': 3000, 'queue': True}):
         machine.until(lambda: machine.lease(0, 'queued'))
         monitor = machine.service.embedded._services[1]._door._default
-        # As if it were killed: nobody is told that the client has gone.
+        # As after a kill: the agent does not release the lease of the client.
         with unittest.mock.patch.object(monitor, 'end'):
             machine.stop()
         machine.start()
@@ -542,7 +542,7 @@ def test_a_user_at_the_limit_of_waiters_can_still_list_and_release(machine, monk
 
 
 def test_the_socket_survives_a_lack_of_descriptors(machine, monkeypatch):
-    """It goes on when there are some again."""
+    """It continues when there are descriptors again."""
     monkeypatch.setattr(door, 'PAUSE', 0.01)
     served, tries = machine.service.embedded._services[1]._door, []
 
@@ -606,7 +606,7 @@ def test_only_the_agent_of_a_host_is_served(machine):
 
 
 def test_an_agent_ends_nothing_but_leases_of_its_host(machine):
-    """An allocation that was made over the API is no lease."""
+    """An allocation from the API is not a lease."""
     made = machine.service.api.post(
         '/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}
     ).json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log at INFO tells one life of a service: what started, what was found, who asked for what."""
+"""The log of a service at INFO: starts, findings, and the calls of users."""
 
 import datetime
 import io
@@ -19,7 +19,7 @@ from tests import support
 
 HOST = 'atlas-300i-duo'
 OTHER = '11111111-2222-4333-8444-555555555555'
-#: What it says in order, of one life; {arq} and so on stand for what this life had.
+#: The expected lines in order; {arq} and so on are the values of the test.
 LIFE = """
 Conductor {version} starts on host
 Agent {version} of host {host} starts with the drivers huawei_ascend, .*
@@ -44,7 +44,7 @@ Host {host} is up again
 
 @pytest.fixture
 def log():
-    """What is logged from now on, as oslo.log writes it to a file."""
+    """The log from now on, in the format of oslo.log's files."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     conf = options.load(files=[])
@@ -79,7 +79,7 @@ def test_one_life(log, database_url, tmp_path):
 
 
 def live(service):
-    """What a user and an operator do; returns what is to be found of it."""
+    """The calls of a user and an operator; returns the values for LIFE."""
     [part, *_] = service.rows(model.Deployable)
     device = service.rows(model.Device)[0]
     service.profile(CUSTOM_NPU=1)
@@ -103,13 +103,13 @@ def live(service):
         'arq': arq,
         'instance': support.INSTANCE,
         'rp': part.rp_uuid,
-        # The id of the request, and the user and the project of the caller.
+        # The id of the request, the user and the project.
         'who': r'\[[^\]]*req-[0-9a-f-]{36} admin [^\]]*\]',
     }
 
 
 def silence(service):
-    """Let the host be silent for too long."""
+    """Make the host silent for too long."""
     with service.database.writer() as session:
         past = timeutils.utcnow() - datetime.timedelta(days=1)
         session.execute(sa.update(model.Host).values(seen_at=past))

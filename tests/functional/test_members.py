@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and passwords: each user has a project and roles, as a file says."""
+"""The projects and roles of ``http_basic`` users, from a file."""
 
 import base64
 import json
@@ -58,7 +58,7 @@ def start(place, database_url):
 
 @pytest.fixture
 def asked(start):
-    """``asked(name)``: the API, asked by this user."""
+    """``asked(name)``: the API for this user."""
     return by_name(start())
 
 
@@ -140,7 +140,7 @@ def test_a_user_without_a_project_may_do_nothing(asked, method):
         json.loads(answer.json['error_message'])['description']
         == 'User zoe has no project on this service.'
     )
-    # The password is asked first.
+    # The password is checked first.
     assert asked('zoe', 'wrong').get(ARQS).status_int == 401
     assert asked('zoe').get('/v2').status_int == 200
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every migration, over a database that somebody has used, and beside a release that serves."""
+"""Every migration, over a used database, and beside a running older release."""
 
 import datetime
 import json
@@ -24,12 +24,12 @@ SCRIPTS = pathlib.Path(migration.__file__).with_name('alembic')
 
 
 def fill_b754f9f71354(connection, tables):
-    """A host with a card, one of whose two accelerators is held, and something to tell."""
+    """A host with a card, one of whose two accelerators is held, and a message."""
 
     def add(name, /, **values):
         table, values = tables[name], {'uuid': name, 'created_at': sa.func.now()} | values
         for column, value in values.items():
-            # MariaDB has no type of its own for JSON.
+            # MariaDB has no JSON type.
             if isinstance(value, dict | list) and not isinstance(table.c[column].type, sa.JSON):
                 values[column] = json.dumps(value)
         connection.execute(sa.insert(table).values(**values))
@@ -61,7 +61,7 @@ def fill_8c41d07be2f6(connection, tables):
 
 
 def fill_4c1e7a90b2d8(connection, tables):
-    """Something to tell, which a conductor is about to."""
+    """A leased message."""
     message = {'uuid': 'leased', 'created_at': sa.func.now(), 'due_at': sa.func.now()}
     message |= {'kind': 'event', 'key': support.INSTANCE, 'attempts': 1, 'stamp': 's'}
     connection.execute(sa.insert(tables['messages']).values(payload='{}', lease='l', **message))
@@ -88,18 +88,18 @@ def fill_a93d6e0c51f7(connection, tables):
 
 
 def fill_b17f4d2e8c05(connection, tables):
-    """An instance that gave its accelerator back."""
+    """An instance that released its accelerator."""
     instance = {'uuid': support.INSTANCE, 'created_at': sa.func.now(), 'project_id': 'p'}
     connection.execute(sa.insert(tables['instances']).values(**instance))
 
 
 def fill_d41f6b2a9e73(connection, tables):
-    """A request that remembers a move."""
+    """A request with a stored move."""
     connection.execute(sa.update(tables['accelerator_requests']).values(moves='[]'))
 
 
 def fill_c7e1a4f09b36(connection, tables):
-    """A host that reports again under the name before."""
+    """A host that reports again under its old name."""
     connection.execute(sa.update(tables['hosts']).values(returns='["boot-2 agent-2 7"]'))
 
 
@@ -122,13 +122,13 @@ def fill_d3f81b6a0c24(connection, tables):
 
 
 def fill_a5e83c1d7f42(connection, tables):
-    """An allocation that waits."""
+    """A queued allocation."""
     waits = {'state': 'queued', 'queue': 'é' * 255, 'amount': 1, 'wish': '{}', 'over_quota': True}
     connection.execute(sa.update(tables['allocations']).values(**waits))
 
 
 def fill_c94e7b1f6a20(connection, tables):
-    """An interval that is over."""
+    """A finished interval."""
     interval = {'project_id': 'é' * 255, 'resource_class': 'FPGA', 'host': 'hôst-1 😀'}
     interval |= dict.fromkeys(('device_uuid', 'accelerator_uuid', 'arq_uuid'), support.INSTANCE)
     times = dict.fromkeys(('began_at', 'ended_at'), sa.func.now())
@@ -136,19 +136,19 @@ def fill_c94e7b1f6a20(connection, tables):
 
 
 def fill_5b8d02e6c7f1(connection, tables):
-    """A device that is not well."""
+    """A device with bad health."""
     health = {'health': 'warning', 'health_reason': 'pcie_width', 'health_since': sa.func.now()}
     connection.execute(sa.update(tables['devices']).values(**health))
 
 
 def fill_6e1f9a3c7b05(connection, tables):
-    """A device that is taken out, and a host whose agent counts looks."""
+    """A faulty device, and a host whose agent counts scans."""
     fault = {'streak': -1, 'fault': 'critical: xid_79', 'withheld': True, 'changes': '[]'}
     connection.execute(sa.update(tables['devices']).values(**fault))
     connection.execute(sa.update(tables['hosts']).values(looks='{"fake": ["a", 1]}'))
 
 
-#: By revision, what puts rows into what it has made: a new one brings its own.
+#: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
     '8c41d07be2f6': fill_8c41d07be2f6,
@@ -175,7 +175,7 @@ def revisions():
 
 
 def contents(connection):
-    """The tables as they are, and the rows of each by their columns."""
+    """The tables, and their rows by columns."""
     found = sa.MetaData()
     found.reflect(connection)
     rows = {
@@ -188,7 +188,7 @@ def contents(connection):
 
 @pytest.fixture
 def fresh(databases):
-    """A database that has not even tables."""
+    """A database without tables."""
     with databases.new() as url:
         conf = options.load(files=[], database__connection=url)
         made = engine.Database(conf)
@@ -293,13 +293,13 @@ class TestModelsEqualMigrations(test_migrations.ModelsMigrationsSync, unittest.T
         return not (type_ == 'table' and name == 'alembic_version')
 
     def compare_server_default(self, ctxt, ins_col, meta_col, insp_def, meta_def, rendered):
-        if insp_def == "''" == rendered:  # of MariaDB oslo.db compares a text with an expression
+        if insp_def == "''" == rendered:  # for MariaDB oslo.db compares a text with an expression
             return False
         return super().compare_server_default(ctxt, ins_col, meta_col, insp_def, meta_def, rendered)
 
 
 def expands(operation, made):
-    """Whether a release that knows nothing of the operation reads and writes as before.
+    """Whether an older release works as before after the operation.
 
     :param made: the tables, and (table, column) pairs, that its migration has made
     """
@@ -312,14 +312,14 @@ def expands(operation, made):
     if isinstance(operation, ops.DropConstraintOp):
         return operation.constraint_type == 'unique'
     if isinstance(operation, ops.AlterColumnOp):
-        # More digits of the same time.
+        # Only the precision of the time changes.
         precise = isinstance(operation.modify_type, mysql.DATETIME) and operation.modify_type.fsp
         return bool(precise and operation.modify_nullable is None)
     return isinstance(operation, ops.CreateTableOp)
 
 
 def makes(operations):
-    """The tables and columns that these operations make."""
+    """The tables and columns that these operations create."""
     tables = {each.table_name for each in operations if isinstance(each, ops.CreateTableOp)}
     return tables | {
         (each.table_name, each.column.name)
@@ -330,7 +330,7 @@ def makes(operations):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The operations that migrations invoke from now on."""
+    """The operations of migrations from now on."""
     found = []
     invoke = base.AbstractOperations.invoke
 
@@ -343,7 +343,7 @@ def seen(monkeypatch):
 
 
 def test_migrations_only_add(fresh, seen):
-    """A release that serves meanwhile goes on: what it knows stays as it was."""
+    """A running older release continues to work: its tables and columns do not change."""
     for revision in revisions():
         seen.clear()
         migration.upgrade(fresh.engine, revision)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Nova is told, by a stand-in that keeps what it was sent."""
+"""The events for Nova, with a stand-in that records them."""
 
 import json
 
@@ -22,7 +22,7 @@ CALLER = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
 
 
 class Bound:
-    """A conductor with two requests, a card for them, and a Nova to be told."""
+    """A conductor with two requests, a card for them, and a Nova."""
 
     def __init__(self, directory, database_url):
         file = directory / 'cyborg_lite.conf'
@@ -150,7 +150,7 @@ def test_nova_is_told_again_and_the_bind_stands(nova, bound, status):
 
 
 def test_nova_is_not_told_of_a_failure_where_another_call_has_bound(nova, bound):
-    """The same call came twice: one found nothing free, the other did, and was first."""
+    """Of two equal calls one found nothing free, but the other one was bound first."""
     nova.post(EVENTS, json={}, status_code=200)
     bound.bind()
     with bound.manager.outbox.session() as session:

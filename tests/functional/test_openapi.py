@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/openapi.json is valid, complete, and true."""
+"""/v2/openapi.json is valid, complete and correct."""
 
 import collections
 import copy
@@ -54,7 +54,7 @@ def at(document, asked):
 
 
 def check(document, exchange):
-    """The answer is one that the document declares for the route."""
+    """Assert that the document declares the answer."""
     operation = document['paths'][exchange.path][exchange.method.lower()]
     declared = operation['responses'][str(exchange.answer.status_int)]
     for name in declared.get('headers', ()):
@@ -71,7 +71,7 @@ def check(document, exchange):
 
 
 def example(route):
-    """A path of the route, to what is not there, and a sound body."""
+    """A path of the route to an absent object, and a valid body."""
     bodies = {
         '/v2/device_profiles': [{'name': 'a', 'groups': [{'resources:FPGA': '1'}]}],
         '/v2/attributes': {'deployable_id': 1, 'key': 'a', 'value': ''},
@@ -99,7 +99,7 @@ def test_each_route_is_served(service, route):
     path, body = example(route)
     answer = service.api.request(route.method, path, body)
     assert answer.status_int != 405
-    # It is a resource that was not found, not a path.
+    # The object is not found, but the path is.
     assert answer.status_int != 404 or 'not found' in support.fault(answer)
 
 
@@ -114,7 +114,7 @@ def test_no_other_method_is_served(service, document, path):
 
 
 def exposed(kind):
-    """The methods of a class that answer requests."""
+    """The methods of a class that serve requests."""
     return {name for name, value in vars(kind).items() if hasattr(value, 'operation')}
 
 
@@ -124,12 +124,12 @@ def test_all_that_is_exposed_is_in_the_document():
     assert exposed(root.Documents) == {name for name, _ in openapi.DOCUMENTS.values()}
 
 
-#: Rules of what may be said in a request that another rule has let pass.
+#: Rules that are checked after another rule has allowed the request.
 SECOND = {'cyborg:allocation:priority'}
 
 
 def test_rules_and_routes_are_the_same(service, monkeypatch):
-    """Each route is refused by the rule that names it, to those who have no role."""
+    """Without a role, each route is refused by its own rule."""
     monkeypatch.setitem(app.ALONE, 'X-Roles', '')
     asked = collections.defaultdict(set)
     for route in openapi.ROUTES:
@@ -159,9 +159,9 @@ def test_every_answer_is_declared_at_every_version(database_url, asked):
     assert {exchange.route for exchange in exchanges} == routes
     unsuccessful = {each.route for each in exchanges if each.answer.status_int >= 400}
     assert unsuccessful == {
-        'PATCH /v2/deployables/{uuid}/program',  # no driver can
+        'PATCH /v2/deployables/{uuid}/program',  # no driver supports it
         'PATCH /v2/deployables/{uuid}/program/{again}',
-        'DELETE /v2/device_profiles',  # of what is not there
+        'DELETE /v2/device_profiles',  # of absent profiles
         'DELETE /v2/instances/{uuid}',
     }
 
@@ -169,7 +169,7 @@ def test_every_answer_is_declared_at_every_version(database_url, asked):
 @each_route
 @pytest.mark.parametrize('asked', ['2.0', '2.3', '2.4'])
 def test_every_refusal_is_declared(service, document, route, asked):
-    """Of what is not there, with arguments that nobody knows, and of a version that is not."""
+    """For absent objects, unknown arguments, and an unknown version."""
     path, body = example(route)
     for query, given in ('', body), ('?no=1', body), ('', b'{'), ('', b' ' * 200_000):
         answer = service.api.at(asked).request(route.method, path + query, given)

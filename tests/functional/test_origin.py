@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without tokens: whose requests are served, and what web pages and proxies cannot do."""
+"""Without tokens: which requests are served, and which of web pages and proxies are refused."""
 
 import socket
 import sys
@@ -18,7 +18,7 @@ OTHER = 'http://evil.example'
 
 
 class Asked:
-    """``asked.get(path, **headers)`` of a service, by whom the environ says."""
+    """``asked.get(path, **headers)`` with this WSGI environ."""
 
     def __init__(self, service, credentials=(), **environ):
         self.service = service
@@ -31,7 +31,7 @@ class Asked:
         self.api = support.Api(support.local(environed), **dict(credentials))
 
     def statuses(self, **headers):
-        """Those of a request that reads and of one that writes."""
+        """The statuses of a request that reads and of one that writes."""
         read = self.api.get('/v2/devices', **headers)
         write = self.api.post(PROFILES, BODY, **headers)
         return [answer.status_int for answer in (read, write)]
@@ -83,7 +83,7 @@ def test_remote_clients_are_refused_without_authentication(service, address):
     assert asked.statuses() == REFUSED
     said = support.fault(asked.api.get('/v2/devices'))
     assert said == 'Without authentication only loopback is served.'
-    # Nothing at all, not even what needs no token elsewhere.
+    # Not even the paths that need no token elsewhere.
     for path in ('/', '/v2', '/healthcheck', '/v2/openapi.json'):
         assert asked.api.get(path).status_int == 403
 
@@ -176,14 +176,14 @@ def test_unknown_host_names_are_refused(asked, host):
 
 
 def test_other_addresses(make, tmp_path):
-    """No owner of a name can make it one; without authentication they are not listened on."""
+    """A name cannot be an address; without authentication the service does not listen on these."""
     for host in ('192.0.2.1:6666', '[2001:db8::1]', '0.0.0.0'):
         assert Asked(make()).statuses(Host=host) == REFUSED
     assert basic(make, tmp_path).statuses(Host='192.0.2.1:6666')[0] == 200
 
 
 def test_a_forwarded_host_name_is_ignored(make, tmp_path):
-    """Where a proxy is expected, its headers say by which name it was asked."""
+    """Behind a configured proxy its headers have the name."""
     asked = basic(make, tmp_path)
     asked.service.conf.set_override('enable_proxy_headers_parsing', True, group='oslo_middleware')
     headers = {'X-Forwarded-Host': 'localhost', 'Forwarded': 'host=localhost'}
@@ -272,7 +272,7 @@ def test_pages_that_an_operator_allows(make, allowed, monkeypatch):
     [device] = asked.api.get('/v2/devices').json['devices']
     disable = f'/v2/devices/{device["uuid"]}/disable'
     assert asked.api.post(disable, **headers).status_int == 204
-    # A body says what it is all the same.
+    # A body needs its type nevertheless.
     plain = headers | {'Content-Type': 'text/plain'}
     assert asked.api.post(PROFILES, BODY, **plain).status_int == 415
     if allowed != ['*']:
@@ -340,7 +340,7 @@ def test_clients_disable(disable, agent):
 
 
 def test_with_tokens_none_of_this_is_checked(make):
-    """Keystone's are in a header that no page knows."""
+    """Web pages do not know Keystone's tokens."""
     service = make(api__auth_strategy='keystone')
     answer = support.Api(support.local(service.embedded.application)).get(
         '/v2', Host='evil.example', Origin=OTHER

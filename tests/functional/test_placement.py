@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Placement is told, by the real Placement application."""
+"""The resource providers in the real Placement application."""
 
 import datetime
 import hashlib
@@ -31,7 +31,7 @@ RP_UUID = str(uuid.uuid3(uuid.NAMESPACE_DNS, NAME))
 
 
 class Cloud:
-    """A conductor, and the Placement that it speaks to."""
+    """A conductor, and its Placement."""
 
     def __init__(self, directory, database_url, endpoint):
         file = directory / 'cyborg_lite.conf'
@@ -51,7 +51,7 @@ class Cloud:
 
     def _watch(self, ours):
         call = ours._call
-        # The Placement of the fixture has one connection to its database in memory.
+        # The fixture's Placement has one connection to its in-memory database.
         one = threading.Lock()
 
         def watched(method, url, *args, **kwargs):
@@ -85,7 +85,7 @@ class Cloud:
             return [row.key for row in session.query(model.Message)]
 
     def hurry(self):
-        """Let all that waits be due."""
+        """Make all messages due."""
         with self.database.writer() as session:
             for row in session.query(model.Message):
                 row.due_at = row.created_at
@@ -98,13 +98,13 @@ class Cloud:
         return self.client.get(f'/resource_providers/{RP_UUID}').json()
 
     def change(self, **more):
-        """Rename our provider, or move it elsewhere."""
+        """Rename or move our provider."""
         known = self.provider()
         body = {key: known[key] for key in ('name', 'parent_provider_uuid')} | more
         self.client.put(f'/resource_providers/{RP_UUID}', json=body)
 
     def put_traits(self, *names):
-        """Give our provider more traits, as an operator does."""
+        """Add traits to our provider, like an operator."""
         for name in names:
             self.client.put(f'/traits/{name}')
         url = f'/resource_providers/{RP_UUID}/traits'
@@ -112,7 +112,7 @@ class Cloud:
         self.client.put(url, json=found | {'traits': [*found['traits'], *names]})
 
     def allocate(self, resource_class):
-        """Give one to a consumer, as Nova does; returns its uuid."""
+        """Allocate one to a consumer, like Nova; returns its uuid."""
         consumer = str(uuid.uuid4())
         allocation = {
             'allocations': {RP_UUID: {'resources': {resource_class: 1}}},
@@ -151,7 +151,7 @@ def cloud(tmp_path, database_url):
 
 @pytest.fixture
 def known(cloud):
-    """The same, after a first report that was sent."""
+    """The cloud after a first report was sent."""
     cloud.root = cloud.add_root()
     cloud.report(CARD)
     cloud.send()
@@ -182,7 +182,7 @@ def test_a_change_takes_three_calls(known):
 
 
 def names(calls):
-    """Those that ask for names, once in the life of a conductor."""
+    """The calls for names, which a conductor makes once."""
     return [url for _, url in calls if url.startswith(('/traits/', '/resource_classes/'))]
 
 
@@ -200,7 +200,7 @@ def methods(calls):
 
 
 def test_a_provider_that_is_as_it_should_be_is_only_read(known):
-    """Each write moves its generation, and those of others are refused then."""
+    """Each write increases the generation, and then writes of others are refused."""
     generation = known.provider()['generation']
     known.manager.healer.heal()
     known.send()
@@ -242,7 +242,7 @@ def test_a_provider_that_another_conductor_has_just_made_is_made_once(known):
 
 
 def test_a_host_whose_root_was_made_anew_gets_its_providers(known):
-    """It is looked up again when the one that was found is gone."""
+    """A cached root that was deleted is looked up again."""
     known.client.delete(f'/resource_providers/{RP_UUID}')
     known.client.delete(f'/resource_providers/{known.root["uuid"]}')
     root = known.add_root()
@@ -341,7 +341,7 @@ def test_a_trait_that_somebody_has_deleted_is_made_again(known):
 
 
 def test_a_provider_that_somebody_has_deleted_comes_back(known):
-    """Placement may have been restored from a backup, too: nothing tells us."""
+    """Placement may also have been restored from a backup, without notice."""
     known.client.delete(f'/resource_providers/{RP_UUID}')
     known.report(CARD)
     known.send()
@@ -357,7 +357,7 @@ def test_an_allocation_of_another_is_never_removed(known):
         known.report()
     known.send()
     assert known.client.get(f'/allocations/{consumer}').json()['allocations']
-    # It is tried again until Nova has let go.
+    # It is retried until Nova has released it.
     assert known.waiting() == [RP_UUID]
     known.client.delete(f'/allocations/{consumer}')
     known.hurry()
@@ -367,7 +367,7 @@ def test_an_allocation_of_another_is_never_removed(known):
 
 
 def test_a_change_while_a_message_is_sent_is_not_lost(known, monkeypatch):
-    """Who has sent the old state must not take away the message of the new one."""
+    """The sender of the old state must not delete the message of the new state."""
     ours = known.manager.outbox._placement
     settle = ours.settle
 
@@ -392,7 +392,7 @@ def test_a_conductor_that_dies_leaves_its_message_to_another(known):
 
 
 def test_a_message_in_progress_is_not_sent_twice(known):
-    """Two who send the old and the new state at a time could end with the old one."""
+    """Two concurrent senders could leave the old state."""
     known.report(support.card(handles=15))
     [held] = support.take(known.manager.outbox, outbox.PROVIDER)
     known.report(support.card(handles=14))
@@ -422,7 +422,7 @@ def test_a_slow_conductor_does_not_end_the_lease_of_another(known):
 
 @pytest.mark.parametrize('moment', ['GET', 'PUT'])
 def test_a_slow_conductor_does_not_overwrite_a_newer_state(known, monkeypatch, moment):
-    """Another one has sent the new state while he was about to send the old one."""
+    """Another conductor sent the new state before this one sends the old state."""
     other = manager.Manager(known.conf, known.database)
     ours = known.manager.outbox._placement
     call = ours._call
@@ -435,7 +435,7 @@ def test_a_slow_conductor_does_not_overwrite_a_newer_state(known, monkeypatch, m
             assert support.send(other.outbox)
         answer = call(method, *args)
         if method == moment:
-            # He may die now.
+            # The slow conductor may die now.
             assert known.inventory()['FPGA']['total'] == 14
         return answer
 
@@ -446,7 +446,7 @@ def test_a_slow_conductor_does_not_overwrite_a_newer_state(known, monkeypatch, m
 
 
 def test_a_slow_conductor_restores_a_provider_that_it_removed(known, monkeypatch):
-    """Nothing in Placement tells him that it is wanted again."""
+    """Placement does not show that the provider is needed again."""
     other = manager.Manager(known.conf, known.database)
     ours = known.manager.outbox._placement
     call = ours._call
@@ -465,7 +465,7 @@ def test_a_slow_conductor_restores_a_provider_that_it_removed(known, monkeypatch
     assert known.inventory()['FPGA']['total'] == 16
 
 
-# What withdraws is told before the answer
+# Withdrawals reach Placement before the answer
 
 
 def test_a_disabled_device_is_reserved_before_the_answer(known):
@@ -482,7 +482,7 @@ def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_
 
 
 def test_a_repeated_disable_waits_for_placement(known, monkeypatch):
-    """The first may have been answered before Placement knew."""
+    """The first call may have been answered before Placement was updated."""
     monkeypatch.setattr(outbox.Sender, 'tell', lambda *_: None)
     known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
     monkeypatch.undo()
@@ -528,7 +528,7 @@ def test_a_disable_is_answered_although_placement_refuses(cloud):
 
 @pytest.fixture
 def allocated(known):
-    """With one FPGA that a consumer has been given."""
+    """With one FPGA allocated to a consumer."""
     known.consumer = known.allocate('FPGA')
     return known
 
@@ -565,7 +565,7 @@ def test_a_class_that_comes_back_is_offered_again(allocated):
 
 
 def test_the_healer_offers_the_new_class_too(allocated):
-    """Somebody may have lost the message."""
+    """The message may have been lost."""
     allocated.report(support.card(handles=4, resource_class='VGPU'))
     allocated.send()
     with allocated.database.writer() as session:
@@ -577,7 +577,7 @@ def test_the_healer_offers_the_new_class_too(allocated):
 
 
 def test_a_gone_provider_that_is_allocated_is_offered_no_more(allocated):
-    """Its accelerators may have gone without being reserved before."""
+    """Its accelerators may have disappeared without being reserved before."""
     with allocated.database.writer() as session:
         for row in (model.Attribute, model.AttachHandle, model.Deployable, model.Device):
             session.execute(sa.delete(row))
@@ -603,7 +603,7 @@ def test_a_trait_of_an_operator_stays(known):
 
 
 def test_traits_that_went_before_they_were_told_go(known):
-    """Two changes, and the first may or may not have been sent."""
+    """After two changes, of which the first may or may not have been sent."""
     for traits in (['CUSTOM_ONE'], ['CUSTOM_TWO']):
         known.report(support.card(handles=16, traits=traits))
     known.send()
@@ -619,7 +619,7 @@ def test_an_operator_may_put_what_was_ours(known):
     assert known.traits() == {'CUSTOM_FAKE_DEVICE', 'OWNER_CYBORG'}
 
 
-# Where a provider is, and what it is called
+# The root and the name of a provider
 
 
 def test_a_provider_below_another_root_is_moved(known):
@@ -632,7 +632,7 @@ def test_a_provider_below_another_root_is_moved(known):
 
 
 def test_a_provider_stays_where_it_is_while_the_right_root_is_not_there(known):
-    """What is withdrawn must not wait for it."""
+    """Withdrawals must not wait for it."""
     known.client.put(f'/resource_providers/{known.root["uuid"]}', json={'name': 'old-name'})
     known.report(support.card(handles=15))
     known.send()
@@ -682,11 +682,11 @@ def test_a_name_that_another_provider_has_is_told_when_one_is_renamed(known, cap
     assert f'openstack resource provider delete {uuid_}' in caplog.text
 
 
-# What others exclude, and what is asked for
+# Exclusion, and the requirements of requests
 
 
 def functions(*numbers, **more):
-    """A card that gives out these of its functions; 0 is the card itself."""
+    """A card with these functions as accelerators; 0 is the card itself."""
     device = support.card(handles=numbers, **more)
     for handle in device.deployables[0].attach_handles:
         handle.attach_type = 'PCI'
@@ -712,7 +712,7 @@ def test_an_excluded_accelerator_is_not_offered(known, before, after):
     known.send()
     offered = known.inventory()['FPGA']
     assert offered['reserved'] == offered['total']
-    # It is offered again as soon as nothing excludes it, not with the next report only.
+    # It is offered again at once, not only after the next report.
     known.manager.delete_arqs(context.service(), uuids=[arq])
     known.send()
     offered = known.inventory()['FPGA']
@@ -740,7 +740,7 @@ def test_a_trait_of_an_operator_in_placement_counts_at_bind(known):
 
 
 def test_accelerators_of_an_allocation_are_reserved_before_the_answer(known):
-    """And can be scheduled to again when it is released."""
+    """After the release it can be scheduled to again."""
     request = {
         'profile': None,
         'alternatives': [[{'resources:FPGA': '3'}]],
@@ -760,7 +760,7 @@ def test_accelerators_of_an_allocation_are_reserved_before_the_answer(known):
 
 
 def test_a_lost_accelerator_that_is_held_is_reserved(known):
-    """It counts as long as it is held, and nobody else may get one in its place."""
+    """It counts as long as it is held, and must not be allocated again."""
     take(known)
     with known.database.reader() as session:
         held = session.query(model.ARQ).one().attach_handle.attach_info['function']

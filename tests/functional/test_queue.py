@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allocations that wait for their turn."""
+"""The queue of allocations."""
 
 import contextlib
 import datetime
@@ -37,7 +37,7 @@ def body(amount=1, resource_class='CUSTOM_NPU', traits=None, **more):
 
 
 def ask(service, amount=1, **more):
-    """An allocation that waits where nothing is free."""
+    """A queued allocation."""
     answer = service.api.post(PATH, body(amount, **({'queue': True} | more)))
     assert answer.status_int == 201, answer.text
     return answer.json['uuid']
@@ -62,7 +62,7 @@ def manager(service):
 
 
 def settle(service):
-    """Return once what frees something was looked at."""
+    """Wait until the messages of released accelerators were processed."""
     support.send(manager(service).outbox)
     end = time.monotonic() + 30
     while service.rows(model.Message):
@@ -115,7 +115,7 @@ def test_a_profile_is_remembered(service):
     release(service, named)
     assert state(service, gone) == 'active'
     release(service, gone)
-    # What was to be had by it is had by its groups where it has gone.
+    # After the profile was deleted, the stored groups are used.
     first, gone = ask(service), service.api.post(PATH, asked).json['uuid']
     assert service.api.delete('/v2/device_profiles/profile-1').status_int == 204
     release(service, first)
@@ -155,7 +155,7 @@ def test_projects_share_by_what_they_hold(service, member):
     waits_a = [ask(service), ask(service)]
     member('b')
     waits_b = [ask(service), ask(service)]
-    # b holds one and a two: b comes first, and then each in turn.
+    # b holds one and a two: b comes first, and then they alternate.
     assert [show(service, each)['position'] for each in waits_b] == [1, 3]
     member('a')
     assert [show(service, each)['position'] for each in waits_a] == [2, 4]
@@ -189,10 +189,10 @@ def test_accelerators_that_the_first_cannot_use_go_to_the_next(service):
     wide = ask(service, 2, traits={'CUSTOM_A': 'required'})
     narrow = ask(service)
     release(service, held[0])
-    # The card that has come free is kept for the wide one.
+    # The freed card is kept for the wide one.
     assert active(service, wide, narrow) == []
     release(service, third)
-    # host-2 can never give the wide one what it wants.
+    # host-2 can never serve the wide one.
     assert active(service, wide, narrow) == [narrow]
     release(service, held[1])
     assert active(service, wide, narrow) == [wide, narrow]
@@ -226,7 +226,7 @@ def test_an_unqueued_request_takes_nothing_from_queued_ones(service):
 
 
 def nonsense(number, amount=16, **more):
-    """A wish for as many kinds as one may have, of which there is none."""
+    """A request with the maximum number of kinds, none of which exists."""
     groups = [
         {'resources': {'CUSTOM_NPU': 1}, 'traits': {f'CUSTOM_{number}_{each}': 'required'}}
         for each in range(amount)
@@ -235,7 +235,7 @@ def nonsense(number, amount=16, **more):
 
 
 def test_requests_of_many_kinds_block_no_others(service):
-    """One statement reads what is free of so many kinds; what comes after is read by another."""
+    """One statement reads the free accelerators of so many kinds; the next reads more kinds."""
     npus(service, 1)
     for number in range(6):
         assert service.api.post(PATH, nonsense(number)).status_int == 201
@@ -346,11 +346,11 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
         shown = show(service, each)
         assert shown['reason'] == \
             'Quota exceeded for CUSTOM_NPU: the limit is 2, 2 used, and 1 asked for.'  # fmt: skip
-    # What they cannot have is no loss to others.
+    # Accelerators beyond their quota are free for others.
     member('other', 'admin,member,reader')
     assert (other := service.api.post(PATH, body())).status_int == 201
     release(service, other.json['uuid'])
-    # Those that come now are before those that their quota holds up.
+    # New requests go before those that their quota blocks.
     limit(service, CUSTOM_NPU=3)
     assert active(service, *waits) == [waits[0]]
     release(service, held[1])
@@ -359,7 +359,7 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
 
 
 def test_nothing_is_kept_for_an_allocation_over_its_quota(service, member):
-    """Two are wanted and one is free: the quota would refuse the two all the same."""
+    """Two are requested and one is free: the quota would refuse two anyway."""
     npus(service, 2)
     held = [ask(service) for _ in range(2)]
     waits = ask(service, 2)
@@ -467,14 +467,14 @@ def test_a_host_that_is_up_again(service):
         session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1)))
     waits = ask(service)
     npus(service, 1)
-    # It was late, and nobody had noticed: the healer looks as well.
+    # It was late, but not marked as down: the healer checks this, too.
     manager(service).healer._wake()
     settle(service)
     assert state(service, waits) == 'active'
 
 
 def test_a_conductor_that_dies_loses_nothing(service):
-    """What it had in hand is sent again."""
+    """Its messages are sent again."""
     npus(service, 1)
     held, waits = ask(service), ask(service)
     settle(service)
@@ -589,7 +589,7 @@ def test_to_join_takes_twelve_statements_and_to_look_two(service):
 
 @contextlib.contextmanager
 def later(action):
-    """Do something a little later, in a thread."""
+    """Call something a little later, in a thread."""
     timer = threading.Timer(0.3, action)
     timer.start()
     yield
@@ -626,7 +626,7 @@ def test_a_waiting_request_is_answered_at_a_delete_and_at_its_timeout(service):
     with later(lambda: other.delete(f'{PATH}/{waits}')):
         answer, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=30'))
     assert (answer.json['state'], seconds < 10) == ('released', True)
-    # There is nothing to be waited for.
+    # The request does not need to wait.
     _, seconds = timed(lambda: service.api.get(f'{PATH}/{waits}?wait=60'))
     assert seconds < 10
 
@@ -648,7 +648,7 @@ def test_waiting_requests_hold_no_connection_and_are_limited(database_url):
         app_, connections, threads = service.embedded.application, set(), []
 
         def note(keep, raw):
-            # Conductors look for work meanwhile.
+            # Statements of conductors are not counted.
             if threading.current_thread() in threads:
                 keep(id(raw))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""openstack accelerator quota ..., as a client asks the API."""
+"""openstack accelerator quota ..., over the SDK."""
 
 import types
 
@@ -15,7 +15,7 @@ url, sdk = test_sdk.url, test_sdk.sdk
 
 @pytest.fixture
 def run(sdk):
-    """``run(command, *words)``: what it shows, row by row."""
+    """``run(command, *words)``: the shown rows."""
     client = types.SimpleNamespace(sdk_connection=types.SimpleNamespace(accelerator=sdk))
 
     def run(kind, *words):

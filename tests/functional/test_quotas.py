@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What projects may have: limits by resource class and in total, kept whoever asks and how many."""
+"""Quotas: limits by resource class and in total, also with concurrent requests."""
 
 import collections
 import concurrent.futures
@@ -29,7 +29,7 @@ def set_(api, project=ALONE, **limits):
 
 
 def shown(answer):
-    """By resource, the limit and what is used."""
+    """The limit and the usage by resource."""
     return {each['resource']: (each['limit'], each['used']) for each in answer.json['quotas']}
 
 
@@ -63,7 +63,7 @@ def counts(service):
     return collections.Counter(arq.project_id for arq in service.rows(model.ARQ))
 
 
-# Who is refused what
+# Refusals
 
 
 def test_nothing_is_limited_until_a_limit_is_set(service):
@@ -165,7 +165,7 @@ def test_a_request_that_gets_another_project_counts_there(service):
     assert [answer.status_int for answer in answers] == [202, 403]
     assert 'Quota exceeded for FPGA' in support.fault(answers[1])
     assert counts(service) == {'p': 1, ALONE: 1}
-    # It is not bound, and may be bound elsewhere.
+    # It is not bound, and can be bound elsewhere.
     assert {arq.state for arq in service.rows(model.ARQ)} == {'Bound', 'Initial'}
 
 
@@ -185,7 +185,7 @@ def test_allocations_are_counted_as_requests_are(service, monkeypatch, body):
     assert post(service.api).status_int == 201
 
 
-# At once
+# Concurrency
 
 
 @pytest.mark.parametrize('which', ['own', 'default', 'total'])
@@ -210,7 +210,7 @@ def test_concurrent_requests_for_many_get_all_or_none(service, many):
     assert counts(service) == {'p': 9, 'q': 9}
 
 
-# What is set
+# Limits
 
 
 def test_limits_are_set_one_by_one(service):
@@ -263,7 +263,7 @@ def test_an_invalid_project_is_refused(service):
         ]
         assert [answer.status_int for answer in answers] == [400] * 3, project
         assert 'Invalid project_id' in support.fault(answers[0])
-    # It is not said whose it would be.
+    # The project must be named.
     assert service.api.patch(f'{QUOTAS}/own', {'limits': {'total': 1}}).status_int == 400
 
 
@@ -275,7 +275,7 @@ def test_the_number_of_limits_is_limited(service):
     assert 'expected 1000 at most' in support.fault(answer)
 
 
-# Who may
+# Permissions
 
 
 def test_reserved_names_are_not_projects_of_a_file():
@@ -291,7 +291,7 @@ def test_members_see_the_quota_of_their_project_and_set_none(asked):
         assert api.get(f'{QUOTAS}/vision').json['project_id'] == 'vision'
         refused = [
             api.get(QUOTAS),
-            # Whether there is such a project is not told.
+            # The answer does not reveal whether the project exists.
             api.get(f'{QUOTAS}/speech'),
             api.get(f'{QUOTAS}/nothing'),
             api.get(f'{QUOTAS}/defaults'),
@@ -303,7 +303,7 @@ def test_members_see_the_quota_of_their_project_and_set_none(asked):
     assert post(asked('bob'), 'one').status_int == 201
 
 
-# What it costs
+# Costs
 
 
 @pytest.mark.parametrize('count', [1, 100])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many callers at once: whoever comes first, nothing is given twice and nobody sees a 5xx."""
+"""Many concurrent callers: nothing is allocated twice, and there is no 5xx."""
 
 import collections
 import concurrent.futures
@@ -25,7 +25,7 @@ GROUPS = [{'resources:FPGA': '1'}]
 
 @pytest.fixture
 def race(service):
-    """Run all callables at once, each with an API of its own; returns what each returned."""
+    """Run all callables at once, each with an API of its own; returns their results."""
 
     def run(*runners):
         ready = threading.Barrier(len(runners), timeout=60)
@@ -42,7 +42,7 @@ def race(service):
 
 
 def holders(service):
-    """By handle, the requests that hold it; and each state tells whether one is held."""
+    """The requests that hold each handle; the states must match."""
     found = collections.defaultdict(list)
     for arq in service.rows(model.ARQ):
         assert (arq.attach_handle_id is not None) == (arq.state == 'Bound'), vars(arq)
@@ -162,7 +162,7 @@ def test_a_profile_is_deleted_once(service, race):
 
 
 def test_a_name_comes_and_goes(service, race):
-    """Whoever creates and deletes a profile of one name: each that was deleted had been created."""
+    """Concurrent creates and deletes of one name: each deleted profile had been created."""
 
     def create(api):
         return api.post('/v2/device_profiles', [{'name': 'same', 'groups': GROUPS}])
@@ -175,7 +175,7 @@ def test_a_name_comes_and_goes(service, race):
 
     pairs = [pair for pairs in race(*[churn] * 12) for pair in pairs]
     created, deleted = (collections.Counter(statuses) for statuses in zip(*pairs, strict=True))
-    # What was created and is gone before it can be shown is a 404 as well.
+    # A profile that is deleted before it can be shown is a 404, too.
     assert created.keys() <= {201, 404, 409}
     assert deleted.keys() <= {204, 404}
     left = created[201] + created[404] - deleted[204]
@@ -184,7 +184,7 @@ def test_a_name_comes_and_goes(service, race):
 
 @pytest.fixture
 def conductors(service):
-    """Two that work on the database of the service, as in processes of their own."""
+    """Two conductors on the database of the service, as in separate processes."""
     databases = [engine.Database(service.conf) for _ in range(2)]
     yield [manager.Manager(service.conf, database) for database in databases]
     for database in databases:
@@ -214,7 +214,7 @@ def test_two_conductors_that_take_one_report_keep_two_devices(service, race, con
 
 
 def test_the_last_report_is_what_stays(service, race, conductors):
-    """Whichever conductor takes which: a card more in each, and the last has two."""
+    """Whichever conductor takes which report: each has a card more, and the last has two."""
     cards = [support.card(f'{n:02x}') for n in range(8)]
     said = [report('host-1', *cards[: n + 1], sequence=n + 1) for n in range(7)]
     said.append(report('host-1', *cards[:2], sequence=8))
@@ -292,10 +292,10 @@ def test_a_storm_leaves_no_handle_with_two_holders(service, race, seed):
     seen = collections.Counter()
     race(*(storm(number) for number in range(12)))
     assert len(holders(service)) <= 4
-    # It was a storm: some were bound, and some were refused.
+    # There was contention: some were bound, and some were refused.
     assert seen['bind', 202]
     assert seen['bind', 404] + seen['bind', 409]
-    # And after it all is as before: what is unbound can be bound.
+    # Afterwards all unbound requests can be bound.
     service.api.post(f'/v2/devices/{device.uuid}/enable')
     left = [arq.uuid for arq in service.rows(model.ARQ)]
     assert service.api.unbind(*left).status_int == 202
@@ -306,7 +306,7 @@ def test_a_storm_leaves_no_handle_with_two_holders(service, race, seed):
 
 @pytest.mark.parametrize('together', [1, 3])
 def test_allocations_that_come_and_go_give_nothing_twice(service, race, together):
-    """32 callers, each with one allocation at a time, want more than there is."""
+    """32 callers with one allocation each request more than there is."""
     cards = [support.card(f'{n:02x}', numa_node=n // 4) for n in range(8)]
     service.report(*cards)
     service.report(*cards, host='host-2')
@@ -333,7 +333,7 @@ def test_allocations_that_come_and_go_give_nothing_twice(service, race, together
 
     lock, taken = threading.Lock(), set()
     seen = sum(race(*[churn] * 32), collections.Counter())
-    # Whoever is refused was refused while all was taken.
+    # Requests are refused only while all accelerators are held.
     assert seen[201] >= 2 * (len(cards) // together)
     assert service.rows(model.ARQ) == []
     assert service.rows(model.DeviceProfile) == []
@@ -343,7 +343,7 @@ def test_allocations_that_come_and_go_give_nothing_twice(service, race, together
 
 
 def test_a_queue_gives_nothing_twice_and_leaves_nobody_waiting(service, race):
-    """Eight callers, each of whom waits for two allocations and gives them back, share three."""
+    """Eight callers that each wait for two allocations and release them share three cards."""
     service.report(*(support.card(f'{n:02x}') for n in range(3)))
     body = {'groups': [{'resources': {'FPGA': 1}}], 'queue': True}
 
@@ -403,7 +403,7 @@ def test_one_name_is_of_one_allocation(service, race):
 
 
 def test_a_lease_is_renewed_or_ends(service, race):
-    """Renewing, deleting and the healers of two conductors: what is freed is freed once."""
+    """Renewals, deletes and the healers of two conductors: accelerators are freed once."""
     service.report(support.card(handles=8))
     body = {'groups': [{'resources': {'FPGA': 1}}], 'lease': 1}
     made = [service.api.post('/v2/allocations', body).json['uuid'] for _ in range(8)]
@@ -422,7 +422,7 @@ def test_a_lease_is_renewed_or_ends(service, race):
 
 
 def test_a_tenant_frees_nothing_that_nova_binds_meanwhile(service, monkeypatch):
-    """OSSA-2023-003: the card would be another's while his server still has it."""
+    """OSSA-2023-003: the card would be free while a server still uses it."""
     service.report(support.card())
     service.profile()
     [arq] = service.arqs()
@@ -440,7 +440,7 @@ def test_a_tenant_frees_nothing_that_nova_binds_meanwhile(service, monkeypatch):
         service.conductor.bind(wishes=[wish])
         return seen
 
-    # As Keystone's users are, who bring no service's token.
+    # As for users of Keystone without a service token.
     monkeypatch.setattr(accelerator_requests, '_may_act_for_instances', lambda: False)
     monkeypatch.setattr(accelerator_requests.AcceleratorRequests, '_seen_free', then_bind)
     answer = service.api.delete(f'{ARQS}?arqs={arq}')

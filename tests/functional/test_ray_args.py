@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite ray-args``, and ``{ray}`` in a command: Ray has what is leased, and no more."""
+"""``cyborg-lite ray-args``, and ``{ray}`` in a command: Ray uses only leased accelerators."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ def lease(machine, monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """The status of the command, what it prints, and its errors."""
+    """The status, the output and the errors of the command."""
 
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'ray-args', *words])
@@ -38,7 +38,7 @@ def said(monkeypatch, capsys):
 
 
 def test_arguments(lease, said, monkeypatch):
-    """Where they stand in $( ) a shell takes no quotes away, and pasted it does."""
+    """In $( ) a shell does not remove quotes; for pasted text it does."""
     status, words, err = said('mine')
     assert (status, words.split()) == (0, ARGUMENTS)
     assert 'eval "$(cyborg-lite ray-args -f env)"' in err

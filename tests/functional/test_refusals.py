@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bind that is refused says who holds what it needs, and what to type next."""
+"""The error of a refused bind names the holders, and the next command."""
 
 import pytest
 import sqlalchemy as sa

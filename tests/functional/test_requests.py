@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gabbi cannot send or set up: raw bytes, great sizes, settings, states between two others."""
+"""Cases that gabbi cannot make: raw bytes, large sizes, settings, transient states."""
 
 import base64
 import datetime
@@ -30,7 +30,7 @@ GROUPS = [{'resources:FPGA': '1'}]
 
 @pytest.fixture
 def make(database_url):
-    """Make services with settings of their own."""
+    """Make services with settings."""
     made = []
 
     def start(**settings):
@@ -132,7 +132,7 @@ def test_an_instance_that_is_not_resolved_is_locked(service, state):
         session.execute(sa.update(model.ARQ).where(model.ARQ.uuid == arqs[1]).values(state=state))
     answer = service.api.get(f'{ARQS}?instance={support.INSTANCE}&bind_state=resolved')
     assert (answer.status_int, answer.body) == (423, b'')
-    # Without an instance it is a filter; without bind_state nobody waits.
+    # Without an instance it is a filter; without bind_state the answer is not 423.
     [shown] = service.api.get(f'{ARQS}?bind_state=resolved').json['arqs']
     assert shown['uuid'] == arqs[0]
     assert len(service.api.get(f'{ARQS}?instance={support.INSTANCE}').json['arqs']) == 2
@@ -180,7 +180,7 @@ def test_identity_headers_are_ignored_without_authentication(service):
 
 
 def test_service_token_headers_are_ignored_without_authentication():
-    """Not even one that this release does not know."""
+    """Also for headers that this release does not know."""
     seen = {}
 
     def application(environ, start_response):
@@ -196,7 +196,7 @@ def test_service_token_headers_are_ignored_without_authentication():
 
 
 def test_a_host_is_shown_by_its_full_name(service):
-    """What follows the last dot is no file type."""
+    """The text after the last dot is not a file type."""
     for name in ('node-1.example.com', 'node-1.example.exe', 'node-1.html'):
         service.report(support.card(), host=name)
         assert service.api.get(f'/v2/hosts/{name}').json['name'] == name
@@ -261,7 +261,7 @@ UUIDS = ','.join([support.INSTANCE] * 33_000)
     ids=lambda text: text[:40],
 )
 def test_a_list_in_a_url_is_bounded(service, method, query):
-    """SQLite takes 32,766 variables in one statement, and none of it is for free."""
+    """SQLite allows 32,766 variables in one statement, and each has a cost."""
     answer = service.api.request(method, query)
     assert answer.status_int == 400
     assert '1000 at most' in support.fault(answer)
@@ -269,7 +269,7 @@ def test_a_list_in_a_url_is_bounded(service, method, query):
 
 @pytest.mark.parametrize('path', ['devices', 'deployables'])
 def test_an_index_of_many_digits_is_a_400(service, path):
-    """Python refuses to make a number of them, and WSME lets that pass."""
+    """Python refuses to convert them, and WSME does not catch this."""
     answer = service.api.get(f'/v2/{path}?filters[{"9" * 4301}]=x')
     assert answer.status_int == 400
     assert 'Invalid filters' in support.fault(answer)
@@ -315,7 +315,7 @@ def test_the_number_of_reported_errors_is_limited(service, monkeypatch):
 
 
 def sent(service, body, **environ):
-    """The status of a POST as a web server hands it on."""
+    """The status of a POST from a web server."""
     statuses = []
     named = {
         'REQUEST_METHOD': 'POST', 'PATH_INFO': PROFILES, 'SCRIPT_NAME': '', 'QUERY_STRING': '',
@@ -332,14 +332,14 @@ def sent(service, body, **environ):
 
 
 class Broken(io.BytesIO):
-    """A body whose chunks are none."""
+    """A body with invalid chunks."""
 
     def read(self, *_):
         raise ValueError('Bad chunked transfer size')
 
 
 class Endless(io.BytesIO):
-    """A body without an end, that notes the most bytes that were asked for at once."""
+    """An endless body, which records the largest read."""
 
     most = 0
 
@@ -350,7 +350,7 @@ class Endless(io.BytesIO):
 
 
 def test_a_body_in_chunks_is_read_up_to_the_limit(service):
-    """A WSGI server may hand on chunks as they come."""
+    """A WSGI server may pass chunks on as they arrive."""
     body = Endless()
     chunked = {'HTTP_TRANSFER_ENCODING': 'chunked', 'wsgi.input_terminated': True}
     assert sent(service, body, **chunked) == 413
@@ -394,7 +394,7 @@ def test_a_name_that_is_unknown_takes_as_long_as_a_wrong_password(make, tmp_path
     )
     for name, password, status in (
         ('known', 'right', 200), ('known', 'wrong', 401), ('unknown', 'wrong', 401),
-        # The password of another one opens nothing.
+        # The password of another user is not accepted.
         ('unknown', 'right', 401), ('', 'right', 401), ('kno', 'right', 401),
     ):  # fmt: skip
         token = base64.b64encode(f'{name}:{password}'.encode()).decode()

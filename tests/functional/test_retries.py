@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call that is carried out twice answers as if it had been once.
+"""Calls are idempotent: a second execution returns the first answer.
 
-The database commits and its answer is lost, or the bus delivers a message again.
+The answer of a commit is lost, or the bus delivers a message twice.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ GROUPS = [{'resources:FPGA': '1'}]
 
 @contextlib.contextmanager
 def commit_lost(database):
-    """The next commit of what was written reaches the server; then the connection is cut."""
+    """The next commit reaches the server; then the connection is cut."""
     dialect, wrote, left = database.engine.dialect, threading.local(), [1]
     commit = dialect.do_commit
 
@@ -54,7 +54,7 @@ def commit_lost(database):
 
 
 def cut(engine, connection):
-    """Cut a connection, and let its driver find that out."""
+    """Cut a connection, and let its driver notice."""
     if engine == 'sqlite':
         raise db_exception.DBConnectionError  # there is nothing to cut
     with socket.socket(fileno=os.dup(_number(engine, connection))) as cable:
@@ -68,7 +68,7 @@ def _number(engine, connection):
 
 @contextlib.contextmanager
 def delivered_twice(_database):
-    """The answer is that to the second message."""
+    """The caller gets the answer to the second message."""
     dispatch = dispatcher.RPCDispatcher.dispatch
 
     def twice(self, incoming):
@@ -83,7 +83,7 @@ def delivered_twice(_database):
 
 @contextlib.contextmanager
 def delivered_to_two(_database):
-    """Two take the message at the same time; either may answer."""
+    """Two conductors process the message concurrently; either may answer."""
     dispatch = dispatcher.RPCDispatcher.dispatch
 
     def both(self, incoming):
@@ -103,7 +103,7 @@ WISH = {'groups': [{'resources': {'FPGA': 1}}]}
 
 
 class Things:
-    """One of each that can be deleted, and what they are created from."""
+    """One object of each kind that can be deleted, and their prerequisites."""
 
     def __init__(self, service):
         self.service, self.api = service, service.api
@@ -121,7 +121,7 @@ class Things:
         self.api.patch('/v2/quotas/p', {'limits': {'total': 1}})
         service.report(support.card('4b'), host='host-2')
         with service.database.writer() as session:
-            # It has been silent for long.
+            # The host is down.
             past = {'seen_at': datetime.datetime(2000, 1, 1)}
             session.query(model.Host).filter_by(name='host-2').update(past)
 
@@ -237,7 +237,7 @@ def test_a_retried_call_answers_success(service, fault, act):
 
 @contextlib.contextmanager
 def upgraded_meanwhile(service, kept):
-    """What the first message was answered is noted as another release does, and one more comes."""
+    """The first answer is stored in the form of another release, then the message comes again."""
     dispatch = dispatcher.RPCDispatcher.dispatch
 
     def twice(self, incoming):
@@ -274,7 +274,7 @@ def test_an_answer_of_another_release_is_a_503(service, act, kept):
 
 @pytest.mark.parametrize('fault', [delivered_twice, delivered_to_two])
 def test_a_refused_call_stays_refused(service, fault):
-    """Who is second, by a call of his own, is told so."""
+    """A second, separate call gets the error."""
     things = Things(service)
     for act in create_profile, delete_profile, delete_request:
         assert act(things)[0].status_int in (201, 204)

@@ -64,7 +64,7 @@ def wish(sdk, service):
 
 
 def test_each_method_is_tested():
-    """A release of openstacksdk that can do more has to be looked at."""
+    """A release of openstacksdk with new methods needs new tests."""
     own = {name for name, value in vars(_proxy.Proxy).items() if inspect.isfunction(value)}
     assert own - {'wait_for_status', 'wait_for_delete'} == {
         'deployables', 'get_deployable', 'patch_deployable', 'update_deployable',
@@ -94,7 +94,7 @@ def test_devices(sdk, service):
     [fpga, npu] = sdk.devices()
     assert (fpga.type, npu.vendor, fpga.hostname) == ('FPGA', '19e5', support.HOST)
     assert fpga.std_board_info == '{}'
-    # What the proxy knows as a query goes to the server, the rest it filters itself.
+    # The proxy sends known queries to the server, and filters by the rest itself.
     assert [device.uuid for device in sdk.devices(vendor='19e5')] == [npu.uuid]
     assert list(sdk.devices(hostname='nowhere')) == []
     assert sdk.get_device(fpga.uuid).model == fpga.model
@@ -247,7 +247,7 @@ def test_lists_are_followed_page_by_page(database_url, most):
             lists = sdk.devices, sdk.deployables, sdk.accelerator_requests
             for each in lists:
                 assert len({row.id for row in each()}) == 3
-                # A limit of the caller is the size of the pages.
+                # The caller's limit is the page size.
                 assert len({row.id for row in each(limit=1)}) == 3
             assert len({row.id for row in sdk.attributes()}) == 6
             assert [row.name for row in sdk.device_profiles()] == ['profile-1', 'profile-2']

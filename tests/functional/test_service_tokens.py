@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance holds is Nova's to change, whoever asked Nova; all but Keystone itself is real.
+"""Only Nova may change requests of an instance; all parts except Keystone are real.
 
-keystonemiddleware's own fixture tells what a token stands for.
+keystonemiddleware's own fixture validates tokens.
 """
 
 import uuid
@@ -32,7 +32,7 @@ def authtoken():
 
 @pytest.fixture
 def site(database_url, tmp_path, authtoken):
-    """A service behind Keystone, with a card that gives eight accelerators."""
+    """A service behind Keystone, with a card of eight accelerators."""
     (tmp_path / 'conf').write_text(f'[keystone_authtoken]\n{authtoken}\n')
     with fixture.AuthTokenFixture() as keystone:
         for project, id in PROJECTS.items():
@@ -52,9 +52,9 @@ def site(database_url, tmp_path, authtoken):
 
 
 def ask(site, persona, project='a', service=None, **more):
-    """The API as a persona asks it.
+    """The API for a persona.
 
-    :param service: the persona of project b whose service token goes along.
+    :param service: the persona of project b whose service token is sent.
     """
     headers = {'X-Auth-Token': f'{persona}-{project}'} | more
     if service:
@@ -63,7 +63,7 @@ def ask(site, persona, project='a', service=None, **more):
 
 
 def nova(site, persona='member', project='a'):
-    """The API as Nova asks it for somebody."""
+    """The API for Nova with the token of a persona."""
     return ask(site, persona, project, service='service')
 
 
@@ -79,7 +79,7 @@ def bind(site, arq, *who, instance=support.INSTANCE):
 
 
 def hold(site, *who, instance=support.INSTANCE):
-    """A request of somebody that the instance holds."""
+    """A request that the instance holds."""
     arq = create(site, *who)
     bind(site, arq, *who, instance=instance)
     return arq
@@ -90,7 +90,7 @@ def of_instance(api, instance=support.INSTANCE):
 
 
 def evacuate(site):
-    """As Nova does for an administrator of another project."""
+    """Evacuate the instance, like Nova with an administrator of another project."""
     assert nova(site, 'admin', 'b').delete(f'{ARQS}?instance={support.INSTANCE}').status_int == 204
     return hold(site, 'admin', 'b')
 
@@ -101,7 +101,7 @@ def project(site, arq):
 
 
 def gone(site):
-    """That nothing holds an accelerator, and nothing asks for one."""
+    """Whether no request and no held accelerator is left."""
     return site.rows(model.ARQ) == []
 
 
@@ -151,7 +151,7 @@ def test_an_administrator_can_name_the_owner(site):
 
 
 def test_a_new_instance_belongs_to_the_caller(site):
-    """Nothing else tells whose it is: Nova boots with the owner's token."""
+    """There is no other information: Nova boots with the owner's token."""
     assert project(site, hold(site, 'admin', 'b')) == 'b'
 
 
@@ -161,7 +161,7 @@ def test_other_instances_are_others(site):
     assert project(site, hold(site, 'admin', 'b', instance=NONE)) == 'b'
 
 
-# Whatever an instance holds, Nova finds, with whosever token
+# Nova finds all requests of an instance, with any user token
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_nova_unbinds_the_requests_of_an_instance(site, foreign):
 
 
 def test_nova_sees_nothing_else_of_another_project(site):
-    """Nor does a tenant who found a way to have Nova ask for him."""
+    """The same holds for a tenant that makes Nova call the API."""
     arq = create(site, 'member', 'b')
     for answer in (
         nova(site).get(f'{ARQS}/{arq}'),
@@ -210,7 +210,7 @@ def test_nova_lists_the_projects_own(site, foreign):
     assert [arq['uuid'] for arq in nova(site).get(ARQS).json['arqs']] == [mine]
 
 
-# Who is not vouched for
+# Without a service token
 
 
 def test_requests_of_a_foreign_instance_are_not_found(site, foreign):
@@ -254,7 +254,7 @@ def test_requests_of_an_instance_need_a_service_token(site, persona):
 @pytest.mark.parametrize('role', ['member', 'admin'])
 @pytest.mark.parametrize('authtoken', ['service_token_roles_required = false'])
 def test_a_service_token_of_another_role_does_not_vouch(site, role):
-    """The middleware lets it pass where operators have it do so."""
+    """The middleware accepts such tokens if it is configured so."""
     arq = hold(site)
     api = ask(site, 'member', service=role)
     answers = [api.unbind(arq), api.delete(f'{ARQS}?instance={support.INSTANCE}')]
@@ -300,7 +300,7 @@ def test_states_of_foreign_requests_are_not_revealed(site, foreign):
 
 
 def test_freeing_an_instance_of_another_project_is_refused(database_url, tmp_path, site, foreign):
-    """Also where a policy lets members free the instances of their projects."""
+    """Also if a policy allows members to free instances of their projects."""
     conf = '[oslo_policy]\npolicy_file = ' + str(tmp_path / 'policy.yaml')
     (tmp_path / 'policy.yaml').write_text('"cyborg:instance:free": "role:member"\n')
     (tmp_path / 'more').write_text(conf)
@@ -308,7 +308,7 @@ def test_freeing_an_instance_of_another_project_is_refused(database_url, tmp_pat
     other = support.Service(database_url, files=files, api__auth_strategy='keystone')
     try:
         path = f'/v2/instances/{support.INSTANCE}'
-        # Without Nova there is no proof: this far comes who may.
+        # Without Nova there is no proof: the error shows that the policy allowed the call.
         answers = [ask(other, 'member', project).delete(path) for project in 'ab']
         assert [answer.status_int for answer in answers] == [404, 409]
     finally:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts that look alike: to every database they are other texts, and each comes back as it was."""
+"""Similar texts are different in every database, and each is stored unchanged."""
 
 import pytest
 
 from cyborg_lite import model
 from tests import support
 
-#: Some database, left to its habits, takes two of these for the same, or cannot keep them.
+#: With default settings some database treats two of these as equal, or cannot store them.
 ALIKE = [
     'straße',
     'STRASSE',
@@ -49,7 +49,7 @@ def test_keys_that_look_alike_are_others(service, part):
 
 
 def test_cards_whose_facts_look_alike_are_others(service):
-    """Reported again they are known again."""
+    """The same cards are found in a second report."""
     cards = [
         support.card(str(number), vendor=text, model=text) for number, text in enumerate(ALIKE)
     ]
@@ -63,7 +63,7 @@ def test_cards_whose_facts_look_alike_are_others(service):
 
 
 def test_hosts_that_look_alike_are_others(service):
-    """No host is named by any text: see tests/unit/conductor/test_reports.py."""
+    """Names of hosts are restricted: see tests/unit/conductor/test_reports.py."""
     names = ['strasse', 'STRASSE', 'Strasse', 'strasse.']
     for text in names:
         service.report(support.card(), host=text)

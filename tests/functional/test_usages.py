@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v2/usages: for how long accelerators were held, by whom, and where."""
+"""/v2/usages: the time that accelerators were held, by project and host."""
 
 import csv
 import datetime
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*time.* is deprecated:Deprecati
 
 @pytest.fixture
 def clock():
-    """The time, which stands still until it is moved on."""
+    """A clock that stands still until a test advances it."""
     with fixture.TimeFixture(BEGAN) as made:
         yield made
 
@@ -56,13 +56,13 @@ def shown(service, query='', api=None, **arguments):
 
 
 def rows(service, *by, **arguments):
-    """By the values of keys, the seconds."""
+    """The seconds by the values of keys."""
     found = shown(service, group_by=','.join(by), **arguments)['usages']
     return {tuple(row[key] for key in by): row['device_seconds'] for row in found}
 
 
 def seconds(service, **arguments):
-    """All seconds."""
+    """The total seconds."""
     return sum(rows(service, 'project_id', **arguments).values())
 
 
@@ -140,7 +140,7 @@ def test_a_queued_allocation_counts_from_its_service(service, clock, card):
     allocated(service, queue=True)
     clock.advance_time_seconds(10)
     release(service, first)
-    # While the time stands still no message comes due.
+    # While the clock stands still no message becomes due.
     test_queue.manager(service)._serve_all()
     assert len(service.rows(model.ARQ)) == 1
     clock.advance_time_seconds(5)
@@ -178,7 +178,7 @@ def test_a_call_that_is_refused_ends_nothing(service, clock, card):
 
 
 def test_usage_equals_the_history(service, clock, card):
-    """To the second, at whatever fraction of it things happen."""
+    """In whole seconds, at any fraction of a second."""
     arq = bound(service, card)
     clock.advance_time_seconds(1.2)
     unbind(service, arq)
@@ -196,7 +196,7 @@ def test_a_clock_that_is_behind_makes_no_negative_usage(service, clock, card):
     assert seconds(service) == 0
 
 
-# What becomes of hosts and devices
+# Changes of hosts and devices
 
 
 def down(service):
@@ -252,7 +252,7 @@ def test_a_bind_by_the_previous_release_counts(service, clock, card):
     assert rows(service, 'resource_class') == {('FPGA',): 10}
 
 
-# What is asked for
+# Requests
 
 
 PERIODS = [
@@ -401,7 +401,7 @@ def test_a_report_takes_one_statement(service, clock, card):
 
 @pytest.fixture
 def run(sdk):
-    """``run(*words)``: the columns and rows that the command shows."""
+    """``run(*words)``: the shown columns and rows."""
     client = types.SimpleNamespace(sdk_connection=types.SimpleNamespace(accelerator=sdk))
 
     def run(*words):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Keystone of our own, with the personas of two projects in it."""
+"""A Keystone for the tests, with the personas of two projects."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ PASSWORD = 'not-to-be-found-in-a-log'
 REGION = 'RegionOne'
 PERSONAS = ('admin', 'manager', 'member', 'reader', 'service')
 PROJECTS = ('a', 'b')
-#: How long one request may take, in seconds.
+#: The timeout of a request, in seconds.
 TIMEOUT = 60
 
 
 class Cloud:
-    """The catalogue, and who may ask: users are called after persona and project."""
+    """The catalogue and the users, which are named by persona and project."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -61,14 +61,14 @@ class Cloud:
         self.identity.assign_project_role_to_user(project, self._user(name), role)
 
     def register(self, service_type: str, url: str) -> None:
-        """Put a service in the catalogue, in the place of the one of its type that was there."""
+        """Put a service in the catalogue, and replace an older one of its type."""
         for old in self.identity.services(type=service_type):
             self.identity.delete_service(old)
         service = self.identity.create_service(name=service_type, type=service_type)
         self.identity.create_endpoint(
             service_id=service.id, interface='public', region_id=REGION, url=url
         )
-        # The tokens of before have a catalogue without it.
+        # Older tokens have a catalogue without it.
         self._sessions.clear()
 
     def session(self, user: str, project: str | None) -> session.Session:
@@ -89,9 +89,9 @@ class Cloud:
         return str(self._persona(persona, project).get_token())
 
     def api(self, persona: str, project: str = 'a', service: str | None = None) -> adapter.Adapter:
-        """The accelerator service, asked by a persona.
+        """The accelerator service for a persona.
 
-        :param service: the persona of project b whose service token goes along.
+        :param service: the persona of project b whose service token is sent.
         """
         found = self._persona(persona, project)
         if service:
@@ -116,7 +116,7 @@ class Cloud:
         return {f'OS_{name.upper()}': value for name, value in given.items()}
 
     def section(self, name: str, **more: str) -> str:
-        """A section of a configuration file, by which a service finds this Keystone."""
+        """A section of a configuration file for this Keystone."""
         given = self.credentials('service-b', 'b')
         given |= {'auth_type': 'password', 'auth_url': self.url, 'region_name': REGION}
         lines = [f'{key} = {value}' for key, value in (given | more).items()]
@@ -150,7 +150,7 @@ def cloud(place: pathlib.Path) -> collections.abc.Iterator[Cloud]:
     manage('fernet_setup', '--keystone-user', owner[0], '--keystone-group', owner[1])
     server = process.application(
         'keystone.wsgi.api',
-        threads=1,  # on SQLite, writers would meet
+        threads=1,  # SQLite allows one writer at a time
         log=place / 'keystone.log',
         OS_KEYSTONE_CONFIG_FILES=str(file),
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Placement and Nova of our own, served as they are installed anywhere.
+"""A real Placement and Nova for the tests.
 
-Servers are those of Nova's fake driver: it starts no machine, and it takes accelerators.
+Servers use Nova's fake driver: it starts no machine, but it accepts accelerators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLACEMENT = """
 connection = {placement}
 sync_on_startup = true
 """
-#: As few processes as can be, and hosts that are found at once.
+#: The minimum of processes, and immediate discovery of hosts.
 NOVA = """
 [DEFAULT]
 host = {host}
@@ -146,7 +146,7 @@ def nova(
         # It asks the conductor, and would wait for ten seconds before it asks again.
         running += process.enter(stack, compute, scheduler)
         yield conf
-        # They take their time to end: let them do so together.
+        # They stop slowly: stop them at the same time.
         for server in running:
             server.process.terminate()
 

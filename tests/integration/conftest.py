@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real parts, each started once: Keystone, cyborg_lite in three ways, and clients."""
+"""The real services, each started once: Keystone, three kinds of cyborg_lite, and clients."""
 
 import contextlib
 import dataclasses
@@ -15,10 +15,9 @@ from tests.integration import cloud as cloud_
 from tests.integration import peers as peers_
 from tests.integration import process
 
-#: The files that take longest. They come first: a process that began one of them last would work
-#: on alone.
+#: The slowest files. They come first: otherwise one process may run one of them alone at the end.
 LONG = ('test_crashes', 'test_nova_boot', 'test_messages', 'test_processes', 'test_tempest')
-#: One FPGA with sixteen accelerators, as Cyborg's fake driver has it, and a host with two cards.
+#: One FPGA with sixteen accelerators, as in Cyborg's fake driver, and a host with two cards.
 DRIVERS = '[agent]\nenabled_drivers = fake, intel_qat, xilinx_fpga\n'
 HOST = 'mixed-alveo-qat'
 
@@ -36,7 +35,7 @@ class Service:
     """A running ``cyborg-lite up``."""
 
     url: str
-    #: all that it writes: its log with debug messages, and what it prints
+    #: its files: the log with debug messages, and the output
     logs: list[pathlib.Path]
 
     def log(self) -> str:
@@ -46,7 +45,7 @@ class Service:
 @contextlib.contextmanager
 def up(place: pathlib.Path, conf: str):
     place.mkdir(exist_ok=True)
-    # Libraries as well: by default they say little.
+    # Debug messages of libraries, too.
     logs = '[DEFAULT]\ndebug = true\ndefault_log_levels = keystonemiddleware=DEBUG\n'
     (place / 'conf').write_text(f'{logs}{DRIVERS}{conf}')
     server = process.serving(
@@ -83,7 +82,7 @@ def cloud(place, peers):
 
 @pytest.fixture(scope='session')
 def service(place, cloud):
-    """cyborg_lite with Keystone, in whose catalogue it is."""
+    """cyborg_lite with Keystone, and in its catalogue."""
     strict = {'service_token_roles': 'service', 'service_token_roles_required': 'true'}
     conf = '[api]\nauth_strategy = keystone\n'
     conf += cloud.section('keystone_authtoken', www_authenticate_uri=cloud.url, **strict)
@@ -102,7 +101,7 @@ def noauth(place):
 
 @pytest.fixture(scope='session')
 def http_basic(place):
-    """cyborg_lite alone, which knows one user."""
+    """cyborg_lite alone, with one user."""
     users = place / 'htpasswd'
     salted = bcrypt.hashpw(cloud_.PASSWORD.encode(), bcrypt.gensalt(4))
     users.write_text(f'admin:{salted.decode()}\n')
@@ -113,7 +112,7 @@ def http_basic(place):
 
 @pytest.fixture
 def api(cloud, service):
-    """``api(persona, project, service=persona)``: the service, asked by a persona."""
+    """``api(persona, project, service=persona)``: the service for a persona."""
     return cloud.api
 
 
@@ -124,7 +123,7 @@ def admin(api):
 
 @pytest.fixture
 def nova(api):
-    """The service as Nova asks it for member of project a."""
+    """The service for Nova, with the token of a member of project a."""
     return api('member', service='service')
 
 
@@ -178,7 +177,7 @@ def bound(nova, arq, provider, instance):
 
 @pytest.fixture(scope='session')
 def old_client():
-    """The command of the last client that has none of its own for accelerators."""
+    """The command of the last client without commands for accelerators."""
     wanted = 'python-openstackclient<10.4', 'python-cyborgclient'
     return process.environment('old-client', *wanted) / 'openstack'
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service as processes of their own over one database and one bus, for tests that end them."""
+"""The service as separate processes over one database and one bus, for tests that stop them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ rabbit_transient_quorum_queue = true
 
 
 class Deployment:
-    """Processes of the service, with a door of the tests' own to database and bus."""
+    """Processes of the service, with access to their database and bus."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Deployment:
         conf: str,
         failpoints: pathlib.Path | None = None,
     ) -> None:
-        """:param failpoints: where processes are told at which point to die, if they are to."""
+        """:param failpoints: the directory with the points at which processes die, if any."""
         self._stack = stack
         self._place = place
         self._failpoints = failpoints
@@ -76,14 +76,14 @@ class Deployment:
         )
 
     def conductor(self, number: int = 0) -> process.Server:
-        """One of many: each has a host of its own."""
+        """One of several conductors, each with a host name of its own."""
         own = self._place / f'conductor-{number}.conf'
         own.write_text(f'[DEFAULT]\nhost = conductor-{number}\n')
         files = ['--config-file', str(self.file), '--config-file', str(own)]
         return self.start('cyborg-lite-conductor', *files, number=number)
 
     def answers(self, number: int) -> bool:
-        """Whether this conductor answers calls, and not just one of all."""
+        """Whether this conductor answers calls."""
         peer = self.bus._peer(CALLER, 5, topic=rpc.CONDUCTOR, server=f'conductor-{number}')
         try:
             peer.unbind(uuids=[])
@@ -104,7 +104,7 @@ class Deployment:
         return f'http{"s" if tls else ""}://{address}/v2', server
 
     def call(self, method: str, timeout: int = 60, **kwargs: typing.Any) -> typing.Any:
-        """What a conductor answers."""
+        """The answer of a conductor."""
         return getattr(self.bus.conductor(CALLER, timeout), method)(**kwargs)
 
     def rows(self, kind: type[model.Base]) -> list[typing.Any]:
@@ -115,13 +115,13 @@ class Deployment:
 
 
 def workers(server: process.Server) -> list[int]:
-    """The processes that do the work of a service: the command itself only minds them."""
+    """The worker processes of a service: the command itself only supervises them."""
     tasks = pathlib.Path(f'/proc/{server.process.pid}/task').glob('*/children')
     return [int(pid) for children in tasks for pid in children.read_text().split()]
 
 
 def kill(server: process.Server) -> None:
-    """End a service as a power cut does, and whoever would start it anew."""
+    """Kill a service with its supervisor, like a power cut."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.process.pid, signal.SIGKILL)
     server.process.wait(process.PATIENCE)

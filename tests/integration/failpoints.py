@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points at which a service can be made to die, set from outside: it knows nothing of them.
+"""Failpoints: points at which a service can be killed, without changes of its code.
 
 ``python -m tests.integration.failpoints COMMAND ARGUMENT...`` runs a command of this environment
 with a point before and after each commit of a writer, each call over the bus and its answer, and
@@ -38,24 +38,24 @@ from cyborg_lite.conductor import manager
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import engine
 
-#: By the command, what the service is called in the names of points.
+#: The name of the service in the names of points, by the command.
 SERVICES = {
     'cyborg-lite-agent': 'agent',
     'cyborg-lite-conductor': 'conductor',
     'gunicorn': 'api',
 }
-#: The exit status of who died at a point; gunicorn takes 3 and 4 for itself.
+#: The exit status at a point; gunicorn uses 3 and 4 itself.
 STATUS = 77
 
 
-#: They leave nothing, whenever they end.
+#: Methods that write nothing.
 TRACELESS = {'probe', 'check_allocation'}
-#: The cycle of test_crashes.py does not come by these yet.
+#: The cycle of test_crashes.py does not reach these yet.
 ABSENT = {'lease', 'leases', 'end_lease'}
 
 
 def public(kind: type) -> list[str]:
-    """What may be called over the bus of a manager, and changes something."""
+    """The exposed methods of a manager that change something."""
     exposed = {name for name, function in vars(kind).items() if hasattr(function, 'exposed')}
     return [name for name in vars(kind) if name in exposed - TRACELESS - ABSENT]
 
@@ -65,20 +65,20 @@ def _plain(name: str) -> str:
 
 
 def _is_transaction(function: typing.Any) -> bool:
-    """Whether it was made of a function that takes the session of its transaction first."""
+    """Whether it wraps a function whose first argument is the session of its transaction."""
     if not inspect.isfunction(function):
         return False
     return next(iter(inspect.signature(function).parameters), '') == 'session'
 
 
-#: The functions that run in a transaction of their own, by the manager's names for them.
+#: The manager's functions that run in a transaction of their own, by name.
 TRANSACTIONS = [
     name
     for name, function in vars(manager.Manager).items()
     if _is_transaction(function) and _plain(name) not in TRACELESS | ABSENT
 ]
-#: What a conductor writes unasked, by whoever does so: all that opens a transaction itself, but
-#: for the door that opens them for others.
+#: The transactions of a conductor outside of calls: all functions that open a transaction
+#: themselves.
 UNASKED = {
     kind: [
         name
@@ -93,7 +93,7 @@ UNASKED = {
     ]
     for kind in (outbox.Sender, healing.Healer, manager.Manager)
 }
-#: What is asked of whom over HTTP; ``*`` stands for a name or a uuid.
+#: The HTTP requests by service; ``*`` stands for a name or a uuid.
 REQUESTS = {
     'api': ['GET /v3', 'POST /v3/auth/tokens', 'GET /v3/auth/tokens'],
     'conductor': [
@@ -132,9 +132,9 @@ def _points() -> collections.abc.Iterator[str]:
 
 
 POINTS = list(_points())
-#: Those that lie beside others: before a call is sent nothing has happened, and an answer begins
-#: and ends where its transaction does; a quota and a lease are one row each, and what wakes the
-#: queue is written again by the healer.
+#: Points that are equivalent to others: before a call nothing has happened, and an answer begins
+#: and ends with its transaction; a quota and a lease are one row each, and the healer repeats the
+#: messages of the queue.
 BESIDE = {
     point
     for point in POINTS
@@ -163,7 +163,7 @@ class Points:
 
     @contextlib.contextmanager
     def around(self, *words: str) -> collections.abc.Iterator[None]:
-        """A point before and, if it comes to an end, one after."""
+        """A point before and, without an error, one after."""
         self.reach(*words, 'before')
         yield
         self.reach(*words, 'after')
@@ -182,7 +182,7 @@ class Points:
         @contextlib.contextmanager
         def watched(database: engine.Database) -> typing.Iterator[orm.Session]:
             with writer(database) as session:
-                # One that has no name has no point in the list, and is found by that.
+                # A transaction without a name has no point in the list, which makes a test fail.
                 session.info['point'] = self._name_of_transaction()
                 yield session
 
@@ -198,7 +198,7 @@ class Points:
     def _named(self, name: str, function: typing.Any) -> typing.Any:
         @functools.wraps(function)
         def named(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-            # One may call another: what it does after that is its own again.
+            # Functions may be nested: afterwards the outer name applies again.
             before = self._name_of_transaction()
             self._transaction.name = name
             try:
@@ -246,7 +246,7 @@ class Points:
 
 
 def _note_write(session: orm.Session) -> None:
-    # One that only looks, as the outbox does now and then, changes nothing.
+    # A transaction that only reads, such as a poll of the outbox, changes nothing.
     session.info['wrote'] = 'point' in session.info
 
 
@@ -261,7 +261,7 @@ def _path(url: str) -> str:
 
 
 class Control:
-    """The test's end of it."""
+    """The test's side of it."""
 
     def __init__(self, place: pathlib.Path) -> None:
         self.place = place

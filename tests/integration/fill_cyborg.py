@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by the Python that has OpenStack Cyborg: its own code makes its fake card and three
-requests, of which two are bound, and prints what the API would show of them.
+"""Run by the Python of OpenStack Cyborg: its code makes its fake card and three requests, two of
+them bound, and prints them as in the API.
 """
 
 import json

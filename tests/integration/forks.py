@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a Python command again and again, and pays for its imports once.
+"""Runs a Python command repeatedly, and imports its modules once.
 
 ``python -P forks.py COMMAND SOCKET`` runs with the Python of the command's environment, and knows
 nothing but the standard library.  Each connection to the socket asks for one run: it sends
@@ -29,7 +29,7 @@ Files = list[typing.IO[str]]
 
 
 def serve(command: str, listener: socket.socket) -> None:
-    """Answer those who ask; returns only in a fork, which is to execute the command."""
+    """Serve requests; returns only in a fork, which executes the command."""
     while True:
         connection, _ = listener.accept()
         stream = connection.makefile('rw')
@@ -48,7 +48,7 @@ def serve(command: str, listener: socket.socket) -> None:
 
 
 def become(words: list[str], environ: dict[str, str], files: Files) -> None:
-    """Be a process that was just started."""
+    """Make this process look like a new one."""
     stdout, stderr, modules = files
     os.dup2(stdout.fileno(), 1)
     os.dup2(stderr.fileno(), 2)
@@ -65,18 +65,18 @@ def read(file: typing.IO[str]) -> str:
 
 
 def learn(modules: list[str]) -> None:
-    """Import what a run has imported, in the same order."""
+    """Import the modules of a run, in the same order."""
     for name in modules:
         # Some modules are made by others, and cannot be imported by their names.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    # A fork that looked for garbage among it would copy all of its memory.
+    # A garbage collection in a fork would copy all of this memory.
     gc.freeze()
 
 
 def main() -> None:
     command, path = sys.argv[1:]
-    # cliff asks for it in each run, and reads the metadata of all packages.
+    # cliff calls it in each run, and it reads the metadata of all packages.
     metadata.packages_distributions = functools.cache(metadata.packages_distributions)
     metadata.packages_distributions()
     listener = socket.socket(socket.AF_UNIX)

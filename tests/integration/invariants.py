@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What always holds once the service has come to rest, asked of the database and of Placement.
+"""Invariants of the idle service, checked in the database and in Placement.
 
-Each function returns what is wrong, in words.
+Each function returns the violations as texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Wrong = collections.abc.Iterator[str]
 def links(arqs: collections.abc.Sequence[model.ARQ], providers: dict[int, str]) -> Wrong:
     """I1 and I2.
 
-    :param providers: by the id of a handle, the provider that it is of.
+    :param providers: the provider of each handle, by the id of the handle.
     """
     holders = collections.Counter(arq.attach_handle_id for arq in arqs if arq.attach_handle_id)
     for handle, count in holders.items():
@@ -38,7 +38,7 @@ def links(arqs: collections.abc.Sequence[model.ARQ], providers: dict[int, str]) 
 
 
 def forms(session: orm.Session) -> Wrong:
-    """I14: of a card one form is held at a time, whatever its host is called."""
+    """I14: a card is held in one form at a time, under any name of its host."""
     held = (
         sa.select(
             sa.func.coalesce(model.Host.machine, model.Host.name),
@@ -61,7 +61,7 @@ def forms(session: orm.Session) -> Wrong:
 
 
 def allocations(session: orm.Session) -> Wrong:
-    """I2: an allocation holds all its accelerators while it is active, and else none."""
+    """I2: an allocation holds all its accelerators while it is active, and none otherwise."""
     held = dict(
         session.execute(
             sa.select(model.ARQ.allocation_uuid, sa.func.count(model.ARQ.attach_handle_id))
@@ -79,7 +79,7 @@ def allocations(session: orm.Session) -> Wrong:
 
 
 def in_database(deployment: deployment_.Deployment) -> Wrong:
-    """I1, I2, I14, and of I6 that nobody is still to be told of anything."""
+    """I1, I2, I14, and the part of I6 that no message is left."""
     with deployment.database.reader() as session:
         joined = session.query(model.AttachHandle.id, model.Deployable.rp_uuid).join(
             model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id
@@ -88,14 +88,14 @@ def in_database(deployment: deployment_.Deployment) -> Wrong:
         yield from links(session.query(model.ARQ).all(), providers)
         yield from forms(session)
         yield from allocations(session)
-        # What the healer reminds Placement of now and then is sent at once.
+        # The periodic messages of the healer are sent at once.
         late = timeutils.utcnow() - datetime.timedelta(seconds=10)
         for message in session.query(model.Message).filter(model.Message.created_at < late):
             yield f'I6: {message.kind} {message.key} waits'
 
 
 def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter) -> Wrong:
-    """I5: Placement knows each deployable as the rows have it, and no other below a host."""
+    """I5: Placement equals the rows of deployables, and has no other providers below a host."""
     with deployment.database.reader() as session:
         held = {arq.attach_handle_id: arq.allocation_uuid for arq in session.query(model.ARQ)}
         parts = session.query(model.Deployable).all()
@@ -119,9 +119,9 @@ def in_placement(deployment: deployment_.Deployment, placement: adapter.Adapter)
 def _wanted(
     part: model.Deployable, held: dict[int | None, str | None]
 ) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """What Placement is to know.
+    """The wanted content of Placement.
 
-    :param held: by the id of a handle that is held, the allocation that holds it, if one does.
+    :param held: the allocation of each held handle, if any, by the id of the handle.
     """
     total = len(part.attach_handles)
     device = part.device
@@ -130,7 +130,7 @@ def _wanted(
     taken = {handle.form for handle in siblings if handle.id in held}
     reserved = sum(
         handle.lost
-        # Placement knows what instances hold, and nothing of allocations.
+        # Placement has the allocations of instances, but not ours.
         or held.get(handle.id) is not None
         or (handle.id not in held and bool(taken - {handle.form}))
         for handle in part.attach_handles
@@ -142,7 +142,7 @@ def _wanted(
 
 
 def _found(placement: adapter.Adapter, uuid: str) -> tuple[dict[str, tuple[int, int]], set[str]]:
-    """What Placement knows of a provider; nothing of one that has gone since."""
+    """The content of a provider in Placement; empty if it was deleted since."""
     path = f'/resource_providers/{uuid}'
     inventories = placement.get(f'{path}/inventories').json().get('inventories', {})
     traits = placement.get(f'{path}/traits').json().get('traits', [])

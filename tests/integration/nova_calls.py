@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make Nova's own calls, in a process of their own: Nova's configuration is one in a process.
+"""Make Nova's own calls, in a separate process: Nova's configuration is global in a process.
 
 Arguments: a configuration file, the user's token, the accelerator service's URL and JSON text of
 what to do: a list of [method of nova.accelerator.cyborg._CyborgClient, arguments ...]. Prints JSON

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""As much of Nova, Glance and Neutron as the clients, Nova and we ourselves ask for."""
+"""Stand-ins for the used parts of Nova, Glance and Neutron."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import webob.dec
 
 SERVER = '0f3c9a52-5d7e-4a5c-8d3c-2f6d8a1b7c90'
 IMAGE = '9a17439a-85d0-4c53-a3d3-0f68a2eac896'
-#: What is said of an image; Nova takes for its own properties what the schema does not name.
+#: The fields of an image; Nova treats unknown ones as its own properties.
 FACTS = {
     'id': '',
     'name': 'one',
@@ -35,7 +35,7 @@ SCHEMA = {'name': 'image', 'properties': {name: {} for name in FACTS}}
 
 
 class Peers:
-    """A server, an image, and the events that Nova was told of."""
+    """A server, an image, and the events that Nova received."""
 
     def __init__(self) -> None:
         self.url = ''

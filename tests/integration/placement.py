@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Placement service as it is installed anywhere, with a database of its own."""
+"""The real Placement service, with a database of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pathlib
 from tests.integration import cloud as cloud_
 from tests.integration import process
 
-#: One thread: on SQLite, writers would meet.
+#: One thread: SQLite allows one writer at a time.
 SERVE = """
 from cheroot import wsgi
 from placement.wsgi.api import application

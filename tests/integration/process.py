@@ -20,9 +20,9 @@ import typing
 
 Said = typing.TypeVar('Said')
 
-#: Where the commands of this environment are.
+#: The directory of the commands of this environment.
 BIN = pathlib.Path(sys.executable).parent
-#: How long a process may take to start, or to end, in seconds.
+#: The timeout of the start and the end of a process, in seconds.
 PATIENCE = 180
 #: A WSGI application on a port of its own.
 SERVE = """
@@ -36,7 +36,7 @@ server.serve()
 
 
 class Server:
-    """A process that serves: ``ready`` is what it printed when it could."""
+    """A server process: ``ready`` is its output that matched at the start."""
 
     process: subprocess.Popen[str]
     ready: re.Match[str]
@@ -88,11 +88,11 @@ class Server:
             output.writelines(self.process.stdout)
 
     def reload(self) -> None:
-        """Ask it to read its configuration anew."""
+        """Make it read its configuration again."""
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self) -> int:
-        """Ask it to end; returns its exit status."""
+        """Stop it; returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
 
@@ -101,12 +101,12 @@ class Server:
         self._bury()
 
     def restart(self, how: signal.Signals) -> None:
-        """End it and all of its workers by a signal, and start it again as it was."""
+        """Stop it and all of its workers by a signal, and start it again."""
         self.halt(how)
         self.start()
 
     def halt(self, how: signal.Signals) -> None:
-        """End it and all of its workers by a signal; ``start()`` starts it again as it was."""
+        """Stop it and all of its workers by a signal; ``start()`` starts it again."""
         self._signal(how)
         self._bury()
 
@@ -114,7 +114,7 @@ class Server:
         try:
             self.process.wait(PATIENCE)
         finally:
-            # Its workers as well, were it to leave any behind.
+            # Also workers that it may leave behind.
             self._signal(signal.SIGKILL)
             self._drain.join()
 
@@ -127,7 +127,7 @@ class Server:
 def serving(
     *command: str | pathlib.Path, ready: str, log: pathlib.Path, **environ: str
 ) -> collections.abc.Iterator[Server]:
-    """A server, from when it prints what matches ``ready``; all that it prints is in ``log``."""
+    """A server, once its output matches ``ready``; its output is in ``log``."""
     server = Server(*command, ready=ready, log=log, environ=environ)
     server.start()
     try:
@@ -137,7 +137,7 @@ def serving(
 
 
 def application(module: str, *, threads: int, log: pathlib.Path, **environ: str):
-    """A neighbour's API: ``ready[1]`` is its URL."""
+    """The API of another service: ``ready[1]`` is its URL."""
     return serving(
         *('python', '-c', SERVE.format(module=module, threads=threads)),
         ready=r'Listening at (http://127.0.0.1:\d+)',
@@ -153,7 +153,7 @@ def enter(stack: contextlib.ExitStack, *managers: contextlib.AbstractContextMana
 
 
 def until(condition: collections.abc.Callable[[], Said], patience: float = PATIENCE) -> Said:
-    """Wait for what processes do in their own time; how long is bounded. Returns what it said."""
+    """Wait for a condition, with a timeout; returns its value."""
     end = time.monotonic() + patience
     while not (said := condition()):
         assert time.monotonic() < end, f'it did not come to pass: {condition}'
@@ -210,7 +210,7 @@ def forking(command: pathlib.Path, place: pathlib.Path) -> collections.abc.Itera
 
 
 def environment(name: str, *packages: str) -> pathlib.Path:
-    """Where the commands of a virtual environment within this one are; it is made once."""
+    """The directory of commands of a nested virtual environment, which is made once."""
     home = pathlib.Path(sys.prefix) / name
     if not (home / 'complete').exists():
         run('python', '-m', 'venv', '--clear', home)
@@ -220,6 +220,6 @@ def environment(name: str, *packages: str) -> pathlib.Path:
 
 
 def clean(**environ: str) -> dict[str, str]:
-    """Our environment, without the cloud or the proxy of whoever runs the tests."""
+    """Our environment, without the user's cloud and proxy."""
     kept = {k: v for k, v in os.environ.items() if not re.match(r'OS_|.*_proxy$', k, re.I)}
     return kept | {'OS_CLIENT_CONFIG_FILE': os.devnull} | environ

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RabbitMQ, PostgreSQL and MariaDB, each of its own on a port of loopback.
+"""RabbitMQ, PostgreSQL and MariaDB for the tests, on loopback ports.
 
 They are Debian's packages: see bindep.txt.  One that is not installed fails the tests.  Each can
 be started to take nothing but TLS.
@@ -24,7 +24,7 @@ class Address(str):
     """The URL of a server, and its process."""
 
     server: process.Server
-    #: what its commands need to find it
+    #: the variables with which its commands find it
     environ: dict[str, str]
 
     @classmethod
@@ -39,7 +39,7 @@ Url = collections.abc.Iterator[Address]
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """What a server proves its name with."""
+    """The certificate and key of a server."""
 
     certificate: pathlib.Path
     key: pathlib.Path
@@ -102,7 +102,7 @@ def administer(broker: Address, text: str) -> None:
 def mariadb(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()
     data, port = place / 'data', free_port()
-    # One that starts deletes what it takes for its own temporary tables.
+    # At its start it deletes files that look like its own temporary tables.
     environ = {'TMPDIR': str(place)}
     secure = []
     if tls:
@@ -127,7 +127,8 @@ def mariadb(place: pathlib.Path, tls: Tls | None = None) -> Url:
         f'--socket={place}/socket',
         *secure,
         '--max-connections=200',
-        # A commit waits for no disk: what is lost with the machine is of no use after it.
+        # A commit does not wait for the disk: the data are not needed after a crash of the
+        # machine.
         *('--innodb-flush-log-at-trx-commit=2', '--innodb-doublewrite=0', '--sync-binlog=0'),
         ready='ready for connections',
         log=place / 'output',
@@ -147,7 +148,7 @@ def postgresql(place: pathlib.Path, tls: Tls | None = None) -> Url:
     place.mkdir()
     port = free_port()
     bin_ = pathlib.Path(_find('/usr/lib/postgresql/*/bin/initdb')).parent
-    # It refuses to run as root, and pytest's directories are closed to anyone but their owner.
+    # It refuses to run as root, and only the owner can read pytest's directories.
     as_user = [_find('/usr/sbin/runuser'), '-u', 'postgres', '--'] if os.geteuid() == 0 else []
     with tempfile.TemporaryDirectory() as data:
         if as_user:
@@ -174,7 +175,7 @@ def postgresql(place: pathlib.Path, tls: Tls | None = None) -> Url:
 
 
 def _require_tls(data: pathlib.Path, tls: Tls) -> list[str]:
-    """Let PostgreSQL take nothing else; it reads only a key that is its own."""
+    """Make PostgreSQL accept only TLS; it only reads a key that it owns."""
     owner = data.stat().st_uid
     for source, name in ((tls.certificate, 'server.crt'), (tls.key, 'server.key')):
         shutil.copyfile(source, data / name)

@@ -16,7 +16,7 @@ from tests.integration import process
 NOTHING = '11111111-2222-4333-8444-555555555555'
 #: Placement's provider has the uuid that follows from its name.
 PROVIDER = str(uuid.uuid3(uuid.NAMESPACE_DNS, f'{conftest.HOST}_FakeDevice'))
-#: client, and how the service knows who asks
+#: client, and method of authentication
 WAYS = [('new', 'keystone'), ('old', 'keystone')]
 COMMANDS = {
     'arq': {'bind', 'create', 'delete', 'list', 'show', 'unbind'},
@@ -51,7 +51,7 @@ class Commands:
         return self._run(*self._words, *words, **self._environ).stdout
 
     def fail(self, *words):
-        """What it says when it fails."""
+        """The error text of a failure."""
         done = self._run(*self._words, *words, check=False, **self._environ)
         assert done.returncode, done.stdout
         return done.stderr
@@ -79,7 +79,7 @@ def make(request, client, way):
     url = fixture('noauth' if way == 'none' else way).url
     options = ['--os-auth-type', way, '--os-endpoint', url]
     if way == 'http_basic':
-        # keystoneauth looks for the version with none, but not with http_basic.
+        # keystoneauth discovers the version with none, but not with http_basic.
         options[-1] += '/v2'
         options += ['--os-username', 'admin', '--os-password', cloud_.PASSWORD]
     # Without a catalogue.
@@ -92,7 +92,7 @@ def make(request, client, way):
 
 @pytest.fixture
 def profile(commands):
-    """The name of a device profile, which goes again."""
+    """The name of a device profile, which is deleted afterwards."""
     groups = '[{"resources:FPGA": 1, "trait:CUSTOM_FAKE_DEVICE": "required"}]'
     made = commands('device', 'profile', 'create', 'fpga', groups)
     assert made['groups'] == [{'resources:FPGA': '1', 'trait:CUSTOM_FAKE_DEVICE': 'required'}]
@@ -185,7 +185,7 @@ def test_requests(commands, profile):
     bind = ('arq', 'bind', arq, conftest.HOST, peers_.SERVER, PROVIDER)
     bind += ('of-no-use',) if commands.old else ()
     if commands.keystone:
-        # Instances are Nova's: so it is with every Cyborg since its service-token rule.
+        # Only Nova binds instances, in every Cyborg since its service-token rule.
         assert 'requires a service token' in commands.fail(*bind)
         assert 'requires a service token' in commands.fail('arq', 'unbind', arq)
     else:
@@ -290,7 +290,7 @@ def test_all_requests_of_a_profile(request, way):
     assert {each['attach_handle_uuid'] for each in bound} == set(uuids)
     held = commands('list', '--instance', NOTHING)
     assert {each['state'] for each in held} == {'held'}
-    # Nothing is left of those that cannot be bound.
+    # Requests that cannot be bound are deleted.
     arqs = [each['uuid'] for each in bound]
     assert 'already has accelerator requests' in commands.fail(
         'bind', 'three', *uuids, '--instance', NOTHING

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real container, made by podman, gets the devices of an allocation and no other."""
+"""A real container of podman gets only the devices of an allocation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cyborg_lite.delivery import cdi
 
 #: Numbers that no card of this machine has.
 MINE, OTHERS = 7101, 7102
-#: The host's programs, and so no image: root's own limits need not be granted to root here.
+#: The host's programs instead of an image, and no changes of limits.
 OPTIONS = (
     'run', '--rm', '--network=none', '--ulimit=nofile=1024:1024', '--ulimit=nproc=1024:1024',
     '--volume=/usr:/usr:ro',
@@ -82,7 +82,7 @@ def test_a_container_sees_its_nodes_and_no_other(nodes, podman):
     assert seen.stdout.splitlines() == [
         f'davinci{MINE}', allocation, '', 'written', 'refused',
     ], seen.stderr  # fmt: skip
-    # When the allocation is released its name is gone, and nothing starts with it.
+    # After the release of the allocation no container starts with its name.
     gone = podman(name, 'echo started')
     assert (gone.returncode, gone.stdout) == (126, '')
     assert 'unresolvable CDI devices' in gone.stderr

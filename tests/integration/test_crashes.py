@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service dies at each of its points, is started again, and nothing is lost or given twice.
+"""A service is killed at each failpoint and restarted; nothing is lost or allocated twice.
 
-After each death the invariants I1, I2, I4 to I9 and I14 are checked.  I3 and I13 speak of quota
-and of cleaning, which the service does not have.  One cloud serves for all points: who dies is
-started again by the process that minds it.
+After each death the invariants I1, I2, I4 to I9 and I14 are checked.  I3 and I13 are about quota
+and cleaning, which are not tested here.  One cloud serves for all points: the supervisor restarts
+the killed process.
 """
 
 import contextlib
@@ -46,16 +46,17 @@ enabled_drivers = fake
 report_interval = 3600
 """
 HOST = 'node-1'
-#: One that falls silent in each cycle.
+#: The host that goes down in each cycle.
 SILENT = 'node-2'
-#: One that goes down while something of it is bound, its name after that, and one that is deleted.
+#: The host that is renamed while an accelerator of it is bound, its new name, and the host that is
+#: deleted.
 OLD, NEW, GONE = 'node-3', 'node-4', 'node-5'
-#: By the address of a card, the name of what it gives out as a whole.
+#: The name of the deployable of a whole card, by its address.
 WHOLE = '{}_whole'
 ARQS = '/accelerator_requests'
 ALLOCATIONS, QUOTA = '/allocations', '/quotas/somebody'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
-#: In CI all points die on one database; the others are walked at night.
+#: In CI all points are tested on one database; at night on the others.
 DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
 #: How many points of a cycle a service dies at. In CI it dies at several of one cycle, since a
 #: cycle takes seconds, and the points that lie beside others are left to the night; at night each
@@ -114,16 +115,16 @@ DATABASE_SERVERS = {'sqlite': sqlite, **servers.DATABASES}
 
 
 class Client:
-    """Asks until it is answered, as Nova and others do; what it saw is in ``history``."""
+    """Retries until there is an answer, like Nova and others; the answers are in ``history``."""
 
     def __init__(self, api):
         self._api = api
         self.history = []
 
     def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=(), **headers):
-        """Ask, and again while it is unknown whether it was done.
+        """Make a request, and retry while its result is unknown.
 
-        :param done: what then says as well that it is done.
+        :param done: further statuses of a retry that mean success.
         """
         wanted = {*wanted}
         end = time.monotonic() + process.PATIENCE
@@ -145,7 +146,7 @@ class Client:
 
 
 class Region:
-    """A cloud, and what its clients know of it."""
+    """A cloud, and the knowledge of its clients."""
 
     _numbers = itertools.count(1)
 
@@ -161,21 +162,22 @@ class Region:
         self.client = Client(self.api)
         self.left = None
         self.consumer = None
-        #: by host, its last report
+        #: the last report of each host
         self.told = {}
 
     def leave(self):
-        """Take its providers from Placement, which the next database knows nothing of."""
+        """Delete its providers in Placement: the next database does not have them."""
         known = self.placement.get('/resource_providers').json()['resource_providers']
         for each in sorted(known, key=lambda each: each['parent_provider_uuid'] is None):
             self.placement.delete(f'/resource_providers/{each["uuid"]}')
 
-    # What clients and a host do
+    # Calls of clients and reports of a host
 
     def cycle(self, *points):
-        """Everything that can be asked: first what takes the last cycle away, then anew.
+        """Every request of the API: first remove the objects of the last cycle, then create new
+        ones.
 
-        :param points: to be armed in between: what is lost then is not made good by what follows.
+        :param points: the points that are armed in between: later requests do not repair the loss.
         """
         self.client.history.clear()
         if self.left:
@@ -187,7 +189,7 @@ class Region:
         self.left.build()
 
     def report(self, *devices, host=HOST):
-        """As an agent: what is not answered is reported again."""
+        """Report like an agent, which retries without an answer."""
         facts = [device.facts() for device in devices]
         process.until(lambda: self._report(host, facts))
 
@@ -208,21 +210,21 @@ class Region:
         return True
 
     def fall_silent(self, host):
-        """A host has not reported for a long time."""
+        """Make a host silent for a long time."""
         # A conductor that was just started waits for two and a half intervals.
         old = {'seen_at': datetime.datetime(2000, 1, 1), 'interval': 1}
         with self.deployment.database.writer() as session:
             session.execute(sa.update(model.Host).where(model.Host.name == host).values(old))
 
     def disturb(self, provider):
-        """Somebody has moved a provider, and something of another class is allocated of it."""
+        """Move a provider, and allocate another class of it."""
         self.consumer = f'/allocations/{uuid.uuid4()}'
         process.until(lambda: self._disturb(f'/resource_providers/{provider}'))
 
     def _disturb(self, path):
         ask = self.placement
         found = ask.get(path)
-        if found.status_code == 404:  # Placement is told of it a little later
+        if found.status_code == 404:  # Placement gets it a little later
             return True
         [root] = ask.get(f'/resource_providers?name={SILENT}').json()['resource_providers']
         body = {'name': f'moved-{found.json()["uuid"]}', 'parent_provider_uuid': root['uuid']}
@@ -246,11 +248,11 @@ class Region:
         return bool(self.placement.get(self.consumer).json()['allocations'])
 
     def let_go(self):
-        """What is allocated of the class that is to go is so no more."""
+        """Delete the allocations of the old class."""
         self.placement.delete(self.consumer)
         process.until(lambda: not self._allocated())
 
-    # What befalls it
+    # Faults
 
     def restart(self, name):
         for pid in deployment_.workers(self.services[name]):
@@ -258,7 +260,7 @@ class Region:
                 os.kill(pid, signal.SIGKILL)
 
     def rest(self):
-        """Wait until nothing is left to be noticed, nor to be told to anybody."""
+        """Wait until all hosts are marked and all messages are sent."""
         process.until(self._resting)
 
     def _resting(self):
@@ -267,7 +269,7 @@ class Region:
         return all(row.silent for row in down) and not self.deployment.rows(model.Message)
 
     def served(self, name):
-        """Wait until an allocation does not wait any more."""
+        """Wait until an allocation is not queued any more."""
 
         def is_active():
             self._let_leases_end()
@@ -276,7 +278,7 @@ class Region:
         process.until(is_active)
 
     def expire(self, name):
-        """Let the lease of an allocation end, and wait until that is noticed."""
+        """Make the lease of an allocation end, and wait for its release."""
         ends = sa.update(model.Allocation).where(model.Allocation.active_name == name)
         with self.deployment.database.writer() as session:
             session.execute(ends.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
@@ -284,13 +286,13 @@ class Region:
         process.until(lambda: self.client.ask('GET', path).json()['state'] == 'released')
 
     def _let_leases_end(self):
-        """What the dead had in hand would be taken over later: that is a test of its own."""
-        # A conductor may change the same messages: this is done again and again.
+        """End the leases of messages at once: their takeover has a test of its own."""
+        # A conductor may change the same messages: this is retried.
         deadlock = contextlib.suppress(db_exception.DBDeadlock)
         with deadlock, self.deployment.database.writer() as session:
             session.execute(sa.update(model.Message).values(due_at=model.Message.created_at))
 
-    # What holds
+    # Checks
 
     def wrong(self):
         yield from invariants.in_database(self.deployment)
@@ -299,8 +301,8 @@ class Region:
         yield from self._late()
 
     def _wrong_in_placement(self):
-        """I5, once the healer has come by all hosts: a conductor may have died after it freed
-        something and before it announced that.
+        """I5, after the healer has reconciled all hosts: a conductor may have died between a
+        release and its message.
         """
         wrong = []
 
@@ -313,16 +315,14 @@ class Region:
         yield from wrong
 
     def _late(self):
-        """I8: what was reported already changes nothing."""
+        """I8: a repeated report changes nothing."""
         before = self._dump()
         self.deployment.call('report', **self.told[HOST])
         if self._dump() != before:
             yield 'I8: a report that came again changed something'
 
     def _dump(self):
-        """All rows, but those of hosts, as another one reports meanwhile, and of what Placement is
-        reminded of.
-        """
+        """All rows, except hosts, as another host reports meanwhile, and periodic messages."""
         moving = {'hosts', 'messages'}
         tables = [t for t in model.Base.metadata.sorted_tables if t.name not in moving]
         with self.deployment.database.reader() as session:
@@ -330,7 +330,7 @@ class Region:
 
 
 class Cycle:
-    """Requests, of which each state has some at the end, and the rest that can be asked."""
+    """Requests, with some in each state at the end, and all other operations."""
 
     def __init__(self, region, number):
         self.region, self.number = region, number
@@ -343,9 +343,9 @@ class Cycle:
         self.split = split('3d')
         self.pulled = support.card('3e')
         self.moving = support.card('4a')
-        #: one that allocations hold one after another
+        #: a card that allocations hold one after another
         self.queued_for = support.card('4d', resource_class='CUSTOM_QUEUED_FOR')
-        #: the allocations: the last one holds it at the end
+        #: the allocations: at the end the last one holds the card
         self.allocations = [f'{name}-{number}' for name in ('first', 'second', 'last')]
 
     def build(self):
@@ -362,13 +362,13 @@ class Cycle:
         uuids = (each['uuid'] for each in made)
         self.first, self.second, self.freed, self.refused, self.fresh, *uuids = uuids
         self.kept, self.excluded, self.stale = uuids
-        # Bound already, says a second try.
+        # A retry answers 409: it is bound already.
         self.bind(self.pair, self.card, self.first, self.second, done=[409])
         self.bind(str(uuid.uuid4()), self.card, self.freed, done=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
         self.bind(self.failed, self.passing, self.refused, wanted=[409])
         self.device = self.uuid(self.tried)
-        # I4: nothing of it is given out.
+        # I4: it is not allocated.
         self.region.disturb(self.parts[self.tried.address]['rp_uuid'])
         self.ask('POST', f'/devices/{self.device}/disable')
         self.region.let_go()
@@ -397,9 +397,9 @@ class Cycle:
         }
 
     def pull(self, staying):
-        """A card that is missing, and that the service keeps for what was added to it, is deleted.
+        """Delete a missing card that was kept for its added attribute.
 
-        :param staying: the cards that are still there.
+        :param staying: the cards that are still present.
         """
         note = {'deployable_id': self.parts[self.pulled.address]['uuid'], 'key': 'note'}
         self.ask('POST', '/attributes', note | {'value': 'rack 4'}, done=[409])
@@ -408,25 +408,25 @@ class Cycle:
         self.ask('DELETE', f'/devices/{pulled}', done=[404])
 
     def rename(self):
-        """A host goes down while something of it is bound, and gets another name."""
+        """Rename a host that is down while an accelerator of it is bound."""
         self.bind(str(uuid.uuid4()), self.moving, self.kept, host=OLD, done=[409])
         self.region.fall_silent(OLD)
         self.ask('PATCH', f'/hosts/{OLD}', {'name': NEW}, done=[404])
 
     def vanish(self):
-        """What an instance holds that Nova does not know is freed."""
+        """Free the accelerators of an instance that Nova does not know."""
         instance = str(uuid.uuid4())
         self.bind(instance, self.card, self.stale, done=[409])
         self.ask('DELETE', f'/instances/{instance}', done=[404])
 
     def exclude(self):
-        """While a card is held as a whole, no part of it is given out; then it is freed."""
+        """Hold a card as a whole, so that no part of it can be bound; then free it."""
         self.bind_part(str(uuid.uuid4()), WHOLE.format(self.split.address), self.freed, done=[409])
         self.bind(str(uuid.uuid4()), self.split, self.excluded, wanted=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
 
     def allocate(self):
-        """Accelerators that are released, or whose lease ends, go to the next in the queue."""
+        """Released accelerators, also by the end of a lease, go to the next in the queue."""
         limits = {'limits': {'total': self.number}}
         self.ask('PATCH', QUOTA, limits)
         self.ask('DELETE', QUOTA, done=[404])
@@ -461,7 +461,7 @@ class Cycle:
         self.ask('DELETE', f'{ARQS}?instance={self.pair}')
         rest = ','.join([self.freed, self.refused, self.fresh, self.kept, self.excluded])
         self.ask('DELETE', f'{ARQS}?arqs={rest}', done=[404])
-        # Of a request whose answer was lost its owner learns by looking.
+        # The list also has requests whose answer was lost.
         for arq in self.ask('GET', ARQS).json()['arqs']:
             self.ask('DELETE', f'{ARQS}/{arq["uuid"]}', done=[404])
         self.ask('POST', f'/devices/{self.device}/enable')
@@ -472,7 +472,7 @@ class Cycle:
         self.ask('DELETE', f'/hosts/{NEW}', done=[404])
 
     def wrong(self):
-        """What is not as the answers said: of I4, I6, I7 and I9."""
+        """Differences from the answers: of I4, I6, I7 and I9."""
         rows = {row.uuid: row for row in self.region.deployment.rows(model.ARQ)}
         kept = rows.get(self.kept)
         if kept and kept.hostname != NEW:
@@ -483,7 +483,7 @@ class Cycle:
                 yield f'I6: ARQ {arq} is {found and found.state}, and was answered to be {state}'
         yield from self._allocated(rows)
         for row in rows.values():
-            # An answer was lost: nobody knows the request, and it holds nothing.
+            # The answer was lost: the request is unknown, and holds nothing.
             if row.state != 'Initial':
                 yield f'I6: ARQ {row.uuid} is {row.state}, and nobody knows it'
         yield from self._told()
@@ -492,7 +492,7 @@ class Cycle:
         yield from self._strange()
 
     def _allocated(self, rows):
-        """Of the allocations, where the last one alone holds something."""
+        """The allocations: only the last one holds an accelerator."""
         found = {row.name: row for row in self.region.deployment.rows(model.Allocation)}
         states = {name: found[name].state for name in self.allocations}
         if [*states.values()] != ['released', 'released', 'active']:
@@ -538,7 +538,7 @@ class Cycle:
             yield f'I6: after a rename and a deletion there are the hosts {sorted(names)}'
 
     def _strange(self):
-        """I7: what another project's request looks like, and none."""
+        """I7: another project's request looks like an absent one."""
         none = str(uuid.uuid4())
         mine, other = (self.region.stranger.get(f'{ARQS}/{each}') for each in (self.first, none))
         texts = mine.text.replace(self.first, none), other.text
@@ -547,7 +547,7 @@ class Cycle:
 
 
 def split(bus):
-    """A card that is given out as a whole or in two parts."""
+    """A card with the forms whole and two parts."""
     card, [whole] = support.card(bus, handles=[1, 2]), support.card(bus).deployables
     whole.name = WHOLE.format(card.address)
     whole.attach_handles[0].form = 'whole'
@@ -559,7 +559,7 @@ def split(bus):
 
 
 def test_the_cycle_reaches_every_point(region):
-    """A new transaction, call or request is to get its point, and the cycle is to reach it."""
+    """A new transaction, call or request needs a point that the cycle reaches."""
     assert region.control.reached() == set(failpoints.POINTS)
 
 
@@ -573,7 +573,7 @@ def test_death(region, points):
     try:
         region.cycle(*points)
         if not region.control.fired():
-            region.cycle()  # by what takes the last one away
+            region.cycle()  # its first part removes the last cycle
         if not region.control.fired():
             # Only one that is young comes by.
             for service in services:

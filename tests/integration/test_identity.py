@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may do what, with the tokens of a real Keystone."""
+"""Authorization, with the tokens of a real Keystone."""
 
 import json
 
@@ -24,7 +24,7 @@ PROGRAM = [{'path': '/program', 'op': 'replace', 'value': [{'image_uuid': NOTHIN
 ATTRIBUTE = {'deployable_id': NOTHING, 'key': 'colour', 'value': 'red'}
 WISH = {NOTHING: support.wish(NOTHING, 'nowhere', NOTHING)}
 
-#: Every rule: who may, the request, and what whoever may is answered.
+#: Every rule: the allowed personas, the request, and the status for them.
 RULES = {
     'device_profile:get_all': (READERS, 'GET', '/device_profiles', None, 200),
     'device_profile:get_one': (READERS, 'GET', f'/device_profiles/{NOTHING}', None, 404),
@@ -74,12 +74,12 @@ RULES = {
 }  # fmt: skip
 
 
-#: The rule that is asked before another one.
+#: Rules that are checked before another one.
 FIRST = {'allocation:priority': 'allocation:create'}
 
 
 def refusing(rule, persona):
-    """The rule that refuses what is of another one to somebody."""
+    """The rule that refuses a request of another rule for a persona."""
     first = FIRST.get(rule, rule)
     return rule if persona in RULES[first][0] else first
 
@@ -129,7 +129,7 @@ def test_a_system_scoped_administrator_is_nobody(api, rule, service):
 @pytest.mark.parametrize('rule', RULES)
 def test_no_token_or_a_wrong_one(service, cloud, rule, headers):
     _, method, path, body, _ = RULES[rule]
-    # What a caller says of himself is not believed.
+    # Identity headers of a caller are ignored.
     said = {'X-Roles': 'admin', 'X-Identity-Status': 'Confirmed', 'X-Project-Id': 'x'}
     answer = requests.request(
         method, f'{service.url}/v2{path}', json=body, headers=headers | said, timeout=30
@@ -154,7 +154,7 @@ def test_public_paths_need_no_token(service, path):
 
 @pytest.mark.parametrize('persona', ['manager', 'member', 'reader', 'service'])
 def test_requests_of_other_projects_are_not_found(api, arq, persona):
-    """Whatever the verb, a request of another project looks like none."""
+    """For every method, a request of another project looks like an absent one."""
     other = api(persona, 'b', service='service')
     answers = [other.get(f'/accelerator_requests/{arq}')]
     if persona != 'reader':

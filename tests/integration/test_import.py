@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A database that OpenStack Cyborg itself has made and filled is taken over."""
+"""Import a database that OpenStack Cyborg itself created and filled."""
 
 import json
 import pathlib
@@ -14,12 +14,12 @@ from tests.integration import servers
 
 @pytest.fixture(scope='module')
 def cyborg():
-    """Where the commands of OpenStack Cyborg are."""
+    """The directory of the commands of OpenStack Cyborg."""
     return process.environment('cyborg', 'openstack-cyborg==17.0.0', 'pymysql')
 
 
 def fill(cyborg, place, url, command):
-    """Make a database of upstream's and fill it; returns what is in it."""
+    """Make and fill a database of upstream; returns its content."""
     conf = place / 'cyborg.conf'
     conf.write_text(f'[DEFAULT]\nhost = {conftest.HOST}\n[database]\nconnection = {url}\n')
     process.run(cyborg / 'cyborg-dbsync', '--config-file', conf, command)
@@ -39,7 +39,7 @@ def import_(place, url, source):
 
 
 def test_imported_rows_are_those_that_the_agent_reports(cyborg, tmp_path):
-    """Upstream's schema on SQLite; then ours runs on what was imported."""
+    """Upstream's schema on SQLite; then our service runs on the imported rows."""
     source = f'sqlite:///{tmp_path}/cyborg.sqlite'
     before = fill(cyborg, tmp_path, source, 'create_schema')
     place = tmp_path / 'up'
@@ -64,7 +64,7 @@ def test_imported_rows_are_those_that_the_agent_reports(cyborg, tmp_path):
 
 
 def test_upstreams_migrations(cyborg, tmp_path):
-    """Upstream's migrations run on MariaDB; what they make goes to PostgreSQL."""
+    """Upstream's migrations run on MariaDB; the import target is PostgreSQL."""
     with (
         servers.mariadb(tmp_path / 'mariadb') as source,
         servers.postgresql(tmp_path / 'postgresql') as target,

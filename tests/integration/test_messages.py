@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that are lost, doubled or late do no harm: the API among real conductors and a broker.
+"""Lost, duplicated and late messages are harmless: the API with real conductors and a broker.
 
-The API is a part of the test's process, which spoils what it sends.
+The API is in the test's process, which modifies its messages.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def deployment(tmp_path_factory):
 
 
 class Spoiler:
-    """What befalls the first call of a method; the others pass."""
+    """A fault of the first call of a method; other calls pass."""
 
     def __init__(self, method, fault):
         self._method = method
@@ -55,7 +55,7 @@ class Spoiler:
 
     def install(self, monkeypatch):
         plain, serialize = rpc.Peer.__getattr__, rpc._Serializer.serialize_context
-        # By the context of the request that made it, the number of the call that is spoiled.
+        # The number of the spoiled call, by the context of its request.
         numbers = {}
 
         def call(peer, method):
@@ -78,7 +78,7 @@ class Spoiler:
             return spoil
 
         def serialized(serializer, ctxt):
-            # A message that comes twice is one call.
+            # A duplicated message has the same call id.
             own = {'call': numbers[ctxt]} if ctxt in numbers else {}
             return serialize(serializer, ctxt) | own
 
@@ -86,13 +86,13 @@ class Spoiler:
         monkeypatch.setattr(rpc._Serializer, 'serialize_context', serialized)
 
     def arrive(self):
-        """What is late comes, once more."""
+        """Deliver the late message, and once more."""
         for send in self._kept:
             with contextlib.suppress(exception.CyborgError):
                 send()
         if self._method.startswith('create'):
-            # Once, and before what was made is deleted: nobody remembers that it was, and it
-            # would be made again. It holds nothing, and who looks sees it.
+            # Only once, and before the created object is deleted: afterwards the call id is
+            # unknown, and the object would be created again. It holds nothing, and lists show it.
             self._kept.clear()
 
     def _lost(self, send):
@@ -130,7 +130,7 @@ class Spoiler:
 
 
 class Scenario:
-    """A client that goes on after each answer, and asks again where there was none."""
+    """A client that continues after each answer, and retries without one."""
 
     def __init__(self, deployment, number):
         self.deployment = deployment
@@ -141,10 +141,10 @@ class Scenario:
         self.key = f'colour-{number}'
         self.card = support.card(handles=HANDLES)
         self.other = support.card('5e', resource_class='PGPU')
-        #: what the client was told: states of requests, and whether things are there
+        #: the answers: states of requests, and whether objects exist
         self.states = {}
         self.there = {}
-        # What a scenario before this one has left, if it failed.
+        # Remove the rest of an earlier scenario that failed.
         self._forget_unknown()
 
     def ask(self, method, path, body=None, wanted=(200, 201, 202, 204), done=()):
@@ -156,7 +156,7 @@ class Scenario:
         return answer
 
     def steps(self):
-        """Each thing that can be asked, after which another makes its late message harmful."""
+        """Every operation, followed by one after which its late message would be harmful."""
         self.report(self.card, self.other)
         yield
         self.create_profile()
@@ -185,7 +185,7 @@ class Scenario:
         yield
         self.bind(third, taken)
         yield
-        # Without Nova nobody can say that the instance is gone.
+        # Without Nova there is no proof that the instance is deleted.
         self.ask('DELETE', f'/v2/instances/{taken}', wanted=(409,))
         yield
         self.ask('DELETE', f'{ARQS}?arqs={first}', done=[404])
@@ -213,7 +213,7 @@ class Scenario:
         yield from self._other_host()
 
     def _other_host(self):
-        """One that goes down, gets another name, and is deleted."""
+        """A host that goes down, is renamed, and is deleted."""
         old, new = f'{self.host}-old', f'{self.host}-new'
         self._tell(old, self.card)
         past = timeutils.utcnow() - datetime.timedelta(days=1)
@@ -312,7 +312,7 @@ class Scenario:
         return {name: value for name, value in seen.items() if name in self.there}
 
 
-#: The scenario does not come by these yet.
+#: The scenario does not reach these yet.
 ABSENT = {
     'update_quota',
     'delete_quota',

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon Placement and Nova know: the service as processes, on the databases that serve many.
+"""The delay of messages to Placement and Nova, with separate processes and database servers.
 
-An order that withdraws is known before its answer, and what is due is sent at once.
+A withdrawal reaches Placement before its answer, and due messages are sent at once.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ CARD = support.card(handles=16)
 OTHER = support.card('5e')
 ARQS = '/accelerator_requests'
 ROUNDS = 20
-#: How late an event may be, in seconds: one is promised, and a machine that is busy with other
-#: tests may take twice as long. A wake-up that is lost costs more.
+#: The maximum delay of an event, in seconds: one is promised; a busy machine may take twice as
+#: long. A lost wake-up takes longer.
 PROMISE = 1
 LIMIT = 2
-# Messages that are not sent at once are sent so late that it is seen.
+# Messages that are not sent at once are sent much later.
 CONF = """
 [api]
 auth_strategy = keystone
@@ -56,7 +56,7 @@ def placement(place, cloud):
 
 @pytest.fixture(scope='module', params=sorted(servers.DATABASES))
 def site(request, place, bus, cloud, peers, placement):
-    """Two conductors and an API, which know of two cards."""
+    """Two conductors and an API, with two cards."""
     conf = CONF + ''.join(map(cloud.section, ('keystone_authtoken', 'nova', 'placement')))
     here = place / f'news-{request.param}'
     here.mkdir()
@@ -91,7 +91,7 @@ class Site:
         return answer.json()['inventories']['FPGA']['reserved']
 
     def bind(self, arq):
-        """Returns how many seconds after the answer Nova was told."""
+        """Returns the seconds from the answer to the event in Nova."""
         instance = str(uuid.uuid4())
         wish = {arq: support.wish(self.provider, HOST, instance)}
         self.api.patch(ARQS, json=wish)
@@ -114,7 +114,7 @@ def test_news_arrive_at_once(site):
         site.api.post(f'/devices/{site.device}/disable')
         orders.append(time.monotonic() - began)
         stale += not site.reserved()
-        # Both services are to be told at the same time.
+        # Messages to both services are due at the same time.
         site.api.post(f'/devices/{site.device}/enable')
         late.append(site.bind(made[0]['uuid']))
         site.api.delete(f'{ARQS}?arqs={made[0]["uuid"]}')

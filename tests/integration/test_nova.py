@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Nova asks of the service, asked by the class by which Nova asks it."""
+"""Nova's calls of the service, through Nova's own class."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ def conf(place, cloud, service):
 
 @pytest.fixture
 def nova(cloud, conf):
-    """``nova([method, argument ...], ...)``: what Nova's client returns or raises."""
+    """``nova([method, argument ...], ...)``: the results or errors of Nova's client."""
 
     def call(*calls, persona='member', vouch=True):
         file, token = conf[0 if vouch else 1], cloud.token(persona)
@@ -80,7 +80,7 @@ def test_the_life_of_an_instance(nova, profile, provider, instance, peers, cloud
 
 
 def test_an_instance_comes_back(nova, profile, provider, instance):
-    """Shelved and unshelved: the same instance asks anew."""
+    """Shelved and unshelved: the same instance binds again."""
     binding = {'hostname': conftest.HOST, 'device_rp_uuid': provider, 'instance_uuid': instance}
     for _ in range(2):
         [[arq]] = nova(['create_arqs', profile])
@@ -100,7 +100,7 @@ def test_a_request_that_failed_to_bind_is_deleted(nova, admin, profile, instance
     failed, deleted = nova(['bind_arqs', {arq['uuid']: nowhere}], ['delete_arqs_by_uuid', uuids])
     assert failed.startswith('AcceleratorRequestBindingFailed')
     assert deleted is None
-    # One of them was unknown: those that exist are gone all the same.
+    # One of them was unknown: the existing ones are deleted nevertheless.
     for uuid in (arq['uuid'], other['uuid']):
         assert admin.get(f'/accelerator_requests/{uuid}').status_code == 404
 

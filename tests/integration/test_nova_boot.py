@@ -38,7 +38,7 @@ MICROVERSION = '2.37'
 
 
 class Site:
-    """A cloud of one host, as its administrator sees it."""
+    """A cloud of one host, for its administrator."""
 
     def __init__(self, cloud: cloud_.Cloud, nova: pathlib.Path, ours: install.OpenStack) -> None:
         """A site.
@@ -62,7 +62,7 @@ class Site:
         )
 
     def is_ready(self) -> bool:
-        """Whether Nova has found its host, and Placement knows of the accelerators."""
+        """Whether Nova has found its host, and Placement has the accelerators."""
         found = self.compute.get('/os-hypervisors').json()['hypervisors']
         return bool(found) and self.reserved() == 0
 
@@ -79,7 +79,7 @@ class Site:
         return {provider['name']: provider['uuid'] for provider in found}
 
     def reserved(self, name: str = ACCELERATORS) -> int | None:
-        """How many of the accelerators Placement must not give out; None if it knows of none."""
+        """The number of reserved accelerators in Placement; None without an inventory."""
         provider = self.providers().get(name)
         if provider is None:
             return None
@@ -91,7 +91,7 @@ class Site:
         return self.accelerator.get('/accelerator_requests').json()['arqs']
 
     def held(self) -> dict[str, str]:
-        """By the uuid of each handle that a request holds, the provider that it is of."""
+        """The provider of each held handle, by the uuid of the handle."""
         query = (
             sa.select(model.AttachHandle.uuid, model.Deployable.rp_uuid)
             .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
@@ -100,7 +100,7 @@ class Site:
         return dict(self._all(query))
 
     def answers(self, instance: str) -> list[str]:
-        """What Nova answered to events of an instance, once there is nothing left to be told."""
+        """Nova's answers to events of an instance, once no message is left."""
         process.until(lambda: not self._all(sa.select(model.Message.id)))
         return re.findall(
             rf'Nova answered (\d+) to events of {instance}', self.ours.controller.log('conductor')
@@ -123,7 +123,7 @@ class Site:
 
 
 class Server:
-    """A server of project a, from when it is asked for."""
+    """A server of project a, from its creation request."""
 
     def __init__(self, site: Site, flavor: str) -> None:
         self._site = site
@@ -136,7 +136,7 @@ class Server:
         return self._site.compute.get(f'/servers/{self.uuid}').json()['server']
 
     def until(self, status: str) -> None:
-        """Wait until it is in this state, or in error, and at rest."""
+        """Wait until it is in this state, or in error, without a task."""
 
         def rests() -> bool:
             shown = self.show()
@@ -155,7 +155,7 @@ class Server:
         return api.get(f'/accelerator_requests?instance={self.uuid}').json()['arqs']
 
     def allocated(self) -> dict[str, dict[str, int]]:
-        """By provider, what Placement has given to it."""
+        """Its allocations in Placement, by provider."""
         found = self._site.placement.get(f'/allocations/{self.uuid}').json()['allocations']
         return {provider: given['resources'] for provider, given in found.items()}
 
@@ -207,7 +207,7 @@ def flavor(site):
 
 @pytest.fixture(autouse=True)
 def no_trace(site):
-    """Whatever becomes of a server: of one that is deleted nothing is left."""
+    """After its deletion, nothing of a server is left."""
     yield
     assert site.arqs() == []
     assert site.held() == {}
@@ -230,7 +230,7 @@ def boot(site):
 
 @pytest.fixture
 def spare(site, tmp_path):
-    """A second host: gives its nova-compute and its agent. It is down afterwards."""
+    """A second host: yields its nova-compute and its agent. It is down afterwards."""
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(compute.another(tmp_path / 'nova', site.nova, SPARE))]
         process.until(lambda: SPARE in site.providers())
@@ -243,7 +243,7 @@ def spare(site, tmp_path):
 
 @pytest.fixture
 def taken(site):
-    """The requests of others than Nova, to which all accelerators are bound."""
+    """Requests outside of Nova, which hold all accelerators."""
     name = site.flavor(ALL)
     vouched = site.cloud.api('member', service='service')
     made = vouched.post('/accelerator_requests', json={'device_profile_name': name})
@@ -287,7 +287,7 @@ def test_a_server_has_its_accelerator_until_it_is_deleted(site, boot, flavor):
         site.providers()[compute.HOST]: {'VCPU': 1, 'MEMORY_MB': 64, 'DISK_GB': 1},
     }
     assert site.held() == {arq['attach_handle_uuid']: provider}
-    # 207: the server was on no host yet, and Nova looks at the request when it is.
+    # 207: the server was on no host yet, and Nova reads the request later.
     [answer] = site.answers(server.uuid)
     assert answer in ('200', '207')
     server.act('os-stop', 'SHUTOFF')
@@ -305,7 +305,7 @@ def test_servers_that_start_at_once(site, boot, flavor):
     assert len(set(handles)) == 2
     one.delete()
     assert list(site.held()) == handles[1:]
-    # Nova sends the token of whoever deletes.
+    # Nova sends the token of the user who deletes.
     other.delete('admin', 'b')
 
 
@@ -317,8 +317,8 @@ def test_a_server_that_wants_more_than_there_is(site, boot):
 
 
 def test_a_server_fails_if_its_accelerators_are_held_outside_nova(site, boot, flavor, taken):
-    """Placement does not know: Nova is told so as it binds, and clears away."""
-    # Of this instance Nova knows nothing, which is an answer too.
+    """Placement does not know: the bind fails, and Nova cleans up."""
+    # Nova does not know this instance, and answers so.
     assert site.answers(support.INSTANCE) == ['207']
     server = boot(flavor)
     server.until('ERROR')
@@ -352,7 +352,7 @@ def test_a_shelved_server_lets_its_accelerator_go(site, boot, flavor):
 
 
 def test_an_evacuated_server_leaves_nothing(site, boot, flavor, spare):
-    """Nova evacuates with the token of the administrator, whose project is another."""
+    """Nova evacuates with the token of the administrator of another project."""
     site.set_service(compute.HOST, status='disabled')
     server = boot(flavor)
     server.until('ACTIVE')
@@ -378,7 +378,7 @@ def test_an_evacuated_server_leaves_nothing(site, boot, flavor, spare):
 
 
 def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
-    """To others Nova answers 404 for a server of another project: it is no proof."""
+    """For other users Nova answers 404 for servers of other projects: no proof."""
     admin = nova.Nova(site.ask('compute', 'admin', 'b'))
     server = boot(flavor)
     server.until('ACTIVE')
@@ -398,7 +398,7 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
 
 
 def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor, openstack):
-    """Without a service token: Nova is asked first, and refuses as long as the server lives."""
+    """Without a service token: the service asks Nova first, and refuses for live servers."""
     [grant] = [
         words[1:]
         for block in pages.blocks(pages.ROOT / 'doc/source/admin/index.rst')
@@ -416,7 +416,7 @@ def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor,
     assert f'Instance {server.uuid} exists' in refused.text
     assert len(site.held()) == 1
     server.delete()
-    # As a delete would leave it whose call was lost.
+    # The state after a lost delete call.
     vouched = site.cloud.api('member', service='service')
     made = vouched.post('/accelerator_requests', json={'device_profile_name': flavor})
     [arq] = made.json()['arqs']

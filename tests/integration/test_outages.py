@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A broker, a database or a disk that cannot be used: requests are told so, and in time."""
+"""An unavailable broker, database or disk: requests fail in time with the reason."""
 
 import contextlib
 import json
@@ -16,9 +16,9 @@ from tests.integration import process
 from tests.integration import servers
 
 TIMEOUT = 10
-#: What a request takes beside that on a busy machine, in seconds.
+#: The additional time of a request on a busy machine, in seconds.
 BESIDE = 1
-#: How long the database is away, in seconds: longer than what is tried again.
+#: The outage of the database, in seconds: longer than all retries.
 AWAY = 30
 CONF = f'[api]\nauth_strategy = noauth\nresponse_timeout = {TIMEOUT}\n'
 RABBITMQCTL = '/usr/lib/rabbitmq/bin/rabbitmqctl'
@@ -45,7 +45,7 @@ def deployment(place):
 
 
 class Client:
-    """Requests to the API, and how long they took."""
+    """Requests to the API, with their durations."""
 
     def __init__(self, url):
         self._url = url
@@ -80,7 +80,7 @@ def said(answer):
 
 
 def watermark(deployment, fraction):
-    # As the broker was started: its cookie, its name, the port of its mapper.
+    # The environment of the broker: its cookie, its name, the port of its mapper.
     environ = deployment.broker._environ
     process.run(RABBITMQCTL, 'set_vm_memory_high_watermark', fraction, **environ)
 
@@ -92,7 +92,7 @@ def test_a_broker_that_has_blocked_its_publishers(deployment, client):
         for number in range(3):
             answer = client.create(f'blocked-{number}')
             assert client.took <= TIMEOUT + BESIDE, number
-            # The first message of a connection is taken.
+            # The broker accepts the first message of a connection.
             assert answer.status_code in (201, 503)
         assert answer.status_code == 503
         assert 'message bus' in said(answer)
@@ -112,7 +112,7 @@ def test_a_database_that_is_away_for_longer_than_the_retries(deployment, client)
     halted = time.monotonic()
     deployment.postgresql.halt(signal.SIGQUIT)
     try:
-        # What was found stands for a second.
+        # The result is cached for a second.
         process.until(lambda: client.health().status_code == 503)
         assert 'database' in client.health().text
         assert client.health('/live').status_code == 200
@@ -120,7 +120,7 @@ def test_a_database_that_is_away_for_longer_than_the_retries(deployment, client)
             answer = client.create(f'away-{time.monotonic_ns()}')
             assert (answer.status_code, client.took <= TIMEOUT + BESIDE) == (503, True), answer.text
             assert 'database' in said(answer)
-        # The conductor says so itself where it gives up first.
+        # If the conductor times out first, it reports the error itself.
         patient = deployment.bus.conductor(deployment_.CALLER, timeout=60)
         with pytest.raises(Exception, match='database cannot be used') as raised:
             patient.create_device_profile(profile={'name': 'away', 'groups': []})

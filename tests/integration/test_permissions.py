@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The broker's permissions, as doc/source/admin/security.rst sets them, and who is refused then."""
+"""The broker's permissions of doc/source/admin/security.rst, and refused accesses."""
 
 import contextlib
 import re
@@ -33,7 +33,7 @@ CALLER = context.service()
 
 
 def commands():
-    """What the page tells an administrator to run, once for the cloud and once for a host."""
+    """The commands of the page, once for the cloud and once for a host."""
     cloud, host = (textwrap.dedent(block) for block in BLOCKS if 'rabbitmqctl' in block)
     in_pattern = HOST.replace('.', r'\.')
     host = host.replace('cyborg-lite-agent-HOST', f'cyborg-lite-agent-{HOST}')
@@ -48,7 +48,7 @@ def broker(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def urls(broker):
-    """The broker's URL for each role, with the permissions that the page gives it."""
+    """The broker's URL for each role, with the permissions of the page."""
     servers.administer(broker, commands())
     place = broker.partition('@')[2]
     return {
@@ -78,7 +78,7 @@ def buses(urls, conf):
 
 @pytest.fixture(scope='module', autouse=True)
 def database(buses, conf, tmp_path_factory):
-    """What a conductor keeps, to which an agent reports."""
+    """The database of a conductor that an agent reports to."""
     with contextlib.closing(engine.Database(conf)) as made:
         migration.upgrade(made.engine)
         conductor = service.Conductor(conf, made, buses['conductor'])
@@ -97,7 +97,7 @@ def rows(database, kind):
 
 @pytest.mark.parametrize('page', ['openstack', 'alone'])
 def test_the_commands_of_an_install_guide_work(broker, tmp_path, page):
-    """In a virtual host of their own: the URL of the guide's configuration is let in."""
+    """In a separate virtual host: the URL of the guide's configuration is accepted."""
     text = (deployment.ROOT / f'doc/source/install/{page}.rst').read_text()
     blocks = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', text)
     shell = ''.join(textwrap.dedent(each) for each in blocks if 'rabbitmqctl' in each)

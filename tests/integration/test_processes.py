@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""API, conductors and agent as processes of their own, over RabbitMQ and a database."""
+"""API, conductors and agent as separate processes, over RabbitMQ and a database."""
 
 from concurrent import futures
 import contextlib
@@ -34,8 +34,8 @@ enabled_drivers = fake
 report_interval = 1
 """
 )
-#: In CI the processes share one database, and the other one at night: what differs by database is
-#: asked of both by the functional tests.
+#: In CI the processes use one database, and at night the other: the functional tests cover the
+#: differences.
 DATABASES = os.environ.get('CYBORG_LITE_PROCESS_DATABASES', 'postgresql').split()
 
 
@@ -132,10 +132,10 @@ def test_a_call_without_a_server_fails_at_once(bus):
 
 
 def test_agent_that_starts_before_the_first_conductor(tmp_path):
-    """It reports as soon as one is there, though the next report is far; and says what it waits
-    for.
+    """It reports as soon as a conductor runs, long before the next report is due; and logs its
+    wait.
     """
-    # Its name is the host's.
+    # The directory has the host's name.
     place = tmp_path / 'alone'
     place.mkdir()
     with contextlib.ExitStack() as stack:
@@ -157,14 +157,14 @@ def test_agent_that_starts_before_the_first_conductor(tmp_path):
 
 
 def test_a_call_without_a_broker_fails_in_time(tmp_path):
-    """The API answers 503 then, as it does when no conductor answers."""
+    """The API answers 503 then, as without a conductor."""
     with servers.rabbitmq(tmp_path / 'rabbitmq') as url:
         alone = rpc.Bus(options.load(files=[]), url)
         peer = alone.conductor(context.service(), timeout=60)
         with pytest.raises(messaging.MessageUndeliverable):
             peer.report()
         url.server.end()
-        # One goes by the connection that there was; the others need connections of their own.
+        # One uses the existing connection; the others need new ones.
         with futures.ThreadPoolExecutor(4) as pool:
             calls = [pool.submit(peer.report) for _ in range(4)]
         for call in calls:
@@ -198,7 +198,7 @@ def test_sixteen_accelerators_go_to_sixteen_requests(cloud):
 
 
 def test_options_are_changed_while_processes_run(cloud):
-    """SIGHUP: the next worker has those that are mutable, and goes on with the work."""
+    """SIGHUP: the next worker has the mutable options, and continues the work."""
     text = cloud.conf.read_text().replace('report_interval = 1', 'report_interval = 2')
     cloud.conf.write_text(text.replace('debug = true', 'debug = false'))
     cloud.agent.reload()
@@ -219,7 +219,7 @@ def test_options_are_changed_while_processes_run(cloud):
 
 def test_another_conductor_replaces_a_killed_one(cloud):
     first = cloud.conductors[0].process
-    # Its worker as well, which shares its group.
+    # Also its worker, in the same process group.
     os.killpg(first.pid, signal.SIGKILL)
     first.wait(process.PATIENCE)
     for _ in range(3):
@@ -229,7 +229,7 @@ def test_another_conductor_replaces_a_killed_one(cloud):
 def test_a_conductor_and_an_agent_stop_on_sigterm(cloud):
     assert cloud.agent.stop() == 0
     assert cloud.conductors[1].stop() == 0
-    # The API still reads, and says when nobody decides.
+    # The API still reads, and answers 503 without a conductor.
     assert cloud.get('/devices')['devices']
     body = {'device_profile_name': 'one'}
     assert cloud.ask('POST', '/accelerator_requests', body).status_code == 503

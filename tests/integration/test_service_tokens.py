@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance holds is Nova's to change: a service has to vouch for it."""
+"""Only Nova may change requests of an instance: a service token is required."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_deleting_of_an_instance_may_be_done_again(nova, instance):
 
 
 def test_a_service_token_does_not_reach_requests_without_an_instance(api, arq):
-    """A service token widens nothing else."""
+    """A service token has no other effect."""
     other = api('member', 'b', service='service')
     assert other.get(f'/accelerator_requests/{arq}').status_code == 404
     assert other.delete(f'/accelerator_requests/{arq}').status_code == 404
@@ -98,7 +98,7 @@ def test_without_a_service_token_another_projects_requests_look_like_none(api, b
 
 
 def test_an_administrator_of_another_project_deletes_an_instance(api, bound, instance):
-    """Whoever deletes the instance: Nova sends his token."""
+    """Nova sends the token of the user who deletes the instance."""
     admin = api('admin', 'b', service='service')
     assert admin.delete(f'/accelerator_requests?instance={instance}').status_code == 204
     assert api('admin').get(f'/accelerator_requests/{bound}').status_code == 404
@@ -121,7 +121,7 @@ def test_nova_is_told(bound, instance, peers):
 
 
 def test_no_secret_is_logged(service, cloud, nova, bound):
-    """The service logs all it can, and this ran through all of it."""
+    """The service logs at DEBUG, and this test used all of its parts."""
     log = service.log()
     assert cloud.projects['a'] in log
     secrets = [cloud.token(persona, project) for persona in ('admin', 'member', 'service')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The units are sound, as far as systemd can tell without running them."""
+"""The units pass the checks of systemd, which does not run them."""
 
 import pathlib
 import shutil
@@ -27,7 +27,7 @@ def analyze():
 def unit(request, tmp_path):
     """A unit that names the commands of this environment."""
     text = request.param.read_text()
-    # systemd does not look for what it is not to run.
+    # The verification also checks that the commands exist.
     assert '/opt/cyborg_lite/bin/' in text
     copy = tmp_path / request.param.name
     copy.write_text(text.replace('/opt/cyborg_lite/bin/', f'{process.BIN}/'))
@@ -47,7 +47,7 @@ def test_unit_is_sound(analyze, unit):
 
 
 def test_an_unknown_command_of_a_unit_is_found(analyze, unit):
-    """So that the test above can fail."""
+    """This shows that the test above can fail."""
     unit.write_text(unit.read_text().replace(f'{process.BIN}/', '/nowhere/'))
     status, said = analyze('verify', '--man=no', unit)
     assert status
@@ -55,14 +55,14 @@ def test_an_unknown_command_of_a_unit_is_found(analyze, unit):
 
 
 def test_unit_is_hardened(analyze, unit):
-    # Ten is not hardened at all; the agent's vendors' tools need device nodes.
+    # 10.0 means not hardened at all; vendors' tools of the agent need device nodes.
     threshold = '40' if 'agent' in unit.name else '20'
     status, said = analyze('security', '--offline=true', f'--threshold={threshold}', unit)
     assert status == 0, said
 
 
 def test_vendors_tools_reach_their_device_nodes():
-    """Each of these closes the device nodes that it does not name: systemd.exec(5)."""
+    """Each of these options denies other device nodes: systemd.exec(5)."""
     [agent] = [unit for unit in UNITS if 'agent' in unit.name]
     settings = {line.partition('=')[0] for line in agent.read_text().splitlines()}
     assert not settings & {'PrivateDevices', 'ProtectClock', 'DeviceAllow', 'DevicePolicy'}

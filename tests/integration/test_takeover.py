@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three conductors, none special: one goes, by order or by death, and the others do its work."""
+"""Three equal conductors: one is stopped or killed, and the others do its work."""
 
 import collections
 import concurrent.futures
@@ -29,12 +29,12 @@ endpoint = {url}
 endpoint_override = {url}
 """
 HANDLES = 12
-#: What a dead conductor had in hand is done by another after so many seconds.
+#: The time after which another conductor takes over the work of a dead one, in seconds.
 PROMISE = 60
 
 
 class Deaf(peers.Peers):
-    """A Nova that hears nothing until it is to."""
+    """A Nova that does not answer until the test allows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def conductors(deployment, nova):
 
 
 def prepare(deployment, count):
-    """So many new requests, and the wishes that bind each for an instance of its own."""
+    """New requests, and the binds of each for an instance of its own."""
     facts = [support.card(handles=HANDLES).facts()]
     report = {'host': 'node-1', 'boot_id': 'b', 'sequence': time.monotonic_ns(), 'interval': 3600}
     deployment.call('report', **report, digest='d', devices=facts, drivers={})
@@ -98,8 +98,8 @@ def prepare(deployment, count):
 
 @contextlib.contextmanager
 def in_hand(deployment, wishes, timeout):
-    """Calls that bind, one for each wish; until the block ends none of them gets further than
-    the rows, which are locked. Gives what becomes of them.
+    """Concurrent bind calls, which wait for locked rows until the block ends. Yields their
+    futures.
     """
     arqs = [wish['uuid'] for wish in wishes]
     with (
@@ -114,14 +114,14 @@ def in_hand(deployment, wishes, timeout):
 
 
 def waiting(deployment):
-    """How many transactions wait for a row of another."""
+    """The number of transactions that wait for a lock."""
     locks = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with deployment.database.reader() as session:
         return session.scalar(sa.text(locks))
 
 
 def outcomes(calls):
-    """How many calls were answered, and how many were not."""
+    """The numbers of answered and of unanswered calls."""
     return collections.Counter(type(call.exception()) for call in calls)
 
 
@@ -129,7 +129,7 @@ def test_a_stopped_conductor_finishes_calls_in_progress(deployment, conductors):
     wishes = prepare(deployment, HANDLES)
     with in_hand(deployment, wishes, timeout=60) as calls:
         conductors[0].process.terminate()
-        # It takes no more, and others do: the broker would hand it each third one.
+        # It accepts no more calls, but others do: the broker would send it a third of them.
         for _ in range(6):
             deployment.call('unbind', timeout=20, uuids=[])
         assert conductors[0].process.poll() is None
@@ -141,7 +141,7 @@ def test_a_stopped_conductor_finishes_calls_in_progress(deployment, conductors):
 
 
 def test_calls_of_a_killed_conductor_can_be_retried(deployment, conductors):
-    """Its callers get no answer, which the API makes a 503, and ask again."""
+    """Its callers get no answer, in the API a 503, and retry."""
     wishes = prepare(deployment, HANDLES)
     with in_hand(deployment, wishes, timeout=20) as calls:
         deployment_.kill(conductors[0])
@@ -182,7 +182,7 @@ def test_another_conductor_sends_messages_of_a_killed_one(deployment, nova):
 
 
 def test_reports_of_a_host_are_serialized(deployment, conductors):
-    """Whichever conductors have them, and in whatever order: the latest stands."""
+    """With any conductors, and in any order, the latest report is stored."""
     for first in range(0, 80, 4):
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda number: report(deployment, number), range(first, first + 4)))
@@ -199,6 +199,6 @@ def report(deployment, sequence):
 
 
 def rested(deployment):
-    """What is wrong once Nova was told of all."""
+    """The violations once all events were sent."""
     process.until(lambda: not deployment.rows(model.Message))
     yield from invariants.in_database(deployment)

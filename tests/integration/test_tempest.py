@@ -11,7 +11,7 @@ from tests.integration import cloud as cloud_
 from tests.integration import process
 
 TESTS = r'^cyborg_tempest_plugin\.tests\.api\.'
-#: How long all of them may take, in seconds.
+#: The timeout of all tests together, in seconds.
 LIMIT = 600
 
 

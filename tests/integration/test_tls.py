@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS with the settings of the documentation, and who is not spoken to then."""
+"""TLS with the settings of the documentation, and refused connections."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from tests.integration import process
 from tests.integration import servers
 
 PAGE = (deployment_.ROOT / 'doc/source/admin/security.rst').read_text()
-#: The name in the servers' certificate, and another under which they are reached as well.
+#: The name in the servers' certificate, and another name of the same servers.
 NAME, OTHER = 'localhost', '127.0.0.1'
 CONF = """
 [api]
@@ -34,7 +34,7 @@ report_interval = 1
 [database]
 retry_interval = 1
 """
-#: What is logged when the certificate has not been signed by who is trusted, or has another name.
+#: The log text for an untrusted certificate, or one with another name.
 REASONS = {
     'authority': r'certificate verify failed: unable to get|SSL error: certificate verify failed',
     'name': f'not valid for \'{OTHER}\'|does not match host name "{OTHER}"',
@@ -42,20 +42,20 @@ REASONS = {
 
 
 class Trust(typing.NamedTuple):
-    """Whose signature is believed, and the name that is called."""
+    """The trusted authority, and the called name."""
 
     authority: pathlib.Path
     name: str
 
     def said(self, pattern: str) -> str:
-        """What the page says, with our authority in place of the system's."""
+        """The settings of the page, with our authority instead of the system's."""
         said = re.search(pattern, PAGE)[1]
         return said.replace('/etc/ssl/certs/ca-certificates.crt', str(self.authority))
 
 
 @dataclasses.dataclass
 class Town:
-    """Servers that take nothing but TLS."""
+    """Servers that accept only TLS."""
 
     tls: servers.Tls
     bus: str
@@ -124,7 +124,7 @@ def test_a_request_is_bound(town, engine, tmp_path):
         assert ask('GET', f'/accelerator_requests/{arq["uuid"]}', 200)['state'] == 'Bound'
         ask('DELETE', f'/accelerator_requests?arqs={arq["uuid"]}', 204)
         for daemon in daemons:
-            deployment_.kill(daemon)  # to end by themselves takes them seconds
+            deployment_.kill(daemon)  # a normal stop takes seconds
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_three_machines_by_their_guide(town, tmp_path, openstack):
 
 @pytest.mark.parametrize('wrong', REASONS)
 def test_a_server_that_cannot_prove_itself_is_refused(town, wrong, tmp_path):
-    """The log says why, and goes on to say it."""
+    """The log repeats the reason."""
     trust, right = town.wrong[wrong], town.right
     cases = {'agent': town.settings('mariadb', bus=trust, database=right)}
     for engine in servers.DATABASES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API under a web server that is not ours."""
+"""The API under another web server."""
 
 import json
 import time
@@ -55,7 +55,7 @@ def test_gunicorn(conf, tmp_path):
 
 
 def test_gunicorn_reads_options_anew(tmp_path):
-    """SIGHUP: workers are replaced, and requests go on to be answered."""
+    """SIGHUP: workers are replaced, and requests are still answered."""
     file = tmp_path / 'conf'
     text = (
         '[DEFAULT]\ntransport_url = fake://\n[api]\nauth_strategy = noauth\n'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults that tests have to find."""
+"""Faults that tests must find."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A fault: text in a file of cyborg_lite, and what stands in its place."""
+    """A fault: text in a file of cyborg_lite, and its replacement."""
 
     name: str
     file: str
@@ -23,7 +23,7 @@ class Mutant:
     def apply(self, text: str) -> str:
         """The file with the fault.
 
-        :raises ValueError: when it is not known where: the code has changed.
+        :raises ValueError: when the text is not there once: the code has changed.
         """
         if text.count(self.search) != 1:
             raise ValueError(f'{self.name}: expected the text once in {self.file}: {self.search!r}')

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make each fault of mutants.yaml in a copy, and see that its tests fail, and pass without it.
+"""Make each fault of mutants.yaml in a copy; its tests must fail with it, and pass without it.
 
-``python -m tests.mutants [WORD]``: of those whose names have the word in them, or of all.
-
-Most of the time goes into imports. So this process imports what has no faults, and a child of it
-runs the tests of one fault: two hundred imports are paid for once.
+``python -m tests.mutants [WORD]`` tries the faults with a word in their names, or all. Most of the
+time is needed for imports. So this process imports unchanged libraries once, and a child runs the
+tests of one fault.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import pytest
 from tests import mutants
 
 ROOT = pathlib.Path(__file__).parents[2]
-#: what tests need
+#: the files that tests need
 COPIED = ('api-ref', 'cyborg_lite', 'etc', 'tests', 'pyproject.toml', 'setup.cfg')
-#: Libraries that take long to import. One that is not named here only costs time.
+#: Libraries that take long to import. A missing one only costs time.
 PRELOADED = (
     'alembic.command',
     'h11',
@@ -52,12 +51,12 @@ PRELOADED = (
 )
 #: pytest's status when tests ran, and some failed
 KILLED = 1
-#: How many faults are tried at the same time.
+#: The number of concurrent trials.
 JOBS = 2
 
 
 class Trial(typing.NamedTuple):
-    """Tests that are run in a copy: with a fault, which they have to find, or without any."""
+    """Tests that run in a copy, with a fault that they must find, or without one."""
 
     tests: list[str]
     mutant: mutants.Mutant | None
@@ -68,7 +67,7 @@ def main(word: str = '') -> int:
     for name in PRELOADED:
         importlib.import_module(name)
     chosen = [mutant for mutant in mutants.load() if word in mutant.name]
-    # Tests that always fail find everything.
+    # Tests that always fail would find every fault.
     distinct = {tuple(mutant.tests): None for mutant in chosen}
     trials = [*distinct.items(), *((mutant.tests, mutant) for mutant in chosen)]
     alive: list[str] = []
@@ -90,7 +89,7 @@ def main(word: str = '') -> int:
 
 
 def _make(trial: Trial) -> None:
-    """A copy of what tests need, with the fault if there is one."""
+    """Make a copy of the needed files, with the fault if there is one."""
     trial.copy.mkdir()
     for name in COPIED:
         source = ROOT / name
@@ -101,7 +100,7 @@ def _make(trial: Trial) -> None:
 
 
 def _finish(running: dict[int, Trial]) -> list[str]:
-    """Wait for one child; returns the name of its fault if that lives.
+    """Wait for one child; returns the name of its fault if no test found it.
 
     :raises SystemExit: when no test ran, or one fails without a fault.
     """
@@ -120,16 +119,16 @@ def _finish(running: dict[int, Trial]) -> list[str]:
 
 
 def _run(copy: pathlib.Path, arguments: list[str]) -> typing.NoReturn:
-    """Run tests of the copy, in a process that ends with them."""
+    """Run tests of the copy in this process, and exit."""
     status: int = pytest.ExitCode.INTERNAL_ERROR
     try:
         with (copy / 'output').open('w') as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         os.chdir(copy)
-        # Of the copy, in programs that the tests start, too.
+        # The modules of the copy, also in programs that the tests start.
         os.environ['PYTHONPATH'] = sys.path[0] = str(copy)
-        # None of the plugins is used, and all of them together take two seconds to load.
+        # The plugins are not used, and take two seconds to load.
         os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
         for name in list(sys.modules):
             if name.partition('.')[0] in ('cyborg_lite', 'tests'):
