@@ -16,6 +16,7 @@ import oslo_messaging as messaging
 
 from cyborg_lite import context
 from cyborg_lite import driver
+from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import drivers
@@ -27,6 +28,8 @@ LOG = log.getLogger(__name__)
 PATIENCE = 5
 #: The time after which a report is sent again that no conductor accepted, in seconds.
 RETRY = 1
+#: What is over when a neighbour is back: the broker, a conductor, or its database.
+AWAY = (messaging.MessagingException, messaging.MessageUndeliverable, exception.DatabaseAway)
 
 
 class Manager:
@@ -113,7 +116,7 @@ class Manager:
         """Report; returns False if no conductor accepted it."""
         try:
             self._report(context.service(), anew)
-        except (messaging.MessagingException, messaging.MessageUndeliverable) as error:
+        except AWAY as error:
             self._wait_for_conductor(error)
             return False
         except Exception:

@@ -230,7 +230,7 @@ def _return(
     # In one boot reports have an order: this one is newer than the last one of the new name.
     if other.boot_id == report['boot_id'] or len(host.returns) >= TURNS:
         _tell_clones(host, other)
-    elif other.silent_now:
+    elif other.silent:
         _take_name(session, host, others)
 
 

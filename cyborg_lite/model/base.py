@@ -30,28 +30,6 @@ def iso(moment: datetime.datetime) -> str:
     return moment.isoformat(timespec='seconds') + '+00:00'
 
 
-class Age(functions.FunctionElement[float]):
-    """The seconds since a time, in SQL: each engine subtracts times in its own way."""
-
-    type = sa.Float()
-    inherit_cache = True
-
-    def __init__(self, moment: typing.Any) -> None:
-        # The time is read at each execution of the statement.
-        super().__init__(moment, sa.bindparam(None, callable_=timeutils.utcnow, type_=Moment))
-
-
-@compiler.compiles(Age)
-def _age(element: Age, compiler: typing.Any, **kwargs: typing.Any) -> str:
-    moment, now = (compiler.process(clause, **kwargs) for clause in element.clauses)
-    forms = {
-        'sqlite': f'((julianday({now}) - julianday({moment})) * 86400)',
-        'postgresql': f'EXTRACT(EPOCH FROM ({now} - {moment}))',
-    }
-    other = f'(TIMESTAMPDIFF(MICROSECOND, {moment}, {now}) / 1000000)'
-    return forms.get(compiler.dialect.name, other)
-
-
 class Second(functions.FunctionElement[int]):
     """The whole seconds of a time since 1970, in SQL."""
 

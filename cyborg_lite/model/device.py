@@ -232,7 +232,7 @@ OBSTACLES = (
     ),
     Obstacle(
         'host down',
-        lambda device, host: host.silent_now,
+        lambda device, host: host.silent,
         lambda device, host: 'is in ' + device.hostname + ', which is down',
     ),
 )

@@ -9,7 +9,6 @@ import typing
 from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.ext import hybrid
 
 from cyborg_lite.model import base
 
@@ -53,7 +52,8 @@ class Host(base.Base):
     )
     # The report interval of the host, in seconds.
     interval: orm.Mapped[int] = base.own(sa.Integer, default=20, hidden=True)
-    # True once a conductor has noticed that the host is down.
+    # True once a conductor has noticed that the host is down. Nothing else compares clocks: after
+    # an outage each host is overdue, and only a conductor knows since when it could take reports.
     silent: orm.Mapped[bool] = base.own(sa.Boolean, server_default=sa.false(), hidden=True)
     drivers: orm.Mapped[dict[str, base.Facts]] = base.own(
         sa.JSON,
@@ -79,26 +79,15 @@ class Host(base.Base):
         """The latest valid time of a report: a later one comes from a wrong clock."""
         return timeutils.utcnow() + datetime.timedelta(seconds=SKEW)
 
-    @hybrid.hybrid_property
-    def silent_now(self) -> bool:
-        """Whether reports are overdue, or the time of the last one is in the future."""
-        return not self.alive_since(self.interval) <= self.seen_at <= self.alive_until()
-
-    @silent_now.inplace.expression
-    @classmethod
-    def _silent_now(cls) -> sa.ColumnElement[bool]:
-        age = base.Age(cls.seen_at)
-        return sa.or_(age > LATE * cls.interval, age < -SKEW)
-
     @classmethod
     def is_down(cls) -> sa.ColumnElement[bool]:
         """The condition that a host is shown as ``down``."""
-        return sa.or_(cls.renamed_to.is_not(None), cls.silent_now)
+        return sa.or_(cls.renamed_to.is_not(None), cls.silent)
 
     state = base.shown(
         str,
         'renamed_to',
-        'silent_now',
+        'silent',
         make=lambda renamed_to, silent: 'down' if renamed_to or silent else 'up',
         doc='``up``, or ``down`` when two reports in a row have not come.',
     )

@@ -347,7 +347,7 @@ STATES = {
     'missing': (model.Device, {'absences': 1}),
     'lost': (model.AttachHandle, {'lost': True}),
     'unusable': (model.Device, {'unusable': 'it has a bridge'}),
-    'host down': (model.Host, {'seen_at': datetime.datetime(2000, 1, 1)}),
+    'host down': (model.Host, {'silent': True}),
 }
 
 

@@ -7,7 +7,6 @@ them.
 """
 
 import collections
-import datetime
 import os
 import uuid
 
@@ -144,8 +143,7 @@ class World:
             name = f'host-{uuid.uuid4()}'
             report(support.card('5b'), host=name)
             with self.service.database.writer() as session:
-                old = {'seen_at': datetime.datetime(2000, 1, 1)}
-                session.query(model.Host).filter_by(name=name).update(old)
+                session.query(model.Host).filter_by(name=name).update({'silent': True})
 
     def _learn(self):
         arqs = self.service.rows(model.ARQ)

@@ -464,7 +464,7 @@ def test_each_release_serves_the_queue(service):
 def test_a_host_that_is_up_again(service):
     npus(service, 1)
     with service.database.writer() as session:
-        session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2000, 1, 1)))
+        session.execute(sa.update(model.Host).values(silent=True))
     waits = ask(service)
     npus(service, 1)
     # It was late, but not marked as down: the healer checks this, too.

@@ -2,7 +2,6 @@
 """Cases that gabbi cannot make: raw bytes, large sizes, settings, transient states."""
 
 import base64
-import datetime
 import io
 import itertools
 import json
@@ -408,7 +407,7 @@ def test_a_name_that_is_unknown_takes_as_long_as_a_wrong_password(make, tmp_path
 def test_an_invalid_new_name_of_a_host_is_refused(service, name):
     service.report(support.card())
     with service.database.writer() as session:
-        session.execute(sa.update(model.Host).values(seen_at=datetime.datetime(2020, 1, 1)))
+        session.execute(sa.update(model.Host).values(silent=True))
     answer = service.api.patch('/v2/hosts/host-1', {'name': name})
     assert answer.status_int == 400, answer.text
     assert 'Invalid name' in support.fault(answer)

@@ -202,7 +202,7 @@ def test_a_clock_that_is_behind_makes_no_negative_usage(service, clock, card):
 def down(service):
     with service.database.writer() as session:
         old = sa.update(model.Host).where(model.Host.name == 'host-1')
-        session.execute(old.values(seen_at=datetime.datetime(2000, 1, 1)))
+        session.execute(old.values(silent=True))
 
 
 def test_usage_outlives_its_device_and_its_host(service, clock, card):

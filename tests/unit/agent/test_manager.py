@@ -9,6 +9,7 @@ import oslo_messaging as messaging
 import pytest
 
 from cyborg_lite import context
+from cyborg_lite import exception
 from cyborg_lite.agent import manager
 from tests.unit.agent import cards
 from tests.unit.agent.conftest import conf
@@ -291,13 +292,14 @@ def test_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
     agent.stop()
 
 
-def test_report_that_no_conductor_took_is_sent_again_soon(agent, bus, monkeypatch, caplog):
+@pytest.mark.parametrize('error', [UNDELIVERABLE, exception.DatabaseAway(reason='it is full')])
+def test_report_that_no_conductor_took_is_sent_again_soon(agent, bus, monkeypatch, caplog, error):
     """The agent may have been started first. Its drivers are not asked each time."""
     caplog.set_level('INFO', 'cyborg_lite.agent.manager')
     monkeypatch.setattr(manager, 'RETRY', 0.01)
     asked = []
     monkeypatch.setattr(cards.Moody, 'discover', lambda self: asked.append(self) or [])
-    bus.errors = [UNDELIVERABLE] * 4
+    bus.errors = [error] * 4
     agent.start()
     assert agent.reported.wait(20)
     agent.stop()

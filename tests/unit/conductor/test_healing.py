@@ -11,6 +11,7 @@ from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
 
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import hosts
@@ -325,6 +326,18 @@ def test_a_host_that_is_silent_while_the_conductor_watches_is_noticed_in_time(
     conductor.report(card(handles=3))
     watch(healer, clock, 60)
     assert noticed(conductor)
+
+
+def test_a_host_that_nobody_could_hear_is_used_and_kept(conductor, healer, clock):
+    """After an outage each host is overdue, and its next report is on the way."""
+    watch(healer, clock, 60)
+    conductor.report(card(handles=3))
+    clock(300)
+    healer.heal()
+    [arq] = conductor.hold()
+    assert conductor.arq(arq).state == 'Bound'
+    with pytest.raises(exception.Conflict, match='host-1 is up'):
+        conductor.delete_host(name='host-1')
 
 
 def test_after_the_database_was_away_no_host_is_marked(conductor, healer, clock, monkeypatch):

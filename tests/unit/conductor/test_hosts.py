@@ -51,6 +51,7 @@ def make_silent(conductor, name):
     with conductor.database.writer() as session:
         past = timeutils.utcnow() - datetime.timedelta(seconds=51)
         session.execute(sa.update(model.Host).where(model.Host.name == name).values(seen_at=past))
+    conductor.heal()
 
 
 def take(conductor, name, bus='01', count=1):
@@ -587,6 +588,7 @@ def long_ago(conductor, name):
     with conductor.database.writer() as session:
         past = timeutils.utcnow() - datetime.timedelta(days=2)
         session.execute(sa.update(model.Host).where(model.Host.name == name).values(seen_at=past))
+    conductor.heal()
 
 
 def test_clone_that_is_silent_for_good_is_the_old_name(conductor, agents):

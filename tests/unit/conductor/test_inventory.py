@@ -576,6 +576,7 @@ def test_host_that_is_down_gives_out_nothing(conductor):
     with conductor.database.writer() as session:
         past = timeutils.utcnow() - datetime.timedelta(seconds=51)
         session.execute(sa.update(model.Host).values(seen_at=past))
+    conductor.heal()
     [refused] = conductor.arqs()
     with pytest.raises(exception.ProviderUnfit, match='host-1, which is down'):
         conductor.take(refused)
@@ -733,6 +734,7 @@ def test_report_from_the_future_counts_as_none(conductor):
     with conductor.database.writer() as session:
         future = timeutils.utcnow() + datetime.timedelta(hours=1)
         session.execute(sa.update(model.Host).values(seen_at=future))
+    conductor.heal()
     with pytest.raises(exception.ProviderUnfit, match='which is down'):
         conductor.hold()
 

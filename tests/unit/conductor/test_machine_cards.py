@@ -7,12 +7,10 @@ card twice (I1), nor lose what is held of it (I9), nor forget what an operator o
 
 import contextlib
 import dataclasses
-import datetime
 import uuid
 
 from hypothesis import stateful
 from hypothesis import strategies as st
-from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -160,9 +158,8 @@ class Cards(stateful.RuleBasedStateMachine):
         """And its agent starts under the new name later."""
         name = self.name
         with self.conductor.database.writer() as session:
-            past = timeutils.utcnow() - datetime.timedelta(days=1)
-            silent = sa.update(model.Host).where(model.Host.name == name)
-            session.execute(silent.values(seen_at=past))
+            down = sa.update(model.Host).where(model.Host.name == name)
+            session.execute(down.values(silent=True))
         self.conductor.rename_host(name=name, to=to)
         self._renamed(name, to)
         self.agent_starts(to)
