@@ -37,8 +37,9 @@ VERSION = '1.1'
 #: The version that introduced the methods of a topic. Callers ask for no higher version, so that a
 #: server of the previous release understands them.
 NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
-#: The version that added leases of processes to the topic of reports.
-LEASES = '1.2'
+#: The version of the calls for leases of processes, on the topic of reports. Since 1.3 the agent
+#: makes the uuid of a lease.
+LEASES = '1.3'
 #: The number of retries while the broker is unreachable before the caller gets an error: 9 seconds
 #: with the defaults of ``[oslo_messaging_rabbit]``.
 RETRIES = 3

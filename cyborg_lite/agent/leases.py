@@ -8,6 +8,7 @@ releases leases whose processes have ended. While no conductor answers, it retri
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import dataclasses
 import os
@@ -15,6 +16,7 @@ import selectors
 import threading
 import time
 import typing
+import uuid as uuidlib
 
 from oslo_log import log
 import oslo_messaging as messaging
@@ -43,6 +45,8 @@ TIMEOUT = 60
 WATCHED = 8
 #: How long a stop waits for the round in progress, in seconds.
 PATIENCE = 5
+#: How many requests without an answer are remembered: more than can be carried out late.
+UNANSWERED = 1024
 
 Row = dict[str, typing.Any]
 
@@ -93,8 +97,10 @@ class Leases:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._due = 0.0
-        # How many requests were started, and how many are in progress.
-        self._begun = self._asking = 0
+        # The uuids of the leases that are asked for now.
+        self._asking: set[str] = set()
+        # The uuids of those whose requests got no answer: they must not be held.
+        self._unanswered: collections.deque[str] = collections.deque(maxlen=UNANSWERED)
 
     def start(self) -> None:
         self._worker.start()
@@ -111,24 +117,36 @@ class Leases:
         :raises cyborg_lite.exception.CyborgError: when the request is refused.
         :raises oslo_messaging.MessagingException: when no conductor answers.
         """
-        told = dataclasses.asdict(process)
+        uuid = str(uuidlib.uuid4())
         with self._changed:
-            self._begun += 1
-            self._asking += 1
+            self._asking.add(uuid)
         try:
-            row = self._conductor().lease(process=told, request=request, **self._me())
+            row = self._ask(uuid, process, request)
+        except BaseException as error:
+            unknown = _may_be_carried_out(error)
             with self._changed:
-                return self._known.setdefault(row['uuid'], Lease(row['uuid'], process, row))
-        except exception.CyborgError:
+                self._asking.discard(uuid)
+                self._unanswered.extend([uuid] if unknown else [])
+            if unknown:
+                # The lease may exist, or be made later: comparisons find it, and end it.
+                self._look_again()
             raise
-        except BaseException:
-            # The lease may exist nevertheless: the next comparison finds it.
-            self._due = 0.0
-            raise
-        finally:
-            with self._changed:
-                self._asking -= 1
-            self._wake()
+        lease = Lease(uuid, process, row)
+        with self._changed:
+            self._asking.discard(uuid)
+            self._known[uuid] = lease
+        self._wake()
+        return lease
+
+    def _ask(self, uuid: str, process: processes.Process, request: Row) -> Row:
+        """The row of a new lease.  A request whose answer is lost is sent once more."""
+        words = {'uuid': uuid, 'process': dataclasses.asdict(process), 'request': request}
+        try:
+            row = self._conductor().lease(**words, **self._me())
+        except messaging.MessagingTimeout as error:
+            LOG.warning('Lease %s is asked for again: %s', uuid, error)
+            row = self._conductor().lease(**words, **self._me())
+        return typing.cast('Row', row)
 
     def wait(self, lease: Lease, row: Row, timeout: float) -> Row | None:
         """Wait for a change of a lease, at most so many seconds; None once it is released."""
@@ -164,6 +182,12 @@ class Leases:
         """The visible processes that have a device of a lease open."""
         return processes.using(lease.process, self._nodes(lease))
 
+    def _look_again(self) -> None:
+        """Compare the leases with those of conductors soon, after a comparison in progress."""
+        with self._changed:
+            self._due = 0.0
+        self._wake()
+
     def _wake(self) -> None:
         """Wake the thread that watches."""
         os.eventfd_write(self._wakeup, 1)
@@ -180,7 +204,10 @@ class Leases:
             return POLL
         now = time.monotonic()
         if now >= self._due:
-            self._due = now + (RESYNC if self._compare() else RETRY)
+            # First: a call of _look_again() during the comparison asks for another one.
+            self._due = now + RESYNC
+            if not self._compare():
+                self._bring_forward(now + RETRY)
         known = list(self._known.values())
         late = [lease for lease in known if not self._look(lease)]
         late += [lease for lease in known if lease.over and not self._end(lease)]
@@ -190,9 +217,15 @@ class Leases:
     def _pause(self) -> float:
         """The time until the next work is due, unless a process ends earlier."""
         with self._changed:
-            if any(lease.queued and not lease.over for lease in self._known.values()):
-                self._due = min(self._due, time.monotonic() + POLL)
+            polling = any(lease.queued and not lease.over for lease in self._known.values())
+        if polling:
+            self._bring_forward(time.monotonic() + POLL)
         return max(0.0, self._due - time.monotonic())
+
+    def _bring_forward(self, due: float) -> None:
+        """Compare at this time, unless an earlier comparison is due."""
+        with self._changed:
+            self._due = min(self._due, due)
 
     def _wait_for_events(self, timeout: float) -> None:
         """Wait until a process ends, or another thread wakes this one."""
@@ -219,8 +252,7 @@ class Leases:
         more.
         """
         with self._changed:
-            before, begun = set(self._known), self._begun
-            asking = self._asking
+            before = set(self._known)
         try:
             rows = self._conductor().leases(**self._me())
         except (messaging.MessagingException, exception.CyborgError) as error:
@@ -232,10 +264,7 @@ class Leases:
                 lease = self._known.get(uuid)
                 if lease is not None:
                     lease.row = row
-                elif asking or begun != self._begun:
-                    # A request in progress may have made this lease: its client will receive it.
-                    self._due = 0.0
-                else:
+                elif uuid not in self._asking:
                     self._known[uuid] = self._found(row)
             # A lease that was made meanwhile may be absent from the answer.
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
@@ -249,6 +278,8 @@ class Leases:
         lease = Lease(row['uuid'], _process(row['consumer_id'], self.host), row)
         if lease.queued:
             lease.over = 'Its client is gone.'
+        elif lease.uuid in self._unanswered:
+            lease.over = 'The answer to its client was lost.'
         return lease
 
     def _look(self, lease: Lease) -> bool:
@@ -314,6 +345,11 @@ class Leases:
         self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True
+
+
+def _may_be_carried_out(error: BaseException) -> bool:
+    """Whether a request may have been carried out, or may be later, although it failed so."""
+    return not isinstance(error, exception.CyborgError) or error.code >= 500
 
 
 def _process(consumer: str, host: driver.Host) -> processes.Process:

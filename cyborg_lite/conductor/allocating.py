@@ -64,11 +64,16 @@ class Request(typing.TypedDict):
 
 
 def create(
-    session: orm.Session, ctxt: context.RequestContext, request: Request, policy: str
+    session: orm.Session,
+    ctxt: context.RequestContext,
+    request: Request,
+    policy: str,
+    uuid: str | None = None,
 ) -> tuple[str, list[str]]:
     """Allocate all accelerators of a request, or none, or queue the request.
 
     :param policy: the name of the placing policy.
+    :param uuid: that of the new allocation; by default it is made here.
     :returns: the uuid of the allocation, and the providers that must be sent to Placement before
         the answer.
     :raises cyborg_lite.exception.NotFound: when there is no such device profile.
@@ -85,7 +90,7 @@ def create(
     wanted, kinds = _wanted(session, request)
     rank = placing.policy(policy)
     choice = _choose(session, wanted, kinds, request['hosts'], rank)
-    uuid = str(uuidlib.uuid4())
+    uuid = uuid or str(uuidlib.uuid4())
     if choice.found is None:
         explanation = _explain(session, wanted, request, choice)
         if not request.get('queue'):

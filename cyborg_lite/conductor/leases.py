@@ -35,6 +35,9 @@ LONGEST = 366 * 24 * 3600
 # Without control characters, and halves of characters, which no database takes.
 _NAME = {'type': 'string', 'pattern': r'^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z'}
 _UUID = re.compile('[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}', re.I)
+_CANONICAL = {
+    'type': 'string', 'pattern': r'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z',
+}  # fmt: skip
 _WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
 _NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
 
@@ -94,7 +97,7 @@ class Calls(typing.NamedTuple):
 class Leases:
     """What an agent may ask of a conductor beside taking its reports."""
 
-    target = messaging.Target(version='1.2')
+    target = messaging.Target(version='1.3')
 
     def __init__(self, conf: cfg.ConfigOpts, calls: Calls) -> None:
         self._conf = conf
@@ -103,23 +106,32 @@ class Leases:
     @messaging.expose
     @journal.logged(journal.lease)
     def lease(
-        self, ctxt: context.RequestContext, host: str, agent: str, process: Process, request: Row
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        agent: str,
+        process: Process,
+        request: Row,
+        uuid: str | None = None,
     ) -> Row:
         """Allocate what a process asks for on its host, or let it wait; returns the lease.
 
+        :param uuid: that of the lease, which the agent has made: a second request for it is
+            answered as the first. Agents of the previous release give none.
         :raises cyborg_lite.exception.CyborgError: as for allocating.create.
         """
-        uuid, providers = self._calls.create(
+        made, providers = self._calls.create(
             ctxt,
             host=host,
             agent=agent,
             process=process,
             request=request,
+            uuid=uuid,
             policy=self._conf.conductor.placing,
             projects=self._conf.conductor.user_projects,
         )
         self._calls.tell(providers)
-        [row] = self._calls.rows(ctxt, host=host, agent=agent, uuid=uuid)
+        [row] = self._calls.rows(ctxt, host=host, agent=agent, uuid=made)
         return row
 
     @messaging.expose
@@ -145,14 +157,18 @@ def create(
     request: Row,
     policy: str,
     projects: dict[str, str],
+    uuid: str | None = None,
 ) -> tuple[str, list[str]]:
     """Allocate for a process: see allocating.create.
 
+    :param uuid: that of the allocation.
     :param projects: by user the project, where it is not that of the user's own name.
     """
     _check('process', process, CONSUMER)
     _check('request', request, REQUEST)
     _refuse_stranger(session, host, agent)
+    if uuid is not None and _is_made(session, uuid, consumer(host, process)):
+        return uuid, []
     project = _project(process, projects)
     caller = context.RequestContext(
         user_id=process['user'],
@@ -163,7 +179,25 @@ def create(
         overwrite=False,
     )
     wanted = _wanted(session, host, process, request)
-    return allocating.create(session, caller, wanted, policy)
+    return allocating.create(session, caller, wanted, policy, uuid)
+
+
+def _is_made(session: orm.Session, uuid: str, consumer: str) -> bool:
+    """Whether a process has this lease already.
+
+    :raises cyborg_lite.exception.Conflict: when another one has the uuid, or the lease has ended.
+    """
+    _check('uuid', uuid, _CANONICAL)
+    kind = model.Allocation
+    held = sa.select(kind.consumer_type, kind.consumer_id, kind.state).where(kind.uuid == uuid)
+    found = session.execute(held).one_or_none()
+    if found is None:
+        return False
+    if (found.consumer_type, found.consumer_id) != (PROCESS, consumer):
+        raise exception.Conflict(reason=f'Allocation {uuid} is of another consumer')
+    if found.state == 'released':
+        raise exception.Conflict(reason=f'Lease {uuid} has ended')
+    return True
 
 
 def rows(

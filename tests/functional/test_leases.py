@@ -290,8 +290,7 @@ def test_released_over_the_api(machine):
     uuid = machine.lease(made.pid)['uuid']
     machine.service.api.delete(f'/v2/allocations/{uuid}')
     monitor = machine.service.embedded._services[1]._door._default
-    monitor._due = 0.0
-    monitor._wake()
+    monitor._look_again()
     machine.until(lambda: not machine.leases())
 
 
@@ -586,8 +585,7 @@ def test_after_a_comparison_that_failed_there_is_another(machine, monkeypatch):
         return len(asked) > 3
 
     with unittest.mock.patch.object(monitor, '_compare', compare):
-        monitor._due = 0.0
-        monitor._wake()
+        monitor._look_again()
         machine.until(lambda: len(asked) > 3)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What agents may ask for processes of their hosts, on every database."""
 
+import uuid as uuidlib
+
 import oslo_messaging as messaging
 import pytest
 
@@ -31,8 +33,9 @@ def ask(conductor, method, **words):
         raise expected.exc_info[1] from None
 
 
-def lease(conductor, agent, process=(), **request):
-    return ask(conductor, 'lease', process=PROCESS | dict(process), request=request, **agent)
+def lease(conductor, agent, process=(), uuid=None, **request):
+    told = {'process': PROCESS | dict(process), 'request': request, 'uuid': uuid}
+    return ask(conductor, 'lease', **told, **agent)
 
 
 def leases(conductor, agent):
@@ -70,6 +73,32 @@ def test_an_end_is_idempotent(conductor, agent):
     assert leases(conductor, agent) == []
     [allocation] = conductor.rows(model.Allocation)
     assert (allocation.state, allocation.cause) == ('released', 'It ended.')
+
+
+def test_a_lease_that_is_asked_for_again_is_the_same(conductor, agent):
+    """An agent that got no answer makes no second one, and knows which to end."""
+    uuid = str(uuidlib.uuid4())
+    first, second = (lease(conductor, agent, uuid=uuid) for _ in range(2))
+    assert first == second
+    assert (first['uuid'], len(conductor.rows(model.Allocation))) == (uuid, 1)
+    end(conductor, agent, first)
+    with pytest.raises(exception.Conflict, match='has ended'):
+        lease(conductor, agent, uuid=uuid)
+
+
+def test_a_uuid_that_another_allocation_has_is_refused(conductor, agent):
+    request = {
+        'profile': None, 'alternatives': [[{'resources:FPGA': '1'}]], 'same_host': True,
+        'same_numa': 'prefer', 'hosts': None,
+    }  # fmt: skip
+    made = conductor.create_allocation(direct.member(), request=request)
+    leased = lease(conductor, agent)['uuid']
+    for uuid, process in ((made, {}), (leased, {'pid': 8})):
+        with pytest.raises(exception.Conflict, match='of another consumer'):
+            lease(conductor, agent, process, uuid=uuid)
+    for uuid in ('', 'a', leased.upper(), 7):
+        with pytest.raises(exception.Invalid, match='Invalid uuid'):
+            lease(conductor, agent, uuid=uuid)
 
 
 def test_leases_are_of_one_host(conductor, agent):
