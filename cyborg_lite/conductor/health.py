@@ -2,7 +2,8 @@
 """What follows from the health of a device, by a policy of the operator.
 
 A sample is what one look of a driver says of a device.  So many bad samples in a row have the
-policy applied, so many good ones in a row end that.  A sample that is unknown counts neither way.
+policy applied, so many good ones in a row end that.  What all of these samples show is applied.  A
+sample that is unknown counts neither way.
 A new device has no good samples to weigh against: its first sample decides.
 
 The count is in the row, as that of absences is: it survives a restart of agents and conductors, and
@@ -132,7 +133,7 @@ def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool
     before = device.health, device.health_reason, device.effects
     if device.fault:
         # The policy may be another one than when it was applied.
-        level, _, reason = device.fault.partition(': ')
+        level, reason = _read_sample(device.fault)
         if policy.of(level, reason) != {*device.effects}:
             _settle(device, level, reason, policy)
     if fresh and found.health != healths.UNKNOWN:
@@ -157,28 +158,43 @@ def inherit(device: model.Device, twin: model.Device) -> None:
 
 
 def _count(device: model.Device, found: model.Device, policy: Policy) -> None:
-    """Count a sample: above 0 are those in a row that are worse, below 0 those that are better."""
-    step = _rank(policy.of(found.health, found.health_reason)) - _rank(device.effects)
+    """Count a sample: above 0 are those in a row that are worse, below 0 those that are better.
+
+    Once there are enough, what all of them show is settled. Those that go further are counted on.
+    """
+    sample = found.health, found.health_reason
+    step = _step(device, *sample, policy)
     if step == 0:
-        _settle(device, found.health, found.health_reason, policy)
+        _settle(device, *sample, policy)
         return
     sign = 1 if step > 0 else -1
-    device.streak = sign * (abs(device.streak) + 1 if device.streak * sign > 0 else 1)
+    if device.streak * sign <= 0:
+        device.streak, device.nearest = 0, None
+    device.streak += sign
+    if device.nearest and abs(step) > abs(_step(device, *_read_sample(device.nearest), policy)):
+        device.further += 1
+    else:
+        device.nearest, device.further = _written(*sample), 0
     if device.streak >= policy.bad or -device.streak >= policy.good:
-        counted = _nearer(device, found, policy)
-        _settle(device, *counted, policy)
-        if counted != (found.health, found.health_reason):
-            device.streak = sign  # it is the first of those that go further
+        further = device.further
+        _settle(device, *_read_sample(device.nearest), policy)
+        if further:
+            # They all go as far: there is one step beyond the nearest.
+            device.streak, device.nearest = sign * further, _written(*sample)
 
 
-def _nearer(device: model.Device, found: model.Device, policy: Policy) -> tuple[str, str | None]:
-    """Of this sample and the one before the one whose effects are nearer to those in force: one
-    critical sample after two warnings is no three critical ones.
-    """
-    now, before = (found.health, found.health_reason), (device.health, device.health_reason)
-    force = _rank(device.effects)
-    steps = [_rank(policy.of(*each)) - force for each in (now, before)]
-    return before if 0 < steps[1] < steps[0] or steps[0] < steps[1] < 0 else now
+def _step(device: model.Device, level: str, reason: str | None, policy: Policy) -> int:
+    """How much worse the effects of a health are than those in force; below 0 they are better."""
+    return _rank(policy.of(level, reason)) - _rank(device.effects)
+
+
+def _written(level: str, reason: str | None) -> str:
+    return ': '.join(filter(None, (level, reason)))
+
+
+def _read_sample(text: str) -> tuple[str, str | None]:
+    level, _, reason = text.partition(': ')
+    return level, reason or None
 
 
 def _rank(found: collections.abc.Container[str]) -> int:
@@ -188,15 +204,16 @@ def _rank(found: collections.abc.Container[str]) -> int:
 def _settle(device: model.Device, level: str, reason: str | None, policy: Policy) -> None:
     """Put into force what a health has for effects."""
     wanted, out = policy.of(level, reason), bool(device.withheld)
-    device.fault = f'{level}: {reason}' if wanted else None
-    device.withheld, device.alerted, device.streak = NO_NEW in wanted, TELL in wanted, 0
+    device.fault = _written(level, reason) if wanted else None
+    device.withheld, device.alerted = NO_NEW in wanted, TELL in wanted
+    device.streak, device.nearest, device.further = 0, None, 0
     if device.withheld != out:
         LOG.log(
             log.WARNING if device.withheld else log.INFO,
             'Device %s (%s) of host %s is %s: its health is %s',
             *(device.address, device.model, device.host.name),
             'given out no more' if device.withheld else 'given out again',
-            ': '.join(filter(None, (level, reason))),
+            _written(level, reason),
         )
 
 

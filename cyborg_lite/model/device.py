@@ -86,6 +86,10 @@ class Device(base.Base):
     health_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
     # How many samples in a row were worse, or if below 0 better, than the health in force.
     streak: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
+    # Of these samples the last of those whose effects are nearest to those in force, and how many
+    # have come after it.
+    nearest: orm.Mapped[str | None] = base.own(sa.String(96), hidden=True)
+    further: orm.Mapped[int] = base.own(sa.Integer, server_default='0', default=0, hidden=True)
     # The health in force, and its effects: no new allocations, and notification of holders. See
     # cyborg_lite.conductor.health.
     fault: orm.Mapped[str | None] = base.own(sa.String(96), hidden=True)

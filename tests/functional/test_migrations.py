@@ -148,6 +148,12 @@ def fill_6e1f9a3c7b05(connection, tables):
     connection.execute(sa.update(tables['hosts']).values(looks='{"fake": ["a", 1]}'))
 
 
+def fill_3f7c5a918e2d(connection, tables):
+    """A device whose samples differ."""
+    samples = {'streak': 2, 'nearest': 'warning: pcie_width', 'further': 1}
+    connection.execute(sa.update(tables['devices']).values(**samples))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -165,6 +171,7 @@ FILL = {
     'c94e7b1f6a20': fill_c94e7b1f6a20,
     '5b8d02e6c7f1': fill_5b8d02e6c7f1,
     '6e1f9a3c7b05': fill_6e1f9a3c7b05,
+    '3f7c5a918e2d': fill_3f7c5a918e2d,
 }
 
 

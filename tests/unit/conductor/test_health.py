@@ -3,6 +3,8 @@
 
 import logging
 
+import hypothesis
+from hypothesis import strategies
 import pytest
 
 from cyborg_lite import conf as options
@@ -50,12 +52,72 @@ def sample(conductor, letter, **more):
         ('gwwb', '....'),
         ('gwwbbb', '.....x'),
         ('bwwg', 'xxx.'),
+        # What all of three show is applied; unknown ones are not among them.
+        ('gww?b', '.....'),
+        ('gww?bbb', '......x'),
+        ('gwbb', '....'),
+        ('gwbbb', '....x'),
+        ('gbwb', '....'),
+        ('gbwbbb', '.....x'),
+        ('gbb?w', '.....'),
+        ('bgww', 'xxx.'),
     ],
 )
 def test_so_many_samples_in_a_row_count(conductor, samples, withheld):
     for letter, out in zip(samples, withheld, strict=True):
         sample(conductor, letter)
         assert conductor.device().withheld == (out == 'x'), samples
+
+
+@pytest.mark.parametrize(
+    ('samples', 'alerted'),
+    [
+        ('gww', '...'),
+        ('gwww', '...x'),
+        ('gwbb', '...x'),
+        ('bggg', 'xxx.'),
+        # An alert ends after three good samples, whatever came before them.
+        ('bwwg', 'xxxx'),
+        ('bww?g', 'xxxxx'),
+        ('bww?ggg', 'xxxxxx.'),
+        ('bwgg', 'xxxx'),
+        ('bwggg', 'xxxx.'),
+    ],
+)
+def test_so_many_samples_in_a_row_begin_and_end_an_alert(conductor, samples, alerted):
+    for letter, told in zip(samples, alerted, strict=True):
+        sample(conductor, letter)
+        assert conductor.device().alerted == (told == 'x'), samples
+
+
+#: The effects of the letters by the policy that is built in: no, an alert, and withheld too.
+RANKS = {'g': 0, 'w': 1, 'b': 2}
+
+
+@hypothesis.given(
+    strategies.lists(
+        strategies.sampled_from(['g', 'w', 'b', '?', 'gg', 'ww', 'bb', 'bbb']), min_size=1
+    ).map(''.join),
+    strategies.integers(1, 4),
+    strategies.integers(1, 4),
+)
+def test_the_count_is_that_of_the_last_samples(samples, bad, good):
+    """The effects change as far as all of the last samples go, if one keeps all of them."""
+    policy = health.Policy(bad=bad, good=good)
+    row = card(**SAMPLES[samples[0]])
+    row.streak, row.further, row.host = 0, 0, model.Host(name='host-1')
+    health.begin(row, policy)
+    ranks = [RANKS[each] for each in samples[:1] if each != '?']
+    force = sum(ranks)
+    for letter in samples[1:]:
+        health.weigh(row, card(**SAMPLES[letter]), policy, fresh=True)
+        if letter != '?':
+            ranks.append(RANKS[letter])
+            if len(ranks) >= bad:
+                force = max(force, min(ranks[-bad:]))
+            if len(ranks) >= good:
+                force = min(force, max(ranks[-good:]))
+        assert len(row.effects) == force, (samples, letter)
 
 
 def test_many_devices_that_change_cost_no_statement_each(conductor):
