@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agents of many machines in one process: each is what ``cyborg-lite-agent`` is on one host."""
+"""The agents of many machines in one process, each like ``cyborg-lite-agent`` on one host."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cyborg_lite import service
 from cyborg_lite import worker
 from tests.soak import machines
 
-#: How often it is looked whether a machine has another name, in seconds.
+#: How often the names of machines are checked, in seconds.
 LOOK = 0.5
 
 
 class Agents:
-    """Started and stopped together; one whose machine is renamed is started anew."""
+    """Starts and stops the agents; the agent of a renamed machine is restarted."""
 
     def __init__(self, conf: cfg.ConfigOpts, place: pathlib.Path) -> None:
         self._conf = conf
@@ -33,7 +33,7 @@ class Agents:
         self._worker.start()
 
     def _follow(self) -> float:
-        """Have an agent of each machine run under the name that it has now."""
+        """Run an agent of each machine under its present name."""
         for machine in self._machines:
             name, agent = self._running.get(machine.id, ('', None))
             host = machine.host
@@ -56,7 +56,7 @@ class Agents:
 
 
 def main() -> int:
-    """``agents PLACE --config-file FILE``: those whose machines are laid out there."""
+    """``agents PLACE --config-file FILE``: the agents of the machines in that directory."""
     _, place, *arguments = sys.argv
     conf = options.load(arguments)
     service.prepare(conf)

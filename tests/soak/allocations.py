@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients that ask for allocations, and whether what they were told can be true."""
+"""Clients that create allocations, and the check of their answers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.soak import clients
 from tests.soak import history as history_
 from tests.soak import watch
 
-#: The header by which a request can be repeated.
+#: The header that makes a request idempotent.
 KEY = 'Idempotency-Key'
-#: How many accelerators an allocation may ask for.
+#: The maximum number of accelerators of an allocation.
 MOST = 4
-#: Longer than any run, however wrong its clock, in seconds.
+#: Longer than any run, even with clock jumps, in seconds.
 LEASE = 300 * 24 * 3600
-#: How long an allocation is held, in seconds, and how often.
+#: How long an allocation is held, in seconds, with weights.
 HOLDS, SHARES = ((0, 0.2), (0.5, 3), (8, 20)), (80, 15, 5)
 
 
 class Consumer(clients.Client):
-    """Asks for accelerators that the service chooses, holds them, and releases them."""
+    """Allocates accelerators that the service chooses, holds them, and releases them."""
 
     def __init__(self, *common: typing.Any, seen: watch.Watch) -> None:
         super().__init__(*common)
@@ -41,7 +41,7 @@ class Consumer(clients.Client):
         self.pause(0.05, 0.5)
 
     def _allocate(self, name: str, wanted: int) -> bool:
-        """Ask until there is an answer; whether the accelerators are there."""
+        """Retry until there is an answer; returns whether the accelerators are held."""
         body = {
             'groups': [{'resources': {self._draw.choice(sorted(self._seen.by_class)): wanted}}],
             'name': name,
@@ -84,19 +84,19 @@ class Consumer(clients.Client):
 
 
 class Story:
-    """What is certain of one allocation, as its operations are told one after another."""
+    """The certain facts of one allocation, updated by each of its operations."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        #: the accelerators that it was shown to hold, and since when
+        #: the accelerators in its answers, and since when
         self.accelerators: tuple[str, ...] = ()
         self.since = math.inf
-        #: when it was to be released first
+        #: the time of the first release request
         self.until = math.inf
-        #: whether it is certainly there, or released
+        #: whether it certainly exists, or is certainly released
         self.there = self.gone = False
         self._wanted = 0
-        #: whether a request or a release is under way, for all we know, for ever
+        #: whether a create or a release with an unknown result may still take effect
         self._may_come = self._may_go = False
 
     def tell(self, operation: history_.Operation) -> history_.Wrong:
@@ -123,7 +123,7 @@ class Story:
         elif operation.outcome == 'ok':
             self.gone = True
         elif not operation.status:
-            # Nobody was there to take it.
+            # The request was not sent.
             return
         elif operation.status != history_.NOT_FOUND:
             yield f'I6: {operation} of {self.name} was refused: {operation.status}'
@@ -153,7 +153,7 @@ class Story:
 
 
 def stories(history: history_.History) -> tuple[dict[str, Story], list[str]]:
-    """The allocations by name, and what is wrong with them."""
+    """The allocations by name, and the violations."""
     found: dict[str, Story] = {}
     wrong: list[str] = []
     for operation in sorted(history, key=lambda each: each.invoked):
@@ -166,7 +166,7 @@ def stories(history: history_.History) -> tuple[dict[str, Story], list[str]]:
 def check(
     found: collections.abc.Mapping[str, Story], final: collections.abc.Iterable[tuple[str, str]]
 ) -> history_.Wrong:
-    """What is wrong in the end.
+    """The violations at the end.
 
     :param final: names and states of the allocations that are not released.
     """
@@ -180,9 +180,9 @@ def check(
 def holds(
     found: collections.abc.Mapping[str, Story], handles: collections.abc.Mapping[str, str]
 ) -> list[history_.Hold]:
-    """How long which accelerator was certainly held.
+    """The intervals in which accelerators were certainly held.
 
-    :param handles: by the uuid of an accelerator, its provider, and its device and function.
+    :param handles: the provider, device and function of each accelerator, by uuid.
     """
     return [
         history_.Hold(handles[accelerator], story.since, story.until, name)

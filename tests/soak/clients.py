@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who uses a cloud: clients of two projects; each notes what he was told."""
+"""The clients of a cloud, of two projects; each records its answers."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tests.soak import hooks
 from tests.soak import watch
 
 PROJECTS = ('a', 'b')
-#: How long a client waits for a connection, and for an answer, in seconds.
+#: The timeouts of a connection and of an answer, in seconds.
 TIMEOUT = (3, 10)
-#: A conflict of which a client cannot tell whether he himself has brought it about.
+#: Conflicts that an earlier try of the same client may have caused.
 MOVED = ('changed meanwhile', 'unbind it before')
-#: How many accelerators a request may ask for.
+#: The maximum number of accelerators of a request.
 MOST = 4
-#: How long an accelerator is held, in seconds, and how often: some for long, so that others find
-#: all taken, and some until its card has changed, and its host has another name.
+#: How long an accelerator is held, in seconds, with weights: some long holds exhaust the
+#: accelerators, and some last until the card has changed and the host is renamed.
 HOLDS, SHARES = ((0, 0.2), (0.5, 3), (8, 25)), (85, 10, 5)
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
-#: How often a client asks again while nobody tells him what became of it.
+#: The number of retries of a request with an unknown result.
 TRIES = 6
 
 
 class Answer(typing.NamedTuple):
-    """What came of a request."""
+    """The result of a request."""
 
-    #: 0 if nothing came
+    #: 0 without an answer
     status: int
     body: typing.Any
-    #: False if nobody was there to take the request
+    #: False if the connection was refused
     sent: bool = True
 
     def outcome(self, method: str) -> str:
@@ -47,13 +47,13 @@ class Answer(typing.NamedTuple):
             return 'ok'
         if not 400 <= self.status < 500:
             return 'unknown' if self.sent else 'fail'
-        # A delete has no conflict of its own making.
+        # A delete cannot cause its own conflict.
         moved = method == 'PATCH' and any(each in str(self.body) for each in MOVED)
         return 'unknown' if moved else 'fail'
 
 
 class Client(threading.Thread):
-    """One caller of either API, who does one thing after another until he is to stop."""
+    """A caller of the APIs that works until it is stopped."""
 
     def __init__(self, cloud: cloud_.Cloud, seed: str, number: int) -> None:
         super().__init__(name=f'client-{number}', daemon=True)
@@ -91,7 +91,7 @@ class Client(threading.Thread):
             answer = self._session.request(
                 method, url + path, json=body, headers=self._headers, timeout=TIMEOUT
             )
-            # A proxy of a stopped service, or a cut connection, may leave half an answer.
+            # A stopped service, or a cut connection, may leave half an answer.
             found = Answer(answer.status_code, answer.json() if answer.content else None)
         except (requests.RequestException, ValueError) as error:
             found = Answer(0, None, sent='NewConnectionError' not in repr(error))
@@ -101,7 +101,7 @@ class Client(threading.Thread):
     def note(
         self, kind: str, method: str, path: str, body: typing.Any = None, **more: typing.Any
     ) -> tuple[history.Operation, Answer]:
-        """Ask, and note it: from before it is asked, were this never to return."""
+        """Make a request, and record it before it is sent, in case it never returns."""
         noted = history.Operation(
             self.number, kind, invoked=time.monotonic(), project=self._project, **more
         )
@@ -113,7 +113,7 @@ class Client(threading.Thread):
 
 
 class Workload(Client):
-    """Asks for accelerators, holds them, and gives them back."""
+    """Binds accelerators, holds them, and releases them."""
 
     def __init__(
         self,
@@ -125,14 +125,14 @@ class Workload(Client):
     ) -> None:
         """A client.
 
-        :param seen: by which he knows what there is.
-        :param others: all clients: what those of the other project have is tried at times.
+        :param seen: its view of the providers.
+        :param others: all clients: requests of the other project are tried at times.
         """
         super().__init__(cloud, seed, number)
         self._seen, self._others = seen, others
         self.arqs: tuple[str, ...] = ()
         self._instance = ''
-        #: whether nobody knows if an accelerator was given back
+        #: whether the result of an unbind is unknown
         self._loose = False
 
     def cycle(self) -> None:
@@ -159,7 +159,7 @@ class Workload(Client):
         return True
 
     def _use(self, resource_class: str) -> bool:
-        """Bind, hold, unbind; False if it is better to begin anew."""
+        """Bind, hold, unbind; False if the client should start a new cycle."""
         if not self._bind(self._choose(resource_class)):
             return self._draw.random() < 0.5
         self._read(self._draw.random() < 0.5)
@@ -171,9 +171,9 @@ class Workload(Client):
         return self._unbind()
 
     def _choose(self, resource_class: str) -> list[cloud_.Provider]:
-        """Where Placement might have sent us, by a view of it that is old."""
+        """Providers that a stale view of Placement could offer."""
         known = self._seen.by_class[resource_class]
-        # Some are in great demand.
+        # Some providers have contention.
         known = known[:8] if self._draw.random() < 0.3 else known
         if self._draw.random() < 0.5:
             return [self._draw.choice(known)] * len(self.arqs)
@@ -195,13 +195,13 @@ class Workload(Client):
             providers=tuple(provider.uuid for provider in providers),
         )
         if noted.outcome == 'unknown':
-            # Who is not told looks, and it may still come.
+            # Without an answer the client reads; the bind may still happen.
             for _ in range(self._draw.randint(0, 3)):
                 self._read(False)
         return noted.outcome == 'ok'
 
     def _read(self, together: bool) -> None:
-        """Look at each request, or at what the instance has."""
+        """Read each request, or the list of the instance."""
         if together:
             query = f'?instance={self._instance}'
             noted, answer = self.note(
@@ -224,33 +224,34 @@ class Workload(Client):
         noted, _ = self.note('unbind', 'PATCH', '/accelerator_requests', body, arqs=self.arqs)
         self._loose |= noted.outcome == 'unknown'
         if noted.outcome == 'unknown' and self._draw.random() < 0.5:
-            return self._unbind()  # as the answer says: ask again
+            return self._unbind()  # as the answer says: retry
         if self._draw.random() < 0.5:
             self._read(self._draw.random() < 0.5)
         return noted.outcome == 'ok'
 
     # A thread has a _delete() of its own.
     def _discard(self) -> None:
-        """Until somebody says that they are gone."""
+        """Delete until an answer confirms it."""
         arqs, self.arqs = self.arqs, ()
         for _ in range(TRIES):
             path = f'/accelerator_requests?arqs={",".join(arqs)}'
             if self._holds() and self._draw.random() < 0.5:
                 path = f'/accelerator_requests?instance={self._instance}'
             noted, answer = self.note('delete', 'DELETE', path, arqs=arqs)
-            # They are gone: the checker knows whether a delete without an answer explains it.
+            # They are deleted: the checker verifies that a delete without an answer explains a
+            # 404.
             if noted.outcome == 'ok' or answer.status == 404 or self._stopped.is_set():
                 return
             self.pause(0.1, 1)
 
     def _holds(self) -> bool:
-        """Whether the instance has them for certain: so it was told last."""
+        """Whether the instance certainly holds them, by the last answer."""
         changes = ('create', 'bind', 'unbind', 'delete')
         last = next(each for each in reversed(self.history) if each.kind in changes)
         return not self._loose and last.kind == 'bind' and last.outcome == 'ok'
 
     def _trespass(self) -> None:
-        """Try what is another project's."""
+        """Try requests of another project."""
         other = self._draw.choice(self._others)
         if other.number % len(PROJECTS) == self.number % len(PROJECTS) or not other.arqs:
             return
@@ -266,7 +267,7 @@ class Workload(Client):
 
 
 def show(row: dict[str, typing.Any]) -> history.Seen:
-    """A request as the API shows it."""
+    """A request in an answer of the API."""
     info = row['attach_handle_info']
     handle = '{} {device}.{function}'.format(row['device_rp_uuid'], **info) if info else ''
     return history.Seen(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of it as processes: APIs, conductors, agents of many hosts, Placement, database, broker."""
+"""A whole cloud as processes: APIs, conductors, agents, Placement, database, broker."""
 
 from __future__ import annotations
 
@@ -51,31 +51,31 @@ sync_on_startup = true
 [api]
 auth_strategy = noauth2
 """
-#: On which database it runs.
+#: The database of the run.
 DATABASE = os.environ.get('SOAK_DATABASE') or 'postgresql'
-#: How many of each run.
+#: The numbers of processes.
 APIS, CONDUCTORS, AGENTS = 2, 2, 4
-#: How many names each machine has, one at a time.
+#: The number of names of each machine, of which one is used at a time.
 NAMES = 3
-#: How long all hosts may take to be known, in seconds.
+#: The timeout for the first reports of all hosts, in seconds.
 PATIENCE = 240
 
 
 @dataclasses.dataclass(frozen=True)
 class Provider:
-    """What a client can ask for."""
+    """A provider that clients can bind from."""
 
     uuid: str
     resource_class: str
     host: str
     device: str
     address: str
-    #: the card that it is of: its machine, and its serial number or else its address
+    #: its card: the machine, and the serial number or the address
     card: str
 
 
 class Cloud(deployment_.Deployment):
-    """A running one."""
+    """A running cloud."""
 
     def __init__(
         self,
@@ -85,10 +85,10 @@ class Cloud(deployment_.Deployment):
         bug: str = '',
         kinds: collections.abc.Collection[str] = (),
     ) -> None:
-        """A cloud, the services of which are started.
+        """Start the services of a cloud.
 
-        :param hosts: how many each agents' process has.
-        :param kinds: which of the hosts that we ship; all by default.
+        :param hosts: the number of hosts of each process of agents.
+        :param kinds: the kinds of shipped hosts; all by default.
         """
         self._stack, self._place, self._bug = stack, place, bug
         self.control = control_.Control(place / 'control')
@@ -114,7 +114,7 @@ class Cloud(deployment_.Deployment):
         services = self._services()
         started = process.enter(stack, *services.values())
         self.services = dict(zip(services, started, strict=True))
-        # None need be told to end: what they would do then is tested elsewhere.
+        # They are killed: normal stops are tested elsewhere.
         stack.callback(self._kill)
 
     def _placement_server(self) -> contextlib.AbstractContextManager[process.Server]:
@@ -168,7 +168,7 @@ class Cloud(deployment_.Deployment):
             deployment_.kill(service)
 
     def providers(self) -> list[Provider]:
-        """What there is at this moment."""
+        """The present providers."""
         card = sa.func.coalesce(model.Device.serial, model.Device.address)
         query = (
             sa.select(
@@ -189,7 +189,7 @@ class Cloud(deployment_.Deployment):
             return [Provider(*row) for row in session_.execute(query)]
 
     def settle(self, patience: int = PATIENCE) -> None:
-        """Wait until every host has reported, and nobody is to be told of anything."""
+        """Wait until every host has reported, and no message is left."""
         process.until(lambda: self._count(model.Host) == len(self.machines), patience)
         process.until(lambda: not self._count(model.Message), patience)
         for url in self.urls:
@@ -200,7 +200,7 @@ class Cloud(deployment_.Deployment):
             return session_.query(kind).count()
 
     def resting(self) -> collections.abc.Iterator[str]:
-        """What is still to come to rest, in so far as it is quickly seen."""
+        """The work that is still open, as far as cheap checks show it."""
         with self.database.reader() as session_:
             held = set(session_.scalars(sa.select(model.ARQ.attach_handle_id)))
             machines = {machine.name: machine for machine in self.machines}
@@ -213,7 +213,7 @@ class Cloud(deployment_.Deployment):
             yield f'I6: {message.kind} {message.key} waits'
 
     def allocate(self, providers: collections.abc.Iterable[Provider]) -> None:
-        """Have one of each in Placement for somebody else, as Nova does."""
+        """Allocate one of each in Placement for another consumer, like Nova."""
         for provider in providers:
             consumer = str(uuid.uuid4())
             resources = {'resources': {provider.resource_class: 1}}
@@ -229,7 +229,7 @@ class Cloud(deployment_.Deployment):
             self._allocated[consumer] = provider.uuid
 
     def wrong(self) -> collections.abc.Iterator[str]:
-        """What is wrong once it is at rest."""
+        """The violations in the idle cloud."""
         for consumer, provider in self._allocated.items():
             answer = self.placement.get(f'/allocations/{consumer}')
             if provider not in answer.json()['allocations']:
@@ -239,16 +239,16 @@ class Cloud(deployment_.Deployment):
 
 
 def names(machine: machines_.Machine) -> list[str]:
-    """What a machine may be called, first its name at the beginning."""
+    """The names of a machine, the first one first."""
     return [machine.id, *(f'{machine.id}-{number}' for number in range(2, NAMES + 1))]
 
 
 def _restless(
     host: model.Host, machine: machines_.Machine, held: collections.abc.Container[int | None]
 ) -> collections.abc.Iterator[str]:
-    """What the rows of a host do not say yet of its machine.
+    """The differences between the rows of a host and its machine.
 
-    A card that is gone stays as long as a request holds it.
+    A missing card is kept as long as a request holds it.
     """
     if host.state != 'up' or host.silent:
         yield f'I11: host {host.name} is not up'
@@ -289,7 +289,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-#: Who may do everything.
+#: The headers of an administrator.
 ADMIN = {hooks.PROJECT: 'admin', hooks.ROLES: 'admin,manager,member,reader'}
 
 

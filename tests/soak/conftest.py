@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a soak has come to is shown at the end, whichever process it ran in."""
+"""Show the result of a soak at the end, from any process."""
 
 
 def pytest_terminal_summary(terminalreporter):

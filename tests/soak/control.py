@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the soak tells its processes through a directory: nothing of it is in the service.
+"""Control of the soak's processes through a directory, without changes of the service.
 
-A fault that is to befall the next who comes by is a file; who takes it away has it.  A clock that
-is wrong is a file, too, which says by how much.
+A fault for the next process of a kind is a file; the process that removes the file gets the fault.
+The offset of a clock is a file, too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import pathlib
 import time
 
-#: How long a process goes by what it has read of its clock, in seconds.
+#: How long a process caches the offset of its clock, in seconds.
 FRESH = 0.2
 
 
 class Control:
-    """The directory, as either side sees it."""
+    """The directory, for both sides."""
 
     def __init__(self, place: pathlib.Path) -> None:
         self._faults = place / 'faults'
@@ -26,11 +26,11 @@ class Control:
         self._clocks.mkdir(exist_ok=True)
 
     def issue(self, kind: str, fault: str, number: int) -> None:
-        """Have this befall the next of its kind."""
+        """Issue a fault for the next process of a kind."""
         (self._faults / f'{kind}.{fault}.{number}').touch()
 
     def take(self, kind: str) -> str | None:
-        """A fault of this kind that nobody else has, if there is one."""
+        """Take a fault of this kind, if there is one."""
         for name in os.listdir(self._faults):
             if name.startswith(f'{kind}.'):
                 with contextlib.suppress(FileNotFoundError):
@@ -39,11 +39,11 @@ class Control:
         return None
 
     def waiting(self) -> bool:
-        """Whether there is a fault that has befallen nobody yet."""
+        """Whether there is a fault that was not taken yet."""
         return any(self._faults.iterdir())
 
     def withdraw(self) -> list[str]:
-        """Take back what has befallen nobody; returns the kinds."""
+        """Remove faults that were not taken; returns their kinds."""
         left = []
         for file in list(self._faults.iterdir()):
             with contextlib.suppress(FileNotFoundError):
@@ -61,7 +61,7 @@ class Control:
 
 
 class Clock:
-    """By how much the clock of a process is wrong."""
+    """The offset of the clock of a process."""
 
     def __init__(self, file: pathlib.Path) -> None:
         self._file = file

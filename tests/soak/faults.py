@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What befalls a cloud: drawn from a seed beforehand, done in time, and counted."""
+"""The faults of a run: planned from a seed, injected in time, and counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration import process
 from tests.soak import cloud as cloud_
 from tests.soak import history
 
-#: How many of each kind befall it in five minutes. Some find nobody whom to befall in the end.
+#: The number of faults of each kind in five minutes. Some may find no target.
 RATES = {
     'kill': 120,
     'stop': 60,
@@ -37,7 +37,7 @@ RATES = {
     'clock': 12,
 }
 MINUTES = 5
-#: What is done one after another, each row in a thread of its own.
+#: The kinds that are serialized; each row has a thread of its own.
 LANES = (
     ('kill', 'stop', 'clock'),
     ('message', 'placement', 'deadlock'),
@@ -47,12 +47,12 @@ LANES = (
 )
 MESSAGE = ('lost', 'unanswered', 'late', 'doubled')
 PLACEMENT = ('conflict', 'unavailable', 'silent', 'late')
-#: How a database ends in order, and as after a crash.
+#: The signals of a normal stop of a database, and of a crash.
 HOW = {
     'postgresql': {'SIGTERM': signal.SIGINT, 'SIGKILL': signal.SIGQUIT},
     'mysql': {'SIGTERM': signal.SIGTERM, 'SIGKILL': signal.SIGKILL},
 }
-#: How a connection to the database is found, a busy one first, and how it is ended.
+#: The statements that find a connection, a busy one first, and that end it.
 CUT = {
     'postgresql': (
         'SELECT pid FROM pg_stat_activity WHERE usename = current_user '
@@ -67,37 +67,37 @@ CUT = {
         'KILL CONNECTION {}',
     ),
 }
-#: How long the last faults may wait for somebody whom to befall, in seconds.
+#: How long the last faults wait for a target, in seconds.
 PATIENCE = 30
-#: Which part of the services that are killed dies with all that minds it.
+#: The share of killed services that are killed with their supervisor.
 WHOLE = 0.2
-#: How long a service is stopped, in seconds: at most a part of the whole.
+#: How long a service is paused, in seconds.
 STOPS = (3, 20)
-#: How long a server is away, in seconds: for longer than all tries of a request, which the API ends
-#: after its ``response_timeout``, a conductor after 20 of its transaction, and the bus after 9
-#: seconds. It begins early enough that something is asked after it.
+#: The length of an outage, in seconds: longer than all retries of a request; the API stops after
+#: its ``response_timeout``, a conductor after 20 tries of its transaction, and the bus after 9
+#: seconds. It starts early enough for requests after it.
 OUTAGES = {'database outage': 18, 'broker outage': 12}
 EARLY = 0.5
-#: For how long a clock is wrong, and by how much, in seconds.
+#: The duration and the size of clock jumps, in seconds.
 JUMPS = (2, 8)
 JUMP = 60
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Fault:
-    """What is to happen, so many seconds after the start."""
+    """A planned fault, so many seconds after the start."""
 
     at: float
     kind: str
-    #: the service, or how it happens
+    #: the service, or the kind of the fault
     target: str = ''
     seconds: float = 0
-    #: of a kill, that all dies that minds the service; of a clock, that it goes back
+    #: for a kill: also the supervisor; for a clock: backwards
     other: bool = False
 
 
 def plan(seed: str, seconds: float) -> list[Fault]:
-    """Faults for so long a time, as many of each kind as befit it."""
+    """Faults for a duration, with the rates of RATES."""
     draw = random.Random(f'faults {seed}')
     scale = seconds / 60 / MINUTES
     made = []
@@ -135,7 +135,7 @@ def _fault(draw: random.Random, at: float, kind: str, scale: float) -> Fault:
 
 
 class Injector:
-    """Does what was planned, late rather than never."""
+    """Injects the planned faults, late rather than never."""
 
     def __init__(self, cloud: cloud_.Cloud, faults: list[Fault]) -> None:
         self._cloud = cloud
@@ -156,7 +156,7 @@ class Injector:
             thread.start()
 
     def end(self) -> None:
-        """Wait until all is done, and undo what can be undone."""
+        """Wait until all faults are injected, and undo those that last."""
         for thread in self._threads:
             thread.join()
         for timer in self._timers:
@@ -215,8 +215,8 @@ class Injector:
         self._cloud.control.issue(fault.kind, fault.target, self._issued)
 
     def _disconnect(self, fault: Fault) -> None:
-        """End a connection to the database, and what goes on over it."""
-        process.until(self._cut)  # it may be away
+        """Cut a connection to the database with its transaction."""
+        process.until(self._cut)  # the database may be down
 
     def _cut(self) -> bool:
         away = (sa.exc.DBAPIError, db_exception.DBError)
@@ -246,7 +246,7 @@ class Injector:
         self._wait('broker', server, fault.seconds)
 
     def _wait(self, name: str, server: process.Server, seconds: float) -> None:
-        """Have a server that has ended be away for so long, and start it again."""
+        """Keep a stopped server down for so long, and start it again."""
         since = time.monotonic()
         time.sleep(seconds)
         self.outages.append(history.Outage(name, since, time.monotonic()))

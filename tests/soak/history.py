@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether what clients were told can be true of a service that keeps its promises.
+"""Check whether the answers to clients are possible for a service that keeps its promises.
 
-Each client notes what it asked, when, and what came of it: ``ok``, ``fail`` (nothing was done) or
-``unknown`` (no answer, or one that does not say).  What is unknown may have happened, may happen
-at any time later, or never; from the rest follows what held for certain, and when.  A function of
-histories alone: nothing here asks the service.
+Each client records its operations, their times, and their outcomes: ``ok``, ``fail`` (no effect)
+or ``unknown`` (no clear answer).  An unknown operation may have happened, may happen at any later
+time, or never; the others prove which states held, and when.  The check only uses histories: it
+does not call the service.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import math
 import types
 import typing
 
-#: How the answer of a delete says that there is nothing to delete.
+#: The status of a delete without an object.
 NOT_FOUND = 404
-#: What is answered while a server is away, or nothing.
+#: The statuses during an outage; 0 means no answer.
 AWAY = (0, 503)
-#: The function that stands for a card as a whole.
+#: The function that represents a whole card.
 WHOLE = ' 00.0'
-#: What a client asks that the conductor has to do.
+#: The operations that need a conductor.
 CHANGES = ('create', 'bind', 'unbind', 'delete', 'allocate', 'release')
-#: What a client asks that a server is needed for.
+#: The operations that need a server, by server.
 NEEDS = {'broker': CHANGES, 'database': (*CHANGES, 'read', 'list', 'look')}
-#: The states in which a request may be at rest.
+#: The stable states of a request.
 STATES = ('Initial', 'Bound', 'Unbound', 'BindFailed')
 RELEASES = ('unbind', 'delete')
 
@@ -35,11 +35,11 @@ Wrong = collections.abc.Iterator[str]
 
 
 class Seen(typing.NamedTuple):
-    """A request as the API showed it."""
+    """A request in an answer."""
 
     state: str
-    #: the accelerator itself: its provider, and its device and function on the bus of the card,
-    #: which stay wherever the card is, and whatever its host is called; empty if none
+    #: the accelerator: its provider, and its device and function on the bus of the card, which do
+    #: not depend on the card's address and the host's name; empty if none
     handle: str = ''
     provider: str = ''
     instance: str = ''
@@ -48,7 +48,7 @@ class Seen(typing.NamedTuple):
 
 @dataclasses.dataclass
 class Operation:
-    """What a client asked, and what it was told; times are of one monotonic clock."""
+    """An operation of a client and its answer; times are of one monotonic clock."""
 
     client: int
     #: create, bind, unbind, delete, read one, list those of an instance; enable, disable; trespass
@@ -58,15 +58,15 @@ class Operation:
     invoked: float = 0.0
     returned: float = math.inf
     outcome: str = 'unknown'
-    #: of the answer; 0 if none came
+    #: the status of the answer; 0 without one
     status: int = 0
     project: str = ''
     instance: str = ''
-    #: by request, where it is to be bound; of a device, those it has
+    #: the providers to bind from, by request; for a device, its providers
     providers: tuple[str, ...] = ()
-    #: what a read showed, by request
+    #: the result of a read, by request
     seen: dict[str, Seen] = dataclasses.field(default_factory=dict)
-    #: the name of an allocation, how many accelerators are wanted, and what was shown of it
+    #: the name of an allocation, the number of requested accelerators, and its shown state
     name: str = ''
     wanted: int = 0
     state: str = ''
@@ -81,7 +81,7 @@ History = collections.abc.Sequence[Operation]
 
 
 class Outage(typing.NamedTuple):
-    """For so long a server was not there."""
+    """The interval of an outage of a server."""
 
     server: str
     since: float
@@ -89,7 +89,7 @@ class Outage(typing.NamedTuple):
 
 
 class Hold(typing.NamedTuple):
-    """A request, or an allocation, certainly held an accelerator for this long."""
+    """An interval in which a request, or an allocation, certainly held an accelerator."""
 
     handle: str
     since: float
@@ -104,12 +104,12 @@ def check(
     outages: collections.abc.Iterable[Outage] = (),
     others: collections.abc.Iterable[Hold] = (),
 ) -> Wrong:
-    """What is wrong, in words.
+    """The violations, as texts.
 
-    :param final: every request of the service once it has come to rest.
-    :param cards: by provider, the card that it is of, if that is known: one that is found under
-        another name of its machine is of another provider.
-    :param others: what was held by something else than these requests.
+    :param final: every request of the idle service at the end.
+    :param cards: the card of each provider, if known: under another name of its machine a card
+        has another provider.
+    :param others: the intervals of other holders.
     """
     yield from _through(list(outages), history)
     yield from _trespasses(history)
@@ -127,7 +127,7 @@ def check(
 
 
 def _by_arq(history: History) -> dict[str, list[Operation]]:
-    """The operations on each request by who made it, in their order."""
+    """The operations on each request by its client, in order."""
     found: dict[str, list[Operation]] = {}
     for operation in sorted(history, key=lambda each: each.invoked):
         if operation.kind == 'create' and operation.outcome == 'ok':
@@ -140,24 +140,24 @@ def _by_arq(history: History) -> dict[str, list[Operation]]:
 
 
 def _last_look(arq: str, final: dict[str, Seen]) -> Operation:
-    """The end of it all, as if the client had read its request once more."""
+    """A final read of a request by its client."""
     seen = {arq: final[arq]} if arq in final else {}
     outcome, status = ('ok', 200) if seen else ('fail', NOT_FOUND)
     return Operation(-1, 'read', (arq,), math.inf, math.inf, outcome, status, seen=seen)
 
 
 class Story:
-    """What is certain of one request, as its operations are told one after another."""
+    """The certain facts of one request, updated by each of its operations."""
 
     def __init__(self, arq: str) -> None:
         self.arq = arq
         self.holds: list[Hold] = []
-        #: from when on it is certainly bound; None if that is not certain
+        #: the time since when it is certainly bound; None if that is uncertain
         self._since: float | None = None
         self._handle = ''
         self._instance = ''
         self._gone = False
-        #: whether a bind, a release or a delete is under way, for all we know, for ever
+        #: whether a bind, a release or a delete with an unknown result may still take effect
         self._may_bind = self._may_release = self._may_go = False
 
     def tell(self, operation: Operation) -> Wrong:
@@ -191,7 +191,7 @@ class Story:
             yield from self._compare(operation, operation.seen[self.arq])
 
     def _list(self, operation: Operation) -> Wrong:
-        """What an instance has: a request that is not shown is not bound to it."""
+        """The list of an instance: a request that is not shown is not bound to it."""
         if operation.outcome != 'ok':
             return
         if self.arq in operation.seen:
@@ -225,7 +225,7 @@ class Story:
 
     def _delete(self, operation: Operation) -> Wrong:
         if operation.outcome == 'fail' and operation.status != NOT_FOUND:
-            # It did nothing, and so it explains nothing that is found later.
+            # It had no effect, so it explains no later answer.
             if operation.status:
                 yield f'I6: {operation} was refused: {operation.status}'
             return
@@ -244,7 +244,7 @@ class Story:
             self._since, self._handle = None, ''
 
     def held(self) -> list[Hold]:
-        """What it certainly held, and what it still does."""
+        """The certain holds, also the present one."""
         if self._since is None or not self._handle:
             return self.holds
         return [*self.holds, Hold(self._handle, self._since, math.inf, self.arq)]
@@ -256,12 +256,12 @@ def _of_card(handle: str, cards: collections.abc.Mapping[str, str]) -> str:
 
 
 def _form(hold: Hold) -> str:
-    """Whether a card is held as a whole: the first function of its bus stands for it."""
+    """Whether a card is held as a whole: the first function of its bus represents it."""
     return 'whole' if hold.handle.endswith(WHOLE) else 'part'
 
 
 def _overlaps(found: collections.abc.Iterable[Hold]) -> Wrong:
-    """What was held twice, and which card in two forms, at one time."""
+    """Accelerators that were held twice, and cards that were held in two forms, at one time."""
     holds = sorted(found)
     for card, each in itertools.groupby(holds, key=lambda hold: hold.handle.rpartition(' ')[0]):
         of_card = list(each)
@@ -286,9 +286,9 @@ def _overlaps(found: collections.abc.Iterable[Hold]) -> Wrong:
 
 
 def _through(outages: list[Outage], history: History) -> Wrong:
-    """What is asked while a server is away is told so, and what is asked later is done.
+    """Operations during an outage fail with 503, and later ones succeed.
 
-    In a single outage nobody may be told: each API may be stopped or dead for as long.
+    In a single outage there may be no 503: each API may be stopped or dead during all of it.
     """
     statuses = collections.defaultdict(set)
     for outage in outages:
@@ -296,7 +296,7 @@ def _through(outages: list[Outage], history: History) -> Wrong:
         within = [o for o in concerned if outage.since < o.invoked and o.returned < outage.until]
         statuses[outage.server] |= {operation.status for operation in within}
         for each in within:
-            # That there is no allocation of a name is found without a conductor.
+            # A 404 for the name of an allocation needs no conductor.
             unneeded = (each.kind, each.status, outage.server) == ('release', NOT_FOUND, 'broker')
             if each.status not in AWAY and not unneeded:
                 yield f'T11: {each} was told {each.status}, and the {outage.server} was away'
@@ -309,7 +309,7 @@ def _through(outages: list[Outage], history: History) -> Wrong:
 
 
 def _twins(history: History) -> Wrong:
-    """One answer that shows one accelerator twice."""
+    """Answers that show one accelerator twice."""
     for operation in history:
         handles = collections.Counter(seen.handle for seen in operation.seen.values())
         for handle, count in handles.items():
@@ -339,9 +339,9 @@ def _given_though_disabled(history: History) -> Wrong:
 
 
 def _disabled(history: History) -> collections.abc.Iterator[tuple[str, float, float]]:
-    """Which provider was certainly disabled, from when to when."""
+    """The intervals in which providers were certainly disabled."""
     since: dict[str, float] = {}
-    loose: set[str] = set()  # an order to enable it may come at any time
+    loose: set[str] = set()  # an enable with an unknown result may take effect at any time
     for operation in sorted(history, key=lambda each: each.invoked):
         for provider in operation.providers if operation.kind in ('disable', 'enable') else ():
             if operation.kind == 'enable':
@@ -355,7 +355,7 @@ def _disabled(history: History) -> collections.abc.Iterator[tuple[str, float, fl
 
 
 def _unknown_to_all(history: History, final: dict[str, Seen]) -> Wrong:
-    """Nothing is bound that nobody has asked for, and nothing is given twice in the end."""
+    """At the end there are no unrequested binds, and no accelerator is held twice."""
     asked = {
         (arq, operation.instance, provider)
         for operation in history

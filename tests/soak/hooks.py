@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What befalls a service from outside: messages, deadlocks, a clock that jumps.
+"""Faults that are injected into a service: of messages, deadlocks, clock jumps.
 
 ``python -m tests.soak.hooks NAME COMMAND ARGUMENT...`` runs a command of this environment, or the
 module of the soak that ``-m`` names, under a name of its own among its like.  ``SOAK_PLACE`` names
@@ -40,14 +40,14 @@ from tests.soak import agents
 from tests.soak import control as control_
 from tests.soak import machines
 
-#: How late a message comes, or comes again, in seconds.
+#: The delay of a late or repeated message, in seconds.
 LATE = (0.5, 8.0)
-#: Where a caller says who he is, as keystonemiddleware would.
+#: The headers that identify a caller, as from keystonemiddleware.
 PROJECT, ROLES = 'X-Project-Id', 'X-Roles'
 
 
 def watch_messages(control: control_.Control) -> None:
-    """Lose a call, lose its answer, let it come late, or twice."""
+    """Lose, delay or duplicate calls, or lose their answers."""
     dispatch = dispatcher.RPCDispatcher.dispatch
 
     def spoiled(self: typing.Any, incoming: typing.Any) -> typing.Any:
@@ -68,7 +68,7 @@ def watch_messages(control: control_.Control) -> None:
 
 
 def _again(call: collections.abc.Callable[[], typing.Any]) -> None:
-    """The same message comes later once more, and nobody waits for the answer."""
+    """Deliver the same message again later, without a receiver of the answer."""
     timer = threading.Timer(random.uniform(*LATE), lambda: _quietly(call))
     timer.daemon = True
     timer.start()
@@ -82,7 +82,7 @@ def _quietly(call: collections.abc.Callable[[], typing.Any]) -> None:
 
 
 def watch_looks() -> None:
-    """Let no card change its slot while a driver looks at its machine."""
+    """Prevent changes of slots while a driver scans its machine."""
     look = driver.Driver.look
 
     def still(self: driver.Driver) -> typing.Any:
@@ -93,7 +93,7 @@ def watch_looks() -> None:
 
 
 def watch_commits(control: control_.Control) -> None:
-    """Let the database end a transaction with what it says of a deadlock."""
+    """Raise the database's deadlock error at a commit."""
 
     def deadlock(session: orm.Session) -> None:
         if control.take('deadlock'):
@@ -110,7 +110,7 @@ DEADLOCK = {
 
 
 class Clock:
-    """What oslo.utils asks for the time, in place of the system."""
+    """The clock of oslo.utils, in place of the system's."""
 
     def __init__(self, clock: control_.Clock) -> None:
         self._clock = clock
@@ -127,7 +127,7 @@ def set_clock(clock: control_.Clock) -> None:
 
 
 class Told:
-    """Believes what a caller says of himself: there is no Keystone to ask."""
+    """Trusts the identity headers of callers: there is no Keystone."""
 
     def __init__(self, application: app.Wsgi, _who: object) -> None:
         self._app = application
@@ -140,7 +140,7 @@ class Told:
 
 
 class Handle(typing.NamedTuple):
-    """What is given, as binding._free_handles() returns it."""
+    """A handle in the form of binding._free_handles()."""
 
     id: int
     uuid: str
@@ -150,18 +150,18 @@ class Handle(typing.NamedTuple):
 def _give_twice(
     _session: orm.Session, provider: typing.Any, wishes: list[binding.Wish]
 ) -> list[typing.Any]:
-    """Whoever holds it."""
+    """Return handles even if they are held."""
     handles = [handle for handle in provider.attach_handles if not handle.lost]
     return [Handle(handle.id, handle.uuid, False) for handle in handles[: len(wishes)]]
 
 
 @messaging.expose
 def _keep(*_args: object, **_kwargs: object) -> None:
-    """Say that it was given back."""
+    """Do nothing, so that the handle stays held."""
 
 
 def _pair_by_address(known: list[model.Device], found: list[model.Device]) -> list[matching.Pair]:
-    """Whatever their serial numbers are."""
+    """Pair devices by address, and ignore serial numbers."""
     at = {device.identity: device for device in known}
     return [(card, at.get(card.identity)) for card in found]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines as directories: cards are pulled, moved, replaced and split in them, and renamed they
-are, too.
+"""Machines as directories, with changes: cards are removed, moved, replaced and split, and
+machines are renamed.
 
-The processes of the agents read them, and whoever changes them knows what is true of each.
+The processes of the agents read them; the test knows the true content of each.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from cyborg_lite.driver import description
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import sysfs
 
-#: The classes of the functions that stand for a card in the hosts that we ship.
+#: The PCI classes of cards in the shipped hosts.
 CARDS = ('1200', '0302', '0b40')
-#: What npu-smi prints of a board, and which part of it goes with the card.
+#: The query of npu-smi for a board, and the part of its answer that moves with the card.
 BOARD = 'info -t board -i'
 SERIAL = re.compile(r'(?m)^(\s*Serial Number\s*: )(.*)$')
 ADDRESS = re.compile(r'(?m)^\s*PCIe Bus Info\s*: (.*)$')
@@ -34,23 +34,23 @@ ADDRESS = re.compile(r'(?m)^\s*PCIe Bus Info\s*: (.*)$')
 
 @contextlib.contextmanager
 def still(root: pathlib.Path, how: int = fcntl.LOCK_SH) -> collections.abc.Iterator[None]:
-    """While a driver looks at a machine no card changes its slot: none does so under power."""
+    """Lock a machine: no card changes its slot during a scan, as real cards need a power-off."""
     with (root / 'lock').open('a') as lock:
         fcntl.flock(lock, how)
         yield
 
 
 class Card(typing.NamedTuple):
-    """A card that is in a machine."""
+    """A card in a machine."""
 
-    #: None for one that does not tell it
+    #: None if it is not readable
     serial: str | None
-    #: the addresses of what is given out of it; empty if that is not looked at
+    #: the addresses of its accelerators; empty if they are not checked
     functions: frozenset[str]
 
 
 class Machine:
-    """One that was laid out. It is itself, whatever its name."""
+    """A machine in a directory. Its identity does not depend on its name."""
 
     def __init__(self, root: pathlib.Path) -> None:
         self.root = root
@@ -83,7 +83,7 @@ class Machine:
     # Its cards
 
     def pull(self, address: str) -> None:
-        # It is pulled already.
+        # It is removed already.
         with contextlib.suppress(FileNotFoundError):
             (self._listed / address).rename(self._pulled / address)
 
@@ -97,7 +97,7 @@ class Machine:
 
     @property
     def boards(self) -> dict[str, pathlib.Path]:
-        """By address, the file that tells the serial number of the card there."""
+        """The file with the serial number of each card, by address."""
         files = (self.root / description.output('npu-smi', ())).parent.glob('info_-t_board_-i_*')
         texts = {file: file.read_text() for file in files}
         return {
@@ -107,7 +107,7 @@ class Machine:
         }
 
     def swap(self, one: str, other: str) -> None:
-        """Let two cards change slots."""
+        """Swap the slots of two cards."""
         files = self.boards[one], self.boards[other]
         serials = [_serial(file) for file in files]
         with still(self.root, fcntl.LOCK_EX):
@@ -115,7 +115,7 @@ class Machine:
                 self._set_serial(file, serial)
 
     def replace(self, address: str, again: bool) -> None:
-        """Put another card into a slot: a new one, or one that was taken out before."""
+        """Put another card into a slot: a new one, or one that was removed before."""
         file = self.boards[address]
         self._spare.append(_serial(file))
         new = f'S{uuid.uuid4().hex[:16]}'
@@ -127,12 +127,12 @@ class Machine:
 
     @property
     def split_cards(self) -> dict[str, int]:
-        """By address, the cards that can be split, and into how many parts."""
+        """The cards that can be split, by address, with the numbers of parts."""
         totals = {bdf: self._home(bdf) / 'sriov_totalvfs' for bdf in self.cards}
         return {bdf: int(file.read_text()) for bdf, file in totals.items() if file.exists()}
 
     def split(self, address: str, parts: int) -> None:
-        """Give a card so many virtual functions, in the order in which the kernel does."""
+        """Create so many virtual functions of a card, in the order of the kernel."""
         card = self._home(address)
         self._write(card / 'sriov_numvfs', '0')
         for link in sorted(card.glob('virtfn*')):
@@ -150,14 +150,14 @@ class Machine:
         return self.root / 'sys' / f'devices/pci{address[:-5]}' / address
 
     def there(self) -> dict[str, Card]:
-        """By address, the cards that are in the machine."""
+        """The cards in the machine, by address."""
         boards = self.boards
         made = {}
         for bdf in self.cards:
             if os.path.lexists(self._listed / bdf):
                 parts = (os.readlink(link) for link in self._home(bdf).glob('virtfn*'))
                 functions = frozenset(map(os.path.basename, parts))
-                # Of an Alveo the user's function alone is given out.
+                # Only the user function of an Alveo is allocated.
                 known = bdf in boards or bdf in self.split_cards
                 functions = functions or frozenset([bdf] if known else [])
                 serial = _serial(boards[bdf]) if bdf in boards else None
@@ -165,7 +165,7 @@ class Machine:
         return made
 
     def _write(self, file: pathlib.Path, text: str) -> None:
-        """At one moment, and later than all before: the file system's clock is coarse."""
+        """Write atomically, with a later mtime than before: the file system's clock is coarse."""
         new = self.root / 'new'
         new.write_text(text)
         now = time.time_ns()
@@ -182,9 +182,9 @@ def _serial(file: pathlib.Path) -> str:
 def lay_out(
     place: pathlib.Path, number: int, kinds: collections.abc.Collection[str] = ()
 ) -> list[Machine]:
-    """So many copies of the hosts that we ship, in turn.
+    """Copies of the shipped hosts, in turn.
 
-    :param kinds: the names of those that are wanted; all by default.
+    :param kinds: the names of the hosts; all by default.
     """
     texts = sorted((n, text) for n, text in hosts.shipped().items() if not kinds or n in kinds)
     made = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who runs a cloud: one gives orders, another one works on the machines."""
+"""The operators of a cloud: one calls the API, another changes the machines."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.soak import cloud as cloud_
 from tests.soak import machines as machines_
 from tests.soak import watch
 
-#: How many accelerators somebody else has, in Placement.
+#: The number of allocations of other consumers in Placement.
 ALLOCATIONS = 10
-#: Which of eight clients ask for allocations: one of each project.
+#: The clients, of eight, that use allocations: one of each project.
 CONSUMERS = (3, 6)
-#: How long a machine stays as it is, in seconds: some of its states are to be reported.
+#: How long a machine stays unchanged, in seconds, so that some of its states are reported.
 STAY = 3.0
-#: How long it is tried to give hosts their names at the end, in seconds.
+#: The timeout of the last renames of hosts, in seconds.
 PATIENCE = 60
 
 
 class Operator(clients.Client):
-    """Disables and enables devices of the machines that stay as they are."""
+    """Disables and enables devices of machines without changes."""
 
     def __init__(
         self, cloud: cloud_.Cloud, seed: str, number: int, providers: list[cloud_.Provider]
@@ -34,7 +34,7 @@ class Operator(clients.Client):
         self._devices = collections.defaultdict(list)
         for provider in providers:
             self._devices[provider.device].append(provider.uuid)
-        # What cannot be deleted while it is allocated would be waited for.
+        # Only of unchanged machines: an allocated provider could not be deleted at the end.
         cloud.allocate(providers[:ALLOCATIONS])
 
     def cycle(self) -> None:
@@ -52,9 +52,9 @@ class Operator(clients.Client):
 
 
 class Technician(clients.Client):
-    """Pulls cards, moves, replaces and splits them, and gives machines other names.
+    """Removes, moves, replaces and splits cards, and renames machines.
 
-    What is called as before is renamed by the API or, where nobody holds anything of it, deleted.
+    A host under an old name is renamed by the API or, without held accelerators, deleted.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Technician(clients.Client):
         self._headers = cloud_.ADMIN
         self._project = 'admin'
         self._seen, self._machines = seen, machines
-        #: those that are down until they have their new name
+        #: the machines that are down until they have their new name
         self._stopped_machines: dict[machines_.Machine, str] = {}
         self._old_names: list[tuple[machines_.Machine, str]] = []
-        #: when a machine was changed last
+        #: the time of the last change of a machine
         self._changed: dict[machines_.Machine, float] = {}
-        #: what was done to machines, which nobody is asked for
+        #: the counts of changes of machines
         self.changes: collections.Counter[str] = collections.Counter()
 
     def cycle(self) -> None:
@@ -87,7 +87,7 @@ class Technician(clients.Client):
             self._delete_device(self._draw.choice(self._machines))
 
     def _change(self, machine: machines_.Machine) -> None:
-        """Do something to a machine, unless it was changed a moment ago."""
+        """Change a machine, unless it was changed recently."""
         now = time.monotonic()
         if now - self._changed.get(machine, -STAY) < STAY:
             return
@@ -117,13 +117,13 @@ class Technician(clients.Client):
         self.changes['replaced'] += 1
 
     def _split(self, machine: machines_.Machine) -> None:
-        """As a whole, half of its parts or all of them."""
+        """Into the whole card, half of its parts or all of them."""
         [(address, most)] = machine.split_cards.items()
         machine.split(address, self._draw.choice([0, 0, most // 2, most]))
         self.changes['form changed'] += 1
 
     def _rename(self, machine: machines_.Machine) -> None:
-        """The agent starts under another name at once, and the API is told later."""
+        """The agent starts under another name at once, and the API call follows later."""
         if machine in self._stopped_machines:
             return
         old, new = machine.name, self._another_name(machine)
@@ -133,7 +133,7 @@ class Technician(clients.Client):
         self.changes['renamed'] += 1
 
     def _rename_down(self, machine: machines_.Machine) -> None:
-        """The agent is stopped, and starts under the other name once the API knows that."""
+        """The agent is stopped, and starts under the other name after the API call."""
         if machine in self._stopped_machines or any(m is machine for m, _ in self._old_names):
             return
         old, new = machine.name, self._another_name(machine)
@@ -146,9 +146,9 @@ class Technician(clients.Client):
         return self._draw.choice([n for n in cloud_.names(machine) if n != machine.name])
 
     def _settle(self, machine: machines_.Machine, old: str, delete: float = 0.3) -> None:
-        """Have a name that a machine has no more be that of no host.
+        """Rename or delete the host of an old name.
 
-        :param delete: how likely it is tried to delete it rather than to rename it.
+        :param delete: the probability of a delete instead of a rename.
         """
         new = self._stopped_machines.get(machine) or machine.name
         if self._draw.random() < delete:
@@ -161,7 +161,7 @@ class Technician(clients.Client):
                 machine.rename(self._stopped_machines.pop(machine))
 
     def _delete_device(self, machine: machines_.Machine) -> None:
-        """One that was pulled: it is refused until the device is missing, and while it is held."""
+        """Delete a removed card: this is refused until it is missing, and while it is held."""
         pulled = machine.pulled
         devices = [
             provider.device
@@ -172,7 +172,7 @@ class Technician(clients.Client):
             self.note('delete device', 'DELETE', f'/devices/{self._draw.choice(sorted(devices))}')
 
     def finish(self) -> None:
-        """Leave no card pulled, and no host under an old name."""
+        """Put all cards back, and rename all hosts."""
         for machine in self._machines:
             machine.put_back()
         end = time.monotonic() + PATIENCE
@@ -182,7 +182,7 @@ class Technician(clients.Client):
             time.sleep(1)
 
     def _late_names(self) -> list[tuple[machines_.Machine, str]]:
-        """Those that an order has brought back which came late."""
+        """Old names that a late call has restored."""
         answer = self.ask('GET', '/hosts?limit=1000')
         known = {host['name'] for host in answer.body['hosts']} if answer.status == 200 else set()
         return [
@@ -196,7 +196,7 @@ class Technician(clients.Client):
 def population(
     cloud: cloud_.Cloud, seed: str, number: int, seen: watch.Watch
 ) -> tuple[list[clients.Client], Technician]:
-    """The operator and so many clients, and who works on every other machine of each kind."""
+    """The operator, the clients, and the technician of every other machine of each kind."""
     changing = sorted(cloud.machines, key=lambda machine: machine.id)[::2]
     names = {machine.name for machine in changing}
     stay = [provider for provider in seen.providers if provider.host not in names]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Placement service, which now and then refuses, or does not answer in time.
+"""The Placement service with faults: it sometimes refuses, or does not answer in time.
 
-``python -m tests.soak.placement DIRECTORY``; its configuration is found as Placement finds it.
+``python -m tests.soak.placement DIRECTORY``; the configuration is that of Placement.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import webob.dec
 
 from tests.soak import control as control_
 
-#: Longer than the client waits, in seconds.
+#: Longer than the client's timeout, in seconds.
 SILENCE = 4
 
 
 class Moody:
-    """In front of the application."""
+    """A layer in front of the application that injects faults."""
 
     def __init__(self, control: control_.Control) -> None:
         self._control = control
-        # On SQLite, writers would meet.
+        # SQLite allows one writer at a time.
         self._lock = threading.Lock()
 
     @webob.dec.wsgify
@@ -57,7 +57,7 @@ def _error(status: int, code: str) -> webob.Response:
 
 @event.listens_for(sa.Engine, 'connect')
 def _hurry(connection: typing.Any, _record: object) -> None:
-    # No test is of what it keeps when the power fails.
+    # Durability is not needed here.
     connection.execute('PRAGMA synchronous = OFF')
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a thousand hosts of eight devices take to be known, and what their reports cost then.
+"""The time of the first reports of a thousand hosts with eight devices, and the cost of later
+ones.
 
-``tox -e bench -- --hosts 1000``; no test: what it says depends on the machine.  Hosts are reports
-that a few threads send over RabbitMQ; two conductors write them to PostgreSQL.
+``tox -e bench -- --hosts 1000``; it is not a test, as the result depends on the machine.  A few
+threads send the reports of all hosts over RabbitMQ; two conductors write them to PostgreSQL.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tests.integration import servers
 
 DEVICES = 8
 CONDUCTORS = 2
-#: How many agents' reports are under way at a time.
+#: The number of concurrent reports.
 THREADS = 16
 
 
@@ -51,7 +52,7 @@ def tell(
     conductors: list[process.Server],
     hosts: list[str],
 ) -> None:
-    """Have each host report once."""
+    """Send one report of each host."""
     cpu, begun = spent(conductors), time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(functools.partial(report, cloud), hosts))
@@ -80,5 +81,5 @@ def devices() -> list[dict[str, typing.Any]]:
 
 
 def spent(services: list[process.Server]) -> float:
-    """The CPU time of those that do the work, in seconds."""
+    """The CPU time of the worker processes, in seconds."""
     return measure.spent(pid for service in services for pid in deployment_.workers(service))

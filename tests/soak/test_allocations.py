@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients of allocations were told is accepted if it can be true, and found if it cannot."""
+"""The check accepts possible answers about allocations, and finds impossible ones."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be true is accepted, and what cannot is found."""
+"""The check accepts possible histories, and finds impossible ones."""
 
 import random
 
@@ -15,10 +15,10 @@ Seen = history.Seen
 
 
 class World:
-    """A service that keeps its promises, and clients of it that are not always answered.
+    """A correct service, and its clients, which do not always get an answer.
 
-    What is asked takes effect at one moment between question and answer; of what is not answered
-    it does so at any moment after the question, or never.
+    An operation takes effect at one time between request and answer; without an answer it does so
+    at any time after the request, or never.
     """
 
     def __init__(self, draw: random.Random) -> None:
@@ -62,7 +62,7 @@ class World:
         return history.Operation(client, kind, arqs, project='p', **more)
 
     def _create(self, client, arq):
-        # A name once used is gone for good.
+        # Names are not reused.
         if any(arq in each.arqs for each in self.history):
             return
 
@@ -89,7 +89,7 @@ class World:
         made = self._make('bind', client, arq, providers=(provider,), instance=instance)
         self._ask(made, effect)
         if made.outcome == 'fail' and self.arqs.get(arq, Seen('')).state == 'Bound':
-            made.outcome = 'unknown'  # as the clients have it of such a conflict
+            made.outcome = 'unknown'  # clients record such a conflict so
 
     def _read(self, client, arq):
         made = self._make('read', client, arq)
@@ -154,7 +154,7 @@ def test_a_possible_history_is_accepted(draw):
 
 
 def lose(world: World) -> bool:
-    """A request that is certainly there is gone in the end."""
+    """Lose a request that certainly exists."""
     deleted = {a for o in world.history if o.kind == 'delete' for a in o.arqs}
     for arq in world.arqs:
         if arq not in deleted:
@@ -164,7 +164,7 @@ def lose(world: World) -> bool:
 
 
 def keep(world: World) -> bool:
-    """What was deleted is there."""
+    """Keep a deleted request."""
     for operation in world.history:
         if operation.kind == 'delete' and operation.outcome == 'ok':
             world.arqs[operation.arqs[0]] = Seen('Initial', project='p')
@@ -173,7 +173,7 @@ def keep(world: World) -> bool:
 
 
 def release(world: World) -> bool:
-    """What is bound by the last word of its client is not in the end."""
+    """Release a request that is bound by its last operation."""
     last = {}
     for operation in world.history:
         if operation.kind in ('bind', 'unbind', 'delete'):
@@ -188,7 +188,7 @@ def release(world: World) -> bool:
 
 
 def show_a_stranger(world: World) -> bool:
-    """A list has what is another project's."""
+    """Show a request of another project in a list."""
     for operation in world.history:
         for arq, seen in operation.seen.items():
             operation.seen = {arq: seen._replace(project='another')}
@@ -197,7 +197,7 @@ def show_a_stranger(world: World) -> bool:
 
 
 def bind_unasked(world: World) -> bool:
-    """Something is bound that nobody has bound."""
+    """Bind a request without an operation."""
     for arq, seen in world.arqs.items():
         if seen.state == 'Initial':
             world.arqs[arq] = Seen('Bound', 'three 0', 'rp-3', 'nobody', 'p')
@@ -226,7 +226,7 @@ def bound(arq, handle='one 0', instance=None):
 
 
 def holding(arq, since, client=0):
-    """A request is created, bound and seen to be bound; each takes a tenth of a second."""
+    """Create, bind and read a request; each takes a tenth of a second."""
     more = {'arq': arq, 'client': client}
     place = {'providers': ('rp-1',), 'instance': f'of {arq}'}
     yield operation('create', since, since + 0.1, **more)
@@ -337,7 +337,7 @@ def test_no_request_is_left_half_done():
 
 
 def held(arq, since, handle, client=0):
-    """As holding(), and it is known which accelerator it is."""
+    """Like holding(), with a known accelerator."""
     *begun, read = holding(arq, since, client)
     provider = handle.partition(' ')[0]
     read.seen = {arq: Seen('Bound', handle, provider, f'of {arq}', 'p')}
@@ -361,7 +361,7 @@ CARDS = {'rp-1': 'card 1', 'rp-2': 'card 1', 'rp-3': 'card 2'}
     ],
 )
 def test_a_card_is_held_once_and_in_one_form(one, other, promise):
-    """Whatever the name is under which its machine reports."""
+    """Under any name of its machine."""
     ends = [gone('a', 5, 6), gone('b', 5, 6)]
     told = [*held('a', 0, one), *held('b', 1, other, client=1), *ends]
     wrong = [each.partition(':')[0] for each in history.check(told, {}, CARDS)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a machine says of itself is what drivers find in it, whatever was done to it."""
+"""After any change, drivers find the true content of a machine."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def made(tmp_path):
 
 
 def found(machine, looker=None):
-    """What the drivers find: by address the serial number, and what is given out."""
+    """The findings of the drivers: serial number and accelerators by address."""
     looker = looker or drivers.Drivers(options.load(), machine.host)
     return {
         device.address: machines.Card(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cloud under load, to which everything happens that happens to clouds: no promise is broken.
+"""A cloud under load with all kinds of faults keeps its promises.
 
-``SOAK_SECONDS`` says for how long (60), ``SOAK_SEED`` with which faults and wishes (any),
+``SOAK_SECONDS`` is the duration (60), ``SOAK_SEED`` chooses faults and requests (random),
 ``SOAK_HOSTS`` how many hosts each of the four agents' processes has (25), ``SOAK_DATABASE`` on
-which database (postgresql, or mariadb).  The seed decides what is done and when; what comes of it
-depends on the machine as well.
+which database (postgresql, or mariadb).  The seed determines the plan; the result also depends on
+the machine.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ SECONDS = float(os.environ.get('SOAK_SECONDS') or 60)
 SEED = os.environ.get('SOAK_SEED') or str(random.SystemRandom().randrange(10**6))
 HOSTS = int(os.environ.get('SOAK_HOSTS') or 25)
 CLIENTS = 32
-#: How often it is told how far it has come, in seconds.
+#: The interval of progress messages, in seconds.
 TELL = 10
-#: How long a planted bug has to show, in seconds; what is seen at once ends it sooner.
+#: The duration of a run with a planted bug, in seconds; an immediate finding ends it sooner.
 PLANTED = 20
 SEEN = 120
-#: How long it may take until all is at rest after the last fault, in seconds. A minute is promised,
-#: to those who do not run other tests beside it.
+#: The maximum recovery time after the last fault, in seconds. A minute is promised, without other
+#: load on the machine.
 REST = 120
 
 
 @dataclasses.dataclass
 class Result:
-    """What was done, and what came of it."""
+    """The operations and results of a run."""
 
     seed: str
     seconds: float
-    #: how long it took: faults are late rather than left out
+    #: the duration: faults may be late, but are not left out
     took: float
     operations: history_.History
     faults: collections.Counter[str]
-    #: what was done to machines
+    #: the changes of machines
     changes: collections.Counter[str]
     statuses: collections.Counter[str]
-    #: how long it took to come to rest
+    #: the recovery time
     rest: float
     wrong: list[str]
-    #: every request there is in the end
+    #: every request at the end
     final: dict[str, history_.Seen]
 
     def table(self) -> str:
@@ -94,7 +94,7 @@ class Result:
 def _row(operations: history_.History) -> str:
     outcomes = collections.Counter(each.outcome for each in operations)
     times = [o.returned - o.invoked for o in operations if o.outcome == 'ok'] or [0]
-    # One alone has no quantiles.
+    # A single value has no quantiles.
     cuts = statistics.quantiles(times * 2, n=100)
     counts = ''.join(f'{outcomes[each]:>8}' for each in ('ok', 'fail', 'unknown'))
     return f'{counts}{cuts[49] * 1000:>10.0f}{cuts[98] * 1000:>10.0f}'
@@ -120,10 +120,10 @@ class Soak:
                 assert answer.status_code == 201, answer.text
 
     def run(self, seconds: float, patience: float = REST, watched: bool = False) -> Result:
-        """Have it all happen.
+        """Run the load and the faults.
 
-        :param patience: how long it may take to come to rest.
-        :param watched: whether it ends as soon as something wrong is seen.
+        :param patience: the maximum recovery time.
+        :param watched: whether the first violation ends the run.
         """
         begun = time.monotonic()
         self.watch.start()
@@ -152,12 +152,12 @@ class Soak:
         print(f'{seconds:4.0f} s: {done} operations, {faults} faults', flush=True)
 
     def _rest(self, patience: float) -> tuple[float, list[str]]:
-        """How long it takes until all is at rest, and what is wrong then."""
+        """The recovery time, and the violations afterwards."""
         begun = time.monotonic()
         while True:
             took = time.monotonic() - begun
             wrong = list(self._cloud.resting())
-            # To ask Placement takes long, and it is asked when it should be right.
+            # Reading Placement takes long, so it is checked last.
             if not wrong or took > patience:
                 wrong += self._cloud.wrong()
             if not wrong or took > patience:
@@ -185,7 +185,7 @@ class Soak:
         final: dict[str, history_.Seen],
         outages: collections.abc.Iterable[history_.Outage] = (),
     ) -> list[str]:
-        """What clients were told that cannot be true."""
+        """The impossible answers to clients."""
         stories, wrong = allocations.stories(operations)
         with self._cloud.database.reader() as session:
             kept = sa.select(model.Allocation.name, model.Allocation.state).where(
@@ -196,7 +196,7 @@ class Soak:
         return [*wrong, *history_.check(operations, final, self.watch.cards(), outages, others)]
 
     def _final(self) -> dict[str, history_.Seen]:
-        """Every request there is that is not of an allocation."""
+        """Every request that is not part of an allocation."""
         url = f'{self._cloud.urls[0]}/accelerator_requests?limit=10000'
         answer = requests.get(url, headers=cloud_.ADMIN, timeout=60).json()
         of_allocations = {arq.uuid for arq in self._cloud.rows(model.ARQ) if arq.allocation_uuid}
@@ -238,12 +238,12 @@ def test_no_promise_is_broken(tmp_path_factory, record_property):
 
 @dataclasses.dataclass(frozen=True)
 class Bug:
-    """One that is planted, and how what it breaks is told."""
+    """A planted bug, and the text of its violation."""
 
     found: str
-    #: of the hosts that we ship, on which it shows
+    #: the shipped host that shows it
     kind: str = ''
-    #: whether the last to refuse it is taken away
+    #: whether the database's constraint is removed, too
     alone: bool = False
 
 
@@ -257,7 +257,7 @@ BUGS = {
 
 @pytest.mark.parametrize('bug', BUGS)
 def test_planted_bug_is_found(bug, tmp_path_factory):
-    """So that finding nothing says something."""
+    """This shows that the checks can fail."""
     planted = BUGS[bug]
     place = tmp_path_factory.mktemp('bug')
     with soak(place, SEED, [], 1, bug, [planted.kind] if planted.kind else ()) as (cloud, running):
@@ -276,7 +276,7 @@ def _drop_unique(engine: sa.Engine, column: orm.InstrumentedAttribute[int | None
     [name] = [index.name for index in table.indexes if column.name in index.columns]
     drop = [f'DROP INDEX {name}']
     if engine.dialect.name == 'mysql':
-        # It demands an index for a foreign key.
+        # It requires an index for a foreign key.
         drop = [f'CREATE INDEX other ON {table} ({column.name})', f'DROP INDEX {name} ON {table}']
     with engine.begin() as door:
         for statement in drop:

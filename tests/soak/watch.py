@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rows say again and again while everything happens: clients see a part of it only."""
+"""Repeated checks of the rows during a run: clients see only a part of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cyborg_lite import model
 from tests.integration import invariants
 from tests.soak import cloud as cloud_
 
-#: How often they are looked at, in seconds.
+#: The interval of checks, in seconds.
 LOOK = 1.0
-#: The most violations that are told: one that stays is found at each look.
+#: The maximum number of reported violations: a lasting one is found in each check.
 TOLD = 20
 HELD = (
     sa.select(model.ARQ.uuid, model.ARQ.instance_uuid, model.Host.machine, model.Device.serial)
@@ -31,14 +31,14 @@ HANDLES = sa.select(
 
 
 class Held(typing.NamedTuple):
-    """Of which machine a request holds a card, and which."""
+    """The machine and the card that a request holds."""
 
     machine: str | None
     serial: str | None
 
 
 class Watch(threading.Thread):
-    """Looks until it is to stop; each query sees the rows as they are at one moment."""
+    """Checks until it is stopped; each query reads a consistent snapshot."""
 
     def __init__(self, cloud: cloud_.Cloud) -> None:
         super().__init__(name='watch', daemon=True)
@@ -46,7 +46,7 @@ class Watch(threading.Thread):
         self._stopped = threading.Event()
         self._cards: dict[str, set[str]] = collections.defaultdict(set)
         self._held: dict[tuple[str, str | None], Held] = {}
-        #: by the uuid of an accelerator, its provider, and its device and function
+        #: the provider, device and function of each accelerator, by uuid
         self.handles: dict[str, str] = {}
         self.wrong: dict[str, None] = {}
         self.looks = 0
@@ -57,7 +57,7 @@ class Watch(threading.Thread):
             try:
                 self.look()
             except (db_exception.DBError, sa.exc.SQLAlchemyError):
-                # The database is away: that is a fault of ours.
+                # The database is down: this is an injected fault.
                 continue
             except Exception as error:
                 self._tell(f'The watch ends: {error!r}')
@@ -73,7 +73,7 @@ class Watch(threading.Thread):
         for provider in self.providers:
             by_class[provider.resource_class].append(provider)
             self._cards[provider.uuid].add(provider.card)
-        #: what clients believe that there is
+        #: the view of clients
         self.by_class: dict[str, list[cloud_.Provider]] = by_class
         with self._cloud.database.reader() as session:
             for each in invariants.forms(session):
@@ -98,5 +98,5 @@ class Watch(threading.Thread):
             self.wrong[wrong] = None
 
     def cards(self) -> dict[str, str]:
-        """By provider, the card that it was of, where it was of one only."""
+        """The card of each provider, if it was of only one."""
         return {uuid: min(cards) for uuid, cards in self._cards.items() if len(cards) == 1}
