@@ -30,7 +30,7 @@ class Service:
 
     def __init__(self, database_url: str, hosts=(), files=(), **defaults: typing.Any) -> None:
         settings = {'api__auth_strategy': 'noauth', 'database__connection': database_url}
-        # What comes by itself would be counted among the statements of a test.
+        # Periodic work would be counted among the statements of a test.
         settings |= {'conductor__healing_interval': 3600} | defaults
         self.conf = options.load(files=[*files], **settings)
         self.embedded = service.Embedded(self.conf, hosts)
@@ -47,7 +47,7 @@ class Service:
         return self.embedded.bus.conductor(context.service())
 
     def report(self, *devices: model.Device, host: str = HOST, **more: typing.Any) -> None:
-        """Report as an agent does; ``more`` replaces what the report says of itself."""
+        """Report like an agent; ``more`` replaces fields of the report."""
         facts = [device.facts() for device in devices]
         report = {
             'host': host,
@@ -68,10 +68,9 @@ class Service:
 
     @contextlib.contextmanager
     def statements(self, but: str | None = None) -> collections.abc.Iterator[list[str]]:
-        """The SQL statements that are sent meanwhile, those that begin transactions included.
+        """The SQL statements of a block, including those that begin transactions.
 
-        :param but: those of threads whose names begin so are not counted: they look now and then,
-            which on a busy machine may be now.
+        :param but: a prefix of names of threads that are not counted: they poll periodically.
         """
         seen: list[str] = []
 
@@ -97,24 +96,24 @@ class Service:
 
 
 def take(sender, kind: str) -> list[model.Message]:
-    """Take the messages that are due, as a thread of a conductor does before it sends them."""
+    """Lease the due messages, like a thread of a conductor before it sends them."""
     due, _ = sender._look(kind)
     return sender._claim(due) if due else []
 
 
 def send_batch(sender, kind: str) -> bool:
-    """Send one batch, whatever is due then; False if nothing is."""
+    """Send one batch of due messages; False if there are none."""
     batch = take(sender, kind)
     sender._deliver(batch)
     return bool(batch)
 
 
 def send(sender) -> int:
-    """Send all that is due, as the threads of a conductor do; returns how many messages were."""
+    """Send all due messages, like the threads of a conductor; returns their number."""
     plain, tries = sender._try, itertools.count(1)
 
     def try_(*args):
-        # Else what is always due would be sent for ever.
+        # A limit: a message that is always due would be sent for ever.
         assert next(tries) <= 2000
         return plain(*args)
 
@@ -125,12 +124,12 @@ def send(sender) -> int:
 
 
 def local(application) -> webtest.TestApp:
-    """The application to a client on this machine."""
+    """The application for a client on this machine."""
     return webtest.TestApp(application, extra_environ={'REMOTE_ADDR': '127.0.0.1'})
 
 
 class Api:
-    """Requests to the API: ``api.get(path)``; whatever the status, the answer is returned."""
+    """Requests to the API: ``api.get(path)`` returns the answer with any status."""
 
     def __init__(self, app: webtest.TestApp, **headers: str) -> None:
         self._app = app
@@ -183,7 +182,7 @@ def wish(provider: str, host: str, instance: str) -> list[dict[str, str]]:
 
 
 def fault(answer) -> str:
-    """What an error answer says: of a resource of ours, or out of Cyborg's two layers of JSON."""
+    """The text of an error, in our form or in Cyborg's two layers of JSON."""
     if 'errors' in answer.json:
         return answer.json['errors'][0]['detail']
     inner = json.loads(answer.json['error_message'])
@@ -193,7 +192,7 @@ def fault(answer) -> str:
 def card(
     bus: str = '3b', handles: int | collections.abc.Iterable[int] = 1, **more: typing.Any
 ) -> model.Device:
-    """A device as a driver reports it, with a handle for each function."""
+    """A device from a driver, with a handle for each function."""
     functions = range(handles) if isinstance(handles, int) else handles
     address = f'0000:{bus}:00.0'
     resource_class = more.pop('resource_class', 'FPGA')

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drivers as others may write them: entry points of these tests lead here."""
+"""Drivers of other packages, for the entry points of these tests."""
 
 import threading
 
 from cyborg_lite import driver
 from tests import support
 
-#: Set to let hung drivers go.
+#: Set to release hung drivers.
 RELEASED = threading.Event()
 
 
@@ -24,7 +24,7 @@ class Other(Good):
 
 
 class Moody(Good):
-    """Does what it is told to."""
+    """Behaves as a test sets it."""
 
     name = 'moody'
     mood: Exception | None = None
@@ -36,7 +36,7 @@ class Moody(Good):
 
 
 class Noting(Good):
-    """Finds its cards, and cannot learn all of them."""
+    """Finds its cards, but cannot read all facts."""
 
     name = 'noting'
     notes = ('the tool is slow', 'the tool is slow', 'no board id')
@@ -92,11 +92,11 @@ class Abstract(driver.Driver):
 
 
 class Upstream:
-    """Has a discover(), and not the contract."""
+    """Has a discover(), but not the base class."""
 
     def discover(self):
         return []
 
 
 def function():
-    """No class at all."""
+    """Not a class."""

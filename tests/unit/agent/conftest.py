@@ -17,7 +17,7 @@ def host(tmp_path):
 
 @pytest.fixture
 def entry_points(monkeypatch):
-    """Those of both groups, for stevedore to find: name and target."""
+    """Set the entry points of both groups for stevedore: name and target."""
 
     def set_(ours, theirs=()):
         for group, points in ((drivers.NAMESPACE, ours), (drivers.UPSTREAM_NAMESPACE, theirs)):

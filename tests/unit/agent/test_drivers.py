@@ -118,10 +118,10 @@ def test_driver_that_hangs_harms_no_other(load, let_go):
         assert states(findings) == {'hanging': 'degraded', 'good': 'ok'}
         assert findings.drivers['hanging'].reason == 'no answer within 0.05 s'
         assert buses(findings) == ['3b']
-    # However often it was asked.
+    # Repeated scans start no further thread.
     assert len(hung()) == 1
     let_go()
-    # What it answers at last counts, and it is asked anew.
+    # Its late answer is used, and it is scanned again.
     findings = loaded.discover()
     assert states(findings) == {'hanging': 'ok', 'good': 'ok'}
     assert buses(findings) == ['7a', '3b']
@@ -134,7 +134,7 @@ def test_hung_driver_does_not_keep_the_process(load, let_go):
 
 
 def test_drivers_are_asked_at_the_same_time(load):
-    """Each waits for the other: one after the other they would wait for ever."""
+    """Each driver waits for the other: sequential scans would never end."""
     barrier = threading.Barrier(2)
 
     def kind(name):
@@ -182,7 +182,7 @@ def test_first_enabled_driver_has_a_device_that_two_find(load, kinds, owner):
     owners = {device.address[5:7]: device.deployables[0].driver_name for device in findings.devices}
     assert owners == {'3b': owner, '5e': 'other'}
     [loser] = {'good', 'other'} - {owner}
-    # That is no fault of either.
+    # Neither driver is degraded.
     left_out = f'device 0000:3b:00.0 is left out: driver {owner} has it'
     assert findings.drivers == {
         owner: drivers.State('ok', '', len(kinds[0].buses)),
@@ -192,7 +192,7 @@ def test_first_enabled_driver_has_a_device_that_two_find(load, kinds, owner):
 
 @pytest.mark.parametrize('mood', [OSError('busy'), ['no device'], 'no list'])
 def test_device_of_a_driver_that_fails_is_no_other_drivers(load, monkeypatch, mood):
-    """An NPU would be a mere PCI function for one scan."""
+    """Otherwise an NPU would be a plain PCI function for one scan."""
     loaded = load(cards.Moody, cards.Other)
     assert buses(loaded.discover()) == ['3b', '5e']
     if isinstance(mood, Exception):
@@ -206,7 +206,7 @@ def test_device_of_a_driver_that_fails_is_no_other_drivers(load, monkeypatch, mo
         assert findings.drivers['other'].reason.endswith('driver moody has it')
     monkeypatch.undo()
     monkeypatch.setattr(cards.Moody, 'buses', ())
-    # It is well, and says that the card is none of its own.
+    # It is ok, and does not own the card any more.
     assert owners(loaded.discover()) == {'3b': 'other', '5e': 'other'}
 
 
@@ -257,7 +257,7 @@ def test_notes_are_bounded(load, monkeypatch):
 
 
 def test_report_says_whether_a_degraded_driver_has_looked_at_all_cards():
-    """Only then is a card that it lacks away."""
+    """Only then is an unreported card missing."""
     usual = {'state': 'ok', 'reason': '', 'devices': 1}
     assert drivers.State('ok', '', 1).facts() == usual
     degraded = usual | {'state': 'degraded'}
@@ -266,14 +266,14 @@ def test_report_says_whether_a_degraded_driver_has_looked_at_all_cards():
 
 
 def test_slow_driver_is_well_until_its_time_is_over(load, let_go, monkeypatch):
-    """What it found before stands; it is not waited for again."""
+    """Its last answer is used; the next report does not wait for it again."""
     monkeypatch.setattr(cards.Hanging, 'discover', lambda _: [support.card('7a')])
     loaded = load(cards.Hanging, cards.Good, timeout=30, interval=0.4)
     before = loaded.discover()
     assert states(before) == {'hanging': 'ok', 'good': 'ok'}
     monkeypatch.undo()
     clock = Clock(monkeypatch)
-    # Half an interval is waited for it, by a real clock.
+    # The wait is half an interval of a real clock.
     findings = loaded.discover()
     assert (buses(findings), findings.drivers) == (buses(before), before.drivers)
     clock.now += 0.3
@@ -287,7 +287,7 @@ def test_slow_driver_is_well_until_its_time_is_over(load, let_go, monkeypatch):
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test advances."""
 
     def __init__(self, monkeypatch):
         self.begun = self.now = 1000.0
@@ -295,7 +295,7 @@ class Clock:
 
 
 def test_driver_that_was_late_rests_for_an_interval(load, monkeypatch):
-    """One that takes longer than an interval would be asked all the time."""
+    """Otherwise a driver slower than the interval would be scanned all the time."""
     asked, go_on = [], threading.Event()
     monkeypatch.setattr(cards.Good, 'discover', lambda _: asked.append(1) or go_on.wait(20) and [])
     woken = threading.Event()
@@ -315,7 +315,7 @@ def test_driver_that_was_late_rests_for_an_interval(load, monkeypatch):
 
 
 def test_looks_are_counted_and_reports_are_not(load):
-    """A health that is reported twice is one sample."""
+    """A repeated health is one sample."""
     loaded = load(cards.Good)
     looks = [loaded.discover(anew).looks for anew in (True, False, False, True)]
     assert looks == [{'good': 1}, {'good': 1}, {'good': 1}, {'good': 2}]
@@ -347,7 +347,7 @@ def test_a_driver_that_lacks_expected_devices_is_degraded(load, caplog, expected
     assert (found.state, found.devices) == (state, 1)
     if state == 'degraded':
         assert found.reason == 'it finds 1 of the 2 expected devices'
-        # It looked at all: what it lacks is absent, not unknown.
+        # It looked at all cards: absent ones are missing, not unknown.
         assert found.complete
         assert 'driver good is degraded, 1 device: it finds 1 of the 2' in caplog.text
 

@@ -16,7 +16,7 @@ from tests.unit.agent.conftest import conf
 
 
 class Bus:
-    """A conductor that keeps what it is told, or fails as it is told to."""
+    """A conductor that records reports, or fails as a test sets it."""
 
     def __init__(self):
         self.reports, self.contexts, self.timeouts, self.errors = [], [], [], []
@@ -66,7 +66,7 @@ def test_a_requested_report_has_the_callers_context(agent, bus):
 
 
 def test_answer_is_not_waited_for_beyond_the_next_report(agent, bus):
-    """A host that has not reported for two and a half times as long is down."""
+    """A host that has not reported for two and a half intervals is down."""
     agent.report()
     assert bus.timeouts == [17]
 
@@ -106,13 +106,13 @@ def test_report_names_the_start_of_the_agent(agent, bus, host):
 def test_digest_is_equal_if_and_only_if_the_content_is(agent, bus, host, monkeypatch):
     agent.report()
     agent.report()
-    # Another agent of the same content, after a restart.
+    # A restarted agent with the same content.
     manager.Manager(conf('moody'), bus, host).report()
     monkeypatch.setattr(cards.Moody, 'buses', ('5e',))
     agent.report()
     monkeypatch.setattr(cards.Moody, 'buses', ())
     agent.report()
-    # The same devices, and a driver that is otherwise.
+    # The same devices, but another state of a driver.
     monkeypatch.setattr(cards.Moody, 'mood', OSError('busy'))
     agent.report()
     monkeypatch.setattr(cards.Moody, 'mood', OSError('broken'))
@@ -187,7 +187,7 @@ def test_the_first_report_does_not_wait_for_a_failing_conductor(agent, bus):
 
 
 def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
-    """The conductor would drop the older one as late."""
+    """The conductor would drop the older report as stale."""
     alone = []
     monkeypatch.setattr(bus, 'report', lambda **report: alone.append(agent._reporting.locked()))
     threads = [threading.Thread(target=agent.report) for _ in range(8)]
@@ -199,7 +199,7 @@ def test_reports_do_not_pass_each_other(agent, bus, monkeypatch):
 
 
 def test_a_report_that_takes_long_makes_the_next_one_no_later(agent, monkeypatch):
-    """Else one lost report would take the host down."""
+    """Otherwise one lost report would take the host down."""
     now, waits, takes = [0.0], [], iter([3, 25, 17, 0])
 
     def report(ctxt, anew):
@@ -216,7 +216,7 @@ def test_a_report_that_takes_long_makes_the_next_one_no_later(agent, monkeypatch
 
 @pytest.fixture
 def hanging(entry_points, host, bus):
-    """An agent of a driver that hangs, and of one that does not; the first report has gone."""
+    """An agent with a hung driver and a good one, after its first report."""
 
     def make(**options):
         names = ('hanging', 'good')
@@ -245,7 +245,7 @@ def test_driver_that_hangs_delays_no_report(hanging, bus):
     hanging(interval=1)
     for _ in range(3):
         assert bus.told.acquire(timeout=20)
-    # Half an interval for the first; one each for the others; and some for a slow machine.
+    # Half an interval for the first report, one for each other, and a margin.
     assert time.monotonic() - begun < 10
     assert all(
         found(report) == (['3b'], {'hanging': 'degraded', 'good': 'ok'}) for report in bus.reports
@@ -260,7 +260,7 @@ def test_late_answer_is_reported_at_once(hanging, bus):
 
 
 def test_the_first_report_waits_for_a_slow_driver(hanging, bus):
-    """``up`` would say that nothing was found."""
+    """Otherwise ``up`` would print that nothing was found."""
     agent = hanging(interval=0.1, timeout=30)
     assert not agent.reported.is_set()
     cards.RELEASED.set()
@@ -273,7 +273,7 @@ def test_the_first_report_does_not_wait_for_a_hung_driver(hanging):
 
 
 def test_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
-    """It may take longer than an interval to take the report of many devices in."""
+    """Storing the report of many devices may take longer than an interval."""
     monkeypatch.setattr(manager, 'RETRY', 0.01)
     answering = threading.Event()
 
@@ -294,7 +294,7 @@ def test_the_first_report_waits_for_a_conductor(agent, bus, monkeypatch):
 
 @pytest.mark.parametrize('error', [UNDELIVERABLE, exception.DatabaseAway(reason='it is full')])
 def test_report_that_no_conductor_took_is_sent_again_soon(agent, bus, monkeypatch, caplog, error):
-    """The agent may have been started first. Its drivers are not asked each time."""
+    """The agent may have started first. Retries do not scan its drivers."""
     caplog.set_level('INFO', 'cyborg_lite.agent.manager')
     monkeypatch.setattr(manager, 'RETRY', 0.01)
     asked = []
@@ -315,7 +315,7 @@ def test_agent_that_never_began_can_be_stopped(agent):
 
 
 def test_agent_does_not_wait_for_a_conductor_that_hangs(agent, bus, monkeypatch):
-    """The next report says it all again; a host that goes down must not be kept up."""
+    """The next report repeats all; a host that goes down must not be kept up."""
     answered = threading.Event()
     monkeypatch.setattr(manager, 'PATIENCE', 0.01)
     monkeypatch.setattr(bus, 'report', lambda **_: bus.told.release() or answered.wait(20))

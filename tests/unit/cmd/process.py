@@ -15,18 +15,18 @@ import threading
 import time
 
 COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
-#: How long anything may take, in seconds; nothing comes near it.
+#: The timeout of each step, in seconds; none comes near it.
 BOUND = 60
-#: Whatever proxy the machine has.
+#: The environment without the machine's proxy.
 ENVIRONMENT = os.environ | {'no_proxy': '127.0.0.1', 'NO_PROXY': '127.0.0.1'}
 
 
 class Up:
-    """``with Up(directory, '--host', 'a') as up:`` has started, and said what it found."""
+    """``with Up(directory, '--host', 'a') as up:`` starts it, and waits for its table."""
 
     def __init__(self, directory: pathlib.Path, *arguments: str, **environ: str) -> None:
         self._errors = (directory / 'errors').open('w+')
-        # A free port each, and the files of a configuration in the directory alone.
+        # Each uses a free port, and only configuration files of the directory.
         argv = [COMMAND, 'up', '--port', '0', '--state-dir', directory / 'state', *arguments]
         self._process = subprocess.Popen(
             argv,
@@ -69,7 +69,7 @@ class Up:
         return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
 
     def requests(self) -> str:
-        """The requests that it prints, as they stand."""
+        """The printed requests, unchanged."""
         found = []
         for line in self._process.stdout:
             if line.startswith('  '):
@@ -95,7 +95,7 @@ class Up:
         return int(status), body
 
     def workers(self) -> int:
-        """How many threads there are that must not end, as the process reports its state.
+        """The number of worker threads, in the process's state report.
 
         One may be missed, as its stack is read while it runs.
         """
@@ -123,7 +123,7 @@ class Up:
 
 
 def shell(text: str) -> str:
-    """What bash prints, given this on its standard input."""
+    """The output of bash for this standard input."""
     return subprocess.run(
         ['bash', '-e'],
         input=text,

@@ -103,7 +103,7 @@ def test_import(run, tmp_path):
 
 
 def test_import_by_a_file_of_arguments(run, tmp_path):
-    """Who may list processes does not see the password."""
+    """The list of processes does not show the password."""
     run('upgrade')
     cyborg_.Cyborg(f'sqlite:///{tmp_path}/cyborg.sqlite').close()
     (tmp_path / 'arguments').write_text(f'--from\nsqlite:///{tmp_path}/cyborg.sqlite\n')

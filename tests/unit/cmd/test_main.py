@@ -26,7 +26,7 @@ def run(monkeypatch):
 
 
 def test_record(run, tmp_path, capsys):
-    """This machine, packed; and shown again by ``up``."""
+    """Record this machine, and show the recording by ``up``."""
     file = tmp_path / 'mine.tar.gz'
     assert run('record', str(file)) == 0
     said = capsys.readouterr()
@@ -79,13 +79,13 @@ def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
 
 
 def test_a_closed_pipe_is_no_error(run, tmp_path, monkeypatch, capsys):
-    """As in ``cyborg-lite ps | head``."""
+    """For example ``cyborg-lite ps | head``."""
     reading, writing = os.pipe()
     os.close(reading)
     output = os.fdopen(writing, 'w')
     monkeypatch.setattr(sys, 'stdout', output)
     assert run('record', str(tmp_path / 'a.tar.gz')) == 128 + signal.SIGPIPE
-    # What is left in the buffer is written at the exit: there has to be a place for it.
+    # The rest of the buffer is written at the exit, so the output must be valid.
     output.close()
     assert 'roken pipe' not in capsys.readouterr().err
 
@@ -117,7 +117,7 @@ def test_help(run, arguments, capsys):
 
 @pytest.mark.parametrize('arguments', [['--help'], ['ps', '--url', 'http://127.0.0.1:9']])
 def test_simple_commands_load_no_service(arguments):
-    """A second went by before a line of help was shown."""
+    """Loading it took a second before a line of help."""
     code = (
         'import sys; from cyborg_lite.cmd import entry\n'
         'try: entry.main()\n'

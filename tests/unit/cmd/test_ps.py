@@ -223,7 +223,7 @@ def test_it_is_listed_again_until_it_is_interrupted(service, served):
 
 
 def test_a_pipe_gets_no_control_characters(service, served):
-    """They clear a terminal between two tables."""
+    """Control characters clear the terminal between two tables."""
     url = served(service.embedded.application)
     command = [process.COMMAND, 'ps', '--url', url, '--watch', '0.01']
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
@@ -247,7 +247,7 @@ def test_credentials_are_sent(served, run, monkeypatch):
     run('--url', url)
     monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
     run('--url', url, '--user', 'ann')
-    # Where there are no accelerators it asks for devices.
+    # Without accelerators it reads devices.
     assert asked[::2] == asked[1::2]
     assert asked[::2] == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
 

@@ -20,7 +20,7 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch, capsys):
-    """What the command prints; its errors if it fails."""
+    """The output of the command; its errors if it fails."""
     monkeypatch.delenv(client.VARIABLE, raising=False)
 
     def run(*words):
@@ -37,7 +37,7 @@ def said(monkeypatch, capsys):
 
 
 def words(text):
-    """What a command is given where the text stands in $( )."""
+    """The words of the text in $( )."""
     shell = ['sh', '-c', 'printf "%s\\n" $(cat)']
     return subprocess.run(shell, input=text, check=True, capture_output=True, text=True).stdout
 
@@ -77,7 +77,7 @@ def test_a_profile(said, script):
 
 
 def test_a_worker_has_variables(said, script):
-    """Those that are there already are kept."""
+    """Existing variables are kept."""
     asked = '--class', 'npu', '-n', '4', '--worker', '--socket', '/s'
     command = f'{said(*asked)}env'
     done = subprocess.run(

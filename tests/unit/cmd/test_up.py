@@ -28,15 +28,15 @@ from tests.unit.cmd import process
 
 @pytest.fixture
 def up(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, as far as it goes: status and what it says."""
+    """Run the command in this process: its status and output."""
     monkeypatch.setattr(service, 'prepare', lambda conf: None)
-    # It changes that of its process.
+    # The command changes the umask of this process.
     umask = os.umask(0o022)
 
     def run(*arguments):
         state = ['--state-dir', str(tmp_path / 'state')]
         monkeypatch.setattr(sys, 'argv', ['cyborg-lite', 'up', *state, *arguments])
-        # It is not for this process to answer to signals as the command does.
+        # This process must keep its signal handlers.
         monkeypatch.setattr(signal, 'signal', lambda *_: None)
         status = main.main()
         return status, capsys.readouterr().err
@@ -183,7 +183,7 @@ def test_a_stop_waits_for_no_client(tmp_path, number):
             s.enter_context(socket.create_connection(('127.0.0.1', int(port)))).sendall(head)
         assert up.get('/')['versions']
         began = time.monotonic()
-        # The second one changes nothing.
+        # A second signal changes nothing.
         up.send(number)
         assert up.interrupt(number) == 0
         assert time.monotonic() - began < 5
@@ -203,11 +203,11 @@ def test_a_stop_waits_for_no_lock(tmp_path):
             profile = json.dumps([{'name': 'a', 'groups': [{'resources:FPGA': '1'}]}])
             headers = {'Content-Type': 'application/json'}
             client.request('POST', '/v2/device_profiles', profile, headers)
-            # It was sent later, and is answered.
+            # A later request is answered.
             assert up.get('/')['versions']
             began = time.monotonic()
             assert up.interrupt(signal.SIGTERM) == 0
-            # On a busy machine: 5 s otherwise.
+            # 15 s on a busy machine; 5 s otherwise.
             assert time.monotonic() - began < 15
         assert 'Traceback' not in up.errors()
         log = (tmp_path / 'state' / 'cyborg-lite.log').read_text()
@@ -215,7 +215,7 @@ def test_a_stop_waits_for_no_lock(tmp_path):
 
 
 def test_files_are_of_the_user_alone(tmp_path):
-    """Also in a directory that everyone may enter, and where an older release left them."""
+    """Also in a directory that other users may enter, and for files of an older release."""
     state = tmp_path / 'state'
     state.mkdir()
     state.chmod(0o755)
@@ -272,7 +272,7 @@ def test_invalid_port(up, port):
 
 
 def test_from_a_host_to_a_bound_accelerator(tmp_path):
-    """The first screen of the README, done."""
+    """The first part of the README."""
     with process.Up(tmp_path, '--host', 'atlas-800t-a2', '--long') as up:
         rows = up.rows()
         assert len(rows) == 8
@@ -283,7 +283,7 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
         assert {row['Device'] for row in rows} == {
             d['uuid'] for d in up.get('/v2/devices')['devices']
         }
-        # As they stand, pasted into a shell, and once more.
+        # Run the printed text in a shell, and once more.
         requests = up.requests()
         bound = []
         for _ in range(2):
@@ -296,7 +296,7 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
         assert up.interrupt() == 0
         assert 'Stopping.' in up.errors()
         assert 'Traceback' not in up.errors()
-    # A second start finds its state again, and offers what is left.
+    # A second start finds its state again, and offers the rest.
     with process.Up(tmp_path, '--host', 'atlas-800t-a2', '--long') as up:
         again = up.get(f'/v2/accelerator_requests/{arq["uuid"]}')
         assert {**again, 'links': None} == {**arq, 'links': None}
@@ -306,7 +306,7 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
         ]
         assert {row['Device'] for row in up.rows()} == {row['Device'] for row in rows}
         assert up.interrupt(signal.SIGTERM) == 0
-    # Without that host it is down at once, and nothing of it is free.
+    # A run without that host marks it as down at once, and shows nothing of it as free.
     (tmp_path / 'bare' / 'sys').mkdir(parents=True)
     with process.Up(tmp_path, '--host', str(tmp_path / 'bare')) as up:
         assert {(row['Free'], row['State']) for row in up.rows()} == {('0/1', 'not of this run')}
@@ -368,13 +368,13 @@ endpoint_override = http://127.0.0.1:1
 """
 
 
-#: The agent's, that of its leases, the healer's, and those that send three kinds of messages.
+#: Those of the agent, its leases, the healer, and the senders of three kinds of messages.
 WORKERS = 6
 
 
 @pytest.mark.parametrize('place', ['logs', 'state'])
 def test_log_whose_directory_is_away_for_a_while_ends_nothing(tmp_path, place):
-    """The place ``state`` has the database as well."""
+    """The directory ``state`` also has the database."""
     log, conf = tmp_path / place / 'up.log', tmp_path / 'up.conf'
     log.parent.mkdir()
     conf.write_text(CONF.format(log=log))
@@ -417,7 +417,7 @@ class Slow(fake.FakeDriver):
 
 
 def test_driver_that_is_slow_first_and_hangs_then(tmp_path):
-    """What it finds is shown, though a report is due before; then its host stays up."""
+    """Its findings are shown, though a report is due earlier; then its host stays up."""
     go_on = tmp_path / 'go on'
     (tmp_path / 'slow.py').write_text(SLOW.format(go_on=str(go_on)))
     package = tmp_path / 'slow-1.dist-info'
@@ -446,7 +446,7 @@ def test_driver_that_is_slow_first_and_hangs_then(tmp_path):
 
 
 def test_two_on_one_state_directory(tmp_path, up):
-    """The second is told who has it; a third may have it when the first has ended."""
+    """The second is refused with the pid; a third may start when the first has ended."""
     (tmp_path / 'bare' / 'sys').mkdir(parents=True)
     bare = ['--host', str(tmp_path / 'bare')]
     with process.Up(tmp_path, *bare) as first:
@@ -455,7 +455,7 @@ def test_two_on_one_state_directory(tmp_path, up):
             f'cyborg-lite: {tmp_path}/state is in use by process {first.pid}: end that first, or '
             'give another --state-dir\n',
         )
-        # Its terminal is closed: it goes on.
+        # It continues when its terminal is closed.
         first.send(signal.SIGHUP)
         assert first.get('/')['versions']
         assert first.interrupt() == 0
@@ -522,7 +522,7 @@ def test_invalid_database_connection(up, tmp_path, connection, reason):
 
 
 def test_all_addresses(tmp_path, http_basic):
-    """The URL and the commands that are printed work as they stand, but for the password."""
+    """The printed URL and commands work unchanged, except for the password."""
     with process.Up(
         tmp_path, '--host', 'atlas-800t-a2', '--bind', '0.0.0.0', '--insecure', *http_basic
     ) as up:
@@ -533,7 +533,7 @@ def test_all_addresses(tmp_path, http_basic):
 
 
 def test_a_stop_while_it_starts(tmp_path):
-    """Here when it says that it looks for accelerators."""
+    """The stop comes at the message that it looks for accelerators."""
     up = process.Up(tmp_path, '--host', 'atlas-800t-a2')
     end = time.monotonic() + process.BOUND
     while 'Looking for' not in up.errors():
@@ -607,7 +607,7 @@ FREE = """
 
 @pytest.fixture
 def introduce(database_url, tmp_path, capsys):
-    """Run the service on a host that is described, in this process; returns what up prints."""
+    """Run the service on a described host in this process; returns the output of up."""
     made = []
 
     def introduce(text):
@@ -668,7 +668,7 @@ def test_a_card_whose_driver_gives_no_reason_is_shown(database_url, parts):
             with made.database.reader() as session:
                 rows = up_._rows(session, [support.HOST])
                 others = up_._rows(session, ['another'])
-            # One without a deployable comes last.
+            # A device without a deployable comes last.
             shown, other = rows if parts else reversed(rows)
             assert shown == [
                 *(support.HOST, 'FPGA', '0xABCD', 'miss model info', '0000:3b:00.0', '', '0/0'),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conductor without a bus: its methods are called as they are, on a database of its own."""
+"""A conductor without a bus: its methods are called directly, on a database of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def member(project: str = 'p1') -> context.RequestContext:
 
 
 class Conductor:
-    """``conductor.bind(wishes=[...])`` is the manager's method; errors of ours come as they are."""
+    """``conductor.bind(wishes=[...])`` calls the manager's method; our errors are not wrapped."""
 
     rows = support.Service.rows
     statements = support.Service.statements
@@ -59,11 +59,11 @@ class Conductor:
             raise expected.exc_info[1] from None
 
     def report(self, *devices: model.Device, **more: typing.Any) -> None:
-        """Take a report in; ``more`` replaces what it says of itself."""
+        """Store a report; ``more`` replaces fields of it."""
         self._call('report', **(self.told(*devices) | more))
 
     def told(self, *devices: model.Device, **more: typing.Any) -> dict[str, typing.Any]:
-        """A report of these devices, next in sequence."""
+        """The next report, with these devices."""
         content = {'devices': [device.facts() for device in devices], 'drivers': OK} | more
         text = json.dumps(content, sort_keys=True).encode()
         about = {
@@ -76,7 +76,7 @@ class Conductor:
         return about | content
 
     def heal(self) -> None:
-        """Note which hosts are silent, as the healer does."""
+        """Mark silent hosts, like the healer."""
         with self._manager.outbox.session() as session:
             healing.notice_silence(session)
 
@@ -88,12 +88,12 @@ class Conductor:
         return self.create_arqs(ctxt, profile=name)
 
     def take(self, *uuids: str, bus: str = '3b', ctxt=ADMIN, **more: str) -> None:
-        """Bind these requests to the card on this bus, for an instance of their own."""
+        """Bind requests to the card on this bus, for a new instance."""
         more = {'instance_uuid': str(uuid.uuid4())} | more
         self.bind(ctxt, wishes=[self.wish(each, bus, **more) for each in uuids])
 
     def hold(self, bus: str = '3b', count: int = 1) -> list[str]:
-        """Requests that hold so many accelerators of the card on this bus."""
+        """Requests that hold accelerators of the card on this bus."""
         made = self.arqs(count)
         self.take(*made, bus=bus)
         return made
@@ -120,7 +120,7 @@ class Conductor:
         return [row.attach_info['function'] for row in self.rows(model.AttachHandle)]
 
     def dump(self, *without: str) -> Rows:
-        """Every row of every table, but these and the journal of calls."""
+        """Every row of every table, except some and the journal of calls."""
         without += ('calls',)
         tables = [t for t in model.Base.metadata.sorted_tables if t.name not in without]
         with self.database.reader() as session:
@@ -132,5 +132,5 @@ def address(bus: str) -> str:
 
 
 def provider(bus: str = '3b', host: str = support.HOST) -> str:
-    """The uuid of the provider that a card on this bus is, as Cyborg makes it."""
+    """The uuid of the provider of a card on this bus, by Cyborg's rule."""
     return str(uuid.uuid3(uuid.NAMESPACE_DNS, f'{host}_{address(bus)}'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the state machines of a conductor are searched: less in CI than at night."""
+"""The length of the search of state machines: shorter in CI than at night."""
 
 import os
 
@@ -7,9 +7,9 @@ import hypothesis
 
 
 def settings(examples: int, nightly: int, steps: int = 25) -> hypothesis.settings:
-    """What CYBORG_LITE_HYPOTHESIS asks for: ``gate``, which is the same each time, or ``nightly``.
+    """The settings for CYBORG_LITE_HYPOTHESIS: ``gate``, which is deterministic, or ``nightly``.
 
-    :param examples: how many runs there are in CI, each of so many steps; at night of 50.
+    :param examples: the number of runs in CI, each with so many steps; at night with 50.
     """
     return {
         'gate': hypothesis.settings(

@@ -25,7 +25,7 @@ from tests.unit.conductor import direct
 
 STATES = ('Initial', 'BindStarted', 'Bound', 'BindFailed', 'Unbound', 'UnbindFailed', 'Deleting')
 
-#: Where each operation leads from each state; what is not here changes nothing.
+#: The next state of each operation in each state; others change nothing.
 MOVES = {
     **{(state, 'bind'): 'Bound' for state in ('Initial', 'Unbound')},
     **{(state, 'fail'): 'BindFailed' for state in ('Initial', 'Unbound', 'BindStarted')},
@@ -36,7 +36,7 @@ WALK = list(itertools.product(STATES, ('bind', 'fail', 'unbind', 'delete')))
 
 
 def force(conductor, arq, state):
-    """Put a request into a state; one that is Bound holds an accelerator."""
+    """Put a request into a state; a Bound one holds an accelerator."""
     if state == 'Bound':
         conductor.take(arq)
     with conductor.database.writer() as session:
@@ -56,7 +56,7 @@ def operate(conductor, operation, arq):
 
 @pytest.fixture
 def one(conductor):
-    """A conductor that knows a card of two accelerators."""
+    """A conductor with a card of two accelerators."""
     conductor.report(card(handles=2))
     return conductor
 
@@ -83,7 +83,7 @@ def test_every_state_and_operation(one, state, operation):
 
 
 def test_the_table_is_what_is_walked():
-    """A state that the table gains has to be walked, too."""
+    """A new state in the table must be tested, too."""
     assert set(binding.SOURCES) <= set(STATES)
     assert set().union(*binding.SOURCES.values()) == set(STATES)
     assert set(model.ARQ.RESOLVED) <= set(STATES)
@@ -101,7 +101,7 @@ def test_every_state_can_be_stored(conductor, state):
     force(conductor, arq, state)
     assert conductor.arq(arq).state == state
     assert state in binding.SOURCES or state == 'Initial'
-    # SQLite would store more than the column is to hold.
+    # SQLite does not check the length of the column.
     columns = sa.inspect(conductor.database.engine).get_columns('accelerator_requests')
     [stored] = [column['type'] for column in columns if column['name'] == 'state']
     assert len(state) <= stored.length
@@ -133,7 +133,7 @@ def test_create_that_arrives_twice_creates_once(conductor):
 
 
 def test_create_of_nothing(conductor):
-    """A group without resources is taken, and asks for nothing."""
+    """A group without resources is valid, and makes no request."""
     conductor.create_device_profile(profile={'name': 'a', 'groups': [{'accel:x': 'y'}]})
     assert conductor.create_arqs(profile='a') == []
 
@@ -149,7 +149,7 @@ def test_create_of_an_unknown_profile(conductor):
         [{'resources:FPGA': '1001'}],
         [{'resources:FPGA': '2147483647'}] * 100,
         [{'resources:FPGA': '500', 'resources:PGPU': '1'}, {'resources:FPGA': '500'}],
-        # Cyborg let amounts below zero pass, and such profiles are imported.
+        # Cyborg allowed negative amounts, and such profiles are imported.
         [{'resources:FPGA': '2147483647'}, {'resources:FPGA': '-2147483647'}],
     ],
 )
@@ -209,7 +209,7 @@ def test_bind_costs_two_statements_each(conductor, count):
 
 @pytest.fixture
 def telling(conductor, monkeypatch):
-    """A conductor with a Placement and a Nova to tell."""
+    """A conductor with a Placement and a Nova."""
     told = dict.fromkeys((outbox.HOST, outbox.PROVIDER, outbox.EVENT))
     monkeypatch.setattr(conductor._manager.outbox, '_send', told)
     return conductor
@@ -218,7 +218,7 @@ def telling(conductor, monkeypatch):
 @pytest.mark.parametrize('count', [1, 2, 8])
 @pytest.mark.parametrize('group', [None, '7'])
 def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group):
-    """Nor when it excludes others: what differs on the host is found out after that."""
+    """Also when it excludes others: the effects on the host are computed later."""
     cards = [card(bus, handles=8) for bus in ('3b', '3c')]
     for handle in itertools.chain(*(each.deployables[0].attach_handles for each in cards)):
         handle.iommu_group = group
@@ -227,7 +227,7 @@ def test_bind_costs_no_more_with_neighbours_that_are_told(telling, count, group)
         arqs = telling.arqs(count)
         with telling.statements() as seen:
             telling.take(*arqs)
-        # The second time, a message about the host waits already.
+        # The second time, a message for the host exists already.
         assert len(seen) <= 6 + 2 * count, seen
         kinds = {message.kind for message in telling.rows(model.Message)}
         assert kinds == {outbox.PROVIDER, outbox.EVENT, *([outbox.HOST] if group else [])}
@@ -261,7 +261,7 @@ def test_bind_to_an_unknown_provider(one):
     [arq] = one.arqs()
     with pytest.raises(exception.ProviderNotFound):
         one.take(arq, bus='7a')
-    # It says where it should have been bound, and waits for nothing more.
+    # It has the target of the bind, and is resolved.
     row = one.arq(arq)
     assert (row.state, row.device_rp_uuid) == ('BindFailed', direct.provider('7a'))
     assert row.instance_uuid
@@ -299,7 +299,7 @@ def test_bind_gives_no_handle_twice(one):
 
 
 def test_the_database_refuses_to_give_a_handle_twice(one):
-    """I1 does not rest on our queries."""
+    """I1 does not depend on our queries."""
     one.hold()
     [more] = one.arqs()
     [taken] = {row.attach_handle_id for row in one.rows(model.ARQ)} - {None}
@@ -397,11 +397,11 @@ def test_delete_by_instance(one):
         assert [row.uuid for row in one.rows(model.ARQ)] == [other]
 
 
-# Calls that come late
+# Stale calls
 
 
 def seen(conductor, *arqs):
-    """What the API tells a conductor of what the caller saw."""
+    """The revisions that the API sends to a conductor."""
     return {row.uuid: row.revision for row in conductor.rows(model.ARQ) if row.uuid in arqs}
 
 
@@ -437,7 +437,7 @@ def test_late_unbind_of_many_frees_none_of_the_others(one):
 
 @pytest.mark.parametrize('bus', ['3b', '7a'])
 def test_late_bind_of_what_was_unbound_binds_nothing(one, bus):
-    """Neither does one that would fail say so."""
+    """A stale bind that would fail does not change the request either."""
     [arq] = one.arqs()
     before = seen(one, arq)
     one.unbind(uuids=[arq])
@@ -510,7 +510,7 @@ def test_caller_without_a_project_has_no_requests(one):
 
 
 def test_a_stale_delete_does_not_delete_a_bound_request(one):
-    """A tenant may delete his requests, but not what Nova has given his server since he looked."""
+    """A tenant may delete own requests, but not those that Nova bound after the tenant's read."""
     free, [bound] = one.arqs(), one.arqs()
     seen = {row.uuid: row.revision for row in one.rows(model.ARQ)}
     one.take(bound)
@@ -521,7 +521,7 @@ def test_a_stale_delete_does_not_delete_a_bound_request(one):
 
 
 def test_bind_whose_commit_was_not_answered_is_done(one, monkeypatch):
-    """The database has done it, and went away before it said so: it is tried again."""
+    """The database committed without an answer: the conductor retries."""
     [arq] = one.arqs()
     seen = {arq: one.arq(arq).revision}
     writer, lost = one.database.writer, [db_exception.DBConnectionError('went away')]
@@ -550,7 +550,7 @@ def test_bind_to_another_place_is_not_taken_for_the_same(one, name):
         one.bind(wishes=[{**wish, name: support.INSTANCE}], seen=seen)
 
 
-# What is asked for holds at bind
+# The requirements of a request are checked at bind
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_host_that_is_named_is_that_of_the_provider(conductor, host, named, righ
 
 
 def test_one_instance_is_not_bound_twice_at_once(conductor):
-    """The database refuses it to two that have both seen that it has nothing."""
+    """The database refuses one of two binds that both saw no requests of the instance."""
     conductor.report(card(), host='host-1')
     conductor.report(card(), host='host-2')
     instance = str(uuid.uuid4())
@@ -619,7 +619,7 @@ def test_one_instance_is_not_bound_twice_at_once(conductor):
 
 
 def move_rows(session):
-    """Move all requests, unseen by who has read them."""
+    """Move all requests, unnoticed by an earlier reader."""
     move = sa.update(model.ARQ).values(revision=model.ARQ.revision + 1)
     session.execute(move.execution_options(synchronize_session=False))
 
@@ -633,7 +633,7 @@ OPERATIONS = {
 
 @pytest.mark.parametrize('operate', OPERATIONS.values(), ids=OPERATIONS)
 def test_a_request_that_moves_without_its_lock_is_read_again(one, monkeypatch, operate):
-    """A lock that was not taken, or was lost, frees nothing that was not seen."""
+    """Without its lock a call frees nothing that changed after its read."""
     [arq] = one.hold()
     instance, remember, read = one.arq(arq).instance_uuid, owners.remember, []
 
@@ -658,7 +658,7 @@ OPERATIONS_AND_LOCKS = {
     ('operate', 'table'), OPERATIONS_AND_LOCKS.values(), ids=OPERATIONS_AND_LOCKS
 )
 def test_each_changed_row_is_locked(one, operate, table):
-    """SQLite locks all: what others are asked tells."""
+    """SQLite locks the whole database, so the compiled statements are checked."""
     [arq] = one.hold()
     locked = []
 
@@ -708,7 +708,7 @@ def test_one_instance_is_in_one_place(conductor, name):
 
 
 def test_bind_that_comes_again_after_other_moves_is_refused(conductor):
-    """It is bound as is wished; but not by the call of who saw it before."""
+    """It is bound as requested, but not by the call with this revision."""
     conductor.report(card())
     [arq] = conductor.arqs()
     seen, wish = {arq: conductor.arq(arq).revision}, conductor.wish(arq)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts that fall silent, and come back."""
+"""Hosts that go down, and come back."""
 
 import contextlib
 import datetime
@@ -24,7 +24,7 @@ TOLD = (outbox.HOST, outbox.PROVIDER)
 
 @pytest.fixture
 def conductor(database_url, monkeypatch):
-    """A conductor with somebody to tell of providers."""
+    """A conductor with a Placement."""
     made = direct.Conductor(database_url)
     monkeypatch.setattr(made._manager.outbox, '_send', dict.fromkeys(TOLD))
     yield made
@@ -39,7 +39,7 @@ def fall_silent(conductor, seconds=51):
 
 
 def remind(conductor, last=0):
-    """Returns which providers Placement is told of, and the host's id."""
+    """Returns the announced providers, and the host's id."""
     with conductor.database.writer() as session:
         session.execute(sa.delete(model.Message))
     with conductor._manager.outbox.session() as session:
@@ -48,7 +48,7 @@ def remind(conductor, last=0):
 
 
 def reserved(conductor):
-    """Of which providers Placement is to be told, and what is reserved there."""
+    """The announced providers, and their reserved amounts."""
     parts = {part.rp_uuid: part.announced['reserved'] for part in conductor.rows(model.Deployable)}
     return {message.key: parts[message.key] for message in conductor.rows(model.Message)}
 
@@ -62,7 +62,7 @@ def test_nothing_is_scheduled_to_a_host_that_is_down(conductor):
 
 
 def test_nothing_is_scheduled_to_a_host_of_a_clock_that_was_fast(conductor):
-    """Its report is dated in the future: without this it would be up until then."""
+    """The time of its report is in the future: without this it would be up until then."""
     conductor.report(card('3b', handles=3))
     fall_silent(conductor, seconds=-3600)
     conductor.heal()
@@ -123,8 +123,8 @@ def test_an_unchanged_report_brings_it_back(conductor):
 
 
 def test_a_device_enabled_while_its_host_is_late_is_given_out_with_the_next_report(conductor):
-    """That the host is late is no conductor's to tell before it has noted it: none would say later
-    that the host is not.
+    """A late host is not reserved before it is marked: otherwise no message would end the
+    reservation.
     """
     conductor.report(card(handles=3))
     device = conductor.device().uuid
@@ -150,7 +150,7 @@ def test_a_host_that_somebody_has_locked_is_noticed(conductor, server):
         sa.event.listen(conductor.database.engine, 'before_cursor_execute', see)
         healer.start()
         assert asked.wait(10)
-        healer.join(1)  # one that skips what is locked ends here
+        healer.join(1)  # a query that skips locked rows would end here
     healer.join()
     assert reserved(conductor) == {direct.provider(): 3}
 
@@ -177,7 +177,7 @@ def test_placement_is_reminded_of_one_host_after_another(conductor):
 
 
 def test_a_wrong_announcement_is_corrected(conductor):
-    """By an older release, say."""
+    """For example by an older release."""
     conductor.report(card(handles=3))
     with conductor.database.writer() as session:
         [part] = session.query(model.Deployable)
@@ -211,13 +211,13 @@ def test_the_healer_does_both(conductor):
     assert reserved(conductor) == {direct.provider(): 3}
     with conductor.database.writer() as session:
         session.execute(sa.delete(model.Message))
-    for _ in range(2):  # it has come to the end, and begins anew
+    for _ in range(2):  # after the last host it starts again
         conductor._manager.healer.heal()
     assert reserved(conductor) == {direct.provider(): 3}
 
 
 def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):
-    """The database may be away for a while."""
+    """The database may be down for a while."""
     again, tries = threading.Event(), iter([RuntimeError('away')])
 
     def notice(session, watching):
@@ -233,7 +233,7 @@ def test_the_healer_goes_on_after_an_error(conductor, monkeypatch):
     healer.stop()
 
 
-# A conductor that was itself away
+# A conductor that was paused itself
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def healer(conductor):
-    """Started, but that it looks when a test says so: ``healer.heal()``."""
+    """A started healer, which a test runs by ``healer.heal()``."""
     made = healing.Healer(conductor.conf, conductor._manager.outbox)
     made._begin()
     conductor.report(card(handles=3))
@@ -264,7 +264,7 @@ def healer(conductor):
 
 
 def watch(healer, clock, seconds):
-    """Look every ten seconds, as it does by default."""
+    """Run it every ten seconds, as by default."""
     for _ in range(seconds // 10):
         clock(10)
         healer.heal()
@@ -276,7 +276,7 @@ def noticed(conductor):
 
 
 def test_a_conductor_that_has_just_started_marks_no_host(conductor, healer, clock):
-    """The host may have reported all the time, and nobody was there."""
+    """The host may have reported all the time, without a conductor."""
     fall_silent(conductor, seconds=3600)
     healer.heal()
     watch(healer, clock, 40)
@@ -359,7 +359,7 @@ def test_after_the_database_was_away_no_host_is_marked(conductor, healer, clock,
 
 
 def test_while_a_check_waits_for_the_database_no_host_is_marked(conductor, healer, clock):
-    """By the first statement that is answered, hosts have been silent for long."""
+    """At the first answered statement, hosts have been silent for long."""
     watch(healer, clock, 60)
     conductor.report(card(handles=3))
     outbox_ = conductor._manager.outbox

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of health, one after the other, and what follows from them."""
+"""Sequences of health samples, and their effects."""
 
 import logging
 
@@ -14,7 +14,7 @@ from cyborg_lite.conductor import outbox
 from tests.support import card
 from tests.unit.conductor import direct
 
-#: What a letter of a sequence of samples stands for.
+#: The health of each letter in a sequence of samples.
 SAMPLES = {
     'g': {'health': 'ok'},
     'w': {'health': 'warning', 'health_reason': 'pcie_width'},
@@ -30,7 +30,7 @@ def sample(conductor, letter, **more):
 @pytest.mark.parametrize(
     ('samples', 'withheld'),
     [
-        # The first samples of a device decide; later ones have to come three in a row.
+        # The first sample of a device decides; later ones must come three in a row.
         ('g', '.'),
         ('b', 'x'),
         ('?', '.'),
@@ -43,12 +43,12 @@ def sample(conductor, letter, **more):
         ('bgg?g', 'xxxx.'),
         ('b????', 'xxxxx'),
         ('?bbb', '...x'),
-        # A warning is good enough by default: nothing is withheld for it.
+        # By default a warning withdraws nothing.
         ('gwww', '....'),
         ('bwww', 'xxx.'),
         ('gbbwbb', '......'),
         ('gbbwbbb', '......x'),
-        # The last of three is no three.
+        # The last of three is not three.
         ('gwwb', '....'),
         ('gwwbbb', '.....x'),
         ('bwwg', 'xxx.'),
@@ -133,7 +133,7 @@ def test_many_devices_that_change_cost_no_statement_each(conductor):
 
 
 def test_a_stable_health_costs_one_statement(conductor):
-    """While samples are counted each report is read; else it is not, whatever the health is."""
+    """A report is processed in full only while samples are being counted."""
     for settled in ('g', 'gbbb', 'bggg', 'gb?', 'gw', 'gwww'):
         for letter in settled:
             sample(conductor, letter)
@@ -155,12 +155,12 @@ def test_a_report_that_comes_late_or_twice_counts_once(conductor):
 
 
 def test_a_look_that_is_reported_again_counts_once(conductor):
-    """An agent sends a report again if it got no answer, and early if one driver was late."""
+    """An agent repeats a report without an answer, and reports early for a late driver."""
     sample(conductor, 'g', looks={'fake': 1}, agent='a')
     for look in (2, 2, 2, 3, 3):
         sample(conductor, 'b', looks={'fake': look}, agent='a')
         assert conductor.device().streak == look - 1
-    # Another agent counts anew.
+    # Another agent restarts the count.
     sample(conductor, 'b', looks={'fake': 3}, agent='b')
     assert conductor.device().withheld
 
@@ -332,7 +332,7 @@ def test_a_policy_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_another_policy_holds_from_the_next_report_on(conductor):
-    """Also for a card of which nothing is known any more, and where the report is like the last."""
+    """Also for a card with unknown health, and for an equal report."""
     sample(conductor, 'b')
     reports = conductor._manager.reports
     reports._policy = health.Policy((('critical', frozenset()), ('warning', frozenset())))

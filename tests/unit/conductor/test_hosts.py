@@ -16,7 +16,7 @@ MACHINE = '3c1f0a52-7a0b-4c55-9d5e-6b1f2d8e9a01'
 
 
 def pci(bus='01', **more):
-    """A card whose one handle is its own function."""
+    """A card whose only handle is its own function."""
     device = card(bus, **more)
     for handle in device.deployables[0].attach_handles:
         handle.attach_type = 'PCI'
@@ -47,7 +47,7 @@ def host(conductor, name):
 
 
 def make_silent(conductor, name):
-    """Let the last report of a host be too long ago."""
+    """Make the last report of a host too old."""
     with conductor.database.writer() as session:
         past = timeutils.utcnow() - datetime.timedelta(seconds=51)
         session.execute(sa.update(model.Host).where(model.Host.name == name).values(seen_at=past))
@@ -97,7 +97,7 @@ def test_a_false_report_with_a_seldom_interval_does_not_lock_a_machine_out(condu
 
 
 def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(conductor, agents):
-    """That host is down: the clock that dated the report was wrong."""
+    """That host is down: the clock of the report was wrong."""
     agents.report('a', pci('01'))
     with conductor.database.writer() as session:
         future = timeutils.utcnow() + datetime.timedelta(hours=1)
@@ -108,7 +108,7 @@ def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(c
 
 
 def test_an_identity_that_is_read_otherwise_in_one_boot_is_of_the_same_machine(conductor, agents):
-    """As when the agent may read the mainboard's from now on."""
+    """For example when the agent can read the mainboard's UUID from now on."""
     agents.report('a', pci('01'))
     agents.report('a', pci('01'), pci('02'), start=True, machine=MACHINE[::-1])
     assert conductor.device('02', 'a')
@@ -124,7 +124,7 @@ def test_renamed_host_does_not_offer_what_is_held(conductor, agents):
     with pytest.raises(exception.ProviderUnfit, match='held under the old name of its host, a'):
         take(conductor, 'b', '01')
     take(conductor, 'b', '02')
-    # Nothing is given out under the old name.
+    # Nothing is allocated under the old name.
     with pytest.raises(exception.ProviderUnfit, match='reports as b now'):
         take(conductor, 'a', '02')
     conductor.unbind(uuids=[held])
@@ -168,7 +168,7 @@ def test_clones_are_named_and_harm_nobody(conductor, agents, caplog):
     assert 'Hosts a, b' in line
     assert MACHINE in line
     take(conductor, 'b')
-    # Also once one of them has gone, and for a third one.
+    # Also after one of them has gone, and for a third one.
     make_silent(conductor, 'a')
     agents.report('b', pci('01'), pci('02'), start=True)
     agents.report('c', pci('01'))
@@ -196,7 +196,7 @@ def test_two_agents_under_one_name_do_not_take_turns(conductor, agents, caplog):
         agents.report('a', pci('01'), agent=first)
     assert conductor.dump() == before
     assert sum('Two agents report as host a' in line for line in caplog.messages) == 1
-    # When the other one has been stopped, it counts again.
+    # After the other one was stopped, its reports are accepted again.
     with conductor.database.writer() as session:
         session.execute(sa.update(model.Host).values(silent=True))
     agents.report('a', pci('01'), agent=first)
@@ -204,7 +204,7 @@ def test_two_agents_under_one_name_do_not_take_turns(conductor, agents, caplog):
 
 
 def test_restarted_agent_may_count_anew(conductor, agents):
-    """In another time namespace the clock of its sequence begins elsewhere."""
+    """In another time namespace the clock of its sequence has another start."""
     agents.report('a', pci('01'), sequence=2**40)
     agents.report('a', pci('01'), pci('02'), sequence=5, start=True)
     assert conductor.device('02', 'a') is not None
@@ -222,7 +222,7 @@ def test_silent_host_of_an_older_agent_may_count_anew(conductor):
     assert conductor.device('02') is not None
 
 
-# What an administrator does
+# Calls of an administrator
 
 
 def test_rename_to_a_new_name(conductor, agents):
@@ -281,7 +281,7 @@ def test_order_goes_with_the_card_when_its_two_rows_become_one(conductor, agents
 
 
 def test_name_of_a_renamed_host_goes_to_another_machine(conductor, agents):
-    """The UUIDs of its providers follow from the old name, and stay."""
+    """The UUIDs of its providers follow from the old name, and do not change."""
     agents.report('a', pci('01'))
     held = take(conductor, 'a')
     make_silent(conductor, 'a')
@@ -305,7 +305,7 @@ def test_group_of_which_something_is_held_under_the_old_name(conductor, agents):
 
 
 def test_old_name_is_changed_for_a_third_one(conductor, agents):
-    """The machine reports under the second: the third is no name of it either."""
+    """The machine reports under the second name: the third is not its name either."""
     agents.report('a', pci('01'), pci('02'))
     take(conductor, 'a', '01')
     agents.report('b', pci('01'), pci('02'))
@@ -383,7 +383,7 @@ def test_delete_a_device_that_is_missing(conductor):
         conductor.delete_device(uuid=device.uuid)
 
 
-# What was once given twice
+# Cases that were allocated twice
 
 
 def test_new_machine_under_a_name_that_was_another_machines(conductor, agents):
@@ -484,7 +484,7 @@ def test_attributes_stay_with_their_part(conductor, agents):
 
 
 def test_traits_of_an_operator_survive_a_rename(conductor, agents):
-    """Under either name a trait was added, with a number that the other name uses."""
+    """A trait was added under each name, with a number that the other name uses."""
 
     def traits(name):
         [part] = [p for p in conductor.rows(model.Deployable) if p.name.startswith(f'{name}_')]
@@ -511,7 +511,7 @@ def test_traits_of_an_operator_survive_a_rename(conductor, agents):
 
 
 def first_boot(conductor, agents):
-    """Host a, of which something is held; returns a report of it that is still on its way."""
+    """Host a with a held accelerator; returns a report of it that is still in transit."""
     agents.report('a', pci('01'), boot_id='b1')
     take(conductor, 'a')
     return late_report(conductor, agents)
@@ -553,7 +553,7 @@ def test_late_reports_of_the_boot_before_make_no_clones(conductor, agents):
 
 
 def test_late_report_of_an_agent_that_was_not_known(conductor, agents):
-    """The other name is overdue while the machine reports: it is its name again."""
+    """The new name is overdue, so the old name is valid again."""
     first_boot(conductor, agents)
     agents.report('b', pci('01'), pci('02'), boot_id='b2')
     agents.report('a', pci('01'), pci('02'), boot_id='b1', start=True)
@@ -567,7 +567,7 @@ def test_late_report_of_an_agent_that_was_not_known(conductor, agents):
 
 
 def make_clones(conductor, agents):
-    """Two machines of two boots, each of which reports in turn."""
+    """Two machines with two boots, which report alternately."""
     first_boot(conductor, agents)
     for _ in range(2):
         agents.report('b', pci('01'), boot_id='b2')

@@ -94,7 +94,7 @@ def test_facts_of_a_newer_agent_are_ignored(conductor):
     assert conductor.device().model == 'miss model info'
 
 
-# What is absent
+# Absence
 
 
 def test_one_empty_report_keeps_all(conductor):
@@ -155,7 +155,7 @@ def test_held_device_is_missing_and_never_deleted(conductor):
     [other] = conductor.arqs()
     with pytest.raises(exception.ProviderUnfit):
         conductor.take(other, bus='3b')
-    # Reports go on to be taken in.
+    # Further reports are stored.
     conductor.report(card('5e', model='New'), card('7a'))
     assert conductor.device('5e').model == 'New'
     assert conductor.device('7a') is not None
@@ -195,7 +195,7 @@ def test_free_handles_of_a_missing_device_are_not_given_out(conductor):
 
 @pytest.mark.parametrize('times', [1, 5])
 def test_devices_of_a_degraded_driver_are_untouched(conductor, times):
-    """P9: a driver that could not look says nothing of its devices."""
+    """P9: a failed driver has no information on its devices."""
     conductor.report(card('3b', handles=2), card('5e'))
     before = conductor.dump('hosts')
     for _ in range(times):
@@ -207,7 +207,7 @@ def test_devices_of_a_degraded_driver_are_untouched(conductor, times):
 
 
 def test_degraded_driver_that_looked_at_all_cards_does_not_keep_one_that_is_gone(conductor):
-    """It says what it could not learn of the cards that it found."""
+    """It only reports unread facts of found cards."""
     noting = {'fake': {'state': 'degraded', 'reason': 'no board', 'devices': 1, 'complete': True}}
     conductor.report(card('3b'), card('5e'))
     for _ in range(3):
@@ -216,7 +216,7 @@ def test_degraded_driver_that_looked_at_all_cards_does_not_keep_one_that_is_gone
 
 
 def test_card_of_a_degraded_driver_is_no_other_drivers(conductor):
-    """An agent that has just started does not know yet whose it is."""
+    """An agent that has just started does not know the owner yet."""
     conductor.report(card('3b', handles=2))
     before = conductor.dump('hosts')
     other = card('3b', handles=2, resource_class='CUSTOM_PCI')
@@ -257,13 +257,13 @@ def test_held_handle_that_is_lacking_stays_and_is_given_to_nobody_else(conductor
         '4': False,
     }
     assert conductor.arq(arq).attach_handle_id == held.id
-    # Freed, it is not given out...
+    # After its release it is not allocated...
     conductor.unbind(uuids=[arq])
     conductor.hold()
     [other] = conductor.arqs()
     with pytest.raises(exception.NoFreeHandle):
         conductor.take(other)
-    # ... and goes with the next report, though that is like the last one.
+    # ... and the next report deletes it, even if it equals the last one.
     conductor.report(card(handles=[4]))
     assert conductor.handles() == ['4']
 
@@ -277,7 +277,7 @@ def test_lost_handle_comes_back(conductor):
 
 
 def test_held_accelerator_is_not_given_again_below_another_device(conductor):
-    """The drivers' view of a card may change while it is held: the function stays one."""
+    """The drivers' view of a card may change while it is held: the function stays the same."""
     conductor.report(card('3b', handles=[1]))
     conductor.hold('3b')
     whole = card('3b', handles=[1])
@@ -318,7 +318,7 @@ def test_absences_are_counted_once_per_report(conductor):
 
 def test_report_of_an_old_boot_is_dropped(conductor):
     conductor.report(card('3b'), boot_id='boot-1', sequence=900)
-    # A new boot counts anew.
+    # A new boot restarts the sequence.
     conductor.report(card('3b'), card('5e'), boot_id='boot-2', sequence=1)
     before = conductor.dump()
     conductor.report(card('7a'), boot_id='boot-1', sequence=901)
@@ -329,7 +329,7 @@ def test_report_of_an_old_boot_is_dropped(conductor):
 
 
 def test_a_boot_that_was_over_counts_again_once_the_other_is_silent(conductor):
-    """An agent with another one's host name, or a report that came very late, was there between."""
+    """In between came an agent with the same host name, or a very late report."""
     conductor.report(card(), boot_id='right')
     conductor.report(boot_id='wrong')
     conductor.report(card(), boot_id='right')
@@ -377,7 +377,7 @@ def test_two_conductors_take_different_reports(twins, attempt):
     assert (host_.sequence, host_.drivers) == (4, reports[-1]['drivers'])
 
 
-# What it costs
+# Costs
 
 
 def test_unchanged_report_is_a_heartbeat(conductor):
@@ -417,14 +417,14 @@ def test_heartbeat_while_a_disabled_device_is_gone(conductor):
     with conductor.statements() as seen:
         conductor.report(card('5e'))
     assert len(seen) <= 2, seen
-    # Nothing keeps it when it is enabled: the next report takes it away.
+    # When it is enabled the next report deletes it.
     conductor.set_device_status(uuid=uuid_, status='enabled')
     conductor.report(card('5e'))
     assert [device.identity for device in conductor.rows(model.Device)] == ['0000:5e:00.0']
 
 
 def test_unchanged_report_after_something_was_released_is_read(conductor):
-    """Equal to the last one, it still has to be looked at: the lost handle may go now."""
+    """An equal report must be processed, too: the lost handle can be deleted now."""
     conductor.report(card(handles=2))
     arqs = conductor.hold(count=2)
     conductor.report(card(handles=[0]))
@@ -462,8 +462,8 @@ def test_name_that_another_host_has_gets_something_added(conductor):
 
 
 def test_deployable_that_passes_to_another_card(conductor, monkeypatch):
-    """One report may say that two cards have changed their parts."""
-    monkeypatch.setattr('time.sleep', lambda seconds: None)  # between the tries
+    """In one report two cards may have exchanged their parts."""
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # between the retries
     conductor.report(card('3b'), card('5e'))
     first, second = card('3b'), card('5e')
     first.deployables[0].name, second.deployables[0].name = '0000:5e:00.0', '0000:3b:00.0'
@@ -471,7 +471,7 @@ def test_deployable_that_passes_to_another_card(conductor, monkeypatch):
     assert len(conductor.rows(model.Deployable)) == 2
 
 
-# What operators do
+# Calls of operators
 
 
 def test_disable_is_of_one_device(conductor):
@@ -544,7 +544,7 @@ def test_attribute_by_number_or_uuid_of_the_deployable(conductor):
 
 
 def test_added_attribute_is_not_taken_over_by_a_driver(conductor):
-    """It reports one under the same key later, and then no more."""
+    """The driver later reports one with the same key, and then none."""
     conductor.report(card(traits=['CUSTOM_A']))
     [part] = conductor.rows(model.Deployable)
     conductor.create_attribute(deployable=part.id, key='trait1', value='CUSTOM_OURS')
@@ -566,11 +566,11 @@ def test_added_attribute_outlives_the_absence_of_its_device(conductor):
     assert made in [row.uuid for row in conductor.rows(model.Attribute)]
 
 
-# Hosts that fall silent
+# Hosts that go down
 
 
 def test_host_that_is_down_gives_out_nothing(conductor):
-    """I11: nobody knows what its cards are; what is bound stays bound."""
+    """I11: the state of its cards is unknown; bound requests stay bound."""
     conductor.report(card(handles=3), interval=20)
     [before] = conductor.hold()
     with conductor.database.writer() as session:
@@ -600,7 +600,7 @@ def test_late_order_to_disable_leaves_a_device_enabled(conductor):
 
 
 def test_rows_of_an_older_spelling_are_the_same(conductor):
-    """Else what is held would be lost, and its accelerator free once more under the new name."""
+    """Otherwise a held handle would be lost, and its accelerator free under the new spelling."""
     conductor.report(card())
     [arq] = conductor.arqs(FPGA=1)
     conductor.bind(wishes=[conductor.wish(arq)])
@@ -619,7 +619,7 @@ def test_rows_of_an_older_spelling_are_the_same(conductor):
     assert not any(handle.lost for handle in conductor.rows(model.AttachHandle))
 
 
-# A card is itself
+# Identity of cards
 
 
 def npu(bus, serial=None, **more):
@@ -634,7 +634,7 @@ def test_cards_that_change_slots(conductor):
     conductor.report(npu('3b', 'B'), npu('5e', 'A'))
     assert (conductor.device('5e').uuid, conductor.device('3b').uuid) == (disabled.uuid, held.uuid)
     assert conductor.device('5e').status == 'maintaining'
-    # What is held is where its card is.
+    # The held handle has the address of its card.
     handle = conductor.arq(arq).attach_handle
     assert (handle.attach_info['bus'], handle.lost) == ('3b', False)
     with pytest.raises(exception.ProviderUnfit, match='is maintaining'):
@@ -673,7 +673,7 @@ def test_another_card_at_the_address_of_a_held_one(conductor, caplog):
     [new] = conductor.arqs(PGPU=1)
     provider = conductor.rows(model.Deployable)[1].rp_uuid
     conductor.take(new, device_rp_uuid=provider)
-    # The old one is forgotten once nobody holds it.
+    # The old one is deleted after its release.
     conductor.delete_arqs(uuids=[arq])
     conductor.report(gpu)
     assert [row.type for row in conductor.rows(model.Device)] == ['GPU']
@@ -709,7 +709,7 @@ def test_trait_of_an_operator_and_one_of_a_driver_keep_apart(conductor):
 
 
 def test_trait_of_a_driver_stays_while_an_operator_has_an_equal_one(conductor):
-    """Whichever came first: Placement keeps the trait when the operator takes his own away."""
+    """In any order: Placement keeps the trait when the operator deletes the added one."""
     conductor.report(card(traits=['CUSTOM_A']))
     [part] = conductor.rows(model.Deployable)
     made = conductor.create_attribute(deployable=part.id, key='trait1', value='CUSTOM_B')
@@ -740,7 +740,7 @@ def test_report_from_the_future_counts_as_none(conductor):
 
 
 def test_lost_accelerator_moves_with_its_card(conductor):
-    """It is found again in the new slot, and not taken for another one."""
+    """In the new slot it is recognised as the same accelerator."""
 
     def npu(bus, *functions):
         return card(bus, functions, serial='A')
@@ -756,7 +756,7 @@ def test_lost_accelerator_moves_with_its_card(conductor):
 
 
 def test_card_comes_to_the_slot_of_one_that_moves(conductor):
-    """What was there is not there now: the new card is known at once."""
+    """The old card has moved: the new card is recognised at once."""
     conductor.report(card('3b', serial='A'))
     conductor.report(card('5e', serial='A'), card('3b', vendor='10de'))
     assert sorted(row.address for row in conductor.rows(model.Device)) == [
@@ -810,14 +810,14 @@ def test_serial_number_of_two_cards_may_be_that_of_a_missing_one(conductor):
     conductor.report(npu('3c', 'A'))
     conductor.report(npu('3d', 'A'))
     assert conductor.device('3d') is None
-    # Once the other one is gone, there is one card of this number: the held one.
+    # Once the other one is deleted, only the held card has this number.
     for _ in range(3):
         conductor.report(npu('3d', 'A'))
     assert conductor.arq(arq).attach_handle.attach_info['bus'] == '3d'
 
 
 def test_group_of_what_is_held_stays(conductor):
-    """What shares the group with it is for nobody else."""
+    """Other devices of the group stay excluded."""
     found = card('3b')
     found.deployables[0].attach_handles[0].iommu_group = '7'
     conductor.report(found)
