@@ -63,6 +63,15 @@ class RequestContext(context.RequestContext):
         return None if self.is_admin else self.project_id or ''
 
 
+def forget(request_id: str | None = None) -> None:
+    """Forget the caller that this thread worked for before.
+
+    oslo.log writes the last context of the thread into each line, so a line about somebody who is
+    not known yet would have the name of another.
+    """
+    RequestContext(request_id=request_id)
+
+
 def service() -> RequestContext:
     """The context of the service's own calls."""
     return RequestContext(is_admin=True, overwrite=False)

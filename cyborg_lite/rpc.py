@@ -112,13 +112,12 @@ class Bus:
 
     def serve(self, topic: str, server: str, *managers: object) -> Server:
         """Serve, in threads, the methods that are marked with ``oslo_messaging.expose``."""
+        served = managers, _Serializer(), messaging.ExplicitRPCAccessPolicy
+        target = messaging.Target(server=server, **self._place(topic))
         made = messaging.get_rpc_server(
-            self._transport,
-            messaging.Target(server=server, **self._place(topic)),
-            managers,
-            serializer=_Serializer(),
-            access_policy=messaging.ExplicitRPCAccessPolicy,
+            self._transport, target, managers, serializer=served[1], access_policy=served[2]
         )
+        made.dispatcher = _Dispatcher(*served)
         made.start()
         return made
 
@@ -179,6 +178,17 @@ class Bus:
 
     def close(self) -> None:
         self._transport.cleanup()
+
+
+class _Dispatcher(messaging.RPCDispatcher):
+    """Handles each call without the caller of the one before.
+
+    The context of a call is set only once its method and its version are known.
+    """
+
+    def dispatch(self, incoming: typing.Any) -> typing.Any:
+        context.forget()
+        return super().dispatch(incoming)
 
 
 class Local:

@@ -9,6 +9,8 @@ import threading
 
 from oslo_log import log
 
+from cyborg_lite import context
+
 LOG = log.getLogger(__name__)
 
 #: The longest backoff after a failure, in seconds; the first is one second, and each doubles.
@@ -65,6 +67,7 @@ class Worker:
                 self._woken.wait(self._wait)
                 self._woken.clear()
                 if not self._stopping:
+                    context.forget()
                     self._wait = self._work()
                     self._failures = 0
             except BaseException:  # not even SystemExit stops the worker

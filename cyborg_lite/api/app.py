@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import collections.abc
-import contextlib
-import functools
 import http
 import json
 import threading
@@ -13,10 +11,8 @@ import typing
 
 from oslo_config import cfg
 from oslo_log import log
-from oslo_middleware import basic_auth
 from oslo_middleware import catch_errors
 from oslo_middleware import cors
-from oslo_middleware import exceptions as middleware_exceptions
 from oslo_middleware import http_proxy_to_wsgi
 from oslo_middleware import request_id
 from oslo_policy import policy as oslo_policy
@@ -37,6 +33,7 @@ from cyborg_lite.api import origin
 from cyborg_lite.api import rest
 from cyborg_lite.api import root
 from cyborg_lite.api import types
+from cyborg_lite.api import users
 from cyborg_lite.api import version
 from cyborg_lite.db import engine
 
@@ -70,8 +67,18 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
         # The guard runs before headers replace the address of the client.
         app = _guarded(app, origin.Guard(conf))
     app = with_errors_in_one_form(app)
-    app = catch_errors.CatchErrors(app)
+    app = _without_caller(catch_errors.CatchErrors(app))
     return typing.cast('Wsgi', request_id.RequestId(app))
+
+
+def _without_caller(app: Wsgi) -> Wsgi:
+    """Forget the caller of the request that this thread answered before."""
+
+    def forgetful(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        context.forget(environ.get(request_id.ENV_REQUEST_ID))
+        return app(environ, start_response)
+
+    return forgetful
 
 
 def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
@@ -83,10 +90,9 @@ def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
         return _by_path(dict.fromkeys(PUBLIC, app), checked)
     if conf.api.auth_strategy == 'noauth':
         return Alone(app, lambda _: 'admin')
-    file, projects = conf.api.http_basic_auth_user_file, conf.api.http_basic_auth_project_file
-    _validate_users(file)
+    projects = conf.api.http_basic_auth_project_file
     known = members.Members(projects) if projects else None
-    checked = Alone(app, functools.partial(_basic, file), known)
+    checked = Alone(app, users.Users(conf.api.http_basic_auth_user_file).name, known)
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
 
 
@@ -140,16 +146,6 @@ def _said(response: webob.Response) -> tuple[str, dict[str, typing.Any]]:
         return f'{http.HTTPStatus(response.status_int).description}.', {}
 
 
-def _validate_users(file: str) -> None:
-    try:
-        basic_auth.validate_auth_file(file)
-    except (middleware_exceptions.ConfigInvalid, webob.exc.HTTPBadRequest) as error:
-        raise cfg.ConfigFileValueError(
-            f'[api] http_basic_auth_user_file: {file} is no readable file of lines NAME:HASH with '
-            f'bcrypt hashes ({error}); write one with: htpasswd -B -c FILE NAME'
-        ) from None
-
-
 def _by_path(apps: dict[str, Wsgi], other: Wsgi) -> Wsgi:
     def chosen(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         return apps.get(environ.get('PATH_INFO', ''), other)(environ, start_response)
@@ -183,6 +179,8 @@ class Alone:
             answer = rest.error_response(error.code, error.detail or str(error))
             if error.code == 401:
                 answer.headers['WWW-Authenticate'] = 'Basic realm="cyborg_lite"'
+            elif error.code == 503:
+                answer.headers['Retry-After'] = '1'
             return answer(environ, start_response)
         for name in [name for name in environ if name.startswith('HTTP_X_')]:
             del environ[name]
@@ -195,36 +193,6 @@ class Alone:
         if found is None:
             raise webob.exc.HTTPForbidden(f'User {user} has no project on this service.')
         return found
-
-
-def _basic(file: str, request: webob.Request) -> str:
-    """The user name of the request, if the password matches the file."""
-    try:
-        name, password = basic_auth.parse_token(basic_auth.parse_header(request.environ))
-        try:
-            basic_auth.authenticate(file, name, password)
-        except webob.exc.HTTPUnauthorized:
-            _take_as_long(file, name, password)
-            raise
-        except webob.exc.HTTPBadRequest as error:
-            # The file changed after the start.  Only an operator can correct it.
-            LOG.error('[api] http_basic_auth_user_file: %s: %s', file, error)
-            raise webob.exc.HTTPUnauthorized from None
-    except ValueError as error:  # not bcrypt, or not text
-        raise webob.exc.HTTPUnauthorized(str(error)) from error
-    return str(name)
-
-
-def _take_as_long(file: str, name: str, password: bytes) -> None:
-    """Compare the password of an unknown name with the hash of the first name in the file.
-
-    Without this, the response time tells whether a name exists.
-    """
-    with open(file) as lines:
-        entries = [line.strip() for line in lines if line.strip()]
-    if entries and not any(entry.startswith(f'{name}:') for entry in entries):
-        with contextlib.suppress(webob.exc.HTTPUnauthorized):
-            basic_auth.auth_entry(entries[0], password)
 
 
 class SizeLimit:

@@ -12,6 +12,7 @@ from oslo_config import cfg
 import pytest
 
 from cyborg_lite.api import members
+from cyborg_lite.api import userfiles
 from tests import support
 
 ARQS = '/v2/accelerator_requests'
@@ -223,7 +224,7 @@ def test_a_file_that_is_not_plain_is_refused(place, kind):
     elif kind == 'binary':
         place.projects.write_bytes(b'\xff\xfe')
     elif kind == 'large':
-        place.projects.write_bytes(b'#' * (members.MOST + 1))
+        place.projects.write_bytes(b'#' * (userfiles.MOST + 1))
     with pytest.raises(cfg.ConfigFileValueError) as refused:
         members.Members(str(place.projects))
     said = str(refused.value)
@@ -247,17 +248,3 @@ def test_an_administrator_names_a_project_that_is_no_uuid(start, place):
     answer = asked('root').at('2.1').patch(ARQS, {arq: patch + owner})
     assert answer.status_int == 202
     assert asked('ann').get(f'{ARQS}/{arq}').json['project_id'] == 'vision-2'
-
-
-def test_a_password_in_another_form_is_said_in_one_line(start, place):
-    place.users.write_text('ann:plain\n')
-    with pytest.raises(cfg.ConfigFileValueError, match='bcrypt.*ann.*htpasswd -B'):
-        start()
-
-
-def test_a_password_that_becomes_unreadable_lets_nobody_in(start, place, caplog):
-    asked = by_name(start())
-    place.users.write_text(f'ann:plain\nbob:{HASH}\n')
-    assert asked('ann').get('/v2/accelerator_requests').status_int == 401
-    assert 'http_basic_auth_user_file' in caplog.text
-    assert asked('bob').get('/v2/accelerator_requests').status_int == 200

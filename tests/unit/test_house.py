@@ -27,7 +27,7 @@ ROOMS = {
     'exception': set(),
     'context': {'exception'},
     'policy': {'conf', 'exception', 'shims'},
-    'worker': set(),
+    'worker': {'context'},
     'client': set(),
     # upon it
     'clients': {'exception'},
@@ -40,7 +40,9 @@ ROOMS = {
     'driver': {'contract', 'model'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
-    'api': {'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc', 'shims'},
+    'api': {
+        'client', 'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc', 'shims',
+    },
     'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
     'agent': {
         'client', 'context', 'contract', 'delivery', 'driver', 'exception', 'model', 'rpc',

@@ -2,6 +2,7 @@
 import datetime
 import errno
 import json
+import logging
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ import uuid
 
 import amqp.exceptions
 import kombu.exceptions
+from oslo_context import context as current
 import oslo_messaging as messaging
 from oslo_messaging._drivers import common
 from oslo_messaging.rpc import dispatcher
@@ -166,6 +168,24 @@ def test_error_of_ours_reaches_the_caller(bus):
 def test_unmarked_methods_cannot_be_called(bus, method):
     with pytest.raises(dispatcher.NoSuchMethod):
         bus.conductor(CALLER)._client.call(CALLER, method)
+
+
+def test_a_call_that_is_refused_is_not_logged_as_of_the_caller_before(bus):
+    logged = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            logged.append(current.get_current().user_id)
+
+    logger, handler = logging.getLogger('oslo_messaging.rpc.server'), Handler(logging.ERROR)
+    logger.addHandler(handler)
+    try:
+        bus.conductor(CALLER).echo()
+        with pytest.raises(dispatcher.NoSuchMethod):
+            bus.conductor(context.service())._client.call(context.service(), 'nothing')
+    finally:
+        logger.removeHandler(handler)
+    assert logged == [None]
 
 
 def test_a_call_without_a_server_times_out(bus):

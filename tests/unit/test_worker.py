@@ -2,8 +2,10 @@
 import ctypes
 import threading
 
+from oslo_context import context as current
 import pytest
 
+from cyborg_lite import context
 from cyborg_lite import worker
 
 
@@ -52,6 +54,22 @@ def test_no_exception_ends_it(run, caplog, error):
         assert work.done.acquire(timeout=20)
     assert caplog.text.count('The work of thread digger failed: it is started again in') == 2
     assert 'out of here' in caplog.text
+
+
+def test_each_run_forgets_for_whom_the_one_before_worked(run):
+    owners = []
+
+    class Round(Work):
+        def __call__(self):
+            owners.append(current.get_current().project_id)
+            context.RequestContext(project_id='p1')
+            return super().__call__()
+
+    work = Round()
+    run(work)
+    for _ in range(3):
+        assert work.done.acquire(timeout=20)
+    assert owners[:3] == [None] * 3
 
 
 def test_no_failure_of_the_log_ends_it(run, monkeypatch):
