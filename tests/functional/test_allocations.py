@@ -3,6 +3,7 @@
 
 import collections
 import datetime
+import unittest.mock
 import uuid
 
 from oslo_utils import timeutils
@@ -11,6 +12,8 @@ import sqlalchemy as sa
 
 from cyborg_lite import model
 from cyborg_lite.api import app
+from cyborg_lite.conductor import allocating
+from cyborg_lite.conductor import hosts
 from tests import support
 
 PATH = '/v2/allocations'
@@ -308,6 +311,29 @@ def test_a_lease_ends(service):
     }
     assert len(held(service)) == 2
     assert refused(service.api.patch(f'{PATH}/{made["uuid"]}', {'lease': 1}), 409)
+
+
+def test_a_lease_that_is_renewed_before_its_end_is_written_does_not_end(service):
+    eight(service)
+    got(service, lease=60)
+    now = timeutils.utcnow()
+    change(service, model.Allocation, lease_ends_at=now - datetime.timedelta(seconds=1))
+    [row] = service.rows(model.Allocation)
+
+    def renew(session, names):
+        """Another party's step, after the lease was read and before hosts are locked."""
+        later = sa.update(model.Allocation).values(lease_ends_at=now + datetime.timedelta(hours=1))
+        session.execute(later.execution_options(synchronize_session=False))
+        return lock(session, names)
+
+    lock = hosts.lock
+    with (
+        unittest.mock.patch.object(hosts, 'lock', renew),
+        service.database.writer() as session,
+    ):
+        allocating.expire(session, row.id)
+    assert [each.state for each in service.rows(model.Allocation)] == ['active']
+    assert len(held(service)) == 1
 
 
 def test_a_released_allocation_is_deleted_after_a_time(service):

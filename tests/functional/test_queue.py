@@ -225,6 +225,20 @@ def test_an_unqueued_request_takes_nothing_from_queued_ones(service):
     assert service.api.post(PATH, body()).status_int == 201
 
 
+@pytest.mark.parametrize('order', ['AAB', 'BAA'])
+def test_accelerators_kept_for_the_queue_stay_kept_when_hosts_are_locked(service, order):
+    """What is chosen again on a locked host is chosen from the same accelerators."""
+    cards = [npu(f'{n:02x}', traits=[f'CUSTOM_{each}']) for n, each in enumerate(order)]
+    service.report(*cards)
+    one, two = (ask(service, traits={'CUSTOM_A': 'required'}) for _ in range(2))
+    waits = ask(service, 2, traits={'CUSTOM_A': 'required'})
+    release(service, one)
+    [mine] = service.api.post(PATH, body()).json['accelerators']
+    assert mine['address'] == f'0000:{order.index("B"):02x}:00.0'
+    release(service, two)
+    assert state(service, waits) == 'active'
+
+
 def nonsense(number, amount=16, **more):
     """A request with the maximum number of kinds, none of which exists."""
     groups = [

@@ -280,6 +280,22 @@ def test_order_goes_with_the_card_when_its_two_rows_become_one(conductor, agents
     assert (device.hostname, device.status) == ('b', 'maintaining')
 
 
+@pytest.mark.parametrize(('faulty', 'held'), [('a', 'b'), ('b', 'a')])
+def test_fault_goes_with_the_card_when_its_two_rows_become_one(conductor, agents, faulty, held):
+    """The row of which something is held stays."""
+    for name in ('a', 'b'):
+        agents.report(name, pci('01', health='ok'))
+        if name == held:
+            take(conductor, name)
+    values = {'fault': 'critical: xid_79', 'withheld': True, 'alerted': True}
+    with conductor.database.writer() as session:
+        row = sa.update(model.Device).where(model.Device.hostname == faulty)
+        session.execute(row.values(**values))
+    conductor.rename_host(name='a', to='b')
+    [device] = conductor.rows(model.Device)
+    assert {name: getattr(device, name) for name in values} == values
+
+
 def test_name_of_a_renamed_host_goes_to_another_machine(conductor, agents):
     """The UUIDs of its providers follow from the old name, and do not change."""
     agents.report('a', pci('01'))

@@ -125,6 +125,17 @@ def test_a_stranger_is_refused(conductor, agent):
     assert len(leases(conductor, agent)) == 1
 
 
+def test_the_agent_of_a_name_before_is_a_stranger(conductor):
+    """A machine that has another name reports under it, and is served for it alone."""
+    machine = 'm' * 32
+    for name in ('old', 'new'):
+        conductor.report(support.card('3b'), host=name, agent=name, machine=machine)
+    for each in (lease, leases):
+        with pytest.raises(exception.Conflict, match='not reported by this agent'):
+            each(conductor, {'host': 'old', 'agent': 'old'})
+    assert leases(conductor, {'host': 'new', 'agent': 'new'}) == []
+
+
 @pytest.mark.parametrize(
     ('process', 'request_', 'said'),
     [
