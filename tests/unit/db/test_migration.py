@@ -59,16 +59,16 @@ def test_revision_writes_what_the_models_have_more(database, tmp_path, monkeypat
 
 
 def connect(url):
-    """An engine as the service has it: on SQLite too, a transaction keeps what changes tables."""
+    """An engine like the service's: also on SQLite, DDL is transactional."""
     return engine_.Database(options.load(files=[], database__connection=url)).engine
 
 
 class Killed(Exception):
-    """What a process does no more."""
+    """Raised in place of a kill."""
 
 
 def killed_at(engine, number):
-    """Upgrade, as far as the statement of this number; returns whether it came to it."""
+    """Upgrade until the statement of this number; returns whether it was reached."""
     left = number
 
     def count(*_):
@@ -92,7 +92,7 @@ def killed_at(engine, number):
 
 
 def differences(engine):
-    """Between the database and the models."""
+    """The differences between the database and the models."""
     with engine.connect() as connection:
         context = runtime.MigrationContext.configure(connection)
         return autogenerate.compare_metadata(context, model.Base.metadata)
@@ -143,7 +143,7 @@ def test_one_waits_until_another_has_migrated(databases):
         def meet(_connection, _cursor, statement, *_):
             if 'CREATE TABLE' in statement and not later:
                 later.append(pool.submit(migration.upgrade, second))
-                # The second does nothing before the first has ended, but to wait for a lock.
+                # The second only waits for a lock until the first has ended.
                 begun.wait(0.5)
 
         event.listen(first, 'before_cursor_execute', meet)
@@ -155,7 +155,7 @@ def test_one_waits_until_another_has_migrated(databases):
 
 
 def test_three_at_once(databases, tmp_path):
-    """As when three controllers are upgraded: each waits until the one before has ended."""
+    """Three controllers are upgraded at once: they run one after the other."""
     with databases.new() as url:
         (tmp_path / 'a.conf').write_text(f'[database]\nconnection = {url}\n')
         run = 'import sys; from cyborg_lite.cmd import dbsync; sys.exit(dbsync.main())'

@@ -38,7 +38,7 @@ def pages(session, limit, **more):
 
 
 def expected(sort_key, sort_dir):
-    """Nulls last in either direction, and equal ones in the order of their making."""
+    """Nulls last in either direction, and equal ones in the order of creation."""
     sign = 1 if sort_dir == 'asc' else -1
     if sort_key == 'numa_node':
         return sorted(range(7), key=lambda n: (NODES[n] is None, sign * (NODES[n] or 0), sign * n))
@@ -81,7 +81,7 @@ def test_find_with_conditions(session):
 
 
 def test_marker_that_is_out_of_scope_is_unknown(session):
-    """Who may not see a row is not told that it is there."""
+    """A caller must not learn of a row that it may not see."""
     page = query.Page(marker='uuid-3')
     with pytest.raises(exception.Invalid, match='Invalid marker'):
         query.find(session, model.Device, scope=[model.Device.numa_node == 1], page=page)

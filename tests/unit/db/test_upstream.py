@@ -36,7 +36,7 @@ def cyborg(tmp_path):
 
 @pytest.fixture
 def conductor(database_url):
-    """A conductor over the database that is to be filled."""
+    """A conductor over the target database."""
     made = direct.Conductor(database_url)
     yield made
     made.close()
@@ -191,7 +191,7 @@ def test_a_report_adopts_what_was_imported(cyborg, conductor, take_over):
     assert (device.uuid, device.model) == (card.device.uuid, 'Tesla T4')
     assert (part.uuid, part.rp_uuid) == (card.part.uuid, card.part.rp_uuid)
     assert conductor.rows(model.Host)[0].state == 'up'
-    # What is bound is bound, and what is freed can be bound again.
+    # Bound requests stay bound, and freed accelerators can be bound again.
     [other] = conductor.arqs(PGPU=1)
     wish = conductor.wish(other, device_rp_uuid=part.rp_uuid)
     with pytest.raises(exception.NoFreeHandle):
@@ -296,11 +296,11 @@ def test_provider_of_each_virtual_function(cyborg, conductor, take_over):
     assert conductor.arq(arq.uuid).attach_handle.uuid == second.uuid
 
 
-# What upstream's bugs leave behind.
+# Inconsistencies of upstream's bugs.
 
 
 def test_one_accelerator_of_two_requests(cyborg, conductor, take_over):
-    """P4: who got it first has it; the hypervisor refuses it to the other one."""
+    """P4: the first request keeps it; the hypervisor refuses it to the other one."""
     card, profile = cyborg.gpu(), cyborg.profile()
     late = cyborg.bound(profile, card, updated_at=datetime.datetime(2026, 3, 1))
     early = cyborg.bound(profile, card, updated_at=datetime.datetime(2026, 2, 1))
@@ -308,7 +308,7 @@ def test_one_accelerator_of_two_requests(cyborg, conductor, take_over):
     assert conductor.arq(early.uuid).state == 'Bound'
     lost = conductor.arq(late.uuid)
     assert (lost.state, lost.attach_handle) == ('BindFailed', None)
-    # So that it goes with its instance.
+    # So that it is deleted with its instance.
     assert lost.instance_uuid == late.instance_uuid
     [note] = outcome.notes
     assert note == (
@@ -331,7 +331,7 @@ def test_accelerator_that_leaked(cyborg, conductor, take_over):
 
 @pytest.mark.parametrize('state', ['UnbindFailed', 'Deleting'])
 def test_request_that_may_still_hold_its_accelerator(cyborg, conductor, take_over, state):
-    """Its instance may use the accelerator: nobody else gets it."""
+    """Its instance may use the accelerator: it is not allocated again."""
     card = cyborg.gpu()
     arq = cyborg.bound(cyborg.profile(), card, state=state)
     notes = take_over().notes
@@ -450,7 +450,7 @@ def test_twice_the_rows_take_twice_the_steps(tmp_path):
 
 
 def test_bind_that_had_not_ended(cyborg, conductor, take_over):
-    """Nobody would go on with it: its instance would wait for ever."""
+    """No conductor would continue it: its instance would wait for ever."""
     card = cyborg.gpu()
     arq = cyborg.bound(cyborg.profile(), card, state='BindStarted')
     notes = take_over().notes
@@ -493,7 +493,7 @@ def test_accelerator_under_two_deployables(cyborg, conductor, take_over):
 
 @pytest.mark.parametrize('lost', [{'attach_handle_id': 99}, {'attach_handle_id': None}])
 def test_bound_to_nothing(cyborg, conductor, take_over, lost):
-    """The instance may have the card: nobody else gets it."""
+    """The instance may have the card: it is not allocated again."""
     card = cyborg.gpu()
     arq = cyborg.bound(cyborg.profile(), card, **lost)
     notes = take_over().notes
@@ -545,7 +545,7 @@ def test_project_of_requests_that_have_none(cyborg, conductor, take_over):
 
 @pytest.mark.parametrize('state', ['pending_cleaning', 'cleaning', 'error'])
 def test_device_that_is_not_clean(cyborg, conductor, take_over, state):
-    """I4: what is left of a tenant must not reach the next one."""
+    """I4: data of a tenant must not reach the next one."""
     cyborg.gpu(device_state=state)
     [note] = take_over().notes
     assert f'disabled: its state is {state}' in note
@@ -566,7 +566,7 @@ def test_device_that_was_disabled(cyborg, conductor, take_over):
 
 
 def test_mediated_devices(cyborg, conductor, take_over):
-    """Our driver reports the whole GPU: nobody gets it while parts of it are in use."""
+    """Our driver reports the whole GPU: it is not allocated while parts of it are in use."""
     card = cyborg.gpu()
     info = json.loads(cyborg_.slot(CARD)) | {'asked_type': 'nvidia-223', 'vgpu_mark': 'a_0'}
     cyborg.change('attach_handles', card.handle, attach_type='MDEV', attach_info=json.dumps(info))
@@ -618,7 +618,7 @@ def test_device_that_has_no_address(cyborg, conductor, take_over):
     ],
 )  # fmt: skip
 def test_row_that_cannot_be_kept(cyborg, conductor, take_over, table, broken, what, reason):
-    """It costs itself, and what is of it."""
+    """It is left out, with its dependent rows."""
     first, good = cyborg.gpu(), cyborg.gpu('host-2')
     profiles = [cyborg.profile(), cyborg.profile('good')]
     bound = cyborg.bound(profiles[1], good)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accelerators as an allocation notes them."""
+"""Accelerators in the form that an allocation stores."""
 
 from __future__ import annotations
 

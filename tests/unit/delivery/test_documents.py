@@ -37,7 +37,7 @@ def test_only_what_is_in_the_host():
 
 
 def test_devices_are_in_the_order_of_their_nodes():
-    """Containers number them so: an ordinal means the same device in both."""
+    """Containers use this order, so an ordinal means the same device in both."""
     found = document(*cards.ascend(10, 4, 9))
     assert [d for d, _ in devices(found)] == ['4', '9', '10']
     ordinals = [d['ordinal'] for each in found['accelerators'] for d in each['devices']]
@@ -68,7 +68,7 @@ def test_an_allocation_is_a_uuid(allocation):
         delivery.document(allocation, cards.HOST, [])
 
 
-# What each driver tells of the hosts that were described or recorded.
+# The devices of each driver on described and recorded hosts.
 
 
 def test_ascend(tmp_path):
@@ -96,7 +96,7 @@ UUID = 'GPU-c2a7b9d8-0a13-5e6f-9d40-7f2b8e61c3a5'
 
 
 def nvidia(tmp_path, information):
-    """A host with an H100 of which the kernel driver tells this."""
+    """A host with an H100 and this information of the kernel driver."""
     host = captures.host(tmp_path, [captures.function('0000:1b:00.0', '10de:2330', '030200')])
     place = host.root / 'proc/driver/nvidia/gpus/0000:1b:00.0'
     place.mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_a_device_has_all_of_its_nodes_or_none():
     assert found['accelerators'][0]['reason'] == 'its ids have no usable gpu_instance_minor'
 
 
-# What is not known is said, and nothing is made up for it.
+# Unknown values are named, and not invented.
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_an_accelerator_of_an_older_release():
     assert 'an older release' in document(old)['accelerators'][0]['reason']
 
 
-#: What hardware could tell, and a command line, a list or a path would read as something else.
+#: Ids that a command line, a list or a path would misread.
 HOSTILE = (
     '0,1', '0 1', '--privileged', '-1', '$(id)', '0;id', '../sda', '0\n', '', '０', True, 1.5,
     None, [], {'a': 1}, '0=1', "0'", '1' * 70,
@@ -230,7 +230,7 @@ HOSTILE = (
 def test_an_id_that_could_be_misread_is_no_name(id):
     ids = {'chips': [{'logic_id': id, 'phy_id': 0}]}
     found = document(cards.accelerator(driver='huawei_ascend', ids=ids))
-    # What is not there at all has the other id in its place.
+    # For an absent id the other one is used.
     assert [name for name, _ in devices(found)] == (['0'] if id is None else [])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data of drivers: what their cards need."""
+"""The data files of drivers: the needs of their cards."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_driver_of_others_brings_its_own(tmp_path, monkeypatch):
     found = delivery.document(cards.ALLOCATION, cards.HOST, [card])
     view = delivery.render(found, 'process')
     assert (view['env']['ACME'], view['nodes']) == ('3', ['/dev/acme3'])
-    # The driver itself may need what only hosts with such cards have.
+    # The driver itself may need libraries of hosts with such cards.
     assert 'acme.npu' not in sys.modules
 
 

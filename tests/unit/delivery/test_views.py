@@ -54,7 +54,7 @@ def test_process_of_ascend():
 
 
 def test_process_of_nvidia():
-    """By UUID, and in the order of PCI: CUDA would number the fastest first."""
+    """By UUID, and in PCI order: CUDA would number the fastest first."""
     shown = view('process', nvidia(minor=3))
     assert shown['env']['CUDA_VISIBLE_DEVICES'] == GPU
     assert shown['env']['CUDA_DEVICE_ORDER'] == 'PCI_BUS_ID'
@@ -90,7 +90,7 @@ def test_a_model_name_stays_one_value():
 
 
 def test_container():
-    """Only its own nodes, which it numbers anew: no variable names devices of the host."""
+    """Only its own nodes, which it numbers itself: no variable names devices of the host."""
     shown = view('container', *cards.ascend(6))
     assert shown['name'] == f'cyborg-lite.local/allocation={cards.ALLOCATION}'
     assert shown['cdi']['cdiVersion'] == '0.5.0'
@@ -164,13 +164,13 @@ def test_ray_of_ascend():
 
 
 def test_ray_of_gpus():
-    """Ray takes no GPU among the resources."""
+    """Ray refuses GPU in --resources."""
     amd = cards.accelerator(driver='amd_gpu', ids={'index': 2, 'render_minor': 130})
     assert view('ray', amd)['arguments'] == ['--num-gpus=1', '--resources={}']
 
 
 def test_ray_gets_zero_of_the_kinds_that_it_would_detect():
-    """It would count the nodes of the whole host."""
+    """Otherwise it would count the nodes of the whole host."""
     assert view('ray')['arguments'] == ['--num-gpus=0', '--resources={}']
 
 

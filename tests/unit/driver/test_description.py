@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a host description may say, and the tree that it makes."""
+"""Host descriptions, and their trees."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_groups_and_files_of_virtual_functions(tmp_path):
     assert (card.iommu_group, card.is_console) == ('17', True)
     assert card.mediated_devices == ['nvidia-36/0']
     assert (card.read('sriov_offset'), card.read('sriov_stride')) == ('4', '2')
-    # As the kernel writes it: no 0x.
+    # In the kernel's form, without 0x.
     assert card.read('sriov_vf_device') == '2335'
     assert [f.iommu_group for f in virtual] == ['90', '91', '92']
     types = [f.read('nvidia/current_vgpu_type') for f in virtual]
@@ -241,7 +241,7 @@ def test_virtual_functions_past_the_last_bus(tmp_path):
         lay_out(tmp_path, functions=[last])
 
 
-#: Each line stands for nine times the one before: the last for 9**20 values.
+#: Each line expands to nine times the one before: the last to 9**20 values.
 ALIASES = '\n'.join(
     ['a0: &a0 [x]', *(f'a{n}: &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]' for n in range(1, 21))]
 )

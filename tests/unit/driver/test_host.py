@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts: their tools, and how they are found."""
+"""Hosts, their tools, and the search for hosts."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_recorded_host_runs_nothing(tool, tmp_path):
 
 
 def test_a_library_is_asked_on_its_machine_alone(tmp_path):
-    """Elsewhere its answer is that of the recording."""
+    """On other machines the answer of the recording is used."""
     (tmp_path / 'sys/bus/pci/devices').mkdir(parents=True)
     host = driver.Host('here', tmp_path, recorded=False)
     assert host.ask('acmelib', 'cards', lambda: None) is None
@@ -139,7 +139,7 @@ SYSTEM = 'd1b2f0a49c3e4f7f8a6b5c4d3e2f1a0b'
 
 @pytest.fixture
 def machine(tmp_path):
-    """The machine of a host that shows these two; None is a file that it has not."""
+    """The machine identity of a host with these two files; None for an absent file."""
 
     def show(board: str | bytes | None, system: str | bytes | None) -> str | None:
         files = {'sys/class/dmi/id/product_uuid': board, 'etc/machine-id': system}
@@ -277,7 +277,7 @@ def test_a_failure_keeps_the_old_directory(tmp_path):
 
 
 def pack(file: pathlib.Path, *members: tuple[str, bytes, str | bytes]) -> str:
-    """A tarball of members: name, type, and content or the place that a link leads to."""
+    """A tarball of members: name, type, and content or target of the link."""
     with tarfile.open(file, 'w:gz') as tar:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
@@ -395,7 +395,7 @@ def test_a_recording_shows_whether_a_function_is_in_use(tmp_path):
     devices.mkdir(parents=True)
     (devices / 'f715f63c-0d00-4007-9c5a-b07b0c6c05de').symlink_to('../../../f715f63c')
     host = driver.Host('host', root)
-    # An attribute of one vendor's is kept if a driver asked for it.
+    # An attribute of one vendor is kept if a driver read it.
     host.tree.functions()[0].read('nvidia/current_vgpu_type')
     recording.record(host, tmp_path / 'r.tar.gz')
     copy = hosts.find(str(tmp_path / 'r.tar.gz'), tmp_path / 'work')
@@ -404,7 +404,7 @@ def test_a_recording_shows_whether_a_function_is_in_use(tmp_path):
     assert [f.bdf for f in card.virtual_functions] == [first.bdf, second.bdf]
     places = ('sriov_offset', 'sriov_stride', 'sriov_vf_device')
     assert [card.read(name) for name in places] == ['4', '1', '2335']
-    # How many, and no UUID.
+    # Their number, without UUIDs.
     assert first.mediated_devices == ['nvidia-754/0']
     assert (first.iommu_group, second.iommu_group) == ('90', '91')
     assert second.read('nvidia/current_vgpu_type') == '1428'
@@ -424,7 +424,7 @@ PRINTED = '\tSerial Number : 2102312NVF10L8000123\n\tPCIe Bus Info : 0000:01:00.
 
 
 def recorded(tmp_path, **more):
-    """The tools' texts in a recording of a card, and what else is in it."""
+    """The tools' texts and the other files in a recording of a card."""
     root = tmp_path / 'host'
     description.write(description.parse(MINIMAL), root)
     for name in ('etc/machine-id', 'sys/class/dmi/id/product_uuid'):

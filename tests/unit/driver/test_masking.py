@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells of one card, machine or user is not in a recording."""
+"""A recording does not identify a card, a machine or a user."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def masked(text):
 
 
 def shape(text):
-    """Digits and letters by their kind, everything else as it is."""
+    """The text with digits and letters replaced by their kind."""
     return re.sub('[a-z]', 'a', re.sub('[A-Z]', 'A', re.sub('[0-9]', '0', text)))
 
 
@@ -56,7 +56,7 @@ def test_a_secret_is_replaced_by_the_same_shape(text, secret):
     answer = masked(text)
     assert secret not in answer
     assert shape(answer).replace('a', '0') == shape(text).replace('a', '0')
-    # All but the value stays, to the column.
+    # All except the value stays, in the same columns.
     for word in ('NVIDIA H200', 'Ascend 910B3', '910B3', 'MIG 1g.18gb', '<name>H200<', 'OK'):
         assert (word in answer) == (word in text)
     assert masked(text) != text
@@ -104,7 +104,7 @@ def test_cards_stay_apart_and_are_the_same_wherever_they_are_named():
 
 
 def test_each_recording_has_other_numbers():
-    """Nobody can tell by trying which serial number was replaced."""
+    """The replaced serial number cannot be found by trials."""
     assert masked(f'Serial Number : {SERIAL}') != masked(f'Serial Number : {SERIAL}')
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is given out of a PCI card, whatever its family, while its tree changes."""
+"""The accelerators of PCI cards of all families, while their tree changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def of(kind: type[driver.Driver]):
     return lambda host: kind(host, configured())
 
 
-#: A driver, and the ids of card and virtual function and the class that it knows.
+#: The drivers, with ids of card and virtual function, and the class.
 FAMILIES = {
     'ascend': (of(huawei_ascend.HuaweiAscend), '19e5:d802', '19e5:d802', '120000'),
     'nvidia': (of(nvidia_gpu.NvidiaGpu), '10de:2335', '10de:2335', '030200'),
@@ -60,7 +60,7 @@ def split(request, tmp_path):
 
 
 def offered(subject: driver.Driver) -> dict[str, list[str]]:
-    """The functions that are given out, by the card that they are of."""
+    """The offered functions by their cards."""
     return {
         device.address: [
             '{domain}:{bus}:{device}.{function}'.format(**handle.attach_info)
@@ -92,7 +92,7 @@ def test_a_function_that_is_not_linked_yet_is_no_card_and_not_given_out(split, l
 
 @pytest.mark.parametrize('numvfs', ['0', '4'])
 def test_a_card_whose_functions_are_not_linked_yet_is_not_given_out(split, numvfs):
-    """They appear one after another: the card is never whole again, and never two."""
+    """They appear one after another: meanwhile the card is neither whole nor two cards."""
     host, subject = split
     card, *virtual = host.tree.functions()
     (card.path / 'sriov_numvfs').write_text(numvfs)
@@ -115,7 +115,7 @@ def test_a_card_whose_functions_are_not_linked_yet_is_not_given_out(split, numvf
 
 
 def test_a_second_card_on_the_bus_stays_one(tmp_path):
-    """It has the id that virtual functions have, and is where none can be."""
+    """It has the id of virtual functions, but an address that none can have."""
     virtual = {'id': '10de:2335', 'total': '2', 'enabled': '0', 'offset': '4'}
     host = captures.host(
         tmp_path,
@@ -163,7 +163,7 @@ def test_the_card_of_the_console_is_not_for_instances(tmp_path, family, boot_vga
     host = captures.host(tmp_path, [function])
     [card] = make(host).discover()
     assert card.unusable == unusable
-    # It is reported with what others than instances may be given.
+    # It is reported with its accelerator.
     assert len(handles(card)) == 1
 
 
@@ -197,7 +197,7 @@ def test_a_card_with_a_mediated_device_is_not_given_out_whole(tmp_path):
 
 
 def test_a_virtual_function_with_a_mediated_device_is_not_given_out(split):
-    """As NVIDIA's A2 has them: mediated devices upon virtual functions."""
+    """NVIDIA's A2 has mediated devices on virtual functions."""
     host, subject = split
     for function in host.tree.functions()[1:3]:
         (function.path / 'mdev_supported_types/nvidia-754/devices/1').mkdir(parents=True)
@@ -214,7 +214,7 @@ def judged(tmp_path, family: str, card: dict[str, str], port: dict[str, str] | N
     make, ids, _, pci_class = FAMILIES[family]
     host = captures.host(tmp_path, [captures.function(CARD, ids, pci_class, files=card)])
     if port is not None:
-        # As the kernel has it: the directory of a function is in that of the port above it.
+        # As in the kernel, the directory of a function is in that of the port above it.
         listed = host.root / 'sys/bus/pci/devices'
         above = host.root / 'sys/devices/pci0000:3a/0000:3a:00.0'
         above.mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_a_link_that_is_narrower_than_it_can_be_is_told(tmp_path, family):
     [
         ('16', '16', ('ok', None)),
         ('1', '16', NARROW),
-        # There is no link, or its width is not known: QAT within a chipset says 0 of 255.
+        # No link, or an unknown width: QAT within a chipset shows 0 of 255.
         ('0', '16', ('unknown', None)),
         ('0', '255', ('unknown', None)),
         ('63', '63', ('unknown', None)),
@@ -270,7 +270,7 @@ def test_an_idle_card_may_lower_the_speed_of_its_link(tmp_path):
         (link('8', '8'), ('ok', None)),
         (link('8', '16'), NARROW),
         (link('4', '4'), ('ok', None)),
-        # What the port does not say leaves the card's word.
+        # Without a width of the port, that of the card is used.
         ({}, NARROW),
         (link('8', '255'), NARROW),
     ],
@@ -280,7 +280,7 @@ def test_a_slot_that_can_do_no_more_is_no_fault(tmp_path, port, health):
 
 
 def test_health_is_recorded_with_the_host(tmp_path):
-    """A recording of the host says the same."""
+    """A recording of the host has the same health."""
     assert {'current_link_width', 'max_link_width'} <= {*recording.ATTRIBUTES}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees that no kernel would show, and what is read of them."""
+"""Reading of invalid trees."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_link_to_another_card_is_not_a_virtual_function(tree):
 
 
 def test_links_that_dangle_still_tell(tree):
-    """Recorded trees lack what they lead to."""
+    """Recorded trees lack the targets."""
     path = add(tree)
     (path / 'driver').symlink_to('../../../../bus/pci/drivers/vfio-pci')
     (path / 'iommu_group').symlink_to('../../../../kernel/iommu_groups/17')
@@ -209,7 +209,7 @@ def unlinked(tree) -> dict[str, list[str]]:
 def test_a_virtual_function_before_its_links_is_known_by_place_and_id(
     tree, bdf, device, found, numvfs
 ):
-    """While the kernel makes them, they are not counted yet."""
+    """While the kernel creates them, they are not counted yet."""
     add(tree, **SRIOV | {'sriov_numvfs': numvfs})
     add(tree, bdf, device=device)
     assert unlinked(tree) == ({'0000:01:00.0': [bdf]} if found else {})
@@ -230,7 +230,7 @@ def test_a_physical_function_is_never_a_virtual_one(tree):
 
 
 def test_a_kernel_that_does_not_tell_the_places(tree):
-    """Until as many are linked as are enabled, any function on the bus may be one."""
+    """Until all enabled ones are linked, any function on the bus may be one."""
     path = add(tree, sriov_totalvfs='4', sriov_numvfs='1')
     add(tree, '0000:01:00.5')
     add(tree, '0000:02:00.0')

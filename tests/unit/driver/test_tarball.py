@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tarballs that somebody made by hand, to write elsewhere or to eat memory."""
+"""Malicious tarballs, which write outside or exhaust memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEVICES = 'sys/bus/pci/devices'
 
 
 def header(name='x', kind=tarfile.REGTYPE, size=0, link='', magic=b'ustar  \x00'):
-    """One raw header: tarfile would not write all of these."""
+    """A raw header: tarfile cannot write all of these."""
     block = bytearray(512)
     block[0:100] = os.fsencode(name)[:100].ljust(100, b'\0')
     block[100:124] = b'0000644\0' * 3
@@ -67,7 +67,7 @@ HOST = member(f'{DEVICES}/', tarfile.DIRTYPE) + member('sys/file', content=b'kep
 
 @pytest.fixture
 def unpack(tmp_path):
-    """Unpack what is given; returns the directory."""
+    """Unpack these parts; returns the directory."""
 
     def unpack_(*parts, name='evil.tar'):
         (tmp_path / name).write_bytes(b''.join(parts))
@@ -77,7 +77,7 @@ def unpack(tmp_path):
 
 
 def tree(root):
-    """What there is: directories as None, files with their content, links with their targets."""
+    """The tree: directories as None, files with their content, links with their targets."""
     found = {}
     for path in sorted(root.rglob('*')):
         link = f'-> {os.readlink(path)}' if path.is_symlink() else None
@@ -104,7 +104,7 @@ def test_each_compression(unpack, name, pack):
 
 @pytest.mark.parametrize('pack', [gzip.compress, bz2.compress, lzma.compress])
 def test_several_streams(unpack, pack):
-    """As parallel compressors write them; zeros may fill the last block."""
+    """Parallel compressors write several; zeros may pad the last block."""
     whole = HOST + END
     parts = [whole[n : n + 700] for n in range(0, len(whole), 700)]
     packed = b''.join(map(pack, parts))
@@ -244,7 +244,7 @@ def test_nothing_is_written_or_named_outside(unpack, tmp_path, number):
         assert path.is_relative_to(root)
         assert path.is_symlink() or path.is_dir() or path.is_file()
         assert path.is_dir() or path.lstat().st_nlink == 1
-        # Where it leads exists or not; it is below the root.
+        # The target is below the root, whether it exists or not.
         assert pathlib.Path(os.path.realpath(path)).is_relative_to(root)
 
 
@@ -344,7 +344,7 @@ BOMBS = {
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How much is read at once of what is decompressed."""
+    """The sizes of reads of decompressed data."""
     sizes, opened = [], tarball.opened
 
     class Counted:
@@ -388,7 +388,7 @@ def test_memory_does_not_grow_with_the_content(unpack, monkeypatch):
 
 
 def test_headers_without_a_member_pile_up_nowhere(unpack, monkeypatch):
-    """A header of records that say nothing of a member may come before another such header."""
+    """Any number of headers may come before a member."""
     wide = '\N{SNOWMAN}' + 'v' * 4000
     many = [pax(**{f'key{number}': wide}) for number in range(2000)]
     packed = gzip.compress(HOST + b''.join(many) + header('sys/x') + END, 1)
@@ -437,7 +437,7 @@ def test_links_are_kept_in_memory_up_to_a_bound(unpack, monkeypatch):
 
 
 def test_xz_with_a_large_dictionary(unpack):
-    """The header alone makes the decompressor ask for the memory."""
+    """The header makes the decompressor allocate the memory."""
     filters = [{'id': lzma.FILTER_LZMA2, 'preset': 0, 'dict_size': 1 << 20}]
     small = lzma.compress(HOST + END, filters=filters)
     assert tree(unpack(small, name='a.tar.xz')) == KEPT

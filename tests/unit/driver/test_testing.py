@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suite that holds drivers to their contract: it is red on each fault, in others' packages too.
+"""The contract suite fails for each kind of faulty driver, also in other packages.
 
-Each run is one of pytest, in this process, of a folder that is like a vendor's package.
+Each test runs pytest in this process, on a folder like a vendor's package.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ EMPTY = 'an_empty_host_has_no_device'
 SOME = 'one_of_the_hosts_has_a_device'
 RECORDED = 'a_recording_shows_the_same'
 
-#: By what is wrong: the test that finds it, what that says, and the body of such a driver.
+#: The faults: the test that finds each, its message, and the body of such a driver.
 MUTANTS = {
     'it makes a device of any function that it cannot read': (
         DAMAGED,
@@ -378,7 +378,7 @@ def test_hosts_are_made_from_every_kind_of_spec(lay_out, tmp_path):
     assert lay_out('../../fixtures/gpus.yaml').name == 'gpus'
     first = lay_out(HOST)
     second = lay_out(str(first.root))
-    # A recording is not changed where it lies.
+    # A recording is not changed in place.
     assert second.root != first.root
     assert [f.bdf for f in second.tree.functions()] == [f.bdf for f in first.tree.functions()]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hosts made from what real machines printed; the captures are read where they lie."""
+"""Hosts made from captures of real machines."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ VENDORS = {
 
 
 def path(name: str) -> pathlib.Path:
-    """Where a capture lies; skips the test where there are none."""
+    """The path of a capture; skips the test if there are none."""
     if not ROOT.is_dir():
         pytest.skip(f'no captures of real machines at {ROOT}')
     return ROOT / name
@@ -51,7 +51,7 @@ def text(name: str) -> str:
 
 
 def host(tmp_path: pathlib.Path, functions: list[dict], tools: dict | None = None) -> driver.Host:
-    """A host with these functions and tools, laid out as a description is."""
+    """A host with these functions and tools, made like a described one."""
     data = description.parse('{}') | {'functions': functions, 'tools': tools or {}}
     description.write(data, tmp_path / 'capture')
     return driver.Host('capture', tmp_path / 'capture')
@@ -137,5 +137,5 @@ def umockdev(tmp_path: pathlib.Path, text: str) -> driver.Host:
 
 @functools.cache
 def every() -> list[str]:
-    """The captures there are, for a check that none is forgotten."""
+    """All captures, for a check that each is used."""
     return sorted(str(p.relative_to(ROOT)) for p in ROOT.rglob('*') if p.is_file())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page that says what each driver was tested with, made of the marks of tests.
+"""The support matrix: the page on what each driver was tested with, from the marks of tests.
 
-``python -m tests.unit.drivers.support`` writes it.  A test that shows a driver something of a real
-card is marked with ``evidence``: the driver, how near to the card it is, what it is in words, and
-the models by the names of the driver's table.
+``python -m tests.unit.drivers.support`` writes it.  A test with data of a real card is marked with
+``evidence``: the driver, the kind of the data, a description, and the models by the names of the
+driver's table.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from tests.unit import drivers
 
 ROOT = pathlib.Path(__file__).parents[3]
 PAGE = ROOT / 'doc/source/admin/support.rst'
-#: How near to the card it is, nearest first.
+#: The kinds of data, the closest to a card first.
 HOW = ('real card', 'real kernel', 'real capture', 'excerpt', 'vendor sample')
 HEAD = """\
-.. This page is made of the tests' marks: python -m tests.unit.drivers.support
+.. This page is generated from the tests' marks: python -m tests.unit.drivers.support
 
 ==============
 Support matrix
 ==============
 
-What each driver was tested with. No line of this page is an opinion: each is the mark of a test
-that passes, or of ``tools/prove_nvidia.py``, which ran on the card.
+This page shows what each driver was tested with. Each line is from the mark of a passing test, or
+of ``tools/prove_nvidia.py``, which ran on the card.
 
 real card
-  It ran on a machine with the card, with the vendor's driver.
+  A run on a machine with the card, with the vendor's driver.
 real kernel
-  A kernel made the files, for a card that was simulated.
+  Files of a kernel, for a simulated card.
 real capture
-  Files, or the output of a tool, as a real machine had them.
+  Files, or the output of a tool, of a real machine.
 excerpt
-  What a real machine printed, copied in parts.
+  Parts of the output of a real machine.
 vendor sample
-  What the vendor's documentation or another project shows.
+  Data in the vendor's documentation or in another project.
 
-Where a capture is the output of a tool, the functions of its host are laid out by the ids and
-addresses that it shows. All else is *described* only: the ids are those of the source that the
-driver names, and the tests use hosts that were written for them. If you have such a card,
-``cyborg-lite record`` makes a capture of it, without serial numbers, and a capture is welcome.
+If a capture is the output of a tool, the test makes the functions of the host from its ids and
+addresses. All else is *described* only: the ids are from the source that the driver names, and the
+tests use written host descriptions. If you have such a card, ``cyborg-lite record`` makes a
+capture of it, without serial numbers, and a capture is welcome.
 """
 
 
 class Evidence(typing.NamedTuple):
-    """What one mark says."""
+    """The content of one mark."""
 
     driver: str
     how: str
@@ -71,7 +71,7 @@ def _marks(function: typing.Any) -> collections.abc.Iterator[typing.Any]:
 
 
 def collect() -> set[Evidence]:
-    """What all tests of drivers have shown them, and what tools have proved."""
+    """The evidence of all tests of drivers, and of tools."""
     found = set()
     for each in pkgutil.iter_modules(drivers.__path__, f'{drivers.__name__}.'):
         if each.name.rpartition('.')[2].startswith('test_'):
@@ -84,7 +84,7 @@ def collect() -> set[Evidence]:
 
 
 def proved(tool: pathlib.Path) -> set[Evidence]:
-    """What a tool says that it proved: it runs where the card is, and not here."""
+    """The evidence of a tool, which runs on a machine with the card."""
     for node in ast.parse(tool.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'PROVED':
             return {Evidence(*each, models=()) for each in ast.literal_eval(node.value)}
@@ -92,7 +92,7 @@ def proved(tool: pathlib.Path) -> set[Evidence]:
 
 
 def page(kinds: collections.abc.Iterable[type], found: set[Evidence]) -> str:
-    """The page, of these drivers."""
+    """The page for these drivers."""
     text = HEAD
     for kind in kinds:
         text += f'\n``{kind.name}``\n{"=" * (len(kind.name) + 4)}\n\n'

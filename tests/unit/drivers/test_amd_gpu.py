@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD cards, with what the kernel's compute driver (KFD) says of them, and without."""
+"""AMD cards, with and without data of the kernel's compute driver (KFD)."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_virtual_functions(tmp_path):
     ],
 )
 def test_real_topologies(tmp_path, name):
-    """The functions are laid out after the nodes: the captures have the nodes alone."""
+    """The captures only have nodes: the functions are made from them."""
     with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:
         tar.extractall(tmp_path / 'capture', filter='data')
     told = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every capture of a real machine that concerns our drivers, through the real code."""
+"""Every capture of a real machine for our drivers, with the real code."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def test_another_detectors_npus_are_one_card(tmp_path):
 
 
 def npus(tmp_path, capture: str, product: str, **more: str) -> list[driver.Device]:
-    """The devices of a host whose functions and npu-smi are as the capture shows."""
+    """The devices of a host with the functions and the npu-smi of a capture."""
     text = captures.text(f'ascend/{capture}.txt')
     tools = {'info': text} | {key: captures.text(f'ascend/{name}') for key, name in more.items()}
     host = captures.host(
@@ -499,7 +499,7 @@ def test_950_in_its_manual(tmp_path):
 
 
 def test_board_and_mapping_without_a_table(tmp_path):
-    """The capture holds the sections of several commands: the table's is empty."""
+    """The capture has the output of several commands, with an empty table."""
     text = captures.text('ascend/910A-lspci-board-usages-23.0.5.txt')
     sections = dict(part.partition('\n')[::2] for part in text.split('/usr/local/bin/npu-smi ')[1:])
     board = sections['info -i 0 -t board']
@@ -518,7 +518,7 @@ def test_board_and_mapping_without_a_table(tmp_path):
     }
 
 
-#: What other drivers will read, when there are any.
+#: Captures for future drivers.
 OTHERS = re.compile(
     r'SOURCES.md|(amd|nvme|spdk)/.*|detector-json/amd.*|intel/(gaudi2|xpu|ofs-.*-fpgainfo).*'
 )

@@ -43,7 +43,7 @@ def conf():
 
 
 class TestContract(testing.Contract):
-    """The fake driver is not held to it: it finds a card that no host has."""
+    """Without the fake driver: it finds a card that no host has."""
 
     drivers = [kind for kind in DRIVERS if kind.name != 'fake']
     hosts = [*sorted(hosts.shipped()), '../../fixtures/*.yaml']
@@ -70,7 +70,7 @@ FOUND = {
 
 
 def devices(host: driver.Host, conf: cfg.ConfigOpts) -> list[driver.Device]:
-    """What all drivers but the fake one find, as an agent would ask: nothing twice."""
+    """The devices of all drivers except the fake one, like in an agent, without duplicates."""
     found, seen = [], set()
     for kind in DRIVERS:
         if kind.name != 'fake':
@@ -91,7 +91,7 @@ def test_what_a_host_has(tmp_path, conf, name):
 
 
 def test_this_machine_breaks_no_driver(conf):
-    """Whatever it has: its own sysfs, and the vendor's tools that are there."""
+    """With its own sysfs, and the installed vendors' tools."""
     for kind in DRIVERS:
         testing.discover(kind, driver.Host.local('here'), conf)
 
@@ -112,5 +112,5 @@ def test_five_hundred_functions_are_read_once_or_twice_each(tmp_path, conf, monk
         opened.clear()
         found = kind(driver.Host('many', tmp_path), conf).discover()
         assert len(found) == (kind.name == 'fake')
-        # Two ids, the class, and for the pci driver how many virtual functions are enabled.
+        # Two ids, the class, and for the pci driver the number of enabled virtual functions.
         assert len(opened) <= 4 * 500, kind.name

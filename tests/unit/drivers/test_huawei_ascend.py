@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ascend cards with and without an npu-smi that can be believed."""
+"""Ascend cards with and without a working npu-smi."""
 
 from __future__ import annotations
 
@@ -239,14 +239,14 @@ def test_a_table_that_names_a_thousand_cards_costs_few_runs(tmp_path):
 
 
 class Asked(testing.Host):
-    """A host with npu-smi, by the questions that it is asked."""
+    """A host with npu-smi that records its queries."""
 
     def answer(self, answers: dict[str, str | testing.Fault | driver.ToolError]) -> None:
-        """Have these questions, and no others, answered otherwise than is described."""
+        """Change the answers of these queries only."""
         self.tools = {f'npu-smi {question}': each for question, each in answers.items()}
 
     def since(self) -> list[str]:
-        """The questions since this was asked last."""
+        """The queries since the last call of this."""
         runs, self.runs = self.runs, []
         return [run.removeprefix('npu-smi ') for run in runs]
 
@@ -266,7 +266,7 @@ def facts(subject: huawei_ascend.HuaweiAscend) -> list[dict]:
 
 
 def told(cards: list[driver.Device]) -> list[dict]:
-    """What is known of the cards: their health is of this very look."""
+    """The facts of the cards, without their health, which is new in each scan."""
     return [card.facts() | {'health': None, 'health_reason': None} for card in cards]
 
 
@@ -305,7 +305,7 @@ def test_a_failed_query_does_not_affect_others(atlas, failure):
         assert card.vendor_board['chips'][0]['logic_id'] == card.vendor_board['npu_id']
     assert len(notes) == 1
     assert notes[0] == str(failure) or BOARDS[3] in notes[0]
-    # It alone is asked again.
+    # Only the failed query is repeated.
     atlas.since()
     atlas.answer({})
     cards, notes = subject.look()
@@ -464,7 +464,7 @@ def test_reported_facts_do_not_change_afterwards(atlas):
 
 
 def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
-    """Each question takes three seconds; what failed last time comes last."""
+    """Each query takes three seconds; queries that failed last time come last."""
     clock = [0.0]
     monkeypatch.setattr(huawei_ascend.time, 'monotonic', lambda: clock[0])
     run = atlas.run
@@ -482,7 +482,7 @@ def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
         cards, notes = subject.look()
         assert notes
         assert {card.model for card in cards} == {'Ascend 910B3'}
-        # With one more question, which may take ten seconds, that is less than an interval.
+        # With one more query, which may take ten seconds, that is less than an interval.
         assert clock[0] - begun <= huawei_ascend.PATIENCE + 3
         boards = [card for card in cards if 'board_id' in card.vendor_board]
         assert len(boards) >= told
@@ -496,7 +496,7 @@ def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
 
 
 def test_the_tool_by_itself(tmp_path, monkeypatch):
-    """A real process: it fails for one call of one card, and then is gone."""
+    """A real process: it fails for one query of one card, and is then removed."""
     copy = hosts.find('atlas-800t-a2', tmp_path / 'host')
     tool = tmp_path / 'bin/npu-smi'
     tool.parent.mkdir()
@@ -508,7 +508,7 @@ def test_the_tool_by_itself(tmp_path, monkeypatch):
     )
     tool.chmod(0o755)
     monkeypatch.setenv('PATH', f'{tool.parent}:{os.environ["PATH"]}')
-    # The shipped server shows no dies: the tool says that it cannot.
+    # The shipped server has no dies: the tool prints that this is not supported.
     for number in range(8):
         name = f'info_-t_board_-i_{number}_-c_0.txt'
         (copy.root / 'tools/npu-smi' / name).write_text('does not support it\n')
@@ -526,7 +526,7 @@ def test_the_tool_by_itself(tmp_path, monkeypatch):
 
 
 def tell(host: driver.Host, question: str, line: str) -> None:
-    """Have the tool print one more line in answer to a question."""
+    """Add a line to the tool's answer to a query."""
     path = host.root / 'tools' / 'npu-smi' / f'{question.replace(" ", "_")}.txt'
     path.write_text(f'{path.read_text() if path.exists() else "NPU ID : 0"}\n{line}\n')
 
@@ -540,7 +540,7 @@ def test_a_card_is_known_by_the_serial_number_of_its_board(atlas):
         tell(atlas, board, f'\tSerial Number                  : 033EFS10N500{number:04}')
     subject = subject_of(atlas)
     assert serials(subject.discover()) == {n: f'033EFS10N500{n:04}' for n in range(8)}
-    # Its die need not be asked for.
+    # Its die is not read.
     assert not set(atlas.since()) & {*DIES}
 
 
@@ -564,7 +564,7 @@ def test_a_serial_number_of_two_cards_is_ignored(atlas):
         tell(atlas, board, f'Serial Number : PLACEHOLDER{max(1, number)}')
     found = serials(subject_of(atlas).discover())
     assert [found[n] for n in (0, 1, 2)] == [None, None, 'PLACEHOLDER2']
-    # Their dies do not stand in: a card of which the other one leaves would be another card.
+    # Their dies are not used instead: after one card is removed, the other would be a new card.
     for number in (0, 1):
         tell(atlas, DIES[number], f'VDie ID : 42C711D4 20B0370{number}')
     found = serials(subject_of(atlas).discover())
@@ -588,7 +588,7 @@ def test_chips_behind_one_function_are_one_card(tmp_path):
 
 
 def test_the_die_of_a_real_card(tmp_path):
-    """The capture holds the sections of several commands."""
+    """The capture has the output of several commands."""
     text = captures.text('ascend/910A-lspci-board-usages-23.0.5.txt')
     sections = dict(part.partition('\n')[::2] for part in text.split('/usr/local/bin/npu-smi ')[1:])
     tools = {
@@ -603,7 +603,7 @@ def test_the_die_of_a_real_card(tmp_path):
 
 
 def test_two_cards_that_change_slots_take_their_numbers_along(atlas):
-    """After the reboot that it takes; the tool counts by slot."""
+    """After the necessary reboot; the tool counts by slot."""
     for number, board in enumerate(BOARDS):
         tell(atlas, board, f'Serial Number : 033EFS10N500{number:04}')
     first = serials(subject_of(atlas).discover())
@@ -617,7 +617,7 @@ def test_two_cards_that_change_slots_take_their_numbers_along(atlas):
 
 
 def test_a_card_that_the_kernel_adds_anew_is_asked_for_its_number(atlas, tmp_path):
-    """It may be another one of the same kind: what was another's is not its own."""
+    """It may be another card of the same kind, without the old facts."""
     tell(atlas, BOARDS[2], 'Serial Number : 033EFS10N5000002')
     subject = subject_of(atlas)
     before = {c.vendor_board['npu_id']: c for c in subject.discover()}
@@ -736,7 +736,7 @@ def test_a_vnpu_of_an_unknown_card_may_be_of_each_card(tmp_path):
 
 
 def reword(host: driver.Host, bus: str, word: str) -> None:
-    """Have npu-smi print another word for the health of the chips at an address."""
+    """Change the health that npu-smi prints for the chips at an address."""
     path = host.root / 'tools/npu-smi/info.txt'
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines):
@@ -749,7 +749,7 @@ def reword(host: driver.Host, bus: str, word: str) -> None:
 
 
 def leave_out(host: Asked, bus: str) -> None:
-    """Have npu-smi know nothing of the card at an address."""
+    """Remove the card at an address from the output of npu-smi."""
     lines = host.run('npu-smi', 'info').splitlines(keepends=True)
     row = next(n for n, line in enumerate(lines) if bus in line)
     number = lines[row - 1].split()[1]
@@ -788,7 +788,7 @@ def test_health_by_the_words_of_the_table(atlas, word, level, reason):
 
 
 def test_the_link_of_a_guests_card_does_not_make_it_healthy(atlas):
-    """An agent that starts meanwhile has never been told anything of it."""
+    """An agent that starts meanwhile has no earlier data of it."""
     [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
     (card.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
     for name in ('current_link_width', 'max_link_width'):
@@ -798,7 +798,7 @@ def test_the_link_of_a_guests_card_does_not_make_it_healthy(atlas):
 
 
 def test_a_chip_that_is_no_longer_listed_has_unknown_health(tmp_path):
-    """Of a card with two chips the other one is still told, and is well."""
+    """The other chip of the card is still reported, and is healthy."""
     host = testing.Host(hosts.find('atlas-300i-duo', tmp_path))
     lines = host.run('npu-smi', 'info').splitlines(keepends=True)
     row = next(n for n, line in enumerate(lines) if '0000:01:00.0' in line)
@@ -815,7 +815,7 @@ def test_a_chip_that_is_no_longer_listed_has_unknown_health(tmp_path):
 
 
 def test_a_card_that_alone_is_not_listed_has_unknown_health(atlas):
-    """As after a reboot: npu-smi does not list a chip that its driver could not start."""
+    """After a reboot npu-smi does not list a chip that its driver could not start."""
     [card] = [f for f in atlas.tree.functions() if f.bdf == '0000:c1:00.0']
     for name in ('current_link_width', 'max_link_width'):
         (card.path / name).write_text('16')
@@ -839,7 +839,7 @@ def test_an_error_code_is_part_of_the_reason(atlas, printed, more):
     question = 'info -t health -i 0 -c 0'
     atlas.answer({question: f'Health Status : Alarm\nError Code : {printed}\n'})
     assert health(subject) == ('critical', f'ascend_alarm{more}')
-    # Others are not asked for. A question that fails leaves the code of the look before.
+    # Others are not queried. After a failed query the code of the last scan stays.
     assert [run for run in atlas.since() if 'health' in run] == [question]
     atlas.answer({question: driver.ToolError('npu-smi: exit status 1')})
     assert health(subject) == ('critical', f'ascend_alarm{more}')
@@ -862,7 +862,7 @@ def test_the_worse_chip_counts_for_a_card_of_two(tmp_path):
 
 @pytest.mark.parametrize('failure', [testing.Fault.FAILS, 'rubbish', testing.Fault.MISSING])
 def test_absent_health_is_unknown(atlas, failure):
-    """Neither is a card well again that was in an alarm, nor is one faulty that was well."""
+    """A card with an alarm does not recover by this, and a healthy one is not faulty."""
     reword(atlas, '0000:C1:00.0', 'Alarm')
     subject = subject_of(atlas)
     assert health(subject) == ('critical', 'ascend_alarm')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA cards, with NVML as it is, as it fails, and absent."""
+"""NVIDIA cards, with a working, a failing and an absent NVML."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def discover(host: driver.Host) -> list[driver.Device]:
 
 
 def told(cards: list[driver.Device]) -> list[dict]:
-    """What is known of the cards: their health is of this very look."""
+    """The facts of the cards, without their health, which is new in each scan."""
     return [card.facts() | {'health': None, 'health_reason': None} for card in cards]
 
 
@@ -301,7 +301,7 @@ def test_a_card_that_was_away_is_learnt_anew(nvml, local):
 
 
 def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(nvml, local):
-    """NVIDIA's driver has let it go."""
+    """NVIDIA's driver has released it."""
     subject = nvidia_gpu.NvidiaGpu(local, None)
     before = told(subject.look()[0])
     for function in local.tree.functions():
@@ -385,7 +385,7 @@ def mig(nvml):
 
 
 def parts_of(card: driver.Device) -> dict[str | None, list[str]]:
-    """The UUIDs of what a card gives out, by resource class."""
+    """The UUIDs of a card's accelerators, by resource class."""
     return {
         each.resource_class: [handle.attach_info.get('uuid') for handle in each.attach_handles]
         for each in card.deployables
@@ -458,7 +458,7 @@ def test_a_card_out_of_mig_mode_is_whole_again(mig, local):
 
 
 def test_a_card_whose_instances_only_the_kernel_lists_is_not_given_out(nvml, local, monkeypatch):
-    """Whole, it would be given to one tenant while others use its instances."""
+    """As a whole it would be allocated to one tenant while others use its instances."""
     monkeypatch.setitem(sys.modules, 'pynvml', None)
     proc = local.root / 'proc/driver/nvidia'
     for number in range(2):
@@ -472,7 +472,7 @@ def test_a_card_whose_instances_only_the_kernel_lists_is_not_given_out(nvml, loc
 
 
 def test_real_cards_with_instances(nvml, tmp_path):
-    """What a host with H100s told, of which one is split."""
+    """The data of a host with H100s, one of them in MIG mode."""
     told = json.loads(captures.text('detector-json/nvidia_h100_mig.json'))
     parts = {gpu['index']: gpu['appendix'].get('mig_devices', []) for gpu in told}
     functions = [captures.function(gpu['appendix']['bdf'], '10de:2330', '030200') for gpu in told]
@@ -521,7 +521,7 @@ def health(cards: list[driver.Device]) -> list[tuple]:
 
 
 def sick(nvml, ecc=0, remapped=(0, 0, 0, 0)):
-    """Give the library what tells of the health of the first GPU."""
+    """Set the library's values of the health of the first GPU."""
     nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC = 1, 0
     nvml.nvmlDeviceGetTotalEccErrors = lambda gpu, kind, counter: 0 if gpu else ecc
     nvml.nvmlDeviceGetRemappedRows = lambda gpu: (0, 0, 0, 0) if gpu else remapped
@@ -558,7 +558,7 @@ class NVMLError_ResetRequired(NVMLError):  # noqa: N801
 )
 @pytest.mark.parametrize('call', ['nvmlDeviceGetHandleByIndex', 'nvmlDeviceGetUUID'])
 def test_a_gpu_that_cannot_be_used(nvml, local, call, error, reason):
-    """By its number alone NVML does not say where a lost GPU was."""
+    """NVML cannot return the address of a lost GPU by its number."""
     plain = getattr(nvml, call)
     by_bus = {b'0000:0a:00.0': 0, b'0001:0a:00.0': 1}
 
@@ -591,7 +591,7 @@ def test_health_from_nvml_is_unknown_for_a_card_of_a_guest(nvml, local):
 
 
 def test_a_card_that_nvml_does_not_report_has_unknown_health(nvml, local):
-    """As after a reboot: NVML does not count a GPU that its driver could not start."""
+    """After a reboot NVML does not count a GPU that its driver could not start."""
     for card in local.tree.functions():
         for name in ('current_link_width', 'max_link_width'):
             (card.path / name).write_text('16')
@@ -600,14 +600,14 @@ def test_a_card_that_nvml_does_not_report_has_unknown_health(nvml, local):
 
 
 def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
-    """As in a2-vgpu-sriov-mdev: 8 of 16, and nothing is wrong with it."""
+    """As in a2-vgpu-sriov-mdev: 8 of 16 lanes, without a fault."""
     links = {'current_link_width': '8', 'max_link_width': '16'}
     function = captures.function('0000:08:00.0', '10de:25b6', '030200', files=links)
     assert health(discover(captures.host(tmp_path, [function]))) == [('ok', None)]
 
 
 def test_the_link_of_a_guests_card_does_not_make_it_healthy(tmp_path):
-    """An agent that starts meanwhile has never been told anything of it."""
+    """An agent that starts meanwhile has no earlier data of it."""
     links = {'current_link_width': '16', 'max_link_width': '16'}
     function = captures.function('0000:08:00.0', '10de:2330', '030200', files=links)
     host = captures.host(tmp_path, [function])

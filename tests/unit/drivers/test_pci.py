@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cards that the operator names."""
+"""Cards that the operator configures."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_an_invalid_spec_does_not_affect_others(host, bad):
         cards, [note] = subject.look()
         assert [card.address for card in cards] == ['0000:3b:00.1', '0001:3c:00.0']
         assert note.startswith('[pci] device_spec[1]')
-        # What it would match is not known: nothing counts as gone.
+        # Its matches are unknown: no card counts as missing.
         assert not subject.complete
     conf.set_override('device_spec', specs[:1], 'pci')
     assert subject.look()[1] == []
