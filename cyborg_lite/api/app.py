@@ -61,11 +61,12 @@ def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers)
     # Without allowed origins the middleware still costs a request and a response object.
     app = shared if shared.allowed_origins else app
     app = _by_path(health.paths(conf, database, bus), app)
-    behind = http_proxy_to_wsgi.HTTPProxyToWSGI(app, conf)
+    guard = None if conf.api.auth_strategy == 'keystone' else origin.Guard(conf)
+    trusting = _guarded(app, guard.check_forwarded) if guard else app
+    behind = http_proxy_to_wsgi.HTTPProxyToWSGI(trusting, conf)
     app = behind if conf.oslo_middleware.enable_proxy_headers_parsing else app
-    if conf.api.auth_strategy != 'keystone':
-        # The guard runs before headers replace the address of the client.
-        app = _guarded(app, origin.Guard(conf))
+    # The guard runs before headers replace the address of the client.
+    app = _guarded(app, guard.check) if guard else app
     app = with_errors_in_one_form(app)
     app = _without_caller(catch_errors.CatchErrors(app))
     return typing.cast('Wsgi', request_id.RequestId(app))
@@ -96,10 +97,10 @@ def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
 
 
-def _guarded(app: Wsgi, guard: origin.Guard) -> Wsgi:
+def _guarded(app: Wsgi, check: collections.abc.Callable[[dict[str, typing.Any]], None]) -> Wsgi:
     def checked(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         try:
-            guard.check(environ)
+            check(environ)
         except exception.CyborgError as error:
             said = {'faultcode': 'Client', 'faultstring': error.message, 'debuginfo': None}
             return rest.error_response(error.code, said)(environ, start_response)

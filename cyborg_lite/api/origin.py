@@ -68,6 +68,18 @@ class Guard:
             _check_page(environ)
         _check_type(environ, allowed)
 
+    def check_forwarded(self, environ: Environ) -> None:
+        """Check what the headers of a proxy have replaced: the links in answers are made of it.
+
+        A client can write these headers, too, where the proxy does not remove them.
+        """
+        self._check_host(environ.get('HTTP_HOST'))
+        scheme = environ['wsgi.url_scheme']
+        if scheme not in ('http', 'https'):
+            raise exception.Forbidden(
+                reason=f'The scheme {scheme[:255]!r} is not known: expected http or https.'
+            )
+
     def _check_host(self, host: str | None) -> None:
         """Refuse unknown host names: their owner can resolve them to our address.
 

@@ -190,6 +190,58 @@ def test_a_forwarded_host_name_is_ignored(make, tmp_path):
     assert asked.statuses(Host='evil.example', **headers) == REFUSED
 
 
+def behind_a_proxy(make, tmp_path, **settings):
+    """The same, where the headers of a proxy are believed."""
+    asked = basic(make, tmp_path, **settings)
+    service = asked.service
+    service.conf.set_override('enable_proxy_headers_parsing', True, group='oslo_middleware')
+    service.embedded.application = app.application(
+        service.conf, service.database, service.embedded.bus
+    )
+    return Asked(service, {'Authorization': 'Basic YW5uOnNlY3JldA=='})
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {'X-Forwarded-Host': 'evil.example'},
+        {'X-Forwarded-Host': 'evil.example, localhost'},
+        {'X-Forwarded-Host': 'localhost, evil.example'},
+        {'Forwarded': 'host=evil.example'},
+        {'Forwarded': 'for=192.0.2.1;host="evil.example", host=localhost'},
+        {'Forwarded': 'host=evil.example', 'X-Forwarded-Host': 'localhost'},
+        {'X-Forwarded-Proto': 'https://evil.example/?'},
+        {'X-Forwarded-Proto': 'ftp'},
+        {'Forwarded': 'proto=javascript'},
+    ],
+    ids=str,
+)
+def test_links_lead_to_no_host_that_only_a_header_names(make, tmp_path, headers):
+    asked = behind_a_proxy(make, tmp_path)
+    assert asked.statuses(**headers) == REFUSED
+    answer = asked.api.get('/v2', **headers)
+    assert answer.status_int == 403
+    said = support.fault(answer)
+    assert '[api] allowed_hosts' in said or 'http or https' in said
+
+
+@pytest.mark.parametrize(
+    ('headers', 'root'),
+    [
+        ({}, 'http://localhost/v2'),
+        ({'X-Forwarded-Host': 'cloud.example.org:8443'}, 'http://cloud.example.org:8443/v2'),
+        ({'Forwarded': 'host=cloud.example.org;proto=https'}, 'https://cloud.example.org/v2'),
+        ({'X-Forwarded-Proto': 'https', 'X-Forwarded-For': '192.0.2.1'}, 'https://localhost/v2'),
+    ],
+    ids=str,
+)
+def test_links_follow_a_proxy_that_says_an_allowed_name(make, tmp_path, headers, root):
+    asked = behind_a_proxy(make, tmp_path, api__allowed_hosts=['cloud.example.org'])
+    answer = asked.api.get('/v2', Host='localhost', **headers)
+    assert answer.status_int == 200
+    assert root in answer.text
+
+
 def test_names_that_an_operator_gives(make, tmp_path):
     names = {
         'api__allowed_hosts': ['Node-1.example.org', 'node-2:6666', '[2001:db8::1]'],
