@@ -223,7 +223,7 @@ def _choose(
     kept: set[int] = set()
     for part in serving.parts(ahead, kinds, serving.refusals(session, ahead)):
         free = taking.free(session, part.kinds, of_hosts)
-        left = turns.unclaimed(part.entries, free, serving.known(session, part.kinds), kept)
+        left = turns.unclaimed(part.entries, free, serving.stock(session, part.kinds), kept)
     allowed = frozenset(each.handle for each in left)
     return Choice(turns.first(left, wanted.sets, rank), allowed, len(ahead))
 

@@ -70,7 +70,10 @@ def place(
     candidates: collections.abc.Iterable[Candidate], wanted: Wanted, rank: Rank
 ) -> Chosen | None:
     """An accelerator for each that is wanted, in order; None if these have no such set."""
-    found = [each for each in candidates if each.kinds.intersection(wanted.kinds)]
+    kinds = frozenset(wanted.kinds)
+    found = [each for each in candidates if not kinds.isdisjoint(each.kinds)]
+    if len(found) < len(wanted.kinds):
+        return None
     by_host = _grouped(found, lambda each: each.host)
     count = len(wanted.kinds)
     ranked = sorted(by_host, key=lambda host: (rank(len(by_host[host]), count), host))

@@ -120,6 +120,18 @@ def all_free(
             yield placing.Candidate(number, row.hostname, number, '', row.numa_node, fit)
 
 
+def amounts(rows: Rows, kinds: list[candidates.Kind]) -> dict[int, collections.Counter[str]]:
+    """By the number of each kind, how many accelerators each host has, whoever holds them."""
+    states = {*accelerators.STATES, 'left'}
+    found: dict[int, collections.Counter[str]] = {}
+    for kind in range(len(kinds)):
+        found[kind] = collections.Counter()
+        for row in rows:
+            if _filter(row, kinds, kind) in states:
+                found[kind][row.hostname] += row.amount
+    return found
+
+
 def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, could: bool) -> str:
     amounts = collections.Counter(wanted.kinds)
     needs = ' and '.join(f'{n} of {_named(kinds[kind])}' for kind, n in amounts.items())

@@ -136,10 +136,14 @@ def _entry(
     return turns.Entry(row.id, tuple(allowed), hosts)
 
 
-def known(session: orm.Session, kinds: taking.Kinds) -> turns.Known:
+def stock(session: orm.Session, kinds: taking.Kinds) -> turns.Stock:
     """All accelerators of these kinds as if all were free; they are read when they are needed."""
-    rows = functools.cache(lambda: candidates.counted(session, list(kinds), None))
-    return lambda wanted: reasons.all_free(rows(), list(kinds), wanted)
+    named = list(kinds)
+    rows = functools.cache(lambda: candidates.counted(session, named, None))
+    return turns.Stock(
+        lambda: reasons.amounts(rows(), named),
+        lambda wanted: reasons.all_free(rows(), named, wanted),
+    )
 
 
 def join(
@@ -205,7 +209,7 @@ def serve(
     kept: set[int] = set()
     for part in parts(served, {}, refused):
         free = taking.free(session, part.kinds, None)
-        grants = turns.grants(part.entries, free, known(session, part.kinds), rank, kept)
+        grants = turns.grants(part.entries, free, stock(session, part.kinds), rank, kept)
         if grant := next(grants, None):
             row = rows[grant.entry.id]
             try:

@@ -59,10 +59,12 @@ def sets(
     """
     found: list[placing.Wanted] = []
     for groups in alternatives:
-        slots = tuple(_slots(groups))
-        refuse_size(len(slots))
-        numbers = tuple(kinds.setdefault(slot, len(kinds)) for slot in slots)
-        found.append(placing.Wanted(numbers, same_host, same_numa == 'require'))
+        asked = list(_asked(groups))
+        refuse_size(sum(amount for _, amount in asked))
+        numbers: list[int] = []
+        for kind, amount in asked:
+            numbers += [kinds.setdefault(kind, len(kinds))] * amount
+        found.append(placing.Wanted(tuple(numbers), same_host, same_numa == 'require'))
     amount = len({number for wanted in found for number in wanted.kinds})
     if amount > KINDS:
         raise exception.Invalid(
@@ -72,14 +74,13 @@ def sets(
     return found
 
 
-def _slots(groups: Groups) -> collections.abc.Iterator[candidates.Kind]:
-    """The required kind of each accelerator of these groups, in order."""
-    refuse_size(sum(max(0, n) for group in groups for n in profiles.resources(group).values()))
+def _asked(groups: Groups) -> collections.abc.Iterator[tuple[candidates.Kind, int]]:
+    """The kinds of accelerators that these groups ask for, in order, and how many of each."""
     for group in groups:
         required, forbidden = map(frozenset, profiles.traits(group))
         for name, amount in profiles.resources(group).items():
-            for _ in range(amount):
-                yield candidates.Kind(name, required, forbidden)
+            if amount > 0:
+                yield candidates.Kind(name, required, forbidden), amount
 
 
 def refuse_size(total: int) -> None:

@@ -8,12 +8,82 @@ those behind.
 
 from __future__ import annotations
 
+import collections
 import collections.abc
+import functools
 import typing
 
 from cyborg_lite.conductor import placing
 
-Known = collections.abc.Callable[[placing.Wanted], collections.abc.Iterable[placing.Candidate]]
+Candidate = placing.Candidate
+#: The only hosts to choose from; None for all.
+Hosts = frozenset[str] | None
+
+#: By kind, how many accelerators each host has, whoever holds them.
+Amounts = dict[int, collections.Counter[str]]
+
+
+class Stock:
+    """All accelerators as if all were free, and which hosts could ever serve what is wanted.
+
+    Tenants write what they want, and it may be impossible in many ways: an amount that no host has
+    is refused by counts alone, and what is known of one allocation is used for others like it.
+    """
+
+    def __init__(
+        self,
+        amounts: collections.abc.Callable[[], Amounts],
+        read: collections.abc.Callable[[placing.Wanted], collections.abc.Iterable[Candidate]],
+    ) -> None:
+        """:param read: the accelerators that may be a part of a set, maybe no more than it needs.
+
+        Both are called when they are needed first.
+        """
+        self._read = read
+        self._amounts = functools.cache(amounts)
+        self._known: dict[tuple[placing.Wanted, Hosts], frozenset[str]] = {}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was read."""
+        return bool(self._known)
+
+    def able(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
+        """The hosts of these that could serve a set; for one over many hosts, all or none."""
+        together = wanted.same_host or wanted.same_numa
+        key = wanted, None if together else hosts
+        if key not in self._known:
+            self._known[key] = self._together(wanted) if together else self._apart(wanted, hosts)
+        found = self._known[key]
+        return found if hosts is None else found & hosts
+
+    def _together(self, wanted: placing.Wanted) -> frozenset[str]:
+        enough = [
+            {host for host, n in self._of(kind) if n >= need}
+            for kind, need in collections.Counter(wanted.kinds).items()
+        ]
+        return self._exactly(wanted, frozenset(set.intersection(*enough)))
+
+    def _apart(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
+        places: set[str] = set()
+        for kind, need in collections.Counter(wanted.kinds).items():
+            mine = {host: n for host, n in self._of(kind) if hosts is None or host in hosts}
+            if sum(mine.values()) < need:
+                return frozenset()
+            places |= mine.keys()
+        found = [each for each in self._read(wanted) if each.host in places]
+        return frozenset(places) if _fits(found, wanted) else frozenset()
+
+    def _of(self, kind: int) -> collections.abc.Iterable[tuple[str, int]]:
+        return self._amounts().get(kind, collections.Counter()).items()
+
+    def _exactly(self, wanted: placing.Wanted, hosts: frozenset[str]) -> frozenset[str]:
+        """Those of these hosts whose accelerators, by NUMA node and form, make up the set."""
+        by_host = collections.defaultdict(list)
+        for each in self._read(wanted) if hosts else ():
+            if each.host in hosts:
+                by_host[each.host].append(each)
+        return frozenset(host for host, found in by_host.items() if _fits(found, wanted))
 
 
 class Entry(typing.NamedTuple):
@@ -23,13 +93,21 @@ class Entry(typing.NamedTuple):
     #: its alternatives in order; None for one that its quota refuses now
     sets: tuple[placing.Wanted | None, ...]
     #: the only hosts to choose from; None for all
-    hosts: frozenset[str] | None = None
+    hosts: Hosts = None
 
-    def fits(self, candidate: placing.Candidate) -> bool:
-        """Whether it may have an accelerator, as a part of any of its sets."""
-        if self.hosts is not None and candidate.host not in self.hosts:
-            return False
-        return any(candidate.kinds.intersection(wanted.kinds) for wanted in filter(None, self.sets))
+    def fit(self, candidates: collections.abc.Iterable[Candidate]) -> placing.Chosen:
+        """Those of these that it may have, as a part of any of its sets."""
+        kinds = frozenset(kind for wanted in filter(None, self.sets) for kind in wanted.kinds)
+        return [
+            each
+            for each in candidates
+            if not kinds.isdisjoint(each.kinds) and (self.hosts is None or each.host in self.hosts)
+        ]
+
+    @property
+    def wish(self) -> tuple[object, ...]:
+        """What is equal of allocations of which none can be served if the first cannot."""
+        return self.sets, self.hosts
 
 
 class Grant(typing.NamedTuple):
@@ -50,27 +128,31 @@ class Grant(typing.NamedTuple):
 
 def grants(
     entries: collections.abc.Iterable[Entry],
-    free: collections.abc.Iterable[placing.Candidate],
-    known: Known,
+    free: collections.abc.Iterable[Candidate],
+    stock: Stock,
     rank: placing.Rank,
     kept: set[int] | None = None,
 ) -> collections.abc.Iterator[Grant]:
     """The allocations that can be served now, in order.
 
     :param entries: in the order of their turns.
-    :param known: all accelerators that there are, as if all were free.
     :param kept: the handles that earlier entries keep; those that these keep are added.
     """
     kept = set() if kept is None else kept
     left = {each.handle: each for each in free if each.handle not in kept}
+    failed = set()
     for entry in entries:
-        fit = [each for each in left.values() if entry.fits(each)]
+        # Nothing is left for one that is equal. What could never be had is known once it was read.
+        if entry.wish in failed or (stock.is_known and not _able(entry, stock)):
+            continue
+        fit = entry.fit(left.values())
         found = first(fit, entry.sets, rank) if fit else None
         if found:
             gone = {each.handle for each in found[1]}
             yield Grant(entry, *found, frozenset(each.handle for each in fit))
         else:
-            gone = _useful(entry, fit, known) if fit else set()
+            failed.add(entry.wish)
+            gone = _useful(fit, _able(entry, stock)) if fit else set()
             kept |= gone
         for handle in gone:
             del left[handle]
@@ -78,57 +160,65 @@ def grants(
 
 def unclaimed(
     entries: collections.abc.Iterable[Entry],
-    free: collections.abc.Iterable[placing.Candidate],
-    known: Known,
+    free: collections.abc.Iterable[Candidate],
+    stock: Stock,
     kept: set[int] | None = None,
-) -> list[placing.Candidate]:
+) -> list[Candidate]:
     """What is of use to none of those that wait: others may have it without asking for a turn.
 
     :param kept: as for :func:`grants`.
     """
     kept = set() if kept is None else kept
     free = list(free)
+    left, seen = [each for each in free if each.handle not in kept], set()
     for entry in entries:
-        if fit := [each for each in free if each.handle not in kept and entry.fits(each)]:
-            kept |= _useful(entry, fit, known)
+        if entry.wish in seen or (stock.is_known and not _able(entry, stock)):
+            continue
+        seen.add(entry.wish)
+        if fit := entry.fit(left):
+            kept |= _useful(fit, _able(entry, stock))
+            left = [each for each in left if each.handle not in kept]
     return [each for each in free if each.handle not in kept]
 
 
 def first(
-    found: collections.abc.Iterable[placing.Candidate],
+    found: collections.abc.Iterable[Candidate],
     sets: collections.abc.Iterable[placing.Wanted | None],
     rank: placing.Rank,
 ) -> tuple[int, placing.Chosen] | None:
     """The first of these sets that can be had, by its number, and its accelerators."""
     found = list(found)
     for number, wanted in enumerate(sets):
-        chosen = placing.place(found, wanted, rank) if wanted else None
-        if chosen:
+        if wanted is None or len(wanted.kinds) > len(found):
+            continue
+        if chosen := placing.place(found, wanted, rank):
             return number, chosen
     return None
 
 
-def _useful(entry: Entry, fit: placing.Chosen, known: Known) -> set[int]:
+Able = list[tuple[frozenset[int], frozenset[str]]]
+
+
+def _able(entry: Entry, stock: Stock) -> Able:
+    """The kinds of each set that could ever be had, and the hosts that could serve it."""
+    return [
+        (frozenset(wanted.kinds), hosts)
+        for wanted in filter(None, entry.sets)
+        if (hosts := stock.able(wanted, entry.hosts))
+    ]
+
+
+def _useful(fit: placing.Chosen, able: Able) -> set[int]:
     """Those of these that may be a part of what is given to this one at some time.
 
     A host that could not serve it even if all of it were free is of no use to it.
     """
     return {
         each.handle
-        for wanted in filter(None, entry.sets)
-        for hosts in [_able(entry, wanted, known)]
+        for kinds, hosts in able
         for each in fit
-        if each.host in hosts and each.kinds.intersection(wanted.kinds)
+        if each.host in hosts and not kinds.isdisjoint(each.kinds)
     }
-
-
-def _able(entry: Entry, wanted: placing.Wanted, known: Known) -> set[str]:
-    """The hosts from which this set could be had if all accelerators were free."""
-    found = [each for each in known(wanted) if entry.fits(each)]
-    hosts = {each.host for each in found}
-    if wanted.same_host or wanted.same_numa:
-        return {host for host in hosts if _fits([e for e in found if e.host == host], wanted)}
-    return hosts if _fits(found, wanted) else set()
 
 
 def _fits(found: placing.Chosen, wanted: placing.Wanted) -> bool:

@@ -41,26 +41,28 @@ def _raise_cannot_connect(error: sa.exc.OperationalError, *_: object) -> typing.
     raise db_exception.DBConnectionError(error)
 
 
-# What each engine says when it can be reached and cannot be written: a disk that is full or gone,
-# or a server that is read-only.
+# What each engine says when it can be reached and cannot be used: a disk that is full or gone, a
+# server that is read-only, a lock that was not to be had, too many connections, a server that goes
+# down, a standby that had to end what was read.
 @exc_filters.filters(
     'sqlite',
     sa.exc.OperationalError,
     r'.*(disk I/O error|database or disk is full|unable to open database file'
-    r'|attempt to write a readonly database)',
+    r'|attempt to write a readonly database|database is locked)',
 )
 @exc_filters.filters(
     'postgresql',
     sa.exc.DatabaseError,
-    r'(?s).*(No space left on device|in a read-only transaction)',
+    r'(?s).*(No space left on device|in a read-only transaction|conflict with recovery)',
 )
 @exc_filters.filters(
     'mysql',
     sa.exc.DatabaseError,
-    r'(?s).*\((?:3|1020|1021|1026|1114|1290|1836), .*'
-    r'(No space left on device|is full|Disk full|read.only|Error writing file)',
+    r'(?s).*\((?:3|1020|1021|1026|1040|1053|1114|1203|1226|1290|1836), .*'
+    r'(No space left on device|is full|Disk full|read.only|Error writing file'
+    r'|Too many connections|shutdown in progress|max_user_connections)',
 )
-def _raise_cannot_write(_error: object, match: re.Match[str], *_: object) -> typing.NoReturn:
+def _raise_cannot_use(_error: object, match: re.Match[str], *_: object) -> typing.NoReturn:
     raise exception.DatabaseAway(reason=f'it says "{match[1]}"')
 
 

@@ -122,6 +122,16 @@ def translated(dialect, kind, said):
     [
         ('sqlite', sa.exc.OperationalError, 'database or disk is full'),
         ('sqlite', sa.exc.OperationalError, 'attempt to write a readonly database'),
+        ('sqlite', sa.exc.OperationalError, 'database is locked'),
+        (
+            'postgresql',
+            sa.exc.OperationalError,
+            'canceling statement due to conflict with recovery',
+        ),
+        ('mysql', sa.exc.OperationalError, "(1040, 'Too many connections')"),
+        ('mysql', sa.exc.OperationalError, "(1053, 'Server shutdown in progress')"),
+        ('mysql', sa.exc.OperationalError, "(1203, 'a already has max_user_connections')"),
+        ('mysql', sa.exc.OperationalError, "(1226, 'a has exceeded the max_user_connections')"),
         ('postgresql', sa.exc.InternalError, 'cannot execute UPDATE in a read-only transaction'),
         ('postgresql', sa.exc.OperationalError, 'could not extend: No space left on device'),
         ('mysql', sa.exc.InternalError, "(1290, 'The server runs with the --read-only option')"),
@@ -129,7 +139,7 @@ def translated(dialect, kind, said):
         ('mysql', sa.exc.DatabaseError, "(1026, 'Error writing file hosts (28)')"),
     ],
 )
-def test_database_that_cannot_be_written_is_known_as_such(dialect, kind, said):
+def test_database_that_cannot_be_used_is_known_as_such(dialect, kind, said):
     with pytest.raises(exception.DatabaseAway):
         translated(dialect, kind, said)
 
