@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import signal
 import ssl
+import stat
 import sys
 import textwrap
 import threading
@@ -148,7 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
     """Lock a state directory: two services with one directory would report the same hosts."""
-    descriptor = os.open(state_dir / 'lock', os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(state_dir / 'lock', os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, 'r+') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,6 +261,13 @@ def _keep_private(directory: pathlib.Path) -> None:
             f'the state directory {directory} cannot be made: {error.strerror}. Name another one '
             'with --state-dir'
         ) from None
+    found = directory.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        # Who may write it could put another database, socket or lock in the place of ours.
+        raise exception.Refused(
+            f'the state directory {directory} belongs to another user, or others may write it: '
+            'name one of your own with --state-dir, or take the right away with "chmod go-w"'
+        )
     for file in directory.glob('cyborg[-_]lite.*'):
         if file.is_file() and not file.is_symlink():
             file.chmod(0o600)

@@ -234,6 +234,35 @@ def test_files_are_of_the_user_alone(tmp_path):
     assert stat.S_IMODE((tmp_path / 'another').stat().st_mode) == 0o644
 
 
+@pytest.mark.parametrize('mode', [0o777, 0o770, 0o1777])
+def test_state_directory_that_others_may_write_is_refused(up, tmp_path, mode):
+    state = tmp_path / 'state'
+    state.mkdir()
+    state.chmod(mode)
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    (state / 'lock').symlink_to(victim)
+    status, said = up()
+    assert (status, said.count('\n')) == (1, 1)
+    assert f'the state directory {state} belongs to another user, or others may write it' in said
+    assert victim.read_text() == 'precious'
+    # Its own user may have made the link.
+    state.chmod(0o700)
+    status, said = up()
+    assert (status, said.count('\n')) == (1, 1)
+    assert victim.read_text() == 'precious'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a directory away')
+def test_state_directory_of_another_user_is_refused(up, tmp_path):
+    state = tmp_path / 'state'
+    state.mkdir(0o755)
+    os.chown(state, 65534, 65534)
+    status, said = up()
+    assert status == 1
+    assert 'belongs to another user' in said
+
+
 def test_two_hosts_of_one_name(up):
     status, said = up('--host', 'hgx-8gpu', '--host', 'hgx-8gpu')
     assert status == 1
