@@ -186,6 +186,16 @@ class DatabaseAway(CyborgError):
     template = 'The database cannot be used: {reason}. Try again.'
 
 
+class CreatedUnread(CyborgError):
+    """What was created cannot be shown now."""
+
+    code = 503
+    template = (
+        '{what} {uuid} is created, but the database cannot be read now: ask for it by its uuid, '
+        'and do not create another one.'
+    )
+
+
 class AnswerUnknown(CyborgError):
     """A call was completed before, by a release with another form of answers."""
 

@@ -206,7 +206,12 @@ class Allocations(rest.Controller):
             return rest.call().conductor.check_allocation(request=request)
         uuid = rest.call().conductor.create_allocation(request=request)
         self._wait(uuid, wait)
-        return self.fetch(uuid)
+        try:
+            return self.fetch(uuid)
+        except Exception as error:
+            if rest.away(error) is None:
+                raise
+            raise exception.CreatedUnread(what=self.what, uuid=uuid) from error
 
     @rest.expose(wtypes.text, body=UPDATE)
     def patch(self, id):

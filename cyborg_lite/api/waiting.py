@@ -18,6 +18,7 @@ INTERVAL = 0.2
 def wait(done: collections.abc.Callable[[], bool], seconds: float) -> None:
     """Return once the condition holds, or after so many seconds.
 
+    While the database is unavailable the condition counts as not met: the wait goes on.
     Return at once if too many requests wait already: each occupies a thread of the web server.
     """
     slots, stopping = rest.call().waiting, rest.call().stopping
@@ -25,7 +26,16 @@ def wait(done: collections.abc.Callable[[], bool], seconds: float) -> None:
         return
     try:
         end = time.monotonic() + seconds
-        while not done() and (left := end - time.monotonic()) > 0 and not stopping():
+        while not _holds(done) and (left := end - time.monotonic()) > 0 and not stopping():
             time.sleep(min(left, INTERVAL))
     finally:
         slots.release()
+
+
+def _holds(done: collections.abc.Callable[[], bool]) -> bool:
+    try:
+        return done()
+    except Exception as error:
+        if rest.away(error) is None:
+            raise
+        return False

@@ -7,14 +7,18 @@ import threading
 import time
 import unittest.mock
 
+from oslo_db import exception as db_exception
 from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.orm import exc as orm_exception
 
+from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.api import allocations
 from cyborg_lite.api import app
+from cyborg_lite.api import waiting
 from cyborg_lite.conductor import serving
 from cyborg_lite.model import queue
 from tests import support
@@ -700,3 +704,52 @@ def test_a_waiting_request_is_answered_when_the_server_stops(service):
     api = service.api._app
     answer, seconds = timed(lambda: api.get(f'{PATH}/{waits}?wait=60', extra_environ=stopping))
     assert (answer.json['state'], seconds < 10) == ('queued', True)
+
+
+AWAY = [
+    db_exception.DBConnectionError(), sa.exc.TimeoutError(),
+    exception.DatabaseAway(reason='it is full'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('error', AWAY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize('asked', ['POST', 'GET'])
+def test_a_wait_survives_an_outage_of_the_database(service, asked, error):
+    npus(service, 1)
+    held, plain, looks = ask(service), waiting.wait, []
+    waits = ask(service) if asked == 'GET' else None
+
+    def wait(done, seconds):
+        def look():
+            looks.append(1)
+            if len(looks) == 2:
+                release(service, held)
+            if len(looks) < 3:
+                raise error
+            return done()
+
+        plain(look, seconds)
+
+    with unittest.mock.patch.object(waiting, 'wait', wait):
+        if asked == 'GET':
+            answer = service.api.get(f'{PATH}/{waits}?wait=30')
+        else:
+            answer = service.api.post(f'{PATH}?wait=30', body(queue=True))
+    assert (answer.status_int, answer.json['state']) == (200 if waits else 201, 'active')
+
+
+def test_another_error_ends_a_wait(service):
+    waits = ask(service)
+    with unittest.mock.patch.object(service.database, 'reader', side_effect=ValueError):
+        assert service.api.get(f'{PATH}/{waits}?wait=30').status_int == 500
+
+
+@pytest.mark.parametrize('error', AWAY, ids=lambda error: type(error).__name__)
+def test_an_allocation_that_cannot_be_read_is_named(service, error):
+    """Otherwise its client could neither wait for it nor release it."""
+    npus(service, 1)
+    with unittest.mock.patch.object(allocations.Allocations, 'fetch', side_effect=error):
+        answer = service.api.post(PATH, body())
+    [made] = service.rows(model.Allocation)
+    assert answer.status_int == 503
+    assert f'Allocation {made.uuid} is created' in support.fault(answer)
