@@ -18,6 +18,7 @@ import pathlib
 import select
 import socket
 import threading
+import time
 import typing
 
 from oslo_log import log
@@ -33,7 +34,7 @@ LOG = log.getLogger(__name__)
 
 #: The maximum size of a request, in bytes.
 SIZE = 64 << 10
-#: The timeout for a client to send its request, or to read an answer, in seconds.
+#: The timeout for a client to send all of its request, or to read an answer, in seconds.
 PATIENCE = 5.0
 #: The limits of concurrent clients by kind, in total and of one user: clients whose request is
 #: read, clients that wait for a lease, and others. Root is not counted.
@@ -337,17 +338,12 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
 def _read(connection: socket.socket) -> Words:
     """The request of a client.
 
-    :raises Refused: when it is not valid.
+    :raises Refused: when it is not valid, or has not arrived in time.
     """
-    text = b''
-    while not text.endswith(b'\n'):
-        try:
-            part = connection.recv(min(4096, SIZE + 1 - len(text)))
-        except TimeoutError:
-            raise Refused(f'expected a request within {PATIENCE:g} s') from None
-        text += part
-        if not part or len(text) > SIZE:
-            raise Refused(f'expected one line of JSON, at most {SIZE} bytes')
+    try:
+        text = _read_line(connection)
+    finally:
+        connection.settimeout(PATIENCE)
     try:
         words = json.loads(text)
     except (ValueError, RecursionError):
@@ -355,6 +351,24 @@ def _read(connection: socket.socket) -> Words:
     if not isinstance(words, dict):
         raise Refused('expected a JSON object')
     return words
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    """The line that a client sends, with one deadline for all its parts."""
+    late = Refused(f'expected a request within {PATIENCE:g} s')
+    text, end = b'', time.monotonic() + PATIENCE
+    while not text.endswith(b'\n'):
+        if (left := end - time.monotonic()) <= 0:
+            raise late
+        connection.settimeout(left)
+        try:
+            part = connection.recv(min(4096, SIZE + 1 - len(text)))
+        except TimeoutError:
+            raise late from None
+        text += part
+        if not part or len(text) > SIZE:
+            raise Refused(f'expected one line of JSON, at most {SIZE} bytes')
+    return text
 
 
 def _send(connection: socket.socket, words: Words) -> bool:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import unittest.mock
 
@@ -495,6 +496,41 @@ def test_hostile_words(machine, text):
     assert 400 <= answer['code'] < 500
     assert answer['error']
     assert not machine.held()
+
+
+def test_a_request_that_drips_is_refused(machine, monkeypatch):
+    """A client that always sends another byte in time does not keep its place."""
+    monkeypatch.setattr(door, 'PATIENCE', 0.3)
+    ended = threading.Event()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(BOUND)
+        connection.connect(machine.socket)
+
+        def drip():
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    connection.sendall(b' ')
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        try:
+            answer = json.loads(connection.makefile().readline())
+        finally:
+            ended.set()
+            dripping.join()
+    assert 'within 0.3 s' in answer['error']
+
+
+def test_a_slow_request_leaves_all_the_time_for_its_answer(machine, monkeypatch):
+    plain = door._read
+
+    def read(connection):
+        words = plain(connection)
+        assert connection.gettimeout() == door.PATIENCE
+        return words
+
+    monkeypatch.setattr(door, '_read', read)
+    assert machine.leases() == []
 
 
 def begun(machine, **words):
