@@ -33,6 +33,9 @@ SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
 VARIABLE = 'CYBORG_LITE_SOCKET'
 #: The maximum size of one answer, in bytes.
 SIZE = 32 << 20
+#: The minimum timeout for the first answer to a request for a lease, in seconds: the timeout of a
+#: caller is that of the wait in the queue, which may be none.
+ANSWER = 30.0
 #: The confirmation of a client that it has received its lease.
 TAKEN = b'taken\n'
 #: The variables of a process that ``cyborg-lite run`` started.
@@ -127,7 +130,8 @@ def allocate(
     :param profile: a device profile, in place of a class, a count and traits.
     :param traits: the traits that each accelerator must have.
     :param same_numa: whether all must be on one NUMA node.
-    :param wait: the timeout in seconds; 0 to fail at once, None to wait without a limit.
+    :param wait: the timeout of the wait in the queue, in seconds; 0 to fail at once if too few are
+        free, None to wait without a limit.
     :param socket: the socket of the agent; by default the usual places are searched.
     :raises Error: when the request is refused.
     :raises TimedOut: when too few were free until the timeout.
@@ -174,13 +178,13 @@ def lease(
     :param of: the process that will hold it: ``self``, ``parent``, or a pid.
     :param command: the command that the process will execute.
     :param host: one of the hosts of the agent; None for the first.
-    :param end: the end of the wait, by the monotonic clock.
+    :param end: the end of the wait in the queue, by the monotonic clock.
     :param told: called with each answer of the agent while the request is queued.
     """
     words: Words = {'do': 'lease', 'request': request, 'of': of}
     words |= {'command': command} if command else {}
     words |= {'host': host} if host else {}
-    for answer in _conversation(path, words, end):
+    for answer in _conversation(path, words, end, ANSWER):
         if answer.get('state') == 'active':
             return Lease(
                 *(answer['uuid'], answer['name'], answer['host']),
@@ -256,9 +260,14 @@ def seconds(text: str) -> float:
 
 
 def _conversation(
-    path: str, words: Words, end: float | None = None
+    path: str, words: Words, end: float | None = None, first: float = 0.0
 ) -> collections.abc.Iterator[Words]:
-    """The answers of an agent, line by line."""
+    """The answers of an agent, line by line.
+
+    :param end: the end of the wait for them, by the monotonic clock.
+    :param first: the minimum timeout for the first of them, in seconds.
+    """
+    answered = False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             with short(path) as place:
@@ -267,12 +276,15 @@ def _conversation(
             raise Error(f'{path}: {_unreachable(error)}') from None
         try:
             connection.sendall(json.dumps(words).encode() + b'\n')
-            for answer in _answers(connection, end):
+            for answer in _answers(connection, end, first):
+                answered = True
                 if 'views' in answer:
                     # The agent releases a lease that no client confirms.
                     connection.sendall(TAKEN)
                 yield answer
         except TimeoutError:
+            if not answered:
+                raise Error(f'the agent at {path} does not answer') from None
             raise TimedOut('it was not free in time') from None
         except OSError as error:
             raise Error(f'the agent at {path} is gone: {error.strerror or error}') from None
@@ -287,10 +299,13 @@ def _unreachable(error: OSError) -> str:
     return words.get(error.errno or 0, error.strerror or str(error))
 
 
-def _answers(connection: socket.socket, end: float | None) -> collections.abc.Iterator[Words]:
+def _answers(
+    connection: socket.socket, end: float | None, first: float
+) -> collections.abc.Iterator[Words]:
     text = b''
+    due = None if end is None else max(end, time.monotonic() + first)
     while True:
-        connection.settimeout(None if end is None else max(0.001, end - time.monotonic()))
+        connection.settimeout(None if due is None else max(0.001, due - time.monotonic()))
         part = connection.recv(65536)
         text += part
         if len(text) > SIZE:
@@ -300,6 +315,7 @@ def _answers(connection: socket.socket, end: float | None) -> collections.abc.It
             answer = json.loads(line)
             if 'error' in answer:
                 raise Error(str(answer['error']), int(answer.get('code', 400)))
+            due = end
             yield answer
         if not part:
             return

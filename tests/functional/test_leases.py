@@ -365,6 +365,16 @@ def test_from_python(machine, monkeypatch):
             machine.started[-1].kill()
 
 
+def test_from_python_without_a_wait(machine):
+    with cyborg_lite.allocate('npu', 8, wait=0, socket=machine.socket):
+        assert machine.held() == 8
+        with pytest.raises(client.Error, match='needs 1 of CUSTOM_NPU') as told:
+            cyborg_lite.allocate(wait=0, socket=machine.socket)
+        assert told.value.code == 409
+    with cyborg_lite.allocate('npu', wait=0.001, socket=machine.socket):
+        assert machine.held() == 1
+
+
 def test_allocation_inside_a_process_that_run_started(machine):
     script = 'import cyborg_lite; a = cyborg_lite.allocation(); print(a.uuid, a.addresses)'
     _, out, err = machine.run('run', '-n', 2, '--', sys.executable, '-c', script)
