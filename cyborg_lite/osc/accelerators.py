@@ -16,10 +16,13 @@ from osc_lib.command import command
 from cyborg_lite import osc
 from cyborg_lite.osc import devices
 
-COLUMNS = ('uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid')
+COLUMNS = (
+    'uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid',
+    'allocation_uuid', 'project_id',
+)  # fmt: skip
 MORE = (
     'reason', 'health', 'health_reason', 'health_since', 'device_uuid', 'device_address',
-    'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid', 'arq_uuid', 'project_id',
+    'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid', 'arq_uuid',
     'held_since', 'ids',
 )  # fmt: skip
 #: The fields that a list can be filtered by, as options.

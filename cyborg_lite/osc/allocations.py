@@ -15,11 +15,12 @@ from osc_lib.command import command
 
 from cyborg_lite import osc
 
-COLUMNS = ('uuid', 'name', 'state', 'position', 'profile', 'accelerators', 'lease_ends_at')
+COLUMNS = (
+    'uuid', 'name', 'project_id', 'state', 'position', 'profile', 'accelerators', 'lease_ends_at',
+)  # fmt: skip
 MORE = (
     'reason',
     'priority',
-    'project_id',
     'groups',
     'consumer',
     'lease',
