@@ -28,6 +28,9 @@ MARK = client.ALLOCATION
 #: arguments.
 ENVIRONMENT = 8 << 20
 
+#: The file systems that have device nodes on a usual machine; a user cannot make any elsewhere.
+DEVICE_FILE_SYSTEMS = ('devtmpfs', 'tmpfs')
+
 #: Errors for a process that has ended, or that this user may not read.
 _ENDED = (ProcessLookupError, FileNotFoundError)
 _HIDDEN = (*_ENDED, PermissionError)
@@ -71,9 +74,12 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 def find(pid: int) -> Process:
     """The process with this pid.
 
-    :raises Gone: when there is none.
+    :raises Gone: when there is none, or the pid is that of another thread than the first: nothing
+        tells when such a thread ends.
     """
     with _gone(pid):
+        if (first := _first_thread(pid)) != pid:
+            raise Gone(f'{pid} is a thread of process {first}')
         uid = (PROC / str(pid)).stat().st_uid
         return Process(boot(), pid, _started(pid), uid, user(uid), _command(pid))
 
@@ -179,11 +185,55 @@ def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
         names = os.listdir(place)
     except _HIDDEN:
         return False
+    numbers, mounts = _numbers(nodes), None
     for name in names:
         with contextlib.suppress(*_HIDDEN):
-            if os.readlink(place / name) in nodes:
+            path = os.readlink(place / name)
+            if path.removesuffix(' (deleted)') in nodes:
                 return True
+            # A node may have another name.
+            if numbers and path.startswith('/'):
+                mounts = _device_mounts(pid) if mounts is None else mounts
+                if _mount(pid, name) in mounts and os.stat(place / name).st_rdev in numbers:
+                    return True
     return False
+
+
+def _numbers(nodes: collections.abc.Collection[str]) -> set[int]:
+    """The numbers by which the kernel knows these devices."""
+    found = set()
+    for node in nodes:
+        with contextlib.suppress(OSError):
+            found.add(os.stat(node).st_rdev)
+    return found - {0}
+
+
+def _device_mounts(pid: str) -> set[str]:
+    """The ids of the mounts of a process that can have device nodes.
+
+    Others may be on a network: to look at a file of these can take for ever.
+    """
+    found = set()
+    for line in (PROC / pid / 'mountinfo').read_text(errors='replace').splitlines():
+        mount, _, kind = line.partition(' - ')
+        if kind.partition(' ')[0] in DEVICE_FILE_SYSTEMS:
+            found.add(mount.partition(' ')[0])
+    return found
+
+
+def _mount(pid: str, descriptor: str) -> str | None:
+    """The id of the mount of an open file."""
+    for line in (PROC / pid / 'fdinfo' / descriptor).read_text().splitlines():
+        name, _, value = line.partition(':')
+        if name == 'mnt_id':
+            return value.strip()
+    return None
+
+
+def _first_thread(pid: int) -> int:
+    """The pid of the process of a thread."""
+    text = (PROC / str(pid) / 'status').read_text(errors='replace')
+    return int(text.partition('\nTgid:')[2].split(None, 1)[0])
 
 
 def _started(pid: int) -> int:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
 import errno
 import os
+import queue
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import unittest.mock
 
 import pytest
 
@@ -101,16 +105,61 @@ def test_a_process_is_found_by_what_it_opens(tmp_path, child):
     node = tmp_path / 'davinci0'
     node.write_text('')
     assert using(nodes={str(node)}) == []
+    with opening(node) as made:
+        assert [each.pid for each in using(nodes={str(node)})] == [made.pid]
+
+
+@contextlib.contextmanager
+def opening(path):
+    """A child process that has a file open."""
     argv = [sys.executable, '-S', '-c', 'print(flush=True); input()']
     with (
-        node.open() as file,
+        open(path) as file,
         subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[file.fileno()]
         ) as made,
     ):
         made.stdout.readline()
-        assert [each.pid for each in using(nodes={str(node)})] == [made.pid]
+        yield made
         made.kill()
+
+
+def test_a_process_is_found_by_a_node_of_another_name(tmp_path):
+    """What counts is the number of the device; a file that is no device has none."""
+    node, file = tmp_path / 'davinci0', tmp_path / 'file'
+    node.symlink_to('/dev/full')
+    file.write_text('')
+    with opening('/dev/full') as made:
+        assert [each.pid for each in using(nodes={str(node)})] == [made.pid]
+        assert using(nodes={str(file)}) == []
+        with unittest.mock.patch.object(processes, 'DEVICE_FILE_SYSTEMS', ()):
+            assert using(nodes={str(node)}) == []
+
+
+def test_a_process_is_found_by_a_node_that_was_deleted(tmp_path):
+    node = tmp_path / 'davinci0'
+    node.write_text('')
+    with opening(node) as made:
+        node.unlink()
+        assert [each.pid for each in using(nodes={str(node)})] == [made.pid]
+
+
+def test_a_thread_is_no_process():
+    """The kernel tells when a process ends, and not when one of its threads does."""
+    done, ids = threading.Event(), queue.Queue()
+
+    def work():
+        ids.put(threading.get_native_id())
+        done.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        with pytest.raises(processes.Gone, match=f'is a thread of process {os.getpid()}'):
+            processes.find(ids.get())
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_the_peer_is_what_the_kernel_says():
@@ -125,6 +174,7 @@ def test_a_command_with_brackets_and_blanks(child, monkeypatch, tmp_path):
     fields = ['S', '3', *map(str, range(50))]
     (place / 'stat').write_text(f'7 (a) b (c)) {" ".join(fields)}\n')
     (place / 'comm').write_text('a) b (c)\n')
+    (place / 'status').write_text('Name:\ta) b (c)\nTgid:\t7\n')
     (tmp_path / 'sys/kernel/random').mkdir(parents=True)
     (tmp_path / 'sys/kernel/random/boot_id').write_text('b-1\n')
     monkeypatch.setattr(processes, 'PROC', tmp_path)
