@@ -219,7 +219,7 @@ def fail(
 
 
 def _events(wishes: list[Wish], status: str) -> dict[str, dict[str, model.Facts]]:
-    """The messages by which Nova is told, one for each instance."""
+    """The messages that are sent to Nova, one for each instance."""
     events: dict[str, model.Facts] = collections.defaultdict(dict)
     for wish in wishes:
         events[wish['instance_uuid']][wish['uuid']] = status

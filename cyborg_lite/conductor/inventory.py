@@ -443,7 +443,7 @@ def _update(known: model.Base, found: model.Base, held: set[int]) -> None:
                 # A row has one parent: let go there before it is taken here.
                 getattr(found, part).remove(row)
                 getattr(known, part).append(row)
-            # What an operator has added stays his.
+            # An operator's own rows stay as they are.
             elif rows[row.identity].reported:
                 _update(rows[row.identity], row, held)
     for column in known.columns('fact'):

@@ -83,7 +83,7 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
     """
 
     @functools.wraps(function)
-    # The caller is told of an error of ours: it is no failure of the conductor.
+    # The caller gets a CyborgError as the answer: it is no failure of the conductor.
     @messaging.expected_exceptions(exception.CyborgError)
     @_named
     @db_api.wrap_db_retry(

@@ -237,8 +237,8 @@ class Sender:
         serve: collections.abc.Callable[[model.Facts], None],
     ) -> None:
         """
-        :param announce: has Placement told of what differs on a host: see hosts.announce.
-        :param serve: serves those that wait for accelerators: see manager.Manager.
+        :param announce: sends a host's changes to Placement: see hosts.announce.
+        :param serve: serves the requests that wait for accelerators: see manager.Manager.
         """
         self._database, self._announce = database, announce
         self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}

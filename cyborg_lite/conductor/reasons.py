@@ -33,7 +33,7 @@ class Wanted(typing.NamedTuple):
 
     #: the device profile of each; a profile without a row yet is private
     profiles: list[model.DeviceProfile]
-    #: what accelerators have to be, for all of them
+    #: the properties that accelerators must have, for all of them
     kinds: list[candidates.Kind]
     #: of each the kinds of its accelerators, by their numbers
     sets: list[placing.Wanted]
