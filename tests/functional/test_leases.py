@@ -559,6 +559,14 @@ def test_the_lease_of_a_client_that_is_gone_is_freed(machine, of):
     machine.until(lambda: not machine.held() and not machine.leases())
 
 
+def test_a_lease_that_its_client_does_not_confirm_is_freed(machine):
+    """The answer was sent: the client may have ended before it read it."""
+    with begun(machine, do='lease', of='time', request={'seconds': 3000}) as asking:
+        assert 'accelerators' in json.loads(asking.makefile().readline())
+        assert machine.held() == 1
+    machine.until(lambda: not machine.held() and not machine.leases())
+
+
 def test_a_waiter_of_a_stopped_service_leaves_the_queue(alone):
     machine = alone()
     held = machine.hold(8)

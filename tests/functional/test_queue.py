@@ -376,6 +376,18 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
     assert len(service.rows(model.ARQ)) == 3
 
 
+def test_the_quota_is_checked_under_its_lock(service, monkeypatch):
+    """The look before reads without a lock: another request of the project may come between."""
+    npus(service, 3)
+    held = [ask(service) for _ in range(3)]
+    waits = ask(service)
+    limit(service, CUSTOM_NPU=2)
+    monkeypatch.setattr(serving, 'refusals', lambda *_: {})
+    release(service, held[0])
+    assert state(service, waits) == 'queued'
+    assert show(service, waits)['reason'].startswith('Quota exceeded for CUSTOM_NPU: ')
+
+
 def test_nothing_is_kept_for_an_allocation_over_its_quota(service, member):
     """Two are requested and one is free: the quota would refuse two anyway."""
     npus(service, 2)
