@@ -33,6 +33,9 @@ Wsgi = collections.abc.Callable[..., typing.Any]
 
 #: The size of one read. The buffer of a connection is twice as large.
 CHUNK = 16384
+#: How much of it is parsed before other clients have their turn. h11 parses all headers, or all
+#: trailers, in one go, so this also bounds how many of them it sees beyond their limit.
+PIECE = 512
 #: The size of the kernel's send buffer for a client that does not read, in bytes. The default is
 #: megabytes, and pipelined requests are handled until it is full.
 UNREAD = 1 << 16
@@ -50,6 +53,8 @@ class Limits:
     headers: int = 100
     #: The maximum size of a body, about; the application refuses a larger one.
     body: int = 114688
+    #: The sizes of chunks, their extensions and the trailers of a body together.
+    framing: int = 16384
     #: Beyond this, a new connection replaces the one that has waited longest for its client.
     connections: int = 500
     #: The number of requests that the application handles at the same time.
@@ -250,12 +255,18 @@ class Connection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header)
         self._used = False
         self._method = b''
+        #: What has been read and not been parsed.
+        self._read = b''
+        #: How many bytes h11 has been given.
+        self._given = 0
+        #: How many bytes of the body are still to come; 0 where only its chunks tell.
+        self._left = 0
 
     async def request(self) -> Environ | None:
         """The next request; None if there is none, and the connection must be closed."""
-        if self._used and not self._http.trailing_data[0]:
+        if self._used and not self._read and not self._http.trailing_data[0]:
             async with asyncio.timeout(self._limits.idle):
-                self._http.receive_data(await self._reader.read(CHUNK))
+                await self._give()
         self._used = True
         self._method = b''
         try:
@@ -292,22 +303,54 @@ class Connection:
         """The body; of one that is too large, nothing or its start."""
         body = bytearray()
         if length <= self._limits.body:
+            self._left = length
+            began = self._parsed()
             while isinstance(event := await self._event(), h11.Data):
                 body += event.data
+                self._left = max(0, length - len(body))
                 if len(body) > self._limits.body:
                     break
+                if self._parsed() - began - len(body) > self._limits.framing:
+                    most = self._limits.framing
+                    raise Refused(400, f'The framing of the body is too large: expected {most}')
         return bytes(body)
+
+    def _parsed(self) -> int:
+        """How many bytes h11 has parsed."""
+        return self._given - len(self._http.trailing_data[0])
 
     async def _event(self) -> h11.Event | None:
         """The next event of the request; None between two requests."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
             if self._http.they_are_waiting_for_100_continue:
                 await self._send(h11.InformationalResponse(status_code=100, headers=[]))
-            data = await self._reader.read(CHUNK)
-            self._http.receive_data(data)
-            if b'\n' in data and self._http.their_state is h11.IDLE:
+            if self._http.their_state is h11.SEND_BODY:
+                self._count_trailers()
+            await self._give()
+            if self._http.their_state is h11.IDLE:
                 self._count_headers()
         return event if isinstance(event, h11.Event) else None
+
+    async def _give(self) -> None:
+        """Give h11 the next piece, or the end of the connection."""
+        if self._read:
+            # A read of what has arrived already lets no other client have its turn.
+            await asyncio.sleep(0)
+        else:
+            self._read = await self._reader.read(CHUNK)
+        # The end of a body is told by its length: what follows it is not given at once.
+        size = max(PIECE, min(CHUNK, self._left))
+        piece, self._read = self._read[:size], self._read[size:]
+        self._given += len(piece)
+        self._http.receive_data(piece)
+
+    def _count_trailers(self) -> None:
+        """Refuse a body with too many trailers before h11 parses them.
+
+        It keeps whole lines of a body only where trailers follow that have not ended.
+        """
+        if self._http.trailing_data[0].count(b'\n') > self._limits.headers:
+            raise Refused(431, f'Too many trailers: expected {self._limits.headers}')
 
     def _count_headers(self) -> None:
         """Refuse a request with too many headers before h11 takes the time to parse them."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web server, over sockets: what clients that are slow, large, many or odd can do to it."""
 
+import collections
 import contextlib
 import http.client
 import socket
@@ -165,6 +166,82 @@ def test_too_many_headers_are_not_parsed(monkeypatch):
         assert max(parsed) <= 101
         # The same after another request in one packet.
         assert ask(made, GET + many).count(b' 431 ') == 1
+
+
+CHUNKED = b'POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n'
+#: The end of a body in chunks, with as many trailers as were parsed in 0.3 s.
+TRAILERS = b'0\r\n' + b'a:\n' * 21_000 + b'\n'
+
+
+@pytest.mark.parametrize(
+    'before',
+    [
+        b'', GET, CHUNKED + b'0\r\n\r\n',
+        b'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na',
+    ],
+    ids=['first', 'after a GET', 'after chunks', 'after a body'],
+)  # fmt: skip
+@pytest.mark.parametrize('data', [b'', b'1\r\na\r\n', b'5\r\n\n\n\n\n\n\r\n'])
+def test_too_many_trailers_are_not_parsed(monkeypatch, before, data):
+    parsed, next_event = [], h11.Connection.next_event
+
+    def event(self):
+        parsed.append(self.trailing_data[0].count(b'\n'))
+        return next_event(self)
+
+    monkeypatch.setattr(h11.Connection, 'next_event', event)
+    with serving() as made:
+        assert b' 431 ' in ask(made, before + CHUNKED + data + TRAILERS)
+    assert max(parsed) <= 100 + server.PIECE // 2
+
+
+def test_a_few_trailers_are_accepted():
+    body = b'3\r\nabc\r\n0\r\n' + b'a: b\r\n' * 90 + b'\r\n'
+    with serving() as made:
+        text = ask(made, (CHUNKED + body) * 2 + b'GET / HTTP/1.0\r\n\r\n')
+    assert text.count(b' 200 OK') == 3
+    assert text.count(b'POST / 3 abc') == 2
+
+
+@pytest.mark.parametrize(
+    'chunk', [b'1\r\na\r\n', b'1;' + b'a' * 1000 + b'\r\na\r\n', b'0000001\r\na\r\n']
+)
+def test_the_framing_of_a_body_is_bounded(chunk):
+    """Each chunk of one byte takes 20 microseconds."""
+    with serving() as made:
+        text = ask(made, CHUNKED + chunk * 100_000 + b'0\r\n\r\n')
+    assert status(text) == 400
+    assert b'framing' in text
+
+
+def test_many_small_chunks_are_accepted():
+    with serving() as made:
+        body = b'64\r\n' + b'a' * 100 + b'\r\n'
+        text = ask(made, CHUNKED + body * 1000 + b'0\r\n\r\nGET / HTTP/1.0\r\n\r\n')
+    assert b'POST / 100000 aaa' in text
+    assert text.count(b' 200 OK') == 2
+
+
+def test_others_have_their_turn_while_chunks_are_read(monkeypatch):
+    turns, events, next_event = [0], [], h11.Connection.next_event
+
+    def event(self):
+        events.append(turns[0])
+        return next_event(self)
+
+    with serving() as made:
+        assert status(ask(made, b'GET / HTTP/1.0\r\n\r\n')) == 200
+        loop = made._loop
+
+        def turn():
+            turns[0] += 1
+            loop.call_soon(turn)
+
+        loop.call_soon_threadsafe(turn)
+        monkeypatch.setattr(h11.Connection, 'next_event', event)
+        ask(made, CHUNKED + b'1\r\na\r\n' * 20_000)
+    assert len(events) > 1000
+    assert max(collections.Counter(events).values()) < server.PIECE
 
 
 @pytest.mark.parametrize(
