@@ -322,9 +322,18 @@ class Leases:
         lease.watched[descriptor] = process
 
     def _nodes(self, lease: Lease) -> set[str]:
-        """The device nodes that only this lease has; a described host has none."""
+        """The device nodes that only this lease has; a described host has none.
+
+        Two parts of a card share one: whoever has it open may use the other part.
+        """
         if self.host.recorded or lease.queued:
             return set()
+        with self._changed:
+            others = [each for each in self._known.values() if each is not lease]
+        mine = self._all_nodes(lease)
+        return mine.difference(*map(self._all_nodes, others)) if mine else mine
+
+    def _all_nodes(self, lease: Lease) -> set[str]:
         return set(delivery.render(self.document(lease), 'process')['nodes'])
 
     def document(self, lease: Lease) -> dict[str, typing.Any]:
