@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='127.0.0.1',
         metavar='ADDRESS',
         help='the address to listen on (127.0.0.1); any other than a loopback address needs '
-        'http_basic or keystone as [api] auth_strategy, and http_basic needs TLS',
+        'http_basic or keystone as [api] auth_strategy, and TLS',
     )
     parser.add_argument(
         '--tls-cert',
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--insecure',
         action='store_true',
-        help='let http_basic send passwords in plain text over the network',
+        help='let clients send passwords and tokens in plain text over the network',
     )
     parser.add_argument(
         '--state-dir',
@@ -125,7 +125,8 @@ def run(arguments: argparse.Namespace) -> None:
     tls = _tls(arguments.tls_cert, arguments.tls_key)
     conf = _configure(arguments)
     _refuse_open_noauth(conf, arguments.bind)
-    _refuse_plain_passwords(conf, arguments, tls)
+    _refuse_plain_secrets(conf, arguments, tls)
+    _warn_of_administrators(conf, arguments.bind)
     found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
     _refuse_twins(found)
     with _holding(arguments.state_dir):
@@ -245,7 +246,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    for text in startup.check(conf, startup.placing):
+    for text in startup.check(conf, startup.placing, startup.identity):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 
@@ -283,17 +284,30 @@ def _refuse_open_noauth(conf: cfg.ConfigOpts, address: str) -> None:
         )
 
 
-def _refuse_plain_passwords(
+def _refuse_plain_secrets(
     conf: cfg.ConfigOpts, arguments: argparse.Namespace, tls: ssl.SSLContext | None
 ) -> None:
-    """Refuse http_basic without TLS: the network could read the passwords."""
-    if conf.api.auth_strategy != 'http_basic' or tls or arguments.insecure:
+    """Refuse an open address without TLS: the network could read passwords and tokens."""
+    strategy = conf.api.auth_strategy
+    if tls or arguments.insecure or _is_loopback(arguments.bind):
         return
-    if not _is_loopback(arguments.bind):
-        raise exception.Refused(
-            f'refusing to listen on {arguments.bind} with http_basic and without TLS: passwords '
-            'would cross the network in plain text. Give --tls-cert and --tls-key, or accept the '
-            'risk with --insecure.'
+    secrets = 'tokens' if strategy == 'keystone' else 'passwords'
+    raise exception.Refused(
+        f'refusing to listen on {arguments.bind} with {strategy} and without TLS: {secrets} '
+        'would cross the network in plain text. Give --tls-cert and --tls-key, or accept the '
+        'risk with --insecure.'
+    )
+
+
+def _warn_of_administrators(conf: cfg.ConfigOpts, address: str) -> None:
+    api = conf.api
+    if api.auth_strategy != 'http_basic' or api.http_basic_auth_project_file:
+        return
+    if not _is_loopback(address):
+        print(
+            f'cyborg-lite: every user of {api.http_basic_auth_user_file} is an administrator: '
+            'name a file with their projects and roles in [api] http_basic_auth_project_file',
+            file=sys.stderr,
         )
 
 

@@ -106,6 +106,54 @@ def test_passwords_do_not_cross_the_network_in_plain_text(up, http_basic, monkey
     )
 
 
+KEYSTONE = '[api]\nauth_strategy = keystone\n'
+
+
+@pytest.mark.parametrize('section', ['', '[keystone_authtoken]\nauth_type = password\n'])
+def test_tokens_do_not_cross_the_network_in_plain_text(up, tmp_path, monkeypatch, section):
+    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    file = tmp_path / 'a.conf'
+    file.write_text(KEYSTONE + section)
+    status, said = up('--bind', '0.0.0.0', '--config-file', str(file))
+    assert status == 1
+    if section:
+        assert said.startswith(
+            'cyborg-lite: refusing to listen on 0.0.0.0 with keystone and without TLS: tokens '
+            'would cross the network in plain text.'
+        )
+    else:
+        assert 'there is no section [keystone_authtoken]' in said
+    assert said.count('\n') == 1
+
+
+def test_a_missing_section_of_keystone_is_said_at_the_start(up, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    file = tmp_path / 'a.conf'
+    file.write_text(KEYSTONE)
+    status, said = up('--config-file', str(file))
+    assert status == 1
+    assert said.startswith('cyborg-lite: [api] auth_strategy is keystone and there is no section ')
+    assert said.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('address', 'projects', 'warned'),
+    [('0.0.0.0', False, True), ('0.0.0.0', True, False), ('127.0.0.1', False, False)],
+)
+def test_that_every_user_is_an_administrator_is_said(
+    up, http_basic, tmp_path, monkeypatch, address, projects, warned
+):
+    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    if projects:
+        file = tmp_path / 'projects'
+        file.write_text('ann:vision:member\n')
+        with open(http_basic[1], 'a') as conf:
+            conf.write(f'http_basic_auth_project_file = {file}\n')
+    _, said = up('--bind', address, '--insecure', *http_basic)
+    assert 'enough' in said
+    assert (f'every user of {tmp_path}/htpasswd is an administrator' in said) == warned
+
+
 @pytest.mark.parametrize('way', ['tls', 'insecure', 'loopback'])
 def test_authentication_opens_an_address(up, http_basic, certificate, monkeypatch, way):
     monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
