@@ -10,6 +10,8 @@ import os
 import re
 import socket
 import threading
+import types
+import unittest.mock
 import uuid
 
 from oslo_db import exception as db_exception
@@ -18,7 +20,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite.conductor import outbox
 from tests import support
 
 ARQS = '/v2/accelerator_requests'
@@ -99,6 +103,12 @@ def delivered_to_two(_database):
 
 ALLOCATIONS = '/v2/allocations'
 WISH = {'groups': [{'resources': {'FPGA': 1}}]}
+AGENT = {'agent': 'agent-1'}
+PROCESS = {
+    'boot_id': 'b-1', 'pid': 7, 'started': 9, 'uid': 1000, 'user': 'jane', 'command': 'python',
+}  # fmt: skip
+#: The answer to a call of an agent, which has no status.
+DONE = types.SimpleNamespace(status_int=200, text='')
 
 
 class Things:
@@ -106,7 +116,7 @@ class Things:
 
     def __init__(self, service):
         self.service, self.api = service, service.api
-        service.report(support.card(handles=4))
+        service.report(support.card(handles=5), **AGENT)
         [self.part] = service.rows(model.Deployable)
         [self.device] = service.rows(model.Device)
         service.profile()
@@ -118,9 +128,20 @@ class Things:
         self.attribute = self.api.post('/v2/attributes', body).json['uuid']
         self.allocation = self.api.post(ALLOCATIONS, WISH | {'lease': 3600}).json['uuid']
         self.api.patch('/v2/quotas/p', {'limits': {'total': 1}})
-        service.report(support.card('4b'), host='host-2')
+        self.lease = self.agent('lease', process=PROCESS, request={'resource_class': 'FPGA'})
+        for cards in ([support.card('4b'), support.card('5e')], [support.card('4b')]):
+            service.report(*cards, host='host-2')
+        devices = [each for each in service.rows(model.Device) if each.hostname == 'host-2']
+        [self.missing] = [each.uuid for each in devices if each.absences]
+        [self.disabled] = [each.uuid for each in devices if not each.absences]
+        assert self.api.post(f'/v2/devices/{self.disabled}/disable').status_int == 204
         with service.database.writer() as session:
             session.query(model.Host).filter_by(name='host-2').update({'silent': True})
+
+    def agent(self, method, **words):
+        """A call of the agent of host-1."""
+        peer = self.service.embedded.bus.leases(context.service())
+        return getattr(peer, method)(host=support.HOST, **AGENT, **words)
 
 
 def create_profile(things):
@@ -212,11 +233,47 @@ def rename_host(things):
     return things.api.patch('/v2/hosts/host-2', {'name': 'host-3'}), model.Host, 0
 
 
+def delete_device(things):
+    return things.api.delete(f'/v2/devices/{things.missing}'), model.Device, -1
+
+
+def enable(things):
+    return things.api.post(f'/v2/devices/{things.disabled}/enable'), model.Device, 0
+
+
+def free_instance(things):
+    with unittest.mock.patch.object(outbox.Sender, 'knows', return_value=False):
+        return things.api.delete(f'/v2/instances/{support.INSTANCE}'), model.ARQ, -1
+
+
+def report(things):
+    things.service.report(support.card(handles=5), support.card('6a'), **AGENT)
+    return DONE, model.Device, 1
+
+
+def lease(things):
+    words = {'process': PROCESS, 'request': {'resource_class': 'FPGA'}, 'uuid': str(uuid.uuid4())}
+    things.agent('lease', **words)
+    return DONE, model.ARQ, 1
+
+
+def lease_of_the_previous_release(things):
+    """Its agents give no uuid."""
+    things.agent('lease', process=PROCESS, request={'resource_class': 'FPGA'})
+    return DONE, model.ARQ, 1
+
+
+def end_lease(things):
+    things.agent('end_lease', uuid=things.lease['uuid'], cause='Its process ended.')
+    return DONE, model.ARQ, -1
+
+
 ACTS = [
     create_profile, create_profile_of_a_uuid, create_attribute, create_requests, delete_profile,
     delete_profiles, delete_attribute, delete_request, delete_requests, delete_of_instance, unbind,
     bind, disable, allocate, allocate_in_the_queue, release, renew, limit, take_limits_away,
-    delete_host, rename_host,
+    delete_host, rename_host, delete_device, enable, free_instance, report, lease,
+    lease_of_the_previous_release, end_lease,
 ]  # fmt: skip
 
 
