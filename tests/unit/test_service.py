@@ -60,7 +60,7 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
     embedded = service.Embedded(conf, [driver.Host('host-1', tmp_path)])
     with mock.patch.object(embedded.bus, 'serve', wraps=embedded.bus.serve) as serve:
         embedded.start()
-    served = {call.args[0]: call.args[2] for call in serve.call_args_list}
+    served = {call.args[0]: call.args[2:] for call in serve.call_args_list}
     named = {
         rpc.CONDUCTOR: {
             'bind', 'check_allocation', 'create_allocation', 'create_arqs', 'create_attribute',
@@ -69,14 +69,14 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
             'free_instance', 'probe', 'release_allocation', 'rename_host', 'renew_allocation',
             'report', 'set_device_status', 'unbind', 'update_quota',
         },
-        rpc.REPORTS: {'report'},
+        rpc.REPORTS: {'end_lease', 'lease', 'leases', 'report'},
         rpc.AGENT: {'report'},
     }  # fmt: skip
-    manager = served[topic]
-    dispatch = dispatcher.RPCDispatcher([manager], None, messaging.ExplicitRPCAccessPolicy).dispatch
+    managers = served[topic]
+    dispatch = dispatcher.RPCDispatcher(managers, None, messaging.ExplicitRPCAccessPolicy).dispatch
     told = {'ctxt': {}, 'client_timeout': None}
     reached = set()
-    for name in [name for name in dir(manager) if name != '__class__']:
+    for name in {name for manager in managers for name in dir(manager)} - {'__class__'}:
         message = {'method': name, 'args': {'no': 'such argument'}, 'version': rpc.VERSION}
         try:
             dispatch(types.SimpleNamespace(message=message, **told))
@@ -87,7 +87,8 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
         else:
             reached.add(name)
     assert reached == named[topic]
-    assert manager.target.version == rpc.VERSION
+    versions = [manager.target.version for manager in managers]
+    assert versions == [rpc.VERSION, rpc.LEASES][: len(managers)]
     embedded.stop()
 
 
