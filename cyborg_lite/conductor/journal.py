@@ -17,6 +17,8 @@ LOG = log.getLogger(__name__)
 
 #: How many of a list are named.
 NAMED = 8
+#: How long what an order or a refusal says may be, in characters: arguments are not checked yet.
+LONGEST = 4096
 
 Method = collections.abc.Callable[..., typing.Any]
 #: What an order is in words, of its arguments: a template, or a function.
@@ -32,18 +34,30 @@ def logged(order: Order) -> collections.abc.Callable[..., Method]:
     def decorate(method: Method) -> Method:
         @functools.wraps(method)
         def call(manager: typing.Any, ctxt: typing.Any, **kwargs: typing.Any) -> typing.Any:
-            text = order.format(**kwargs) if isinstance(order, str) else order(**kwargs)
+            text = _words(order, kwargs) or f'{method.__name__}, whose arguments cannot be read'
             try:
                 answer = method(manager, ctxt, **kwargs)
             except messaging.ExpectedException as expected:
-                LOG.info('%s: refused: %s', plain(text), plain(str(expected.exc_info[1])))
+                LOG.info('%s: refused: %s', text, _line(str(expected.exc_info[1])))
                 raise
-            LOG.info('%s: done', plain(text))
+            LOG.info('%s: done', text)
             return answer
 
         return call
 
     return decorate
+
+
+def _words(order: Order, arguments: dict[str, typing.Any]) -> str:
+    """What an order says; nothing if its arguments are not what they should be."""
+    try:
+        return _line(order.format(**arguments) if isinstance(order, str) else order(**arguments))
+    except Exception:  # whoever is on the bus may have sent anything
+        return ''
+
+
+def _line(text: str) -> str:
+    return plain(text[:LONGEST])
 
 
 def bind(wishes: list[typing.Any], **_: typing.Any) -> str:

@@ -77,6 +77,17 @@ CONSUMER: dict[str, typing.Any] = {
     },
 }
 
+#: What an agent says of itself, and of a lease that ends.
+ASKED: dict[str, typing.Any] = {
+    'type': 'object',
+    'properties': {
+        'host': {'type': 'string', 'maxLength': 255},
+        'agent': {'type': 'string', 'maxLength': 36},
+        'uuid': {'type': 'string', 'maxLength': 36},
+        'cause': {'type': 'string', 'maxLength': 1024},
+    },
+}
+
 _PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
 #: Names that no project has: see cyborg_lite.api.members.
 _RESERVED = ('defaults', 'own')
@@ -120,6 +131,7 @@ class Leases:
             answered as the first. Agents of the previous release give none.
         :raises cyborg_lite.exception.CyborgError: as for allocating.create.
         """
+        _check_asked(host=host, agent=agent)
         made, providers = self._calls.create(
             ctxt,
             host=host,
@@ -137,6 +149,7 @@ class Leases:
     @messaging.expose
     def leases(self, ctxt: context.RequestContext, host: str, agent: str) -> list[Row]:
         """The leases of a host that wait or hold something."""
+        _check_asked(host=host, agent=agent)
         return self._calls.rows(ctxt, host=host, agent=agent)
 
     @messaging.expose
@@ -145,6 +158,7 @@ class Leases:
         self, ctxt: context.RequestContext, host: str, agent: str, uuid: str, cause: str
     ) -> None:
         """Free what a lease holds, or take it from the queue; a second time nothing is done."""
+        _check_asked(host=host, agent=agent, uuid=uuid, cause=cause)
         self._calls.end(ctxt, host=host, agent=agent, uuid=uuid, cause=cause)
 
 
@@ -251,6 +265,11 @@ def _of(host: str) -> list[sa.ColumnElement[bool]]:
     return [model.Allocation.consumer_type == PROCESS, begins]
 
 
+@messaging.expected_exceptions(exception.CyborgError)
+def _check_asked(**asked: typing.Any) -> None:
+    _check('call', asked, ASKED)
+
+
 def _check(name: str, value: typing.Any, schema: dict[str, typing.Any]) -> None:
     """
     :raises cyborg_lite.exception.Invalid: when the value is not as the schema says.
@@ -275,7 +294,8 @@ def _validator() -> typing.Any:
 def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
     """Refuse an agent that does not report this host.
 
-    Each start of an agent has a new id, which only the agent and conductors know.
+    Each start of an agent has a new id, which only the agent and conductors know: see
+    cyborg_lite.conductor.trust for whose report may bring one.
     """
     reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
     if session.scalar(sa.select(model.Host.id).where(*reports)) is None:

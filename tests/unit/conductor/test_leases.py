@@ -136,6 +136,55 @@ def test_the_agent_of_a_name_before_is_a_stranger(conductor):
     assert leases(conductor, {'host': 'new', 'agent': 'new'}) == []
 
 
+@pytest.mark.parametrize('known', [{'machine': 'm-1'}, {'secret': 's-1'}])
+def test_an_agent_that_knows_the_boot_alone_is_a_stranger(conductor, known):
+    """A user of the host sees the boot, and can tell it to whoever is on the bus."""
+    mine, other = ({'host': HOST, 'agent': each} for each in ('agent-1', 'agent-2'))
+    for sequence in range(2):
+        conductor.report(support.card('3b'), agent='agent-1', sequence=sequence + 1, **known)
+    row = lease(conductor, mine)
+    conductor.report(agent='agent-2', sequence=2**40)
+    for each in (lease, leases, lambda *args: end(*args, row)):
+        with pytest.raises(exception.Conflict, match='not reported by this agent'):
+            each(conductor, other)
+    assert [each['state'] for each in leases(conductor, mine)] == ['active']
+    assert not conductor.device().absences
+
+
+@pytest.mark.parametrize(
+    ('bad', 'said'),
+    [
+        ({'host': ['a'] * 10**6}, 'Invalid host'),
+        ({'agent': 'a' * 10**6}, 'Invalid agent'),
+        ({'uuid': 'a' * 10**6}, 'Invalid uuid'),
+        ({'cause': 'a' * 10**6}, 'Invalid cause'),
+        ({'cause': None}, 'Invalid cause'),
+    ],
+)
+def test_news_of_a_lease_are_checked(conductor, agent, caplog, bad, said):
+    row = lease(conductor, agent)
+    words = agent | {'uuid': row['uuid'], 'cause': 'It ended.'} | bad
+    with caplog.at_level('INFO'), pytest.raises(exception.Invalid, match=said) as raised:
+        ask(conductor, 'end_lease', **words)
+    assert len(str(raised.value)) < 1000
+    assert max(len(line) for line in caplog.messages) < 6000
+    assert len(leases(conductor, agent)) == 1
+
+
+@pytest.mark.parametrize('method', ['lease', 'leases'])
+@pytest.mark.parametrize('bad', [{'host': 'a' * 256}, {'agent': 'a' * 37}, {'host': None}])
+def test_who_asks_is_checked(conductor, agent, method, bad):
+    more = {'process': PROCESS, 'request': {}} if method == 'lease' else {}
+    with pytest.raises(exception.Invalid, match=f'Invalid {next(iter(bad))}'):
+        ask(conductor, method, **(agent | more | bad))
+
+
+@pytest.mark.parametrize('process', [[], None, 'text', 7])
+def test_a_process_that_is_none(conductor, agent, process):
+    with pytest.raises(exception.Invalid, match='Invalid process'):
+        ask(conductor, 'lease', process=process, request={}, **agent)
+
+
 @pytest.mark.parametrize(
     ('process', 'request_', 'said'),
     [
