@@ -183,6 +183,15 @@ AGENT_OPTS = [
         help='The group whose members may use the socket, beside the user of the agent. By '
         'default no other user may.',
     ),
+    cfg.StrOpt(
+        'secret_file',
+        sample_default='/var/lib/cyborg_lite/agent.secret',
+        help='The file with the secret of this agent, which makes the file at its first start. '
+        'Conductors pin the secret: they take no report of this host from another agent until '
+        'the host is deleted or renamed. By default it is ``agent.secret`` in the directory that '
+        'the variable STATE_DIRECTORY names, as with the unit of systemd, or in the state '
+        'directory of ``cyborg-lite up``; otherwise the agent has no secret.',
+    ),
 ]
 
 CONDUCTOR_OPTS = [

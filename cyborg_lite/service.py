@@ -111,7 +111,8 @@ class Agents:
         self, conf: cfg.ConfigOpts, bus: rpc.Peers, hosts: collections.abc.Iterable[driver.Host]
     ) -> None:
         """
-        :raises cyborg_lite.exception.Refused: when the socket cannot be made.
+        :raises cyborg_lite.exception.Refused: when the socket cannot be made, or the secret not
+            be kept.
         """
         self.each = [Agent(conf, bus, host) for host in hosts]
         self._door: door.Door | None = None

@@ -260,7 +260,9 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
         pid = processes.parent(asking.pid)
     elif of == 'time':
         # Without a process: the lease ends by a release or by its time.
-        return processes.Process(processes.boot(), 0, 0, asking.uid, processes.user(asking.uid), '')
+        return processes.Process(
+            processes.boot_digest(), 0, 0, asking.uid, processes.user(asking.uid), ''
+        )
     elif isinstance(of, int) and not isinstance(of, bool) and of > 0:
         if processes.namespace(asking.pid) != processes.namespace(os.getpid()):
             raise Refused('a process of another pid namespace cannot be named by its pid')

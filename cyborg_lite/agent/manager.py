@@ -21,6 +21,7 @@ from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import drivers
 from cyborg_lite.agent import processes
+from cyborg_lite.agent import secret
 
 LOG = log.getLogger(__name__)
 
@@ -38,12 +39,16 @@ class Manager:
     target = messaging.Target(version=rpc.VERSION)
 
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Peers, host: driver.Host) -> None:
+        """
+        :raises cyborg_lite.exception.Refused: when the file of the secret cannot be used.
+        """
         self._conf = conf
         self._bus = bus
         self.host = host
         self._worker = worker.Worker(f'report-{host.name}', self._work)
         self._drivers = drivers.Drivers(conf, host, woken=self._worker.wake)
         self._boot_id = processes.boot()
+        self._secret = secret.load(conf)
         #: distinguishes a restarted agent from two agents of one host
         self.id = str(uuid.uuid4())
         #: set once the conductor has accepted or refused the first findings of the drivers
@@ -78,6 +83,7 @@ class Manager:
                 host=self.host.name,
                 machine=self.host.machine,
                 agent=self.id,
+                secret=self._secret,
                 boot_id=self._boot_id,
                 sequence=_sequence(),
                 interval=interval,

@@ -37,6 +37,7 @@ from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.agent import drivers as agent_drivers
+from cyborg_lite.agent import secret
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
@@ -243,6 +244,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
         ),
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
         agent__socket=str(arguments.state_dir.absolute() / client.SOCKET),
+        agent__secret_file=str(arguments.state_dir.absolute() / secret.FILE),
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)

@@ -25,6 +25,7 @@ from cyborg_lite.conductor import health
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import trust
 from cyborg_lite.db import query
 from cyborg_lite.db import usages
 
@@ -35,23 +36,12 @@ PAST = 8
 #: In how many turns two hosts report, each after the other, until they are taken for clones: a
 #: report or two of the boot before may come late.
 TURNS = 2
-#: The longest interval, in seconds, by which it is judged whether a host is up when another machine
-#: reports under its name.
-HEARD = 60
 #: After how long without a report a clone is taken for a host that is gone for good.
 GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
 OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
-#: By host, the last agent or boot whose reports were refused: the log names each once.
+#: By host, the last agent whose reports were refused: the log names each once.
 _refused: dict[str, str] = {}
-
-
-class Claim(typing.Protocol):
-    """What a report says of where it comes from: see inventory.Report."""
-
-    def __getitem__(self, key: str, /) -> typing.Any: ...
-
-    def get(self, key: str, /) -> typing.Any: ...
 
 
 def lock(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
@@ -64,11 +54,11 @@ def lock(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
     return list(session.scalars(hosts.with_for_update()))
 
 
-def claim(session: orm.Session, report: Claim) -> model.Host | None:
+def claim(session: orm.Session, report: trust.Claim) -> model.Host | None:
     """The host of a report, locked, with what the report says of it; None if the report is late."""
     named = sa.select(model.Host).where(model.Host.name == report['host']).with_for_update()
     host = session.scalars(named).one_or_none()
-    if host is not None and _is_another(host, report):
+    if host is not None and trust.is_another(host, report):
         return None
     # If the identity cannot be read for now, the machine is assumed to be the same.
     machine = report.get('machine') or (host.machine if host else None)
@@ -77,6 +67,7 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     others = []
     if machine and (started or (host is not None and host.renamed_to)):
         others = _others(session, report['host'], machine)
+        others = [other for other in others if trust.may_be_same(other, report)]
     if (host is not None and _is_late(host, report)) or _is_overtaken(report, others):
         _tell_late(host, report)
         return None
@@ -93,30 +84,7 @@ def claim(session: orm.Session, report: Claim) -> model.Host | None:
     return host
 
 
-def _is_another(host: model.Host, report: Claim) -> bool:
-    """Whether another machine reports under the name of a host that is up.
-
-    An agent on the bus may name any host, but knows neither the identity nor the boot of its
-    machine. Reports of a machine that replaces another are taken once the old machine is down.
-    """
-    if host.silent or host.renamed_to or report['boot_id'] == host.boot_id:
-        return False
-    # The reported interval is bounded: the first report of a name may have been forged.
-    if host.seen_at < host.alive_since(min(host.interval, HEARD)):
-        return False
-    if host.machine in (None, report.get('machine')):
-        return False
-    if _refused.get(host.name) != report['boot_id']:
-        LOG.warning(
-            'Another machine reports as host %s, which is up: its reports are dropped. Give each '
-            'machine a name of its own. One that replaces the host is heard once that is down',
-            host.name,
-        )
-    _refused[host.name] = report['boot_id']
-    return True
-
-
-def _is_overtaken(report: Claim, others: list[model.Host]) -> bool:
+def _is_overtaken(report: trust.Claim, others: list[model.Host]) -> bool:
     """Whether the machine has reported under another name since: in one boot sequences compare."""
     return any(
         other.boot_id == report['boot_id'] and other.sequence > report['sequence']
@@ -124,7 +92,7 @@ def _is_overtaken(report: Claim, others: list[model.Host]) -> bool:
     )
 
 
-def _is_late(host: model.Host, report: Claim) -> bool:
+def _is_late(host: model.Host, report: trust.Claim) -> bool:
     """Whether the report was sent before a report that was accepted."""
     agent = report.get('agent')
     if report['boot_id'] != host.boot_id:
@@ -138,7 +106,7 @@ def _is_late(host: model.Host, report: Claim) -> bool:
     return bool(report['sequence'] <= host.sequence and not host.silent)
 
 
-def _tell_late(host: model.Host | None, report: Claim) -> None:
+def _tell_late(host: model.Host | None, report: trust.Claim) -> None:
     agent = report.get('agent') or report['boot_id']
     twins = host is not None and report['boot_id'] == host.boot_id
     if host is not None and twins and agent in (host.past_agents or ()):
@@ -158,7 +126,7 @@ def _tell_late(host: model.Host | None, report: Claim) -> None:
     )
 
 
-def _note(host: model.Host, report: Claim, machine: str | None) -> None:
+def _note(host: model.Host, report: trust.Claim, machine: str | None) -> None:
     """Note what the report says of itself."""
     if report['boot_id'] != host.boot_id:
         others = [boot for boot in host.past_boots or () if boot != report['boot_id']]
@@ -168,6 +136,7 @@ def _note(host: model.Host, report: Claim, machine: str | None) -> None:
         earlier = [agent for agent in host.past_agents or () if agent != report.get('agent')]
         host.past_agents = [host.agent, *earlier][:PAST]
     host.agent, host.machine = report.get('agent'), machine
+    host.secret = trust.digest(report)
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
 
@@ -175,7 +144,7 @@ def _note(host: model.Host, report: Claim, machine: str | None) -> None:
 def _recognise(
     session: orm.Session,
     host: model.Host,
-    report: Claim,
+    report: trust.Claim,
     others: list[model.Host],
     started: bool,
 ) -> None:
@@ -214,7 +183,7 @@ def _take_name(session: orm.Session, host: model.Host, others: list[model.Host])
 
 
 def _return(
-    session: orm.Session, host: model.Host, report: Claim, others: list[model.Host]
+    session: orm.Session, host: model.Host, report: trust.Claim, others: list[model.Host]
 ) -> None:
     """Handle a report under the old name, from an agent that was not restarted.
 

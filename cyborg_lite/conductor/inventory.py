@@ -34,6 +34,8 @@ class Report(typing.TypedDict):
     machine: typing.NotRequired[str | None]
     #: which start of an agent reports; both are new, and an agent of the release before lacks them
     agent: typing.NotRequired[str]
+    #: what the agent of this host alone knows, over its restarts; None if it keeps none
+    secret: typing.NotRequired[str | None]
     #: which boot of the host this is, and the order of reports within it
     boot_id: str
     sequence: int

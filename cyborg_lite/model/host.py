@@ -37,6 +37,8 @@ class Host(base.Base):
     past_agents: orm.Mapped[list[str] | None] = base.own(sa.JSON(none_as_null=True), hidden=True)
     # The identity of the machine, independent of its name; null if the machine has none.
     machine: orm.Mapped[str | None] = base.own(sa.String(64), index=True, hidden=True)
+    # The digest of the agent's secret, from its first report on; null if the agent has none.
+    secret: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
     # The new name under which the same machine reports now.
     renamed_to: orm.Mapped[str | None] = base.own(sa.String(255), index=True, hidden=True)
     # The reports under the new name after which this name reported again: then two machines

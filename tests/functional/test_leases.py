@@ -146,6 +146,7 @@ def test_a_command_has_what_it_asked_for_and_its_own_status(machine):
     assert err.count('\n') == 1
     assert uuid in err
     shown = machine.service.api.get(f'/v2/allocations/{uuid}').json
+    assert processes.boot() not in json.dumps(shown)
     assert shown['consumer']['type'] == 'local_process'
     machine.until(lambda: not machine.held())
 

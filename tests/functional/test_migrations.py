@@ -154,6 +154,11 @@ def fill_3f7c5a918e2d(connection, tables):
     connection.execute(sa.update(tables['devices']).values(**samples))
 
 
+def fill_9d4e2b71c6a8(connection, tables):
+    """A host whose agent has a secret."""
+    connection.execute(sa.update(tables['hosts']).values(secret='0' * 64))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -172,6 +177,7 @@ FILL = {
     '5b8d02e6c7f1': fill_5b8d02e6c7f1,
     '6e1f9a3c7b05': fill_6e1f9a3c7b05,
     '3f7c5a918e2d': fill_3f7c5a918e2d,
+    '9d4e2b71c6a8': fill_9d4e2b71c6a8,
 }
 
 

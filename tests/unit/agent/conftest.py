@@ -40,11 +40,12 @@ def load(entry_points, host):
     cards.RELEASED.clear()
 
 
-def conf(*names, timeout=30.0, interval=3600, expected=()):
+def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None):
     options = {
         'enabled_drivers': list(names),
         'driver_timeout': timeout,
         'report_interval': interval,
         'expected_devices': dict(expected),
+        'secret_file': secret_file,
     }
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

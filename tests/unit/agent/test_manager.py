@@ -95,6 +95,15 @@ def test_report_names_the_machine(agent, bus, host):
     assert [report['machine'] for report in bus.reports] == [None, machine]
 
 
+def test_report_has_the_secret_of_the_agent_over_restarts(agent, bus, host, tmp_path):
+    agent.report()
+    for _ in range(2):
+        made = conf('moody', secret_file=str(tmp_path / 'agent.secret'))
+        manager.Manager(made, bus, host).report()
+    secret = (tmp_path / 'agent.secret').read_text().strip()
+    assert [report['secret'] for report in bus.reports] == [None, secret, secret]
+
+
 def test_report_names_the_start_of_the_agent(agent, bus, host):
     agent.report()
     agent.report()

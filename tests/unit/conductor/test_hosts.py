@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import trust
 from tests.support import card
 from tests.unit.conductor import direct
 
@@ -24,7 +25,9 @@ def pci(bus='01', **more):
 
 
 @pytest.fixture
-def agents(conductor):
+def agents(conductor, monkeypatch):
+    # The log names each stranger once in a process.
+    monkeypatch.setattr(trust, '_refused', {})
     return Agents(conductor)
 
 
@@ -64,10 +67,14 @@ def take(conductor, name, bus='01', count=1):
 # Another machine under the name of a host
 
 
+@pytest.mark.parametrize('boot', ['boot-1', 'another'])
 @pytest.mark.parametrize('machine', [MACHINE[::-1], None])
-def test_a_host_that_is_up_is_reported_by_its_own_machine_alone(conductor, agents, caplog, machine):
+def test_a_host_that_is_up_is_reported_by_its_own_machine_alone(
+    conductor, agents, caplog, machine, boot
+):
+    """Each user of the machine knows its boot."""
     agents.report('a', pci('01'), pci('02'))
-    before, boot = conductor.dump(), str(uuid.uuid4())
+    before = conductor.dump()
     for _ in range(4):
         agents.report('a', start=True, machine=machine, boot_id=boot, interval=3600)
     assert conductor.dump() == before
@@ -107,11 +114,89 @@ def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(c
     assert conductor.device('02', 'a')
 
 
-def test_an_identity_that_is_read_otherwise_in_one_boot_is_of_the_same_machine(conductor, agents):
-    """For example when the agent can read the mainboard's UUID from now on."""
-    agents.report('a', pci('01'))
-    agents.report('a', pci('01'), pci('02'), start=True, machine=MACHINE[::-1])
+@pytest.mark.parametrize('machine', [MACHINE[::-1], None])
+def test_an_identity_that_is_read_otherwise_is_of_the_same_machine(conductor, agents, machine):
+    """For example when the agent can read the mainboard's UUID from now on: its secret stays."""
+    agents.report('a', pci('01'), secret='s-1')
+    agents.report('a', pci('01'), pci('02'), start=True, machine=machine, secret='s-1')
     assert conductor.device('02', 'a')
+    assert host(conductor, 'a').machine == (machine or MACHINE)
+
+
+# The secret of an agent
+
+
+@pytest.mark.parametrize('down', [False, True])
+@pytest.mark.parametrize('secret', [None, 's-2'])
+@pytest.mark.parametrize('machine', [MACHINE, None])
+def test_a_secret_that_is_known_is_demanded(conductor, agents, caplog, machine, secret, down):
+    """Also where the machine has no identity, and once the host is down."""
+    agents.report('a', pci('01'), pci('02'), machine=machine, secret='s-1')
+    if down:
+        make_silent(conductor, 'a')
+        conductor.heal()
+    before = conductor.dump()
+    for each in (machine and MACHINE[::-1], None, machine):
+        agents.report('a', start=True, machine=each, secret=secret, sequence=2**40)
+    assert conductor.dump() == before
+    assert caplog.text.count('heard once that is deleted or renamed') == 1
+    agents.report('a', pci('01'), start=True, machine=machine, secret='s-1')
+    assert conductor.device('02', 'a').absences == 1
+
+
+def test_the_secret_itself_is_not_kept(conductor, agents):
+    agents.report('a', pci('01'), secret='s-1')
+    assert 's-1' not in repr(conductor.dump())
+
+
+def test_a_secret_is_known_from_its_first_report_on(conductor, agents):
+    """An agent of the release before has none, and one that was upgraded brings one."""
+    for secret in (None, None, 's-1'):
+        agents.report('a', pci('01'), start=True, machine=None, secret=secret)
+    agents.report('a', start=True, machine=None)
+    assert not conductor.device('01', 'a').absences
+
+
+def test_who_knows_the_identity_of_a_machine_cannot_rename_it(conductor, agents):
+    """Each user of the machine can read it, too, where it is that of the system."""
+    agents.report('a', pci('01'), secret='s-1')
+    for secret in (None, 's-2'):
+        agents.report('b', pci('01'), start=True, secret=secret)
+        assert host(conductor, 'a').renamed_to is None
+    take(conductor, 'a')
+    agents.report('c', pci('01'), secret='s-1')
+    assert host(conductor, 'a').renamed_to == 'c'
+
+
+def test_a_machine_that_has_lost_its_secret_keeps_what_is_held(conductor, agents):
+    agents.report('a', pci('01'), pci('02'), secret='s-1')
+    take(conductor, 'a')
+    make_silent(conductor, 'a')
+    conductor.rename_host(name='a', to='old')
+    agents.report('a', pci('01'), pci('02'), start=True, secret='s-2')
+    conductor.rename_host(name='old', to='a')
+    assert {row.name for row in conductor.rows(model.Host)} == {'a'}
+    agents.report('a', pci('01'), pci('02'), start=True, secret='s-2')
+    [arq] = conductor.rows(model.ARQ)
+    assert (arq.state, arq.hostname) == ('Bound', 'a')
+    take(conductor, 'a', '02')
+
+
+@pytest.mark.parametrize('order', ['delete', 'rename'])
+def test_a_host_that_is_deleted_or_renamed_takes_another_secret(conductor, agents, order):
+    agents.report('a', pci('01'), machine=None, secret='s-1')
+    make_silent(conductor, 'a')
+    if order == 'delete':
+        conductor.delete_host(name='a')
+    else:
+        conductor.rename_host(name='a', to='b')
+    agents.report('a', pci('02'), start=True, machine=None, secret='s-2')
+    assert conductor.device('02', 'a')
+    if order == 'rename':
+        agents.report('b', pci('02'), start=True, machine=None, secret='s-2')
+        assert conductor.device('02', 'b') is None
+        agents.report('b', pci('02'), start=True, machine=None, secret='s-1')
+        assert conductor.device('02', 'b')
 
 
 # A machine under another name
@@ -178,9 +263,9 @@ def test_clones_are_named_and_harm_nobody(conductor, agents, caplog):
 
 def test_clone_with_an_identity_of_its_own_is_trusted_again(conductor, agents):
     for name in 'aba':
-        agents.report(name, pci('01'))
+        agents.report(name, pci('01'), secret='of the image')
     assert [row.cloned for row in conductor.rows(model.Host)] == [True, True]
-    agents.report('b', pci('01'), machine='another', start=True)
+    agents.report('b', pci('01'), machine='another', start=True, secret='of the image')
     assert [row.cloned for row in conductor.rows(model.Host)] == [True, False]
 
 
@@ -444,8 +529,9 @@ def test_late_report_of_the_old_name_is_dropped(conductor, agents, deleted):
 def test_machine_identity_that_cannot_be_read_for_now(conductor, agents):
     agents.report('a', pci('01'))
     take(conductor, 'a')
-    agents.report('b', pci('01'))
-    agents.report('b', pci('01'), machine=None, start=True)
+    agents.report('b', pci('01'), secret='s-b')
+    agents.report('b', pci('01'), pci('02'), machine=None, start=True, secret='s-b')
+    assert conductor.device('02', 'b')
     with pytest.raises(exception.ProviderUnfit, match='held under the old name of its host, a'):
         take(conductor, 'b')
 
@@ -547,8 +633,8 @@ def refuses(conductor, name):
 @pytest.mark.parametrize('machine', [None, MACHINE[::-1]])
 def test_machine_identity_that_is_known_later(conductor, agents, machine):
     first_boot(conductor, agents)
-    agents.report('b', pci('01'), boot_id='b2', machine=machine)
-    agents.report('b', pci('01'), boot_id='b2')
+    agents.report('b', pci('01'), boot_id='b2', machine=machine, secret='s-b')
+    agents.report('b', pci('01'), boot_id='b2', secret='s-b')
     with pytest.raises(exception.ProviderUnfit, match='held under the old name of its host, a'):
         take(conductor, 'b')
     assert host(conductor, 'a').renamed_to == 'b'
@@ -647,8 +733,8 @@ def test_host_has_its_name_again_when_the_new_one_is_deleted(conductor, agents):
 
 def test_clone_with_the_identity_of_a_third_host(conductor, agents):
     for name in 'aba':
-        agents.report(name, pci('01'))
+        agents.report(name, pci('01'), secret='of the image')
     for name in 'cb':
-        agents.report(name, pci('01'), machine='another', start=True)
+        agents.report(name, pci('01'), machine='another', start=True, secret='of the image')
     assert host(conductor, 'b').cloned is False
     assert host(conductor, 'c').renamed_to == 'b'
