@@ -14,11 +14,13 @@ import json
 import os
 import ssl
 import sys
+import termios
 import time
 import typing
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 
 import prettytable
 
@@ -210,12 +212,25 @@ class _Service:
 def _credentials(user: str | None) -> dict[str, str]:
     """The headers that authenticate the caller."""
     if user:
-        password = os.environ.get('CYBORG_LITE_PASSWORD') or getpass.getpass()
+        password = os.environ.get('CYBORG_LITE_PASSWORD') or _ask()
         encoded = base64.b64encode(f'{user}:{password}'.encode()).decode()
         return {'Authorization': f'Basic {encoded}'}
     if token := os.environ.get('OS_TOKEN'):
         return {'X-Auth-Token': token}
     return {}
+
+
+def _ask() -> str:
+    """The password that is typed at the terminal."""
+    try:
+        with warnings.catch_warnings():
+            # Otherwise it is read from another place, and may be shown.
+            warnings.simplefilter('error', getpass.GetPassWarning)
+            return getpass.getpass()
+    except (EOFError, OSError, termios.error, getpass.GetPassWarning):
+        raise exception.Refused(
+            'the password cannot be read from the terminal: put it into CYBORG_LITE_PASSWORD'
+        ) from None
 
 
 def _trust(cacert: str | None) -> ssl.SSLContext:

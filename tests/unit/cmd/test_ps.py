@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
 import datetime
+import getpass
 import io
 import json
 import signal
@@ -8,8 +9,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import termios
 import threading
 import time
+from unittest import mock
 import wsgiref.simple_server
 
 import pytest
@@ -250,6 +253,36 @@ def test_credentials_are_sent(served, run, monkeypatch):
     # Without accelerators it reads devices.
     assert asked[::2] == asked[1::2]
     assert asked[::2] == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
+
+
+NO_PASSWORD = (
+    'cyborg-lite: the password cannot be read from the terminal: put it into CYBORG_LITE_PASSWORD\n'
+)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [EOFError(), termios.error(25, 'Inappropriate ioctl for device'), getpass.GetPassWarning('a')],
+    ids=repr,
+)
+def test_a_password_that_cannot_be_read(run, monkeypatch, error):
+    monkeypatch.setattr(getpass, 'getpass', mock.Mock(side_effect=error))
+    assert run('--user', 'ann') == (1, '', NO_PASSWORD)
+
+
+@pytest.mark.parametrize('stdin', ['', 'secret\n'])
+def test_a_password_is_read_from_the_environment_without_a_terminal(stdin):
+    command = [sys.executable, '-c', 'from cyborg_lite.cmd import entry; exit(entry.main())']
+    done = subprocess.run(
+        [*command, 'ps', '--user', 'ann'],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # has no terminal
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', NO_PASSWORD)
 
 
 @pytest.mark.parametrize(
