@@ -136,10 +136,14 @@ def socket(conf: cfg.ConfigOpts) -> None:
 
 
 def bus(conf: cfg.ConfigOpts) -> None:
-    """Check that the broker accepts this service's credentials.
+    """Check that a broker is configured, and that it accepts this service's credentials.
 
     An unreachable broker is not an error: the service waits for it.
     """
+    where = conf.get_location('transport_url')
+    # oslo.messaging would wait for a broker on this host.
+    if not conf.transport_url or (where and where.location is cfg.Locations.opt_default):
+        raise exception.Refused(f'[DEFAULT] transport_url is not set ({_sources(conf)})')
     url = messaging.TransportURL.parse(conf)
     for host in url.hosts if url.transport in ('rabbit', 'kombu') else ():
         place = f'{host.hostname}:{host.port or 5672}'

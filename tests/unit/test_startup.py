@@ -198,6 +198,14 @@ def test_a_broker_that_refuses_the_service(refused, monkeypatch, error, hint):
     assert 'secret' not in said
 
 
+@pytest.mark.parametrize('text', ['[DEFAULT]\n', '[DEFAULT]\ntransport_url =\n'])
+def test_a_bus_that_is_not_set_is_not_waited_for(refused, monkeypatch, text):
+    broker = Broker(monkeypatch, ConnectionRefusedError(111, 'Connection refused'))
+    said = refused(text, startup.bus)
+    assert said.startswith('[DEFAULT] transport_url is not set (read: ')
+    assert broker.asked == []
+
+
 def test_a_broker_that_is_away_is_waited_for(conf, monkeypatch, caplog):
     broker = Broker(monkeypatch, ConnectionRefusedError(111, 'Connection refused'), None)
     startup.check(conf(URL), startup.bus)
