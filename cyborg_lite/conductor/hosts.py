@@ -26,6 +26,7 @@ from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import trust
+from cyborg_lite.db import leases
 from cyborg_lite.db import query
 from cyborg_lite.db import usages
 
@@ -424,6 +425,7 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
             plain = part.name.removeprefix(f'{old.name}_')
             naming.give(session, part, f'{new.name}_{plain}')
         session.flush()
+    leases.rename(session, old.name, new.name)
     session.execute(
         sa.update(model.ARQ)
         .where(model.ARQ.attach_handle_id.in_(before))

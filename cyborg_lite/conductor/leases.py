@@ -23,6 +23,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import journal
+from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import queue as db_queue
 
 #: The type of consumers that only agents may set; the API refuses it.
@@ -227,7 +228,7 @@ def rows(
     kind = model.Allocation
     found = session.scalars(
         sa.select(kind).where(
-            kind.uuid == uuid if uuid else kind.state.in_(('queued', 'active')), *_of(host)
+            kind.uuid == uuid if uuid else kind.state.in_(('queued', 'active')), *db_leases.of(host)
         )
     ).all()
     waits = any(each.state == 'queued' for each in found)
@@ -254,15 +255,11 @@ def end(
     """Release a lease of a host, unless that is done."""
     _refuse_stranger(session, host, agent)
     kind = model.Allocation
-    lease = session.scalars(sa.select(kind).where(kind.uuid == uuid, *_of(host))).one_or_none()
+    lease = session.scalars(
+        sa.select(kind).where(kind.uuid == uuid, *db_leases.of(host))
+    ).one_or_none()
     if lease is not None:
         allocating.end(session, lease, journal.plain(cause)[:255])
-
-
-def _of(host: str) -> list[sa.ColumnElement[bool]]:
-    """That an allocation is a lease of a process on this host."""
-    begins = model.Allocation.consumer_id.startswith(f'{host}/', autoescape=True)
-    return [model.Allocation.consumer_type == PROCESS, begins]
 
 
 @messaging.expected_exceptions(exception.CyborgError)

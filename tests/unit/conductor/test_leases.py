@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What agents may ask for processes of their hosts, on every database."""
 
+import datetime
 import uuid as uuidlib
 
 import oslo_messaging as messaging
+from oslo_utils import timeutils
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -102,10 +105,11 @@ def test_a_uuid_that_another_allocation_has_is_refused(conductor, agent):
 
 
 def test_leases_are_of_one_host(conductor, agent):
-    """Also where the name of one is a pattern that the name of another fits."""
-    for name in (f'{HOST}1', 'a_1', 'ab1'):
+    """Also where the name of one is a pattern that the name of another fits, or differs in case."""
+    for name in (f'{HOST}1', 'a_1', 'ab1', HOST.upper()):
         conductor.report(support.card('3b'), host=name, agent=name)
-    theirs = [lease(conductor, {'host': name, 'agent': name}) for name in (f'{HOST}1', 'ab1')]
+    others = (f'{HOST}1', 'ab1', HOST.upper())
+    theirs = [lease(conductor, {'host': name, 'agent': name}) for name in others]
     pattern = {'host': 'a_1', 'agent': 'a_1'}
     for each in (agent, pattern):
         assert leases(conductor, each) == []
@@ -123,6 +127,46 @@ def test_a_stranger_is_refused(conductor, agent):
             with pytest.raises(exception.Conflict, match='not reported by this agent'):
                 each(conductor, other)
     assert len(leases(conductor, agent)) == 1
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_leases_stay_those_of_a_host_that_is_renamed(conductor, known):
+    """Whether the machine has reported under its new name before, or does so later."""
+    machine = 'm' * 32
+    other = {'host': 'other', 'agent': 'c'}
+    conductor.report(support.card('3b'), machine='n' * 32, **other)
+    theirs = lease(conductor, other)
+    old, new = {'host': 'old', 'agent': 'a'}, {'host': 'new', 'agent': 'b'}
+    conductor.report(support.card('3b'), support.card('5e'), machine=machine, **old)
+    made = lease(conductor, old)
+    if known:
+        conductor.report(support.card('3b'), support.card('5e'), machine=machine, **new)
+    else:
+        with conductor.database.writer() as session:
+            late = sa.update(model.Host).where(model.Host.name == 'old')
+            past = timeutils.utcnow() - datetime.timedelta(seconds=51)
+            session.execute(late.values(seen_at=past, silent=True))
+    conductor.rename_host(name='old', to='new')
+    conductor.report(support.card('3b'), support.card('5e'), machine=machine, **new)
+    [row] = leases(conductor, new)
+    assert (row['uuid'], row['consumer_id']) == (made['uuid'], 'new/b-1/7/9/1000/jane/python')
+    assert [each['host'] for each in row['accelerators']] == ['new']
+    end(conductor, new, row)
+    assert leases(conductor, new) == []
+    [left] = conductor.rows(model.ARQ)
+    assert left.allocation_uuid == theirs['uuid']
+    assert leases(conductor, other)[0]['consumer_id'] == 'other/b-1/7/9/1000/jane/python'
+
+
+@pytest.mark.parametrize(('length', 'id'), [(230, '/b-1/7/9/1000/jane/python'), (237, None)])
+def test_the_end_of_an_id_is_cut_where_the_new_name_is_long(conductor, caplog, length, id):
+    conductor.report(support.card('3b'), host='old', agent='a', machine='m' * 32)
+    lease(conductor, {'host': 'old', 'agent': 'a'})
+    new = 'n' * length
+    conductor.report(support.card('3b'), host=new, agent='b', machine='m' * 32)
+    conductor.rename_host(name='old', to=new)
+    found = [each['consumer_id'] for each in leases(conductor, {'host': new, 'agent': 'b'})]
+    assert found == ([(new + id)[:255]] if id else [])
 
 
 def test_the_agent_of_a_name_before_is_a_stranger(conductor):

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Of which host a lease of a process is: the name of the host begins the id of the consumer."""
+
+from __future__ import annotations
+
+from oslo_log import log
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import model
+
+LOG = log.getLogger(__name__)
+
+_KIND = model.Allocation
+#: The separators in the id of a process, after the name of the host.
+SEPARATORS = 5
+
+
+def of(host: str) -> list[sa.ColumnElement[bool]]:
+    """That an allocation is a lease of a process on this host.
+
+    The name is compared as it is: LIKE takes it for a pattern, and in SQLite ignores its case.
+    """
+    begins = f'{host}/'
+    same = sa.func.substr(_KIND.consumer_id, 1, len(begins)) == begins
+    return [_KIND.consumer_type == _KIND.PROCESS, same]
+
+
+def rename(session: orm.Session, old: str, new: str) -> None:
+    """Have the leases of a host be those of its new name, and what allocations hold of it there.
+
+    It is called before the requests of the host have its new name.
+    """
+    holding = sa.select(model.ARQ.allocation_uuid).where(
+        model.ARQ.hostname == old, model.ARQ.allocation_uuid.is_not(None)
+    )
+    touched = sa.or_(sa.and_(*of(old)), _KIND.uuid.in_(holding))
+    alive = _KIND.state.in_(('queued', 'active'))
+    found = sa.select(_KIND).where(alive, touched).options(orm.lazyload('*'))
+    for each in session.scalars(found):
+        if each.consumer_type == _KIND.PROCESS:
+            each.consumer_id = _consumer(each, old, new)
+        each.accelerators = [
+            shown | {'host': new} if shown['host'] == old else shown
+            for shown in each.accelerators or ()
+        ]
+    session.flush()
+
+
+def _consumer(lease: model.Allocation, old: str, new: str) -> str:
+    """The id of a process under the new name of its host; only the end of it may be cut off."""
+    consumer = lease.consumer_id or ''
+    process = consumer.removeprefix(f'{old}/')
+    room = 255 - len(f'{new}/')
+    if room < 0 or process[:room].count('/') < SEPARATORS:
+        LOG.warning(
+            'The name %s is too long for lease %s, whose process nobody watches any more: delete '
+            'the lease when the process has ended',
+            new,
+            lease.uuid,
+        )
+        return consumer
+    return f'{new}/{process[:room]}'
