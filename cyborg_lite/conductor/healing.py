@@ -32,8 +32,8 @@ class Healer:
         self._conf = conf
         self._outbox = sender
         self._interval = conf.conductor.healing_interval
-        #: the id of the host that Placement was last reminded of
-        self._reminded = 0
+        #: the id of the host that Placement was last resynced of
+        self._resynced = 0
         # When it last did its work, and since when it has done so without a break. One that was not
         # started judges hosts by their rows alone.
         self._looked: datetime.datetime | None = None
@@ -58,7 +58,7 @@ class Healer:
     def heal(self) -> None:
         began = timeutils.utcnow()
         self._notice()
-        self._remind()
+        self._resync()
         self._expire()
         self._forget()
         self._wake()
@@ -82,9 +82,9 @@ class Healer:
         if not 0 <= elapsed <= 1.5 * self._interval + 1:
             self._begin()
 
-    def _remind(self) -> None:
+    def _resync(self) -> None:
         with self._outbox.session() as session:
-            self._reminded = remind(session, self._reminded)
+            self._resynced = resync(session, self._resynced)
 
     def _expire(self) -> None:
         """Release what has been leased for long enough, each in a transaction of its own."""
@@ -136,7 +136,7 @@ def notice_silence(
         outbox.announce(session, _parts(host))
 
 
-def remind(session: orm.Session, last: int) -> int:
+def resync(session: orm.Session, last: int) -> int:
     """Reconcile the next host with Placement: it may have been restored from a backup, or a
     provider may have been deleted.
 

@@ -38,12 +38,12 @@ def fall_silent(conductor, seconds=51):
         session.execute(sa.delete(model.Message))
 
 
-def remind(conductor, last=0):
+def resync(conductor, last=0):
     """Returns the announced providers, and the host's id."""
     with conductor.database.writer() as session:
         session.execute(sa.delete(model.Message))
     with conductor._manager.outbox.session() as session:
-        now = healing.remind(session, last)
+        now = healing.resync(session, last)
     return [message.key for message in conductor.rows(model.Message)], now
 
 
@@ -163,14 +163,14 @@ def test_bound_requests_stay_bound(conductor):
     assert conductor.arq(held).state == 'Bound'
 
 
-def test_placement_is_reminded_of_one_host_after_another(conductor):
+def test_placement_is_resynced_of_one_host_after_another(conductor):
     hosts = ('host-1', 'host-2')
     for host in hosts:
         conductor.report(card(), host=host)
     ids = [host.id for host in conductor.rows(model.Host)]
     told, last = [], 0
     for _ in range(4):
-        providers, last = remind(conductor, last)
+        providers, last = resync(conductor, last)
         told.append((providers, last))
     every = [([direct.provider(host=host)], id_) for host, id_ in zip(hosts, ids, strict=True)]
     assert told == [*every, ([], 0), every[0]]
@@ -182,14 +182,14 @@ def test_a_wrong_announcement_is_corrected(conductor):
     with conductor.database.writer() as session:
         [part] = session.query(model.Deployable)
         part.announced = part.announced | {'reserved': 3}
-    remind(conductor)
+    resync(conductor)
     assert reserved(conductor) == {direct.provider(): 0}
 
 
 def test_nothing_is_reconciled_without_placement(conductor, monkeypatch):
     conductor.report(card())
     monkeypatch.setattr(conductor._manager.outbox, '_send', {})
-    assert remind(conductor) == ([], 0)
+    assert resync(conductor) == ([], 0)
 
 
 def test_earlier_reports_are_sent_to_a_placement_that_is_configured_later(conductor, monkeypatch):
@@ -347,10 +347,10 @@ def test_after_the_database_was_away_no_host_is_marked(conductor, healer, clock,
     def fail():
         raise RuntimeError('away')
 
-    monkeypatch.setattr(healer, '_remind', fail)
+    monkeypatch.setattr(healer, '_resync', fail)
     with pytest.raises(RuntimeError):
         watch(healer, clock, 10)
-    monkeypatch.delattr(healer, '_remind')
+    monkeypatch.delattr(healer, '_resync')
     fall_silent(conductor, seconds=3600)
     watch(healer, clock, 50)
     assert not noticed(conductor)
