@@ -25,7 +25,8 @@ def hashed(password='secret', cost=4):
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
 
 
-HASH = hashed()
+#: With a fixed salt: it is a part of the names of tests, which are the same in each process.
+HASH = bcrypt.hashpw(b'secret', b'$2b$04$abcdefghijklmnopqrstuu').decode()
 
 
 @pytest.fixture

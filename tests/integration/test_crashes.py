@@ -210,11 +210,17 @@ class Region:
         return True
 
     def fall_silent(self, host):
-        """Make a host silent for a long time."""
+        """Make a host silent for a long time: a conductor has to notice it."""
         # A conductor that was just started waits for two and a half intervals.
-        old = {'seen_at': datetime.datetime(2000, 1, 1), 'interval': 1}
+        self._change(host, seen_at=datetime.datetime(2000, 1, 1), interval=1)
+
+    def go_down(self, host):
+        """Make a host one that a conductor has noticed to be silent."""
+        self._change(host, seen_at=datetime.datetime(2000, 1, 1), interval=1, silent=True)
+
+    def _change(self, host, **values):
         with self.deployment.database.writer() as session:
-            session.execute(sa.update(model.Host).where(model.Host.name == host).values(old))
+            session.execute(sa.update(model.Host).where(model.Host.name == host).values(values))
 
     def disturb(self, provider):
         """Move a provider, and allocate another class of it."""
@@ -265,8 +271,9 @@ class Region:
 
     def _resting(self):
         self._let_leases_end()
-        down = [row for row in self.deployment.rows(model.Host) if row.state == 'down']
-        return all(row.silent for row in down) and not self.deployment.rows(model.Message)
+        hosts = self.deployment.rows(model.Host)
+        overdue = [row for row in hosts if row.seen_at < row.alive_since(row.interval)]
+        return all(row.silent for row in overdue) and not self.deployment.rows(model.Message)
 
     def served(self, name):
         """Wait until an allocation is not queued any more."""
@@ -385,7 +392,7 @@ class Cycle:
         self.region.fall_silent(SILENT)
         self.rename()
         self.region.report(support.card('4b'), host=GONE)
-        self.region.fall_silent(GONE)
+        self.region.go_down(GONE)
         self.ask('DELETE', f'/hosts/{GONE}', done=[404])
         self.vanish()
         self.exclude()
@@ -410,7 +417,7 @@ class Cycle:
     def rename(self):
         """Rename a host that is down while an accelerator of it is bound."""
         self.bind(str(uuid.uuid4()), self.moving, self.kept, host=OLD, done=[409])
-        self.region.fall_silent(OLD)
+        self.region.go_down(OLD)
         self.ask('PATCH', f'/hosts/{OLD}', {'name': NEW}, done=[404])
 
     def vanish(self):

@@ -44,7 +44,7 @@ def test_imported_rows_are_those_that_the_agent_reports(cyborg, tmp_path):
     before = fill(cyborg, tmp_path, source, 'create_schema')
     place = tmp_path / 'up'
     (place / 'state').mkdir(parents=True)
-    import_(tmp_path, f'sqlite:///{place}/state/cyborg_lite.sqlite', source)
+    import_(tmp_path, f'sqlite:///{place}/state/cyborg_lite.described.sqlite', source)
     drivers = '[agent]\nenabled_drivers = fake\n[api]\nauth_strategy = noauth\n'
     with conftest.up(place, drivers) as service:
 
