@@ -14,6 +14,7 @@ import types
 import unittest.mock
 import uuid
 
+from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 from oslo_messaging.rpc import dispatcher
 import pytest
@@ -21,6 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from cyborg_lite import context
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import outbox
 from tests import support
@@ -287,6 +289,33 @@ def test_a_retried_call_answers_success(service, fault, act):
         answer, kind, more = act(things)
     assert answer.status_int in (200, 201, 202, 204), answer.text
     assert len(service.rows(kind)) == before[kind] + more
+
+
+OF_AGENTS = {report, lease, lease_of_the_previous_release, end_lease}
+
+
+class Away:
+    """A database that no transaction can begin in."""
+
+    def __getattr__(self, name):
+        raise db_exception.DBConnectionError('gone')
+
+
+@pytest.mark.parametrize('act', ACTS)
+def test_each_call_is_told_that_the_database_of_the_conductor_is_away(service, act, monkeypatch):
+    things = Things(service)
+    manager = service.embedded._services[0].manager
+    # It is tried again, and waits before.
+    monkeypatch.setattr(db_api.time, 'sleep', lambda _: None)
+    for each in (manager, manager.outbox):
+        monkeypatch.setattr(each, '_database', Away())
+    if act in OF_AGENTS:
+        with pytest.raises(exception.DatabaseAway):
+            act(things)
+        return
+    answer, *_ = act(things)
+    assert answer.status_int == 503, answer.text
+    assert 'database' in support.fault(answer)
 
 
 @contextlib.contextmanager
