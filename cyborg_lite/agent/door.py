@@ -283,12 +283,17 @@ def _list(served: leases.Leases, asking: Client) -> None:
 
     Other users do not see the ids of a lease.
     """
-    hidden = {'uuid': None, 'name': None}
-    found = [
-        _shown(served, lease, lease.row) | ({} if asking.may(lease.process.uid) else hidden)
-        for lease in served.all()
-    ]
+    found = []
+    for lease in served.all():
+        shown = _shown(served, lease, lease.row)
+        found.append(shown if asking.may(lease.process.uid) else _hidden(shown))
     asking.send({'leases': found, 'resources': served.resources()})
+
+
+def _hidden(shown: Words) -> Words:
+    """A lease without the ids by which it could be changed."""
+    held = [each | {'arq_uuid': None} for each in shown['accelerators'] or ()]
+    return shown | {'uuid': None, 'name': None, 'accelerators': held}
 
 
 def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> None:

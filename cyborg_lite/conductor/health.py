@@ -97,7 +97,7 @@ def _read(file: pathlib.Path) -> dict[str, Effects]:
         raise Broken(file, f'a readable file of TOML, at most {SIZE} bytes')
     try:
         entries = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number with too many digits
         raise Broken(file, f'TOML ({error})') from None
     if len(entries) > MOST:
         raise Broken(file, f'at most {MOST} entries')

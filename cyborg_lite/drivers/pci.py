@@ -99,10 +99,12 @@ def _value(key: str, value: typing.Any, place: str) -> typing.Any:
 
 
 def _glob(address: str, place: str) -> str:
-    """An address as a complete pattern: absent parts match anything."""
+    """An address as a complete pattern: absent parts match anything, and zeros may be left out."""
     slot, _, function = address.partition('.')
     fields = [field or '*' for field in slot.split(':')]
-    return ':'.join(['*'] * (3 - len(fields)) + fields) + f'.{function or "*"}'
+    fields = ['*'] * (3 - len(fields)) + fields
+    widths = zip(fields, (4, 2, 2), strict=True)
+    return ':'.join(f if {*f} & {*'*?'} else f.zfill(n) for f, n in widths) + f'.{function or "*"}'
 
 
 def _resource_class(name: str, place: str) -> str:

@@ -448,6 +448,7 @@ def test_other_users(machine):
     with opened(machine):
         [shown] = as_nobody(machine, do='list')['leases']
         assert (shown['uuid'], shown['name'], shown['pid']) == (None, None, mine.pid)
+        assert [each['arq_uuid'] for each in shown['accelerators']] == [None]
         assert as_nobody(machine, do='release', id='mine')['error'] == "no lease of 'mine'"
         answer = as_nobody(machine, do='lease', of=mine.pid)
         assert answer == {'error': f'process {mine.pid} belongs to another user', 'code': 403}

@@ -314,6 +314,7 @@ def test_the_longest_matching_reason_of_the_policy_counts(tmp_path, level, reaso
         ('Xid = "none"', 'Xid: expected warning, critical, or a reason'),
         ('critical', 'expected TOML'),
         ('a = [' * 5000, 'expected TOML'),
+        ('a = ' + '9' * 5000, 'expected TOML'),
         ('\n'.join(f'a{n} = "none"' for n in range(1025)), 'expected at most 1024 entries'),
         ('#' * 65537, 'expected a readable file of TOML, at most 65536 bytes'),
     ],
