@@ -239,7 +239,7 @@ class _Takeover:
         """The host of a device: down until its agent reports."""
         name = device.hostname
         if name not in self._hosts:
-            host = model.Host(name=name, boot_id='', seen_at=device.created_at)
+            host = model.Host(name=name, boot_id='', seen_at=device.created_at, silent=True)
             self._hosts[name] = host
             self.made.append(host)
 

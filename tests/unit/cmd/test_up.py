@@ -387,7 +387,7 @@ def test_from_a_host_to_a_bound_accelerator(tmp_path):
     (tmp_path / 'bare' / 'sys').mkdir(parents=True)
     with process.Up(tmp_path, '--host', str(tmp_path / 'bare')) as up:
         assert {(row['Free'], row['State']) for row in up.rows()} == {('0/1', 'not of this run')}
-        up.until(lambda: 'down' in {host['state'] for host in up.get('/v2/hosts')['hosts']})
+        assert 'down' in {host['state'] for host in up.get('/v2/hosts')['hosts']}
         found = up.get('/v2/accelerators')['accelerators']
         assert [each['states'][0] for each in found] == ['host down'] * 8
         assert up.get('/v2/accelerators?free=true')['accelerators'] == []
