@@ -89,6 +89,8 @@ _AWAY: tuple[tuple[type[Exception], str], ...] = (
     (db_exception.DBNonExistentDatabase, 'The database cannot be opened'),
     (db_exception.DBNonExistentTable, 'The database has not the tables it should have'),
     (sa.exc.TimeoutError, 'The database has no connection to spare'),
+    # The server went while SQLAlchemy asked its first connection what server it is.
+    (sa.exc.ResourceClosedError, 'The database cannot be reached'),
 )
 
 

@@ -61,6 +61,8 @@ _AWAY = (
     db_exception.DBNonExistentTable,
     # No connection was free in time.
     sa.exc.TimeoutError,
+    # The server went while SQLAlchemy asked its first connection what server it is.
+    sa.exc.ResourceClosedError,
 )
 
 

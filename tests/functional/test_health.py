@@ -8,6 +8,7 @@ import unittest.mock
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import event
 
 from cyborg_lite import exception
@@ -84,6 +85,7 @@ def test_a_disk_that_is_full(sqlite):
         (exception.DatabaseAway(reason='it says "disk I/O error"'), 'disk I/O error'),
         (db_exception.DBConnectionError('secret'), 'The database cannot be'),
         (db_exception.CantStartEngineError('secret'), 'The database cannot be'),
+        (sa.exc.ResourceClosedError('secret'), 'The database cannot be'),
     ],
 )
 def test_a_database_that_cannot_be_written(service, error, text):
