@@ -161,7 +161,9 @@ def test_signals_are_those_of_a_shell(machine):
     """Python ignores some signals, which a command would inherit."""
     _, out, _ = machine.run('run', '--', 'grep', 'SigIgn', '/proc/self/status')
     plain = subprocess.check_output(['grep', 'SigIgn', '/proc/self/status'], text=True)
-    assert int(out.split()[1], 16) == int(plain.split()[1], 16)
+    # Signals 32 and 33 are the C library's own: Python 3.13 leaves them as it finds them.
+    ours = ~(0b11 << 31)
+    assert int(out.split()[1], 16) & ours == int(plain.split()[1], 16) & ours
 
 
 def test_the_evaluated_text_fails_without_a_lease(machine):
@@ -604,8 +606,8 @@ def test_the_socket_survives_a_lack_of_descriptors(machine, monkeypatch):
     served, tries = machine.service.embedded._services[1]._door, []
 
     def begin(connection):
-        connection.close()
         tries.append(1)
+        connection.close()
         raise OSError(errno.EMFILE, 'no descriptors')
 
     with unittest.mock.patch.object(served, '_begin', begin):
