@@ -107,27 +107,30 @@ def _filter(row: sa.Row[typing.Any], kinds: list[candidates.Kind], kind: int) ->
     return 'left' if row.state == 'free' else str(row.state)
 
 
+def _is_of(row: sa.Row[typing.Any], kinds: list[candidates.Kind], kind: int) -> bool:
+    """Whether these accelerators are of a kind and on one of the hosts, in whatever state."""
+    return _filter(row, kinds, kind) not in ('class', 'trait', 'hosts')
+
+
 def all_free(
     rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted
 ) -> collections.abc.Iterator[placing.Candidate]:
     """The accelerators as if all were free; of those that are alike no more than are wanted."""
     number = 0
-    states = {*accelerators.STATES, 'left'}
     for row in rows:
-        fit = frozenset(k for k in set(wanted.kinds) if _filter(row, kinds, k) in states)
+        fit = frozenset(kind for kind in set(wanted.kinds) if _is_of(row, kinds, kind))
         for _ in range(min(row.amount, len(wanted.kinds)) if fit else 0):
             number += 1
             yield placing.Candidate(number, row.hostname, number, '', row.numa_node, fit)
 
 
 def amounts(rows: Rows, kinds: list[candidates.Kind]) -> dict[int, collections.Counter[str]]:
-    """By the number of each kind, how many accelerators each host has, whoever holds them."""
-    states = {*accelerators.STATES, 'left'}
+    """The number of accelerators on each host, held or free, by the number of each kind."""
     found: dict[int, collections.Counter[str]] = {}
     for kind in range(len(kinds)):
         found[kind] = collections.Counter()
         for row in rows:
-            if _filter(row, kinds, kind) in states:
+            if _is_of(row, kinds, kind):
                 found[kind][row.hostname] += row.amount
     return found
 

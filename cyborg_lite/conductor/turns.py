@@ -15,11 +15,10 @@ import typing
 
 from cyborg_lite.conductor import placing
 
-Candidate = placing.Candidate
 #: The only hosts to choose from; None for all.
 Hosts = frozenset[str] | None
 
-#: By kind, how many accelerators each host has, whoever holds them.
+#: The number of accelerators on each host, held or free, by kind.
 Amounts = dict[int, collections.Counter[str]]
 
 
@@ -33,7 +32,9 @@ class Stock:
     def __init__(
         self,
         amounts: collections.abc.Callable[[], Amounts],
-        read: collections.abc.Callable[[placing.Wanted], collections.abc.Iterable[Candidate]],
+        read: collections.abc.Callable[
+            [placing.Wanted], collections.abc.Iterable[placing.Candidate]
+        ],
     ) -> None:
         """:param read: the accelerators that may be a part of a set, maybe no more than it needs.
 
@@ -59,7 +60,7 @@ class Stock:
 
     def _together(self, wanted: placing.Wanted) -> frozenset[str]:
         enough = [
-            {host for host, n in self._of(kind) if n >= need}
+            {host for host, n in self._amounts()[kind].items() if n >= need}
             for kind, need in collections.Counter(wanted.kinds).items()
         ]
         return self._exactly(wanted, frozenset(set.intersection(*enough)))
@@ -67,15 +68,13 @@ class Stock:
     def _apart(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
         places: set[str] = set()
         for kind, need in collections.Counter(wanted.kinds).items():
-            mine = {host: n for host, n in self._of(kind) if hosts is None or host in hosts}
+            of = self._amounts()[kind]
+            mine = {host: n for host, n in of.items() if hosts is None or host in hosts}
             if sum(mine.values()) < need:
                 return frozenset()
             places |= mine.keys()
         found = [each for each in self._read(wanted) if each.host in places]
         return frozenset(places) if _fits(found, wanted) else frozenset()
-
-    def _of(self, kind: int) -> collections.abc.Iterable[tuple[str, int]]:
-        return self._amounts().get(kind, collections.Counter()).items()
 
     def _exactly(self, wanted: placing.Wanted, hosts: frozenset[str]) -> frozenset[str]:
         """Those of these hosts whose accelerators, by NUMA node and form, make up the set."""
@@ -84,6 +83,10 @@ class Stock:
             if each.host in hosts:
                 by_host[each.host].append(each)
         return frozenset(host for host, found in by_host.items() if _fits(found, wanted))
+
+
+#: The sets and the hosts of an entry.
+Key = tuple[tuple[placing.Wanted | None, ...], Hosts]
 
 
 class Entry(typing.NamedTuple):
@@ -95,7 +98,7 @@ class Entry(typing.NamedTuple):
     #: the only hosts to choose from; None for all
     hosts: Hosts = None
 
-    def fit(self, candidates: collections.abc.Iterable[Candidate]) -> placing.Chosen:
+    def fit(self, candidates: collections.abc.Iterable[placing.Candidate]) -> placing.Chosen:
         """Those of these that it may have, as a part of any of its sets."""
         kinds = frozenset(kind for wanted in filter(None, self.sets) for kind in wanted.kinds)
         return [
@@ -105,8 +108,8 @@ class Entry(typing.NamedTuple):
         ]
 
     @property
-    def wish(self) -> tuple[object, ...]:
-        """What is equal of allocations of which none can be served if the first cannot."""
+    def key(self) -> Key:
+        """Entries with an equal key are served alike: if the first cannot be, none can."""
         return self.sets, self.hosts
 
 
@@ -128,7 +131,7 @@ class Grant(typing.NamedTuple):
 
 def grants(
     entries: collections.abc.Iterable[Entry],
-    free: collections.abc.Iterable[Candidate],
+    free: collections.abc.Iterable[placing.Candidate],
     stock: Stock,
     rank: placing.Rank,
     kept: set[int] | None = None,
@@ -140,18 +143,15 @@ def grants(
     """
     kept = set() if kept is None else kept
     left = {each.handle: each for each in free if each.handle not in kept}
-    failed = set()
-    for entry in entries:
-        # Nothing is left for one that is equal. What could never be had is known once it was read.
-        if entry.wish in failed or (stock.is_known and not _able(entry, stock)):
-            continue
+    failed: set[Key] = set()
+    for entry in _possible(entries, stock, failed):
         fit = entry.fit(left.values())
         found = first(fit, entry.sets, rank) if fit else None
         if found:
             gone = {each.handle for each in found[1]}
             yield Grant(entry, *found, frozenset(each.handle for each in fit))
         else:
-            failed.add(entry.wish)
+            failed.add(entry.key)
             gone = _useful(fit, _able(entry, stock)) if fit else set()
             kept |= gone
         for handle in gone:
@@ -160,38 +160,50 @@ def grants(
 
 def unclaimed(
     entries: collections.abc.Iterable[Entry],
-    free: collections.abc.Iterable[Candidate],
+    free: collections.abc.Iterable[placing.Candidate],
     stock: Stock,
     kept: set[int] | None = None,
-) -> list[Candidate]:
+) -> list[placing.Candidate]:
     """What is of use to none of those that wait: others may have it without asking for a turn.
 
     :param kept: as for :func:`grants`.
     """
     kept = set() if kept is None else kept
     free = list(free)
-    left, seen = [each for each in free if each.handle not in kept], set()
-    for entry in entries:
-        if entry.wish in seen or (stock.is_known and not _able(entry, stock)):
-            continue
-        seen.add(entry.wish)
+    left = [each for each in free if each.handle not in kept]
+    seen: set[Key] = set()
+    for entry in _possible(entries, stock, seen):
+        seen.add(entry.key)
         if fit := entry.fit(left):
             kept |= _useful(fit, _able(entry, stock))
             left = [each for each in left if each.handle not in kept]
     return [each for each in free if each.handle not in kept]
 
 
+def _possible(
+    entries: collections.abc.Iterable[Entry], stock: Stock, settled: set[Key]
+) -> collections.abc.Iterator[Entry]:
+    """The entries whose key is not settled, without those that the stock can never serve.
+
+    The stock is not read for this: the first entry may be served at once.
+
+    :param settled: the caller adds to it meanwhile.
+    """
+    for entry in entries:
+        if entry.key not in settled and (not stock.is_known or _able(entry, stock)):
+            yield entry
+
+
 def first(
-    found: collections.abc.Iterable[Candidate],
+    found: collections.abc.Iterable[placing.Candidate],
     sets: collections.abc.Iterable[placing.Wanted | None],
     rank: placing.Rank,
 ) -> tuple[int, placing.Chosen] | None:
     """The first of these sets that can be had, by its number, and its accelerators."""
     found = list(found)
     for number, wanted in enumerate(sets):
-        if wanted is None or len(wanted.kinds) > len(found):
-            continue
-        if chosen := placing.place(found, wanted, rank):
+        chosen = placing.place(found, wanted, rank) if wanted else None
+        if chosen:
             return number, chosen
     return None
 
