@@ -15,7 +15,6 @@ import typing
 import urllib.parse
 
 from oslo_config import cfg
-from oslo_db import exception as db_exception
 from oslo_log import log
 import oslo_messaging as messaging
 import sqlalchemy as sa
@@ -79,24 +78,18 @@ def call() -> Call:
     return _CALL.get()
 
 
-#: What is unavailable, by the class of an error; the first match is used.
-_AWAY: tuple[tuple[type[Exception], str], ...] = (
-    (messaging.MessagingTimeout, 'No conductor answered in time'),
-    (messaging.MessageUndeliverable, 'No conductor is running'),
-    (messaging.MessageDeliveryFailure, 'The message bus is away, or takes no messages'),
-    (db_exception.DBConnectionError, 'The database cannot be reached'),
-    (db_exception.CantStartEngineError, 'The database cannot be opened'),
-    (db_exception.DBNonExistentDatabase, 'The database cannot be opened'),
-    (db_exception.DBNonExistentTable, 'The database has not the tables it should have'),
-    (sa.exc.TimeoutError, 'The database has no connection to spare'),
-    # The server went while SQLAlchemy asked its first connection what server it is.
-    (sa.exc.ResourceClosedError, 'The database cannot be reached'),
-)
+#: The reason in words, by the class of an error; the first match is used.
+_AWAY: dict[type[Exception], str] = {
+    messaging.MessagingTimeout: 'No conductor answered in time',
+    messaging.MessageUndeliverable: 'No conductor is running',
+    messaging.MessageDeliveryFailure: 'The message bus is away, or takes no messages',
+    **engine.AWAY,
+}
 
 
 def away(error: Exception) -> str | None:
     """What is unavailable, if this is what the error means."""
-    for kind, text in _AWAY:
+    for kind, text in _AWAY.items():
         if isinstance(error, kind):
             return f'{text}. Try again.'
     return error.message if isinstance(error, exception.DatabaseAway) else None

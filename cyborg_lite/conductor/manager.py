@@ -53,19 +53,6 @@ def _lost_race(error: Exception) -> bool:
     return isinstance(error, (*lost, orm_exception.StaleDataError))
 
 
-#: What says that the database cannot be reached, or is not what it should be.
-_AWAY = (
-    db_exception.DBConnectionError,
-    db_exception.CantStartEngineError,
-    db_exception.DBNonExistentDatabase,
-    db_exception.DBNonExistentTable,
-    # No connection was free in time.
-    sa.exc.TimeoutError,
-    # The server went while SQLAlchemy asked its first connection what server it is.
-    sa.exc.ResourceClosedError,
-)
-
-
 def _named(function: Function[Answer]) -> Function[Answer]:
     """Say that the database is away by an error of ours: others do not cross the bus."""
 
@@ -73,7 +60,7 @@ def _named(function: Function[Answer]) -> Function[Answer]:
     def call(*args: typing.Any, **kwargs: typing.Any) -> Answer:
         try:
             return function(*args, **kwargs)
-        except _AWAY as error:
+        except tuple(engine.AWAY) as error:
             raise exception.DatabaseAway(reason='a conductor cannot reach it') from error
 
     return call

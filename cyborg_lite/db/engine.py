@@ -22,6 +22,16 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import shims
 
+#: The errors of a database that cannot be used now, with the reason in words.
+AWAY: dict[type[Exception], str] = {
+    db_exception.DBConnectionError: 'The database cannot be reached',
+    db_exception.CantStartEngineError: 'The database cannot be opened',
+    db_exception.DBNonExistentDatabase: 'The database cannot be opened',
+    db_exception.DBNonExistentTable: 'The database has not the tables it should have',
+    sa.exc.TimeoutError: 'The database has no connection to spare',
+    # The server went while SQLAlchemy asked its first connection what server it is.
+    sa.exc.ResourceClosedError: 'The database cannot be reached',
+}
 #: How long a transaction may do nothing, in seconds: one whose process is stopped, or whose machine
 #: is gone, must not keep what it has locked.
 IDLE = 30
