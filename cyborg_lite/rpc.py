@@ -112,12 +112,13 @@ class Bus:
 
     def serve(self, topic: str, server: str, *managers: object) -> Server:
         """Serve, in threads, the methods that are marked with ``oslo_messaging.expose``."""
-        served = managers, _Serializer(), messaging.ExplicitRPCAccessPolicy
+        serializer, policy = _Serializer(), messaging.ExplicitRPCAccessPolicy
         target = messaging.Target(server=server, **self._place(topic))
         made = messaging.get_rpc_server(
-            self._transport, target, managers, serializer=served[1], access_policy=served[2]
+            self._transport, target, managers, serializer=serializer, access_policy=policy
         )
-        made.dispatcher = _Dispatcher(*served)
+        # get_rpc_server() accepts no dispatcher.
+        made.dispatcher = _Dispatcher(managers, serializer, policy)
         made.start()
         return made
 

@@ -104,7 +104,8 @@ def _glob(address: str, place: str) -> str:
     fields = [field or '*' for field in slot.split(':')]
     fields = ['*'] * (3 - len(fields)) + fields
     widths = zip(fields, (4, 2, 2), strict=True)
-    return ':'.join(f if {*f} & {*'*?'} else f.zfill(n) for f, n in widths) + f'.{function or "*"}'
+    full = [f if '*' in f or '?' in f else f.zfill(width) for f, width in widths]
+    return f'{":".join(full)}.{function or "*"}'
 
 
 def _resource_class(name: str, place: str) -> str:
