@@ -20,7 +20,7 @@ from tests.integration import cloud as cloud_
 from tests.integration import process
 from tests.integration import servers
 
-INSTALL = pages.ROOT / 'doc/source/install'
+DOC = pages.ROOT / 'doc/source'
 UNIT = pages.ROOT / 'etc/systemd/cyborg-lite-api.service'
 #: Where the pages install commands.
 OPT = '/opt/cyborg_lite/bin/'
@@ -29,10 +29,10 @@ OPT = '/opt/cyborg_lite/bin/'
 class Guide:
     """The blocks of a page, with names of this machine."""
 
-    def __init__(self, page: str, names: collections.abc.Mapping[str, str]) -> None:
-        """:param names: what stands in the place of what, one after another."""
-        self._blocks = pages.blocks(INSTALL / page)
-        self._names = names
+    def __init__(self, page: str, names: collections.abc.Mapping[str, str] | None = None) -> None:
+        """:param names: the replacement of each text of the page, in order."""
+        self._blocks = pages.blocks(DOC / page)
+        self._names = names or {}
 
     def text(self, section: str, language: str, number: int = 0) -> str:
         found = [b for b in self._blocks if (b.section, b.language) == (section, language)]
@@ -118,7 +118,7 @@ class OpenStack:
         self._servers = database, bus
         port = servers.free_port()
         self.guide = Guide(
-            'openstack.rst',
+            'install/openstack.rst',
             {
                 'http://controller:5000/v3': cloud.url,
                 'http://controller:6666': f'http://127.0.0.1:{port}',

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.clients import nova
-from tests import pages
 from tests import support
 from tests.integration import cloud as cloud_
 from tests.integration import compute
@@ -23,11 +22,10 @@ from tests.integration import peers as peers_
 from tests.integration import process
 from tests.integration import servers
 
-#: What the tests set beside the install guide.
+#: Settings of the tests beside the install guide.
 LOUD = '[DEFAULT]\ndebug = true\n'
-# A host that is silent for longer than two of these gets no server, however busy the machine is.
-INTERVAL = '[agent]\nreport_interval = 5\n'
-NODE = f'{INTERVAL}enabled_drivers = fake\n'
+# A host gets no server after two of these without a report, however busy the machine is.
+AGENT = '[agent]\nreport_interval = 5\nenabled_drivers = fake\n'
 #: The name of their provider, and how many accelerators the fake driver has.
 ACCELERATORS = f'{compute.HOST}_FakeDevice'
 ALL = 16
@@ -193,7 +191,7 @@ def site(tmp_path_factory, openstack):
             place / 'nova', cloud, database, bus, edges.url, ours.guide.text('Nova', 'ini')
         )
         theirs = stack.enter_context(nova_)
-        stack.enter_context(ours.run(controller=LOUD + INTERVAL, node=LOUD + NODE))
+        stack.enter_context(ours.run(controller=LOUD, node=LOUD + AGENT))
         made = Site(cloud, theirs, ours)
         process.until(made.is_ready)
         yield made
@@ -234,7 +232,7 @@ def spare(site, tmp_path):
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(compute.another(tmp_path / 'nova', site.nova, SPARE))]
         process.until(lambda: SPARE in site.providers())
-        agent = site.ours.agent(SPARE, f'{LOUD}host = {SPARE}\n{NODE}')
+        agent = site.ours.agent(SPARE, f'{LOUD}host = {SPARE}\n{AGENT}')
         running.append(stack.enter_context(agent))
         process.until(lambda: site.reserved(f'{SPARE}_FakeDevice') == 0)
         yield running
@@ -399,12 +397,8 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
 
 def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor, openstack):
     """Without a service token: the service asks Nova first, and refuses for live servers."""
-    [grant] = [
-        words[1:]
-        for block in pages.blocks(pages.ROOT / 'doc/source/admin/index.rst')
-        for words in (block.commands if block.language == 'shell' else ())
-        if words[:3] == ['openstack', 'role', 'add']
-    ]
+    guide = install.Guide('admin/index.rst')
+    [grant] = guide.commands('Who may do what', 'openstack')
     openstack(*grant, **site.cloud.environ('admin'))
     # It gets a token with the role.
     site.ours.conductor.restart(signal.SIGTERM)

@@ -3,7 +3,6 @@
 
 import contextlib
 import re
-import textwrap
 import uuid
 
 import amqp.exceptions
@@ -21,20 +20,25 @@ from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+from tests import pages
 from tests.integration import deployment
 from tests.integration import process
 from tests.integration import servers
 
 HOST = 'node-1.example.org'
-PAGE = (deployment.ROOT / 'doc/source/admin/security.rst').read_text()
-BLOCKS = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', PAGE)
 ROLES = {'api': 'API', 'conductor': 'CONDUCTOR', f'agent-{HOST}': 'AGENT'}
 CALLER = context.service()
 
 
+def of_page(page):
+    """The blocks of a page that call rabbitmqctl."""
+    blocks = pages.blocks(pages.ROOT / 'doc/source' / page)
+    return [b.text for b in blocks if b.language == 'shell' and 'rabbitmqctl' in b.text]
+
+
 def commands():
     """The commands of the page, once for the cloud and once for a host."""
-    cloud, host = (textwrap.dedent(block) for block in BLOCKS if 'rabbitmqctl' in block)
+    cloud, host = of_page('admin/security.rst')
     in_pattern = HOST.replace('.', r'\.')
     host = host.replace('cyborg-lite-agent-HOST', f'cyborg-lite-agent-{HOST}')
     return f'set -e\n{cloud}\n{host.replace("HOST", in_pattern)}'
@@ -98,9 +102,8 @@ def rows(database, kind):
 @pytest.mark.parametrize('page', ['openstack', 'alone'])
 def test_the_commands_of_an_install_guide_work(broker, tmp_path, page):
     """In a separate virtual host: the URL of the guide's configuration is accepted."""
-    text = (deployment.ROOT / f'doc/source/install/{page}.rst').read_text()
-    blocks = re.findall(r'code-block:: shell\n\n((?: {4}.*\n|\n)+)', text)
-    shell = ''.join(textwrap.dedent(each) for each in blocks if 'rabbitmqctl' in each)
+    text = (pages.ROOT / f'doc/source/install/{page}.rst').read_text()
+    shell = ''.join(of_page(f'install/{page}.rst'))
     servers.administer(broker, re.sub(r'(-p|_vhost) cyborg_lite\b', rf'\1 {page}', shell))
     [user, *_] = re.findall(r'rabbit://(\S+?)@', text)
     file = tmp_path / 'conf'

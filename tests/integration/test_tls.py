@@ -127,12 +127,6 @@ def test_a_request_is_bound(town, engine, tmp_path):
             deployment_.kill(daemon)  # a normal stop takes seconds
 
 
-@pytest.fixture
-def openstack(tmp_path):
-    with process.forking(process.BIN / 'openstack', tmp_path / 'openstack') as run:
-        yield run
-
-
 def test_three_machines_by_their_guide(town, tmp_path, openstack):
     """From the page: the head, one of the others, and what a user types to get an accelerator."""
     port = servers.free_port()
@@ -140,7 +134,7 @@ def test_three_machines_by_their_guide(town, tmp_path, openstack):
     users = tmp_path / 'users'
     database = sa.make_url(town.databases['postgresql']).set(host=NAME)
     guide = install.Guide(
-        'alone.rst',
+        'install/alone.rst',
         {
             '@head:5671/': f'@{NAME}:{sa.make_url(town.bus).port}/',
             '@head/': f'@{NAME}:{database.port}/',
