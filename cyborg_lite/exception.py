@@ -46,7 +46,7 @@ class NotAuthorized(CyborgError):
 
 
 class Forbidden(CyborgError):
-    """The request is refused because of its origin, whoever sends it."""
+    """The request is refused because of its origin, for every caller."""
 
     code = 403
     template = '{reason}'

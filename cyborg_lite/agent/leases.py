@@ -324,7 +324,7 @@ class Leases:
     def _nodes(self, lease: Lease) -> set[str]:
         """The device nodes that only this lease has; a described host has none.
 
-        Two parts of a card share one: whoever has it open may use the other part.
+        Two parts of a card share one: a process that has it open may use the other part.
         """
         if self.host.recorded or lease.queued:
             return set()

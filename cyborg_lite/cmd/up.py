@@ -266,7 +266,7 @@ def _keep_private(directory: pathlib.Path) -> None:
         ) from None
     found = directory.stat()
     if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        # Who may write it could put another database, socket or lock in the place of ours.
+        # A user who may write it could replace the database, the socket or the lock.
         raise exception.Refused(
             f'the state directory {directory} belongs to another user, or others may write it: '
             'name one of your own with --state-dir, or take the right away with "chmod go-w"'

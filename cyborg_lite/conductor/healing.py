@@ -193,5 +193,5 @@ def end_others(database: engine.Database, names: collections.abc.Collection[str]
     with database.writer() as session:
         others = sa.update(model.Host).where(model.Host.name.not_in(names))
         session.execute(others.values(interval=0))
-        # Not those of the names, which report soon.
+        # The hosts of the names report soon: they are not judged.
         notice_silence(session, watching=timeutils.utcnow())

@@ -160,7 +160,7 @@ def inherit(device: model.Device, twin: model.Device) -> None:
 def _count(device: model.Device, found: model.Device, policy: Policy) -> None:
     """Count a sample: above 0 are those in a row that are worse, below 0 those that are better.
 
-    Once there are enough, what all of them show is settled. Those that go further are counted on.
+    Once there are enough, what all of them show is settled. Samples that go further still count.
     """
     sample = found.health, found.health_reason
     step = _step(device, *sample, policy)

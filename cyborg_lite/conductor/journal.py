@@ -52,7 +52,7 @@ def _words(order: Order, arguments: dict[str, typing.Any]) -> str:
     """What an order says; nothing if its arguments are not what they should be."""
     try:
         return _line(order.format(**arguments) if isinstance(order, str) else order(**arguments))
-    except Exception:  # whoever is on the bus may have sent anything
+    except Exception:  # the bus may deliver any arguments
         return ''
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a report is of the host that it names: whoever is on the bus may name any."""
+"""Whether a report comes from the host that it names: any agent could name it."""
 
 from __future__ import annotations
 
@@ -66,6 +66,6 @@ def _has_identity(host: model.Host, report: Claim) -> bool:
 
 
 def digest(report: Claim) -> str | None:
-    """What is kept of the secret in a report: whoever reads the database cannot report."""
+    """The stored form of the secret in a report: readers of the database cannot report."""
     told = report.get('secret')
     return hashlib.sha256(told.encode()).hexdigest() if told else None

@@ -23,10 +23,10 @@ Amounts = dict[int, collections.Counter[str]]
 
 
 class Stock:
-    """All accelerators as if all were free, and which hosts could ever serve what is wanted.
+    """All accelerators as if all were free, and the hosts that could ever serve a set.
 
-    Tenants write what they want, and it may be impossible in many ways: an amount that no host has
-    is refused by counts alone, and what is known of one allocation is used for others like it.
+    A tenant may queue many impossible sets. An amount that no host has is found by counts alone,
+    and the result for a set is used again for equal ones.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Stock:
             [placing.Wanted], collections.abc.Iterable[placing.Candidate]
         ],
     ) -> None:
-        """:param read: the accelerators that may be a part of a set, maybe no more than it needs.
+        """:param read: the accelerators that may be a part of a set, at least as many as it needs.
 
-        Both are called when they are needed first.
+        Both are called at their first use.
         """
         self._read = read
         self._amounts = functools.cache(amounts)
@@ -50,7 +50,7 @@ class Stock:
         return bool(self._known)
 
     def able(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
-        """The hosts of these that could serve a set; for one over many hosts, all or none."""
+        """The hosts of these that could serve a set; if it may span hosts, all of them or none."""
         together = wanted.same_host or wanted.same_numa
         key = wanted, None if together else hosts
         if key not in self._known:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of which host a lease of a process is: the name of the host begins the id of the consumer."""
+"""The host of the lease of a process: the id of its consumer begins with the name of the host."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ SEPARATORS = 5
 
 
 def of(host: str) -> list[sa.ColumnElement[bool]]:
-    """That an allocation is a lease of a process on this host.
+    """The conditions that an allocation is a lease of a process on this host.
 
-    The name is compared as it is: LIKE takes it for a pattern, and in SQLite ignores its case.
+    The name is compared exactly: LIKE treats it as a pattern, and ignores its case in SQLite.
     """
     begins = f'{host}/'
     same = sa.func.substr(_KIND.consumer_id, 1, len(begins)) == begins
@@ -27,7 +27,7 @@ def of(host: str) -> list[sa.ColumnElement[bool]]:
 
 
 def rename(session: orm.Session, old: str, new: str) -> None:
-    """Have the leases of a host be those of its new name, and what allocations hold of it there.
+    """Move the leases of a host to its new name, and the host in accelerators of allocations.
 
     It is called before the requests of the host have its new name.
     """

@@ -377,7 +377,7 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
 
 
 def test_the_quota_is_checked_under_its_lock(service, monkeypatch):
-    """The look before reads without a lock: another request of the project may come between."""
+    """The check before it reads without a lock: another request may come in between."""
     npus(service, 3)
     held = [ask(service) for _ in range(3)]
     waits = ask(service)

@@ -136,7 +136,7 @@ def test_the_cost_of_a_hash_tells_no_name(start, monkeypatch):
         work.clear()
         assert asked.status(name, 'wrong') == 401
         assert sum(work) == 2**7, name
-    # One who may come in is not slowed.
+    # A right password takes no longer than its own hash.
     work.clear()
     assert asked.status('low') == 200
     assert work == [2**4]

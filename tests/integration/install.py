@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cyborg_lite as a page of doc/source/install has an operator install it.
+"""Install cyborg_lite by a page of doc/source/install.
 
-What the page types is typed, and its files are written as they stand.  Only names are replaced:
-those of machines, files and passwords.  What changes the machine itself (apt, useradd, systemctl)
-is left out: the units are tried by test_systemd.py.
+The commands of the page are run, and its files are written.  Only the names of machines, files and
+passwords are replaced.  Commands that change this machine (apt, useradd, systemctl) are not run:
+test_systemd.py tests the units.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Guide:
 
 
 class Machine:
-    """A machine with the configuration of a page, as far as its services see: by their home."""
+    """The services of one machine: their home directory has the configuration of a page."""
 
     def __init__(self, home: pathlib.Path, conf: str, more: str) -> None:
-        """:param more: what the tests set beside the page."""
+        """:param more: settings of the tests beside the page."""
         self._home = home
         directory = home / '.cyborg_lite'
         own = directory / 'cyborg_lite.conf.d'
@@ -78,7 +78,7 @@ class Machine:
         return process.serving(command, ready='starts (on|with)', log=log, HOME=str(self._home))
 
     def api(self, drop_in: str) -> contextlib.AbstractContextManager[process.Server]:
-        """What the unit starts, as its drop-in has it listen."""
+        """The command of the unit, with the listener of its drop-in."""
         start = re.search(r'^ExecStart=(.*)$', UNIT.read_text(), re.M)[1].removeprefix(OPT)
         return process.serving(
             *start.split(),
@@ -126,7 +126,7 @@ class OpenStack:
                 '@controller/': f'@{bus.partition("@")[2]}',
                 'SECRET': cloud_.PASSWORD,
                 'compute-1': host,
-                # As few processes as can be.
+                # The minimum of processes.
                 '0.0.0.0:6666 --workers 4': f'127.0.0.1:{port} --workers 1',
             },
         )
@@ -134,7 +134,7 @@ class OpenStack:
         self.conductor: process.Server
 
     def prepare(self, openstack: process.Run) -> None:
-        """Make what the database, the bus and Keystone have of it.
+        """Create its database, its virtual host, and its user and endpoints in Keystone.
 
         :param openstack: runs the command of this name.
         """
@@ -146,10 +146,10 @@ class OpenStack:
 
     @contextlib.contextmanager
     def run(self, controller: str, node: str) -> collections.abc.Iterator[None]:
-        """Have its services run.
+        """Run its services.
 
-        :param controller: what the tests set there beside the page.
-        :param node: the same of the compute node.
+        :param controller: settings of the tests for the controller.
+        :param node: settings of the tests for the compute node.
         """
         section = 'The controller'
         conf = self.guide.text(section, 'ini')
@@ -167,7 +167,7 @@ class OpenStack:
     def agent(self, name: str, more: str) -> contextlib.AbstractContextManager[process.Server]:
         """The agent of a compute node.
 
-        :param more: what the tests set there beside the page.
+        :param more: settings of the tests beside the page.
         """
         conf = self.guide.text('A compute node', 'ini')
         return Machine(self._place / name, conf, more).daemon('agent')

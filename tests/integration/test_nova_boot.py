@@ -254,7 +254,7 @@ def taken(site):
 
 
 def test_the_first_server(site, openstack):
-    """From the page: what it has an administrator and a user type, to a server with a card."""
+    """The commands of an administrator and a user on the page, up to a server with a card."""
     # There is no Neutron.
     names = {'IMAGE': peers_.IMAGE, '--network': '--nic', 'NETWORK': 'none'}
     shown = {}

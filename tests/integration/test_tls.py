@@ -128,7 +128,7 @@ def test_a_request_is_bound(town, engine, tmp_path):
 
 
 def test_three_machines_by_their_guide(town, tmp_path, openstack):
-    """From the page: the head, one of the others, and what a user types to get an accelerator."""
+    """The head, another machine, and the commands of a user, as on the page."""
     port = servers.free_port()
     authority = str(town.right.authority)
     users = tmp_path / 'users'
@@ -145,7 +145,7 @@ def test_three_machines_by_their_guide(town, tmp_path, openstack):
             'https://head:6666': f'https://{NAME}:{port}',
             'allowed_hosts = head': f'allowed_hosts = {NAME}',
             'SECRET': cloud.PASSWORD,
-            # As few processes as can be.
+            # The minimum of processes.
             '0.0.0.0:6666 --workers 2': f'127.0.0.1:{port} --workers 1',
             # No card is here.
             'PGPU': 'FPGA',

@@ -9,7 +9,7 @@ from cyborg_lite.agent import door
 
 
 def group():
-    """A group that this user may give a file to: for root, one that is not its own."""
+    """A group to which this user may give a file; for root, another group than its own."""
     every = [each.gr_gid for each in grp.getgrall()] if os.getuid() == 0 else os.getgroups()
     gid = next((each for each in every if each != os.getgid()), os.getgid())
     return grp.getgrgid(gid)

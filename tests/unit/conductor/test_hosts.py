@@ -150,7 +150,7 @@ def test_the_secret_itself_is_not_kept(conductor, agents):
 
 
 def test_a_secret_is_known_from_its_first_report_on(conductor, agents):
-    """An agent of the release before has none, and one that was upgraded brings one."""
+    """An agent of the previous release has no secret; after its upgrade it sends one."""
     for secret in (None, None, 's-1'):
         agents.report('a', pci('01'), start=True, machine=None, secret=secret)
     agents.report('a', start=True, machine=None)

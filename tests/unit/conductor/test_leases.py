@@ -182,7 +182,7 @@ def test_the_agent_of_a_name_before_is_a_stranger(conductor):
 
 @pytest.mark.parametrize('known', [{'machine': 'm-1'}, {'secret': 's-1'}])
 def test_an_agent_that_knows_the_boot_alone_is_a_stranger(conductor, known):
-    """A user of the host sees the boot, and can tell it to whoever is on the bus."""
+    """A user of the host sees the boot, and can give it to another agent."""
     mine, other = ({'host': HOST, 'agent': each} for each in ('agent-1', 'agent-2'))
     for sequence in range(2):
         conductor.report(support.card('3b'), agent='agent-1', sequence=sequence + 1, **known)
