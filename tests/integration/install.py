@@ -12,6 +12,7 @@ import collections.abc
 import contextlib
 import pathlib
 import re
+import sys
 
 import sqlalchemy as sa
 
@@ -24,6 +25,8 @@ DOC = pages.ROOT / 'doc/source'
 UNIT = pages.ROOT / 'etc/systemd/cyborg-lite-api.service'
 #: Where the pages install commands.
 OPT = '/opt/cyborg_lite/bin/'
+
+Running = contextlib.AbstractContextManager[process.Server]
 
 
 class Guide:
@@ -72,12 +75,12 @@ class Machine:
     def run(self, command: str, words: list[str]) -> None:
         process.run(command, *words, HOME=str(self._home))
 
-    def daemon(self, name: str) -> contextlib.AbstractContextManager[process.Server]:
+    def daemon(self, name: str) -> Running:
         command = f'cyborg-lite-{name}'
         log = self._home / name
         return process.serving(command, ready='starts (on|with)', log=log, HOME=str(self._home))
 
-    def api(self, drop_in: str) -> contextlib.AbstractContextManager[process.Server]:
+    def api(self, drop_in: str) -> Running:
         """The command of the unit, with the listener of its drop-in."""
         start = re.search(r'^ExecStart=(.*)$', UNIT.read_text(), re.M)[1].removeprefix(OPT)
         return process.serving(
@@ -85,6 +88,17 @@ class Machine:
             ready='Booting worker',
             log=self._home / 'api',
             GUNICORN_CMD_ARGS=re.search('GUNICORN_CMD_ARGS=([^"]*)', drop_in)[1],
+            HOME=str(self._home),
+        )
+
+    def uwsgi(self, words: list[str], ini: str) -> Running:
+        """The command of a page for uWSGI, with the file that its last argument names."""
+        file = self._home / pathlib.Path(words[-1]).name
+        file.write_text(ini)
+        return process.serving(
+            *('uwsgi', *words[:-1], str(file)),
+            ready='spawned uWSGI worker',
+            log=self._home / 'uwsgi',
             HOME=str(self._home),
         )
 
@@ -116,7 +130,9 @@ class OpenStack:
         self._place = place
         self._cloud = cloud
         self._servers = database, bus
-        port = servers.free_port()
+        port, other = servers.free_port(), servers.free_port()
+        #: the API under uWSGI
+        self.uwsgi_url = f'http://127.0.0.1:{other}'
         self.guide = Guide(
             'install/openstack.rst',
             {
@@ -128,6 +144,8 @@ class OpenStack:
                 'compute-1': host,
                 # The minimum of processes.
                 '0.0.0.0:6666 --workers 4': f'127.0.0.1:{port} --workers 1',
+                '127.0.0.1:6666': f'127.0.0.1:{other}',
+                'virtualenv = /opt/cyborg_lite': f'virtualenv = {sys.prefix}',
             },
         )
         self.controller: Machine
@@ -164,7 +182,19 @@ class OpenStack:
             with self.agent('node', node):
                 yield
 
-    def agent(self, name: str, more: str) -> contextlib.AbstractContextManager[process.Server]:
+    @contextlib.contextmanager
+    def uwsgi(self) -> collections.abc.Iterator[pathlib.Path]:
+        """Run the API under uWSGI too; gives its ``log_dir``."""
+        section = 'The controller'
+        logs = self._place / 'logs'
+        logs.mkdir()
+        more = f'[DEFAULT]\nlog_dir = {logs}\n'
+        machine = Machine(self._place / 'uwsgi', self.guide.text(section, 'ini'), more)
+        [words] = self.guide.commands(section, 'uwsgi')
+        with machine.uwsgi(words, self.guide.text(section, 'ini', 2)):
+            yield logs
+
+    def agent(self, name: str, more: str) -> Running:
         """The agent of a compute node.
 
         :param more: settings of the tests beside the page.

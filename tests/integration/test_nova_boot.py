@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nova boots servers with accelerators, and deletes them: all but Glance and Neutron is real."""
 
+from concurrent import futures
 import contextlib
 import pathlib
 import re
@@ -9,6 +10,7 @@ import signal
 from keystoneauth1 import adapter
 from keystoneauth1 import exceptions
 import pytest
+import requests
 import sqlalchemy as sa
 
 from cyborg_lite import exception
@@ -269,6 +271,23 @@ def test_the_first_server(site, openstack):
     assert shown['accelerator list --state'].count('held') == 1
     assert shown['accelerator arq list'].count('Bound') == 1
     openstack('server', 'delete', '--wait', 'first', **site.cloud.environ('member'))
+
+
+def test_uwsgi_serves_the_api(site):
+    """The workers share neither connections to the database nor to the bus."""
+    own = {'endpoint_override': f'{site.ours.uwsgi_url}/v2', 'raise_exc': False}
+    with site.ours.uwsgi() as logs, futures.ThreadPoolExecutor(16) as pool:
+        long = {'X-Auth-Token': 'a' * 40_000}
+        url = f'{site.ours.uwsgi_url}/healthcheck'
+        assert requests.get(url, headers=long, timeout=60).text == 'OK'
+        asked = pool.map(lambda _: site.accelerator.get('/accelerators', **own), range(64))
+        assert {len(answer.json()['accelerators']) for answer in asked} == {ALL}
+        # The conductor answers these.
+        gone = pool.map(
+            lambda _: site.accelerator.delete('/device_profiles/nope', **own), range(32)
+        )
+        assert {answer.status_code for answer in gone} == {404}
+        assert [file.name for file in logs.iterdir()] == ['cyborg-lite-api.log']
 
 
 def test_a_server_has_its_accelerator_until_it_is_deleted(site, boot, flavor):
