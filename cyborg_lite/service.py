@@ -26,8 +26,8 @@ from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import server
 from cyborg_lite import shims
-from cyborg_lite.agent import door
 from cyborg_lite.agent import leases
+from cyborg_lite.agent import local
 from cyborg_lite.agent import manager as agent_manager
 from cyborg_lite.api import origin
 
@@ -115,23 +115,23 @@ class Agents:
             be kept.
         """
         self.each = [Agent(conf, bus, host) for host in hosts]
-        self._door: door.Door | None = None
+        self._local: local.Server | None = None
         if conf.agent.socket and self.each:
             served = [_leases(bus, agent.manager) for agent in self.each]
             try:
-                self._door = door.Door(conf.agent.socket, conf.agent.socket_group, served)
+                self._local = local.Server(conf.agent.socket, conf.agent.socket_group, served)
             except OSError as error:
                 raise exception.Refused(f'[agent] socket: {exception.line(error)}') from None
 
     def start(self) -> None:
         for agent in self.each:
             agent.start()
-        if self._door is not None:
-            self._door.start()
+        if self._local is not None:
+            self._local.start()
 
     def stop(self) -> None:
-        if self._door is not None:
-            self._door.stop()
+        if self._local is not None:
+            self._local.stop()
         for agent in reversed(self.each):
             agent.stop()
 

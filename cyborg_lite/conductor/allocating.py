@@ -20,6 +20,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import backfill
 from cyborg_lite.conductor import holding
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
@@ -29,7 +30,6 @@ from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
-from cyborg_lite.conductor import turns
 from cyborg_lite.db import candidates
 from cyborg_lite.db import query
 from cyborg_lite.model import base
@@ -207,25 +207,26 @@ def _choose(
     of_hosts: candidates.Hosts,
     rank: placing.Rank,
 ) -> Choice:
-    """Choose of what is free and of use to none of those that wait."""
+    """Choose among the free accelerators that no queued allocation can use."""
     window = WINDOW + 8 * max(len(each.kinds) for each in wanted.sets)
     free = taking.free(session, kinds, of_hosts, window)
-    found = turns.first(free, wanted.sets, rank)
+    found = backfill.first(free, wanted.sets, rank)
     if len(free) == window and (found is None or found[0] > 0):
         # The first alternative may be further on.
-        found = turns.first(taking.free(session, kinds, of_hosts), wanted.sets, rank)
+        found = backfill.first(taking.free(session, kinds, of_hosts), wanted.sets, rank)
     if found is None:
         return Choice(None)
     ahead = serving.ahead(session, kinds)
     if not ahead:
         return Choice(found)
     left: list[placing.Candidate] = []
-    kept: set[int] = set()
+    reserved: set[int] = set()
     for part in serving.parts(ahead, kinds, serving.refusals(session, ahead)):
         free = taking.free(session, part.kinds, of_hosts)
-        left = turns.unclaimed(part.entries, free, serving.stock(session, part.kinds), kept)
+        capacity = serving.capacity(session, part.kinds)
+        left = backfill.unreserved(part.entries, free, capacity, reserved)
     allowed = frozenset(each.handle for each in left)
-    return Choice(turns.first(left, wanted.sets, rank), allowed, len(ahead))
+    return Choice(backfill.first(left, wanted.sets, rank), allowed, len(ahead))
 
 
 def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:
@@ -247,7 +248,7 @@ def _row(
     profile: model.DeviceProfile,
     digest: str,
 ) -> dict[str, typing.Any]:
-    """What is kept of an allocation whatever its state."""
+    """The columns of an allocation that do not depend on its state."""
     name, consumer = request.get('name'), request.get('consumer') or {}
     return {
         'uuid': uuid,

@@ -23,11 +23,11 @@ from sqlalchemy.orm import exc as orm_exception
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import backfill
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import taking
-from cyborg_lite.conductor import turns
 from cyborg_lite.db import candidates
 from cyborg_lite.db import query
 from cyborg_lite.db import queue
@@ -35,15 +35,15 @@ from cyborg_lite.model import base
 
 LOG = log.getLogger(__name__)
 
-#: The most allocations of one project that may wait.
+#: The maximum number of queued allocations of one project.
 MOST = 1000
-#: Of how many kinds of accelerators what is free is read by one statement: each makes it longer.
-#: What those wait for that come after them is read by the next.
+#: The maximum number of kinds whose free accelerators one statement reads: each makes it longer.
+#: The next statement reads the kinds of the allocations that follow.
 KINDS = 64
 
 
 class Wish(typing.TypedDict):
-    """What an allocation waits for, as its row keeps it."""
+    """The request of a queued allocation, as its row stores it."""
 
     #: the uuid of the device profile of the first alternative; None if that was given by groups
     profile: str | None
@@ -55,19 +55,19 @@ class Wish(typing.TypedDict):
     request_id: str | None
 
 
-#: By the key of a wish, for each of its alternatives the limit that it would exceed; None for none.
+#: By the key of an allocation, the limit that each of its alternatives would exceed, or None.
 Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
 
 
 class Part(typing.NamedTuple):
-    """Some of those that wait, in the order of their turns, and the kinds that they want."""
+    """Some queued allocations, in the order of service, and the kinds that they request."""
 
-    entries: list[turns.Entry]
+    entries: list[backfill.Entry]
     kinds: taking.Kinds
 
 
 def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
-    """Those that wait, in the order of their turns."""
+    """The queued allocations, in the order of service."""
     limited = sa.exists(sa.select(model.Quota.id)).label('limited')
     more = model.Allocation.wish, model.Allocation.lease, model.Allocation.cause, limited
     rows = queue.waiting(session, *more)
@@ -75,7 +75,7 @@ def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
 
 
 def ahead(session: orm.Session, kinds: taking.Kinds) -> list[sa.Row[typing.Any]]:
-    """Those that wait for accelerators of these resource classes, and not for their quota."""
+    """The allocations that wait for accelerators of these resource classes, not for a quota."""
     classes = {kind.resource_class for kind in kinds}
     rows = waiting(session)
     return [row for row in rows if not row.over_quota and _classes(row.wish) & classes]
@@ -86,9 +86,9 @@ def refusals(
     rows: collections.abc.Iterable[sa.Row[typing.Any]],
     known: collections.abc.Container[str] = (),
 ) -> Refusals:
-    """Which alternatives of these a quota refuses now: nothing that is free is kept for those.
+    """The alternatives that a quota refuses now: no free accelerator is reserved for them.
 
-    :param known: keys of which it is known already.
+    :param known: the keys whose refusals are known already.
     """
     keys = {key: row for row in rows if row.limited and (key := _key(row)) not in known}
     asked = {
@@ -103,10 +103,10 @@ def parts(
     kinds: taking.Kinds,
     refused: Refusals = types.MappingProxyType({}),
 ) -> collections.abc.Iterator[Part]:
-    """These in parts of so few kinds that one statement reads what is free of them.
+    """Split queued allocations so that one statement reads the free accelerators of each part.
 
-    :param kinds: those that each part has beside its own.
-    :param refused: by key, which alternatives a quota refuses now.
+    :param kinds: the kinds that each part has beside those of its allocations.
+    :param refused: by key, the alternatives that a quota refuses now.
     """
     part = Part([], dict(kinds))
     for row in rows:
@@ -128,19 +128,19 @@ def _entry(
     row: sa.Row[typing.Any],
     kinds: taking.Kinds,
     refused: collections.abc.Iterable[exception.OverQuota | None],
-) -> turns.Entry:
+) -> backfill.Entry:
     wish: Wish = row.wish
     sets = taking.sets(wish['alternatives'], wish['same_host'], wish['same_numa'], kinds)
     allowed = [None if no else wanted for wanted, no in itertools.zip_longest(sets, refused)]
     hosts = None if wish['hosts'] is None else frozenset(wish['hosts'])
-    return turns.Entry(row.id, tuple(allowed), hosts)
+    return backfill.Entry(row.id, tuple(allowed), hosts)
 
 
-def stock(session: orm.Session, kinds: taking.Kinds) -> turns.Stock:
-    """All accelerators of these kinds as if all were free; they are read when they are needed."""
+def capacity(session: orm.Session, kinds: taking.Kinds) -> backfill.Capacity:
+    """All accelerators of these kinds, free or held; they are read at their first use."""
     named = list(kinds)
     rows = functools.cache(lambda: candidates.counted(session, named, None))
-    return turns.Stock(
+    return backfill.Capacity(
         lambda: reasons.amounts(rows(), named),
         lambda wanted: reasons.all_free(rows(), named, wanted),
     )
@@ -153,11 +153,11 @@ def join(
     row: dict[str, typing.Any],
     over_quota: bool = False,
 ) -> None:
-    """Let an allocation wait.
+    """Add an allocation to the queue.
 
-    :param row: what else is known of it.
-    :raises cyborg_lite.exception.Conflict: when too many of the project wait already.
-    :raises cyborg_lite.exception.OverQuota: when the project may never have so many.
+    :param row: its other columns.
+    :raises cyborg_lite.exception.Conflict: when too many allocations of the project are queued.
+    :raises cyborg_lite.exception.OverQuota: when it exceeds the limit of the project itself.
     """
     mine = model.Allocation.state == 'queued', model.Allocation.project_id == ctxt.project_id
     count = session.scalar(sa.select(sa.func.count(model.Allocation.id)).where(*mine))
@@ -174,7 +174,7 @@ def join(
 
 
 def _amounts(groups: taking.Groups) -> collections.Counter[str]:
-    """How many accelerators of each resource class groups want."""
+    """The number of accelerators that groups request, by resource class."""
     found: collections.Counter[str] = collections.Counter()
     for group in groups:
         found.update(model.DeviceProfile.resources(group))
@@ -182,10 +182,9 @@ def _amounts(groups: taking.Groups) -> collections.Counter[str]:
 
 
 def leave(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
-    """Let an allocation that waits wait no more.
+    """Take an allocation out of the queue without serving it.
 
-    :raises sqlalchemy.orm.exc.StaleDataError: when it was served meanwhile: the call is tried
-        again.
+    :raises sqlalchemy.orm.exc.StaleDataError: when it was served meanwhile: the call is retried.
     """
     values = {'state': 'released', 'cause': cause, 'released_at': timeutils.utcnow()}
     _move(session, allocation.id, **values, active_name=None)
@@ -194,10 +193,10 @@ def leave(session: orm.Session, allocation: model.Allocation, cause: str) -> Non
 def serve(
     session: orm.Session, ctxt: context.RequestContext, policy: str, over: dict[str, str]
 ) -> bool:
-    """Serve one of those that wait, if any can be served; returns whether to look again.
+    """Serve one queued allocation, if any can be served; returns whether to look again.
 
     :param policy: the name of the placing policy.
-    :param over: those that their quota holds up are added to it, each wish once, with the reason.
+    :param over: the reason by key for each allocation that a quota holds up; this adds to it.
     """
     rows = {row.id: row for row in waiting(session)}
     refused = refusals(session, rows.values(), over)
@@ -206,10 +205,10 @@ def serve(
             over[key] = refusal.message
     served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
-    kept: set[int] = set()
+    reserved: set[int] = set()
     for part in parts(served, {}, refused):
         free = taking.free(session, part.kinds, None)
-        grants = turns.grants(part.entries, free, stock(session, part.kinds), rank, kept)
+        grants = backfill.grants(part.entries, free, capacity(session, part.kinds), rank, reserved)
         if grant := next(grants, None):
             row = rows[grant.entry.id]
             try:
@@ -224,7 +223,7 @@ def serve(
 
 
 def _key(row: sa.Row[typing.Any]) -> str:
-    """What is the same of allocations that a quota holds up alike."""
+    """The key of an allocation: a quota holds up all allocations with an equal key alike."""
     wish = {name: value for name, value in row.wish.items() if name != 'request_id'}
     return base.as_text([row.project_id, wish])
 
@@ -232,7 +231,7 @@ def _key(row: sa.Row[typing.Any]) -> str:
 def _give(
     session: orm.Session,
     row: sa.Row[typing.Any],
-    grant: turns.Grant,
+    grant: backfill.Grant,
     kinds: taking.Kinds,
     rank: placing.Rank,
 ) -> None:
@@ -257,7 +256,7 @@ def _give(
 
 
 def _profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfile:
-    """The device profile of an alternative; one of its own where it has gone or is changed."""
+    """The device profile of an alternative; a private one if it was deleted or changed."""
     groups = wish['alternatives'][number]
     if number == 0 and wish['profile'] is not None:
         named = sa.select(model.DeviceProfile).where(model.DeviceProfile.uuid == wish['profile'])
@@ -268,7 +267,7 @@ def _profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfi
 
 
 def _move(session: orm.Session, id: int, **values: typing.Any) -> None:
-    """Take an allocation out of the queue, if it is still in it."""
+    """Change an allocation that is still queued, and take it out of the queue."""
     same = model.Allocation.id == id, model.Allocation.state == 'queued'
     gone = {'queue': None, 'amount': None, 'wish': None, 'over_quota': False}
     move = sa.update(model.Allocation).where(*same).values(**gone, **values)
@@ -279,7 +278,7 @@ def _move(session: orm.Session, id: int, **values: typing.Any) -> None:
 def _note(
     session: orm.Session, rows: collections.abc.Iterable[sa.Row[typing.Any]], over: dict[str, str]
 ) -> None:
-    """Note which of these their quota holds up, and why, where that has changed."""
+    """Store which allocations a quota holds up, and the reason, where this has changed."""
     changed: dict[str | None, list[int]] = collections.defaultdict(list)
     for row in rows:
         reason = over[_key(row)][:255] if _key(row) in over else None

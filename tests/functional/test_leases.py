@@ -20,8 +20,8 @@ import pytest
 import cyborg_lite
 from cyborg_lite import client
 from cyborg_lite import model
-from cyborg_lite.agent import door
 from cyborg_lite.agent import leases
+from cyborg_lite.agent import local
 from cyborg_lite.agent import processes
 from cyborg_lite.conductor import leases as conductor_leases
 from cyborg_lite.delivery import needs
@@ -293,7 +293,7 @@ def test_released_over_the_api(machine):
     made = machine.hold(2)
     uuid = machine.lease(made.pid)['uuid']
     machine.service.api.delete(f'/v2/allocations/{uuid}')
-    monitor = machine.service.embedded._services[1]._door._default
+    monitor = machine.service.embedded._services[1]._local._default
     monitor._look_again()
     machine.until(lambda: not machine.leases())
 
@@ -516,7 +516,7 @@ def test_hostile_words(machine, text):
 
 def test_a_request_that_drips_is_refused(machine, monkeypatch):
     """A client that always sends another byte in time does not keep its place."""
-    monkeypatch.setattr(door, 'PATIENCE', 0.3)
+    monkeypatch.setattr(local, 'PATIENCE', 0.3)
     ended = threading.Event()
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(BOUND)
@@ -538,14 +538,14 @@ def test_a_request_that_drips_is_refused(machine, monkeypatch):
 
 
 def test_a_slow_request_leaves_all_the_time_for_its_answer(machine, monkeypatch):
-    plain = door._read
+    plain = local._read
 
     def read(connection):
         words = plain(connection)
-        assert connection.gettimeout() == door.PATIENCE
+        assert connection.gettimeout() == local.PATIENCE
         return words
 
-    monkeypatch.setattr(door, '_read', read)
+    monkeypatch.setattr(local, '_read', read)
     assert machine.leases() == []
 
 
@@ -578,7 +578,7 @@ def test_a_waiter_of_a_stopped_service_leaves_the_queue(alone):
     held = machine.hold(8)
     with begun(machine, do='lease', of='time', request={'seconds': 3000, 'queue': True}):
         machine.until(lambda: machine.lease(0, 'queued'))
-        monitor = machine.service.embedded._services[1]._door._default
+        monitor = machine.service.embedded._services[1]._local._default
         # As after a kill: the agent does not release the lease of the client.
         with unittest.mock.patch.object(monitor, 'end'):
             machine.stop()
@@ -589,11 +589,11 @@ def test_a_waiter_of_a_stopped_service_leaves_the_queue(alone):
 
 
 def test_a_user_at_the_limit_of_waiters_can_still_list_and_release(machine, monkeypatch):
-    monkeypatch.setitem(door.LIMITS, 'lease', (256, 2))
+    monkeypatch.setitem(local.LIMITS, 'lease', (256, 2))
     machine.hold(8)
-    limits = machine.service.embedded._services[1]._door
+    limits = machine.service.embedded._services[1]._local
     limits._clients['lease', NOBODY] = 2
-    with pytest.raises(door.Refused, match='too many'), limits._counted('lease', NOBODY):
+    with pytest.raises(local.Refused, match='too many'), limits._counted('lease', NOBODY):
         pass
     with limits._counted('other', NOBODY), limits._counted('lease', 0):
         assert len(machine.leases()) == 1
@@ -602,8 +602,8 @@ def test_a_user_at_the_limit_of_waiters_can_still_list_and_release(machine, monk
 
 def test_the_socket_survives_a_lack_of_descriptors(machine, monkeypatch):
     """It continues when there are descriptors again."""
-    monkeypatch.setattr(door, 'PAUSE', 0.01)
-    served, tries = machine.service.embedded._services[1]._door, []
+    monkeypatch.setattr(local, 'PAUSE', 0.01)
+    served, tries = machine.service.embedded._services[1]._local, []
 
     def begin(connection):
         tries.append(1)
@@ -637,7 +637,7 @@ def test_an_unreadable_process_keeps_its_lease(machine, monkeypatch):
 
 def test_after_a_comparison_that_failed_there_is_another(machine, monkeypatch):
     monkeypatch.setattr(leases, 'RETRY', 0.01)
-    monitor = machine.service.embedded._services[1]._door._default
+    monitor = machine.service.embedded._services[1]._local._default
     asked = []
 
     def compare():

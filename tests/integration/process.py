@@ -195,10 +195,10 @@ def forking(command: pathlib.Path, place: pathlib.Path) -> collections.abc.Itera
     path = place / 'socket'
 
     def fork(*words: str, check: bool = True, **environ: str):
-        with socket.socket(socket.AF_UNIX) as door:
-            door.settimeout(PATIENCE)
-            door.connect(str(path))
-            with door.makefile('rw') as stream:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(str(path))
+            with client.makefile('rw') as stream:
                 stream.write(json.dumps([words, clean(**environ)]) + '\n')
                 stream.flush()
                 done = subprocess.CompletedProcess([command, *words], *json.loads(stream.read()))

@@ -220,11 +220,11 @@ class Injector:
 
     def _cut(self) -> bool:
         away = (sa.exc.DBAPIError, db_exception.DBError)
-        with contextlib.suppress(*away), self._cloud.database.engine.begin() as door:
-            find, end = CUT[door.dialect.name]
-            number = door.execute(sa.text(find)).scalar()
+        with contextlib.suppress(*away), self._cloud.database.engine.begin() as connection:
+            find, end = CUT[connection.dialect.name]
+            number = connection.execute(sa.text(find)).scalar()
             if number is not None:
-                door.execute(sa.text(end.format(number)))
+                connection.execute(sa.text(end.format(number)))
                 return True
         return False
 

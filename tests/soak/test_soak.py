@@ -278,6 +278,6 @@ def _drop_unique(engine: sa.Engine, column: orm.InstrumentedAttribute[int | None
     if engine.dialect.name == 'mysql':
         # It requires an index for a foreign key.
         drop = [f'CREATE INDEX other ON {table} ({column.name})', f'DROP INDEX {name} ON {table}']
-    with engine.begin() as door:
+    with engine.begin() as connection:
         for statement in drop:
-            door.execute(sa.text(statement))
+            connection.execute(sa.text(statement))

@@ -6,8 +6,8 @@ import collections
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cyborg_lite.conductor import backfill
 from cyborg_lite.conductor import placing
-from cyborg_lite.conductor import turns
 
 
 def card(handle, host='a', kind=0, node=0):
@@ -17,10 +17,10 @@ def card(handle, host='a', kind=0, node=0):
 def entry(id, *amounts, kind=0, hosts=None, **more):
     """One that wants so many of a kind together; the first of the amounts that can be had."""
     sets = tuple(placing.Wanted((kind,) * amount, **more) for amount in amounts or (1,))
-    return turns.Entry(id, sets, hosts)
+    return backfill.Entry(id, sets, hosts)
 
 
-def stock(cards):
+def capacity(cards):
     """These, as if all were free."""
 
     def amounts():
@@ -30,22 +30,22 @@ def stock(cards):
                 found[kind][each.host] += 1
         return found
 
-    return turns.Stock(amounts, lambda _: cards)
+    return backfill.Capacity(amounts, lambda _: cards)
 
 
 def served(entries, free, known=None):
     known = free if known is None else known
-    found = turns.grants(entries, free, stock(known), placing.binpack)
+    found = backfill.grants(entries, free, capacity(known), placing.binpack)
     return {each.entry.id: sorted(c.handle for c in each.chosen) for each in found}
 
 
-def test_in_the_order_of_turns():
+def test_entries_are_served_in_order():
     assert served([entry(7), entry(3), entry(5)], [card(1), card(2)]) == {7: [1], 3: [2]}
     assert served([], [card(1)]) == {}
     assert served([entry(1)], []) == {}
 
 
-def test_accelerators_are_kept_for_the_first():
+def test_accelerators_are_reserved_for_the_first():
     known = [card(1), card(2)]
     assert served([entry(1, 2), entry(2)], [card(1)], known) == {}
     assert served([entry(2), entry(1, 2)], [card(1)], known) == {2: [1]}
@@ -79,7 +79,7 @@ def test_the_first_alternative_that_fits_is_used():
 
 def test_accelerators_for_unqueued_requests():
     known = [card(1), card(2), card(3, 'b')]
-    left = turns.unclaimed([entry(1, 2)], [card(1), card(3, 'b')], stock(known))
+    left = backfill.unreserved([entry(1, 2)], [card(1), card(3, 'b')], capacity(known))
     assert left == [card(3, 'b')]
 
 
@@ -87,8 +87,8 @@ def test_all_accelerators_are_read_only_if_needed():
     def read(*_):
         raise AssertionError
 
-    never = turns.Stock(read, read)
-    found = turns.grants([entry(1), entry(2)], [card(1)], never, placing.binpack)
+    never = backfill.Capacity(read, read)
+    found = backfill.grants([entry(1), entry(2)], [card(1)], never, placing.binpack)
     assert [each.entry.id for each in found] == [1]
 
 
@@ -96,18 +96,18 @@ def test_impossible_wishes_are_cheap():
     """One tenant may write many, all different: each is refused by counts alone."""
     cards = [card(n, host=f'host-{n // 8}') for n in range(800)]
     reads = []
-    known = stock(cards)
-    counted = turns.Stock(known._amounts, lambda wanted: reads.append(wanted) or cards)
+    known = capacity(cards)
+    counted = backfill.Capacity(known._amounts, lambda wanted: reads.append(wanted) or cards)
     wishes = [
         entry(n, *range(9 + n, 19 + n), hosts=frozenset({f'host-{n}', 'host-0'})) for n in range(90)
     ]
-    assert list(turns.grants(wishes, cards[:80], counted, placing.binpack)) == []
-    assert turns.unclaimed(wishes, cards[:80], counted) == cards[:80]
+    assert list(backfill.grants(wishes, cards[:80], counted, placing.binpack)) == []
+    assert backfill.unreserved(wishes, cards[:80], counted) == cards[:80]
     assert reads == []
     # What is the same is worked out once.
     for hosts in (None, frozenset({'host-1'}), frozenset({'host-1', 'host-2'})):
         full = entry(0, 8, hosts=hosts)
-        assert list(turns.grants([full] * 50, cards[8:12], counted, placing.binpack)) == []
+        assert list(backfill.grants([full] * 50, cards[8:12], counted, placing.binpack)) == []
     assert len(reads) == 1
 
 
@@ -144,7 +144,9 @@ def test_nothing_behind_the_first_delays_it(entries, places, freed):
         for step, number in enumerate(freed):
             if number < len(cards):
                 free.append(cards[number])
-            while got := next(turns.grants(waiting, free, stock(cards), placing.binpack), None):
+            while got := next(
+                backfill.grants(waiting, free, capacity(cards), placing.binpack), None
+            ):
                 if got.entry.id == first.id:
                     return step
                 free = [each for each in free if each not in got.chosen]
@@ -158,11 +160,11 @@ def test_nothing_behind_the_first_delays_it(entries, places, freed):
 @given(entries=ENTRIES, places=st.lists(st.tuples(HOSTS, st.integers(0, 1)), max_size=8))
 def test_nothing_is_given_twice_and_the_first_is_served_if_possible(entries, places):
     cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
-    got = list(turns.grants(entries, cards, stock(cards), placing.binpack))
+    got = list(backfill.grants(entries, cards, capacity(cards), placing.binpack))
     handles = [each.handle for grant in got for each in grant.chosen]
     assert len(set(handles)) == len(handles)
     ids = [grant.entry.id for grant in got]
     assert ids == sorted(set(ids))
     fit = [each for each in cards if entries[0].fit([each])]
-    could = turns.first(fit, entries[0].sets, placing.binpack) is not None
+    could = backfill.first(fit, entries[0].sets, placing.binpack) is not None
     assert (0 in ids) == could

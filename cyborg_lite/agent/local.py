@@ -61,7 +61,7 @@ class _HungUp(Exception):
     """The client has closed the connection."""
 
 
-class Door:
+class Server:
     """Serves the clients of a socket, each in a thread."""
 
     def __init__(self, path: str, group: str | None, served: list[leases.Leases]) -> None:
@@ -78,7 +78,7 @@ class Door:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._listener = _listen(self._path, group)
-        self._thread = threading.Thread(target=self._run, name='door', daemon=True)
+        self._thread = threading.Thread(target=self._run, name='local-server', daemon=True)
 
     def start(self) -> None:
         for each in self._served.values():

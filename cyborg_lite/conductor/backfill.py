@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the allocations that wait get what is free: plain data in, plain data out.
+"""Backfill: which queued allocations get the free accelerators.  Plain data in, plain data out.
 
-They are looked at in the order of their turns.  One that cannot be served keeps what is free and
-could be of use to it, so that nothing behind it delays it; what cannot be of use to it goes to
-those behind.
+The entries of the queue are served in order.  An entry that cannot be served now reserves the free
+accelerators that it could use, so that later entries do not delay it.  Accelerators that it cannot
+use go to later entries.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Hosts = frozenset[str] | None
 Amounts = dict[int, collections.Counter[str]]
 
 
-class Stock:
-    """All accelerators as if all were free, and the hosts that could ever serve a set.
+class Capacity:
+    """All accelerators, free or held, and the hosts that could serve a set if all were free.
 
-    A tenant may queue many impossible sets. An amount that no host has is found by counts alone,
-    and the result for a set is used again for equal ones.
+    A tenant may queue many impossible sets. Counts alone find an amount that no host has, and the
+    result for a set is reused for equal sets.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Stock:
             [placing.Wanted], collections.abc.Iterable[placing.Candidate]
         ],
     ) -> None:
-        """:param read: the accelerators that may be a part of a set, at least as many as it needs.
+        """:param read: returns the accelerators that may be part of a set, as many as it needs.
 
-        Both are called at their first use.
+        Both functions are called at their first use.
         """
         self._read = read
         self._amounts = functools.cache(amounts)
@@ -46,11 +46,11 @@ class Stock:
 
     @property
     def is_known(self) -> bool:
-        """Whether it was read."""
+        """Whether the accelerators were read."""
         return bool(self._known)
 
     def able(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
-        """The hosts of these that could serve a set; if it may span hosts, all of them or none."""
+        """The given hosts that could serve a set; if it may span hosts, all of them or none."""
         together = wanted.same_host or wanted.same_numa
         key = wanted, None if together else hosts
         if key not in self._known:
@@ -77,7 +77,7 @@ class Stock:
         return frozenset(places) if _fits(found, wanted) else frozenset()
 
     def _exactly(self, wanted: placing.Wanted, hosts: frozenset[str]) -> frozenset[str]:
-        """Those of these hosts whose accelerators, by NUMA node and form, make up the set."""
+        """The given hosts whose accelerators make up the set, by NUMA node and form."""
         by_host = collections.defaultdict(list)
         for each in self._read(wanted) if hosts else ():
             if each.host in hosts:
@@ -93,13 +93,13 @@ class Entry(typing.NamedTuple):
     """A queued allocation."""
 
     id: int
-    #: its alternatives in order; None for one that its quota refuses now
+    #: its alternatives in order; None for an alternative that the quota refuses now
     sets: tuple[placing.Wanted | None, ...]
     #: the only hosts to choose from; None for all
     hosts: Hosts = None
 
     def fit(self, candidates: collections.abc.Iterable[placing.Candidate]) -> placing.Chosen:
-        """Those of these that it may have, as a part of any of its sets."""
+        """The candidates that can be part of any of its sets."""
         kinds = frozenset(kind for wanted in filter(None, self.sets) for kind in wanted.kinds)
         return [
             each
@@ -109,15 +109,15 @@ class Entry(typing.NamedTuple):
 
     @property
     def key(self) -> Key:
-        """Entries with an equal key are served alike: if the first cannot be, none can."""
+        """Entries with an equal key have equal needs: if one cannot be served, none can."""
         return self.sets, self.hosts
 
 
 class Grant(typing.NamedTuple):
-    """What an allocation gets."""
+    """The accelerators that an entry gets."""
 
     entry: Entry
-    #: which of its sets
+    #: the number of the set
     number: int
     chosen: placing.Chosen
     #: the handles that it could choose from
@@ -125,26 +125,26 @@ class Grant(typing.NamedTuple):
 
     @property
     def wanted(self) -> placing.Wanted:
-        """The set that it gets."""
+        """The set that is served."""
         return typing.cast('placing.Wanted', self.entry.sets[self.number])
 
 
 def grants(
     entries: collections.abc.Iterable[Entry],
     free: collections.abc.Iterable[placing.Candidate],
-    stock: Stock,
+    capacity: Capacity,
     rank: placing.Rank,
-    kept: set[int] | None = None,
+    reserved: set[int] | None = None,
 ) -> collections.abc.Iterator[Grant]:
-    """The allocations that can be served now, in order.
+    """The entries that can be served now, in order.
 
-    :param entries: in the order of their turns.
-    :param kept: the handles that earlier entries keep; those that these keep are added.
+    :param entries: in the order of service.
+    :param reserved: the handles that earlier entries reserve; those of these entries are added.
     """
-    kept = set() if kept is None else kept
-    left = {each.handle: each for each in free if each.handle not in kept}
+    reserved = set() if reserved is None else reserved
+    left = {each.handle: each for each in free if each.handle not in reserved}
     failed: set[Key] = set()
-    for entry in _possible(entries, stock, failed):
+    for entry in _possible(entries, capacity, failed):
         fit = entry.fit(left.values())
         found = first(fit, entry.sets, rank) if fit else None
         if found:
@@ -152,45 +152,45 @@ def grants(
             yield Grant(entry, *found, frozenset(each.handle for each in fit))
         else:
             failed.add(entry.key)
-            gone = _useful(fit, _able(entry, stock)) if fit else set()
-            kept |= gone
+            gone = _useful(fit, _able(entry, capacity)) if fit else set()
+            reserved |= gone
         for handle in gone:
             del left[handle]
 
 
-def unclaimed(
+def unreserved(
     entries: collections.abc.Iterable[Entry],
     free: collections.abc.Iterable[placing.Candidate],
-    stock: Stock,
-    kept: set[int] | None = None,
+    capacity: Capacity,
+    reserved: set[int] | None = None,
 ) -> list[placing.Candidate]:
-    """What is of use to none of those that wait: others may have it without asking for a turn.
+    """The free accelerators that no entry can use: a request outside the queue may have them.
 
-    :param kept: as for :func:`grants`.
+    :param reserved: as for :func:`grants`.
     """
-    kept = set() if kept is None else kept
+    reserved = set() if reserved is None else reserved
     free = list(free)
-    left = [each for each in free if each.handle not in kept]
+    left = [each for each in free if each.handle not in reserved]
     seen: set[Key] = set()
-    for entry in _possible(entries, stock, seen):
+    for entry in _possible(entries, capacity, seen):
         seen.add(entry.key)
         if fit := entry.fit(left):
-            kept |= _useful(fit, _able(entry, stock))
-            left = [each for each in left if each.handle not in kept]
-    return [each for each in free if each.handle not in kept]
+            reserved |= _useful(fit, _able(entry, capacity))
+            left = [each for each in left if each.handle not in reserved]
+    return [each for each in free if each.handle not in reserved]
 
 
 def _possible(
-    entries: collections.abc.Iterable[Entry], stock: Stock, settled: set[Key]
+    entries: collections.abc.Iterable[Entry], capacity: Capacity, settled: set[Key]
 ) -> collections.abc.Iterator[Entry]:
-    """The entries whose key is not settled, without those that the stock can never serve.
+    """The entries whose key is not settled, without those that could never be served.
 
-    The stock is not read for this: the first entry may be served at once.
+    This alone does not read the capacity: the first entry may be served at once.
 
-    :param settled: the caller adds to it meanwhile.
+    :param settled: the caller adds to it during the iteration.
     """
     for entry in entries:
-        if entry.key not in settled and (not stock.is_known or _able(entry, stock)):
+        if entry.key not in settled and (not capacity.is_known or _able(entry, capacity)):
             yield entry
 
 
@@ -199,7 +199,7 @@ def first(
     sets: collections.abc.Iterable[placing.Wanted | None],
     rank: placing.Rank,
 ) -> tuple[int, placing.Chosen] | None:
-    """The first of these sets that can be had, by its number, and its accelerators."""
+    """The first set that the candidates can serve: its number, and its accelerators."""
     found = list(found)
     for number, wanted in enumerate(sets):
         chosen = placing.place(found, wanted, rank) if wanted else None
@@ -211,19 +211,19 @@ def first(
 Able = list[tuple[frozenset[int], frozenset[str]]]
 
 
-def _able(entry: Entry, stock: Stock) -> Able:
-    """The kinds of each set that could ever be had, and the hosts that could serve it."""
+def _able(entry: Entry, capacity: Capacity) -> Able:
+    """The kinds of each set that could be served if all were free, and the hosts for it."""
     return [
         (frozenset(wanted.kinds), hosts)
         for wanted in filter(None, entry.sets)
-        if (hosts := stock.able(wanted, entry.hosts))
+        if (hosts := capacity.able(wanted, entry.hosts))
     ]
 
 
 def _useful(fit: placing.Chosen, able: Able) -> set[int]:
-    """Those of these that may be a part of what is given to this one at some time.
+    """The handles that the entry could use now or later.
 
-    A host that could not serve it even if all of it were free is of no use to it.
+    A host that could not serve it even if all its accelerators were free is of no use to it.
     """
     return {
         each.handle

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from cyborg_lite.agent import door
+from cyborg_lite.agent import local
 
 
 def group():
@@ -21,7 +21,7 @@ def test_who_may_use_the_socket(tmp_path, mode):
     named = group() if mode == 0o660 else None
     path, before = tmp_path / 'agent.sock', os.umask(0)
     try:
-        door._listen(path, named and named.gr_name).close()
+        local._listen(path, named and named.gr_name).close()
     finally:
         os.umask(before)
     found = path.stat()
@@ -31,4 +31,4 @@ def test_who_may_use_the_socket(tmp_path, mode):
 
 def test_a_group_that_does_not_exist(tmp_path):
     with pytest.raises(OSError, match='socket_group: there is no group nobodies'):
-        door._listen(tmp_path / 'agent.sock', 'nobodies')
+        local._listen(tmp_path / 'agent.sock', 'nobodies')
