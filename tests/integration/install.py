@@ -13,6 +13,7 @@ import contextlib
 import pathlib
 import re
 import sys
+import time
 
 import sqlalchemy as sa
 
@@ -150,6 +151,15 @@ class OpenStack:
         )
         self.controller: Machine
         self.conductor: process.Server
+        #: how long each step took, in seconds
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> collections.abc.Iterator[None]:
+        """Measure a step of the page."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - start, 1)
 
     def prepare(self, openstack: process.Run) -> None:
         """Create its database, its virtual host, and its user and endpoints in Keystone.
@@ -157,10 +167,13 @@ class OpenStack:
         :param openstack: runs the command of this name.
         """
         database, bus = self._servers
-        create_database(database, self.guide.text('The database', 'sql'))
-        servers.administer(bus, self.guide.text('The bus', 'shell'))
-        for words in self.guide.commands('Keystone', 'openstack'):
-            openstack(*words, **self._cloud.environ('admin'))
+        with self.step('The database'):
+            create_database(database, self.guide.text('The database', 'sql'))
+        with self.step('The bus'):
+            servers.administer(bus, self.guide.text('The bus', 'shell'))
+        with self.step('Keystone'):
+            for words in self.guide.commands('Keystone', 'openstack'):
+                openstack(*words, **self._cloud.environ('admin'))
 
     @contextlib.contextmanager
     def run(self, controller: str, node: str) -> collections.abc.Iterator[None]:
@@ -172,15 +185,17 @@ class OpenStack:
         section = 'The controller'
         conf = self.guide.text(section, 'ini')
         self.controller = Machine(self._place / 'controller', conf, controller)
-        for command in ('cyborg-lite-dbsync', 'cyborg-lite-status'):
-            for words in self.guide.commands(section, command):
-                self.controller.run(command, words)
-        api = self.controller.api(self.guide.text(section, 'ini', 1))
         with contextlib.ExitStack() as stack:
-            _, self.conductor = process.enter(stack, api, self.controller.daemon('conductor'))
+            with self.step(section):
+                for command in ('cyborg-lite-dbsync', 'cyborg-lite-status'):
+                    for words in self.guide.commands(section, command):
+                        self.controller.run(command, words)
+                api = self.controller.api(self.guide.text(section, 'ini', 1))
+                _, self.conductor = process.enter(stack, api, self.controller.daemon('conductor'))
             # It ends before the conductor, for whose answer it may wait.
-            with self.agent('node', node):
-                yield
+            with self.step('A compute node'):
+                stack.enter_context(self.agent('node', node))
+            yield
 
     @contextlib.contextmanager
     def uwsgi(self) -> collections.abc.Iterator[pathlib.Path]:

@@ -195,7 +195,8 @@ def site(tmp_path_factory, openstack):
         theirs = stack.enter_context(nova_)
         stack.enter_context(ours.run(controller=LOUD, node=LOUD + AGENT))
         made = Site(cloud, theirs, ours)
-        process.until(made.is_ready)
+        with ours.step('until Placement has the accelerators'):
+            process.until(made.is_ready)
         yield made
 
 
@@ -255,8 +256,11 @@ def taken(site):
     vouched.delete(f'/accelerator_requests?instance={support.INSTANCE}')
 
 
-def test_the_first_server(site, openstack):
-    """The commands of an administrator and a user on the page, up to a server with a card."""
+def test_the_first_server(site, openstack, record_property):
+    """The commands of an administrator and a user on the page, up to a server with a card.
+
+    Each step's seconds are properties of the test: ``--junit-xml`` has them, and ``-s`` shows them.
+    """
     # There is no Neutron.
     names = {'IMAGE': peers_.IMAGE, '--network': '--nic', 'NETWORK': 'none'}
     shown = {}
@@ -264,12 +268,17 @@ def test_the_first_server(site, openstack):
         words = [names.get(word, word.replace('CUSTOM_NPU', 'FPGA')) for word in words]
         persona = 'member' if words[:2] == ['server', 'create'] else 'admin'
         environ = site.cloud.environ(persona) | {'OS_COMPUTE_API_VERSION': MICROVERSION}
-        shown[' '.join(words[:3])] = openstack(*words, **environ).stdout
+        command = ' '.join(words[:3])
+        with site.ours.step(f'openstack {command}'):
+            shown[command] = openstack(*words, **environ).stdout
     assert compute.HOST in shown['accelerator host list']
     assert shown['accelerator list --free'].count('FPGA') == ALL
     assert re.search(r'\| status +\| ACTIVE ', shown['server create --flavor'])
     assert shown['accelerator list --state'].count('held') == 1
     assert shown['accelerator arq list'].count('Bound') == 1
+    for step, seconds in site.ours.seconds.items():
+        record_property(step, seconds)
+        print(f'{seconds:6.1f} s  {step}')
     openstack('server', 'delete', '--wait', 'first', **site.cloud.environ('member'))
 
 
