@@ -6,9 +6,18 @@ from __future__ import annotations
 import typing
 
 from oslo_context import context
-from oslo_policy import policy
 
 from cyborg_lite import exception
+
+
+class Enforcer(typing.Protocol):
+    """Decides which caller may do what: see cyborg_lite.policy."""
+
+    def authorize(
+        self, rule: str, target: dict[str, typing.Any], creds: typing.Any
+    ) -> typing.Any: ...
+
+    def roles(self, rule: str) -> list[str]: ...
 
 
 class RequestContext(context.RequestContext):
@@ -19,7 +28,7 @@ class RequestContext(context.RequestContext):
 
     def __init__(
         self,
-        enforcer: policy.Enforcer | None = None,
+        enforcer: Enforcer | None = None,
         vouched: bool | None = None,
         call: str | None = None,
         **kwargs: typing.Any,
@@ -44,7 +53,14 @@ class RequestContext(context.RequestContext):
         :raises cyborg_lite.exception.NotAuthorized: otherwise.
         """
         if not self.allows(rule, target):
-            raise exception.NotAuthorized(resource=rule)
+            raise exception.NotAuthorized(resource=rule, needed=self._needed(rule))
+
+    def _needed(self, rule: str) -> str:
+        """What a caller needs for a rule, in words."""
+        if not self.project_id:
+            return 'a token of a project'
+        roles = self._enforcer.roles(rule) if self._enforcer else []
+        return f'the role {" or ".join(roles)}' if roles else f'what the rule {rule} says'
 
     def allows(self, rule: str, target: dict[str, typing.Any] | None = None) -> bool:
         if self._enforcer is None:

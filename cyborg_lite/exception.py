@@ -41,8 +41,10 @@ class Invalid(CyborgError):
 
 
 class NotAuthorized(CyborgError):
+    """No role of the caller allows the request."""
+
     code = 403
-    template = 'Access was denied to the following resource: {resource}'
+    template = 'Access was denied to the following resource: {resource}. It needs {needed}.'
 
 
 class Forbidden(CyborgError):

@@ -168,6 +168,11 @@ class Enforcer(policy.Enforcer):
         self._known: dict[str, pathlib.Path] = {}
         self.register_defaults(list_rules())
 
+    def roles(self, rule: str) -> list[str]:
+        """The roles that a rule names, in its order; each may need the project of the target."""
+        found = _roles(self.rules.get(rule), self.rules)
+        return list(dict.fromkeys(found))
+
     def load_rules(self, force_reload: bool = False) -> None:
         """Load the rules of the files if a file has changed and all are valid.
 
@@ -280,6 +285,16 @@ def _read(file: pathlib.Path) -> dict[str, str]:
         if not isinstance(name, str) or not isinstance(rule, str):
             raise Broken(f'Policy file {file} is broken: expected text as the rule {name}')
     return said
+
+
+def _roles(check: typing.Any, rules: policy.Rules) -> collections.abc.Iterator[str]:
+    """The roles that a check names, also by other rules; those of a "not" are left out."""
+    if isinstance(check, policy.RuleCheck):
+        yield from _roles(rules.get(check.match), rules)
+    elif getattr(check, 'kind', None) == 'role':
+        yield check.match
+    for part in getattr(check, 'rules', ()):
+        yield from _roles(part, rules)
 
 
 def _references(check: typing.Any) -> collections.abc.Iterator[str]:

@@ -265,7 +265,9 @@ def _named_owner(given: dict[str, str]) -> str:
             reason='Request not acceptable. The minimal required API version should be 2.1'
         )
     if not rest.call().context.is_admin:
-        raise exception.NotAuthorized(resource='cyborg:arq:update /project_id')
+        raise exception.NotAuthorized(
+            resource='cyborg:arq:update /project_id', needed='the role admin'
+        )
     if not given['project_id']:
         raise exception.Invalid(reason='Invalid /project_id: expected the id of a project.')
     with contextlib.suppress(ValueError):

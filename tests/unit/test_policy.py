@@ -124,13 +124,49 @@ def test_only_a_project_is_a_scope(enforcer, rule, scope):
     assert not caller.allows(rule)
 
 
-def test_refusal_names_the_rule(enforcer):
+@pytest.mark.parametrize(
+    ('rule', 'needed'),
+    [
+        ('cyborg:arq:create', 'the role service or member'),
+        ('cyborg:device:get_all', 'the role admin or manager'),
+        ('cyborg:host:delete', 'the role admin'),
+    ],
+)
+def test_refusal_names_the_rule_and_the_roles(enforcer, rule, needed):
     caller = context.RequestContext(enforcer, roles=['reader'], project_id='p1', overwrite=False)
     caller.can('cyborg:arq:get_all')
     with pytest.raises(exception.NotAuthorized) as refused:
-        caller.can('cyborg:arq:create')
+        caller.can(rule)
     assert refused.value.code == 403
-    assert str(refused.value) == ('Access was denied to the following resource: cyborg:arq:create')
+    said = f'Access was denied to the following resource: {rule}. It needs {needed}.'
+    assert str(refused.value) == said
+
+
+def test_refusal_of_a_token_without_a_project(enforcer):
+    caller = context.RequestContext(enforcer, roles=['admin'], system_scope='all', overwrite=False)
+    with pytest.raises(exception.NotAuthorized, match=r'It needs a token of a project\.'):
+        caller.can('cyborg:arq:create')
+
+
+@pytest.mark.parametrize(
+    ('rule', 'roles'),
+    [
+        ('role:auditor and not role:guest', ['auditor']),
+        ('rule:project_manager_or_admin or role:admin', ['admin', 'manager']),
+        ('user_id:%(user_id)s', []),
+        ('!', []),
+    ],
+)
+def test_roles_of_an_operators_rule(tmp_path, rule, roles):
+    """Nothing but roles is told: other checks may name users."""
+    (tmp_path / 'policy.yaml').write_text(f'"cyborg:arq:get_all": "{rule}"\n')
+    (tmp_path / 'a.conf').write_text(f'[oslo_policy]\npolicy_file = {tmp_path}/policy.yaml\n')
+    enforcer = policy.enforcer(options.load(files=[str(tmp_path / 'a.conf')]))
+    assert enforcer.roles('cyborg:arq:get_all') == roles
+    caller = context.RequestContext(enforcer, roles=[], project_id='p1', overwrite=False)
+    with pytest.raises(exception.NotAuthorized) as refused:
+        caller.can('cyborg:arq:get_all')
+    assert 'user_id' not in str(refused.value)
 
 
 @pytest.mark.parametrize('name', [f'cyborg:{name}' for name in EXPECTED])
