@@ -18,6 +18,14 @@ class NotFound(exceptions.CommandError):
     """The API answered 404."""
 
 
+class Forbidden(exceptions.CommandError):
+    """The API answered 403."""
+
+
+#: The errors that callers tell apart, by status.
+ERRORS = {403: Forbidden, 404: NotFound}
+
+
 class Command(command.Command):
     """A command that calls the API."""
 
@@ -37,8 +45,7 @@ class Command(command.Command):
         proxy = self.app.client_manager.sdk_connection.accelerator
         answer = proxy.request(path, method, raise_exc=False, **more)
         if answer.status_code >= 400:
-            kind = NotFound if answer.status_code == 404 else exceptions.CommandError
-            raise kind(_sentence(answer))
+            raise ERRORS.get(answer.status_code, exceptions.CommandError)(_sentence(answer))
         return answer
 
     def ask_all(self, collection: str, **arguments: str | None) -> list[dict[str, typing.Any]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import collections.abc
 import contextlib
+import sys
 import typing
 import uuid
 
@@ -41,6 +42,8 @@ FILTERS = {
 }
 MOVE = ('at', 'state', 'hostname', 'reason')
 MOVE_MORE = ('accelerator_uuid', 'device_rp_uuid', 'instance_uuid', 'request_id')
+#: The states of accelerators that are allocated, or that a release frees.
+USABLE = ('free', 'held', 'excluded')
 REQUEST = (
     'uuid', 'state', 'hostname', 'attach_handle_uuid', 'attach_handle_type', 'attach_handle_info',
     'instance_uuid',
@@ -185,10 +188,20 @@ class ShowHistory(osc.Command, command.Lister):
 
 
 class EnableDevice(devices.DeviceCommand):
-    """Enable a device: its accelerators can be allocated again."""
+    """Enable a device: its accelerators can be allocated again.
+
+    If they cannot be allocated for another reason, such as the health of the device, it is printed.
+    """
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         self.send('POST', parsed_args, '/enable')
+        # A caller who may enable it may not be allowed to list it.
+        with contextlib.suppress(osc.Forbidden):
+            device = self.send('GET', parsed_args).json()['uuid']
+            found = self.ask_all('accelerators', device_uuid=device)
+            reasons = {each['reason'] for each in found if each['state'] not in USABLE}
+            for reason in sorted(filter(None, reasons)):
+                print(f'{device} is enabled, but cannot be allocated: {reason}', file=sys.stderr)
 
 
 class DisableDevice(devices.DeviceCommand):

@@ -45,6 +45,18 @@ def test_each_name_of_a_device_is_understood(run, service, card, way):
         run(devices.DeleteDevice, *card[way])
 
 
+def test_enable_says_what_else_keeps_a_device_out(run, service, card, capsys):
+    run(accelerators.EnableDevice, *card['device'])
+    assert capsys.readouterr().err == ''
+    faulty = support.card('3b', handles=range(1, 5), health='critical', health_reason='xid_79')
+    for _ in range(3):
+        service.report(faulty, host=HOST)
+    run(accelerators.DisableDevice, *card['device'])
+    run(accelerators.EnableDevice, *card['function'])
+    said = 'is enabled, but cannot be allocated: its device is faulty (critical: xid_79)'
+    assert capsys.readouterr().err == f'{card["device"][0]} {said}\n'
+
+
 @pytest.mark.parametrize('name', ['nope', NOTHING, HOST])
 def test_a_name_of_no_device_says_what_to_type(run, card, name):
     for kind in accelerators.DisableDevice, accelerators.EnableDevice, devices.DeleteDevice:
