@@ -198,14 +198,56 @@ def _connect(conf: cfg.ConfigOpts, host: messaging.TransportHost, vhost: str) ->
 
 def identity(conf: cfg.ConfigOpts) -> None:
     """Check that Keystone is configured, if the API uses it."""
+    if conf.api.auth_strategy != 'keystone':
+        return
     given = 'keystone_authtoken' in conf.list_all_sections() or any(
         name.startswith('OS_KEYSTONE_AUTHTOKEN__') for name in os.environ
     )
-    if conf.api.auth_strategy == 'keystone' and not given:
+    if not given:
         raise exception.Refused(
             f'[api] auth_strategy is keystone and there is no section [keystone_authtoken] '
             f'({_sources(conf)}): add it, or set auth_strategy to http_basic or noauth'
         )
+    if lack := _lack(conf, 'keystone_authtoken'):
+        raise exception.Refused(f'[keystone_authtoken] cannot be used ({_sources(conf)}): {lack}')
+
+
+def _lack(conf: cfg.ConfigOpts, group: str) -> str | None:
+    """What is missing in a section for Keystone, in words; None if it is complete."""
+    # Only an API with Keystone needs it.
+    from keystoneauth1 import exceptions
+    from keystoneauth1 import loading
+
+    loading.register_auth_conf_options(conf, group)
+    try:
+        if loading.load_auth_from_conf_options(conf, group) is None:
+            return 'auth_type is not set: expected one such as password'
+    except exceptions.AuthPluginException as error:
+        return exception.line(error)
+    section = conf[conf[group].auth_section or group]
+    if section.auth_type not in ('password', 'v3password'):
+        return None
+    # keystoneauth would ask Keystone with what there is, and say that it found no token.
+    missing = [
+        ' or '.join(names[:2])
+        for names in _password_options(section)
+        if not any(section.get(name) for name in names)
+    ]
+    return f'it has no {", no ".join(missing)}' if missing else None
+
+
+def _password_options(section: typing.Any) -> collections.abc.Iterator[tuple[str, ...]]:
+    """The options of a section with a password: it needs one of each tuple.
+
+    The first two of a tuple are the usual ones.
+    """
+    yield 'username', 'user_id'
+    yield ('password',)
+    if not section.user_id:
+        yield 'user_domain_name', 'user_domain_id', 'default_domain_name', 'default_domain_id'
+    yield 'project_name', 'project_id', 'domain_name', 'domain_id', 'trust_id', 'system_scope'
+    if section.project_name and not section.project_id:
+        yield 'project_domain_name', 'project_domain_id', 'default_domain_name', 'default_domain_id'
 
 
 def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[tuple[str, str | None]]:

@@ -16,7 +16,15 @@ from cyborg_lite import exception
 from cyborg_lite import startup
 from cyborg_lite.db import migration
 
-KEYSTONE = '[keystone_authtoken]\nauth_url = http://identity.example/v3\n'
+KEYSTONE = {
+    'auth_type': 'password',
+    'auth_url': 'http://identity.example/v3',
+    'username': 'cyborg',
+    'password': 'secret',
+    'user_domain_name': 'Default',
+    'project_name': 'service',
+    'project_domain_name': 'Default',
+}
 BIN = pathlib.Path(sys.executable).parent
 
 
@@ -113,12 +121,58 @@ def test_a_database_that_is_away_is_waited_for(conf, caplog):
     assert 'cannot be reached yet' in caplog.text
 
 
+def section(**changes):
+    """A section for Keystone; None leaves an option out."""
+    given = [f'{name} = {value}' for name, value in (KEYSTONE | changes).items() if value]
+    return '\n'.join(['[keystone_authtoken]', *given, ''])
+
+
 def test_keystone_that_is_not_configured(refused, conf, monkeypatch):
     assert 'no section [keystone_authtoken]' in refused('', startup.identity)
-    startup.check(conf(KEYSTONE), startup.identity)
+    startup.check(conf(section()), startup.identity)
     startup.check(conf('[api]\nauth_strategy = noauth\n'), startup.identity)
-    monkeypatch.setenv('OS_KEYSTONE_AUTHTOKEN__AUTH_URL', 'http://identity.example/v3')
+    for name, value in KEYSTONE.items():
+        monkeypatch.setenv(f'OS_KEYSTONE_AUTHTOKEN__{name.upper()}', value)
     startup.check(conf(''), startup.identity)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'lack'),
+    [
+        ({'auth_type': None}, 'auth_type is not set: expected one such as password'),
+        ({'auth_type': 'passwort'}, 'The plugin passwort could not be found'),
+        ({'auth_url': None}, 'Auth plugin requires parameters which were not given: auth_url'),
+        ({'username': None, 'password': None}, 'it has no username or user_id, no password'),
+        ({'user_domain_name': None}, 'it has no user_domain_name or user_domain_id'),
+        ({'project_name': None}, 'it has no project_name or project_id'),
+        ({'project_domain_name': None}, 'it has no project_domain_name or project_domain_id'),
+        ({'auth_type': 'v3applicationcredential'}, 'You must provide either an application '
+         'credential ID or an application credential name and user.'),
+    ],
+)  # fmt: skip
+def test_keystone_that_is_half_configured(refused, tmp_path, changes, lack):
+    said = refused(section(**changes), startup.identity)
+    assert said == f'[keystone_authtoken] cannot be used (read: {tmp_path}/service.conf): {lack}'
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'project_name': None, 'project_domain_name': None, 'system_scope': 'all'},
+        {'username': None, 'user_domain_name': None, 'user_id': 'u1'},
+        {'project_name': None, 'project_domain_name': None, 'project_id': 'p1'},
+        {'user_domain_name': None, 'project_domain_name': None, 'default_domain_id': 'default'},
+        {'auth_type': 'v3token', 'token': 't', 'username': None, 'password': None},
+    ],
+)
+def test_keystone_that_is_configured_otherwise(conf, changes):
+    startup.check(conf(section(**changes)), startup.identity)
+
+
+def test_keystone_in_a_section_of_another_name(refused, conf):
+    here, there = '[keystone_authtoken]\nauth_section = other\n', section()
+    startup.check(conf(here + there.replace('[keystone_authtoken]', '[other]')), startup.identity)
+    assert 'auth_type is not set' in refused(here, startup.identity)
 
 
 def test_an_option_that_does_not_exist_is_a_warning(conf, caplog):
