@@ -50,6 +50,8 @@ MORE = ('Driver', 'Device', 'Reason')
 PATIENCE = 1.0
 #: The state of devices of hosts that this process does not run.
 ABSENT = 'not of this run'
+#: The option of curl for a body.
+JSON = "-H 'Content-Type: application/json'"
 
 
 DESCRIPTION = (
@@ -376,7 +378,9 @@ def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> N
     if embedded.conf.agent.socket:
         print(f'"cyborg-lite run" and "alloc" ask at {embedded.conf.agent.socket}.')
     if example:
-        print(_requests(curl, f'{url}/v2', *example))
+        # With users, only administrators may create a profile and choose an accelerator themselves.
+        requests = _requests if embedded.conf.api.auth_strategy == 'noauth' else _allocation
+        print(requests(curl, f'{url}/v2', *example))
     sys.stdout.flush()
 
 
@@ -451,19 +455,34 @@ def _requests(curl: str, url: str, resource_class: str, hostname: str) -> str:
     values = {'hostname': hostname, 'device_rp_uuid': "'$RP'", 'instance_uuid': "'$INSTANCE'"}
     patch = [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
     bind = f'{{"\'$ARQ\'": {json.dumps(patch)}}}'
-    post = "-H 'Content-Type: application/json'"
     first = 'import json, sys; print(json.load(sys.stdin)["{}"][0]["{}"])'
     return textwrap.dedent(
         f"""
         Ask for one:
           {curl} '{url}/device_profiles?name={name}' | grep -q {name} \\
-            || {curl} {url}/device_profiles {post} -d '{profile}'
-          ARQ=$({curl} {url}/accelerator_requests {post} -d '{wish}' \\
+            || {curl} {url}/device_profiles {JSON} -d '{profile}'
+          ARQ=$({curl} {url}/accelerator_requests {JSON} -d '{wish}' \\
             | python3 -c '{first.format('arqs', 'uuid')}')
           RP=$({curl} '{url}/{free}' \\
             | python3 -c '{first.format('accelerators', 'rp_uuid')}')
           INSTANCE=$(cat /proc/sys/kernel/random/uuid)
-          {curl} -X PATCH {url}/accelerator_requests {post} -d '{bind}'
+          {curl} -X PATCH {url}/accelerator_requests {JSON} -d '{bind}'
         and see what you got:
           {curl} {url}/accelerator_requests/$ARQ"""
+    )
+
+
+def _allocation(curl: str, url: str, resource_class: str, _hostname: str) -> str:
+    """Shell commands that allocate an accelerator: a member of any project may run them."""
+    wish = json.dumps({'groups': [{'resources': {resource_class: 1}}], 'lease': 3600})
+    uuid = 'import json, sys; print(json.load(sys.stdin)["uuid"])'
+    return textwrap.dedent(
+        f"""
+        Ask for one:
+          ALLOCATION=$({curl} {url}/allocations {JSON} -d '{wish}' \\
+            | python3 -c '{uuid}')
+        see what you got:
+          {curl} {url}/allocations/$ALLOCATION
+        and give it back:
+          {curl} -X DELETE {url}/allocations/$ALLOCATION"""
     )

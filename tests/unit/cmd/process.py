@@ -74,7 +74,7 @@ class Up:
         for line in self._process.stdout:
             if line.startswith('  '):
                 found.append(line)
-            if line.rstrip().endswith('/$ARQ'):
+            if re.search(r'/\$ARQ$|DELETE .*/\$ALLOCATION$', line):
                 break
         return ''.join(found)
 

@@ -23,6 +23,7 @@ from cyborg_lite.cmd import main
 from cyborg_lite.cmd import up as up_
 from cyborg_lite.driver import host
 from tests import support
+from tests.unit import test_startup
 from tests.unit.cmd import process
 
 
@@ -109,7 +110,7 @@ def test_passwords_do_not_cross_the_network_in_plain_text(up, http_basic, monkey
 KEYSTONE = '[api]\nauth_strategy = keystone\n'
 
 
-@pytest.mark.parametrize('section', ['', '[keystone_authtoken]\nauth_type = password\n'])
+@pytest.mark.parametrize('section', ['', test_startup.section()])
 def test_tokens_do_not_cross_the_network_in_plain_text(up, tmp_path, monkeypatch, section):
     monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
     file = tmp_path / 'a.conf'
@@ -604,8 +605,24 @@ def test_all_addresses(tmp_path, http_basic):
         tmp_path, '--host', 'atlas-800t-a2', '--bind', '0.0.0.0', '--insecure', *http_basic
     ) as up:
         assert up.url.startswith('http://127.0.0.1:')
-        shown = process.shell(up.requests().replace('NAME:PASSWORD', 'ann:secret')).strip()
-        assert '"Bound"' in shown
+        shown = json.loads(process.shell(up.requests().replace('NAME:PASSWORD', 'ann:secret')))
+        assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
+        assert up.interrupt() == 0
+
+
+def test_the_printed_requests_work_for_members(tmp_path, http_basic):
+    projects = tmp_path / 'projects'
+    projects.write_text('ann:vision:member\n')
+    with open(http_basic[1], 'a') as conf:
+        conf.write(f'http_basic_auth_project_file = {projects}\n')
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2', *http_basic) as up:
+        requests = up.requests().replace('NAME:PASSWORD', 'ann:secret')
+        # Pasted again.
+        for _ in range(2):
+            shown = json.loads(process.shell(requests))
+            assert (shown['state'], shown['project_id']) == ('active', 'vision')
+        [*_, last] = requests.strip().splitlines()
+        assert '-X DELETE' in last
         assert up.interrupt() == 0
 
 
