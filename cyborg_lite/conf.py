@@ -126,10 +126,13 @@ AGENT_OPTS = [
             'intel_qat',
             'xilinx_fpga',
             'pci',
+            'intel_fpga',
+            'inspur_fpga',
         ],
         help='The drivers that look for accelerators on this host, by the names of their entry '
         'points. If two drivers find a device at the same address, the first in this list owns '
-        'it. The default is all shipped drivers except the fake one.',
+        'it. The default has no fake card, and neither SSDs (``nvme_ssd``) nor network cards '
+        '(``nic``), which nearly every host has for itself.',
     ),
     cfg.Opt(
         'expected_devices',

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import signal
 
 import hypothesis
@@ -12,7 +13,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time of an example has no meaning on a busy machine.
-hypothesis.settings.register_profile('project', deadline=None)
+EXAMPLES = {'gate': 100, 'nightly': 2000}[os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate')]
+hypothesis.settings.register_profile('project', deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile('project')
 
 

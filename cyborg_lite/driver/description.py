@@ -78,7 +78,7 @@ FILE = Text(
     'a path below sys, proc, etc or run without .. in it, of up to 12 more names',
 )
 TEXT = Text('[^\ud800-\udfff]*', 'a text')
-ARGUMENTS = Text(r'[ -.0-~]{1,200}', 'arguments without a slash, of up to 200 ASCII characters')
+ARGUMENTS = Text(r'[ -~]{1,200}', 'arguments of up to 200 ASCII characters')
 
 #: The form of each place: a dict is a mapping with these keys; keys with ! are required.
 FUNCTION = {
@@ -213,7 +213,8 @@ def _expect(sound: object, place: str, words: str) -> None:
 
 def output(tool: str, args: collections.abc.Iterable[str]) -> pathlib.PurePath:
     """The path of a tool's output in a recorded host."""
-    return pathlib.PurePath('tools', tool, f'{"_".join(args) or "default"}.txt')
+    name = '_'.join(args).replace('/', '_') or 'default'
+    return pathlib.PurePath('tools', tool, f'{name}.txt')
 
 
 def write(data: Data, root: pathlib.Path) -> None:

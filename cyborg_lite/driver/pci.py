@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
+import itertools
 import re
 import typing
 
@@ -13,12 +15,22 @@ from cyborg_lite.driver import sysfs
 
 #: A vendor or device id of sysfs, without 0x.
 ID = re.compile('[0-9a-f]{4}')
+#: The maximum length of a fact from an attribute, in characters.
+FACT = 128
+#: Why a card of ``used_by_host`` is not allocated.
+IN_USE = 'the host uses it: bind it to vfio-pci to have it allocated'
 
 
 def _are_ids(ids: typing.Any) -> bool:
     if not isinstance(ids, tuple) or len(ids) not in (2, 4):
         return False
     return all(isinstance(id, str) and ID.fullmatch(id) for id in ids)
+
+
+def _line(text: str | None) -> str | None:
+    """The text as one printable line; None if it is none, or too long."""
+    words = ' '.join((text or '').split())
+    return words if 0 < len(words) <= FACT else None
 
 
 class PciDriver(driver.Driver):
@@ -33,12 +45,28 @@ class PciDriver(driver.Driver):
     models: collections.abc.Mapping[tuple[str, ...], str] = {}
     #: prefixes of the PCI class of a card; ids are not sufficient: vendors make network cards, too
     classes: tuple[str, ...] = ('',)
+    #: the vendors whose functions of these classes are all cards, listed or not; None for any
+    vendors: collections.abc.Collection[str] | None = ()
+    #: whether the functions of one slot, such as the ports of a network card, are one card
+    one_per_slot = False
+    #: whether the host uses such cards itself, as it does its disks: then a function is allocated
+    #: only if no driver of the host is bound to it
+    used_by_host = False
+    #: facts of ``vendor_board``, each with the attributes that may have it: patterns of
+    #: :meth:`~cyborg_lite.driver.sysfs.Function.find`
+    board_files: collections.abc.Mapping[str, tuple[str, ...]] = {}
+    #: the attributes that may have the serial number, as such patterns
+    serial_files: tuple[str, ...] = ()
 
     #: the number of PCIe lanes of a card by its ids, if its chip reports more
     lanes: collections.abc.Mapping[tuple[str, ...], int] = {}
 
     #: virtual functions without a link yet, by the address of their physical function
     unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
+    #: the ports of each card, by its address, if cards have several
+    _ports: typing.Mapping[str, list[sysfs.Function]] = {}
+    #: how many cards have each serial number
+    _serials: typing.Mapping[str | None, int] = collections.Counter()
 
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         """Refuse ids that no function of sysfs can have.
@@ -60,7 +88,7 @@ class PciDriver(driver.Driver):
         return [self.device(function) for function in self.cards()]
 
     def cards(self) -> list[sysfs.Function]:
-        """The physical functions that are cards of this driver."""
+        """The physical functions that are cards of this driver; of several ports the first."""
         functions = self.host.tree.functions()
         # A function without ids cannot be identified, whatever its class.
         cards = [f for f in functions if all(f.ids) and self.is_card(f) and not f.is_virtual]
@@ -68,11 +96,25 @@ class PciDriver(driver.Driver):
         vendors = {card.ids[0] for card in cards}
         self.unlinked = sysfs.unlinked([f for f in functions if f.ids[0] in vendors])
         virtual = {f.bdf for found in self.unlinked.values() for f in found}
-        return [card for card in cards if card.bdf not in virtual]
+        cards = [card for card in cards if card.bdf not in virtual]
+        if self.one_per_slot:
+            slots = itertools.groupby(cards, key=lambda card: card.bdf.partition('.')[0])
+            ports = [list(functions) for _, functions in slots]
+            self._ports = {functions[0].bdf: functions for functions in ports}
+            cards = [functions[0] for functions in ports]
+        self._serials = collections.Counter(map(self._told_serial, cards))
+        return cards
+
+    def ports(self, card: sysfs.Function) -> list[sysfs.Function]:
+        """The physical functions of a card: itself, and others in its slot if they belong to it."""
+        return self._ports.get(card.bdf, [card])
 
     def is_card(self, function: sysfs.Function) -> bool:
-        """Whether a function has ids of ``models`` and a class of ``classes``."""
-        return bool(self.listed_model(function)) and function.pci_class.startswith(self.classes)
+        """Whether a function has a class of ``classes``, and is in ``models`` or of ``vendors``."""
+        if not function.pci_class.startswith(self.classes):
+            return False
+        of_vendor = self.vendors is None or function.ids[0] in self.vendors
+        return of_vendor or bool(self.listed_model(function))
 
     def device(self, card: sysfs.Function) -> driver.Device:
         """The Device of a card."""
@@ -106,12 +148,20 @@ class PciDriver(driver.Driver):
         return self.models.get(function.identity) or self.models.get(function.ids)
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
-        """Facts that only boards of this vendor have."""
-        return {}
+        """Facts that only boards of this vendor have: here those of ``board_files``."""
+        told = {key: _line(card.told(*files)) for key, files in self.board_files.items()}
+        return {key: text for key, text in told.items() if text}
 
     def serial(self, card: sysfs.Function) -> str | None:
-        """The serial number or UUID of the card, which does not depend on its host and slot."""
-        return None
+        """The serial number or UUID of the card, which does not depend on its host and slot.
+
+        Here it is that of ``serial_files``; a number that several cards have identifies none.
+        """
+        number = self._told_serial(card)
+        return number if self._serials[number] == 1 else None
+
+    def _told_serial(self, card: sysfs.Function) -> str | None:
+        return _line(card.told(*self.serial_files))
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The health of the card; None if it is unknown.  Here it follows from the PCIe link
@@ -127,10 +177,16 @@ class PciDriver(driver.Driver):
 
     def unusable(self, card: sysfs.Function) -> str | None:
         """Why the card must not be allocated, as a text; None if it may be."""
+        reasons = [self._unusable_port(port) for port in self.ports(card)]
+        return reasons[0] if all(reasons) else None
+
+    def _unusable_port(self, card: sysfs.Function) -> str | None:
         if self.is_split(card):
             return None if self.functions(card) else self._withheld(card)
         if card.mediated_devices:
             return 'its mediated devices are in use'
+        if self.in_use(card):
+            return IN_USE
         # The host would lose its console to the guest.
         agent = getattr(self.conf, 'agent', None)
         if card.is_console and not getattr(agent, 'offer_console_card', False):
@@ -142,26 +198,37 @@ class PciDriver(driver.Driver):
         functions = list(card.virtual_functions)
         if not functions:
             return 'its virtual functions cannot be seen'
-        used = any(function.mediated_devices for function in functions)
-        return 'its mediated devices are in use' if used else None
+        if any(function.mediated_devices for function in functions):
+            return 'its mediated devices are in use'
+        return IN_USE if all(map(self.in_use, functions)) else None
+
+    def in_use(self, function: sysfs.Function) -> bool:
+        """Whether the host uses a function itself, so that it must not be allocated."""
+        return self.used_by_host and bool(function.driver) and not function.passed_through
 
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """The functions to allocate: the card's virtual functions, or the card if it has none.
 
         If they are enabled but not visible, the list is empty: the card includes all of them.  A
-        function whose mediated devices are in use is left out.
+        function that the host uses, or whose mediated devices are in use, is left out.
         """
         functions = list(card.virtual_functions) if self.is_split(card) else [card]
-        return [function for function in functions if not function.mediated_devices]
+        return [f for f in functions if not f.mediated_devices and not self.in_use(f)]
 
     def is_split(self, card: sysfs.Function) -> bool:
         """Whether the card has virtual functions, visible or not."""
         return bool(card.numvfs or self.unlinked.get(card.bdf) or any(card.virtual_functions))
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        """The deployables of a card, one for each kind of resource."""
-        virtual = self.virtual_class if self.is_split(card) else None
-        return [self.deployable(card, self.functions(card), virtual or self.resource_class)]
+        """The deployables of a card, one for each port and each kind of resource."""
+        return [
+            self.deployable(port, self.functions(port), self.class_of(port))
+            for port in self.ports(card)
+        ]
+
+    def class_of(self, card: sysfs.Function) -> str:
+        """The resource class of a card or port, which may be another one for virtual functions."""
+        return (self.is_split(card) and self.virtual_class) or self.resource_class
 
     def deployable(
         self, card: sysfs.Function, functions: list[sysfs.Function], resource_class: str

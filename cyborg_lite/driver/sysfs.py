@@ -11,6 +11,7 @@ Source: Documentation/ABI/testing/sysfs-bus-pci and Documentation/PCI/sysfs-pci.
 from __future__ import annotations
 
 import collections.abc
+import fnmatch
 import functools
 import itertools
 import os
@@ -25,9 +26,9 @@ BDF = re.compile(
 )
 #: The directory in which the kernel lists the functions.
 DEVICES = pathlib.PurePath('sys/bus/pci/devices')
-#: Kernel drivers for passthrough to guests: the vendor's driver and tools do not see the function.
-#: Source: Documentation/driver-api/vfio.rst and drivers/pci/pci-stub.c of Linux.
-PASSED_THROUGH = ('vfio-pci', 'pci-stub')
+#: The names of kernel drivers for passthrough to guests, such as vfio-pci and mlx5_vfio_pci.
+#: Source: drivers/vfio/pci and drivers/pci/pci-stub.c of Linux.
+PASSED_THROUGH = re.compile(r'pci-stub|([\w-]*[_-])?vfio[_-]pci')
 #: The maximum size of a file, in bytes: an attribute of sysfs has at most one page.
 LIMIT = 4096
 #: The maximum number of entries that are read of a directory.
@@ -178,6 +179,35 @@ class Function:
         """The names in a directory of the function, sorted; empty if there is no directory."""
         return self.tree.entries(self.path.relative_to(self.tree.root) / name)
 
+    def find(self, *patterns: str) -> str | None:
+        """The first path below the function that matches, such as ``nvme/nvme*/model``.
+
+        ``*`` stands for any characters of one name.  The first name must not have it: the
+        directory of the function itself is not listed.  A last name without it need not exist.
+        """
+        return next(self._matching(patterns), None)
+
+    def told(self, *patterns: str) -> str | None:
+        """The text of the first attribute that matches and has one: see :meth:`find`."""
+        texts = map(self.read, self._matching(patterns))
+        return next((text for text in texts if text), None)
+
+    def _matching(self, patterns: tuple[str, ...]) -> collections.abc.Iterator[str]:
+        for pattern in patterns:
+            yield from self._matches('', pattern.split('/'))
+
+    def _matches(self, place: str, parts: list[str]) -> collections.abc.Iterator[str]:
+        """The paths that match the parts, below a place."""
+        if not parts:
+            yield place
+            return
+        names = [parts[0]]
+        if '*' in parts[0] and place:
+            # Only * has a meaning.
+            names = fnmatch.filter(self.entries(place), parts[0].replace('[', '[[]'))
+        for name in names:
+            yield from self._matches(f'{place}/{name}' if place else name, parts[1:])
+
     def number(self, name: str) -> int | None:
         """The number of up to 20 digits in an attribute; None if there is none."""
         return _number(self.read(name))
@@ -271,6 +301,11 @@ class Function:
     def driver(self) -> str | None:
         """The kernel driver that is bound; None if there is none."""
         return self.link('driver')
+
+    @property
+    def passed_through(self) -> bool:
+        """Whether it is kept for guests: the vendor's driver and tools do not see it."""
+        return bool(PASSED_THROUGH.fullmatch(self.driver or ''))
 
     @property
     def iommu_group(self) -> str | None:

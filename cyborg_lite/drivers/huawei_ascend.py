@@ -179,7 +179,7 @@ class HuaweiAscend(pci.PciDriver):
         for npu in self._known.values():
             npu.said.clear()
         # npu-smi does not see cards of guests.
-        ours = [card for card in cards if card.driver not in sysfs.PASSED_THROUGH]
+        ours = [card for card in cards if not card.passed_through]
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
@@ -220,7 +220,7 @@ class HuaweiAscend(pci.PciDriver):
 
     def _is_silent(self, card: sysfs.Function) -> bool:
         """Whether npu-smi should know a card but did not report it."""
-        passed = card.driver in sysfs.PASSED_THROUGH
+        passed = card.passed_through
         answered = any(npu.said for npu in self._known.values())
         return bool(passed or answered or self._broken or self._known[card.bdf].facts)
 

@@ -7,7 +7,9 @@ from cyborg_lite.driver import pci
 
 
 class IntelQat(pci.PciDriver):
-    """Source: pci.ids, and Documentation/ABI/testing/sysfs-driver-qat of Linux."""
+    """Source: pci.ids; Linux, drivers/crypto/intel/qat/qat_common/adf_accel_devices.h, and
+    Documentation/ABI/testing/sysfs-driver-qat.
+    """
 
     name, type, resource_class = 'intel_qat', 'QAT', 'CUSTOM_QAT'
     classes = ('0b40',)
@@ -22,5 +24,6 @@ class IntelQat(pci.PciDriver):
         ('8086', '4942'): '401xx',
         ('8086', '4944'): '402xx',
         ('8086', '4946'): '420xx',
+        ('8086', '4948'): '6xxx',
         ('8086', '6f54'): 'D15xx',
     }

@@ -56,6 +56,7 @@ class NvidiaGpu(pci.PciDriver):
     virtual_class = 'VGPU'
     #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are not GPUs
     classes = ('0300', '0302')
+    vendors = ('10de',)
     #: Cards whose name in NVML does not follow from pci.ids. Source: pci.ids, and NVML's names.
     models = {
         ('10de', '15f7'): 'Tesla P100-PCIE-12GB',
@@ -111,16 +112,13 @@ class NvidiaGpu(pci.PciDriver):
             # If NVML reported the card before and does not now, the health is unknown.
             gpu.health = driver.Health() if gpu.health else None
         # NVML does not see cards of guests.
-        ours = {card.bdf for card in cards if card.driver not in sysfs.PASSED_THROUGH}
+        ours = {card.bdf for card in cards if not card.passed_through}
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
 
     #: The connector of an A2 has 8 lanes; its chip reports 16. Source: NVIDIA A2 product brief.
     lanes = {('10de', '25b6'): 8}
-
-    def is_card(self, function: sysfs.Function) -> bool:
-        return function.ids[0] == '10de' and function.pci_class.startswith(self.classes)
 
     def model(self, card: sysfs.Function) -> str:
         """Our table comes first: so the name does not depend on NVML."""
@@ -167,7 +165,7 @@ class NvidiaGpu(pci.PciDriver):
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         told = self._known[card.bdf].health
-        if told is None and card.driver in sysfs.PASSED_THROUGH:
+        if told is None and card.passed_through:
             # NVML does not see the card, and a good PCIe link is not sufficient.
             told = driver.Health()
         return driver.worst(super().health(card), told)
@@ -191,7 +189,7 @@ class NvidiaGpu(pci.PciDriver):
 
     def _instances(self, card: sysfs.Function) -> list[Facts] | None:
         """The MIG instances that NVML listed; None if MIG is off or unknown."""
-        if card.driver in sysfs.PASSED_THROUGH:  # NVIDIA's driver has released it: it is whole
+        if card.passed_through:  # NVIDIA's driver has released it: it is whole
             return None
         return typing.cast('list[Facts] | None', self._known[card.bdf].facts.get('mig'))
 

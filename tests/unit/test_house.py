@@ -250,9 +250,9 @@ def test_every_driver_has_an_entry_point():
     points = {p.name: p.load() for p in ENTRY_POINTS if p.group == 'cyborg_lite.drivers'}
     modules = {f.stem for f in (ROOT / 'drivers').glob('*.py')} - {'__init__'}
     assert set(points) == modules == {driver.name for driver in points.values()}
-    # All that ship are enabled, but the fake one.
+    # Nearly every host has SSDs and network cards for itself.
     enabled = options.load(files=[]).agent.enabled_drivers
-    assert set(enabled) == modules - {'fake'}
+    assert set(enabled) == modules - {'fake', 'nic', 'nvme_ssd'}
 
 
 @pytest.mark.parametrize('file', FILES, ids=name)

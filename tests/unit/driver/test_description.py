@@ -118,7 +118,7 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         ('dev: [../../etc/passwd]', r'dev\[0\]: expected a path without'),
         ('dev: [/etc/passwd]', r'dev\[0\]: expected a path without'),
         ('tools: {a/b: {}}', 'tools.a/b: expected a name'),
-        ('tools: {x: {../y: z}}', r'tools\.x\.\.\./y: expected arguments without a slash'),
+        ('tools: {x: {"\\xe9": z}}', r'tools\.x\.\xe9: expected arguments of up to 200 ASCII'),
         ('tools: {x: {y: [z]}}', 'tools.x.y: expected a text'),
         ('tools: {x: y}', 'tools.x: expected a mapping'),
         ('files: {etc/../x: y}', r'files\.etc/\.\./x: expected a path below sys, proc, etc or run'),
@@ -270,3 +270,11 @@ def test_any_text_is_a_description_or_a_clear_error(text):
         description.parse(text)
     except driver.HostError as error:
         assert 'expected' in str(error) or 'not YAML' in str(error)
+
+
+def test_arguments_with_slashes_stay_below_the_tool(tmp_path):
+    command = 'smart-log /dev/nvme0 ../../x'
+    description.write(description.parse(f'tools: {{nvme: {{{command}: text}}}}'), tmp_path)
+    [file] = (tmp_path / 'tools/nvme').iterdir()
+    assert file.name == 'smart-log__dev_nvme0_.._.._x.txt'
+    assert driver.Host('x', tmp_path).run('nvme', *command.split()) == 'text\n'

@@ -299,3 +299,62 @@ def test_a_function_whose_ids_cannot_be_read_is_no_card(tmp_path, name):
     host = captures.host(tmp_path, functions)
     (host.tree.functions()[0].path / name).write_text('rubbish')
     assert [card.address for card in testing.discover(ByClass, host)] == ['0000:06:00.0']
+
+
+class Ported(PciDriver):
+    """Cards of several ports, whose attributes have facts and the serial number."""
+
+    name, type, resource_class, one_per_slot = 'ported', 'NIC', 'CUSTOM_NIC', True
+    vendors, classes, used_by_host = ('abcd',), ('02',), True
+    board_files = {'firmware': ('old/fw', 'acme/acme*/fw'), 'model': ('acme/acme*/model',)}
+    serial_files = ('acme/acme*/serial',)
+
+
+def ported(tmp_path, *functions: dict) -> list[driver.Device]:
+    return testing.discover(Ported, captures.host(tmp_path, list(functions)))
+
+
+def test_functions_of_a_slot_are_one_card(tmp_path):
+    found = ported(
+        tmp_path,
+        *(captures.function(f'0000:3b:00.{n}', 'abcd:0001', '020000') for n in (0, 1, 7)),
+        captures.function('0000:3b:01.0', 'abcd:0001', '020000'),
+        captures.function('0001:3b:00.1', 'abcd:0001', '020000'),
+        captures.function('0001:3b:00.2', 'abcd:0001', '120000'),
+        captures.function('0001:3b:00.3', 'abce:0001', '020000'),
+    )
+    ports = {card.address: [part.name for part in card.deployables] for card in found}
+    assert ports == {
+        '0000:3b:00.0': ['0000:3b:00.0', '0000:3b:00.1', '0000:3b:00.7'],
+        '0000:3b:01.0': ['0000:3b:01.0'],
+        '0001:3b:00.1': ['0001:3b:00.1'],
+    }
+
+
+@pytest.mark.parametrize(
+    ('files', 'board'),
+    [
+        ({'acme/acme0/model': ' A  One '}, {'model': 'A One'}),
+        ({'acme/acme0/fw': '1.2', 'old/fw': '1.1'}, {'firmware': '1.1'}),
+        ({'acme/acme0/fw': '', 'acme/acme1/fw': '1.3'}, {'firmware': '1.3'}),
+        ({'acme/acme0/fw': 'x' * 128}, {'firmware': 'x' * 128}),
+        ({'acme/acme0/fw': 'x' * 129}, {}),
+        ({}, {}),
+    ],
+)
+def test_facts_from_attributes(tmp_path, files, board):
+    [card] = ported(tmp_path, captures.function(CARD, 'abcd:0001', '020000', files=files))
+    assert card.vendor_board == board
+
+
+def test_a_serial_number_of_several_cards_identifies_none(tmp_path):
+    cards = ported(
+        tmp_path,
+        *(
+            captures.function(
+                f'0000:3{n}:00.0', 'abcd:0001', '020000', files={'acme/acme0/serial': serial}
+            )
+            for n, serial in enumerate(('A', 'B', 'A'))
+        ),
+    )
+    assert [card.serial for card in cards] == [None, 'B', None]

@@ -315,3 +315,72 @@ def test_any_words_are_a_trait_or_none(words):
 )
 def test_traits(words, expected):
     assert driver.trait(*words) == expected
+
+
+@pytest.fixture
+def function(tree):
+    """A function with attributes in directories."""
+    path = add(tree)
+    for name, text in {
+        'nvme/nvme0/model': 'one\n',
+        'nvme/nvme0/hwmon3/temp1_alarm': '1\n',
+        'nvme/nvme1/model': 'two\n',
+        'nvme/other/model': 'three\n',
+    }.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return only(tree)
+
+
+@pytest.mark.parametrize(
+    ('patterns', 'path', 'text'),
+    [
+        (['nvme/nvme*/model'], 'nvme/nvme0/model', 'one'),
+        (['nvme/nvme*'], 'nvme/nvme0', None),
+        (['nvme/nvme*/hwmon*/temp1_alarm'], 'nvme/nvme0/hwmon3/temp1_alarm', '1'),
+        (['nvme/o*/model'], 'nvme/other/model', 'three'),
+        (['accel/*/model', 'nvme/*1/model'], 'nvme/nvme1/model', 'two'),
+        (['accel/*', 'nvme/x*'], None, None),
+        # A path without wildcards need not exist, and the function itself is not listed.
+        (['nvme/nvme7/model'], 'nvme/nvme7/model', None),
+        (['nv*/nvme0/model'], 'nv*/nvme0/model', None),
+        (['class'], 'class', '0x120000'),
+        # A name of a directory is no pattern.
+        (['nvme/[no]*/model'], None, None),
+    ],
+)
+def test_paths_by_pattern(function, patterns, path, text):
+    assert function.find(*patterns) == path
+    assert function.told(*patterns) == text
+
+
+def test_the_first_text_of_all_matches_is_told(tree, function):
+    (function.path / 'nvme/nvme0/model').write_bytes(b'\xff')
+    assert function.told('nvme/nvme*/model') == 'two'
+
+
+def test_a_pattern_does_not_lead_out_of_the_tree(tree, function):
+    (function.path / 'nvme/nvme0/model').unlink()
+    (function.path / 'nvme/nvme0/model').symlink_to('/etc/hostname')
+    (function.path / 'out').symlink_to('/etc')
+    assert function.told('nvme/nvme0/model', 'out/host*', '../../../../../../../etc/*') is None
+
+
+@pytest.mark.parametrize(
+    ('name', 'kept'),
+    [
+        ('vfio-pci', True),
+        ('pci-stub', True),
+        ('mlx5_vfio_pci', True),
+        ('nvgrace-gpu-vfio-pci', True),
+        ('nvidia', False),
+        ('vfio-pcie', False),
+        ('uio_pci_generic', False),
+        (None, False),
+    ],
+)
+def test_drivers_that_keep_a_card_for_guests(tree, name, kept):
+    path = add(tree)
+    if name:
+        (path / 'driver').symlink_to(f'../../../bus/pci/drivers/{name}')
+    assert only(tree).passed_through == kept

@@ -86,10 +86,11 @@ def from_udev(text: str) -> list[dict]:
     """From blocks of ``udevadm info --export-db``."""
     functions = []
     for block in text.split('\n\n'):
-        told = dict(re.findall(r'^E: (PCI_\w+|SUBSYSTEM)=(\S+)$', block, re.MULTILINE))
+        told = dict(re.findall(r'^E: (PCI_\w+|SUBSYSTEM|DRIVER)=(\S+)$', block, re.MULTILINE))
         if told.get('SUBSYSTEM') == 'pci':
             ids, pci_class = told['PCI_ID'].lower(), told['PCI_CLASS'].lower().zfill(6)
-            functions.append(function(told['PCI_SLOT_NAME'], ids, pci_class))
+            bound = {'driver': told['DRIVER']} if 'DRIVER' in told else {}
+            functions.append(function(told['PCI_SLOT_NAME'], ids, pci_class, **bound))
     return functions
 
 

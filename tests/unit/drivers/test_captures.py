@@ -14,16 +14,22 @@ from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import amd_gpu
 from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers import inspur_fpga
+from cyborg_lite.drivers import intel_fpga
 from cyborg_lite.drivers import intel_gaudi
 from cyborg_lite.drivers import intel_gpu
 from cyborg_lite.drivers import intel_qat
+from cyborg_lite.drivers import nic
 from cyborg_lite.drivers import nvidia_gpu
+from cyborg_lite.drivers import nvme_ssd
 from cyborg_lite.drivers import xilinx_fpga
 from tests.unit.drivers import captures
 
 DRIVERS = (
     amd_gpu.AmdGpu,
     huawei_ascend.HuaweiAscend,
+    inspur_fpga.InspurFpga,
+    intel_fpga.IntelFpga,
     intel_gaudi.IntelGaudi,
     intel_gpu.IntelGpu,
     intel_qat.IntelQat,
@@ -104,7 +110,10 @@ def alike(name: str, ids: str, model: str, addresses: str) -> list[tuple[str, st
             alike('intel_gaudi', '1da3:1020', 'Intel Gaudi 2', '19:00.0 1a:00.0 43:00.0 44:00.0'),
             marks=evidence('intel_gaudi', 'excerpt', 'lspci of four', 'Intel Gaudi 2'),
         ),
-        ('intel/ofs-n6001-lspci-vfs.txt', []),
+        (
+            'intel/ofs-n6001-lspci-vfs.txt',
+            alike('intel_fpga', '8086:bcce', 'Intel FPGA with DFL', 'b1:00.0'),
+        ),
     ],
 )
 def test_lspci(tmp_path, capture, expected):
@@ -518,7 +527,31 @@ def test_board_and_mapping_without_a_table(tmp_path):
     }
 
 
-#: Captures for future drivers.
+@pytest.mark.parametrize(
+    ('capture', 'ssds', 'nics'),
+    [
+        pytest.param(
+            'udev/DISK_SAMSUNG_KIOXIA.udevadm.txt.xz',
+            '01:00.0 02:00.0 2a:00.0 2b:00.0 2c:00.0 2d:00.0 ab:00.0 ac:00.0 ad:00.0 ae:00.0',
+            '29:00.0 aa:00.0',
+            marks=evidence('nvme_ssd', 'real capture', 'udev of a server with ten'),
+        ),
+        ('udev/ELEMENT_BIOSCIENCES_INSTRUMENT.udevadm.txt.xz', '02:00.0', ''),
+        ('udev/MELLANOX_40GBPS.udevadm.txt.xz', '', ''),
+        ('udev/XILINX_KR260.udevadm.txt.xz', '', ''),
+    ],
+)
+def test_devices_of_hosts(tmp_path, capture, ssds, nics):
+    """The host uses each of them, so that none has an accelerator."""
+    host = captures.host(tmp_path, captures.from_udev(captures.text(capture)))
+    for kind, addresses in ((nvme_ssd.NvmeSsd, ssds), (nic.Nic, nics)):
+        devices = testing.discover(kind, host)
+        assert [d.address for d in devices] == [f'0000:{each}' for each in addresses.split()]
+        assert [h for d in devices for p in d.deployables for h in p.attach_handles] == []
+        assert all(device.unusable for device in devices)
+
+
+#: Captures of which another test makes a host, and those for future drivers.
 OTHERS = re.compile(
     r'SOURCES.md|(amd|nvme|spdk)/.*|detector-json/amd.*|intel/(gaudi2|xpu|ofs-.*-fpgainfo).*'
 )

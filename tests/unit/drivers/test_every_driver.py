@@ -54,7 +54,8 @@ def test_names_are_those_of_the_files():
     names = [kind.name for kind in DRIVERS]
     assert names == [kind.__module__.rpartition('.')[2] for kind in DRIVERS]
     assert {'amd_gpu', 'fake', 'huawei_ascend', 'intel_gaudi', 'intel_gpu'} <= {*names}
-    assert {'intel_qat', 'nvidia_gpu', 'pci', 'xilinx_fpga'} <= {*names}
+    assert {'inspur_fpga', 'intel_fpga', 'intel_qat', 'nic', 'nvidia_gpu'} <= {*names}
+    assert {'nvme_ssd', 'pci', 'xilinx_fpga'} <= {*names}
 
 
 FOUND = {
