@@ -75,6 +75,8 @@ class Lease:
     views: Words
     #: the socket of the agent
     socket: str
+    #: ``acl`` if the kernel keeps users without a lease from devices, or ``advisory``
+    access: str = 'advisory'
 
     @property
     def env(self) -> dict[str, str]:
@@ -189,6 +191,7 @@ def lease(
             return Lease(
                 *(answer['uuid'], answer['name'], answer['host']),
                 *(answer['accelerators'], answer['views'], path),
+                answer.get('access', 'advisory'),
             )
         told(answer)
     raise Error('the agent ended the conversation without an answer')

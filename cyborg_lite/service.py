@@ -137,7 +137,9 @@ class Agents:
 
 
 def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
-    return leases.Leases(bus, agent.host, agent.id, agent.reported, lambda: agent.finding)
+    return leases.Leases(
+        bus, agent.host, agent.id, agent.reported, lambda: agent.finding, agent.access
+    )
 
 
 class Embedded:

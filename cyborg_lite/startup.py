@@ -135,6 +135,22 @@ def socket(conf: cfg.ConfigOpts) -> None:
             ) from None
 
 
+def access(conf: cfg.ConfigOpts) -> None:
+    """Check that the agent can change the access to device nodes, if it is configured to."""
+    if conf.agent.device_access == 'advisory':
+        return
+    if os.geteuid() != 0:
+        raise exception.Refused(
+            '[agent] device_access is acl: only root can close device nodes. Run the agent as '
+            'root, or set it to advisory'
+        )
+    if not conf.agent.socket:
+        raise exception.Refused(
+            '[agent] device_access is acl, and [agent] socket is not set: nobody could open a '
+            'device'
+        )
+
+
 def bus(conf: cfg.ConfigOpts) -> None:
     """Check that a broker is configured, and that it accepts this service's credentials.
 

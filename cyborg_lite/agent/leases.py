@@ -27,6 +27,8 @@ from cyborg_lite import driver
 from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import worker
+from cyborg_lite.agent import access as accesses
+from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
@@ -45,6 +47,9 @@ TIMEOUT = 60
 WATCHED = 8
 #: How long a stop waits for the round in progress, in seconds.
 PATIENCE = 5
+#: How often the access to device nodes is checked, in seconds: a program may make a node anew, or
+#: change its mode.
+CHECK = 5.0
 #: How many requests without an answer are remembered: more than can be carried out late.
 UNANSWERED = 1024
 
@@ -79,16 +84,23 @@ class Leases:
         host: driver.Host,
         agent: str,
         reported: threading.Event,
-        finding: collections.abc.Callable[[], collections.abc.Collection[str]],
+        finding: collections.abc.Callable[[], nodes.Finding],
+        access: accesses.Access | None = None,
     ) -> None:
         """:param agent: the id of the agent in reports.
         :param reported: set once a conductor knows the host.
-        :param finding: returns the drivers that have found devices.
+        :param finding: returns the last finding of the drivers.
+        :param access: the access to the nodes of the host; None if it is advisory.
         """
         self._bus = bus
         self._agent = agent
         self._reported = reported
         self._finding = finding
+        self._access = access
+        # Serializes the changes of access.
+        self._guarding = threading.Lock()
+        # Whether the leases of an earlier start of the agent are known.
+        self._compared = False
         self.host = host
         self._worker = worker.Worker(f'leases-{host.name}', self._work)
         self._changed = threading.Condition()
@@ -171,7 +183,37 @@ class Leases:
 
     def resources(self) -> list[str]:
         """The names of the resources of this host for Spark."""
-        return delivery.resources(self._finding())
+        return delivery.resources(self._finding().drivers)
+
+    @property
+    def access(self) -> str:
+        """Whether the kernel keeps other users from what a lease holds: see accesses.shown."""
+        return accesses.shown(self._access)
+
+    def guard(self, timeout: float = 0.0) -> None:
+        """Let users open the device nodes of their leases, and no others.
+
+        Nothing is changed before the earlier leases are known.
+
+        :param timeout: the timeout of the wait for them, in seconds.
+        """
+        if self._access is None:
+            return
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._compared, timeout):
+                return
+        with self._guarding:
+            self._access.enforce(self._users(), self._finding().shared)
+
+    def _users(self) -> dict[str, set[int]]:
+        """By device node, the users with a lease of it."""
+        found: dict[str, set[int]] = {
+            node: set() for own in self._finding().nodes.values() for node in own
+        }
+        for lease in self.all():
+            for node in [] if lease.queued else self._all_nodes(lease):
+                found.setdefault(node, set()).add(lease.process.uid)
+        return found
 
     def released(self, lease: Lease, timeout: float) -> bool:
         """Whether a conductor has released a lease, after waiting at most so many seconds."""
@@ -210,6 +252,9 @@ class Leases:
                 self._bring_forward(now + RETRY)
         known = list(self._known.values())
         late = [lease for lease in known if not self._look(lease)]
+        # First: what is free then is closed.
+        # First: no device is free that its last user can open.
+        self.guard()
         late += [lease for lease in known if lease.over and not self._end(lease)]
         self._wait_for_events(RETRY if late else self._pause())
         return 0.0
@@ -220,7 +265,8 @@ class Leases:
             polling = any(lease.queued and not lease.over for lease in self._known.values())
         if polling:
             self._bring_forward(time.monotonic() + POLL)
-        return max(0.0, self._due - time.monotonic())
+        pause = max(0.0, self._due - time.monotonic())
+        return pause if self._access is None else min(CHECK, pause)
 
     def _bring_forward(self, due: float) -> None:
         """Compare at this time, unless an earlier comparison is due."""
@@ -268,6 +314,7 @@ class Leases:
                     self._known[uuid] = self._found(row)
             # A lease that was made meanwhile may be absent from the answer.
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
+            self._compared = True
             self._changed.notify_all()
         for lease in gone:
             self._unwatch(lease)

@@ -245,6 +245,7 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
             row = served.wait(lease, before, CHECK)
     if row is None:
         raise Refused('the lease was released while it waited', 409)
+    served.guard(PATIENCE)
     document = served.document(lease)
     views = {view: delivery.render(document, view) for view in delivery.VIEWS}
     asking.send(_shown(served, lease, row) | {'views': views})
@@ -287,7 +288,8 @@ def _list(served: leases.Leases, asking: Client) -> None:
     for lease in served.all():
         shown = _shown(served, lease, lease.row)
         found.append(shown if asking.may(lease.process.uid) else _hidden(shown))
-    asking.send({'leases': found, 'resources': served.resources()})
+    answer = {'leases': found, 'resources': served.resources(), 'access': served.access}
+    asking.send(answer)
 
 
 def _hidden(shown: Words) -> Words:
@@ -339,6 +341,7 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
             {'pid': each.pid, 'command': each.command} for each in list(lease.watched.values())
         ],
         'accelerators': row['accelerators'],
+        'access': served.access,
     }
 
 

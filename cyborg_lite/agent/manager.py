@@ -19,7 +19,9 @@ from cyborg_lite import driver
 from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import worker
+from cyborg_lite.agent import access
 from cyborg_lite.agent import drivers
+from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import secret
 
@@ -40,7 +42,8 @@ class Manager:
 
     def __init__(self, conf: cfg.ConfigOpts, bus: rpc.Peers, host: driver.Host) -> None:
         """
-        :raises cyborg_lite.exception.Refused: when the file of the secret cannot be used.
+        :raises cyborg_lite.exception.Refused: when the file of the secret, or that of the device
+            nodes, cannot be used.
         """
         self._conf = conf
         self._bus = bus
@@ -49,12 +52,14 @@ class Manager:
         self._drivers = drivers.Drivers(conf, host, woken=self._worker.wake)
         self._boot_id = processes.boot()
         self._secret = secret.load(conf)
+        #: the access to the nodes of this machine; None if it is advisory
+        self.access = None if host.recorded else access.load(conf)
         #: distinguishes a restarted agent from two agents of one host
         self.id = str(uuid.uuid4())
         #: set once the conductor has accepted or refused the first findings of the drivers
         self.reported = threading.Event()
-        #: the drivers that have found devices
-        self.finding: frozenset[str] = frozenset()
+        #: the last finding of the drivers
+        self.finding = nodes.Finding()
         # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
         self._due = 0.0
@@ -70,10 +75,12 @@ class Manager:
     def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
         with self._reporting:
             findings = self._drivers.discover(anew)
-            self.finding = frozenset(n for n, s in findings.drivers.items() if s.devices)
+            finding = [name for name, state in findings.drivers.items() if state.devices]
+            self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
                 'drivers': {n: s.facts() for n, s in findings.drivers.items()},
+                'access': access.shown(self.access),
             }
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval

@@ -13,7 +13,7 @@ from cyborg_lite.cmd import daemon
 
 
 def main() -> int:
-    return daemon.run('cyborg-lite-agent', _make, startup.bus, startup.socket)
+    return daemon.run('cyborg-lite-agent', _make, startup.bus, startup.socket, startup.access)
 
 
 def _make(conf: cfg.ConfigOpts) -> service.Running:

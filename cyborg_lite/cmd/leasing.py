@@ -143,7 +143,8 @@ def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
             document = delivery.document(row['uuid'], row['host'], row['accelerators'])
             views = {view: delivery.render(document, view) for view in delivery.VIEWS}
             return client.Lease(
-                *(row['uuid'], row['name'], row['host'], row['accelerators'], views, path)
+                *(row['uuid'], row['name'], row['host'], row['accelerators'], views, path),
+                row.get('access', 'advisory'),
             )
     return None
 

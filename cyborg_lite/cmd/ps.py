@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import csv
 import datetime
 import getpass
@@ -40,6 +41,8 @@ TIMEOUT = 30
 #: Texts of errors when a server has no TLS, and errors when it closes a connection.
 NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
 CLOSED = (ConnectionResetError, http.client.BadStatusLine)
+#: The access to devices, in words.
+ACCESS = {'acl': 'enforced', 'advisory': 'advisory'}
 #: The states of health that the table shows for held cards.
 NOT_WELL = ('warning', 'critical')
 CLEAR = '\x1b[2J\x1b[H'
@@ -258,7 +261,18 @@ def _table(rows: list[Row]) -> str:
             _since(row['held_since']),
         )  # fmt: skip
         table.add_row([_cut(*each) for each in zip(WIDTHS, map(str, cells), strict=True)])
-    return '\n'.join(line.rstrip() for line in table.get_string().splitlines())
+    lines = [*table.get_string().splitlines(), *_access(rows)]
+    return '\n'.join(line.rstrip() for line in lines)
+
+
+def _access(rows: list[Row]) -> list[str]:
+    """A line that says where the kernel keeps users from devices; none if nothing is known."""
+    hosts = {row['host']: ACCESS.get(str(row.get('access'))) for row in rows}
+    known = collections.Counter(word for word in hosts.values() if word)
+    if len(hosts) == 1:
+        return [f'Access is {word}.' for word in known]
+    words = [f'{word} on {number} host{"s"[: number > 1]}' for word, number in known.items()]
+    return [f'Access is {", ".join(words)}.'] if words else []
 
 
 def _process(allocation: Row) -> str | None:

@@ -36,6 +36,7 @@ from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
+from cyborg_lite.agent import access
 from cyborg_lite.agent import drivers as agent_drivers
 from cyborg_lite.agent import secret
 from cyborg_lite.db import accelerators
@@ -247,10 +248,11 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
         agent__socket=str(arguments.state_dir.absolute() / client.SOCKET),
         agent__secret_file=str(arguments.state_dir.absolute() / secret.FILE),
+        agent__access_file=str(arguments.state_dir.absolute() / access.FILE),
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    for text in startup.check(conf, startup.placing, startup.identity):
+    for text in startup.check(conf, startup.placing, startup.identity, startup.access):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 

@@ -140,6 +140,7 @@ def _note(host: model.Host, report: trust.Claim, machine: str | None) -> None:
     host.secret = trust.digest(report)
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
+    host.access = report.get('access')
 
 
 def _recognise(

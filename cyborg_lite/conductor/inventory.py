@@ -48,6 +48,8 @@ class Report(typing.TypedDict):
     drivers: dict[str, model.Facts]
     #: per driver how often it has looked; an agent of the release before does not say
     looks: typing.NotRequired[dict[str, int]]
+    #: see model.Host; an agent of the release before does not say
+    access: typing.NotRequired[str | None]
 
 
 def receive(

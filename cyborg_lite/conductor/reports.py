@@ -138,7 +138,7 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
         raise ValueError('host: expected a host name of up to 255 characters')
     _text(report, 'boot_id', 36)
     _text(report, 'digest', 64)
-    for name, width in (('agent', 36), ('machine', 64), ('secret', 64)):
+    for name, width in (('agent', 36), ('machine', 64), ('secret', 64), ('access', 16)):
         if report.get(name) is not None:
             _text(report, name, width)
     _number(report, 'sequence', 0, 2**63 - 1)

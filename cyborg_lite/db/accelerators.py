@@ -98,6 +98,9 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'resource_class': (_class.value, True, 'The resource class.'),
     'rp_uuid': (_part.rp_uuid, False, 'The UUID of the resource provider.'),
     'driver': (_part.driver_name, False, 'The driver that found it.'),
+    'access': (_host.access, True,
+               'The access to devices of its host: ``acl`` or ``advisory``; null if it is '
+               'unknown.'),
     'attach_type': (_handle.attach_type, False, 'How to attach it: PCI, MDEV and so on.'),
     'attach_info': (_handle.attach_info, False, 'What to attach: for PCI its function.'),
     'health': (_device.health, False,

@@ -6,9 +6,10 @@ workload.  A data file beside each driver describes what its cards need, see :mo
 """
 
 from cyborg_lite.delivery.documents import document
+from cyborg_lite.delivery.documents import nodes
 from cyborg_lite.delivery.documents import present
 from cyborg_lite.delivery.documents import resources
 from cyborg_lite.delivery.views import render
 from cyborg_lite.delivery.views import VIEWS
 
-__all__ = ('VIEWS', 'document', 'present', 'render', 'resources')
+__all__ = ('VIEWS', 'document', 'nodes', 'present', 'render', 'resources')

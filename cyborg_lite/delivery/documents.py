@@ -69,6 +69,17 @@ def present(document: Document, exists: collections.abc.Callable[[str], bool]) -
     return document | {'drivers': drivers}
 
 
+def nodes(noted: Accelerator) -> tuple[list[str], list[str]]:
+    """The device nodes of an accelerator, and those that other accelerators share with it.
+
+    :param noted: the accelerator as an allocation stores it: driver, form and ids matter.
+    """
+    shown = _accelerator(noted)
+    told = _needs(shown['driver'])[0] if shown['driver'] else None
+    own = [node for device in shown['devices'] for node in device['nodes']]
+    return own, [*told['shared']] if told else []
+
+
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:
     """The names of the resources of these drivers, where the drivers declare them."""
     told = [_needs(driver)[0] for driver in drivers]

@@ -63,6 +63,11 @@ class Host(base.Base):
         doc='The drivers by name, each with its state (``ok`` or ``degraded``), the reason, and '
         'the number of devices that it found.',
     )
+    access: orm.Mapped[str | None] = base.own(
+        sa.String(16),
+        doc='``acl`` if the kernel keeps users from devices that they have not leased, '
+        '``advisory`` if nothing does; null if it is unknown.',
+    )
 
     # The last scan of each driver in a report: a later report may repeat it.
     looks: orm.Mapped[dict[str, typing.Any] | None] = base.own(

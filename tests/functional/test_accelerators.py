@@ -85,6 +85,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'health_since': f'{device.health_since.isoformat(timespec="seconds")}+00:00',
         'arq_uuid': None,
         'instance_uuid': None,
+        'access': None,
         'allocation_uuid': None,
         'project_id': None,
         'held_since': None,

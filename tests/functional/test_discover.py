@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cyborg_lite import client
+from cyborg_lite.agent import nodes
 from cyborg_lite.cmd import main
 from tests.functional import test_leases
 
@@ -184,7 +185,8 @@ def test_the_only_class_of_a_machine_is_meant(machine, monkeypatch, capsys):
     assert main.main() == 0
     assert '--conf spark.executorEnv.CYBORG_RESOURCE=npu\n' in capsys.readouterr().out
     [agent] = machine.service.embedded.agents
-    monkeypatch.setattr(agent.manager, 'finding', ['huawei_ascend', 'nvidia_gpu', 'pci'])
+    found = nodes.Finding(frozenset({'huawei_ascend', 'nvidia_gpu', 'pci'}))
+    monkeypatch.setattr(agent.manager, 'finding', found)
     assert main.main() == 1
     said = 'cyborg-lite: which class is meant: expected one of gpu, npu. Name it with --class\n'
     assert capsys.readouterr() == ('', said)

@@ -159,6 +159,11 @@ def fill_9d4e2b71c6a8(connection, tables):
     connection.execute(sa.update(tables['hosts']).values(secret='0' * 64))
 
 
+def fill_1d7c9e4b83f0(connection, tables):
+    """A host whose kernel keeps users from devices."""
+    connection.execute(sa.update(tables['hosts']).values(access='acl'))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -178,6 +183,7 @@ FILL = {
     '6e1f9a3c7b05': fill_6e1f9a3c7b05,
     '3f7c5a918e2d': fill_3f7c5a918e2d,
     '9d4e2b71c6a8': fill_9d4e2b71c6a8,
+    '1d7c9e4b83f0': fill_1d7c9e4b83f0,
 }
 
 

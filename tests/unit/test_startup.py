@@ -61,6 +61,28 @@ def test_a_policy_of_placing_that_is_not_installed(refused, conf):
         startup.check(conf(f'[conductor]\nplacing = {name}\n'), startup.placing)
 
 
+SOCKET = '[agent]\ndevice_access = acl\nsocket = /run/agent.sock\n'
+
+
+@pytest.mark.parametrize(
+    ('uid', 'text', 'said'),
+    [
+        (1000, SOCKET, 'only root can close device nodes'),
+        (0, '[agent]\ndevice_access = acl\n', '[agent] socket is not set'),
+    ],
+)
+def test_access_that_the_agent_cannot_enforce(refused, monkeypatch, uid, text, said):
+    monkeypatch.setattr('os.geteuid', lambda: uid)
+    assert said in refused(text, startup.access)
+
+
+def test_access_that_the_agent_can_enforce(conf, monkeypatch):
+    monkeypatch.setattr('os.geteuid', lambda: 0)
+    startup.check(conf(SOCKET), startup.access)
+    monkeypatch.setattr('os.geteuid', lambda: 1000)
+    startup.check(conf('[agent]\n'), startup.access)
+
+
 def test_no_database_is_named(refused, tmp_path):
     said = refused('[api]\n', startup.database)
     assert said == f'[database] connection is not set (read: {tmp_path}/service.conf)'

@@ -40,12 +40,14 @@ def load(entry_points, host):
     cards.RELEASED.clear()
 
 
-def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None):
+def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None, **more):
     options = {
         'enabled_drivers': list(names),
         'driver_timeout': timeout,
         'report_interval': interval,
         'expected_devices': dict(expected),
         'secret_file': secret_file,
-    }
+        'device_access': 'advisory',
+        'access_file': None,
+    } | more
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

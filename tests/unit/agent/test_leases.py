@@ -10,6 +10,7 @@ import pytest
 
 from cyborg_lite import driver
 from cyborg_lite.agent import leases
+from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 
 JANE = processes.Process('b-1', 7, 9, 1000, 'jane', 'python')
@@ -45,7 +46,9 @@ def conductor():
 def served(conductor):
     """The leases of this machine, by an agent whose thread does not run."""
     bus = types.SimpleNamespace(leases=lambda *_, **__: conductor)
-    return leases.Leases(bus, driver.Host.local('host-1'), 'agent-1', threading.Event(), list)
+    return leases.Leases(
+        bus, driver.Host.local('host-1'), 'agent-1', threading.Event(), nodes.Finding
+    )
 
 
 def take(served, *accelerators):

@@ -111,6 +111,25 @@ def test_devices_without_accelerators_are_mentioned(database_url, served, run, f
     assert (out == 'Devices were found, and nothing of them is given out.\n') == said
 
 
+@pytest.mark.parametrize(
+    ('access', 'said'),
+    [
+        ({'h1': 'acl'}, ['Access is enforced.']),
+        ({'h1': 'advisory'}, ['Access is advisory.']),
+        ({'h1': None}, []),
+        ({'h1': 'of a later release'}, []),
+        ({'h1': None, 'h2': None}, []),
+        ({'h1': 'acl', 'h2': 'acl'}, ['Access is enforced on 2 hosts.']),
+        (
+            {'h1': 'acl', 'h2': 'advisory', 'h3': None},
+            ['Access is enforced on 1 host, advisory on 1 host.'],
+        ),
+    ],
+)
+def test_it_is_said_what_the_kernel_enforces(access, said):
+    assert ps._access([{'host': host, 'access': each} for host, each in access.items()]) == said
+
+
 def test_a_process_is_a_holder(database_url, served, run):
     made = support.Service(database_url)
     process = {

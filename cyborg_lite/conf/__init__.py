@@ -23,6 +23,8 @@ from oslo_middleware import cors
 from oslo_policy import opts as policy_options
 from oslo_reports import opts as report_options
 
+from cyborg_lite.conf import agent
+
 VERSION = metadata.version('cyborg-lite')
 
 DEFAULT_OPTS = [
@@ -111,89 +113,6 @@ API_OPTS = [
         'up`` has 16, and the systemd unit gives 8 to each process; keep some for other '
         'requests. Further ones are answered at once, with the present state of the allocation. '
         'With 0 no request waits.',
-    ),
-]
-
-AGENT_OPTS = [
-    cfg.ListOpt(
-        'enabled_drivers',
-        default=[
-            'huawei_ascend',
-            'nvidia_gpu',
-            'amd_gpu',
-            'intel_gpu',
-            'intel_gaudi',
-            'intel_qat',
-            'xilinx_fpga',
-            'pci',
-            'intel_fpga',
-            'inspur_fpga',
-        ],
-        help='The drivers that look for accelerators on this host, by the names of their entry '
-        'points. If two drivers find a device at the same address, the first in this list owns '
-        'it. The default has no fake card, and neither SSDs (``nvme_ssd``) nor network cards '
-        '(``nic``), which nearly every host has for itself.',
-    ),
-    cfg.Opt(
-        'expected_devices',
-        type=types.Dict(types.Integer(min=1, max=65535)),
-        default={},
-        mutable=True,
-        help='The number of devices that each driver should find on this host, such as '
-        '``huawei_ascend:8,intel_qat:2``. A driver that finds fewer is degraded, and the reason '
-        'has the number of absent devices. By default nothing is expected.',
-    ),
-    cfg.IntOpt(
-        'report_interval',
-        default=20,
-        min=1,
-        max=3600,
-        mutable=True,
-        help='How often this host is scanned and reported, in seconds. A host that has not '
-        'reported for two and a half intervals is down, and its accelerators are not allocated.',
-    ),
-    cfg.IntOpt(
-        'driver_timeout',
-        default=30,
-        min=1,
-        mutable=True,
-        help="The timeout of one driver's scan, in seconds, and at most report_interval. A "
-        'driver that takes longer is shown as degraded, the host is reported without its answer, '
-        'and the devices that it found before stay. A report waits for drivers for half of '
-        'report_interval at most: a driver that has never answered is shown as degraded from '
-        'then on, and one that has answered before is reported with that answer. A late answer '
-        'causes a report at once, and the next scan of this driver starts an interval later.',
-    ),
-    cfg.BoolOpt(
-        'offer_console_card',
-        default=False,
-        mutable=True,
-        help='Whether the card that shows the console of this host (``boot_vga``) may be '
-        'allocated. The host then loses its screen, and a kernel driver that uses the card may '
-        'not release it. By default the card is reported but not allocated.',
-    ),
-    cfg.StrOpt(
-        'socket',
-        sample_default='/run/cyborg-lite/agent.sock',
-        help='The Unix socket at which processes of this host request accelerators: '
-        '``cyborg-lite run``, ``alloc`` and ``release`` use it. A lease is released when its '
-        'process and all processes that it started have ended. An agent that does not run as '
-        'root sees only processes of its own user. By default there is no socket; ``cyborg-lite '
-        'up`` has ``agent.sock`` in its state directory.',
-    ),
-    cfg.StrOpt(
-        'socket_group',
-        help='The group whose members may use the socket, beside the user of the agent. By '
-        'default no other user may.',
-    ),
-    cfg.StrOpt(
-        'secret_file',
-        sample_default='/var/lib/cyborg_lite/agent.secret',
-        help='The file with the secret of this agent, which makes the file at its first start. '
-        'Conductors pin the secret: they take no report of this host from another agent until '
-        'the host is deleted or renamed. By default it is ``agent.secret`` in the directory that '
-        'the variable STATE_DIRECTORY names, as with the unit of systemd, or in the state '
-        'directory of ``cyborg-lite up``; otherwise the agent has no secret.',
     ),
 ]
 
@@ -301,7 +220,7 @@ UPGRADE_OPTS = [
 _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
     None: DEFAULT_OPTS,
     'api': API_OPTS,
-    'agent': AGENT_OPTS,
+    'agent': agent.OPTS,
     'conductor': CONDUCTOR_OPTS,
     'pci': PCI_OPTS,
     'upgrade_levels': UPGRADE_OPTS,

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shared machine: what the kernel enforces, with real device nodes and real users."""
+
+import errno
+import os
+import re
+
+import pytest
+
+from cyborg_lite.agent import access
+from tests import devices
+from tests.functional import boxes
+from tests.functional import test_leases
+
+pytestmark = devices.needs_root
+JANE, BOB = devices.JANE, devices.BOB
+DENIED = str(errno.EACCES)
+
+
+@pytest.fixture
+def place():
+    with devices.directory() as place, boxes.patched(place):
+        yield place
+
+
+@pytest.fixture
+def box(database_url, tmp_path, place):
+    """A machine, made with options; all users may use its socket."""
+    made = []
+
+    def make(device_access='acl', **options):
+        options['agent__device_access'] = device_access
+        made.append(boxes.Box(database_url, tmp_path, place, **options))
+        return made[0]
+
+    yield make
+    for each in made:
+        each.clear()
+        each.stop()
+
+
+def hold(machine, uid, *arguments):
+    """The lease of a process of a user that holds one device until it is killed."""
+    made = machine.as_(uid, 'run', *arguments, '--', 'sleep', '600')
+    assert '1 of host box' in made.stderr.readline()
+    return made, machine.lease(made.pid)
+
+
+def test_scenario_10_another_user_is_refused_by_the_kernel(box):
+    """Enforcement on: open() fails with EACCES, ps works for all, and the end of the lease closes
+    the node.
+    """
+    machine = box()
+    machine.has_looked()
+    before = [devices.mode(node) for node in machine.nodes]
+    for node in machine.nodes:
+        assert not any(devices.may_open(uid, node) for uid in (JANE, BOB))
+    with test_leases.opened(machine):
+        made, lease = hold(machine, JANE)
+        node = machine.node_of(lease)
+        others = [each for each in machine.nodes if each != node]
+        assert machine.opening(JANE, node)[1] == 'opened'
+        assert [machine.opening(JANE, each)[1] for each in others] == [DENIED] * 3
+        assert [machine.opening(BOB, each)[1] for each in machine.nodes] == [DENIED] * 4
+        assert machine.opening(BOB, machine.shared)[1] == 'opened'
+        answer = test_leases.as_nobody(machine, do='list')
+        assert [(each['user'], each['pid']) for each in answer['leases']] == [
+            (f'uid-{JANE}', made.pid)
+        ]
+        assert answer['access'] == 'acl'
+        for each in machine.started:
+            each.kill()
+        machine.until(lambda: not machine.held())
+    assert [devices.mode(node) for node in machine.nodes] == before
+    assert not devices.may_open(JANE, node)
+
+
+def test_a_command_can_open_its_device_at_once(box):
+    """The node is opened before the command begins."""
+    machine = box()
+    script = 'exec 3<>"$1$BOX_VISIBLE_DEVICES" && echo mine'
+    prefix = machine.nodes[0].removesuffix('0')
+    with test_leases.opened(machine):
+        for _ in range(3):
+            status, out, err = machine.says(JANE, 'run', '--', 'sh', '-c', script, 'sh', prefix)
+            assert (status, out) == (0, 'mine\n'), err
+    assert re.fullmatch(r'cyborg-lite: 1 of host box: \d \(.{36}; access is enforced\)\n', err)
+
+
+def test_the_user_of_a_parent_has_the_device(box):
+    """What counts is the user of the process that holds the lease."""
+    machine = box()
+    made, _ = machine.opening(JANE)
+    assert machine.run('alloc', '--pid', made.pid)[0] == 0
+    node = machine.node_of(machine.lease(made.pid))
+    assert devices.may_open(JANE, node)
+    assert not devices.may_open(BOB, node)
+    assert machine.run('release', machine.lease(made.pid)['uuid'])[0] == 0
+    assert not devices.may_open(JANE, node)
+
+
+def test_access_outlives_a_restart_of_the_agent(box):
+    machine = box()
+    with test_leases.opened(machine):
+        made, lease = hold(machine, JANE)
+        node = machine.node_of(lease)
+        machine.stop()
+        assert {each for each in machine.nodes if devices.may_open(JANE, each)} == {node}
+        machine.start()
+        machine.has_looked()
+        assert {each for each in machine.nodes if devices.may_open(JANE, each)} == {node}
+        made.kill()
+        machine.until(lambda: not machine.held())
+    assert not devices.may_open(JANE, node)
+
+
+def test_nothing_is_closed_before_the_earlier_leases_are_known(box, monkeypatch):
+    """No conductor answers when the agent starts."""
+    machine = box()
+    with test_leases.opened(machine):
+        made, lease = hold(machine, JANE)
+    node = machine.node_of(lease)
+    machine.stop()
+    monkeypatch.setattr(boxes.test_leases.leases.Leases, '_compare', lambda self: False)
+    machine.start()
+    machine.served.guard()
+    assert devices.may_open(JANE, node)
+    monkeypatch.undo()
+    machine.has_looked()
+    made.kill()
+
+
+def test_nodes_are_as_they_were_when_it_is_switched_off(box):
+    machine = box()
+    machine.has_looked()
+    assert {devices.mode(node) for node in machine.nodes} == {(0o600, 0, 0)}
+    machine.stop()
+    machine.options['agent__device_access'] = 'advisory'
+    machine.start()
+    assert {devices.mode(node) for node in machine.nodes} == {(0o666, 0, 0)}
+    with test_leases.opened(machine):
+        _, _, err = machine.says(JANE, 'run', '--', 'true')
+    assert 'access is advisory' in err
+    assert machine.ask(do='list')['access'] == 'advisory'
+
+
+def test_a_node_that_is_made_anew_is_closed_in_a_while(box, place, monkeypatch):
+    monkeypatch.setattr(boxes.test_leases.leases, 'CHECK', 0.02)
+    machine = box()
+    machine.has_looked()
+    devices.make(place / 'npu2', devices.NUMBERS[2])
+    machine.until(lambda: not devices.may_open(BOB, machine.nodes[2]))
+
+
+def test_a_device_is_closed_before_it_is_free(box, monkeypatch):
+    """Otherwise its last user could open it once more, beside the next."""
+    machine, seen = box(), []
+    conductor = machine.service.embedded._services[0].manager
+    calls = conductor.leases._calls
+
+    def end(*args, **more):
+        seen.append([devices.may_open(JANE, node) for node in machine.nodes])
+        calls.end(*args, **more)
+
+    monkeypatch.setattr(conductor.leases, '_calls', calls._replace(end=end))
+    with test_leases.opened(machine):
+        made, _ = hold(machine, JANE)
+        made.kill()
+        machine.until(lambda: not machine.held())
+    assert seen == [[False] * 4]
+
+
+def test_a_described_host_has_no_nodes_to_close(place, database_url, tmp_path):
+    """A machine may have nodes of the same names."""
+    node = devices.make(place / 'npu0', devices.NUMBERS[0])
+    options = {'device_access': 'acl', 'access_file': str(tmp_path / 'agent.access')}
+    machine = test_leases.Machine(
+        database_url, tmp_path, **{f'agent__{name}': value for name, value in options.items()}
+    )
+    assert machine.ask(do='list')['access'] == access.ADVISORY
+    assert devices.may_open(BOB, node)
+    machine.stop()
+    assert not os.path.exists(options['access_file'])

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+from cyborg_lite import driver
+from cyborg_lite.agent import nodes
+from tests import support
+
+
+def gpu(bus, minor, **more):
+    card = support.card(bus, vendor_board={'minor': minor}, **more)
+    [part] = card.deployables
+    part.driver_name, part.attach_handles[0].form = 'nvidia_gpu', 'whole'
+    return card
+
+
+def test_each_card_has_its_nodes():
+    found = nodes.find(['nvidia_gpu'], [gpu('3b', 0), gpu('5e', 1)])
+    assert found.drivers == {'nvidia_gpu'}
+    assert found.nodes == {
+        '0000:3b:00.0': {'/dev/nvidia0'}, '0000:5e:00.0': {'/dev/nvidia1'},
+    }  # fmt: skip
+    assert '/dev/nvidiactl' in found.shared
+
+
+def test_instances_of_a_card_have_its_node_and_their_own():
+    card = gpu('3b', 0)
+    card.vendor_board = {'mig': [
+        {'uuid': f'MIG-{n}', 'minor': 0, 'gpu_instance_minor': n, 'compute_instance_minor': n + 1}
+        for n in (10, 20)
+    ]}  # fmt: skip
+    card.deployables[0].attach_handles = [
+        driver.AttachHandle(attach_type='MIG', attach_info={'uuid': f'MIG-{n}'}, form='mig')
+        for n in (10, 20)
+    ]
+    caps = '/dev/nvidia-caps/nvidia-cap'
+    [found] = nodes.find([], [card]).nodes.values()
+    assert found == {'/dev/nvidia0', *(f'{caps}{n}' for n in (10, 11, 20, 21))}
+
+
+def test_a_card_that_cannot_be_leased_has_none():
+    """It may show the console."""
+    assert nodes.find([], [gpu('3b', 0, unusable='it shows the console')]).nodes == {}
+
+
+def test_cards_without_a_driver_of_nodes():
+    assert nodes.find(['fake'], [support.card()]).nodes == {'0000:3b:00.0': frozenset()}
