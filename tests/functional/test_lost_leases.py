@@ -114,7 +114,7 @@ def test_a_lease_that_is_made_after_its_agent_gave_up_is_freed(machine, losses):
 
 def compare(machine):
     """Let the agent compare its leases with those of conductors; returns a wait for the end."""
-    monitor = machine.service.embedded._services[1]._door._default
+    monitor = machine.service.embedded._services[1]._local._default
     ended, plain = threading.Event(), monitor._compare
 
     def seen():
