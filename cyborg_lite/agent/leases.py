@@ -381,7 +381,8 @@ class Leases:
         return mine.difference(*map(self._all_nodes, others)) if mine else mine
 
     def _all_nodes(self, lease: Lease) -> set[str]:
-        return set(delivery.render(self.document(lease), 'process')['nodes'])
+        held = lease.row['accelerators'] or ()
+        return {node for each in held for node in delivery.nodes(each)[0]}
 
     def document(self, lease: Lease) -> dict[str, typing.Any]:
         """What a process needs to use the accelerators of a lease on this machine."""

@@ -72,12 +72,17 @@ def present(document: Document, exists: collections.abc.Callable[[str], bool]) -
 def nodes(noted: Accelerator) -> tuple[list[str], list[str]]:
     """The device nodes of an accelerator, and those that other accelerators share with it.
 
+    Also nodes of devices that no variable can name.
+
     :param noted: the accelerator as an allocation stores it: driver, form and ids matter.
     """
-    shown = _accelerator(noted)
-    told = _needs(shown['driver'])[0] if shown['driver'] else None
-    own = [node for device in shown['devices'] for node in device['nodes']]
-    return own, [*told['shared']] if told else []
+    driver = noted.get('driver')
+    told = _needs(driver)[0] if isinstance(driver, str) else None
+    if not told:
+        return [], []
+    form = told['forms'].get(noted.get('form')) or {'each': None, 'nodes': []}
+    each = _each(noted.get('ids'), form['each'])
+    return [n for ids in each for n in _nodes(form['nodes'], ids, [])], [*told['shared']]
 
 
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:
