@@ -22,6 +22,8 @@ import os_traits
 from oslo_config import cfg
 
 from cyborg_lite import contract
+from cyborg_lite.driver import sysfs
+from cyborg_lite.driver.description import HEALTH
 from cyborg_lite.driver.description import HostError
 from cyborg_lite.driver.host import Host
 from cyborg_lite.driver.host import ToolError
@@ -29,6 +31,7 @@ from cyborg_lite.model import AttachHandle
 from cyborg_lite.model import Deployable
 from cyborg_lite.model import Device
 from cyborg_lite.model.health import Health
+from cyborg_lite.model.health import LEVELS
 from cyborg_lite.model.health import worst
 
 __all__ = (
@@ -91,7 +94,19 @@ class Driver(abc.ABC):
     def look(self) -> tuple[list[Device], list[str]]:
         """The result and the notes of ``discover()``: the agent calls this."""
         self._notes, self.complete = [], True
-        return self.discover(), self._notes
+        found = self.discover()
+        for device in found if self.host.recorded and isinstance(found, list) else ():
+            if isinstance(device, Device):
+                self._describe(device)
+        return found, self._notes
+
+    def _describe(self, device: Device) -> None:
+        """Give a device the health that the description of its host has for it."""
+        if not sysfs.BDF.fullmatch(str(device.address)):
+            return
+        level, _, reason = (self.host.tree.text(HEALTH / device.address) or '').partition(' ')
+        if level in LEVELS:
+            device.health, device.health_reason = level, reason or None
 
 
 def trait(*words: str) -> str | None:

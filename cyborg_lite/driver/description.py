@@ -16,6 +16,7 @@
                 iommu_group: 90,    # of the first one: each next one has the next
                 files: {0: {nvidia/current_vgpu_type: 1428}}}   # of each, counted from 0
       iommu_group: 17               # of them all
+      health: critical acme_fan     # what their driver reports, with a reason if it is not ok
       # Further attributes of sysfs.
       files: {boot_vga: 1, mdev_supported_types/nvidia-36/devices/0: ''}
     dev: [davinci0, davinci1]       # names in /dev
@@ -49,7 +50,7 @@ FILES = 20_000
 #: The maximum size of these files together, in characters.
 SIZE = 1 << 24
 #: The maximum number of files and links of each function beside the named files.
-COMMON = 12
+COMMON = 13
 
 
 class Text(typing.NamedTuple):
@@ -65,6 +66,9 @@ class Each(typing.NamedTuple):
     key: Text
     value: typing.Any
 
+
+#: The directory of a described host that has the health of its functions.
+HEALTH = pathlib.PurePath('health')
 
 ID = Text(r'[0-9a-f]{4}:[0-9a-f]{4}', 'vendor and device id, four hexadecimal digits each')
 COUNT = Text(r'[0-9]{1,3}', 'a number below 1000')
@@ -92,6 +96,10 @@ FUNCTION = {
     'subsystem': ID,
     'driver': WORD,
     'iommu_group': COUNT,
+    'health': Text(
+        '(ok|warning|critical|unknown)( [a-z0-9]+(_[a-z0-9]+)*)?',
+        'ok, warning, critical or unknown, and perhaps a reason of a-z, 0-9 and _',
+    ),
     'files': Each(PATH, TEXT),
     'virtual': {
         'id!': ID,
@@ -262,6 +270,8 @@ def _write_card(root: pathlib.Path, bdf: str, node: str, data: Data, field: str)
     """One physical function, and the virtual ones that are enabled on it."""
     home = pathlib.PurePath(f'devices/pci{bdf[:-5]}')
     card = _write_function(root, home / bdf, node, data, field)
+    if 'health' in data:
+        _write(root / HEALTH / bdf, data['health'])
     virtual = data.get('virtual')
     if virtual:
         with _naming(f'{field}.virtual'):

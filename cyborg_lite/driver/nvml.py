@@ -140,7 +140,7 @@ def _asked(
         reason = ask(nvml, gpu)
     except Exception as error:
         return _failed(error)
-    level = 'warning' if reason == 'row_remap_pending' else 'critical'
+    level = 'warning' if reason in ('row_remap_pending', 'gpu_drain') else 'critical'
     return driver.Health(level, reason) if reason else driver.Health('ok')
 
 
@@ -171,8 +171,23 @@ def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
     return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
 
 
+def _recovery(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """What has to be done to recover the GPU, as the kernel driver concludes from its errors (XID).
+
+    A driver that does not know this field answers with one of several errors.
+
+    Source: NVML, NVML_FI_DEV_GET_GPU_RECOVERY_ACTION and nvmlDeviceGpuRecoveryAction_t.
+    """
+    [field] = nvml.nvmlDeviceGetFieldValues(gpu, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    if field.nvmlReturn != nvml.NVML_SUCCESS:
+        return None
+    return RECOVERIES.get(int(field.value.uiVal))
+
+
+#: The reasons by the number of the recovery; 0 is none.
+RECOVERIES = {1: 'gpu_reset_required', 2: 'gpu_reboot', 3: 'gpu_drain_p2p', 4: 'gpu_drain'}
 #: The symptoms of a faulty GPU: each returns a reason, or None.
-SYMPTOMS = (_uncorrected, _remapped)
+SYMPTOMS = (_uncorrected, _remapped, _recovery)
 #: The ids of a MIG instance in NVML, and the call for each.
 INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
     'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),

@@ -76,6 +76,12 @@ class AmdGpu(pci.PciDriver):
         facts |= nodes[0] if len(nodes) == 1 else {'partitions': nodes or None}
         return {key: value for key, value in facts.items() if value is not None}
 
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """The worst of the PCIe link and of the errors of each block of the chip."""
+        names = [name for name in card.entries('ras') if name.endswith('_err_count')]
+        blocks = [read_errors(card.read(f'ras/{name}') or '') for name in names]
+        return driver.worst(super().health(card), *blocks)
+
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         yield driver.trait('AMD', card.ids[1])
         for version in [each['gfx'] for each in self._of(card)[:1] if each['gfx']]:
@@ -100,6 +106,19 @@ class AmdGpu(pci.PciDriver):
                 found[node['domain'], node['location_id'] & 0xFFF8].append(facts)
                 index += 1
         return found
+
+
+def read_errors(text: str) -> driver.Health:
+    """The health by the errors of a block, since the driver was loaded: ``ue`` and ``ce``.
+
+    A corrected error (``ce``) is not a fault.
+
+    Source: Linux, drivers/gpu/drm/amd/amdgpu/amdgpu_ras.c, ``amdgpu_ras_sysfs_read``.
+    """
+    match = re.search('^ue: ([0-9]{1,20})$', text, re.MULTILINE)
+    if not match:
+        return driver.Health()
+    return driver.Health('critical', 'amd_uncorrected') if int(match[1]) else driver.Health('ok')
 
 
 def architecture(version: int) -> str:

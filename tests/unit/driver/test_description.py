@@ -12,6 +12,9 @@ import yaml
 
 from cyborg_lite import driver
 from cyborg_lite.driver import description
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import recording
+from cyborg_lite.drivers import intel_qat
 
 ONE = {'id': '8086:37c8', 'class': '0b4000', 'at': {'0': ['0000:3d:00.0']}}
 
@@ -114,6 +117,10 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         (
             'functions: [{id: 19e5:d802, class: 120000, at: {}, files: {../x: y}}]',
             r'files\.\.\./x: expected a path without \.\.',
+        ),
+        (
+            'functions: [{id: 19e5:d802, class: 120000, at: {}, health: bad}]',
+            r'health: expected ok, warning, critical or unknown, and perhaps a reason',
         ),
         ('dev: [../../etc/passwd]', r'dev\[0\]: expected a path without'),
         ('dev: [/etc/passwd]', r'dev\[0\]: expected a path without'),
@@ -278,3 +285,37 @@ def test_arguments_with_slashes_stay_below_the_tool(tmp_path):
     [file] = (tmp_path / 'tools/nvme').iterdir()
     assert file.name == 'smart-log__dev_nvme0_.._.._x.txt'
     assert driver.Host('x', tmp_path).run('nvme', *command.split()) == 'text\n'
+
+
+HEALTH = """
+functions:
+  - {id: 8086:37c8, class: 0b4000, at: {0: [0000:3d:00.0, 0000:3e:00.0]}, health: critical acme_fan}
+  - {id: 8086:37c8, class: 0b4000, at: {0: [0000:3f:00.0]}}
+"""
+
+
+def test_the_health_of_a_described_card(tmp_path):
+    description.write(description.parse(HEALTH), tmp_path)
+    subject = intel_qat.IntelQat(driver.Host('x', tmp_path), None)
+
+    def seen():
+        return [(d.health, d.health_reason) for d in subject.look()[0]]
+
+    critical, unknown = ('critical', 'acme_fan'), ('unknown', None)
+    assert seen() == [critical, critical, unknown]
+    (tmp_path / 'health/0000:3d:00.0').write_text('ok\n')
+    (tmp_path / 'health/0000:3e:00.0').write_text('well enough\n')
+    assert seen() == [('ok', None), unknown, unknown]
+    # A machine has no such files.
+    local = driver.Host('x', tmp_path, recorded=False)
+    assert {d.health for d in intel_qat.IntelQat(local, None).look()[0]} == {'unknown'}
+
+
+def test_the_health_of_a_described_card_is_recorded(tmp_path):
+    description.write(description.parse(HEALTH), tmp_path / 'host')
+    host = driver.Host('x', tmp_path / 'host')
+    intel_qat.IntelQat(host, None).look()
+    recording.record(host, tmp_path / 'x.tar.gz')
+    copy = hosts.find(str(tmp_path / 'x.tar.gz'), tmp_path)
+    levels = [device.health for device in intel_qat.IntelQat(copy, None).look()[0]]
+    assert levels == ['critical', 'critical', 'unknown']

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pathlib
 import tarfile
 
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 
 from cyborg_lite import driver
@@ -177,3 +179,28 @@ def test_a_recording_keeps_what_the_driver_read(tmp_path):
     [card] = discover(hosts.find(str(tmp_path / 'masked.tar.gz'), tmp_path / 'masked'))
     assert card.serial not in (None, 'GPU-0cee36ddc4255115')
     assert card.vendor_board['render_minor'] == 136
+
+
+@pytest.mark.parametrize(
+    ('blocks', 'health'),
+    [
+        (['ue: 0\nce: 0\n'], ('ok', None)),
+        (['ue: 0\nce: 7\n', 'ue: 0\nce: 0\nde: 2\n'], ('ok', None)),
+        (['ue: 0\nce: 0\n', 'ue: 1\nce: 0\n'], ('critical', 'amd_uncorrected')),
+        (['Query currently inaccessible\n'], ('unknown', None)),
+        (['Query currently inaccessible\n', 'ue: 1\nce: 0\n'], ('critical', 'amd_uncorrected')),
+        (['ue: -1\n'], ('unknown', None)),
+        ([], ('unknown', None)),
+    ],
+)
+def test_errors_of_blocks(tmp_path, blocks, health):
+    """Without RAS, nothing is known of the health of a card."""
+    names = ('ras/umc_err_count', 'ras/gfx_err_count')
+    files = {'ras/features': 'feature mask: 0x1'} | dict(zip(names, blocks, strict=False))
+    [card] = discover(host(tmp_path, **files))
+    assert (card.health, card.health_reason) == health
+
+
+@hypothesis.given(st.text())
+def test_any_text_is_a_health(text):
+    assert amd_gpu.read_errors(text).level in ('ok', 'unknown', 'critical')

@@ -543,6 +543,31 @@ def test_health_by_nvml(nvml, local, values, level, reason):
     assert health(discover(local)) == [(level, reason), ('ok', None)]
 
 
+@pytest.mark.parametrize(
+    ('action', 'error', 'level', 'reason'),
+    [
+        (0, 0, 'ok', None),
+        (1, 0, 'critical', 'gpu_reset_required'),
+        (2, 0, 'critical', 'gpu_reboot'),
+        (3, 0, 'critical', 'gpu_drain_p2p'),
+        (4, 0, 'warning', 'gpu_drain'),
+        (99, 0, 'ok', None),
+        # A driver that does not know the field.
+        (2, 3, 'ok', None),
+    ],
+)
+def test_health_by_the_recovery_that_a_gpu_needs(nvml, local, action, error, level, reason):
+    nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.NVML_SUCCESS = 230, 0
+    nvml.nvmlDeviceGetFieldValues = lambda gpu, fields: [
+        types.SimpleNamespace(
+            nvmlReturn=0 if gpu else error,
+            value=types.SimpleNamespace(uiVal=0 if gpu else action),
+        )
+        for _ in fields
+    ]
+    assert health(discover(local)) == [(level, reason), ('ok', None)]
+
+
 def test_a_card_without_ecc_is_well_if_it_answers(nvml, local):
     nvml.nvmlDeviceGetTotalEccErrors = refuse(NVMLError_NotSupported)
     assert health(discover(local)) == [('ok', None)] * 2
