@@ -23,8 +23,8 @@ OPTS = [
         ],
         help='The drivers that look for accelerators on this host, by the names of their entry '
         'points. If two drivers find a device at the same address, the first in this list owns '
-        'it. The default has no fake card, and neither SSDs (``nvme_ssd``) nor network cards '
-        '(``nic``), which nearly every host has for itself.',
+        'it. The default has no fake card, and neither SSDs (``nvme_ssd``, ``spdk``) nor network '
+        'cards (``nic``), which nearly every host has for itself.',
     ),
     cfg.Opt(
         'expected_devices',
@@ -63,6 +63,12 @@ OPTS = [
         help='Whether the card that shows the console of this host (``boot_vga``) may be '
         'allocated. The host then loses its screen, and a kernel driver that uses the card may '
         'not release it. By default the card is reported but not allocated.',
+    ),
+    cfg.StrOpt(
+        'spdk_socket',
+        default='/var/tmp/spdk.sock',  # noqa: S108 # nosec B108 - the user of the peer is checked
+        help='The Unix socket at which the driver ``spdk`` asks an application of SPDK for its '
+        'block devices. Only an application of root or of the user of the agent is asked.',
     ),
     cfg.StrOpt(
         'socket',

@@ -55,7 +55,7 @@ def test_names_are_those_of_the_files():
     assert names == [kind.__module__.rpartition('.')[2] for kind in DRIVERS]
     assert {'amd_gpu', 'fake', 'huawei_ascend', 'intel_gaudi', 'intel_gpu'} <= {*names}
     assert {'inspur_fpga', 'intel_fpga', 'intel_qat', 'nic', 'nvidia_gpu'} <= {*names}
-    assert {'nvme_ssd', 'pci', 'xilinx_fpga'} <= {*names}
+    assert {'nvme_ssd', 'pci', 'spdk', 'xilinx_fpga'} <= {*names}
 
 
 FOUND = {
