@@ -49,6 +49,7 @@ class _Command(argparse.ArgumentParser):
     def parse_known_args(self, *arguments: typing.Any) -> typing.Any:  # type: ignore[override]
         module = importlib.import_module(self._module)
         self.description = module.DESCRIPTION
+        self.epilog = getattr(module, 'EPILOG', None)
         module.add_arguments(self)
         found, unknown = super().parse_known_args(*arguments)
         if unknown:

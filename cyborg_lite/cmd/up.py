@@ -59,6 +59,12 @@ DESCRIPTION = (
     'Finds the accelerators of this machine, or of hosts that were described or recorded, and '
     'gives them out over a REST API until it is interrupted.'
 )
+EPILOG = (
+    f'The shipped host descriptions are in {pathlib.Path(__file__).parents[1] / "hosts"}: copy one '
+    'and change it. "python -m pydoc cyborg_lite.driver.description" prints their format, and '
+    '"oslo-config-generator --namespace cyborg_lite" prints the options of a configuration file. '
+    'The documentation is in doc/source of the source tree.'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -145,3 +147,13 @@ def test_ctrl_c_while_modules_load(monkeypatch):
     monkeypatch.delattr('cyborg_lite.cmd.main')
     monkeypatch.setattr(sys, 'meta_path', [_Interrupted(), *sys.meta_path])
     assert entry.main() == 130
+
+
+def test_help_of_up_leads_to_formats_and_options(capsys):
+    with pytest.raises(SystemExit):
+        main.parser().parse_args(['up', '--help'])
+    said = ' '.join(capsys.readouterr().out.split())
+    [place] = re.findall(r'shipped host descriptions are in (\S+):', said)
+    assert any(pathlib.Path(place).glob('*.yaml'))
+    assert 'pydoc cyborg_lite.driver.description' in said
+    assert 'oslo-config-generator --namespace cyborg_lite' in said
