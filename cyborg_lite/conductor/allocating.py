@@ -61,6 +61,8 @@ class Request(typing.TypedDict):
     #: whether it waits where nothing is free, and its priority then
     queue: typing.NotRequired[bool]
     priority: typing.NotRequired[int]
+    #: whether it is refused, and not queued, if it could not be served even if all were free
+    possible: typing.NotRequired[bool]
 
 
 def create(
@@ -93,7 +95,8 @@ def create(
     uuid = uuid or str(uuidlib.uuid4())
     if choice.found is None:
         explanation = _explain(session, wanted, request, choice)
-        if not request.get('queue'):
+        could = any(each['fits_if_all_were_free'] for each in explanation['alternatives'])
+        if not request.get('queue') or (request.get('possible') and not could):
             raise exception.CannotAllocate(reason=_said(explanation), explanation=explanation)
         reason = f'It waits: {_said(explanation)}.'
     else:

@@ -350,6 +350,7 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
         'consumer': {'type': PROCESS, 'id': consumer(host, process)},
         'lease': request.get('seconds'),
         'queue': request.get('queue', False),
+        'possible': True,
     }
 
 
