@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request holds: the link to its attach handle is set, cleared and deleted through here.
+"""Sets, clears and deletes the link from a request to its attach handle.
 
-So nothing is given out without a note of since when it is held, and nothing is freed without a note
-of how long it was.
+All code does so through this module, so that each held accelerator has the time of its bind, and
+each freed accelerator has a row of its usage.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ NOTHING: dict[str, None] = dict.fromkeys(('attach_handle_id', 'held_since', 'res
 
 
 def given(handle: int, resource_class: str | None, at: datetime.datetime) -> dict[str, typing.Any]:
-    """The columns of a request that holds an accelerator from now on.
+    """The columns of a request that gets an accelerator.
 
     :param handle: the id of the attach handle.
-    :param at: when it was bound, as its history says.
+    :param at: the time of the bind, the same as in its history.
     """
     return {'attach_handle_id': handle, 'held_since': at, 'resource_class': resource_class}
 
@@ -40,12 +40,12 @@ def end(
     arqs: collections.abc.Iterable[model.ARQ] | None = None,
     at: datetime.datetime | None = None,
 ) -> int:
-    """Execute what takes away from requests what they hold; returns how many rows it matched.
+    """Execute a statement that frees the accelerators of requests; returns the matched rows.
 
-    The transaction has locked these requests, or fails if not as many rows match as it expects.
+    The transaction has locked these requests, or it fails if another number of rows matches.
 
-    :param arqs: the requests as they were read, if they were: where none holds, nothing is noted.
-    :param at: when they are freed, as their histories say; now by default.
+    :param arqs: the requests, if they were read: if none holds an accelerator, no usage is stored.
+    :param at: the time of the release, the same as in their histories; now by default.
     """
     condition = statement.whereclause
     if condition is None:
@@ -56,9 +56,9 @@ def end(
 
 
 def excluding(session: orm.Session, arqs: list[model.ARQ]) -> set[str]:
-    """The hosts where these requests exclude what is free, while they hold what they hold.
+    """The hosts where the accelerators of these requests exclude free ones.
 
-    They are told of last: others wait for a message from then on.
+    Their messages are written last, because other transactions wait for them from then on.
     """
     handles = [arq.attach_handle_id for arq in arqs if arq.attach_handle_id is not None]
     if not handles or not outbox.tells(session, outbox.HOST):

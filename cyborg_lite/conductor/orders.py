@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator orders of devices and their parts; an order locks the host, as a report does."""
+"""Orders of an operator for devices and their parts.  Each locks the host, as a report does."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def set_status(
     status: str,
     seen: int | None = None,
 ) -> list[str]:
-    """Enable or disable a device, as often as you like.
+    """Enable or disable a device.  The call is idempotent.
 
-    :param seen: the revision of the device that the caller saw: a later order than his stands.
+    :param seen: the revision of the device that the caller has read: a later order stays in force.
     :returns: the providers to send to Placement before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
@@ -35,7 +35,7 @@ def set_status(
     if query.matched(session, order.values(status=status, revision=model.Device.revision + 1)):
         session.refresh(device)
         if device.absences:
-            # The next report, even an equal one, deletes what nothing keeps any more.
+            # The next report, even an equal one, deletes the device if nothing needs it.
             device.host.digest = None
         # Also if it was disabled before: the answer to that order may have been lost.
         withdrawn = _withdrawn(device)
@@ -98,7 +98,7 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
 
 
 def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Delete a device that is missing from its host, and with it what was decided of it.
+    """Delete a device that is missing from its host, with its status and its attributes.
 
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     :raises cyborg_lite.exception.Conflict: when it is there, or something of it is held.

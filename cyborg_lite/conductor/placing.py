@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the free accelerators an allocation gets: plain data in, plain data out.
+"""Placing: which free accelerators an allocation gets.  Plain data in, plain data out.
 
-Inside a host a set in one NUMA node goes before one across nodes, and of the nodes where it fits
-the one with the fewest free: what others may want together stays together.  Which host goes first
-is for a policy, an entry point of ``cyborg_lite.placing``.
+On a host a set in one NUMA node is preferred to a set across nodes.  Of the nodes with enough free
+accelerators the one with the fewest is chosen, so that larger sets remain for later requests.  A
+policy, an entry point of ``cyborg_lite.placing``, ranks the hosts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import typing
 
 from stevedore import driver
 
-#: A policy: by how many accelerators of a host are free, and how many are wanted, its rank. The
-#: host of the lowest rank is tried first.
+#: A policy: the rank of a host, from the numbers of its free and of the requested accelerators. The
+#: host with the lowest rank is tried first.
 Rank = collections.abc.Callable[[int, int], float]
 
 
@@ -26,16 +26,16 @@ class Candidate(typing.NamedTuple):
     #: the id of its handle
     handle: int
     host: str
-    #: the id of its device, in which form it gives it out, and its NUMA node if that is known
+    #: the id of its device, its form, and its NUMA node if that is known
     device: int
     form: str
     numa_node: int | None
-    #: the kinds of those wanted that it is
+    #: the requested kinds that it matches
     kinds: frozenset[int]
 
 
 class Wanted(typing.NamedTuple):
-    """What is wanted together."""
+    """A set of accelerators that are requested together."""
 
     #: the kind of each accelerator, in order
     kinds: tuple[int, ...]
@@ -48,12 +48,12 @@ Chosen = list[Candidate]
 
 
 def binpack(free: int, wanted: int) -> float:
-    """The fullest host that has room: others stay whole for what needs a whole host."""
+    """Prefer the fullest host with room: other hosts stay free for requests of a whole host."""
     return free - wanted
 
 
 def spread(free: int, wanted: int) -> float:
-    """The emptiest host: what fails or is busy with one hits fewer."""
+    """Prefer the emptiest host: a failed or busy host affects fewer allocations."""
     return wanted - free
 
 
@@ -69,7 +69,7 @@ def policy(name: str) -> Rank:
 def place(
     candidates: collections.abc.Iterable[Candidate], wanted: Wanted, rank: Rank
 ) -> Chosen | None:
-    """An accelerator for each that is wanted, in order; None if these have no such set."""
+    """An accelerator for each requested one, in order; None if the candidates have no such set."""
     kinds = frozenset(wanted.kinds)
     found = [each for each in candidates if not kinds.isdisjoint(each.kinds)]
     if len(found) < len(wanted.kinds):
@@ -94,7 +94,7 @@ def _within(found: Chosen, wanted: Wanted) -> tuple[Chosen | None, bool]:
     if len(found) < count:
         return None, False
     nodes = _grouped(found, lambda each: each.numa_node)
-    # A node that is not known may be any: two such are not known to share one.
+    # An unknown node can be any node: two accelerators of it may not share one.
     fullest = sorted(nodes, key=lambda node: (node is None, len(nodes[node]), node))
     for node in fullest:
         known = node is not None or count == 1
@@ -102,15 +102,15 @@ def _within(found: Chosen, wanted: Wanted) -> tuple[Chosen | None, bool]:
             return chosen, True
     if wanted.same_numa:
         return None, False
-    # Across nodes: as few as possible.
+    # Use as few nodes as possible.
     across = [each for node in reversed(fullest) for each in nodes[node]]
     return _match(across, wanted.kinds), False
 
 
 def _match(found: Chosen, kinds: tuple[int, ...]) -> Chosen | None:
-    """One of these for each kind, all different, and those of one device in one form."""
+    """A different candidate for each kind; candidates of one device have one form."""
     matching = _Matching(_in_order(found), kinds)
-    # What few are fit for goes first.
+    # Kinds with the fewest matching candidates come first.
     for kind in sorted(kinds, key=lambda kind: len(matching.fit[kind])):
         if not matching.add(kind):
             return None
@@ -119,7 +119,7 @@ def _match(found: Chosen, kinds: tuple[int, ...]) -> Chosen | None:
 
 
 def _in_order(found: Chosen) -> Chosen:
-    """Cards that are used in part go first, and of a card the form that has most."""
+    """Partly used cards come first, and of each card the form with the most candidates."""
     on_device = collections.Counter(each.device for each in found)
     in_form = collections.Counter((each.device, each.form) for each in found)
     place_ = {handle.handle: number for number, handle in enumerate(found)}
@@ -139,7 +139,7 @@ def _in_order(found: Chosen) -> Chosen:
 
 
 class _Matching:
-    """Which accelerator serves which kind, one kind after another."""
+    """Assigns accelerators to kinds, one kind after another, by augmenting paths."""
 
     def __init__(self, found: Chosen, kinds: tuple[int, ...]) -> None:
         self.fit = {k: [each for each in found if k in each.kinds] for k in set(kinds)}
@@ -152,7 +152,7 @@ class _Matching:
         return [each for each in self.fit[kind] if self._kind.get(each.handle) == kind]
 
     def add(self, kind: int) -> bool:
-        """Serve one more of a kind; others may have to be served by another accelerator then."""
+        """Assign an accelerator to a kind; this may reassign accelerators of other kinds."""
         came: dict[int, tuple[int, Candidate] | None] = {kind: None}
         for current in (queue := [kind]):
             if free := self._next(current):
