@@ -69,7 +69,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected a Device, not {type(device).__name__}')
     for name in ('address', 'type', 'vendor', 'model'):
         _text(name, getattr(device, name), _width(model.Device, name))
-    for name in ('serial', 'unusable'):
+    for name in ('serial', 'unusable', 'rogue'):
         _text_or_none(name, getattr(device, name), _width(model.Device, name))
     if device.serial and PLACEHOLDER.fullmatch(device.serial.strip()):
         device.serial = None

@@ -137,9 +137,11 @@ class Agents:
 
 
 def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
-    return leases.Leases(
+    made = leases.Leases(
         bus, agent.host, agent.id, agent.reported, lambda: agent.finding, agent.access
     )
+    agent.rogues = made.rogues
+    return made
 
 
 class Embedded:

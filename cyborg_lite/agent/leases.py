@@ -21,6 +21,7 @@ import uuid as uuidlib
 from oslo_log import log
 import oslo_messaging as messaging
 
+from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import delivery
 from cyborg_lite import driver
@@ -205,6 +206,36 @@ class Leases:
         with self._guarding:
             self._access.enforce(self._users(), self._finding().shared)
 
+    def rogues(self, finding: nodes.Finding) -> dict[str, str]:
+        """By the address of a card, who uses it without a lease, as a text.
+
+        Processes of a lease are left out, also on cards of others: software of some vendors opens
+        all cards. Of cards that are held, a conductor decides.
+        """
+        found: dict[str, list[str]] = {}
+        leased = self._processes()
+        for use in processes.uses(finding.used) if finding.used else ():
+            process = use.process
+            if (process.pid, process.started) in leased or self._is_of_lease(use):
+                continue
+            for address in sorted({finding.used[node] for node in use.nodes}):
+                found.setdefault(address, []).append(client.plain(str(use)))
+        return {address: _listed(uses) for address, uses in found.items()}
+
+    def _processes(self) -> set[tuple[int, int]]:
+        """The known processes of all leases."""
+        watched = [p for lease in self.all() for p in [lease.process, *lease.watched.values()]]
+        return {(process.pid, process.started) for process in watched}
+
+    def _is_of_lease(self, use: processes.Use) -> bool:
+        """Whether the user of a process has a lease that the process names, or of its node."""
+        if use.mark and not self._compared:
+            return True
+        mine = [each for each in self.all() if use.process.uid in (each.process.uid, 0)]
+        named = any(lease.uuid == use.mark for lease in mine)
+        same = [each for each in mine if each.process.uid == use.process.uid and not each.queued]
+        return named or any(use.nodes & self._all_nodes(lease) for lease in same)
+
     def _users(self) -> dict[str, set[int]]:
         """By device node, the users with a lease of it."""
         found: dict[str, set[int]] = {
@@ -382,7 +413,7 @@ class Leases:
 
     def _all_nodes(self, lease: Lease) -> set[str]:
         held = lease.row['accelerators'] or ()
-        return {node for each in held for node in delivery.nodes(each)[0]}
+        return {node for each in held for node in delivery.nodes(each).own}
 
     def document(self, lease: Lease) -> dict[str, typing.Any]:
         """What a process needs to use the accelerators of a lease on this machine."""
@@ -402,6 +433,12 @@ class Leases:
         self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True
+
+
+def _listed(uses: list[str]) -> str:
+    """A text of some uses, which a report can hold."""
+    more = f'; and {len(uses) - 2} more' if len(uses) > 2 else ''
+    return '; '.join(each[:115] for each in uses[:2]) + more
 
 
 def _may_be_carried_out(error: BaseException) -> bool:

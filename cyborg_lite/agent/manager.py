@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import hashlib
 import json
 import threading
@@ -60,6 +61,9 @@ class Manager:
         self.reported = threading.Event()
         #: the last finding of the drivers
         self.finding = nodes.Finding()
+        #: returns who uses which card without a lease, by its address: see leases.rogues
+        self.rogues: collections.abc.Callable[[nodes.Finding], dict[str, str]] = lambda _: {}
+        self._known_rogues: dict[str, str] = {}
         # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
         self._due = 0.0
@@ -77,6 +81,9 @@ class Manager:
             findings = self._drivers.discover(anew)
             finding = [name for name, state in findings.drivers.items() if state.devices]
             self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
+            self._look_for_rogues()
+            for device in findings.devices:
+                device.rogue = self._known_rogues.get(device.address)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
                 'drivers': {n: s.facts() for n, s in findings.drivers.items()},
@@ -99,6 +106,14 @@ class Manager:
                 **content,
             )
             return typing.cast('dict[str, typing.Any]', content['drivers'])
+
+    def _look_for_rogues(self) -> None:
+        """Update who uses which card without a lease; after a failure the last answer stays."""
+        try:
+            self._known_rogues = self.rogues(self.finding)
+        except Exception:
+            # The devices are reported nevertheless.
+            LOG.exception('The processes of host %s cannot be seen', self.host.name)
 
     def start(self) -> None:
         self._worker.start()

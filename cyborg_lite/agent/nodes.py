@@ -20,6 +20,8 @@ class Finding(typing.NamedTuple):
     nodes: dict[str, frozenset[str]] = {}
     #: the nodes that every process needs
     shared: frozenset[str] = frozenset()
+    #: by node, the address of the card that a process uses which has it open
+    used: dict[str, str] = {}
 
 
 def find(
@@ -32,14 +34,16 @@ def find(
     """
     nodes: dict[str, frozenset[str]] = {}
     shared: set[str] = set()
+    used: dict[str, str] = {}
     for device in found:
         # The host itself may use such a card: it may show the console.
         if device.unusable:
             continue
         told = [delivery.nodes(each) for each in _accelerators(device)]
-        nodes[device.address] = frozenset(node for own, _ in told for node in own)
-        shared.update(node for _, others in told for node in others)
-    return Finding(frozenset(drivers), nodes, frozenset(shared))
+        nodes[device.address] = frozenset(node for each in told for node in each.own)
+        shared.update(node for each in told for node in each.shared)
+        used |= {node: device.address for each in told for node in each.used}
+    return Finding(frozenset(drivers), nodes, frozenset(shared), used)
 
 
 def _accelerators(device: model.Device) -> collections.abc.Iterator[dict[str, typing.Any]]:

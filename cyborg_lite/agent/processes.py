@@ -11,10 +11,12 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
+import datetime
 import hashlib
 import os
 import pathlib
 import pwd
+import re
 import select
 import socket
 import struct
@@ -31,6 +33,10 @@ ENVIRONMENT = 8 << 20
 
 #: The file systems that have device nodes on a usual machine; a user cannot make any elsewhere.
 DEVICE_FILE_SYSTEMS = ('devtmpfs', 'tmpfs')
+
+#: The id of a container in the name of a control group, of which the beginning tells it apart.
+#: Source: docker, podman, containerd and CRI-O name the group of a container by its id.
+CONTAINER = re.compile('[/:-]([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])')
 
 #: Errors for a process that has ended, or that this user may not read.
 _ENDED = (ProcessLookupError, FileNotFoundError)
@@ -167,6 +173,64 @@ def using(
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A process that has device nodes open."""
+
+    process: Process
+    nodes: frozenset[str]
+    #: the uuid of the lease that its environment names; it may say anything
+    mark: str | None
+    #: the id of its container; None if it is in none
+    container: str | None
+
+    def __str__(self) -> str:
+        process = self.process
+        told = f'{process.pid} {process.user} ({process.command}) since {_begun(process)}'
+        return f'{told} in container {self.container}' if self.container else told
+
+
+def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
+    """The processes of all users that have one of these device nodes open, by their pids.
+
+    An agent that is not root sees only processes of its own user.
+    """
+    found = []
+    for name in sorted(filter(str.isdecimal, os.listdir(PROC)), key=int):
+        with contextlib.suppress(Gone):
+            if int(name) != os.getpid() and (opened := frozenset(_opened(name, nodes))):
+                pid = int(name)
+                found.append(Use(find(pid), opened, _mark(pid), _container(pid)))
+    return found
+
+
+def _begun(process: Process) -> str:
+    """When a process began, ISO 8601, UTC, in minutes."""
+    text = (PROC / 'stat').read_text()
+    boot = int(text.partition('\nbtime ')[2].split(None, 1)[0])
+    begun = boot + process.started // os.sysconf('SC_CLK_TCK')
+    return datetime.datetime.fromtimestamp(begun, datetime.UTC).strftime('%Y-%m-%dT%H:%MZ')
+
+
+def _container(pid: int) -> str | None:
+    """The id of the container of a process, as runtimes name its control group."""
+    try:
+        text = (PROC / str(pid) / 'cgroup').read_text(errors='replace')
+    except _HIDDEN:
+        return None
+    found = CONTAINER.search(text)
+    return found[1] if found else None
+
+
+def _mark(pid: int) -> str | None:
+    """The lease that the environment of a process names."""
+    for each in _environment(pid):
+        name, _, value = each.partition(b'=')
+        if name == MARK.encode():
+            return value.decode(errors='replace')
+    return None
+
+
 def _seen(pid: int) -> tuple[int, int, str, int]:
     """The pid, the user, the state and the start of a process."""
     with _gone(pid):
@@ -175,45 +239,52 @@ def _seen(pid: int) -> tuple[int, int, str, int]:
 
 
 def _marked(pid: int, wanted: bytes | None) -> bool:
-    if wanted is None:
-        return False
+    return wanted is not None and wanted in _environment(pid)
+
+
+def _environment(pid: int) -> list[bytes]:
     try:
         with (PROC / str(pid) / 'environ').open('rb') as file:
-            return wanted in file.read(ENVIRONMENT).split(b'\0')
+            return file.read(ENVIRONMENT).split(b'\0')
     except _HIDDEN:
-        return False
+        return []
 
 
 def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
     """Whether a process has one of these device nodes open."""
+    return any(True for _ in _opened(pid, nodes))
+
+
+def _opened(pid: str, nodes: collections.abc.Collection[str]) -> collections.abc.Iterator[str]:
+    """Of these device nodes, those that a process has open; some may repeat."""
     if not nodes:
-        return False
+        return
     place = PROC / pid / 'fd'
     try:
         names = os.listdir(place)
     except _HIDDEN:
-        return False
+        return
     numbers, mounts = _numbers(nodes), None
     for name in names:
         with contextlib.suppress(*_HIDDEN):
             path = os.readlink(place / name)
-            if path.removesuffix(' (deleted)') in nodes:
-                return True
+            if (node := path.removesuffix(' (deleted)')) in nodes:
+                yield node
             # A node may have another name.
-            if numbers and path.startswith('/'):
+            elif numbers and path.startswith('/'):
                 mounts = _device_mounts(pid) if mounts is None else mounts
-                if _mount(pid, name) in mounts and os.stat(place / name).st_rdev in numbers:
-                    return True
-    return False
+                if _mount(pid, name) in mounts:
+                    number = os.stat(place / name).st_rdev
+                    yield from [numbers[number]] if number in numbers else []
 
 
-def _numbers(nodes: collections.abc.Collection[str]) -> set[int]:
-    """The numbers by which the kernel knows these devices."""
-    found = set()
+def _numbers(nodes: collections.abc.Collection[str]) -> dict[int, str]:
+    """The nodes by the numbers by which the kernel knows their devices."""
+    found = {}
     for node in nodes:
         with contextlib.suppress(OSError):
-            found.add(os.stat(node).st_rdev)
-    return found - {0}
+            found[os.stat(node).st_rdev] = node
+    return {number: node for number, node in found.items() if number}
 
 
 def _device_mounts(pid: str) -> set[str]:

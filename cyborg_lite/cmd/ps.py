@@ -286,7 +286,8 @@ def _process(allocation: Row) -> str | None:
 
 
 def _holder(row: Row) -> str:
-    return str(row.get('process') or row['instance_uuid'] or row.get('allocation_uuid') or '')
+    holder = row.get('process') or row['instance_uuid'] or row.get('allocation_uuid')
+    return str(holder or row.get('rogue') or '')
 
 
 def _place(row: Row) -> str:

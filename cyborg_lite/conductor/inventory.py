@@ -139,6 +139,7 @@ def _reconcile(
     pairs, waiting = _leave_out_twins(known, pairs, held)
     _name_new(session, host, pairs)
     _inherit_orders(session, host, pairs)
+    ignored = False
     for found, same in pairs:
         if same is None:
             _tell_replaced(found, host, known)
@@ -148,6 +149,9 @@ def _reconcile(
             session.add(found)
             known.append(found)
         else:
+            if found.rogue and hosts.is_held(same, held):
+                # An agent does not know who holds it, unless it is a lease.
+                found.rogue, ignored = None, True
             health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
             _tell_moved(same, found)
             _move_lost(same, found)
@@ -159,7 +163,7 @@ def _reconcile(
         # Known already: no need to ask the database for each.
         orm.attributes.set_committed_value(device, 'host', host)
     _tell(session, parts, before)
-    return not waiting and not any(_waits(device, held, absences) for device in known)
+    return not (waiting or ignored) and not any(_waits(device, held, absences) for device in known)
 
 
 def _tell(

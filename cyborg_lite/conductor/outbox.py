@@ -177,6 +177,7 @@ def describe(part: model.Deployable, taken: collections.abc.Container[int] = ())
         device.status != 'enabled'
         or device.absences
         or device.unusable
+        or device.rogue
         or device.withheld
         or device.host.silent
         or device.host.renamed_to

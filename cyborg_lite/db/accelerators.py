@@ -87,6 +87,9 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'reason': (_reason, True,
                'All reasons why it is not free, as a text; null if it is free or only held.'),
     'host': (_device.hostname, False, 'The host that it is in.'),
+    'rogue': (_device.rogue, True,
+              'The processes that use its device without a lease, as a text: pid, user, command, '
+              'begin, container; null if there are none.'),
     'device_uuid': (_device.uuid, False, 'The UUID of its device.'),
     'type': (_device.type, False, 'The kind of its device: GPU, FPGA, AICHIP and so on.'),
     'vendor': (sa.case(pci.VENDORS, value=_vendor_id, else_=_device.vendor), False,

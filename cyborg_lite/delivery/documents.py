@@ -69,8 +69,18 @@ def present(document: Document, exists: collections.abc.Callable[[str], bool]) -
     return document | {'drivers': drivers}
 
 
-def nodes(noted: Accelerator) -> tuple[list[str], list[str]]:
-    """The device nodes of an accelerator, and those that other accelerators share with it.
+class Nodes(typing.NamedTuple):
+    """The device nodes of an accelerator."""
+
+    own: list[str] = []
+    #: the nodes that other accelerators share with it
+    shared: list[str] = []
+    #: of its own the nodes that only a process has open that uses the accelerator
+    used: list[str] = []
+
+
+def nodes(noted: Accelerator) -> Nodes:
+    """The device nodes of an accelerator.
 
     Also nodes of devices that no variable can name.
 
@@ -79,10 +89,11 @@ def nodes(noted: Accelerator) -> tuple[list[str], list[str]]:
     driver = noted.get('driver')
     told = _needs(driver)[0] if isinstance(driver, str) else None
     if not told:
-        return [], []
+        return Nodes()
     form = told['forms'].get(noted.get('form')) or {'each': None, 'nodes': []}
-    each = _each(noted.get('ids'), form['each'])
-    return [n for ids in each for n in _nodes(form['nodes'], ids, [])], [*told['shared']]
+    found = [_nodes(form['nodes'], ids, []) for ids in _each(noted.get('ids'), form['each'])]
+    used = [node for each in found for node in each[:1]] if told['use'] else []
+    return Nodes([node for each in found for node in each], [*told['shared']], used)
 
 
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:

@@ -64,6 +64,8 @@ class Device(base.Base):
     serial: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     # Why the card must not be allocated now, as a text; null if it may be.
     unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
+    # The processes that use the card without a lease, as a text; null if there are none.
+    rogue: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     # The health and its reason in the last report: see cyborg_lite.model.health.
     health: orm.Mapped[str] = base.fact(
         sa.String(16), server_default=healths.UNKNOWN, default=healths.UNKNOWN, hidden=True
@@ -221,6 +223,11 @@ OBSTACLES = (
         'unusable',
         lambda device, host: device.unusable != None,  # noqa: E711 - SQL, too
         lambda device, host: 'cannot be used: ' + device.unusable,
+    ),
+    Obstacle(
+        'rogue',
+        lambda device, host: device.rogue != None,  # noqa: E711 - SQL, too
+        lambda device, host: 'is used without a lease by ' + device.rogue,
     ),
     Obstacle(
         'faulty',

@@ -61,6 +61,9 @@ class Npus(driver.Driver):
 class Box(test_leases.Machine):
     """A service for this machine, whose cards are four device nodes."""
 
+    #: further variables of processes
+    env: dict[str, str] = {}
+
     def __init__(self, url, tmp_path, place, **options):
         self.nodes = [
             devices.make(place / f'npu{number}', device)
@@ -104,7 +107,7 @@ class Box(test_leases.Machine):
             argv,
             **dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE) | more,
             text=True,
-            env=os.environ | {client.VARIABLE: self.socket},
+            env=os.environ | {client.VARIABLE: self.socket} | self.env,
         )
         self.started.append(made)
         return made
@@ -124,6 +127,7 @@ def patched(place):
     """Make the driver of the cards known, whose nodes are in a directory of /dev."""
     told = {
         'resource': 'npu', 'variable': 'BOX_VISIBLE_DEVICES', 'shared': [f'{place}/manager'],
+        'use': 'open',
         'forms': {'whole': {'name': '{index}', 'nodes': [f'{place}/npu{{index}}']}},
     }  # fmt: skip
     parsed = needs.parse(json.loads(json.dumps(told)), 'box.toml')

@@ -86,6 +86,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'arq_uuid': None,
         'instance_uuid': None,
         'access': None,
+        'rogue': None,
         'allocation_uuid': None,
         'project_id': None,
         'held_since': None,
@@ -349,6 +350,6 @@ def test_unknown_field_of_our_own(service):
 
 def test_states_are_declared(service):
     assert set(accelerators.STATES) == {
-        'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'faulty',
+        'free', 'held', 'disabled', 'missing', 'lost', 'host down', 'unusable', 'rogue', 'faulty',
         'excluded',
     }  # fmt: skip

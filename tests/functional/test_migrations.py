@@ -164,6 +164,11 @@ def fill_1d7c9e4b83f0(connection, tables):
     connection.execute(sa.update(tables['hosts']).values(access='acl'))
 
 
+def fill_2e8d0f5c94a1(connection, tables):
+    """A device that a process uses without a lease."""
+    connection.execute(sa.update(tables['devices']).values(rogue='4711 bob (python)'))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -184,6 +189,7 @@ FILL = {
     '3f7c5a918e2d': fill_3f7c5a918e2d,
     '9d4e2b71c6a8': fill_9d4e2b71c6a8,
     '1d7c9e4b83f0': fill_1d7c9e4b83f0,
+    '2e8d0f5c94a1': fill_2e8d0f5c94a1,
 }
 
 

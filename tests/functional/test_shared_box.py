@@ -181,3 +181,88 @@ def test_a_described_host_has_no_nodes_to_close(place, database_url, tmp_path):
     assert devices.may_open(BOB, node)
     machine.stop()
     assert not os.path.exists(options['access_file'])
+
+
+def rogues(machine):
+    """Have the agent report: by the number of a device, who uses it without a lease."""
+    machine.agent.report()
+    found = machine.accelerators()
+    assert all((each['state'] == 'rogue') == bool(each['rogue']) for each in found)
+    return {number: each['rogue'] for number, each in enumerate(found) if each['rogue']}
+
+
+def test_scenario_8_a_device_in_use_without_a_lease_is_not_given_out(box):
+    """Its state says rogue, and the user, the process and its begin are named."""
+    machine = box('advisory')
+    bob, said = machine.opening(BOB, machine.nodes[2])
+    assert said == 'opened'
+    begin = r'since \d{4}-\d\d-\d\dT\d\d:\d\dZ'
+    found = rogues(machine)
+    assert [*found] == [2]
+    assert re.fullmatch(rf'{bob.pid} uid-{BOB} \(python.*\) {begin}', found[2])
+    reason = machine.accelerators()[2]['reason']
+    assert reason == f'its device is used without a lease by {found[2]}'
+    with test_leases.opened(machine):
+        status, _, err = machine.says(JANE, 'run', '--nonblock', '-n', '4', '--', 'true')
+        assert (status, '3 of CUSTOM_NPU free' in err) == (1, True), err
+        status, out, _ = machine.says(JANE, 'run', '-n', '3', '--', 'printenv', 'CYBORG_DEVICES')
+        assert status == 0
+        assert '"name":"2"' not in out
+    machine.until(lambda: not machine.held())
+    bob.kill()
+    bob.wait()
+    assert rogues(machine) == {}
+
+
+def test_processes_of_leases_are_no_rogues(box):
+    """Not on other cards either: software of some vendors opens all."""
+    machine = box('advisory')
+    with test_leases.opened(machine):
+        words = ['run', '--', 'sh', '-c', 'exec 3<>"$1" 4<>"$2"; echo; read word', 'sh']
+        made = machine.as_(JANE, *words, *machine.nodes[:2])
+        made.stdout.readline()
+        assert rogues(machine) == {}
+        # Another process of the same user, which is in no lease, on a card of the lease.
+        node = machine.node_of(machine.lease(made.pid))
+        machine.opening(JANE, node)
+        assert rogues(machine) == {}
+        # And on another card.
+        free = next(each for each in machine.nodes if each != node)
+        machine.opening(JANE, free)
+        assert [*rogues(machine)] == [machine.nodes.index(free)]
+
+
+def test_what_the_api_has_allocated_is_not_rogue_until_it_is_freed(box):
+    """The agent does not know such allocations: the conductor decides."""
+    machine = box('advisory')
+    api = machine.service.api
+    made = api.post('/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}).json
+    node = machine.node_of(made)
+    _, said = machine.opening(BOB, node)
+    assert said == 'opened'
+    assert rogues(machine) == {}
+    api.delete(f'/v2/allocations/{made["uuid"]}')
+    # The report says the same as the last.
+    assert [*rogues(machine)] == [machine.nodes.index(node)]
+
+
+def test_a_shared_node_is_no_use(box):
+    machine = box('advisory')
+    assert machine.opening(BOB, machine.shared)[1] == 'opened'
+    assert rogues(machine) == {}
+
+
+def test_a_mark_of_another_user_does_not_hide_a_rogue(box):
+    """The environment of a process is its own choice."""
+    machine = box('advisory')
+    machine.until(lambda: machine.served._compared)
+    with test_leases.opened(machine):
+        _, lease = hold(machine, JANE)
+        mine = machine.node_of(lease)
+        free = next(each for each in machine.nodes if each != mine)
+        machine.env = {'CYBORG_ALLOCATION': lease['uuid']}
+        for uid, found in ((JANE, []), (BOB, [machine.nodes.index(free)])):
+            made, _ = machine.opening(uid, free)
+            assert [*rogues(machine)] == found
+            made.kill()
+            made.wait()

@@ -59,6 +59,19 @@ def test_report(agent, bus):
     assert bus.contexts[0].is_admin
 
 
+def test_processes_that_cannot_be_seen_do_not_hide_devices(agent, bus):
+    """The last answer stays."""
+    agent.rogues = lambda _: {'0000:3b:00.0': '7 bob (python)'}
+    agent.report()
+
+    def fail(_):
+        raise OSError('too many open files')
+
+    agent.rogues = fail
+    agent.report()
+    assert [each['devices'][0]['rogue'] for each in bus.reports] == ['7 bob (python)'] * 2
+
+
 def test_a_requested_report_has_the_callers_context(agent, bus):
     caller = context.RequestContext(user_id='u1', overwrite=False)
     agent.report(caller)

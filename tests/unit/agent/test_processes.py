@@ -209,3 +209,37 @@ def test_a_signal_does_not_end_a_watch(child):
     os.kill(child.pid, signal.SIGSTOP)
     assert not has_ended(descriptor)
     os.close(descriptor)
+
+
+DOCKER = '0::/system.slice/docker-' + '0123456789ab' + 'c' * 52 + '.scope'
+PODMAN = '0::/machine.slice/libpod-' + '0123456789ab' + 'c' * 52 + '.scope/container'
+
+
+@pytest.mark.parametrize(
+    ('group', 'id'),
+    [
+        (DOCKER, '0123456789ab'), (PODMAN, '0123456789ab'),
+        ('3:devices:/kubepods/burstable/pod1/' + '0123456789ab' + 'c' * 52, '0123456789ab'),
+        ('0::/user.slice/user-1000.slice/session-3.scope', None),
+        ('0::/x-' + '0' * 65, None), ('', None),
+    ],
+)  # fmt: skip
+def test_the_container_of_a_process(tmp_path, monkeypatch, group, id):
+    (tmp_path / '7').mkdir()
+    (tmp_path / '7/cgroup').write_text(f'1:cpu:/\n{group}\n')
+    monkeypatch.setattr(processes, 'PROC', tmp_path)
+    assert processes._container(7) == id
+    assert processes._container(8) is None
+
+
+def test_uses_of_nodes(tmp_path):
+    nodes = [str(tmp_path / f'npu{n}') for n in range(3)]
+    for node in nodes:
+        pathlib.Path(node).write_text('')
+    with opening(nodes[1]) as made:
+        [use] = processes.uses(nodes)
+    assert (use.process.pid, use.nodes, use.mark) == (made.pid, {nodes[1]}, None)
+    begun = processes._begun(use.process)
+    assert str(use).startswith(f'{made.pid} {processes.user(os.getuid())} (python')
+    assert f') since {begun}' in str(use)
+    assert processes.uses([]) == []

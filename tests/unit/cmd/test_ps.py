@@ -146,6 +146,18 @@ def test_a_process_is_a_holder(database_url, served, run):
     assert ' held   4711 jane  ' in out
 
 
+def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
+    made = support.Service(database_url)
+    try:
+        made.report(support.card('3b', rogue='4711 bob (python) since 2026-11-27T09:00Z'))
+        status, out, _ = run('--url', served(made.embedded.application))
+    finally:
+        made.stop()
+    assert status == 0
+    assert ' rogue  4711 bob (py' in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
 def test_an_allocation_is_a_holder(service, served, run):
     groups = [{'resources': {'FPGA': 1}}]
     made = service.api.post('/v2/allocations', {'groups': groups}).json
