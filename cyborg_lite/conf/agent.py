@@ -107,6 +107,13 @@ OPTS = [
         '``device_access = acl``. By default it is ``agent.access`` in the directory that the '
         'variable STATE_DIRECTORY names, or in the state directory of ``cyborg-lite up``.',
     ),
+    cfg.BoolOpt(
+        'withhold_rogues',
+        default=True,
+        mutable=True,
+        help='Whether a device that a process uses without a lease is ``rogue`` and not given out. '
+        'Turn it off where a service of this host has the device nodes open all the time.',
+    ),
     cfg.StrOpt(
         'secret_file',
         sample_default='/var/lib/cyborg_lite/agent.secret',

@@ -49,5 +49,6 @@ def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None, **m
         'secret_file': secret_file,
         'device_access': 'advisory',
         'access_file': None,
+        'withhold_rogues': True,
     } | more
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

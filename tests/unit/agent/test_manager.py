@@ -72,6 +72,14 @@ def test_processes_that_cannot_be_seen_do_not_hide_devices(agent, bus):
     assert [each['devices'][0]['rogue'] for each in bus.reports] == ['7 bob (python)'] * 2
 
 
+def test_rogues_are_looked_for_if_it_is_configured(agent, bus):
+    agent.rogues = lambda _: {'0000:3b:00.0': '7 bob (python)'}
+    for looks in (True, False):
+        agent._conf.agent.withhold_rogues = looks
+        agent.report()
+    assert [each['devices'][0]['rogue'] for each in bus.reports] == ['7 bob (python)', None]
+
+
 def test_a_requested_report_has_the_callers_context(agent, bus):
     caller = context.RequestContext(user_id='u1', overwrite=False)
     agent.report(caller)
