@@ -30,8 +30,11 @@ from cyborg_lite.driver.host import ToolError
 from cyborg_lite.model import AttachHandle
 from cyborg_lite.model import Deployable
 from cyborg_lite.model import Device
+from cyborg_lite.model.health import CRITICAL
 from cyborg_lite.model.health import Health
 from cyborg_lite.model.health import LEVELS
+from cyborg_lite.model.health import OK
+from cyborg_lite.model.health import WARNING
 from cyborg_lite.model.health import worst
 
 __all__ = (
@@ -63,6 +66,8 @@ class Driver(abc.ABC):
         self.host = host
         self.conf = conf
         self._notes: list[str] = []
+        # The addresses of cards that were critical and have not passed validate() since.
+        self._doubted: set[str] = set()
         #: whether the last scan looked at all cards, so that an unreported card is absent
         self.complete = True
 
@@ -95,10 +100,41 @@ class Driver(abc.ABC):
         """The result and the notes of ``discover()``: the agent calls this."""
         self._notes, self.complete = [], True
         found = self.discover()
-        for device in found if self.host.recorded and isinstance(found, list) else ():
+        for device in found if isinstance(found, list) else ():
             if isinstance(device, Device):
-                self._describe(device)
+                if self.host.recorded:
+                    self._describe(device)
+                self._judge(device)
         return found, self._notes
+
+    def validate(self, device: Device) -> str | None:
+        """Try a card that was critical and looks well again; None if it may come back.
+
+        It is called in each scan that finds such a card well, until it returns None: till then the
+        card stays critical, with the returned reason.  The time that it takes counts as that of the
+        scan.  A tenant may still hold the card, so a trial must not disturb one.  What was critical
+        before the agent started is not known here.
+
+        :returns: a reason, words of a-z and 0-9 with one ``_`` between two.  If it raises, the
+            reason is ``validation_failed``, and the driver is shown as degraded with the error.
+        """
+        return None
+
+    def _judge(self, device: Device) -> None:
+        """Keep a device critical that was, until it passes :meth:`validate`."""
+        address = str(device.address)
+        if device.health == CRITICAL:
+            self._doubted.add(address)
+        elif address in self._doubted and device.health in (OK, WARNING):
+            try:
+                reason = self.validate(device)
+            except Exception as error:
+                reason = 'validation_failed'
+                self.note(f'validate() of {address} failed: {error!r}')
+            if reason is None:
+                self._doubted.discard(address)
+            else:
+                device.health, device.health_reason = CRITICAL, reason
 
     def _describe(self, device: Device) -> None:
         """Give a device the health that the description of its host has for it."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base class of drivers: a card that was critical comes back if it passes a trial."""
+
+from __future__ import annotations
+
+import pytest
+
+from cyborg_lite import driver
+
+ADDRESS = '0000:3b:00.0'
+
+
+class Acme(driver.Driver):
+    """One card, whose health and whose trial a test sets."""
+
+    name = 'acme'
+
+    def __init__(self, host: driver.Host) -> None:
+        super().__init__(host, None)
+        self.level, self.outcome, self.trials = 'ok', None, 0
+
+    def discover(self):
+        return [
+            driver.Device(
+                type='GPU', vendor='abcd', model='Acme', address=ADDRESS, health=self.level
+            )
+        ]
+
+    def validate(self, device):
+        self.trials += 1
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def seen(self, level: str) -> tuple[str, str | None]:
+        self.level = level
+        [device] = self.look()[0]
+        return device.health, device.health_reason
+
+
+@pytest.fixture
+def acme(tmp_path):
+    return Acme(driver.Host('x', tmp_path))
+
+
+@pytest.mark.parametrize('level', ['ok', 'warning'])
+def test_a_critical_card_comes_back_if_it_passes_a_trial(acme, level):
+    assert acme.seen('critical') == ('critical', None)
+    assert (acme.seen(level), acme.trials) == ((level, None), 1)
+    # Once is enough.
+    assert (acme.seen(level), acme.trials) == ((level, None), 1)
+
+
+def test_a_card_that_fails_its_trial_stays_critical(acme):
+    acme.seen('critical')
+    acme.outcome = 'acme_trial'
+    assert [acme.seen('ok') for _ in range(2)] == [('critical', 'acme_trial')] * 2
+    acme.outcome = None
+    assert (acme.seen('ok'), acme.trials) == (('ok', None), 3)
+
+
+def test_a_trial_that_raises_is_a_failed_one(acme):
+    acme.seen('critical')
+    acme.outcome = ValueError('no answer')
+    assert acme.seen('ok') == ('critical', 'validation_failed')
+    assert acme.look()[1] == [f"validate() of {ADDRESS} failed: ValueError('no answer')"]
+
+
+def test_a_card_without_a_good_health_is_not_tried(acme):
+    """Neither is one that was not critical."""
+    for level in ('ok', 'warning', 'unknown', 'ok', 'critical', 'unknown', 'critical'):
+        acme.seen(level)
+    assert acme.trials == 0
+    acme.seen('ok')
+    assert acme.trials == 1
+
+
+def test_what_is_no_device_is_left_to_the_contract(acme):
+    acme.discover = lambda: [7, None]
+    assert acme.look() == ([7, None], [])
+    acme.discover = lambda: 'x'
+    assert acme.look() == ('x', [])
