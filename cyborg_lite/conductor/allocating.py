@@ -39,6 +39,19 @@ LOG = log.getLogger(__name__)
 #: How many free accelerators a choice looks at first; at all of them where these do not do.
 WINDOW = 256
 
+_OF_ALLOCATION = model.ARQ.allocation_uuid == sa.bindparam('allocation')
+_END = holding.Ending(sa.delete(model.ARQ).where(_OF_ALLOCATION))
+#: The hosts of what an allocation holds, by the names under which they report.
+_HOSTS = (
+    sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
+    .select_from(model.ARQ)
+    .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
+    .join(model.Deployable)
+    .join(model.Device)
+    .join(model.Host, model.Host.name == model.Device.hostname)
+    .where(_OF_ALLOCATION)
+)
+
 
 class Request(typing.TypedDict):
     """What a client asks for, in the form that the API has checked."""
@@ -347,7 +360,7 @@ def _release(
     if allocation.state != 'active':
         return False
     uuid, profile = allocation.uuid, allocation.profile
-    names = hosts.lock(session, _hosts(uuid))
+    names = hosts.lock(session, _HOSTS, allocation=uuid)
     move = sa.update(model.Allocation).where(
         model.Allocation.id == allocation.id, model.Allocation.state == 'active', *conditions
     )
@@ -359,23 +372,10 @@ def _release(
     }
     if not query.matched(session, move.values(values)):
         return False
-    holding.end(session, sa.delete(model.ARQ).where(model.ARQ.allocation_uuid == uuid))
+    _END.execute(session, {'allocation': uuid})
     if profile is None:
         own = model.DeviceProfile.name == taking.private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
     outbox.put_all(session, hosts.changed(names))
     queue.wake(session)
     return True
-
-
-def _hosts(uuid: str) -> sa.Select[typing.Any]:
-    """The hosts of what an allocation holds, by the names under which they report."""
-    return (
-        sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
-        .select_from(model.ARQ)
-        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
-        .join(model.Deployable)
-        .join(model.Device)
-        .join(model.Host, model.Host.name == model.Device.hostname)
-        .where(model.ARQ.allocation_uuid == uuid)
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import functools
 import typing
 import uuid as uuidlib
 
@@ -29,6 +30,7 @@ from cyborg_lite.conductor import owners
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import quotas
+from cyborg_lite.db import arqs as arqs_
 from cyborg_lite.db import exclusion
 from cyborg_lite.db import query as queries
 
@@ -50,6 +52,10 @@ MOST = 1000
 
 #: By uuid, the revisions of requests that a caller saw; None if he does not say.
 Seen = dict[str, int] | None
+
+_HOSTS = hosts.OF_DEPLOYABLES.where(arqs_.OF_PROVIDERS)
+_CREATE = sa.insert(model.ARQ)
+_DELETE = holding.Ending(sa.delete(model.ARQ).where(arqs_.UNMOVED))
 
 
 class Wish(typing.TypedDict):
@@ -116,7 +122,7 @@ def make(
         }
         for uuid, group, place in zip(uuids, groups, places or [{}] * len(groups), strict=True)
     ]
-    session.execute(sa.insert(model.ARQ), rows)
+    queries.run(session, _CREATE, rows)
     return uuids
 
 
@@ -138,13 +144,13 @@ def bind(
     :raises cyborg_lite.exception.OverQuota: when a project may not have what another one gives it.
     """
     fitness.refuse_scattered(wishes)
-    rp_uuids = {wish['device_rp_uuid'] for wish in wishes}
-    of_providers = hosts.OF_DEPLOYABLES.where(model.Deployable.rp_uuid.in_(rp_uuids))
-    ours = hosts.lock(session, of_providers)
+    rp_uuids = sorted({wish['device_rp_uuid'] for wish in wishes})
+    # A provider of a host that is not locked may change.
+    ours = hosts.lock(session, _HOSTS, providers=rp_uuids)
     arqs = _load_free(session, ctxt, wishes, seen)
     if not arqs:
         return
-    providers = _providers(session, rp_uuids, ours)
+    providers = arqs_.providers(session, rp_uuids, ours)
     for wish in wishes:
         provider = providers.get(wish['device_rp_uuid'])
         more = (vouched or {}).get(wish['device_rp_uuid'], ())
@@ -186,10 +192,9 @@ def _take(
             ordinals[instance] += 1
             if handle.excludes:
                 affected.add(provider.device.hostname)
-        uuids = [wish['uuid'] for wish in together]
-        free = _unmoved([arqs[uuid] for uuid in uuids])
-        if _move(session, uuids, 'Bound', free, updated_at=now, **_each(rows)) != len(uuids):
-            raise _changed(*uuids)
+        mine = [arqs[wish['uuid']] for wish in together]
+        if _move(session, mine, 'Bound', updated_at=now, **_each(rows)) != len(mine):
+            raise _changed(*(arq.uuid for arq in mine))
     return affected
 
 
@@ -204,7 +209,7 @@ def fail(
 
     A request that another call has bound meanwhile stays bound, and Nova gets no message for it.
     """
-    found = _load(session, ctxt, [wish['uuid'] for wish in wishes], orm.undefer(model.ARQ.moves))
+    found = arqs_.locked(session, _sight(ctxt), [wish['uuid'] for wish in wishes], moves=True)
     arqs = {arq.uuid: arq for arq in found if not _has_moved(arq, seen)}
     failed = []
     for wish in wishes:
@@ -212,8 +217,7 @@ def fail(
         if arq is None:
             continue
         moves = arq.moved('BindFailed', reason, ctxt.request_id, **place)
-        since = model.ARQ.revision == arq.revision
-        if _move(session, [arq.uuid], 'BindFailed', since, moves=moves, **place):
+        if _move(session, [arq], 'BindFailed', moves=moves, **place):
             failed.append(wish)
     outbox.put_all(session, _events(failed, 'failed'))
 
@@ -234,7 +238,7 @@ def unbind(
     :raises cyborg_lite.exception.NotFound: when a request does not exist for the caller.
     :raises cyborg_lite.exception.Conflict: when a request holds what the caller has not seen.
     """
-    arqs = _load(session, ctxt, uuids, orm.undefer(model.ARQ.moves))
+    arqs = arqs_.locked(session, _sight(ctxt), uuids, moves=True)
     _refuse_missing(uuids, {arq.uuid for arq in arqs})
     _refuse_allocated(arqs)
     _refuse_moved([arq for arq in arqs if arq.attach_handle_id is not None], seen)
@@ -242,17 +246,9 @@ def unbind(
     owners.remember(session, ctxt, arqs)
     bound, now = [arq for arq in arqs if not _has_moved(arq, seen)], timeutils.utcnow()
     moves = {arq.id: {'moves': arq.moved('Unbound', None, ctxt.request_id, now)} for arq in bound}
-    move = _to(
-        'Unbound',
-        [arq.uuid for arq in bound],
-        _unmoved(bound),
-        hostname=None,
-        device_rp_uuid=None,
-        instance_uuid=None,
-        ordinal=None,
-        **_each(moves),
-    )
-    moved = holding.end(session, move.values(holding.NOTHING), bound, now)
+    place = dict.fromkeys(('hostname', 'device_rp_uuid', 'instance_uuid', 'ordinal'))
+    move = _to('Unbound').values(**place, **holding.NOTHING, **_each(moves))
+    moved = holding.Ending(move).execute(session, arqs_.read(bound), bound, now)
     if moved != sum(arq.state in SOURCES['Unbound'] for arq in bound):
         raise orm_exception.StaleDataError
     queue.freed(session, arqs, freed)
@@ -266,7 +262,7 @@ def delete(
     :param seen: the revisions that were checked, for a caller that may not delete held requests.
     :raises cyborg_lite.exception.Conflict: when a request has moved since; none is deleted then.
     """
-    arqs = _load(session, ctxt, uuids)
+    arqs = arqs_.locked(session, _sight(ctxt), uuids)
     _refuse_allocated(arqs)
     _refuse_moved(arqs, seen)
     found = {arq.uuid for arq in arqs}
@@ -281,12 +277,8 @@ def delete_of(
     session: orm.Session, ctxt: context.RequestContext, instance: str, seen: Seen = None
 ) -> None:
     """Delete the requests of an instance."""
-    of = [model.ARQ.instance_uuid == instance, model.ARQ.visible(ctxt.scope, ctxt.vouched)]
-    if seen is not None:
-        # Those that the instance has been given since are others.
-        of.append(model.ARQ.uuid.in_(seen))
-    locked = sa.select(model.ARQ).where(*of).options(orm.lazyload('*'))
-    arqs = list(session.scalars(locked.order_by(model.ARQ.id).with_for_update()))
+    # Those that the instance has been given since it was seen are others.
+    arqs = arqs_.locked_of(session, _sight(ctxt), instance, seen)
     freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
@@ -300,8 +292,7 @@ def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:
     """
     if not arqs:
         return
-    gone = sa.delete(model.ARQ).where(model.ARQ.id.in_([arq.id for arq in arqs]), _unmoved(arqs))
-    if holding.end(session, gone, arqs) != len(arqs):
+    if _DELETE.execute(session, arqs_.read(arqs), arqs) != len(arqs):
         raise orm_exception.StaleDataError
 
 
@@ -320,14 +311,8 @@ def _values(name: str, known: dict[int, typing.Any]) -> typing.Any:
     return sa.case(texts, value=model.ARQ.id)
 
 
-def _unmoved(arqs: list[model.ARQ]) -> sa.ColumnElement[bool]:
-    """That requests have not moved since they were read, should the lock on them be lost."""
-    return sa.tuple_(model.ARQ.id, model.ARQ.revision).in_([(arq.id, arq.revision) for arq in arqs])
-
-
-def _visible(ctxt: context.RequestContext, uuids: list[str]) -> sa.ColumnElement[bool]:
-    """That a request is one of these, and the caller may see it."""
-    return sa.and_(model.ARQ.uuid.in_(uuids), model.ARQ.visible(ctxt.scope, ctxt.vouched))
+def _sight(ctxt: context.RequestContext) -> arqs_.Sight:
+    return arqs_.Sight(ctxt.scope, ctxt.vouched)
 
 
 def _load_free(
@@ -340,14 +325,7 @@ def _load_free(
     """
     uuids = [wish['uuid'] for wish in wishes]
     instances = {wish['instance_uuid'] for wish in wishes}
-    visible = _visible(ctxt, uuids)
-    # Both questions are of the same table.
-    query = (
-        sa.select(model.ARQ, visible)
-        .where(sa.or_(visible, model.ARQ.instance_uuid.in_(instances)))
-        .options(orm.undefer(model.ARQ.moves))
-    )
-    rows = session.execute(query).all()
+    rows = arqs_.to_bind(session, _sight(ctxt), uuids, instances)
     arqs = {arq.uuid: arq for arq, ours in rows if ours}
     _refuse_missing(uuids, arqs)
     _refuse_allocated(arqs.values())
@@ -374,15 +352,6 @@ def _is_done(arq: model.ARQ, wish: Wish, seen: Seen) -> bool:
     if seen is None or arq.revision != seen.get(arq.uuid, 0) + 1 or arq.state != 'Bound':
         return False
     return all(getattr(arq, name) == value for name, value in _place(wish).items())
-
-
-def _load(
-    session: orm.Session, ctxt: context.RequestContext, uuids: list[str], *options: typing.Any
-) -> list[model.ARQ]:
-    """Those of these requests that there are, locked."""
-    # MariaDB locks whatever is joined, and a profile is of many requests.
-    query = sa.select(model.ARQ).where(_visible(ctxt, uuids)).options(orm.lazyload('*'), *options)
-    return list(session.scalars(query.order_by(model.ARQ.id).with_for_update()))
 
 
 def _refuse_missing(uuids: list[str], found: collections.abc.Container[str]) -> None:
@@ -413,44 +382,15 @@ def _changed(*uuids: str) -> exception.CyborgError:
     return exception.Conflict(reason=f'ARQ {", ".join(uuids)} changed meanwhile: try again.')
 
 
-def _providers(
-    session: orm.Session, rp_uuids: collections.abc.Iterable[str], hosts: list[str]
-) -> dict[str, model.Deployable]:
-    """The providers on hosts that are locked: a provider of another host may change."""
-    query = (
-        sa.select(model.Deployable)
-        .where(
-            model.Deployable.rp_uuid.in_(rp_uuids),
-            model.Deployable.device.has(model.Device.hostname.in_(hosts)),
-        )
-        .options(
-            orm.joinedload(model.Deployable.device).joinedload(model.Device.host),
-            orm.joinedload(model.Deployable.attributes),
-        )
-    )
-    return {row.rp_uuid: row for row in session.scalars(query).unique()}
-
-
 def _free_handles(
     session: orm.Session, provider: model.Deployable, wishes: list[Wish]
 ) -> list[typing.Any]:
     """A free handle for each wish of an instance: its ids, and whether it excludes others."""
     instance, project, wanted = wishes[0]['instance_uuid'], wishes[0]['project_id'], len(wishes)
-    excludes = exclusion.excludes(provider.device.hostname).label('excludes')
-    query = (
-        sa.select(model.AttachHandle.id, model.AttachHandle.uuid, model.AttachHandle.form, excludes)
-        .where(
-            model.AttachHandle.deployable_id == provider.id,
-            ~model.AttachHandle.lost,
-            ~sa.exists().where(model.ARQ.attach_handle_id == model.AttachHandle.id),
-            *exclusion.free(provider, instance),
-        )
-        .order_by(model.AttachHandle.id)
-    )
-    handles = list(session.execute(query.limit(wanted)))
+    handles = arqs_.free_handles(session, provider, instance, wanted)
     if len({handle.form for handle in handles}) > 1:
         # Accelerators that are bound together must have one form.
-        handles = _of_one_form(list(session.execute(query)), wanted)
+        handles = _of_one_form(arqs_.free_handles(session, provider, instance), wanted)
     if len(handles) < wanted:
         reason = exclusion.reason(session, provider, instance)
         if reason:
@@ -472,23 +412,27 @@ def _place(wish: Wish) -> dict[str, typing.Any]:
     return {name: value for name, value in wish.items() if name != 'uuid'}
 
 
-def _move(
-    session: orm.Session,
-    uuids: list[str],
-    state: str,
-    *conditions: sa.ColumnElement[bool],
-    **values: typing.Any,
-) -> int:
-    """Bring into a state those requests that it may come from; returns how many."""
-    return queries.matched(session, _to(state, uuids, *conditions, **values))
+def _move(session: orm.Session, arqs: list[model.ARQ], state: str, **values: typing.Any) -> int:
+    """Bring into a state those of these requests that it may come from, and that have not moved
+    since they were read; returns how many.
+    """
+    known = {name: new for name, new in values.items() if not isinstance(new, sa.ColumnElement)}
+    move = _changing(state, frozenset(known))
+    if len(known) < len(values):
+        move = move.values({name: values[name] for name in values.keys() - known.keys()})
+    parameters = {f'new_{name}': new for name, new in known.items()}
+    return queries.matched(session, move, arqs_.read(arqs) | parameters)
 
 
-def _to(
-    state: str, uuids: list[str], *conditions: sa.ColumnElement[bool], **values: typing.Any
-) -> sa.Update:
-    """What brings into a state those requests that it may come from."""
+@functools.cache
+def _changing(state: str, names: frozenset[str]) -> sa.Update:
+    """What brings requests into a state, and sets these columns by parameters."""
+    return _to(state).values({name: sa.bindparam(f'new_{name}') for name in sorted(names)})
+
+
+def _to(state: str) -> sa.Update:
     return (
         sa.update(model.ARQ)
-        .where(model.ARQ.uuid.in_(uuids), model.ARQ.state.in_(SOURCES[state]), *conditions)
-        .values(state=state, revision=model.ARQ.revision + 1, **values)
+        .where(arqs_.UNMOVED, model.ARQ.state.in_(SOURCES[state]))
+        .values(state=state, revision=model.ARQ.revision + 1)
     )

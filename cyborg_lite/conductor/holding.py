@@ -34,25 +34,36 @@ def given(handle: int, resource_class: str | None, at: datetime.datetime) -> dic
     return {'attach_handle_id': handle, 'held_since': at, 'resource_class': resource_class}
 
 
-def end(
-    session: orm.Session,
-    statement: sa.Update | sa.Delete,
-    arqs: collections.abc.Iterable[model.ARQ] | None = None,
-    at: datetime.datetime | None = None,
-) -> int:
-    """Execute a statement that frees the accelerators of requests; returns the matched rows.
+class Ending:
+    """A statement that frees the accelerators of requests, with the one that stores their usage."""
 
-    The transaction has locked these requests, or it fails if another number of rows matches.
+    def __init__(self, statement: sa.Update | sa.Delete) -> None:
+        """:param statement: for certain requests; made once, with parameters."""
+        condition = statement.whereclause
+        if condition is None:
+            raise ValueError('expected a statement for certain requests')
+        self._statement = statement
+        self._note = usages.ending(condition)
 
-    :param arqs: the requests, if they were read: if none holds an accelerator, no usage is stored.
-    :param at: the time of the release, the same as in their histories; now by default.
-    """
-    condition = statement.whereclause
-    if condition is None:
-        raise ValueError('expected a statement for certain requests')
-    if arqs is None or any(arq.attach_handle_id is not None for arq in arqs):
-        usages.end(session, condition, at or timeutils.utcnow())
-    return query.matched(session, statement)
+    def execute(
+        self,
+        session: orm.Session,
+        values: dict[str, typing.Any],
+        arqs: collections.abc.Iterable[model.ARQ] | None = None,
+        at: datetime.datetime | None = None,
+    ) -> int:
+        """Free the accelerators; returns how many rows the statement matched.
+
+        The transaction has locked these requests, or it fails if another number of rows matches.
+
+        :param values: the values of the parameters.
+        :param arqs: the requests, if they were read: if none holds an accelerator, no usage is
+            stored.
+        :param at: the time of the release, the same as in their histories; now by default.
+        """
+        if arqs is None or any(arq.attach_handle_id is not None for arq in arqs):
+            query.run(session, self._note, values | {usages.MOMENT: at or timeutils.utcnow()})
+        return query.matched(session, self._statement, values)
 
 
 def excluding(session: orm.Session, arqs: list[model.ARQ]) -> set[str]:

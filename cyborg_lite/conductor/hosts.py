@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections.abc
 import datetime
+import functools
 import typing
 
 from oslo_log import log
@@ -41,18 +42,28 @@ TURNS = 2
 GONE = datetime.timedelta(days=1)
 #: The hosts of deployables: a condition says of which.
 OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
+#: The host of a device.
+OF_DEVICE = sa.select(model.Device.hostname).where(model.Device.uuid == sa.bindparam('uuid'))
 #: By host, the last agent whose reports were refused: the log names each once.
 _refused: dict[str, str] = {}
 
 
-def lock(session: orm.Session, hostnames: sa.Select[typing.Any]) -> list[str]:
+def lock(session: orm.Session, hostnames: sa.Select[typing.Any], **values: typing.Any) -> list[str]:
     """Lock these hosts until the transaction ends, as a report locks its own; returns their names.
 
     Reports, orders to devices, bindings and the healer change what is announced of a host. What is
     read before the lock may be stale.
+
+    :param hostnames: a statement that is made once, with parameters.
+    :param values: the values of its parameters.
     """
-    hosts = sa.select(model.Host.name).where(model.Host.name.in_(hostnames)).order_by(model.Host.id)
-    return list(session.scalars(hosts.with_for_update()))
+    return list(query.run(session, _locking(hostnames), values).scalars())
+
+
+@functools.cache
+def _locking(hostnames: sa.Select[typing.Any]) -> sa.Select[typing.Any]:
+    hosts = sa.select(model.Host.name).where(model.Host.name.in_(hostnames))
+    return hosts.order_by(model.Host.id).with_for_update()
 
 
 def claim(session: orm.Session, report: trust.Claim) -> model.Host | None:

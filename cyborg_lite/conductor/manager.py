@@ -37,9 +37,12 @@ from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import reports
 from cyborg_lite.conductor import serving
 from cyborg_lite.db import engine
+from cyborg_lite.db import query
 
 #: How long what a probe has found stands, in seconds: many may ask, and each one writes.
 FRESH = 1.0
+
+_NOTE = sa.insert(model.Call)
 
 Answer = typing.TypeVar('Answer')
 Function = collections.abc.Callable[..., Answer]
@@ -110,8 +113,7 @@ def _once(function: Function[Answer]) -> Function[Answer]:
         answer = function(session, ctxt, **kwargs)
         session.flush()
         try:
-            kept = {'form': form, 'answer': answer}
-            session.execute(sa.insert(model.Call), [{'uuid': call, 'answer': kept}])
+            query.run(session, _NOTE, {'uuid': call, 'answer': {'form': form, 'answer': answer}})
         except db_exception.DBDuplicateEntry:
             raise _DoneBefore from None
         return answer

@@ -14,6 +14,15 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.db import query
 
+#: The host of a deployable, by the type of what names it: its number, or its uuid.
+_OF_DEPLOYABLE = {
+    kind: hosts.OF_DEPLOYABLES.where(column == sa.bindparam('deployable'))
+    for kind, column in ((int, model.Deployable.id), (str, model.Deployable.uuid))
+}
+_OF_ATTRIBUTE = hosts.OF_DEPLOYABLES.join(model.Attribute).where(
+    model.Attribute.uuid == sa.bindparam('uuid')
+)
+
 
 def set_status(
     session: orm.Session,
@@ -28,7 +37,7 @@ def set_status(
     :returns: the providers to send to Placement before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     """
-    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    hosts.lock(session, hosts.OF_DEVICE, uuid=uuid)
     device = query.get(session, model.Device, uuid, what='Device')
     since = [] if seen is None else [model.Device.revision == seen]
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
@@ -61,7 +70,7 @@ def add_attribute(
     :raises cyborg_lite.exception.Duplicate: when it has an attribute of this key.
     """
     same = model.Deployable.id if isinstance(deployable, int) else model.Deployable.uuid
-    hosts.lock(session, hosts.OF_DEPLOYABLES.where(same == deployable))
+    hosts.lock(session, _OF_DEPLOYABLE[type(deployable)], deployable=deployable)
     row = session.scalars(sa.select(model.Deployable).where(same == deployable)).one_or_none()
     if row is None:
         raise exception.NotFound(what='Deployable', id=deployable)
@@ -81,8 +90,7 @@ def delete_attribute(session: orm.Session, ctxt: context.RequestContext, uuid: s
     :raises cyborg_lite.exception.NotFound: when there is no such attribute.
     :raises cyborg_lite.exception.Conflict: when a driver reports it.
     """
-    of_attribute = hosts.OF_DEPLOYABLES.join(model.Attribute)
-    hosts.lock(session, of_attribute.where(model.Attribute.uuid == uuid))
+    hosts.lock(session, _OF_ATTRIBUTE, uuid=uuid)
     attribute = query.get(session, model.Attribute, uuid, what='Attribute')
     if attribute.reported:
         raise exception.Conflict(
@@ -103,7 +111,7 @@ def delete_device(session: orm.Session, ctxt: context.RequestContext, uuid: str)
     :raises cyborg_lite.exception.NotFound: when there is no such device.
     :raises cyborg_lite.exception.Conflict: when it is there, or something of it is held.
     """
-    hosts.lock(session, sa.select(model.Device.hostname).where(model.Device.uuid == uuid))
+    hosts.lock(session, hosts.OF_DEVICE, uuid=uuid)
     device = query.get(session, model.Device, uuid, what='Device')
     if not device.absences:
         raise exception.Conflict(

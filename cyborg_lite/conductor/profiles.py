@@ -3,12 +3,25 @@
 
 from __future__ import annotations
 
+import uuid as uuidlib
+
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.db import query
+
+# Asked for with the row, so that nothing more is asked while no quota is set.
+_limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
+_named = model.DeviceProfile.name == sa.bindparam('of_name', type_=sa.String())
+_BY_NAME = sa.select(model.DeviceProfile).where(_named).options(_limited)
+#: Of each profile that has this name or this uuid, whether it has the name.
+_SAME = sa.select(_named).where(
+    sa.or_(_named, model.DeviceProfile.uuid == sa.bindparam('of_uuid', type_=sa.String()))
+)
+_CREATE = sa.insert(model.DeviceProfile)
 
 
 def create(session: orm.Session, ctxt: context.RequestContext, profile: model.Facts) -> str:
@@ -16,14 +29,14 @@ def create(session: orm.Session, ctxt: context.RequestContext, profile: model.Fa
 
     :raises cyborg_lite.exception.Duplicate: when its name or its uuid is taken.
     """
-    for field in ('name', 'uuid'):
-        value = profile.get(field)
-        if value is not None and _find(session, getattr(model.DeviceProfile, field), value):
-            raise exception.Duplicate(what='Device profile', field=field, value=value)
-    row = model.DeviceProfile(**profile)
-    session.add(row)
-    session.flush()
-    return row.uuid
+    uuid = profile.get('uuid') or str(uuidlib.uuid4())
+    row = profile | {'uuid': uuid}
+    named = query.run(session, _SAME, {'of_name': row['name'], 'of_uuid': uuid}).scalars().all()
+    if named:
+        field = 'name' if any(named) else 'uuid'
+        raise exception.Duplicate(what='Device profile', field=field, value=row[field])
+    query.run(session, _CREATE, row)
+    return uuid
 
 
 def delete(session: orm.Session, ctxt: context.RequestContext, id: str) -> None:
@@ -67,10 +80,7 @@ def by_name(session: orm.Session, name: str) -> model.DeviceProfile:
 
     :raises cyborg_lite.exception.NotFound: when there is none.
     """
-    # Asked for with the row, so that nothing more is asked while no quota is set.
-    limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
-    query = sa.select(model.DeviceProfile).where(model.DeviceProfile.name == name).options(limited)
-    profile = session.scalars(query).one_or_none()
+    profile = session.scalars(_BY_NAME, {'of_name': name}).one_or_none()
     if profile is None or profile.private:
         raise exception.NotFound(what='Device profile', id=name)
     return profile

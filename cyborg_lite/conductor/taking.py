@@ -37,6 +37,11 @@ ACCELERATOR = (
 #: The most kinds of accelerators of one request: each makes the statements longer.
 KINDS = 16
 
+#: The hosts of these names.
+_NAMED = sa.select(model.Host.name).where(
+    model.Host.name.in_(sa.bindparam('names', expanding=True))
+)
+
 #: The number of each kind that is wanted.
 Kinds = dict[candidates.Kind, int]
 Groups = list[dict[str, str]]
@@ -118,8 +123,7 @@ def confirm(
     :raises sqlalchemy.orm.exc.StaleDataError: when there is not enough left: the call is tried
         again.
     """
-    names = {each.host for each in chosen}
-    locked = hosts.lock(session, sa.select(model.Host.name).where(model.Host.name.in_(names)))
+    locked = hosts.lock(session, _NAMED, names={each.host for each in chosen})
     found = free(session, kinds, locked)
     if allowed is not None:
         found = [each for each in found if each.handle in allowed]

@@ -9,6 +9,7 @@ old name of a machine is not free under its new one.
 from __future__ import annotations
 
 import collections.abc
+import types
 import typing
 
 import sqlalchemy as sa
@@ -32,10 +33,19 @@ _held = _siblings.join(_arq, _arq.attach_handle_id == _other.id)
 #: That a request holds the handle.
 HELD = sa.exists().where(model.ARQ.attach_handle_id == model.AttachHandle.id)
 
+#: The parameters of a statement for one device, as the columns of it.
+_given = types.SimpleNamespace(
+    **{
+        name: sa.bindparam(f'device_{name}', type_=getattr(model.Device, name).type)
+        for name in ('id', 'hostname', 'type', 'vendor', 'serial', 'address')
+    }
+)
 
-def free(provider: model.Deployable, instance: str) -> list[Condition]:
-    """The conditions that a handle of the provider meets that nothing held elsewhere excludes."""
-    return [~cause.holds for cause in causes(provider.device, instance)]
+
+def parameters(device: model.Device, instance: str) -> dict[str, typing.Any]:
+    """The values of the parameters of FREE and EXCLUDES for a device and an instance."""
+    values = {f'device_{name}': getattr(device, name) for name in vars(_given)}
+    return values | {'instance': instance}
 
 
 class Cause(typing.NamedTuple):
@@ -46,11 +56,13 @@ class Cause(typing.NamedTuple):
 
 
 def causes(
-    device: model.Device | type[model.Device], instance: str | None = None, guest: bool = True
+    device: type[model.Device] | types.SimpleNamespace,
+    instance: sa.BindParameter[str] | None = None,
+    guest: bool = True,
 ) -> list[Cause]:
     """All that may exclude a handle of a device, of which the first that holds is shown.
 
-    :param device: a row, or the class in a statement that joins it to the handle.
+    :param device: the class in a statement that joins it to the handle, or parameters.
     :param instance: the instance that gets the handle, if that is known.
     :param guest: whether a guest gets it. A process of the host shares IOMMU groups with
         other processes, and with no guest.
@@ -88,7 +100,7 @@ def _names(hostname: typing.Any) -> sa.Select[typing.Any]:
     return names.correlate(model.Device)
 
 
-def _under_old_name(device: model.Device | type[model.Device]) -> sa.Select[typing.Any]:
+def _under_old_name(device: type[model.Device] | types.SimpleNamespace) -> sa.Select[typing.Any]:
     """What is held of this card, or may be, under an earlier name of its machine.
 
     A card whose serial number cannot be read for now may be any of its kind that has one: it may
@@ -108,7 +120,7 @@ def _under_old_name(device: model.Device | type[model.Device]) -> sa.Select[typi
     )
 
 
-def excludes(hostname: str | orm.InstrumentedAttribute[str]) -> Condition:
+def excludes(hostname: sa.BindParameter[str] | orm.InstrumentedAttribute[str]) -> Condition:
     """Whether a handle, of a host, may exclude others while it is held."""
     form = _siblings.where(
         _part.device_id == _device.correlate(model.AttachHandle).scalar_subquery(),
@@ -122,15 +134,22 @@ def excludes(hostname: str | orm.InstrumentedAttribute[str]) -> Condition:
     return sa.or_(*(each.correlate(model.AttachHandle).exists() for each in (form, group)))
 
 
+_CAUSES = causes(_given, sa.bindparam('instance', type_=sa.String()))
+#: The conditions that a handle of a device meets that nothing held elsewhere excludes.
+FREE = [~cause.holds for cause in _CAUSES]
+#: Whether a handle of a device may exclude others while it is held.
+EXCLUDES = excludes(_given.hostname)
+
+
 def reason(session: orm.Session, provider: model.Deployable, instance: str) -> str | None:
     """Why accelerators of the provider are not free although they are not held, as a text."""
-    found = causes(provider.device, instance)
-    query = sa.select(words(found)).where(
+    query = sa.select(words(_CAUSES)).where(
         model.AttachHandle.deployable_id == provider.id,
         ~HELD,
-        sa.or_(*(cause.holds for cause in found)),
+        sa.or_(*(cause.holds for cause in _CAUSES)),
     )
-    return session.scalar(query.order_by(model.AttachHandle.id).limit(1))
+    query = query.order_by(model.AttachHandle.id).limit(1)
+    return session.scalar(query, parameters(provider.device, instance))
 
 
 def words(found: list[Cause]) -> sa.ColumnElement[str | None]:

@@ -11,13 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from cyborg_lite.db import query as queries
 from cyborg_lite.model import queue
 
 _waits = model.Allocation.state == 'queued'
+_FIRST = sa.select(model.Allocation.id).where(_waits).limit(1)
 
 
 def any_waits(session: orm.Session) -> bool:
-    return session.scalar(sa.select(model.Allocation.id).where(_waits).limit(1)) is not None
+    return queries.run(session, _FIRST).first() is not None
 
 
 def waiting(session: orm.Session, *columns: typing.Any) -> list[sa.Row[typing.Any]]:

@@ -31,6 +31,10 @@ _HELD: dict[str, typing.Any] = {
 }
 
 
+#: The name of the parameter of ending().
+MOMENT = 'moment'
+
+
 class Period(typing.NamedTuple):
     """From when to when usage is counted; the end is not part of it."""
 
@@ -50,13 +54,15 @@ def _held(columns: dict[str, typing.Any]) -> sa.Select[typing.Any]:
     )
 
 
-def end(session: orm.Session, condition: sa.ColumnElement[bool], moment: datetime.datetime) -> None:
-    """Note that what these requests hold is held until a moment and no longer."""
-    now = sa.literal(moment, base.Moment)
+def ending(condition: sa.ColumnElement[bool]) -> sa.Insert:
+    """The statement that notes that what these requests hold is held until MOMENT and no longer.
+
+    It is made once: the condition has parameters.
+    """
+    now = sa.bindparam(MOMENT, type_=base.Moment)
     # The clock of another conductor, by which it began, may be ahead.
     columns = _HELD | {'ended_at': sa.case((_began_at > now, _began_at), else_=now)}
-    ended = _held(columns).where(condition)
-    session.execute(sa.insert(model.Usage).from_select(list(columns), ended))
+    return sa.insert(model.Usage).from_select(list(columns), _held(columns).where(condition))
 
 
 def rename(session: orm.Session, old: str, new: str) -> None:

@@ -101,7 +101,9 @@ class ARQ(base.Base):
     )
 
     @classmethod
-    def visible(cls, project: str | None, vouched: bool = False) -> sa.ColumnElement[bool]:
+    def visible(
+        cls, project: str | sa.BindParameter[str] | None, vouched: bool = False
+    ) -> sa.ColumnElement[bool]:
         """The condition that a caller may see a request.
 
         :param project: the caller's project; None for a caller that sees all.

@@ -28,6 +28,7 @@ import urllib.parse
 
 from oslo_messaging.rpc import dispatcher
 import requests
+import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
 
@@ -184,11 +185,10 @@ class Points:
             with writer(database) as session:
                 # A transaction without a name has no point in the list, which makes a test fail.
                 session.info['point'] = self._name_of_transaction()
+                _note_writes(session)
                 yield session
 
         engine.Database.writer = watched
-        event.listen(orm.Session, 'after_flush', lambda session, _: _note_write(session))
-        event.listen(orm.Session, 'do_orm_execute', _note_statement)
         for when in ('before', 'after'):
             event.listen(orm.Session, f'{when}_commit', functools.partial(self._commit, when))
 
@@ -245,14 +245,15 @@ class Points:
         requests.Session.send = watched
 
 
-def _note_write(session: orm.Session) -> None:
-    # A transaction that only reads, such as a poll of the outbox, changes nothing.
-    session.info['wrote'] = 'point' in session.info
+def _note_writes(session: orm.Session) -> None:
+    """Note whether the transaction writes: one that only reads, as to poll the outbox, changes
+    nothing.
+    """
 
-
-def _note_statement(state: orm.ORMExecuteState) -> None:
-    if not state.is_select:
-        _note_write(state.session)
+    @event.listens_for(session.connection(), 'before_execute')
+    def note(_connection: sa.Connection, statement: typing.Any, *_: object) -> None:
+        if getattr(statement, 'is_dml', False):
+            session.info['wrote'] = True
 
 
 def _path(url: str) -> str:

@@ -173,7 +173,9 @@ def plant(bug: str) -> None:
     elif bug == 'kept':
         manager.Manager.unbind = _keep
     elif bug == 'two forms':
-        exclusion.free = lambda *_args: []
+        parameters = exclusion.parameters
+        # No part of this card is found.
+        exclusion.parameters = lambda *given: parameters(*given) | {'device_id': -1}
     elif bug == 'another card':
         matching.pair = _pair_by_address
 

@@ -10,7 +10,6 @@ from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy import orm
 from sqlalchemy.dialects import postgresql
 
 from cyborg_lite import context
@@ -662,17 +661,17 @@ def test_each_changed_row_is_locked(one, operate, table):
     [arq] = one.hold()
     locked = []
 
-    def note(state):
-        if state.is_select:
-            text = str(state.statement.compile(dialect=postgresql.dialect()))
+    def note(_connection, statement, *_):
+        if isinstance(statement, sa.Select):
+            text = str(statement.compile(dialect=postgresql.dialect()))
             locked.extend(re.findall(r'FROM (\w+).* FOR UPDATE$', text, re.DOTALL))
 
     instance = one.arq(arq).instance_uuid
-    event.listen(orm.Session, 'do_orm_execute', note)
+    event.listen(sa.Engine, 'before_execute', note)
     try:
         operate(one, arq, instance)
     finally:
-        event.remove(orm.Session, 'do_orm_execute', note)
+        event.remove(sa.Engine, 'before_execute', note)
     assert table in locked
 
 

@@ -21,10 +21,10 @@ def sent(service):
     seen = []
     with service.database.writer() as session:
 
-        @event.listens_for(session, 'do_orm_execute')
-        def see(state):
-            if state.is_select:
-                seen.append(str(state.statement.compile(dialect=postgresql.dialect())))
+        @event.listens_for(session.connection(), 'before_execute')
+        def see(_connection, statement, *_):
+            if isinstance(statement, sa.Select):
+                seen.append(str(statement.compile(dialect=postgresql.dialect())))
 
         yield session, seen
 
