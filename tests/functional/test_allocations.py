@@ -320,11 +320,11 @@ def test_a_lease_that_is_renewed_before_its_end_is_written_does_not_end(service)
     change(service, model.Allocation, lease_ends_at=now - datetime.timedelta(seconds=1))
     [row] = service.rows(model.Allocation)
 
-    def renew(session, names):
+    def renew(session, names, **values):
         """Another party's step, after the lease was read and before hosts are locked."""
         later = sa.update(model.Allocation).values(lease_ends_at=now + datetime.timedelta(hours=1))
         session.execute(later.execution_options(synchronize_session=False))
-        return lock(session, names)
+        return lock(session, names, **values)
 
     lock = hosts.lock
     with (

@@ -54,7 +54,8 @@ def test_enable_says_what_else_keeps_a_device_out(run, service, card, capsys):
     run(accelerators.DisableDevice, *card['device'])
     run(accelerators.EnableDevice, *card['function'])
     said = 'is enabled, but cannot be allocated: its device is faulty (critical: xid_79)'
-    assert capsys.readouterr().err == f'{card["device"][0]} {said}\n'
+    # A logger of a test before may complain of its closed stream.
+    assert capsys.readouterr().err.splitlines()[-1] == f'{card["device"][0]} {said}'
 
 
 @pytest.mark.parametrize('name', ['nope', NOTHING, HOST])

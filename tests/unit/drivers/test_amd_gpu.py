@@ -136,12 +136,15 @@ def test_virtual_functions(tmp_path):
 )
 def test_real_topologies(tmp_path, name):
     """The captures only have nodes: the functions are made from them."""
-    with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:
-        tar.extractall(tmp_path / 'capture', filter='data')
     told = {}
-    for file in (tmp_path / 'capture').rglob('nodes/*/properties'):
-        facts = dict(line.split() for line in file.read_text().splitlines())
-        told[int(file.parent.name)] = file, {key: int(value) for key, value in facts.items()}
+    # Nothing is extracted: Python 3.11.2 does not know how to do that safely.
+    with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:
+        for member in tar:
+            path = pathlib.PurePath(member.name)
+            if member.isfile() and path.match('nodes/*/properties'):
+                text = tar.extractfile(member).read().decode()
+                facts = dict(line.split() for line in text.splitlines())
+                told[int(path.parent.name)] = text, {key: int(facts[key]) for key in facts}
     gpus = [facts for _, (_, facts) in sorted(told.items()) if facts['simd_count']]
     places = {(each['domain'], each['location_id'] & ~7): each for each in gpus}
     functions = [
@@ -153,10 +156,10 @@ def test_real_topologies(tmp_path, name):
         for (domain, place), facts in places.items()
     ]
     copy = captures.host(tmp_path, functions)
-    for number, (file, _) in told.items():
+    for number, (text, _) in told.items():
         place = copy.root / NODES / str(number)
         place.mkdir(parents=True)
-        (place / 'properties').write_bytes(file.read_bytes())
+        (place / 'properties').write_text(text)
     cards = discover(copy)
     assert len(cards) == len(functions) > 3
     minors = [

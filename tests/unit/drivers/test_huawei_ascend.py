@@ -46,6 +46,7 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
         'unusable': None,
         'health': 'unknown',
         'health_reason': None,
+        'rogue': None,
         'board': {'product_id': product, 'class': '120000'},
         'vendor_board': {},
         'deployables': [
