@@ -88,8 +88,8 @@ def is_ours(rule):
     return rule in OURS or rule.partition(':')[0] in OURS
 
 
-def denied(answer, rule):
-    said = f'Access was denied to the following resource: cyborg:{rule}. It needs the role '
+def denied(answer, rule, needed='the role '):
+    said = f'Access was denied to the following resource: cyborg:{rule}. It needs {needed}'
     assert answer.status_code == 403
     if is_ours(rule):
         [error] = answer.json()['errors']
@@ -124,7 +124,7 @@ def test_persona(api, rule, persona):
 def test_a_system_scoped_administrator_is_nobody(api, rule, service):
     _, method, path, body, _ = RULES[rule]
     answer = api('system-admin', service=service).request(path, method, json=body)
-    denied(answer, refusing(rule, 'system-admin'))
+    denied(answer, refusing(rule, 'system-admin'), 'a token of a project.')
 
 
 @pytest.mark.parametrize('headers', [{}, {'X-Auth-Token': 'gAAAAAnonsense'}])
