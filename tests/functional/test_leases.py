@@ -475,12 +475,16 @@ def test_other_users(machine):
 @contextlib.contextmanager
 def opened(machine, to_socket=0o066):
     """Make the socket accessible for every user."""
-    places = [pathlib.Path(machine.socket), *pathlib.Path(machine.socket).parents]
-    before = [(place, place.stat().st_mode) for place in places]
-    for place, mode in before:
-        place.chmod(mode | (to_socket if place.is_socket() else 0o011))
+    socket = pathlib.Path(machine.socket)
+    # Tests of other processes use them at the same time: they stay open.
+    for place in socket.parent.parents:
+        place.chmod(place.stat().st_mode | 0o011)
+    own = {socket: to_socket, socket.parent: 0o011}
+    before = {place: place.stat().st_mode for place in own}
+    for place, more in own.items():
+        place.chmod(before[place] | more)
     yield
-    for place, mode in before:
+    for place, mode in before.items():
         place.chmod(mode)
 
 
