@@ -438,21 +438,15 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
             naming.give(session, part, f'{new.name}_{plain}')
         session.flush()
     leases.rename(session, old.name, new.name)
-    session.execute(
-        sa.update(model.ARQ)
-        .where(model.ARQ.attach_handle_id.in_(before))
-        .values(hostname=new.name)
-        .execution_options(synchronize_session=False)
-    )
+    moved = sa.update(model.ARQ).where(model.ARQ.attach_handle_id.in_(before))
+    query.matched(session, moved.values(hostname=new.name))
     usages.rename(session, old.name, new.name)
     if new.renamed_to == old.name:
         new.renamed_to = None
         session.flush()
     # A name before that one is a name of the new one, too.
     earlier = sa.update(model.Host).where(model.Host.renamed_to == old.name)
-    session.execute(
-        earlier.values(renamed_to=new.name).execution_options(synchronize_session=False)
-    )
+    query.matched(session, earlier.values(renamed_to=new.name))
     session.expire(old, ['found'])
 
 

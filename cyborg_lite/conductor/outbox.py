@@ -31,6 +31,7 @@ from cyborg_lite.clients import nova
 from cyborg_lite.clients import placement
 from cyborg_lite.db import engine
 from cyborg_lite.db import exclusion
+from cyborg_lite.db import query as queries
 
 LOG = log.getLogger(__name__)
 
@@ -207,12 +208,6 @@ def _are(messages: list[model.Message], *names: str) -> sa.ColumnElement[bool]:
             for each in messages
         )
     )
-
-
-def _rows(session: orm.Session, statement: sa.Update | sa.Delete) -> int:
-    """Change rows; returns how many there were."""
-    done = session.execute(statement.execution_options(synchronize_session=False))
-    return typing.cast('sa.CursorResult[typing.Any]', done).rowcount
 
 
 def _patience(message: model.Message) -> int:
@@ -416,7 +411,7 @@ class Sender:
         mine = sa.select(model.Message.id).where(model.Message.lease == lease)
         with self._database.writer() as session:
             claimed = {each.id for each in messages}
-            if _rows(session, claim) < len(messages):
+            if queries.matched(session, claim) < len(messages):
                 claimed = set(session.scalars(mine))
         taken = [each for each in messages if each.id in claimed]
         for each in taken:
@@ -435,17 +430,17 @@ class Sender:
         with self._database.writer() as session:
             settled = 0
             if sent:
-                settled += _rows(session, sa.delete(model.Message).where(_are(sent)))
+                settled += queries.matched(session, sa.delete(model.Message).where(_are(sent)))
             for message, error in outcomes:
                 if error is not None:
                     due_at = now + datetime.timedelta(seconds=_patience(message))
                     wait = sa.update(model.Message).where(_are([message]))
-                    settled += _rows(session, wait.values(due_at=due_at, lease=None))
+                    settled += queries.matched(session, wait.values(due_at=due_at, lease=None))
             if settled < len(outcomes):
                 replaced = sa.update(model.Message).where(
                     _are([message for message, _ in outcomes], 'lease')
                 )
-                _rows(session, replaced.values(due_at=now, lease=None))
+                queries.matched(session, replaced.values(due_at=now, lease=None))
 
     @_again
     def _compare(self, _: str, host: model.Facts) -> None:

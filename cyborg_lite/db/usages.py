@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from cyborg_lite.db import query
 from cyborg_lite.model import base
 
 _class = orm.aliased(model.Attribute)
@@ -68,7 +69,7 @@ def ending(condition: sa.ColumnElement[bool]) -> sa.Insert:
 def rename(session: orm.Session, old: str, new: str) -> None:
     """Have the usage of a host shown under its new name."""
     of_old = sa.update(model.Usage).where(model.Usage.host == old)
-    session.execute(of_old.values(host=new).execution_options(synchronize_session=False))
+    query.matched(session, of_old.values(host=new))
 
 
 def total(
