@@ -174,22 +174,13 @@ def describe(part: model.Deployable, taken: collections.abc.Container[int] = ())
     device, handles = part.device, part.attach_handles
     total = len(handles)
     lost = sum(handle.lost or handle.id in taken for handle in handles)
-    withheld = (
-        device.status != 'enabled'
-        or device.absences
-        or device.unusable
-        or device.rogue
-        or device.withheld
-        or device.host.silent
-        or device.host.renamed_to
-    )
     return {
         'uuid': part.rp_uuid,
         'name': part.name,
         'parent': device.hostname,
         'resource_class': part.resource_class or 'CUSTOM_PCI',
         'total': total,
-        'reserved': total if withheld else lost,
+        'reserved': lost if device.allocatable else total,
         'traits': sorted({*part.traits, 'OWNER_CYBORG', *([UNHEALTHY] if device.withheld else [])}),
     }
 

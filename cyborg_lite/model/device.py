@@ -165,8 +165,15 @@ class Device(base.Base):
     @property
     def obstacle(self) -> str | None:
         """All reasons why accelerators of this device must not be allocated, or None."""
-        found = (each for each in OBSTACLES if each.holds(self, self.host))
-        return AND.join(each.words(self, self.host) for each in found) or None
+        return AND.join(each.words(self, self.host) for each in self._obstacles()) or None
+
+    @property
+    def allocatable(self) -> bool:
+        """Whether accelerators of this device may be allocated, as far as the device decides."""
+        return not any(True for _ in self._obstacles())
+
+    def _obstacles(self) -> collections.abc.Iterator[Obstacle]:
+        return (each for each in OBSTACLES if each.holds(self, self.host))
 
 
 def ids(facts: dict[str, typing.Any]) -> dict[str, typing.Any]:
