@@ -219,8 +219,9 @@ def _restrict(node: _Node, users: set[int]) -> None:
     wanted = _packed(OPEN, 0, 0, named)
     # The kernel keeps a list without named users as a mode. It is compared each time: a chmod by
     # another program changes the list.
-    shut = _list(node) is None and node.facts.st_mode & 0o777 == OPEN << 6
-    if not (_list(node) == wanted if named else shut):
+    found = _list(node)
+    shut = found is None and node.facts.st_mode & 0o777 == OPEN << 6
+    if not (found == wanted if named else shut):
         os.setxattr(node.path, ATTRIBUTE, wanted)
 
 

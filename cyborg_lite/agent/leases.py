@@ -283,7 +283,6 @@ class Leases:
                 self._bring_forward(now + RETRY)
         known = list(self._known.values())
         late = [lease for lease in known if not self._look(lease)]
-        # First: what is free then is closed.
         # First: no device is free that its last user can open.
         self.guard()
         late += [lease for lease in known if lease.over and not self._end(lease)]
