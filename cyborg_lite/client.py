@@ -31,6 +31,8 @@ SOCKET = 'agent.sock'
 SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
 #: The variable with the path of another socket.
 VARIABLE = 'CYBORG_LITE_SOCKET'
+#: How the kernel keeps users without a lease from devices, for users.
+ACCESS = {'acl': 'enforced', 'advisory': 'advisory'}
 #: The maximum size of one answer, in bytes.
 SIZE = 32 << 20
 #: The minimum timeout for the first answer to a request for a lease, in seconds: the timeout of a

@@ -25,6 +25,7 @@ import warnings
 
 import prettytable
 
+from cyborg_lite import client
 from cyborg_lite import exception
 
 Row = dict[str, typing.Any]
@@ -41,8 +42,6 @@ TIMEOUT = 30
 #: Texts of errors when a server has no TLS, and errors when it closes a connection.
 NO_TLS = ('WRONG_VERSION_NUMBER', 'RECORD_LAYER_FAILURE', 'PACKET_LENGTH_TOO_LONG', 'HTTP_REQUEST')
 CLOSED = (ConnectionResetError, http.client.BadStatusLine)
-#: The access to devices, in words.
-ACCESS = {'acl': 'enforced', 'advisory': 'advisory'}
 #: The states of health that the table shows for held cards.
 NOT_WELL = ('warning', 'critical')
 CLEAR = '\x1b[2J\x1b[H'
@@ -267,7 +266,7 @@ def _table(rows: list[Row]) -> str:
 
 def _access(rows: list[Row]) -> list[str]:
     """A line that says where the kernel keeps users from devices; none if nothing is known."""
-    hosts = {row['host']: ACCESS.get(str(row.get('access'))) for row in rows}
+    hosts = {row['host']: client.ACCESS.get(str(row.get('access'))) for row in rows}
     known = collections.Counter(word for word in hosts.values() if word)
     if len(hosts) == 1:
         return [f'Access is {word}.' for word in known]

@@ -21,8 +21,6 @@ DESCRIPTION = (
 )
 #: The statuses if a command does not exist, and if it cannot be executed, as in shells.
 ABSENT, UNUSABLE = 127, 126
-#: The access to devices, for the user.
-ACCESS = {'acl': 'access is enforced', 'advisory': 'access is advisory'}
 #: The placeholder of the arguments of Ray, which needs variables, too.
 RAY = '{ray}'
 
@@ -54,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = ', '.join(lease.addresses) or 'no address that a program could use'
         leasing.say(
             f'{len(lease.accelerators)} of host {lease.host}: {given} ({lease.uuid}; '
-            f'{ACCESS.get(lease.access, lease.access)})'
+            f'access is {client.ACCESS.get(lease.access, lease.access)})'
         )
     # Python ignores these signals, and the executed command would inherit this.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
