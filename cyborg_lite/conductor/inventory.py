@@ -26,8 +26,8 @@ from cyborg_lite.model import pci
 LOG = log.getLogger(__name__)
 
 
-class Report(typing.TypedDict):
-    """What an agent found on its host at one moment."""
+class Frame(typing.TypedDict):
+    """What a report says beside its devices."""
 
     host: str
     #: which machine this is, whatever its name; None if it shows nothing that tells
@@ -43,13 +43,57 @@ class Report(typing.TypedDict):
     interval: int
     #: equal if and only if devices and drivers are equal
     digest: str
-    devices: list[model.Facts]
     #: per driver its state, ``ok`` or ``degraded``, and the reason
     drivers: dict[str, model.Facts]
     #: per driver how often it has looked; an agent of the release before does not say
     looks: typing.NotRequired[dict[str, int]]
     #: see model.Host; an agent of the release before does not say
     access: typing.NotRequired[str | None]
+
+
+class Report(Frame):
+    """What an agent found on its host at one moment."""
+
+    devices: list[model.Facts]
+
+
+_NOTE = (
+    sa.update(model.Host)
+    .where(
+        model.Host.name == sa.bindparam('host'),
+        model.Host.boot_id == sa.bindparam('boot'),
+        # Both are null for an agent of the release before.
+        model.Host.agent.is_not_distinct_from(sa.bindparam('started')),
+        model.Host.digest == sa.bindparam('mark'),
+        # Tell Placement that it is back.
+        ~model.Host.silent,
+        model.Host.renamed_to.is_(None),
+        model.Host.sequence < sa.bindparam('sent'),
+    )
+    .values(
+        seen_at=sa.bindparam('now'),
+        sequence=sa.bindparam('sent'),
+        interval=sa.bindparam('period'),
+    )
+)
+
+
+def is_unchanged(
+    session: orm.Session, _ctxt: context.RequestContext, report: Frame, policy: health.Policy
+) -> bool:
+    """Whether a report says what the last one of its agent said. If so, it is noted by one UPDATE,
+    which needs no device; otherwise, ``receive`` has to process it.
+    """
+    values = {
+        'host': report['host'],
+        'boot': report['boot_id'],
+        'started': report.get('agent'),
+        'mark': _mark(session, report, policy),
+        'sent': report['sequence'],
+        'now': timeutils.utcnow(),
+        'period': report['interval'],
+    }
+    return query.matched(session, _NOTE, values) == 1
 
 
 def receive(
@@ -59,49 +103,26 @@ def receive(
     absences: int,
     policy: health.Policy = health.Policy(),  # noqa: B008 - it does not change
 ) -> None:
-    """Take a report in: one UPDATE if it says nothing new, nothing if it is late.
+    """Make the rows of a host equal to a report; nothing if it is late.
 
     :param absences: after how many reports without it a device is deleted.
     :param policy: what follows from the health of a device.
     """
-    mark = _mark(session, report, policy)
-    if _heartbeat(session, report, mark):
-        return
     host = hosts.claim(session, report)
     if host is None:
         return
     settled = _reconcile(session, host, report, absences, policy)
-    host.digest = mark if settled else None
+    host.digest = _mark(session, report, policy) if settled else None
     queue.wake(session)
 
 
-def _mark(session: orm.Session, report: Report, policy: health.Policy) -> str:
+def _mark(session: orm.Session, report: Frame, policy: health.Policy) -> str:
     """A digest of a report: a report with the same digest need not be processed. The digest also
     depends on the health policy, and on whether Placement is configured.
     """
     told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
     text = f'{told} {health.digest(policy)} {report.get("machine")} {report["digest"]}'
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _heartbeat(session: orm.Session, report: Report, mark: str) -> bool:
-    alive = (
-        sa.update(model.Host)
-        .where(
-            model.Host.name == report['host'],
-            model.Host.boot_id == report['boot_id'],
-            model.Host.agent == report.get('agent'),
-            model.Host.digest == mark,
-            # Tell Placement that it is back.
-            ~model.Host.silent,
-            model.Host.renamed_to.is_(None),
-            model.Host.sequence < report['sequence'],
-        )
-        .values(
-            seen_at=timeutils.utcnow(), sequence=report['sequence'], interval=report['interval']
-        )
-    )
-    return query.matched(session, alive) == 1
 
 
 def _reconcile(

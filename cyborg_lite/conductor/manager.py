@@ -171,7 +171,7 @@ class Manager:
         self.conf = conf
         self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue)
         self.healer = healing.Healer(conf, self.outbox)
-        self.reports = reports.Reports(conf, self._report)
+        self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
         calls = leases.Calls(self._lease, self._leases, self._end_lease, self.outbox.tell)
         self.leases = leases.Leases(conf, calls)
         self._database = database
@@ -205,7 +205,8 @@ class Manager:
     renew_allocation = _exposed(allocating.renew, 'Renew allocation {uuid} for {lease} seconds')
     release_allocation = _exposed(allocating.release, 'Release allocation {uuid}')
 
-    _report = _transaction(inventory.receive)
+    _is_unchanged = _transaction(inventory.is_unchanged)
+    _receive = _transaction(inventory.receive)
     _set_device_status = _transaction(orders.set_status)
     _bind = _transaction(binding.bind)
     _fail = _transaction(binding.fail)

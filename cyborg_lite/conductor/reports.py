@@ -44,12 +44,19 @@ class Reports:
 
     target = messaging.Target(version='1.1')
 
-    def __init__(self, conf: cfg.ConfigOpts, receive: collections.abc.Callable[..., None]) -> None:
-        """:param receive: takes a report in that was checked.
-
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        is_unchanged: collections.abc.Callable[..., bool],
+        receive: collections.abc.Callable[..., None],
+    ) -> None:
+        """
+        :param is_unchanged: whether a report says what the last one did; if so, it is noted.
+        :param receive: takes a report in that was checked.
         :raises cyborg_lite.conductor.health.Broken: when the policy of health cannot be used.
         """
         self._conf = conf
+        self._is_unchanged = is_unchanged
         self._receive = receive
         self._policy = health.load(conf)
 
@@ -60,44 +67,48 @@ class Reports:
 
         :raises cyborg_lite.exception.Invalid: when the report is invalid.
         """
-        checked = check(report)
-        absences = self._conf.conductor.absences
-        self._receive(ctxt, report=checked, absences=absences, policy=self._policy)
+        frame = check(report)
+        # Most reports end here, and it takes longer to check devices than all else.
+        if not self._is_unchanged(ctxt, report=frame, policy=self._policy):
+            checked = check_devices(frame, report['devices'])
+            absences = self._conf.conductor.absences
+            self._receive(ctxt, report=checked, absences=absences, policy=self._policy)
 
 
-def check(report: dict[str, typing.Any]) -> inventory.Report:
-    """The valid part of a report: without its invalid devices, and with a limited interval.
+def check(report: dict[str, typing.Any]) -> inventory.Frame:
+    """A report without its devices, which are not checked yet, and with a limited interval.
 
     Fields that this release does not know are left out.
 
-    :raises cyborg_lite.exception.Invalid: when anything else in it is invalid.
+    :raises cyborg_lite.exception.Invalid: when anything in it is invalid.
     """
     try:
         _check_frame(report)
     except ValueError as error:
         LOG.warning('A report of host %.255r is refused: %s', report.get('host'), error)
         raise exception.Invalid(reason=f'the report is refused: {error}') from error
-    rows = [_row(facts) for facts in report['devices']]
+    frame = {key: report[key] for key in inventory.Frame.__annotations__ if key in report}
+    frame['drivers'] = {name: _known(state) for name, state in report['drivers'].items()}
+    if report['interval'] > INTERVAL:
+        LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
+        frame['interval'] = INTERVAL
+    return typing.cast('inventory.Frame', frame)
+
+
+def check_devices(frame: inventory.Frame, found: list[typing.Any]) -> inventory.Report:
+    """A report with those of its devices that are valid."""
+    rows = [_row(facts) for facts in found]
     devices, complaints = contract.check(rows)
     for complaint in complaints:
-        LOG.warning('Host %s reports a bad device: %s', report['host'], complaint)
-    interval = min(report['interval'], INTERVAL)
-    if interval < report['interval']:
-        LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
-    known = {key: report[key] for key in inventory.Report.__annotations__ if key in report}
-    drivers = {name: _known(state) for name, state in report['drivers'].items()}
+        LOG.warning('Host %s reports a bad device: %s', frame['host'], complaint)
     taken = {id(device) for device in devices}
-    bad = [
-        facts for facts, row in zip(report['devices'], rows, strict=True) if id(row) not in taken
-    ]
+    bad = [facts for facts, row in zip(found, rows, strict=True) if id(row) not in taken]
     # A device that is left out may be there: it must not count as gone.
+    drivers = frame['drivers']
     for name in set().union(*(_drivers_of(facts, drivers) for facts in bad)):
         drivers = drivers | {name: drivers[name] | _degraded(complaints)}
-    return typing.cast(
-        'inventory.Report',
-        known
-        | {'devices': [each.facts() for each in devices], 'interval': interval, 'drivers': drivers},
-    )
+    report = {**frame, 'devices': [each.facts() for each in devices], 'drivers': drivers}
+    return typing.cast('inventory.Report', report)
 
 
 def _drivers_of(facts: typing.Any, drivers: dict[str, model.Facts]) -> set[str]:
@@ -131,7 +142,7 @@ def _row(facts: typing.Any) -> typing.Any:
 
 
 def _check_frame(report: dict[str, typing.Any]) -> None:
-    """Check all but the devices."""
+    """Check all but what each device says."""
     if missing := REQUIRED - report.keys():
         raise ValueError(f'{", ".join(sorted(missing))} is missing')
     if not isinstance(report['host'], str) or not HOST.fullmatch(report['host']):
