@@ -247,6 +247,7 @@ def spare_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+    gc.enable()
 
 
 _HANDLE = logging.Handler.handle

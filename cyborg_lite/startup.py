@@ -94,7 +94,7 @@ def database(conf: cfg.ConfigOpts) -> None:
 
     An unreachable database is not an error: the service waits for it.
     """
-    # An agent has no database: it does not load alembic.
+    # An agent has no database.
     from cyborg_lite.db import migration
 
     url = connection(conf)

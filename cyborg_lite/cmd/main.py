@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import signal
@@ -47,7 +48,11 @@ class _Command(argparse.ArgumentParser):
         self._module = module
 
     def parse_known_args(self, *arguments: typing.Any) -> typing.Any:  # type: ignore[override]
+        # What modules define stays: to look for garbage among it is a fifth of the time of a start.
+        gc.disable()
         module = importlib.import_module(self._module)
+        gc.freeze()
+        gc.enable()
         self.description = module.DESCRIPTION
         self.epilog = getattr(module, 'EPILOG', None)
         module.add_arguments(self)

@@ -7,6 +7,7 @@ import argparse
 import collections.abc
 import contextlib
 import fcntl
+import gc
 import itertools
 import json
 import math
@@ -21,7 +22,6 @@ import textwrap
 import threading
 import typing
 
-import alembic.util
 from oslo_config import cfg
 from oslo_db import exception as db_exception
 import prettytable
@@ -40,6 +40,7 @@ from cyborg_lite.agent import access
 from cyborg_lite.agent import drivers as agent_drivers
 from cyborg_lite.agent import secret
 from cyborg_lite.db import accelerators
+from cyborg_lite.db import migration
 from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
 
@@ -128,6 +129,8 @@ def _port(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    # Until the service runs; what is made before stays.
+    gc.disable()
     # The service continues when its terminal is closed.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Nothing needs a stop yet, and an exception would be raised at an arbitrary place.
@@ -179,7 +182,7 @@ def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedde
     database = startup.connection(conf)
     try:
         return service.Embedded(conf, found)
-    except (sa.exc.SQLAlchemyError, db_exception.DBError, alembic.util.CommandError) as error:
+    except (sa.exc.SQLAlchemyError, db_exception.DBError, migration.Impossible) as error:
         raise exception.Refused(
             f'the database {database} cannot be used: {exception.line(error)}'
         ) from None

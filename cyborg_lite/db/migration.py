@@ -7,35 +7,52 @@ import collections.abc
 import contextlib
 import functools
 import pathlib
+import re
 import typing
 
-from alembic import command
-from alembic import config
-from alembic import script
-from alembic.runtime import migration
 import sqlalchemy as sa
 
 from cyborg_lite import exception
-from cyborg_lite.db import ddl  # noqa: F401 - alembic learns of it by the import
 
+if typing.TYPE_CHECKING:
+    from alembic import config
+
+# Alembic is loaded only where something is to be migrated: it is a tenth of the start.
+
+PLACE = pathlib.Path(__file__).parent / 'alembic'
 #: How long a migration waits for another process that migrates on MySQL and MariaDB, in seconds.
 WAIT = 600
 #: The key of PostgreSQL's lock, within one database: any number, the same in all releases.
 LOCK = 0x6379626C
 
 
-def _config(connection: sa.Connection | None = None) -> config.Config:
+#: The revision of a migration, and the one that it follows, as its module states them.
+_STATED = re.compile(r"^(revision|down_revision) = '(\w+)'$", re.MULTILINE)
+
+
+class Impossible(exception.Refused):
+    """A database cannot be migrated: says why."""
+
+
+def _config(connection: sa.Connection) -> config.Config:
+    from alembic import config
+
+    from cyborg_lite.db import ddl  # noqa: F401 - alembic learns of it by the import
+
     made = config.Config()
-    made.set_main_option('script_location', str(pathlib.Path(__file__).parent / 'alembic'))
+    made.set_main_option('script_location', str(PLACE))
     made.attributes['connection'] = connection
     return made
 
 
 @functools.cache
-def _revisions() -> list[str]:
-    """The revisions that this release knows, the newest first: each is a module to be loaded."""
-    known = script.ScriptDirectory.from_config(_config()).walk_revisions()
-    return [each.revision for each in known]
+def _revisions() -> tuple[str, frozenset[str]]:
+    """The newest revision that this release knows, and the others: modules are not loaded."""
+    texts = [file.read_text() for file in (PLACE / 'versions').glob('*.py')]
+    stated = [dict(_STATED.findall(text)) for text in texts]
+    others = frozenset(each['down_revision'] for each in stated if 'down_revision' in each)
+    [head] = {each['revision'] for each in stated} - others
+    return head, others
 
 
 def head() -> str:
@@ -45,18 +62,29 @@ def head() -> str:
 
 def is_older(revision: str) -> bool:
     """Whether this release has migrations that a database of this revision lacks."""
-    return revision in _revisions()[1:]
+    return revision in _revisions()[1]
 
 
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
     """Apply what is missing; nothing happens where nothing is.
 
     :raises cyborg_lite.exception.Conflict: when another process is at it for too long.
+    :raises Impossible: when there is no way from the revision of the database to this one.
     """
     with engine.connect() as connection, _foreign_keys_off(connection), _alone(connection):
         # To find that nothing is missing alembic would load each of the migrations anew.
         if revision != 'head' or version_of(connection) != head():
-            command.upgrade(_config(connection), revision)
+            _upgrade(connection, revision)
+
+
+def _upgrade(connection: sa.Connection, revision: str) -> None:
+    from alembic import command
+    from alembic import util
+
+    try:
+        command.upgrade(_config(connection), revision)
+    except util.CommandError as error:
+        raise Impossible(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -119,10 +147,14 @@ def version(engine: sa.Engine) -> str | None:
 
 def version_of(connection: sa.Connection) -> str | None:
     """The revision of whatever database this is; None if alembic has made none."""
-    return migration.MigrationContext.configure(connection).get_current_revision()
+    if not sa.inspect(connection).has_table('alembic_version'):
+        return None
+    return connection.scalars(sa.text('SELECT version_num FROM alembic_version')).one_or_none()
 
 
 def revision(engine: sa.Engine, message: str) -> None:
     """Write a migration from the schema of this database to that of the models."""
+    from alembic import command
+
     with engine.begin() as connection:
         command.revision(_config(connection), message, autogenerate=True)

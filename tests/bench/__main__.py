@@ -34,6 +34,9 @@ def main() -> None:
     if arguments.hosts:
         register.run(arguments.hosts)
         return
+    # Modules are compiled once, as on any machine of a user.
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+    up_.ENVIRONMENT.pop('PYTHONDONTWRITEBYTECODE', None)
     print(f'load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
     print(f'{"":52} {"is":>10} {"":9} {"aim":>10}')
     with tempfile.TemporaryDirectory() as directory:

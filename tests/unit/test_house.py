@@ -130,7 +130,9 @@ API = {'pecan', 'wsme', 'jsonschema', 'cyborg_lite.api.app'}
 DATABASE = {'alembic', 'oslo_db.sqlalchemy', 'cyborg_lite.db', 'cyborg_lite.conductor.manager'}
 
 
-@pytest.mark.parametrize(('service', 'others'), [('agent', API | DATABASE), ('conductor', API)])
+@pytest.mark.parametrize(
+    ('service', 'others'), [('agent', API | DATABASE), ('conductor', API | {'alembic'})]
+)
 def test_a_service_loads_nothing_of_the_others(service, others):
     """Each process kept in memory what any of them needs."""
     text = (
@@ -139,6 +141,21 @@ def test_a_service_loads_nothing_of_the_others(service, others):
     )
     run = [sys.executable, '-c', text]
     assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == '\n'
+
+
+def test_a_start_with_nothing_to_migrate_does_not_load_alembic(tmp_path):
+    """It takes a tenth of the time until the first answer."""
+    text = (
+        'import sys\n'
+        'from cyborg_lite import conf, service\n'
+        'import cyborg_lite.cmd.up\n'
+        f'options = conf.load(files=[], database__connection="sqlite:///{tmp_path}/x.db")\n'
+        'service.Embedded(options)\n'
+        'print("alembic" in sys.modules)\n'
+    )
+    run = [sys.executable, '-c', text]
+    said = [subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [each.stdout for each in said] == ['True\n', 'False\n']
 
 
 @pytest.mark.parametrize('file', FILES, ids=name)

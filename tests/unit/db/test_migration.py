@@ -5,6 +5,8 @@ import sys
 import threading
 
 from alembic import autogenerate
+from alembic import command
+from alembic import script
 from alembic.runtime import migration as runtime
 import pytest
 import sqlalchemy as sa
@@ -41,8 +43,16 @@ def test_upgrade_twice_changes_nothing(database):
         assert session.scalar(sa.select(model.Host.name)) == 'host-1'
 
 
+def test_revisions_are_those_of_alembic(database):
+    with database.engine.connect() as connection:
+        of_alembic = script.ScriptDirectory.from_config(migration._config(connection))
+    head, *others = [each.revision for each in of_alembic.walk_revisions()]
+    assert migration.head() == head
+    assert [each for each in (head, *others) if migration.is_older(each)] == others
+
+
 def test_upgrade_to_an_unknown_revision(database):
-    with pytest.raises(Exception, match='nowhere'):
+    with pytest.raises(migration.Impossible, match='nowhere'):
         migration.upgrade(database.engine, 'nowhere')
     assert migration.version(database.engine) == migration.head()
 
@@ -50,7 +60,7 @@ def test_upgrade_to_an_unknown_revision(database):
 def test_revision_writes_what_the_models_have_more(database, tmp_path, monkeypatch):
     told = {}
     monkeypatch.setattr(
-        migration.command, 'revision', lambda config, message, autogenerate: told.update(
+        command, 'revision', lambda config, message, autogenerate: told.update(
             message=message, autogenerate=autogenerate, head=migration.version(database.engine)
         )
     )  # fmt: skip
