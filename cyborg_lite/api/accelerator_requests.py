@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import collections.abc
 import contextlib
 import typing
 import uuid as uuidlib
@@ -16,6 +17,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+from cyborg_lite.db import arqs as arqs_
 from cyborg_lite.db import query
 
 CREATE: types.Schema = {
@@ -134,7 +136,7 @@ class AcceleratorRequests(rest.Controller):
     def post(self):
         rest.call().context.can('cyborg:arq:create')
         uuids = rest.call().conductor.create_arqs(profile=rest.body()['device_profile_name'])
-        return self.read(model.ARQ.uuid.in_(uuids))
+        return self.these(uuids)
 
     # openstacksdk names the request in the path as well.
     @rest.expose(types.uuid, status=202, body=UPDATE)
@@ -147,11 +149,11 @@ class AcceleratorRequests(rest.Controller):
         if {operation['op'] for patch in body.values() for operation in patch} == {'add'}:
             wishes = _with_owners([_wish(*item) for item in body.items()])
             _refuse_twice('body', [wish['uuid'] for wish in wishes])
-            seen = self._seen(model.ARQ.uuid.in_([wish['uuid'] for wish in wishes]))
+            seen = _seen(arqs_.seen, [wish['uuid'] for wish in wishes])
             rest.call().conductor.bind(wishes=wishes, seen=seen)
         elif {operation['op'] for patch in body.values() for operation in patch} == {'remove'}:
             uuids = [types.uuid.validate(uuid) for uuid in body]
-            seen = self._seen(model.ARQ.uuid.in_(uuids))
+            seen = _seen(arqs_.seen, uuids)
             rest.call().conductor.unbind(uuids=uuids, seen=seen)
         else:
             raise exception.Invalid(
@@ -167,7 +169,7 @@ class AcceleratorRequests(rest.Controller):
             raise exception.Invalid(reason='Expected either ?arqs=UUID,UUID or ?instance=UUID.')
         if instance is not None:
             _require_service_token()
-            seen = self._seen(model.ARQ.instance_uuid == instance)
+            seen = _seen(arqs_.seen_of, instance)
             rest.call().conductor.delete_arqs_of(instance=instance, seen=seen)
             return
         uuids = [uuid] if uuid is not None else [_uuid(each) for each in arqs]
@@ -178,25 +180,30 @@ class AcceleratorRequests(rest.Controller):
             # Nova relies on this: the requests that exist are deleted before the error.
             raise exception.NotFound(what='ARQ', id=', '.join(missing))
 
-    def _seen(self, condition: typing.Any) -> dict[str, int]:
-        """The revisions that the caller saw: a conductor ignores a stale call."""
-        query_ = sa.select(model.ARQ.uuid, model.ARQ.revision).where(condition, *self.scope())
-        with rest.call().database.reader() as session:
-            return {row.uuid: row.revision for row in session.execute(query_)}
-
     def _seen_free(self, uuids: list[str]) -> dict[str, int] | None:
         """The revisions that the caller saw; None if it may delete a request of an instance."""
         if _may_act_for_instances():
             return None
-        these = sa.select(model.ARQ.uuid, model.ARQ.revision, model.ARQ.instance_uuid).where(
-            model.ARQ.uuid.in_(uuids), *self.scope()
-        )
-        with rest.call().database.reader() as session:
-            rows = session.execute(these).all()
+        rows = _read(arqs_.seen, uuids)
         for row in rows:
             if row.instance_uuid is not None:
                 raise exception.ARQHeldByInstance(uuid=row.uuid, instance=row.instance_uuid)
         return {row.uuid: row.revision for row in rows}
+
+
+def _seen(
+    read: collections.abc.Callable[..., arqs_.Revisions], which: typing.Any
+) -> dict[str, int]:
+    """The revisions that the caller saw: a conductor ignores a stale call."""
+    return {row.uuid: row.revision for row in _read(read, which)}
+
+
+def _read(
+    read: collections.abc.Callable[..., arqs_.Revisions], which: typing.Any
+) -> arqs_.Revisions:
+    ctxt = rest.call().context
+    with rest.call().database.reader() as session:
+        return read(session, arqs_.Sight(ctxt.scope, ctxt.vouched), which)
 
 
 def _may_act_for_instances() -> bool:

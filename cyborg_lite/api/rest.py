@@ -351,6 +351,13 @@ class Controller:
             )
         return [self._show(view, row) for row in rows]
 
+    def these(self, uuids: list[str]) -> list[dict[str, typing.Any]]:
+        """These rows, which the caller may see, in the form of this request's microversion."""
+        view = types.view(self.kind, call().version)
+        with call().database.reader() as session:
+            rows = query.read_these(session, self.kind, view.paths, uuids)
+        return [self._show(view, row) for row in rows]
+
     def _show(
         self, view: types.View, row: collections.abc.Sequence[typing.Any]
     ) -> dict[str, typing.Any]:

@@ -20,6 +20,8 @@ from cyborg_lite.db import query
 
 Condition = sa.ColumnElement[bool]
 Found = list[model.ARQ]
+#: Of each request its uuid, its revision, and the uuid of its instance, if it has one.
+Revisions = list[typing.Any]
 
 
 class Sight(typing.NamedTuple):
@@ -38,6 +40,7 @@ class Sight(typing.NamedTuple):
 #: That a deployable is one of these providers.
 OF_PROVIDERS = model.Deployable.rp_uuid.in_(sa.bindparam('providers', expanding=True))
 _UUIDS = model.ARQ.uuid.in_(sa.bindparam('uuids', expanding=True))
+_OF_INSTANCE = model.ARQ.instance_uuid == sa.bindparam('instance')
 
 #: That requests have not moved since they were read, should the lock on them be lost: see read().
 UNMOVED = sa.and_(
@@ -78,6 +81,32 @@ def _to_bind(scoped: bool, vouched: bool) -> sa.Select[typing.Any]:
     )
 
 
+def seen(session: orm.Session, sight: Sight, uuids: list[str]) -> Revisions:
+    """Those of these requests that the caller may see."""
+    return _seen(session, sight, {'uuids': uuids})
+
+
+def seen_of(session: orm.Session, sight: Sight, instance: str) -> Revisions:
+    """The requests of an instance that the caller may see."""
+    return _seen(session, sight, {'instance': instance})
+
+
+def _seen(session: orm.Session, sight: Sight, values: dict[str, typing.Any]) -> Revisions:
+    query_ = _revisions(*sight.kind, 'instance' in values)
+    return list(query.run(session, query_, values | {'project': sight.project}))
+
+
+@functools.cache
+def _revisions(scoped: bool, vouched: bool, of_instance: bool) -> sa.Select[typing.Any]:
+    of = _OF_INSTANCE if of_instance else _UUIDS
+    columns: tuple[typing.Any, ...] = (
+        model.ARQ.uuid,
+        model.ARQ.revision,
+        model.ARQ.instance_uuid,
+    )
+    return sa.select(*columns).where(of, _visible(scoped, vouched))
+
+
 def locked(session: orm.Session, sight: Sight, uuids: list[str], moves: bool = False) -> Found:
     """Those of these requests that there are and that the caller may see.
 
@@ -109,7 +138,7 @@ def locked_of(
 
 @functools.cache
 def _of_instance(scoped: bool, vouched: bool, some: bool) -> sa.Select[typing.Any]:
-    of = [model.ARQ.instance_uuid == sa.bindparam('instance'), _visible(scoped, vouched)]
+    of = [_OF_INSTANCE, _visible(scoped, vouched)]
     return _locked(*of, *([_UUIDS] if some else []))
 
 

@@ -116,6 +116,16 @@ def read_one(
     return rows[0] if rows else None
 
 
+def read_these(
+    session: orm.Session, kind: type[Row], paths: tuple[str, ...], uuids: list[str]
+) -> Values:
+    """The values of these paths of the rows with these uuids, in the order of their ids."""
+    reading = _reading_these(kind, paths)
+    connection = session.connection()
+    rows: Values = connection.execute(reading.query, {_IDS: uuids}).all()
+    return _with_many(connection, rows, reading.many) if reading.many else rows
+
+
 class _Many(typing.NamedTuple):
     """A relationship that leads to many rows."""
 
@@ -126,8 +136,8 @@ class _Many(typing.NamedTuple):
     positions: list[int]
 
 
-#: The name of the parameter of a statement that has the id of the row.
-_ID = 'wanted_id'
+#: The names of the parameters of a statement that have the id of the row, or the ids of rows.
+_ID, _IDS = 'wanted_id', 'wanted_ids'
 
 
 class _Reading(typing.NamedTuple):
@@ -166,6 +176,13 @@ def _reading_one(kind: type[model.Base], paths: tuple[str, ...], by: str) -> _Re
     """
     query, many = _reading(kind, paths)
     return _Reading(query.where(getattr(kind, by) == sa.bindparam(_ID)), many)
+
+
+@functools.cache
+def _reading_these(kind: type[model.Base], paths: tuple[str, ...]) -> _Reading:
+    query, many = _reading(kind, paths)
+    these = kind.uuid.in_(sa.bindparam(_IDS, expanding=True))
+    return _Reading(query.where(these).order_by(kind.id), many)
 
 
 def _many(relationship: typing.Any, wanted: list[tuple[int, str]]) -> _Many:

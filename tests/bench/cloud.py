@@ -8,15 +8,19 @@ from concurrent import futures
 import contextlib
 import itertools
 import pathlib
+import subprocess
+import sys
 import time
 import uuid
 
+import oslo_messaging as messaging
 import requests
 import sqlalchemy as sa
 
 from cyborg_lite import context
 from cyborg_lite import model
 from tests import support
+from tests.bench import echo
 from tests.bench import measure
 from tests.bench.measure import Figure
 from tests.integration import deployment as deployment_
@@ -28,6 +32,7 @@ CARDS = 64
 #: The numbers of clients, and the target cycles per second.
 CLIENTS = {1: 40, 8: 80, 32: 80}
 SECONDS = 5
+CALLS = 300
 
 
 def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
@@ -41,6 +46,7 @@ def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
         url, api = cloud.api()
         agent = cloud.agent()
         yield from _floor(stack, cloud)
+        yield from _call(cloud)
         providers = _fill(cloud, url)
         pids = {
             name: deployment_.workers(server)
@@ -66,6 +72,26 @@ def _floor(
         yield Figure(
             'SELECT by primary key, p50', measure.p50(lambda: connection.execute(select), 500), 'ms'
         )
+
+
+def _call(cloud: deployment_.Deployment) -> collections.abc.Iterator[Figure]:
+    """A call that does nothing: no call of ours is cheaper."""
+    words = [sys.executable, '-m', 'tests.bench.echo', str(cloud.file)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None and server.stdout.readline() == 'ready\n'
+            target = messaging.Target(topic=echo.TARGET.topic)
+            client = messaging.get_rpc_client(echo.transport(str(cloud.file)), target)
+            measure.p50(lambda: client.call({}, 'echo'), 20)
+            served, called = measure.spent([server.pid]), time.process_time()
+            p50 = measure.p50(lambda: client.call({}, 'echo'), CALLS)
+            called = (time.process_time() - called) * 1000 / CALLS
+            served = (measure.spent([server.pid]) - served) * 1000 / CALLS
+        finally:
+            server.kill()
+    yield Figure('oslo.messaging: call over RabbitMQ, p50', p50, 'ms')
+    yield Figure('oslo.messaging: CPU of the caller', called, 'ms')
+    yield Figure('oslo.messaging: CPU of the server', served, 'ms')
 
 
 def _fill(cloud: deployment_.Deployment, url: str) -> list[str]:
