@@ -122,6 +122,23 @@ class Placement:
             raise _refused(answer)
         return [str(name) for name in answer.json()['traits']]
 
+    def allocations(self, uuid: str) -> dict[str, dict[str, int]]:
+        """What is allocated of a provider: amounts by resource class, by the uuid of the consumer;
+        empty if it does not exist.
+
+        :raises Refused: when Placement does not answer this.
+        """
+        answer = self._call('GET', f'/resource_providers/{uuid}/allocations')
+        if answer.status_code == 404:
+            return {}
+        if answer.status_code != 200:
+            raise _refused(answer)
+        try:
+            found = answer.json()['allocations'].items()
+            return {str(consumer): dict(given['resources']) for consumer, given in found}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Refused('the answer is not a map of allocations') from None
+
     def _put(self, provider: Provider, generation: int) -> bool:
         """Replace inventory and traits; False after a concurrent change of the provider."""
         if not self._has('resource_classes', provider.resource_class):

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite-status``: check before an upgrade whether it can succeed."""
+"""``cyborg-lite-status``: check before an upgrade whether it can succeed, and audit."""
 
 from __future__ import annotations
 
+import functools
 import sys
+import typing
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
@@ -12,6 +14,7 @@ from oslo_upgradecheck import upgradecheck
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
+from cyborg_lite.cmd import audit
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
@@ -72,4 +75,18 @@ def main() -> int:
         print(options.VERSION)
         return 0
     conf = options.new()
-    return upgradecheck.main(conf, 'cyborg_lite', Checks(conf), argv=sys.argv[1:])
+    commands = cfg.SubCommandOpt('command', handler=functools.partial(add_commands, conf))
+    conf.register_cli_opt(commands)
+    conf(sys.argv[1:], project='cyborg_lite')
+    # It reads --json from there.
+    upgradecheck.CONF = conf
+    return int(upgradecheck.run(conf))
+
+
+def add_commands(conf: cfg.ConfigOpts, subparsers: typing.Any) -> None:
+    """Add the commands to a parser: upgradecheck.main would add its own alone."""
+    upgrade = subparsers.add_parser('upgrade', help='say what stands in the way of an upgrade')
+    upgrade.add_argument('check', choices=['check'])
+    upgrade.add_argument('--json', action='store_true', help='print JSON, not a table')
+    upgrade.set_defaults(action_fn=Checks(conf).check)
+    audit.add_to(subparsers).set_defaults(action_fn=lambda: audit.run(conf))

@@ -331,6 +331,31 @@ def expire(session: orm.Session, id: int) -> None:
         LOG.info('Allocation %s was released: its lease ended', allocation.uuid)
 
 
+def end_short(session: orm.Session, uuid: str) -> None:
+    """Release an active allocation that holds less than it was given: all or none."""
+    named = sa.select(model.Allocation).where(model.Allocation.uuid == uuid)
+    allocation = session.scalars(named).one_or_none()
+    if allocation is None:
+        return
+    held = (
+        sa.select(sa.func.count())
+        .select_from(model.ARQ)
+        .where(model.ARQ.allocation_uuid == uuid, model.ARQ.attach_handle_id.is_not(None))
+    )
+    if (session.scalar(held) or 0) < len(allocation.accelerators):
+        _release(session, allocation, 'It had lost accelerators: an audit released it.')
+
+
+def sweep(session: orm.Session, uuid: str) -> None:
+    """Free what is held for an allocation that is not active."""
+    active = sa.select(model.Allocation.id).where(
+        model.Allocation.uuid == uuid, model.Allocation.state == 'active'
+    )
+    names = hosts.lock(session, _HOSTS, allocation=uuid)
+    if session.scalar(active) is None:
+        _free(session, uuid, names)
+
+
 def forget(session: orm.Session, kept: int) -> None:
     """Delete what was released more than so many seconds ago."""
     past = timeutils.utcnow() - datetime.timedelta(seconds=kept)
@@ -372,10 +397,19 @@ def _release(
     }
     if not query.matched(session, move.values(values)):
         return False
+    _free(session, uuid, names, private=profile is None)
+    return True
+
+
+def _free(session: orm.Session, uuid: str, names: list[str], private: bool = True) -> None:
+    """Free what is held for an allocation.
+
+    :param names: its hosts, which are locked.
+    :param private: whether it may have a device profile of its own.
+    """
     _END.execute(session, {'allocation': uuid})
-    if profile is None:
+    if private:
         own = model.DeviceProfile.name == taking.private(uuid), model.DeviceProfile.private
         query.matched(session, sa.delete(model.DeviceProfile).where(*own))
     outbox.put_all(session, hosts.changed(names))
     queue.wake(session)
-    return True

@@ -280,6 +280,10 @@ class Sender:
             LOG.warning('The traits of a provider cannot be read from Placement: %s', error)
             return {}
 
+    def allocations(self, rp_uuid: str) -> dict[str, dict[str, int]]:
+        """What is allocated of a provider in Placement: see placement.Placement.allocations."""
+        return self._placement.allocations(rp_uuid)
+
     def knows(self, instance: str) -> bool:
         """Whether Nova knows an instance.
 

@@ -35,6 +35,6 @@ man_pages = [
         ('cyborg-lite-conductor', 'keeps accelerators, and binds them to workloads', 8),
         ('cyborg-lite-dbsync', 'cares for the database of cyborg_lite', 8),
         ('cyborg-lite-discover', 'leases accelerators for a process of Spark', 1),
-        ('cyborg-lite-status', 'says what stands in the way of an upgrade', 8),
+        ('cyborg-lite-status', 'checks before an upgrade, and audits what is held', 8),
     )
 ]

@@ -32,12 +32,13 @@ RP_UUID = str(uuid.uuid3(uuid.NAMESPACE_DNS, NAME))
 class Cloud:
     """A conductor, and its Placement."""
 
-    def __init__(self, directory, database_url, endpoint):
+    def __init__(self, directory, database_url, endpoint, more=''):
+        """:param more: sections of the configuration beside those of Placement and the database."""
         file = directory / 'cyborg_lite.conf'
         file.write_text(
             f'[placement]\nauth_type = admin_token\ntoken = admin\nendpoint = {endpoint}\n'
             f'endpoint_override = {endpoint}\n'
-            f'[database]\nconnection = {database_url}\n'
+            f'[database]\nconnection = {database_url}\n{more}'
         )
         self.conf = options.load(files=[str(file)])
         self.database = engine.Database(self.conf)

@@ -423,6 +423,27 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
         nova.Nova(site.ask('compute', 'service', 'b')).knows(server.uuid)
 
 
+def test_an_audit_frees_what_deleted_servers_hold(site, boot, flavor, openstack):
+    """The state after a lost delete call, beside a server that lives."""
+    [grant] = install.Guide('admin/index.rst').commands('Who may do what', 'openstack')
+    openstack(*grant, **site.cloud.environ('admin'))
+    living, server = boot(flavor), boot(flavor)
+    for each in (living, server):
+        each.until('ACTIVE')
+    server.delete()
+    vouched = site.cloud.api('member', service='service')
+    made = vouched.post('/accelerator_requests', json={'device_profile_name': flavor})
+    [arq] = made.json()['arqs']
+    wish = support.wish(site.providers()[ACCELERATORS], compute.HOST, server.uuid)
+    vouched.patch('/accelerator_requests', json={arq['uuid']: wish})
+    assert len(site.held()) == 2
+    # It fails if anything is left to do.
+    site.ours.controller.run('cyborg-lite-status', ['audit', '--fix', '--apart', '1'])
+    [left] = living.arqs()
+    assert list(site.held()) == [left['attach_handle_uuid']]
+    site.ours.controller.run('cyborg-lite-status', ['audit'])
+
+
 def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor, openstack):
     """Without a service token: the service asks Nova first, and refuses for live servers."""
     guide = install.Guide('admin/index.rst')

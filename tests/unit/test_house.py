@@ -54,8 +54,8 @@ ROOMS = {
         'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'exception', 'rpc', 'server', 'shims',
     },
     'cmd': {
-        'agent', 'client', 'conf', 'db', 'delivery', 'driver', 'exception', 'model', 'rpc',
-        'server', 'service', 'startup',
+        'agent', 'client', 'conductor', 'conf', 'db', 'delivery', 'driver', 'exception', 'model',
+        'rpc', 'server', 'service', 'startup',
     },
     'wsgi': {'api', 'cmd', 'conf', 'db', 'exception', 'rpc', 'service', 'startup'},
 }  # fmt: skip

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each command has a man page and, where it is typed by hand, completion: with all its options."""
 
+import argparse
 import configparser
 import contextlib
 import re
@@ -9,9 +10,11 @@ import subprocess
 
 import pytest
 
+from cyborg_lite import conf as options_
 from cyborg_lite.cmd import dbsync
 from cyborg_lite.cmd import discover
 from cyborg_lite.cmd import main
+from cyborg_lite.cmd import status
 from tests import pages
 
 CLI = pages.ROOT / 'doc/source/cli'
@@ -38,6 +41,12 @@ def options(parser, *words):
     return said
 
 
+def _status():
+    parser = argparse.ArgumentParser()
+    status.add_commands(options_.new(), parser.add_subparsers())
+    return parser
+
+
 def test_each_command_has_a_page():
     assert len(commands()) == 6
     assert sorted(page.stem for page in CLI.glob('cyborg*.rst')) == commands()
@@ -52,6 +61,8 @@ def test_each_command_has_a_page():
         *(('cyborg-lite', options(main.parser, word)) for word in main.COMMANDS),
         ('cyborg-lite-dbsync', options(dbsync.parser)),
         ('cyborg-lite-discover', options(discover.parser)),
+        ('cyborg-lite-status', options(_status, 'upgrade')),
+        ('cyborg-lite-status', options(_status, 'audit')),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'import')),
         ('cyborg-lite-dbsync', options(dbsync.parser, 'online_data_migrations')),
     ],
