@@ -32,6 +32,9 @@ PLACEHOLDER = re.compile(
 )
 #: The maximum size of the facts of a board, in bytes of JSON.
 BOARD = 16384
+#: The maximum number of bridges above a device, of devices that it is linked with, and of links
+#: between two.
+BRIDGES, PEERS, LINKS = 16, 64, 64
 #: The maximum number of accelerators of a device.
 HANDLES = 4096
 #: The maximum length of a deployable's name, before which the service puts the host's name.
@@ -83,7 +86,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
-    dropped = _health(device)
+    dropped = _health(device) + _topology(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
@@ -105,6 +108,39 @@ def _health(device: model.Device) -> list[str]:
         return []
     device.health_reason = health.UNSPECIFIED
     return [f'health_reason: expected up to {health.LONGEST} of a-z, 0-9 and _, not {reason!r:.64}']
+
+
+def _topology(device: model.Device) -> list[str]:
+    """Drop an invalid topology, and complain: the card stays."""
+    told, device.topology = device.topology, None
+    if told is None:
+        return []
+    try:
+        device.topology = _canonical_topology(told) or None
+    except ValueError as error:
+        return [f'topology: {error}']
+    return []
+
+
+def _canonical_topology(told: typing.Any) -> dict[str, typing.Any]:
+    if not isinstance(told, dict) or not told.keys() <= {'bridges', 'links'}:
+        raise ValueError(f'expected a mapping of bridges and links, not {told!r:.64}')
+    bridges, links = told.get('bridges', []), told.get('links', {})
+    if not isinstance(bridges, list) or len(bridges) > BRIDGES:
+        raise ValueError(f'bridges: expected a list of up to {BRIDGES}, not {bridges!r:.64}')
+    if not isinstance(links, dict) or len(links) > PEERS:
+        raise ValueError(f'links: expected a mapping of up to {PEERS}, not {links!r:.64}')
+    for address in (*bridges, *links):
+        _text('address', address, 64)
+    for address, count in links.items():
+        if type(count) is not int or not 1 <= count <= LINKS:
+            raise ValueError(
+                f'links: {address}: expected a number from 1 to {LINKS}, not {count!r:.64}'
+            )
+    canonical = pci.canonical_address
+    above = [canonical(address) for address in bridges]
+    peers = {canonical(address): count for address, count in links.items()}
+    return {name: value for name, value in (('bridges', above), ('links', peers)) if value}
 
 
 def _deployable(deployable: model.Deployable, taken: Seen, seen: Seen) -> list[str]:

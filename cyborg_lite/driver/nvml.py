@@ -35,6 +35,8 @@ UNKNOWN = 'unknown'
 HEALTH = re.compile('(ok|unknown|warning|critical)( [a-z0-9]+(_[a-z0-9]+)*)?')
 #: The maximum number of MIG instances of a card that are read: a card has 7 slices.
 INSTANCES = 64
+#: The maximum number of NVLinks of a card whose state is read: a B200 has 18.
+NVLINKS = 36
 #: The errors of NVML for a number without a MIG instance.
 NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
 #: The errors of NVML if there is no driver, as opposed to a fault.
@@ -119,6 +121,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'index': lambda nvml, gpu: int(nvml.nvmlDeviceGetIndex(gpu)),
     'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
+    'nvlinks': lambda nvml, gpu: _nvlinks(nvml, gpu),
 }
 
 
@@ -218,6 +221,25 @@ def _mig(nvml: typing.Any, gpu: typing.Any) -> list[Facts] | None:
     return instances
 
 
+def _nvlinks(nvml: typing.Any, gpu: typing.Any) -> dict[str, int]:
+    """The number of active NVLinks to each GPU or switch, by its address.
+
+    Source: NVML, nvmlDeviceGetNvLinkState and nvmlDeviceGetNvLinkRemotePciInfo.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    for number in range(NVLINKS):
+        try:
+            active = nvml.nvmlDeviceGetNvLinkState(gpu, number) == nvml.NVML_FEATURE_ENABLED
+            if active:
+                bus = _text(nvml.nvmlDeviceGetNvLinkRemotePciInfo(gpu, number).busId)
+                found[sysfs.normal(bus) or bus] += 1
+        except Exception as error:
+            # A card has fewer links, or none, or does not say what is at their other ends.
+            if type(error).__name__ not in (*SILENT, 'NVMLError_InvalidArgument'):
+                raise
+    return dict(found)
+
+
 def sound(told: typing.Any) -> Facts:
     """The valid facts of a card: a recording may hold anything."""
     facts = told if isinstance(told, dict) else {}
@@ -249,6 +271,13 @@ def _is_number(value: typing.Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 32
 
 
+def _are_nvlinks(told: typing.Any) -> bool:
+    if not isinstance(told, dict) or len(told) > NVLINKS:
+        return False
+    counts = (type(n) is int and 1 <= n <= NVLINKS for n in told.values())
+    return all(map(_is_text, told)) and all(counts)
+
+
 def _is_health(told: typing.Any) -> bool:
     words = told if isinstance(told, list) and len(told) == 2 else ['']
     words = words[:1] if words[-1] is None else words
@@ -262,6 +291,7 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'index': _is_number,
     'memory_mb': _is_number,
     'mig': _are_instances,
+    'nvlinks': _are_nvlinks,
     'health': _is_health,
 }
 

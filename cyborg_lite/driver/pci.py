@@ -128,6 +128,7 @@ class PciDriver(driver.Driver):
             numa_node=card.numa_node,
             board={'product_id': product, 'class': card.pci_class},
             vendor_board=self.vendor_board(card),
+            topology=self.topology(card),
             serial=self.serial(card),
             unusable=self.unusable(card),
             health=health.level,
@@ -151,6 +152,15 @@ class PciDriver(driver.Driver):
         """Facts that only boards of this vendor have: here those of ``board_files``."""
         told = {key: _line(card.told(*files)) for key, files in self.board_files.items()}
         return {key: text for key, text in told.items() if text}
+
+    def topology(self, card: sysfs.Function) -> dict[str, typing.Any] | None:
+        """What tells how near the card is to others; None if nothing is known."""
+        told = {'bridges': card.bridges, 'links': self.links(card)}
+        return {name: value for name, value in told.items() if value} or None
+
+    def links(self, card: sysfs.Function) -> dict[str, int]:
+        """The number of direct links, which do not pass PCIe, to each card by its address."""
+        return {}
 
     def serial(self, card: sysfs.Function) -> str | None:
         """The serial number or UUID of the card, which does not depend on its host and slot.

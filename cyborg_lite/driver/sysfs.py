@@ -236,6 +236,15 @@ class Function:
         return *self.ids, *subsystem
 
     @property
+    def bridges(self) -> list[str]:
+        """The addresses of the PCI bridges above, that of the root port first.
+
+        Two functions below one switch have their first bridges in common.
+        """
+        above = self.path.relative_to(self.tree.root).parts[:-1]
+        return [name for name in above if BDF.fullmatch(name)]
+
+    @property
     def numa_node(self) -> int | None:
         """The NUMA node; None if the kernel writes -1 or nothing."""
         return self._number('numa_node')

@@ -82,6 +82,16 @@ class AmdGpu(pci.PciDriver):
         blocks = [read_errors(card.read(f'ras/{name}') or '') for name in names]
         return driver.worst(super().health(card), *blocks)
 
+    def links(self, card: sysfs.Function) -> dict[str, int]:
+        """One to each card of its hive: the cards that xGMI connects."""
+        hives = {each['hive'] for each in self._of(card)} - {0}
+        own = int(card.address['domain'], 16), card.routing_id & ~7
+        return {
+            f'{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.0': 1
+            for (domain, place), nodes in self._nodes.items()
+            if (domain, place) != own and hives & {each['hive'] for each in nodes}
+        }
+
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
         yield driver.trait('AMD', card.ids[1])
         for version in [each['gfx'] for each in self._of(card)[:1] if each['gfx']]:
@@ -103,6 +113,7 @@ class AmdGpu(pci.PciDriver):
             if node['simd_count'] and node['vendor_id'] == 0x1002:
                 facts = {'index': index, 'render': node['drm_render_minor']}
                 facts |= {'gfx': node['gfx_target_version'], 'unique_id': node['unique_id']}
+                facts['hive'] = node['hive_id']
                 found[node['domain'], node['location_id'] & 0xFFF8].append(facts)
                 index += 1
         return found

@@ -12,6 +12,7 @@ Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids.
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import copy
 import dataclasses
@@ -55,6 +56,8 @@ Question = tuple[str, ...]
 TABLE: Question = ('info',)
 MAPPING: Question = ('info', '-m')
 TOPOLOGY: Question = ('info', '-t', 'topo')
+#: The links between cards, as opposed to those between the dies of one.
+HCCS = ('HCCS', 'XLink')
 #: Patterns of valid answers in all releases: a text without a match is invalid.
 SIGNS = {
     TABLE: re.compile(r'\|\s*Bus-Id\s*\|'),
@@ -84,7 +87,7 @@ def _board_of(number: int, chip: int | None = None) -> Question:
     return _about('board', number, chip)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Npu:
     """The known facts of the card at one address."""
 
@@ -99,6 +102,8 @@ class Npu:
     die: str | None = None
     #: the name of its chip from its board
     named: str | None = None
+    #: the number of its links to each card or die, by kind and number as the topology names it
+    links: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
     #: the health of its chips in the last scan, with their error codes, by number
     said: dict[int | None, driver.Health] = dataclasses.field(default_factory=dict)
     errors: dict[int | None, str] = dataclasses.field(default_factory=dict)
@@ -125,6 +130,7 @@ class Npu:
         known = self.facts.get('chip_name')
         if self.number != number or (name and known and name != known):
             self.facts, self.serial, self.die, self.named, self.new = {}, None, None, None, True
+            self.links = {}
             known = None
         self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
         self.facts.setdefault('chips', [])
@@ -149,7 +155,7 @@ class Npu:
         known = getattr(self, kind)
         if self.new and known and value != known:
             self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
-            self.named = None
+            self.named, self.links = None, {}
         if value or self.new:
             setattr(self, kind, value)
 
@@ -204,6 +210,13 @@ class HuaweiAscend(pci.PciDriver):
     def vendor_board(self, card: sysfs.Function) -> Facts:
         # A copy: the next scan may change the facts while this one is still reported.
         return copy.deepcopy(self._known[card.bdf].facts)
+
+    def links(self, card: sysfs.Function) -> dict[str, int]:
+        npu, found = self._known[card.bdf], collections.Counter[str]()
+        for (kind, number), count in npu.links.items():
+            peers = self._named(kind, number)
+            found.update({b: count for b, n in self._known.items() if n in peers and n is not npu})
+        return dict(found)
 
     def serial(self, card: sysfs.Function) -> str | None:
         npu = self._known[card.bdf]
@@ -388,9 +401,15 @@ class HuaweiAscend(pci.PciDriver):
     def _take_topology(self, text: str) -> None:
         """Store the links: by number, or by physical id if the rows are of single chips."""
         for (kind, number), peers in npu_smi.parse_topology(text).items():
-            chips = [npu for npu in self._known.values() if number in npu.physical]
-            for npu in self._at(number) if kind == 'NPU' else chips:
-                npu.facts['hccs_peers'] = peers
+            for npu in self._named(kind, number):
+                npu.facts['hccs_peers'] = [n for n, word in peers.items() if word in HCCS]
+                npu.links = {(kind, n): npu_smi.LINKS[word] for n, word in peers.items()}
+
+    def _named(self, kind: str, number: int) -> list[Npu]:
+        """The cards that the topology names so."""
+        if kind == 'NPU':
+            return self._at(number)
+        return [npu for npu in self._known.values() if number in npu.physical]
 
     def _take_row(self, row: Facts) -> None:
         """Store the facts of a chip from the mapping."""

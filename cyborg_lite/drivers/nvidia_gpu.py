@@ -159,6 +159,21 @@ class NvidiaGpu(pci.PciDriver):
         numbers = {key: int(match[1]) for key, match in found.items() if match}
         return {'uuid': instance['uuid'], 'minor': minor} | numbers
 
+    def links(self, card: sysfs.Function) -> dict[str, int]:
+        """The NVLinks to each GPU: direct ones, and those by way of NVSwitches."""
+        found = {other: self._links(card.bdf, other) for other in sorted(self._known)}
+        return {other: count for other, count in found.items() if count and other != card.bdf}
+
+    def _links(self, one: str, other: str) -> int:
+        ours, theirs = self._nvlinks(one), self._nvlinks(other)
+        # What both have links to and is no GPU is a switch.
+        switches = (ours.keys() & theirs.keys()) - self._known.keys()
+        through = sum(min(ours[switch], theirs[switch]) for switch in switches)
+        return ours.get(other, 0) + through
+
+    def _nvlinks(self, bdf: str) -> dict[str, int]:
+        return typing.cast('dict[str, int]', self._known[bdf].facts.get('nvlinks', {}))
+
     def serial(self, card: sysfs.Function) -> str | None:
         """The UUID: it stays with the board in any host and slot; source: nvmlDeviceGetUUID."""
         return self._known[card.bdf].facts.get('uuid')

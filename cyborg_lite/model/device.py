@@ -73,6 +73,13 @@ class Device(base.Base):
     health_reason: orm.Mapped[str | None] = base.fact(sa.String(healths.LONGEST), hidden=True)
     board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
     vendor_board: orm.Mapped[dict[str, typing.Any] | None] = base.fact(sa.JSON, hidden=True)
+    # What tells how near it is to other devices of its host; null if nothing is known.
+    # ``bridges``: the addresses of the PCI bridges above it, that of the root port first.
+    # ``links``: the number of direct links (HCCS, NVLink, xGMI) to the device at each address.
+    # Either may be absent.
+    topology: orm.Mapped[dict[str, typing.Any] | None] = base.fact(
+        sa.JSON(none_as_null=True), hidden=True
+    )
     hostname: orm.Mapped[str] = base.link(
         'hosts.name', hidden=False, doc='The host that the device is in.'
     )

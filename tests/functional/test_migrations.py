@@ -169,6 +169,12 @@ def fill_2e8d0f5c94a1(connection, tables):
     connection.execute(sa.update(tables['devices']).values(rogue='4711 bob (python)'))
 
 
+def fill_e7b3150c92da(connection, tables):
+    """A device with links."""
+    links = '{"bridges": ["0000:40:01.0"], "links": {"0000:c2:00.0": 4}}'
+    connection.execute(sa.update(tables['devices']).values(topology=links))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -190,6 +196,7 @@ FILL = {
     '9d4e2b71c6a8': fill_9d4e2b71c6a8,
     '1d7c9e4b83f0': fill_1d7c9e4b83f0,
     '2e8d0f5c94a1': fill_2e8d0f5c94a1,
+    'e7b3150c92da': fill_e7b3150c92da,
 }
 
 

@@ -329,3 +329,61 @@ def test_an_invalid_health_does_not_drop_the_card(level, reason, kept, complaint
     [device], told = contract.check([card(health=level, health_reason=reason)])
     assert (device.health, device.health_reason) == kept
     assert len(told) == complaints
+
+
+@pytest.mark.parametrize(
+    ('told', 'kept'),
+    [
+        (None, None),
+        ({}, None),
+        ({'bridges': [], 'links': {}}, None),
+        ({'links': {'0:C2:0.0': 4}}, {'links': {'0000:c2:00.0': 4}}),
+        (
+            {'bridges': ['0:40:1.0', '0000:41:00.0'], 'links': {}},
+            {'bridges': ['0000:40:01.0', '0000:41:00.0']},
+        ),
+    ],
+)
+def test_a_topology_has_one_spelling(told, kept):
+    subject = device(1, topology=told)
+    assert contract.check([subject]) == ([subject], [])
+    assert subject.topology == kept
+
+
+@pytest.mark.parametrize(
+    ('told', 'reason'),
+    [
+        (['x'], 'a mapping of bridges and links'),
+        ({'links': {}, 'rings': {}}, 'a mapping of bridges and links'),
+        ({'bridges': 'x'}, 'bridges: expected a list'),
+        ({'bridges': ['0000:00:01.0'] * 17}, 'bridges: expected a list of up to 16'),
+        ({'bridges': [7]}, 'address: expected a text'),
+        ({'bridges': ['a\0b']}, 'address: expected up to 64 printable'),
+        ({'links': ['x']}, 'links: expected a mapping'),
+        ({'links': {f'{n}': 1 for n in range(65)}}, 'links: expected a mapping of up to 64'),
+        ({'links': {7: 1}}, 'address: expected a text'),
+        ({'links': {'x' * 65: 1}}, 'address: expected up to 64'),
+        ({'links': {'0000:c2:00.0': 0}}, 'links: 0000:c2:00.0: expected a number from 1 to 64'),
+        ({'links': {'0000:c2:00.0': 65}}, 'links: 0000:c2:00.0: expected a number'),
+        ({'links': {'0000:c2:00.0': True}}, 'links: 0000:c2:00.0: expected a number'),
+        ({'links': {'0000:c2:00.0': '1'}}, 'links: 0000:c2:00.0: expected a number'),
+    ],
+)
+def test_an_invalid_topology_does_not_drop_the_card(told, reason):
+    subject = device(1, topology=told)
+    good, [complaint] = contract.check([subject])
+    assert good == [subject]
+    assert subject.topology is None
+    assert complaint.startswith('device 0 (0000:01:00.0): topology: ')
+    assert reason in complaint
+
+
+@hypothesis.given(JUNK | st.fixed_dictionaries({}, optional={'bridges': JUNK, 'links': JUNK}))
+@hypothesis.settings(deadline=None)
+def test_any_topology_leaves_the_card(told):
+    subject = device(1, topology=told)
+    good, complaints = contract.check([subject])
+    assert (good, len(complaints)) == (
+        [subject],
+        int(subject.topology is None and bool(complaints)),
+    )

@@ -92,6 +92,16 @@ def test_other_drivers(acme, guide, section, name, found):
     assert [(card.address, card.serial) for card in cards] == found
 
 
+def test_links(acme, guide):
+    section = 'Which cards are near each other'
+    names = {}
+    exec(guide(section, 'python')[0].text, names)
+    (acme / 'ring.yaml').write_text(guide(section, 'yaml')[0].text)
+    one, other = testing.discover(names['AcmeRing'], hosts.find('ring.yaml', acme / 'work'))
+    assert one.topology == {'links': {other.address: 1}}
+    assert other.topology == {'links': {one.address: 1}}
+
+
 def test_virtual_functions(acme, guide):
     [described] = guide('Virtual functions', 'yaml')
     (acme / 'vf.yaml').write_text(described.text)

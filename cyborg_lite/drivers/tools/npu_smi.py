@@ -121,13 +121,20 @@ def parse_errors(text: str) -> list[str]:
     return [match[1] for match in found if match]
 
 
-def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
-    """The HCCS links of each NPU or die, from the matrix of ``npu-smi info -t topo``.
+#: The words for a direct link; the two dies of a chip, SIO, are nearer than any others.  A build
+#: may print XLink instead of HCCS. ``_SW`` follows where a switch is between them.
+#: Source: hicann/driver, npu_info_print_ext.c and npu_info_print_ch.c, the legend of topo.
+LINKS = {'HCCS': 1, 'XLink': 1, 'UB': 1, 'SIO': 2}
+
+
+def parse_topology(text: str) -> dict[tuple[str, int], dict[int, str]]:
+    """The links of each NPU or die, ``HCCS`` and so on by the number of the other, from the
+    matrix of ``npu-smi info -t topo``.
 
     Rows and columns are of NPUs or, where an NPU has two dies, of dies by their physical ids:
-    ``NPU3`` or ``Phy-ID3``.  Some builds print XLink instead of HCCS.
+    ``NPU3`` or ``Phy-ID3``.
     """
-    peers: dict[tuple[str, int], list[int]] = {}
+    peers: dict[tuple[str, int], dict[int, str]] = {}
     columns: list[tuple[str, int]] = []
     for line in text.splitlines():
         words = line.split()
@@ -136,8 +143,8 @@ def parse_topology(text: str) -> dict[tuple[str, int], list[int]]:
         if len(nodes) > 1:
             columns = nodes
         elif nodes and named[0] and len(words) > len(columns):
-            links = zip(columns, words[1:], strict=False)
-            peers[named[0]] = [n for (_, n), link in links if link.startswith(('HCCS', 'XLink'))]
+            cells = zip(columns, (word.removesuffix('_SW') for word in words[1:]), strict=False)
+            peers[named[0]] = {n: word for (_, n), word in cells if word in LINKS}
     return peers
 
 

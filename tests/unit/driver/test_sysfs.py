@@ -56,6 +56,18 @@ def test_an_invalid_id(tree, content):
     assert only(tree).ids == ('', 'd802')
 
 
+def test_the_bridges_above_a_function(tree):
+    place = tree.root / 'sys/devices/pci0000:17/0000:17:00.0/0000:18:00.0/0000:19:10.0/0000:1d:00.0'
+    place.mkdir(parents=True)
+    (tree.root / sysfs.DEVICES / place.name).symlink_to(place)
+    assert only(tree).bridges == ['0000:17:00.0', '0000:18:00.0', '0000:19:10.0']
+
+
+def test_a_function_below_no_bridge(tree):
+    add(tree)
+    assert only(tree).bridges == []
+
+
 @pytest.mark.parametrize('content', [None, '-1', '', 'x', '9' * 400, '\u0663', b'\xff'])
 def test_no_numa_node(tree, content):
     add(tree, numa_node=content)

@@ -110,6 +110,21 @@ def from_npu_smi(text: str, ids: str) -> list[dict]:
     return [function(bus, ids) for bus in buses]
 
 
+def rings(*sizes: int) -> str:
+    """The matrix of ``npu-smi info -t topo`` for NPUs in HCCS rings of these sizes.
+
+    Source: hicann/driver, npu_info_print_ext.c.
+    """
+    ring = [number for number, size in enumerate(sizes) for _ in range(size)]
+    names = [f'NPU{number}' for number in range(len(ring))]
+    words = [['HCCS' if one == other else 'SYS' for other in ring] for one in ring]
+    for number, row in enumerate(words):
+        row[number] = 'X'
+    lines = [['', *names, 'CPU Affinity']]
+    lines += [[name, *row, '0-23'] for name, row in zip(names, words, strict=True)]
+    return '\n'.join(''.join(f'{cell:<10}' for cell in line) for line in lines)
+
+
 def umockdev(tmp_path: pathlib.Path, text: str) -> driver.Host:
     """A host from a umockdev record: attributes and links as they are."""
     root = tmp_path / 'umockdev'

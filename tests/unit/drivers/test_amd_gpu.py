@@ -118,23 +118,25 @@ def test_virtual_functions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'name',
+    ('name', 'hives'),
     [
         pytest.param(
             'kfd-topo-mi210-xgmi-pcie',
+            [4, 4],
             marks=pytest.mark.evidence(
                 'amd_gpu', 'real capture', 'KFD of a server with eight', 'AMD Instinct MI210'
             ),
         ),
         pytest.param(
             'kfd-topology-parsing-mi308',
+            [8],
             marks=pytest.mark.evidence(
                 'amd_gpu', 'real capture', 'KFD of a server with partitions', 'AMD Instinct MI308X'
             ),
         ),
     ],
 )
-def test_real_topologies(tmp_path, name):
+def test_real_topologies(tmp_path, name, hives):
     """The captures only have nodes: the functions are made from them."""
     told = {}
     # Nothing is extracted: Python 3.11.2 does not know how to do that safely.
@@ -169,6 +171,9 @@ def test_real_topologies(tmp_path, name):
     ]
     assert sorted(minors) == sorted(each['drm_render_minor'] for each in gpus)
     assert len({card.serial for card in cards}) == len(cards)
+    linked = {frozenset({card.address, *card.topology['links']}) for card in cards}
+    assert sorted(map(len, linked)) == hives
+    assert set.union(*map(set, linked)) == {card.address for card in cards}
 
 
 def test_a_recording_keeps_what_the_driver_read(tmp_path):

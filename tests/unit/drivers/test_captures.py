@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import re
@@ -189,6 +190,16 @@ def test_sysfs(tmp_path, capture, functions, expected):
     host = hosts.find(str(captures.path(capture)), tmp_path)
     assert len(host.tree.functions()) == functions
     assert found(host) == expected
+
+
+def test_cards_below_one_switch_share_bridges(tmp_path):
+    host = hosts.find(str(captures.path('sysfs/32intel64-2p8co2t+8ve.tar.bz2')), tmp_path)
+    cards = [f for f in host.tree.functions() if f.pci_class.startswith('0b40')]
+    below = collections.Counter(tuple(card.bridges[:2]) for card in cards)
+    assert below == {
+        ('0000:17:00.0', '0000:18:00.0'): 4,
+        ('0000:3a:00.0', '0000:3b:00.0'): 4,
+    }
 
 
 def test_wide_domains_are_read(tmp_path):

@@ -49,6 +49,7 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
         'rogue': None,
         'board': {'product_id': product, 'class': '120000'},
         'vendor_board': {},
+        'topology': None,
         'deployables': [
             {
                 'name': '0000:01:00.0',
@@ -131,6 +132,8 @@ def test_the_shipped_server(tmp_path):
     for card in cards:
         group = [card.vendor_board['npu_id'], *card.vendor_board['hccs_peers']]
         assert sorted(group) == list(range(8))
+        others = {each.address for each in cards} - {card.address}
+        assert card.topology == {'links': dict.fromkeys(others, 1)}
 
 
 def test_the_shipped_duo_gives_each_card_out_once(tmp_path):
@@ -394,6 +397,8 @@ def test_a_new_card_alone_is_asked_for(atlas, tmp_path):
     place.symlink_to(link)
     cards = subject.discover()
     assert atlas.since() == ['info', 'info -m', BOARDS[0], DIES[0], 'info -t topo']
+    for card in cards[:-2] + cards[-1:]:
+        assert card.topology['links'].pop('0000:c1:00.0') == 1
     assert told(cards[:-2] + cards[-1:]) == before
     assert cards[-2].vendor_board == facts(subject_of(atlas))[-2]['vendor_board']
 
@@ -631,6 +636,7 @@ def test_a_card_that_the_kernel_adds_anew_is_asked_for_its_number(atlas, tmp_pat
     after = {c.vendor_board['npu_id']: c for c in subject.discover()}
     assert (before[2].serial, after[2].serial) == ('033EFS10N5000002', '033EFS10N5000009')
     assert 'hccs_peers' not in after[2].vendor_board
+    assert after[2].topology is None
     assert after[3].facts() == before[3].facts()
 
 
@@ -689,6 +695,37 @@ def test_a3_tells_the_links_of_dies(tmp_path):
     )
     cards = discover(_a3(tmp_path, **{'info -t topo': topology}))
     assert [card.vendor_board['hccs_peers'] for card in cards] == [[10], [10]]
+    # Phy-ID10 is of no card of this host.
+    assert [card.topology for card in cards] == [
+        {'links': {'0000:8f:00.0': 2}}, {'links': {'0000:8d:00.0': 2}}
+    ]  # fmt: skip
+
+
+def test_two_rings_of_a_real_server(tmp_path):
+    """The cards are as npu-smi of an Atlas 800 9010 shows them; its matrix is not recorded."""
+    table = captures.text('ascend/910A-atlas800-9010-22.0.3.1.info.txt')
+    said = {'info': table, 'info -t topo': captures.rings(4, 4)}
+    functions = captures.from_npu_smi(table, '19e5:d801')
+    cards = discover(captures.host(tmp_path, functions, {'npu-smi': said}))
+    rings = [{'61', 'db', 'b2', '3e'}, {'60', 'da', 'b1', '3d'}]
+    assert len(cards) == 8
+    for card in cards:
+        ring = next(ring for ring in rings if card.address[5:7] in ring)
+        peers = {f'0000:{bus}:00.0' for bus in ring} - {card.address}
+        assert card.topology == {'links': dict.fromkeys(peers, 1)}
+
+
+@pytest.mark.parametrize(
+    ('word', 'count'),
+    [('HCCS', 1), ('HCCS_SW', 1), ('XLink', 1), ('XLink_SW', 1), ('UB', 1), ('SIO', 2),
+     ('PHB', 0), ('SYS', 0), ('PIX', 0), ('PXB', 0), ('NA', 0), ('X', 0), ('HCCSX', 0), ('-', 0)],
+)  # fmt: skip
+def test_the_words_of_the_matrix(word, count):
+    text = f'NPU0 NPU1 CPU\nNPU0 X {word} 0-23\n'
+    found = printed.parse_topology(text)
+    assert {peer: printed.LINKS[link] for peer, link in found['NPU', 0].items()} == (
+        {1: count} if count else {}
+    )
 
 
 def test_memory_that_is_not_known_is_absent(tmp_path):

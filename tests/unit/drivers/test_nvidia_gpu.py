@@ -185,6 +185,75 @@ class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801
     """As the library's."""
 
 
+class NVMLError_InvalidArgument(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+def connect(nvml, *cards):
+    """Set the NVLinks of each GPU: the address at the other end of each, None if it is off."""
+
+    def state(gpu, number):
+        if number >= len(cards[gpu]):
+            raise NVMLError_InvalidArgument(number)
+        return int(cards[gpu][number] is not None)
+
+    nvml.NVML_FEATURE_ENABLED = 1
+    nvml.nvmlDeviceGetNvLinkState = state
+    nvml.nvmlDeviceGetNvLinkRemotePciInfo = lambda gpu, number: types.SimpleNamespace(
+        busId=cards[gpu][number]
+    )
+
+
+def links(cards):
+    return [(card.topology or {}).get('links') for card in cards]
+
+
+def test_direct_nvlinks(nvml, local):
+    connect(nvml, ['00000001:0A:00.0'] * 2 + [None], ['00000000:0A:00.0'] * 2)
+    assert links(discover(local)) == [{'0001:0a:00.0': 2}, {'0000:0a:00.0': 2}]
+
+
+def test_nvlinks_by_way_of_switches(nvml, local):
+    one, other, third = (f'00000000:0{n}:00.0' for n in (7, 8, 9))
+    connect(nvml, [one, one, one, other], [one, one, other, other, third])
+    assert links(discover(local)) == [{'0001:0a:00.0': 3}, {'0000:0a:00.0': 3}]
+
+
+def test_cards_without_nvlinks(nvml, local):
+    nvml.nvmlDeviceGetNvLinkState = refuse(NVMLError_NotSupported)
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert (links(cards), notes) == ([None, None], [])
+
+
+def test_nvlinks_stay_while_nvml_fails(nvml, local):
+    connect(nvml, ['00000001:0A:00.0'], ['00000000:0A:00.0'])
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    before = links(subject.look()[0])
+    nvml.nvmlDeviceGetNvLinkState = refuse()
+    cards, notes = subject.look()
+    assert links(cards) == before == [{'0001:0a:00.0': 1}, {'0000:0a:00.0': 1}]
+    assert any('does not tell the nvlinks' in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    'told',
+    [
+        None,
+        ['0001:0a:00.0'],
+        {'0001:0a:00.0': 0},
+        {'0001:0a:00.0': 37},
+        {'0001:0a:00.0': True},
+        {'0001:0a:00.0': '1'},
+        {'': 1},
+        {f'0001:{n:02x}:00.0': 1 for n in range(37)},
+    ],
+)
+def test_invalid_nvlinks_of_a_recording(recorded, told):
+    for nvlinks, found in ((told, None), ({CARDS[1]: 1}, {CARDS[1]: 1})):
+        recorded.tools['nvml'] = json.dumps({CARDS[0]: {'nvlinks': nvlinks}})
+        assert links(discover(recorded))[0] == found
+
+
 def refuse(error=NVMLError):
     def call(*args):
         raise error('Not Supported')
