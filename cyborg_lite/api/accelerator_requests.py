@@ -191,16 +191,16 @@ class AcceleratorRequests(rest.Controller):
         return {row.uuid: row.revision for row in rows}
 
 
-def _seen(
-    read: collections.abc.Callable[..., arqs_.Revisions], which: typing.Any
-) -> dict[str, int]:
+#: What reads revisions of requests: see arqs.seen and arqs.seen_of.
+Reading = collections.abc.Callable[..., arqs_.Revisions]
+
+
+def _seen(read: Reading, which: typing.Any) -> dict[str, int]:
     """The revisions that the caller saw: a conductor ignores a stale call."""
     return {row.uuid: row.revision for row in _read(read, which)}
 
 
-def _read(
-    read: collections.abc.Callable[..., arqs_.Revisions], which: typing.Any
-) -> arqs_.Revisions:
+def _read(read: Reading, which: typing.Any) -> arqs_.Revisions:
     ctxt = rest.call().context
     with rest.call().database.reader() as session:
         return read(session, arqs_.Sight(ctxt.scope, ctxt.vouched), which)
