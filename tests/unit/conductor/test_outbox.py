@@ -246,6 +246,33 @@ def test_messages_are_sent_side_by_side(sender):
     assert not together.broken
 
 
+@pytest.mark.parametrize(
+    ('most', 'threads', 'work'),
+    [
+        (outbox.BATCH, 'outbox-send-provider', lambda sender, _: sender._work(outbox.PROVIDER)),
+        (outbox.TELLERS, 'outbox-tell', lambda sender, names: sender.tell(names)),
+    ],
+)
+def test_placement_is_told_by_a_few_threads(sender, most, threads, work, monkeypatch):
+    """It is one service for all: a restart of the cloud must not overrun it."""
+    submitted, busy, wait = threading.Event(), [], outbox.futures.wait
+
+    def count(*args, **kwargs):
+        names = [thread.name for thread in threading.enumerate()]
+        busy.append(sum(name.startswith(threads) for name in names))
+        submitted.set()
+        return wait(*args, **kwargs)
+
+    monkeypatch.setattr(outbox.futures, 'wait', count)
+    sender._send[outbox.PROVIDER] = lambda *_: submitted.wait(20)
+    names = [f'provider-{number}' for number in range(3 * most)]
+    put(sender, *names)
+    work(sender, names)
+    assert not rows(sender)
+    # No thread was free while these were submitted.
+    assert busy[0] == most
+
+
 def test_an_idle_outbox_takes_one_statement(sender):
     with statements(sender) as seen:
         assert sender._work(outbox.PROVIDER) == 1
