@@ -339,19 +339,23 @@ class Sender:
         """Send all due messages; returns the time until the next."""
         while not self._workers[kind].stopping:
             due, wait = self._look(kind)
-            if not due:
+            # Where all of them are gone, what is left is known: each bind leaves one message.
+            if not due or (self._deliver(self._claim(due)) == len(due) and wait):
                 return wait
-            self._deliver(self._claim(due))
         return self._interval
 
-    def _deliver(self, messages: list[model.Message]) -> None:
+    def _deliver(self, messages: list[model.Message]) -> int:
         """Send leased messages concurrently, and end the lease of each at once: a slow message
         delays no other.
+
+        :returns: how many are gone.
         """
         jobs = {self._senders[each.kind].submit(self._try, each): each for each in messages}
+        gone = 0
         while jobs:
             done, _ = futures.wait(jobs, return_when=futures.FIRST_COMPLETED)
-            self._settle([(jobs.pop(job), job.result()) for job in done])
+            gone += self._settle([(jobs.pop(job), job.result()) for job in done])
+        return gone
 
     def _try(self, message: model.Message) -> Exception | None:
         """Send a message; returns why that failed, or None."""
@@ -365,23 +369,25 @@ class Sender:
         return None
 
     def _look(self, kind: str) -> tuple[list[model.Message], float]:
-        """The messages that have been due for longest; and the time to wait if there are none.
+        """The messages that have been due for longest; and the time to wait once they are gone.
 
         They are read without locks. A query that skips locked rows may miss a due one: MariaDB
         locks each row that it examines, also of other kinds.
         """
         now = timeutils.utcnow()
+        # No message waits for longer: a clock that was fast wrote this one.
+        never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
         of_kind = sa.select(model.Message).where(model.Message.kind == kind)
         first = of_kind.order_by(model.Message.due_at, model.Message.id).limit(BATCH)
         found = self._read(first)
         due = [each for each in found if each.due_at <= now]
+        later = [(each.due_at - now).total_seconds() for each in found[len(due) :]]
         if found and not due:
-            # No message waits for longer: a clock that was fast wrote this one.
-            never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
             due = self._read(first.where(model.Message.due_at > never))
+        # A full batch says nothing of what follows.
+        more = len(found) == BATCH or any(each.due_at > never for each in found)
         interval = self._intervals.get(kind, self._interval)
-        soon = (found[0].due_at - now).total_seconds() if found else interval
-        return due, min(max(soon, 0), interval)
+        return due, min([*later, 0 if due and more else interval, interval])
 
     def _read(self, query: sa.Select[typing.Any]) -> list[model.Message]:
         with self._database.reader() as session:
@@ -414,18 +420,21 @@ class Sender:
         return taken
 
     @_again
-    def _settle(self, outcomes: list[tuple[model.Message, Exception | None]]) -> None:
+    def _settle(self, outcomes: list[tuple[model.Message, Exception | None]]) -> int:
         """End the lease of messages that were sent, or not; what was replaced meanwhile is due at
         once.
 
         Nothing is done to those that another conductor has taken over.
+
+        :returns: how many were sent and are gone.
         """
         sent = [message for message, error in outcomes if error is None]
         now = timeutils.utcnow()
         with self._database.writer() as session:
-            settled = 0
+            gone = 0
             if sent:
-                settled += queries.matched(session, sa.delete(model.Message).where(_are(sent)))
+                gone = queries.matched(session, sa.delete(model.Message).where(_are(sent)))
+            settled = gone
             for message, error in outcomes:
                 if error is not None:
                     due_at = now + datetime.timedelta(seconds=_patience(message))
@@ -436,6 +445,7 @@ class Sender:
                     _are([message for message, _ in outcomes], 'lease')
                 )
                 queries.matched(session, replaced.values(due_at=now, lease=None))
+        return gone
 
     @_again
     def _compare(self, _: str, host: model.Facts) -> None:

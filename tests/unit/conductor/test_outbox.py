@@ -279,13 +279,50 @@ def test_an_idle_outbox_takes_one_statement(sender):
     assert len(seen) == 1, seen
 
 
+def test_a_message_takes_three_statements(sender):
+    """It is found, taken, and forgotten; nothing is looked for after that."""
+    sender._send[outbox.PROVIDER] = lambda *_: None
+    put(sender, 'provider')
+    with statements(sender) as seen:
+        assert sender._work(outbox.PROVIDER) == 1
+    assert len(seen) == 3, seen
+    assert not rows(sender)
+
+
+def test_a_message_that_is_due_soon_is_waited_for(sender):
+    sender._send[outbox.PROVIDER] = lambda *_: None
+    put(sender, 'now', 'soon')
+    soon = timeutils.utcnow() + datetime.timedelta(seconds=0.9)
+    later = sa.update(model.Message).where(model.Message.key == 'soon').values(due_at=soon)
+    with sender.session() as session:
+        session.execute(later)
+    assert 0 < sender._work(outbox.PROVIDER) <= 0.9
+    assert rows(sender).keys() == {'soon'}
+
+
+def test_what_is_replaced_while_it_is_sent_is_sent_again(sender):
+    sent = []
+
+    def send(key, payload):
+        if not sent:
+            with sender.session() as session:
+                outbox.put(session, outbox.PROVIDER, {key: {'trait': 'retired'}})
+        sent.append(payload)
+
+    sender._send[outbox.PROVIDER] = send
+    put(sender, 'provider')
+    assert sender._work(outbox.PROVIDER) == 1
+    assert len(sent) == 2
+    assert not rows(sender)
+
+
 @pytest.mark.parametrize('count', [1, outbox.BATCH])
 def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
     """They are found, taken, and when they are sent forgotten, in one statement each."""
     together = threading.Barrier(count)
     sender._send[outbox.PROVIDER] = lambda key, payload: together.wait(20)
     settle, outcomes = sender._settle, []
-    monkeypatch.setattr(sender, '_settle', outcomes.extend)
+    monkeypatch.setattr(sender, '_settle', lambda found: outcomes.extend(found) or len(found))
     put(sender, *(f'provider-{number}' for number in range(count)))
     with statements(sender) as seen:
         assert support.send_batch(sender, outbox.PROVIDER)
