@@ -51,7 +51,8 @@ class Deployment:
         self._place = place
         self._failpoints = failpoints
         self.file = place / 'cyborg-lite.conf'
-        text = CONF.format(bus=bus, database=database, host=f'host-{place.name}')
+        # The name of a temporary directory may end with an underscore, that of a host may not.
+        text = CONF.format(bus=bus, database=database, host=f'host-{place.name}'.rstrip('_'))
         self.file.write_text(text + conf)
         process.run('cyborg-lite-dbsync', '--config-file', self.file, 'upgrade')
         self.conf = options.load(files=[str(self.file)])
