@@ -17,10 +17,10 @@ from cyborg_lite.db import query
 _limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
 _named = model.DeviceProfile.name == sa.bindparam('of_name', type_=sa.String())
 _BY_NAME = sa.select(model.DeviceProfile).where(_named).options(_limited)
+_has_id = sa.or_(_named, model.DeviceProfile.uuid == sa.bindparam('of_uuid', type_=sa.String()))
+_BY_ID = sa.select(model.DeviceProfile).where(_has_id, ~model.DeviceProfile.private)
 #: Of each profile that has this name or this uuid, whether it has the name.
-_SAME = sa.select(_named).where(
-    sa.or_(_named, model.DeviceProfile.uuid == sa.bindparam('of_uuid', type_=sa.String()))
-)
+_SAME = sa.select(_named).where(_has_id)
 _CREATE = sa.insert(model.DeviceProfile)
 
 
@@ -65,11 +65,8 @@ def find(session: orm.Session, id: str) -> model.DeviceProfile:
 
     :raises cyborg_lite.exception.NotFound: when there is none.
     """
-    columns = model.DeviceProfile.uuid, model.DeviceProfile.name
-    query = sa.select(model.DeviceProfile).where(
-        sa.or_(*(column == id for column in columns)), ~model.DeviceProfile.private
-    )
-    found = {getattr(row, column.key): row for row in session.scalars(query) for column in columns}
+    rows = session.scalars(_BY_ID, {'of_name': id, 'of_uuid': id})
+    found = {each: row for row in rows for each in (row.uuid, row.name)}
     if id not in found:
         raise exception.NotFound(what='Device profile', id=id)
     return found[id]

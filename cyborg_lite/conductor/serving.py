@@ -59,6 +59,15 @@ class Wish(typing.TypedDict):
 Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
 
 
+#: What is read of a queued allocation beside what decides its turn.
+_READ = (
+    model.Allocation.wish,
+    model.Allocation.lease,
+    model.Allocation.cause,
+    sa.exists(sa.select(model.Quota.id)).label('limited'),
+)
+
+
 class Part(typing.NamedTuple):
     """Some queued allocations, in the order of service, and the kinds that they request."""
 
@@ -68,10 +77,7 @@ class Part(typing.NamedTuple):
 
 def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
     """The queued allocations, in the order of service."""
-    limited = sa.exists(sa.select(model.Quota.id)).label('limited')
-    more = model.Allocation.wish, model.Allocation.lease, model.Allocation.cause, limited
-    rows = queue.waiting(session, *more)
-    return queue.in_turn(rows)
+    return queue.in_turn(queue.waiting(session, *_READ))
 
 
 def ahead(session: orm.Session, kinds: taking.Kinds) -> list[sa.Row[typing.Any]]:

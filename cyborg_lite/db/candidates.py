@@ -8,6 +8,7 @@ holds a handle, and of what excludes it.
 from __future__ import annotations
 
 import collections.abc
+import functools
 import typing
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from sqlalchemy import orm
 from cyborg_lite import model
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import exclusion
+from cyborg_lite.db import query as queries
 from cyborg_lite.model import device as devices
 
 _handle, _part, _device, _host = (
@@ -24,6 +26,9 @@ _handle, _part, _device, _host = (
 _class = orm.aliased(model.Attribute)
 _trait = orm.aliased(model.Attribute)
 
+#: How many statements are kept: one for all kinds that are asked for together. SQLAlchemy takes
+#: longer to make one than most databases take to execute it.
+STATEMENTS = 256
 #: What excludes an accelerator for a process of its host.
 _CAUSES = exclusion.causes(_device, guest=False)
 _FREE = [
@@ -77,17 +82,27 @@ def free(
 
     Each row has the identity, and then for each kind whether it matches.
     """
+    query = _free(tuple(kinds), hosts is not None, limit is not None)
+    return list(queries.run(session, query, {'hosts': [*(hosts or ())], 'most': limit}))
+
+
+@functools.lru_cache(STATEMENTS)
+def _free(kinds: tuple[Kind, ...], named: bool, limited: bool) -> sa.Select[typing.Any]:
+    """
+    :param named: whether hosts are named.
+    """
     fits = [sa.and_(_class.value == kind.resource_class, _traits(kind)) for kind in kinds]
     shown: list[typing.Any] = [
         _handle.id, _device.hostname, _device.id.label('device'), _handle.form, _device.numa_node,
     ]  # fmt: skip
     shown += [fit.label(f'kind{number}') for number, fit in enumerate(fits)]
-    named = _class.value.in_({kind.resource_class for kind in kinds})
-    query = _joined(sa.select(*shown)).where(named, sa.or_(*fits), *_FREE)
-    if hosts is not None:
-        query = query.where(_device.hostname.in_(hosts))
+    of_class = _class.value.in_({kind.resource_class for kind in kinds})
+    query = _joined(sa.select(*shown)).where(of_class, sa.or_(*fits), *_FREE)
+    if named:
+        query = query.where(_device.hostname.in_(sa.bindparam('hosts', expanding=True)))
     # As the index has them: with a limit the database stops early.
-    return list(session.execute(query.order_by(_class.deployable_id, _handle.id).limit(limit)))
+    query = query.order_by(_class.deployable_id, _handle.id)
+    return query.limit(sa.bindparam('most', type_=sa.Integer())) if limited else query
 
 
 def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Row[typing.Any]]:

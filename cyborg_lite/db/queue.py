@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import typing
 
 from oslo_utils import timeutils
@@ -27,6 +28,12 @@ def waiting(session: orm.Session, *columns: typing.Any) -> list[sa.Row[typing.An
 
     ``held`` is how many accelerators of its class its project holds; null for none.
     """
+    return list(queries.run(session, _waiting(columns)))
+
+
+@functools.cache
+def _waiting(columns: tuple[typing.Any, ...]) -> sa.Select[typing.Any]:
+    """Made once: each allocation asks this."""
     classes = sa.select(model.Allocation.queue).where(_waits)
     _class = orm.aliased(model.Attribute)
     held = (
@@ -40,7 +47,7 @@ def waiting(session: orm.Session, *columns: typing.Any) -> list[sa.Row[typing.An
     mine = sa.and_(
         held.c.project_id == model.Allocation.project_id, held.c.queue == model.Allocation.queue
     )
-    query = (
+    return (
         sa.select(
             model.Allocation.id,
             model.Allocation.uuid,
@@ -55,8 +62,8 @@ def waiting(session: orm.Session, *columns: typing.Any) -> list[sa.Row[typing.An
         )
         .outerjoin(held, mine)
         .where(_waits)
+        .order_by(model.Allocation.id)
     )
-    return list(session.execute(query.order_by(model.Allocation.id)))
 
 
 def in_turn(rows: list[sa.Row[typing.Any]]) -> list[sa.Row[typing.Any]]:

@@ -10,6 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from cyborg_lite.db import query
+
+_LIMITS = sa.select(model.Quota.project_id, model.Quota.limits).where(
+    model.Quota.project_id.in_(sa.bindparam('projects', expanding=True))
+)
 
 
 def limits(session: orm.Session, project: str) -> dict[str, int]:
@@ -21,10 +26,8 @@ def limits_of(
     session: orm.Session, projects: collections.abc.Collection[str]
 ) -> dict[str, dict[str, int]]:
     """What is limited of each of these projects."""
-    query = sa.select(model.Quota.project_id, model.Quota.limits).where(
-        model.Quota.project_id.in_([*projects, model.Quota.DEFAULTS])
-    )
-    found = {row.project_id: row.limits for row in session.execute(query)}
+    values = {'projects': [*projects, model.Quota.DEFAULTS]}
+    found = {row.project_id: row.limits for row in query.run(session, _LIMITS, values)}
     defaults = found.get(model.Quota.DEFAULTS, {})
     return {project: defaults | found.get(project, {}) for project in projects}
 
@@ -46,14 +49,14 @@ def usage_of(
     counts = sa.select(*of, sa.func.count().label('count'))
     counts = counts.where(model.ARQ.project_id.in_(projects)).group_by(*of)
     by_group = counts.subquery()
-    query = sa.select(
+    used_by = sa.select(
         by_group.c.project_id,
         model.DeviceProfile.groups,
         by_group.c.device_profile_group_id,
         by_group.c.count,
     ).join(by_group, by_group.c.device_profile_id == model.DeviceProfile.id)
     used: dict[str, collections.Counter[str]] = {each: collections.Counter() for each in projects}
-    for project, groups, number, count in session.execute(query):
+    for project, groups, number, count in session.execute(used_by):
         used[project] += shares(groups[number], count)
         used[project][model.Quota.TOTAL] += count
     return used
