@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import io
 import json
 import pathlib
@@ -38,6 +39,33 @@ for _ in range(int(times)):
     answer.read()
     assert answer.status == 200, answer.status
 """
+#: Creates and releases allocations on so many connections at once; prints how many a second.
+PAIRS = """
+import concurrent.futures, http.client, json, sys, time
+host, port, clients, seconds = sys.argv[1], *map(int, sys.argv[2:])
+end = time.monotonic() + seconds
+
+def work(_):
+    connection, done = http.client.HTTPConnection(host, port), 0
+
+    def ask(method, path, body=None):
+        connection.request(method, path, body, {'Content-Type': 'application/json'})
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status in (201, 204), text
+        return text
+
+    while time.monotonic() < end:
+        made = json.loads(ask('POST', '/v2/allocations', '{"profile": "one"}'))
+        ask('DELETE', '/v2/allocations/' + made['uuid'])
+        done += 1
+    return done
+
+with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+    print(sum(pool.map(work, range(clients))) / seconds)
+"""
+#: How many clients allocate at once, for how many seconds, and from how many cards.
+CLIENTS, SECONDS, CARDS = 32, 5, 64
 #: The target CPU time of a list, in milliseconds, by its rows.
 AIMS = {1000: {'devices': 20.0}}
 
@@ -62,12 +90,23 @@ def ask(app: typing.Any, method: str, url: str, body: typing.Any = None) -> typi
 
 
 def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
-    yield from _of(place, 10)
-    yield from _of(place, 1000)
+    with _service(place, 10) as service:
+        app = service.embedded.application
+        yield from _small(service, app)
+        yield from _cycle(service, app)
+        yield from _report(service)
+        yield from _lists(app, 10)
+    with _service(place, CARDS) as service:
+        with _serving(service.embedded.application) as (host, port):
+            pairs = float(_run(PAIRS, host, port, CLIENTS, SECONDS))
+        yield Figure(f'embedded: allocations, {CLIENTS} clients over HTTP', pairs, '/s', 150)
+    with _service(place, 1000) as service:
+        yield from _lists(service.embedded.application, 1000)
 
 
-def _of(place: pathlib.Path, rows: int) -> collections.abc.Iterator[Figure]:
-    """The figures of a service that has so many rows of each kind."""
+@contextlib.contextmanager
+def _service(place: pathlib.Path, rows: int) -> collections.abc.Iterator[support.Service]:
+    """A service that has so many rows of each kind."""
     directory = place / str(rows)
     directory.mkdir()
     with databases.Files().empty() as url:
@@ -78,17 +117,16 @@ def _of(place: pathlib.Path, rows: int) -> collections.abc.Iterator[Figure]:
         try:
             _fill(service, rows)
             service_.spare_garbage_collection()
-            app = service.embedded.application
-            if rows == 10:
-                yield from _small(service, app)
-                yield from _cycle(service, app)
-                yield from _report(service)
-            for name in LISTS:
-                work = measure.cpu(lambda path=f'/v2/{name}': ask(app, 'GET', path), 15)
-                aim = AIMS.get(rows, {}).get(name)
-                yield Figure(f'list of {rows:,} {name}, CPU', work, 'ms', aim)
+            yield service
         finally:
             service.stop()
+
+
+def _lists(app: typing.Any, rows: int) -> collections.abc.Iterator[Figure]:
+    for name in LISTS:
+        work = measure.cpu(lambda path=f'/v2/{name}': ask(app, 'GET', path), 15)
+        aim = AIMS.get(rows, {}).get(name)
+        yield Figure(f'list of {rows:,} {name}, CPU', work, 'ms', aim)
 
 
 def _fill(service: support.Service, rows: int) -> None:
@@ -120,19 +158,30 @@ def _small(service: support.Service, app: typing.Any) -> collections.abc.Iterato
 
 def _served(app: typing.Any, path: str, times: int = 500) -> float:
     """The CPU time of a request in this process, which serves it, in milliseconds."""
+    with _serving(app) as (host, port):
+        _run(CLIENT, host, port, path, 50)
+        begun = time.process_time()
+        _run(CLIENT, host, port, path, times)
+        return (time.process_time() - begun) * 1000 / times
+
+
+@contextlib.contextmanager
+def _serving(app: typing.Any) -> collections.abc.Iterator[tuple[str, int]]:
+    """The address at which this process serves an application."""
     serving = service_.listen(app, '127.0.0.1', 0)
     thread = threading.Thread(target=serving.serve)
     thread.start()
-    host, port = serving.bind_addr
-    asking = [sys.executable, '-c', CLIENT, host, str(port), path]
     try:
-        subprocess.run([*asking, '50'], check=True)
-        begun = time.process_time()
-        subprocess.run([*asking, str(times)], check=True)
-        return (time.process_time() - begun) * 1000 / times
+        yield serving.bind_addr
     finally:
         serving.stop()
         thread.join()
+
+
+def _run(text: str, *arguments: object) -> str:
+    """What a client prints: it is a process of its own."""
+    words = [sys.executable, '-c', text, *map(str, arguments)]
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _cycle(service: support.Service, app: typing.Any) -> collections.abc.Iterator[Figure]:
