@@ -145,6 +145,16 @@ class Duplicate(CyborgError):
     template = '{what} with {field} {value} already exists.'
 
 
+class LimitsElsewhere(CyborgError):
+    """Limits are not kept here."""
+
+    code = 409
+    template = (
+        'Keystone keeps the limits ([quota] driver is keystone): use "openstack registered limit" '
+        'and "openstack limit" to list and to set them.'
+    )
+
+
 class CannotAllocate(CyborgError):
     """Too few accelerators fit and are free: the explanation counts what each filter drops."""
 
@@ -206,6 +216,13 @@ class AnswerUnknown(CyborgError):
         'This request has been carried out already, before an upgrade: look at what is there '
         'before you ask again.'
     )
+
+
+class LimitsAway(CyborgError):
+    """The limits of a project are not known, and Keystone does not say them."""
+
+    code = 503
+    template = 'The limits of the project cannot be read from Keystone: {reason}. Try again.'
 
 
 class ComputeAway(CyborgError):

@@ -89,6 +89,31 @@ def placing(conf: cfg.ConfigOpts) -> None:
         )
 
 
+def quota(conf: cfg.ConfigOpts) -> None:
+    """Check that limits can be read from Keystone, if they are kept there."""
+    if conf.quota.driver != 'keystone':
+        return
+    # A service that keeps limits itself needs neither.
+    from cyborg_lite.clients import keystone
+
+    try:
+        keystone.register(conf)
+    except ImportError as error:
+        raise exception.Refused(
+            f'[quota] driver is keystone, and oslo.limit is not installed ({error}): run pip '
+            "install 'cyborg-lite[limits]'"
+        ) from None
+    if conf[keystone.GROUP].auth_type is None:
+        raise exception.Refused(
+            '[quota] driver is keystone, and [oslo_limit] auth_type is not set: set it and the '
+            'credentials of a user with the role reader on the system'
+        )
+    if not keystone.is_of_system(conf):
+        raise exception.Refused(
+            '[oslo_limit] system_scope is not all: Keystone would not show the limits of projects'
+        )
+
+
 def database(conf: cfg.ConfigOpts) -> None:
     """Check that the database has the tables of this release, or of a later one.
 

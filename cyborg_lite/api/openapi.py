@@ -106,10 +106,10 @@ ROUTES = (
     Route('PATCH', '/v2/hosts/{name}', hosts.Hosts, 'patch', (409,)),
     Route('DELETE', '/v2/hosts/{name}', hosts.Hosts, 'delete', (409,)),
     Route('DELETE', '/v2/instances/{uuid}', instances.Instances, 'delete', (409,)),
-    Route('GET', '/v2/quotas', quotas.Quotas, 'get_all'),
+    Route('GET', '/v2/quotas', quotas.Quotas, 'get_all', (409,)),
     Route('GET', '/v2/quotas/{project_id}', quotas.Quotas, 'get_one'),
-    Route('PATCH', '/v2/quotas/{project_id}', quotas.Quotas, 'patch'),
-    Route('DELETE', '/v2/quotas/{project_id}', quotas.Quotas, 'delete'),
+    Route('PATCH', '/v2/quotas/{project_id}', quotas.Quotas, 'patch', (409,)),
+    Route('DELETE', '/v2/quotas/{project_id}', quotas.Quotas, 'delete', (409,)),
     Route('GET', '/v2/usages', usages.Usages, 'get_all'),
 )
 

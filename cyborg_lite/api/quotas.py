@@ -49,10 +49,11 @@ UPDATE: types.Schema = {
 
 SHOWN: types.Schema = {
     'type': 'object',
-    'required': ['project_id', 'quotas'],
+    'required': ['project_id', 'source', 'quotas'],
     'additionalProperties': False,
     'properties': {
         'project_id': {'type': 'string'},
+        'source': {'type': 'string', 'enum': ['database', 'keystone']},
         'quotas': {
             'type': 'array',
             'items': {
@@ -78,6 +79,8 @@ class Quotas(rest.Controller):
     @rest.expose(paged=True)
     def get_all(self, page):
         rest.call().context.can('cyborg:quota:get_all')
+        if _is_elsewhere():
+            raise exception.LimitsElsewhere
         return self.list(page=page)
 
     @rest.expose(wtypes.text, shows=SHOWN)
@@ -119,12 +122,21 @@ def _checked(project: str) -> str:
 
 
 def _show(project: str) -> dict[str, typing.Any]:
+    elsewhere = _is_elsewhere()
     with rest.call().database.reader() as session:
-        limits, used = quotas.limits(session, project), quotas.usage(session, project)
+        limits = {} if elsewhere else quotas.limits(session, project)
+        used = quotas.usage(session, project)
+    if elsewhere:
+        limits = rest.call().conductor.show_limits(project=project)
     total = model.Quota.TOTAL
     names = [total, *sorted((limits.keys() | used.keys()) - {total})]
     shown = [
         {'resource': n, 'limit': limits.get(n, model.Quota.UNLIMITED), 'used': used[n]}
         for n in names
     ]
-    return {'project_id': project, 'quotas': shown}
+    source = 'keystone' if elsewhere else 'database'
+    return {'project_id': project, 'source': source, 'quotas': shown}
+
+
+def _is_elsewhere() -> bool:
+    return bool(rest.call().conf.quota.driver == 'keystone')

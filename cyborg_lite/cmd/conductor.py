@@ -14,7 +14,9 @@ from cyborg_lite.db import engine
 
 def main() -> int:
     return daemon.run(
-        'cyborg-lite-conductor', _make, startup.database, startup.bus, startup.placing
+        'cyborg-lite-conductor',
+        _make,
+        *(startup.database, startup.bus, startup.placing, startup.quota),
     )
 
 

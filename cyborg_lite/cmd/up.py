@@ -261,7 +261,8 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    for text in startup.check(conf, startup.placing, startup.identity, startup.access):
+    checks = startup.placing, startup.quota, startup.identity, startup.access
+    for text in startup.check(conf, *checks):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 

@@ -109,7 +109,7 @@ def make(
     if not groups:
         return []
     # Read a moment ago: a quota that is set meanwhile counts for the next one.
-    if profile.limited is not False:
+    if quotas.may_be(session, profile.limited is not False):
         quotas.claim(session, ctxt.project_id or '', quotas.asked(profile.groups, amounts))
     uuids = [str(uuidlib.uuid4()) for _ in groups]
     rows = [

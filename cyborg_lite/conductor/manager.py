@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import functools
 import threading
 import time
@@ -21,6 +22,7 @@ from sqlalchemy.orm import exc as orm_exception
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.clients import keystone
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
@@ -28,6 +30,7 @@ from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import leases
+from cyborg_lite.conductor import limits
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -38,9 +41,12 @@ from cyborg_lite.conductor import reports
 from cyborg_lite.conductor import serving
 from cyborg_lite.db import engine
 from cyborg_lite.db import query
+from cyborg_lite.db import quotas as quotas_
 
 #: How long what a probe has found stands, in seconds: many may ask, and each one writes.
 FRESH = 1.0
+#: How often a transaction is tried that lacks limits.
+TRIES = 5
 
 _NOTE = sa.insert(model.Call)
 
@@ -88,8 +94,9 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
         exception_checker=_lost_race,
     )
     def call(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
-        with self.outbox.session() as session:
-            return function(session, ctxt, **kwargs)
+        return self.with_limits(
+            self.outbox.session, lambda session: function(session, ctxt, **kwargs)
+        )
 
     return typing.cast('Function[Answer]', call)
 
@@ -174,6 +181,10 @@ class Manager:
         self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
         calls = leases.Calls(self._lease, self._leases, self._end_lease, self.outbox.tell)
         self.leases = leases.Leases(conf, calls)
+        #: what is known of the limits that Keystone keeps; None if our table has them
+        self.limits: limits.Limits | None = None
+        if conf.quota.driver == 'keystone':
+            self.limits = limits.Limits(keystone.Limits(conf), conf.quota.cache_time)
         self._database = database
         self._probing = threading.Lock()
         self._probed = -FRESH
@@ -187,6 +198,32 @@ class Manager:
             if time.monotonic() - self._probed >= FRESH:
                 self._database.probe()
                 self._probed = time.monotonic()
+
+    @messaging.expose
+    @messaging.expected_exceptions(exception.CyborgError)
+    def show_limits(self, ctxt: context.RequestContext, project: str) -> dict[str, int]:
+        """The limits of a project that Keystone keeps."""
+        return self.read_limits([project])[project]
+
+    def with_limits(
+        self,
+        transaction: collections.abc.Callable[[], contextlib.AbstractContextManager[orm.Session]],
+        work: collections.abc.Callable[[orm.Session], Answer],
+    ) -> Answer:
+        """The answer of work in a transaction; limits that it lacks are read between its tries."""
+        for _ in range(TRIES):
+            try:
+                with transaction() as session:
+                    session.info[quotas_.ELSEWHERE] = self.limits
+                    return work(session)
+            except limits.Unread as unread:
+                self.read_limits(unread.projects)
+        raise exception.LimitsAway(reason='they are read too slowly to be used')
+
+    def read_limits(self, projects: collections.abc.Collection[str]) -> dict[str, dict[str, int]]:
+        if self.limits is None:
+            raise exception.Conflict(reason='Limits are kept here: [quota] driver is database.')
+        return self.limits.read(projects)
 
     delete_device = _exposed(orders.delete_device, 'Delete device {uuid}')
     delete_host = _exposed(hosts.delete, 'Delete host {name}')
@@ -250,8 +287,10 @@ class Manager:
     def check_allocation(
         self, ctxt: context.RequestContext, request: allocating.Request
     ) -> reasons.Explanation:
-        with self._database.reader() as session:
-            return allocating.check(session, ctxt, request, self.conf.conductor.placing)
+        policy = self.conf.conductor.placing
+        return self.with_limits(
+            self._database.reader, lambda session: allocating.check(session, ctxt, request, policy)
+        )
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:

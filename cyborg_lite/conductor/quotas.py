@@ -130,6 +130,19 @@ def _row(project: str) -> sa.Select[typing.Any]:
     return sa.select(model.Quota).where(model.Quota.project_id == project)
 
 
+def may_be(session: orm.Session, stored: bool) -> bool:
+    """Whether there may be limits.
+
+    :param stored: whether some may be stored here.
+    """
+    return stored or quotas.elsewhere(session) is not None
+
+
+def _refuse_elsewhere(session: orm.Session) -> None:
+    if quotas.elsewhere(session) is not None:
+        raise exception.LimitsElsewhere
+
+
 def update(
     session: orm.Session,
     ctxt: context.RequestContext,
@@ -141,7 +154,9 @@ def update(
     A limit may be lower than what is used: nothing is taken away, and nothing more is given.
 
     :raises cyborg_lite.exception.Invalid: when the project would have too many.
+    :raises cyborg_lite.exception.LimitsElsewhere: when Keystone keeps the limits.
     """
+    _refuse_elsewhere(session)
     _lock(session, project)
     row = session.scalars(_row(project)).one()
     merged = row.limits | limits
@@ -155,7 +170,9 @@ def delete(session: orm.Session, ctxt: context.RequestContext, project: str) -> 
     """Take away all limits of a project, so that the default ones hold.
 
     :raises cyborg_lite.exception.NotFound: when it has none.
+    :raises cyborg_lite.exception.LimitsElsewhere: when Keystone keeps the limits.
     """
+    _refuse_elsewhere(session)
     gone = sa.delete(model.Quota).where(model.Quota.project_id == project)
     if not queries.matched(session, gone):
         raise exception.NotFound(what='Quota of project', id=project)

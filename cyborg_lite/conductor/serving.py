@@ -96,7 +96,11 @@ def refusals(
 
     :param known: the keys whose refusals are known already.
     """
-    keys = {key: row for row in rows if row.limited and (key := _key(row)) not in known}
+    keys = {
+        key: row
+        for row in rows
+        if quotas.may_be(session, row.limited) and (key := _key(row)) not in known
+    }
     asked = {
         key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
         for key, row in keys.items()
@@ -247,7 +251,8 @@ def _give(
     owner = context.RequestContext(
         project_id=row.project_id, request_id=wish['request_id'], overwrite=False
     )
-    taken = taking.take(session, owner, row.uuid, profile, chosen, limited=row.limited)
+    limited = quotas.may_be(session, row.limited)
+    taken = taking.take(session, owner, row.uuid, profile, chosen, limited=limited)
     _move(
         session,
         row.id,

@@ -207,6 +207,31 @@ PCI_OPTS = [
     ),
 ]
 
+QUOTA_OPTS = [
+    cfg.StrOpt(
+        'driver',
+        default='database',
+        choices=[
+            ('database', 'Administrators set limits through the API: ``/v2/quotas``'),
+            (
+                'keystone',
+                'Keystone keeps them as unified limits of this service. Needs the section '
+                '[oslo_limit], whose user has the role reader on the system',
+            ),
+        ],
+        help='Who keeps the limits of projects: set the same for the API and all conductors. '
+        'Either way usage is counted here.',
+    ),
+    cfg.IntOpt(
+        'cache_time',
+        default=30,
+        min=1,
+        max=3600,
+        help='With ``driver = keystone``: how long a conductor uses limits that it has read, in '
+        'seconds. A changed limit holds at the latest after this time.',
+    ),
+]
+
 UPGRADE_OPTS = [
     cfg.StrOpt(
         service,
@@ -223,6 +248,7 @@ _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
     'agent': agent.OPTS,
     'conductor': CONDUCTOR_OPTS,
     'pci': PCI_OPTS,
+    'quota': QUOTA_OPTS,
     'upgrade_levels': UPGRADE_OPTS,
 }
 

@@ -12,7 +12,7 @@ from osc_lib.command import command
 
 from cyborg_lite import osc
 
-COLUMNS = ('resource', 'limit', 'used')
+COLUMNS = ('resource', 'limit', 'used', 'source')
 
 
 class ListQuotas(osc.Command, command.Lister):
@@ -102,4 +102,5 @@ def _limit(text: str) -> tuple[str, int | None]:
 
 
 def _rows(answer: dict[str, typing.Any]) -> typing.Iterator[tuple[typing.Any, ...]]:
-    return (tuple(each[column] for column in COLUMNS) for each in answer['quotas'])
+    source = {'source': answer['source']}
+    return (tuple((each | source)[name] for name in COLUMNS) for each in answer['quotas'])

@@ -26,19 +26,23 @@ def run(sdk):
     return run
 
 
+#: The source of all limits.
+HERE = 'database'
+
+
 def test_limits_are_set_shown_and_listed(run):
     set_ = ('--limit', 'FPGA=4', '--limit', 'total=-1')
-    assert run(quotas.SetQuota, OWN, *set_) == [('total', -1, 0), ('FPGA', 4, 0)]
+    assert run(quotas.SetQuota, OWN, *set_) == [('total', -1, 0, HERE), ('FPGA', 4, 0, HERE)]
     run(quotas.SetQuota, '--default', '--limit', 'total=8')
     assert run(quotas.ShowQuota) == run(quotas.ShowQuota, OWN)
-    assert run(quotas.ShowQuota) == [('total', -1, 0), ('FPGA', 4, 0)]
-    assert run(quotas.ShowQuota, 'other') == [('total', 8, 0)]
+    assert run(quotas.ShowQuota) == [('total', -1, 0, HERE), ('FPGA', 4, 0, HERE)]
+    assert run(quotas.ShowQuota, 'other') == [('total', 8, 0, HERE)]
     listed = {project: limits.human_readable() for project, limits in run(quotas.ListQuotas)}
     assert listed == {OWN: "FPGA='4', total='-1'", 'defaults': "total='8'"}
     run(quotas.SetQuota, OWN, '--limit', 'total=default')
-    assert run(quotas.ShowQuota) == [('total', 8, 0), ('FPGA', 4, 0)]
+    assert run(quotas.ShowQuota) == [('total', 8, 0, HERE), ('FPGA', 4, 0, HERE)]
     run(quotas.DeleteQuota, OWN)
-    assert run(quotas.ShowQuota) == [('total', 8, 0)]
+    assert run(quotas.ShowQuota) == [('total', 8, 0, HERE)]
 
 
 @pytest.mark.parametrize('words', [[], ['p'], ['p', '--limit', 'total'], ['--limit', 'total=x']])

@@ -49,7 +49,7 @@ ROOMS = {
         'worker',
     },
     # what puts them together
-    'startup': {'conf', 'db', 'exception'},
+    'startup': {'clients', 'conf', 'db', 'exception'},
     'service': {
         'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'exception', 'rpc', 'server', 'shims',
     },

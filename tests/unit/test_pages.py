@@ -22,7 +22,7 @@ from tests.functional import test_sdk
 DOC = pages.ROOT / 'doc/source'
 PAGES = [*sorted(pages.ROOT.glob('README*.rst')), *sorted(DOC.rglob('*.rst'))]
 #: Groups of files that are not ours.
-FOREIGN = {'Service', 'uwsgi', '[local|localrc]', 'options.entry_points'}
+FOREIGN = {'Service', 'uwsgi', '[local|localrc]', 'options.entry_points', 'oslo_limit'}
 #: Those of nova.conf, and those whose options depend on [GROUP] auth_type.
 NOVA = {'service_user', 'cyborg'}
 AUTH = NOVA | {'keystone_authtoken', 'placement', 'nova'}

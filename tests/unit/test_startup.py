@@ -54,6 +54,13 @@ def refused(conf):
     return ask
 
 
+def test_limits_of_keystone_without_oslo_limit(refused, conf, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'oslo_limit', None)
+    said = refused('[quota]\ndriver = keystone\n', startup.quota)
+    assert said.endswith("run pip install 'cyborg-lite[limits]'")
+    startup.check(conf('[quota]\ndriver = database\n'), startup.quota)
+
+
 def test_a_policy_of_placing_that_is_not_installed(refused, conf):
     said = refused('[conductor]\nplacing = worst\n', startup.placing)
     assert said == "[conductor] placing is 'worst': expected one of binpack, spread"
