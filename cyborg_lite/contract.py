@@ -35,6 +35,9 @@ BOARD = 16384
 #: The maximum number of bridges above a device, of devices that it is linked with, and of links
 #: between two.
 BRIDGES, PEERS, LINKS = 16, 64, 64
+#: The maximum number of processes that a driver lists of a device, and the highest pid.
+#: Source: proc(5), /proc/sys/kernel/pid_max.
+PROCESSES, PID = 1024, 1 << 22
 #: The maximum number of accelerators of a device.
 HANDLES = 4096
 #: The maximum length of a deployable's name, before which the service puts the host's name.
@@ -86,7 +89,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
-    dropped = _health(device) + _topology(device)
+    dropped = _health(device) + _topology(device) + _processes(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
@@ -108,6 +111,19 @@ def _health(device: model.Device) -> list[str]:
         return []
     device.health_reason = health.UNSPECIFIED
     return [f'health_reason: expected up to {health.LONGEST} of a-z, 0-9 and _, not {reason!r:.64}']
+
+
+def _processes(device: model.Device) -> list[str]:
+    """Drop an invalid list of processes, and complain: the card stays."""
+    told, device.processes = device.processes, None
+    if told is None:
+        return []
+    if not isinstance(told, frozenset) or len(told) > PROCESSES:
+        return [f'processes: expected a frozenset of up to {PROCESSES} pids, not {told!r:.64}']
+    if not all(type(pid) is int and 0 < pid <= PID for pid in told):
+        return [f'processes: expected pids from 1 to {PID}, not {told!r:.64}']
+    device.processes = told
+    return []
 
 
 def _topology(device: model.Device) -> list[str]:

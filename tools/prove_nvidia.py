@@ -5,12 +5,15 @@
 It needs cyborg_lite installed with its extra ``nvidia``, NVIDIA's driver, and one card that nobody
 uses. It compares what the driver finds with what nvidia-smi prints, starts the service, allocates
 every accelerator, runs a CUDA process on one, kills the service with SIGKILL meanwhile, and gives
-all back. It changes no setting of a card, and says so if one has changed.
+all back. It starts a CUDA process without a lease, and expects that the service shows it as rogue.
+It has to run as root. It changes no setting of a card, and says so if one has changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections.abc
+import contextlib
 import json
 import os
 import pathlib
@@ -27,8 +30,11 @@ import urllib.error
 import urllib.request
 
 from oslo_config import cfg
+import pynvml
 
+from cyborg_lite import client
 from cyborg_lite import driver
+from cyborg_lite.agent import processes
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import testing
@@ -36,8 +42,8 @@ from cyborg_lite.drivers import nvidia_gpu
 
 #: Where this has passed: the support matrix tells it.
 PROVED = (
-    ('nvidia_gpu', 'real card', 'an H100, whole'),
-    ('nvidia_gpu', 'real card', 'an H200, whole'),
+    ('nvidia_gpu', 'real card', 'an H100, whole, and the processes that use it, 2026-11-27'),
+    ('nvidia_gpu', 'real card', 'an H200, whole, and the processes that use it, 2026-11-27'),
 )
 #: What nvidia-smi is asked of each card.
 FACTS = ('index', 'pci.bus_id', 'name', 'uuid', 'memory.total')
@@ -45,6 +51,8 @@ SETTINGS = ('mig.mode.current', 'mig.mode.pending', 'persistence_mode', 'ecc.mod
             'compute_mode', 'power.limit')  # fmt: skip
 #: How long the service may take to answer, in seconds.
 START = 60
+#: How often the agent of the service reports, in seconds.
+INTERVAL = 2
 LOOKS = 20
 
 
@@ -63,6 +71,14 @@ def smi(*names: str) -> list[list[str]]:
     command = ['nvidia-smi', f'--query-gpu={",".join(names)}', '--format=csv,noheader,nounits']
     lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     return [[value.strip() for value in line.split(',')] for line in lines.splitlines()]
+
+
+def smi_processes() -> list[str]:
+    """The pids of the processes that nvidia-smi lists as computing."""
+    command = ['nvidia-smi', '--query-compute-apps=pid', '--format=csv,noheader']
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.split()
 
 
 def of_driver(card: driver.Device) -> list[str]:
@@ -92,6 +108,28 @@ def prove_driver() -> None:
     )
 
 
+def prove_health() -> None:
+    """The cards are well, and nothing says otherwise: the driver, NVML, and the kernel's log."""
+    for card in testing.discover(nvidia_gpu.NvidiaGpu, hosts.Host.local('here')):
+        expect(f'{card.address} is well', (card.health, card.health_reason), ('ok', None))
+        node = pathlib.Path(f'/sys/bus/pci/devices/{card.address}/numa_node').read_text().strip()
+        expect('its NUMA node', -1 if card.numa_node is None else card.numa_node, int(node))
+        expect('no process computes on it', card.processes, frozenset())
+    pynvml.nvmlInit()
+    try:
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(number)
+            asked = [pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION]
+            [field] = pynvml.nvmlDeviceGetFieldValues(gpu, asked)
+            told = field.nvmlReturn, field.value.uiVal
+            expect('NVML says that nothing has to be done for recovery', told, (0, 0))
+    finally:
+        pynvml.nvmlShutdown()
+    log = subprocess.run(['dmesg'], capture_output=True, text=True, timeout=60).stdout
+    errors = [line for line in log.splitlines() if 'NVRM: Xid' in line]
+    expect(f'the {len(log.splitlines())} lines of the log of the kernel have no XID', errors, [])
+
+
 def prove_recording(directory: pathlib.Path) -> None:
     tarball = directory / 'host.tar.gz'
     subprocess.run(['cyborg-lite', 'record', tarball], check=True, stdout=subprocess.DEVNULL)
@@ -116,6 +154,9 @@ class Service:
     def __enter__(self) -> Service:
         command = ['cyborg-lite', 'up', '--port', str(self.port)]
         command += ['--state-dir', str(self.directory / 'state')]
+        options = self.directory / 'options.conf'
+        options.write_text(f'[agent]\nreport_interval = {INTERVAL}\n')
+        command += ['--config-file', str(options)]
         with open(self.log, 'ab') as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + START
@@ -150,10 +191,27 @@ class Service:
             return []
         return typing.cast('list[dict[str, typing.Any]]', found['accelerators'])
 
+    def look(self) -> None:
+        """Wait for two more reports of the agent: it looked for the second one after this call."""
+        deadline = time.monotonic() + START
+        for _ in range(2):
+            seen = self.seen()
+            while self.seen() == seen:
+                if time.monotonic() > deadline:
+                    raise Failed(f'the agent does not report: {self.log.read_text()}')
+                time.sleep(0.2)
+
+    def seen(self) -> str:
+        _, found = self.call('GET', 'hosts')
+        return typing.cast('str', found['hosts'][0]['seen_at'])
+
+    def rogues(self) -> list[str]:
+        return [each['rogue'] for each in self.accelerators() if each['rogue']]
+
 
 #: Uses the one card that CUDA shows, through the driver's own library alone, and prints its UUID.
 USE = """
-import ctypes, uuid
+import ctypes, sys, uuid
 cuda = ctypes.CDLL('libcuda.so.1')
 def call(name, *args):
     if error := getattr(cuda, name)(*args):
@@ -170,7 +228,16 @@ call('cuMemsetD8_v2', pointer, ctypes.c_ubyte(165), ctypes.c_size_t(1 << 28))
 back = ctypes.c_ubyte()
 call('cuMemcpyDtoH_v2', ctypes.byref(back), pointer, ctypes.c_size_t(1))
 call('cuMemFree_v2', pointer)
-print(count.value, uuid.UUID(bytes=bytes(identity)), back.value)
+print(count.value, uuid.UUID(bytes=bytes(identity)), back.value, flush=True)
+if 'stay' in sys.argv:
+    sys.stdin.read()
+"""
+#: Looks at the first card through NVML, as a tool that monitors, and keeps it open.
+MONITOR = """
+import sys, pynvml
+pynvml.nvmlInit()
+print(pynvml.nvmlDeviceGetUtilizationRates(pynvml.nvmlDeviceGetHandleByIndex(0)).gpu, flush=True)
+sys.stdin.read()
 """
 
 
@@ -182,6 +249,47 @@ def use(ids: dict[str, typing.Any]) -> None:
     )
     told = f'1 {re.sub("^(GPU|MIG)-", "", ids["uuid"])} 165'
     expect('a process sees the accelerator and uses its memory', done.stdout.strip(), told)
+
+
+@contextlib.contextmanager
+def running(*command: str) -> collections.abc.Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that has printed its first line, until the end of the block."""
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        yield process, process.stdout.readline().strip()
+        process.stdin.close()
+
+
+def prove_processes(directory: pathlib.Path) -> None:
+    """Who computes without a lease is rogue; who has a lease, or only looks, is not."""
+    with Service(directory) as service:
+        [card, *_] = service.accelerators()
+        identity = re.sub('^(GPU|MIG)-', '', card['ids']['uuid'])
+        with running(sys.executable, '-c', MONITOR):
+            node = f'/dev/nvidia{card["ids"]["minor"]}'
+            opened = [use.process.pid for use in processes.uses([node])]
+            print(f'    {len(opened)} processes have {node} open: {opened}')
+            service.look()
+            expect('a tool that monitors is no rogue', service.rogues(), [])
+        with running(sys.executable, '-c', USE, 'stay') as (process, line):
+            expect('a process without a lease computes', line, f'1 {identity} 165')
+            expect('nvidia-smi lists it', str(process.pid) in smi_processes(), True)
+            service.look()
+            [rogue] = service.rogues()
+            expect('it is rogue, by its pid', rogue.split()[0], str(process.pid))
+            print(f'    {rogue}')
+            state = {each['state'] for each in service.accelerators() if each['rogue']}
+            expect('its card is not given out', state, {'rogue'})
+        service.look()
+        expect('once it has ended nobody is', service.rogues(), [])
+        run = ['cyborg-lite', 'run', '--', sys.executable, '-c', USE, 'stay']
+        os.environ[client.VARIABLE] = str(directory / 'state' / client.SOCKET)
+        with running(*run) as (process, line):
+            expect('cyborg-lite run: the process sees one card', line.split()[::2], ['1', '165'])
+            service.look()
+            expect('who has a lease is no rogue', service.rogues(), [])
+            held = [each['ids']['uuid'] for each in service.accelerators('&state=held')]
+            expect('it sees the one that it holds', [f'GPU-{line.split()[1]}'], held)
 
 
 def prove_service(directory: pathlib.Path) -> None:
@@ -220,8 +328,10 @@ def main() -> None:
     print(f'{len(before)} cards; {dict(zip(SETTINGS, before[0], strict=True))}')
     with tempfile.TemporaryDirectory() as directory:
         prove_driver()
+        prove_health()
         prove_recording(pathlib.Path(directory))
         prove_service(pathlib.Path(directory))
+        prove_processes(pathlib.Path(directory))
     expect('the settings of the cards are as they were', smi(*SETTINGS), before)
 
 

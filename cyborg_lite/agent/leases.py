@@ -210,7 +210,9 @@ class Leases:
         """By the address of a card, who uses it without a lease, as a text.
 
         Processes of a lease are left out, also on cards of others: software of some vendors opens
-        all cards. Of cards that are held, a conductor decides.
+        all cards. Of cards that are held, a conductor decides. Where a driver lists the processes,
+        a listed one must have the node open nevertheless: its pid may be used again, or be that of
+        another pid namespace.
         """
         found: dict[str, list[str]] = {}
         leased = self._processes()
@@ -219,7 +221,8 @@ class Leases:
             if (process.pid, process.started) in leased or self._is_of_lease(use):
                 continue
             for address in sorted({finding.used[node] for node in use.nodes}):
-                found.setdefault(address, []).append(client.plain(str(use)))
+                if process.pid in finding.listed.get(address, (process.pid,)):
+                    found.setdefault(address, []).append(client.plain(str(use)))
         return {address: _listed(uses) for address, uses in found.items()}
 
     def _processes(self) -> set[tuple[int, int]]:

@@ -22,6 +22,8 @@ class Finding(typing.NamedTuple):
     shared: frozenset[str] = frozenset()
     #: by node, the address of the card that a process uses which has it open
     used: dict[str, str] = {}
+    #: by the address of each card whose node others have open, too, the pids of those that use it
+    listed: dict[str, frozenset[int]] = {}
 
 
 def find(
@@ -35,6 +37,7 @@ def find(
     nodes: dict[str, frozenset[str]] = {}
     shared: set[str] = set()
     used: dict[str, str] = {}
+    listed: dict[str, frozenset[int]] = {}
     for device in found:
         # The host itself may use such a card: it may show the console.
         if device.unusable:
@@ -43,7 +46,9 @@ def find(
         nodes[device.address] = frozenset(node for each in told for node in each.own)
         shared.update(node for each in told for node in each.shared)
         used |= {node: device.address for each in told for node in each.used}
-    return Finding(frozenset(drivers), nodes, frozenset(shared), used)
+        if any(each.listed for each in told):
+            listed[device.address] = device.processes or frozenset()
+    return Finding(frozenset(drivers), nodes, frozenset(shared), used, listed)
 
 
 def _accelerators(device: model.Device) -> collections.abc.Iterator[dict[str, typing.Any]]:

@@ -75,8 +75,10 @@ class Nodes(typing.NamedTuple):
     own: list[str] = []
     #: the nodes that other accelerators share with it
     shared: list[str] = []
-    #: of its own the nodes that only a process has open that uses the accelerator
+    #: of its own the nodes that a process has open which uses the accelerator
     used: list[str] = []
+    #: whether other processes have them open, too: then the driver lists those that use it
+    listed: bool = False
 
 
 def nodes(noted: Accelerator) -> Nodes:
@@ -93,7 +95,8 @@ def nodes(noted: Accelerator) -> Nodes:
     form = told['forms'].get(noted.get('form')) or {'each': None, 'nodes': []}
     found = [_nodes(form['nodes'], ids, []) for ids in _each(noted.get('ids'), form['each'])]
     used = [node for each in found for node in each[:1]] if told['use'] else []
-    return Nodes([node for each in found for node in each], [*told['shared']], used)
+    own = [node for each in found for node in each]
+    return Nodes(own, [*told['shared']], used, told['use'] == 'listed')
 
 
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:

@@ -8,7 +8,8 @@ entry point ``acme_npu`` names.  All keys are optional::
     ray = 'NPU'                            # and for Ray, if Ray has one of its own
     variable = 'ACME_VISIBLE_DEVICES'      # names the devices that a process is to use
     shared = ['/dev/acme_manager']         # nodes that every process needs
-    use = 'open'                           # a process that has a first node open uses the device
+    use = 'open'                           # a process that has a first node open uses the device;
+                                           # 'listed': only if the driver's processes() has it
     mounts = ['/usr/lib/acme']             # files of the host that a container needs
 
     [env]                                  # further variables of each workload
@@ -49,7 +50,7 @@ SHARED = re.compile('/dev' + PATH.pattern)
 #: The path of a node, with ids in it.
 NODE = re.compile(r'/dev(?:/[A-Za-z0-9_](?:[A-Za-z0-9_.-]|\{[a-z_|]{1,64}\}){0,63}){1,8}')
 NAME = re.compile(r'\{[a-z_|]{1,64}\}')
-USE = re.compile('open')
+USE = re.compile('open|listed')
 
 Needs = dict[str, typing.Any]
 

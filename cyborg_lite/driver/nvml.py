@@ -15,6 +15,7 @@ import typing
 
 from oslo_log import log
 
+from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite.driver import sysfs
 
@@ -37,6 +38,9 @@ HEALTH = re.compile('(ok|unknown|warning|critical)( [a-z0-9]+(_[a-z0-9]+)*)?')
 INSTANCES = 64
 #: The maximum number of NVLinks of a card whose state is read: a B200 has 18.
 NVLINKS = 36
+#: The calls that list the processes that compute on a GPU, without and with MPS.
+#: Source: the NVML API reference, device queries.
+TABLES = ('nvmlDeviceGetComputeRunningProcesses', 'nvmlDeviceGetMPSComputeRunningProcesses')
 #: The errors of NVML for a number without a MIG instance.
 NO_INSTANCE = ('NVMLError_NotFound', 'NVMLError_InvalidArgument')
 #: The errors of NVML if there is no driver, as opposed to a fault.
@@ -122,6 +126,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'memory_mb': lambda nvml, gpu: int(nvml.nvmlDeviceGetMemoryInfo(gpu).total) >> 20,
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
     'nvlinks': lambda nvml, gpu: _nvlinks(nvml, gpu),
+    'pids': lambda nvml, gpu: _pids(nvml, gpu),
 }
 
 
@@ -240,6 +245,23 @@ def _nvlinks(nvml: typing.Any, gpu: typing.Any) -> dict[str, int]:
     return dict(found)
 
 
+def _pids(nvml: typing.Any, gpu: typing.Any) -> list[int]:
+    """The pids of the processes that compute on a GPU, or on a MIG instance of it.
+
+    A process that only draws is not among them: each display server would be.  A pid that NVML
+    cannot translate to the pid namespace of the agent is 0.
+    """
+    found = set()
+    for name in TABLES:
+        try:
+            found |= {int(each.pid) for each in getattr(nvml, name)(gpu)}
+        except Exception as error:
+            # Only root may see all instances of a GPU in MIG mode.
+            if type(error).__name__ not in (*SILENT, 'NVMLError_NoPermission'):
+                raise
+    return [pid for pid in sorted(found) if 0 < pid <= contract.PID][: contract.PROCESSES]
+
+
 def sound(told: typing.Any) -> Facts:
     """The valid facts of a card: a recording may hold anything."""
     facts = told if isinstance(told, dict) else {}
@@ -278,6 +300,12 @@ def _are_nvlinks(told: typing.Any) -> bool:
     return all(map(_is_text, told)) and all(counts)
 
 
+def _are_pids(told: typing.Any) -> bool:
+    pids = told if isinstance(told, list) else ['']
+    sound = all(type(pid) is int and 0 < pid <= contract.PID for pid in pids)
+    return sound and len(pids) <= contract.PROCESSES
+
+
 def _is_health(told: typing.Any) -> bool:
     words = told if isinstance(told, list) and len(told) == 2 else ['']
     words = words[:1] if words[-1] is None else words
@@ -292,6 +320,7 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'memory_mb': _is_number,
     'mig': _are_instances,
     'nvlinks': _are_nvlinks,
+    'pids': _are_pids,
     'health': _is_health,
 }
 

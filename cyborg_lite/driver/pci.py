@@ -133,6 +133,7 @@ class PciDriver(driver.Driver):
             unusable=self.unusable(card),
             health=health.level,
             health_reason=health.reason,
+            processes=self.processes(card),
             deployables=self.deployables(card),
         )
 
@@ -184,6 +185,10 @@ class PciDriver(driver.Driver):
             return None
         narrow = width < min(widest, self.lanes.get(card.ids, widest))
         return driver.Health('warning', 'pcie_width') if narrow else driver.Health('ok')
+
+    def processes(self, card: sysfs.Function) -> frozenset[int] | None:
+        """The pids of the processes that compute on the card; None if nothing lists them."""
+        return None
 
     def unusable(self, card: sysfs.Function) -> str | None:
         """Why the card must not be allocated, as a text; None if it may be."""

@@ -111,6 +111,8 @@ class NvidiaGpu(pci.PciDriver):
         for gpu in same.values():
             # If NVML reported the card before and does not now, the health is unknown.
             gpu.health = driver.Health() if gpu.health else None
+            # A process of the last scan may have ended, and its pid be used again.
+            gpu.facts.pop('pids', None)
         # NVML does not see cards of guests.
         ours = {card.bdf for card in cards if not card.passed_through}
         if ours:
@@ -184,6 +186,10 @@ class NvidiaGpu(pci.PciDriver):
             # NVML does not see the card, and a good PCIe link is not sufficient.
             told = driver.Health()
         return driver.worst(super().health(card), told)
+
+    def processes(self, card: sysfs.Function) -> frozenset[int] | None:
+        pids = self._known[card.bdf].facts.get('pids')
+        return None if pids is None else frozenset(pids)
 
     def unusable(self, card: sysfs.Function) -> str | None:
         reason = super().unusable(card)

@@ -115,6 +115,10 @@ class Device(base.Base):
     # The number of reports in a row that lacked the device.
     absences: orm.Mapped[int] = base.own(sa.Integer, default=0, hidden=True)
 
+    #: The pids of the processes that compute on it, as its driver lists them in a scan; None if it
+    #: does not.  They are not reported, and not stored.
+    processes = typing.cast('frozenset[int] | None', None)
+
     host: orm.Mapped[Host] = orm.relationship(back_populates='found')
     deployables: orm.Mapped[list[Deployable]] = base.parts('Deployable', parent='device')
 

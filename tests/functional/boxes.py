@@ -45,6 +45,8 @@ class Npus(driver.Driver):
     """Four cards, each with a node."""
 
     name = 'box'
+    #: the pids that it lists for the card with each number; None if it lists none
+    listed = None
 
     def discover(self):
         return [self._card(number) for number in range(len(devices.NUMBERS))]
@@ -52,6 +54,7 @@ class Npus(driver.Driver):
     def _card(self, number):
         about = {'type': 'AICHIP', 'resource_class': 'CUSTOM_NPU', 'model': 'Box NPU'}
         card = support.card(f'3{number}', vendor_board={'index': number}, **about)
+        card.processes = None if self.listed is None else frozenset(self.listed[number])
         [part] = card.deployables
         part.driver_name = self.name
         part.attach_handles[0].form = 'whole'

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from cyborg_lite.agent import access
+from cyborg_lite.delivery import needs
 from tests import devices
 from tests.functional import boxes
 from tests.functional import test_leases
@@ -250,6 +251,26 @@ def test_a_shared_node_is_no_use(box):
     machine = box('advisory')
     assert machine.opening(BOB, machine.shared)[1] == 'opened'
     assert rogues(machine) == {}
+
+
+def test_a_tool_that_monitors_is_no_rogue(box, monkeypatch):
+    """Where tools open the node, too, only the processes that the driver lists use the card."""
+    machine = box('advisory')
+    monkeypatch.setitem(needs.of_driver('box'), 'use', 'listed')
+    computing, _ = machine.opening(BOB, machine.nodes[1])
+    monitoring, _ = machine.opening(BOB, *machine.nodes)
+    listed = [(), (computing.pid,), (), ()]
+    monkeypatch.setattr(boxes.Npus, 'listed', listed)
+    found = rogues(machine)
+    assert [*found] == [1]
+    assert found[1].startswith(f'{computing.pid} uid-{BOB} (python')
+    # A pid that is used again, or that of another pid namespace, has no node of the card open.
+    computing.kill()
+    computing.wait()
+    listed[2] = (computing.pid, os.getppid())
+    assert rogues(machine) == {}
+    listed[2] = (monitoring.pid,)
+    assert [*rogues(machine)] == [2]
 
 
 def test_a_mark_of_another_user_does_not_hide_a_rogue(box):

@@ -387,3 +387,27 @@ def test_any_topology_leaves_the_card(told):
         [subject],
         int(subject.topology is None and bool(complaints)),
     )
+
+
+@pytest.mark.parametrize(
+    ('told', 'kept'),
+    [
+        (None, True),
+        (frozenset(), True),
+        (frozenset({1, 1 << 22}), True),
+        ([7], False),
+        (7, False),
+        (frozenset({0}), False),
+        (frozenset({(1 << 22) + 1}), False),
+        (frozenset({'7'}), False),
+        (frozenset({True}), False),
+        (frozenset(range(1, 1026)), False),
+    ],
+)
+def test_invalid_processes_do_not_drop_the_card(told, kept):
+    subject = device(1, processes=told)
+    good, complaints = contract.check([subject])
+    assert (good, subject.processes) == ([subject], told if kept else None)
+    assert [each.split('expected')[0] for each in complaints] == (
+        [] if kept else ['device 0 (0000:01:00.0): processes: ']
+    )

@@ -35,6 +35,21 @@ def test_instances_of_a_card_have_its_node_and_their_own():
     assert found == {'/dev/nvidia0', *(f'{caps}{n}' for n in (10, 11, 20, 21))}
 
 
+def test_where_others_open_the_node_a_driver_lists_the_processes():
+    """Such as nvidia-smi; without a list, nobody uses the card."""
+    found = nodes.find([], [gpu('3b', 0, processes=frozenset({7})), gpu('5e', 1)])
+    assert found.used == {'/dev/nvidia0': '0000:3b:00.0', '/dev/nvidia1': '0000:5e:00.0'}
+    assert found.listed == {'0000:3b:00.0': {7}, '0000:5e:00.0': frozenset()}
+
+
+def test_an_open_node_is_sufficient_where_only_users_open_it():
+    card = support.card('3b', vendor_board={'chips': [{'phy_id': 0}]}, processes=frozenset({7}))
+    [part] = card.deployables
+    part.driver_name, part.attach_handles[0].form = 'huawei_ascend', 'whole'
+    found = nodes.find([], [card])
+    assert (found.used, found.listed) == ({'/dev/davinci0': '0000:3b:00.0'}, {})
+
+
 def test_a_card_that_cannot_be_leased_has_none():
     """It may show the console."""
     assert nodes.find([], [gpu('3b', 0, unusable='it shows the console')]).nodes == {}

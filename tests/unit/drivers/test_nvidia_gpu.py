@@ -273,6 +273,71 @@ def test_an_unsupported_value_does_not_affect_others(nvml, local):
     assert notes == []
 
 
+class NVMLError_NoPermission(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+def run_on(nvml, *pids, mps=()):
+    """Set the processes that compute on each GPU, without and with MPS."""
+
+    def table(found):
+        return lambda gpu: [types.SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in found]
+
+    nvml.nvmlDeviceGetComputeRunningProcesses = table(pids)
+    nvml.nvmlDeviceGetMPSComputeRunningProcesses = table(mps)
+
+
+def listed(subject):
+    return [card.processes for card in subject.look()[0]]
+
+
+def test_processes_that_compute(nvml, local):
+    """Also with MPS; what is no pid does not hide others."""
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    run_on(nvml, 4711, 7, 0, (1 << 32) - 1, mps=(8, 7))
+    assert listed(subject) == [{7, 8, 4711}] * 2
+    assert all('processes' not in card.facts() for card in subject.look()[0])
+
+
+@pytest.mark.parametrize('error', [NVMLError_NotSupported, NVMLError_NoPermission, AttributeError])
+def test_processes_that_are_not_listed(nvml, local, error):
+    """They are no fault; the other table is read."""
+    run_on(nvml, 7)
+    nvml.nvmlDeviceGetMPSComputeRunningProcesses = refuse(error)
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    cards, notes = subject.look()
+    assert ([card.processes for card in cards], notes) == ([{7}] * 2, [])
+
+
+def test_processes_do_not_outlive_a_scan(nvml, local):
+    """The pid may be used again."""
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    run_on(nvml, 7)
+    assert listed(subject) == [{7}] * 2
+    nvml.nvmlDeviceGetComputeRunningProcesses = refuse()
+    cards, notes = subject.look()
+    assert [card.processes for card in cards] == [None] * 2
+    assert notes == [f'NVML does not tell the pids of {c.address}: Not Supported' for c in cards]
+    run_on(nvml, 7)
+    listed(subject)
+    nvml.nvmlInit = refuse()
+    assert listed(subject) == [None] * 2
+
+
+@pytest.mark.parametrize(
+    'told', [None, {'7': 1}, 7, ['7'], [True], [0], [-1], [1 << 23], [7.0], list(range(1, 1026))]
+)
+def test_invalid_processes_of_a_recording(recorded, told):
+    for pids, found in ((told, None), ([7], {7})):
+        recorded.tools['nvml'] = json.dumps({CARDS[0]: {'pids': pids}})
+        assert discover(recorded)[0].processes == found
+
+
+def test_processes_are_not_too_many(nvml, local):
+    run_on(nvml, *range(1, 3000))
+    assert [len(pids) for pids in listed(nvidia_gpu.NvidiaGpu(local, None))] == [1024] * 2
+
+
 @pytest.mark.parametrize(
     ('call', 'value'),
     [('Name', 'name'), ('UUID', 'uuid'), ('Index', 'index'), ('MemoryInfo', 'memory_mb')],
