@@ -50,7 +50,7 @@ STATUS = 77
 
 
 #: Methods that write nothing.
-TRACELESS = {'probe', 'check_allocation'}
+TRACELESS = {'probe', 'check_allocation', 'show_limits'}
 #: The cycle of test_crashes.py does not reach these yet.
 ABSENT = {'lease', 'leases', 'end_lease'}
 
