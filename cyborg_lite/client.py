@@ -123,6 +123,7 @@ def allocate(
     profile: str | None = None,
     traits: collections.abc.Iterable[str] = (),
     same_numa: bool = False,
+    linked: bool = False,
     name: str | None = None,
     wait: float | None = None,
     socket: str | None = None,
@@ -134,6 +135,7 @@ def allocate(
     :param profile: a device profile, in place of a class, a count and traits.
     :param traits: the traits that each accelerator must have.
     :param same_numa: whether all must be on one NUMA node.
+    :param linked: whether their cards must form a ring of direct links, such as HCCS or NVLink.
     :param wait: the timeout of the wait in the queue, in seconds; 0 to fail at once if too few are
         free, None to wait without a limit.
     :param socket: the socket of the agent; by default the usual places are searched.
@@ -144,6 +146,7 @@ def allocate(
     words |= {'resource_class': resource_class} if resource_class else {}
     words |= {'traits': dict.fromkeys(traits, 'required')} if traits else {}
     words |= {'same_numa': 'require'} if same_numa else {}
+    words |= {'link': 'require'} if linked else {}
     words |= {'name': name} if name else {}
     words['queue'] = wait is None or wait > 0
     end = None if wait is None else time.monotonic() + wait

@@ -70,6 +70,7 @@ CREATE: types.Schema = {
         'alternatives': {'type': 'array', 'maxItems': 8, 'items': _GROUPS},
         'same_host': {'type': 'boolean'},
         'same_numa': {'enum': ['prefer', 'require']},
+        'link': {'enum': ['prefer', 'require']},
         'hosts': {'type': 'array', 'minItems': 1, 'maxItems': 1000, 'items': _NAME},
         'name': {
             'type': 'string',
@@ -290,15 +291,16 @@ def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
         'name': body.get('name'),
         'consumer': body.get('consumer'),
         'lease': int(body['lease']) if 'lease' in body else None,
-    } | _turn(body)
+    } | _added(body)
 
 
-def _turn(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """Whether the request may be queued, and its priority, where it says so.
+def _added(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The fields that came with a later release, where they are given.
 
     A request without these fields keeps the digest that the previous release computed.
     """
-    found = {'priority': int(body['priority'])} if 'priority' in body else {}
+    found = {'link': body['link']} if 'link' in body else {}
+    found |= {'priority': int(body['priority'])} if 'priority' in body else {}
     return found | ({'queue': True} if body.get('queue') else {})
 
 

@@ -58,6 +58,11 @@ def add_wanted(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--same-numa', action='store_true', help='take them of one NUMA node, or not at all'
     )
+    parser.add_argument(
+        '--linked',
+        action='store_true',
+        help='take cards that direct links connect to a ring, or none at all',
+    )
 
 
 def add_agent(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +167,8 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
         }
     if arguments.same_numa:
         words['same_numa'] = 'require'
+    if arguments.linked:
+        words['link'] = 'require'
     if seconds is not None:
         words['seconds'] = max(1, round(seconds))
     return words

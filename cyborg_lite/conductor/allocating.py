@@ -64,6 +64,8 @@ class Request(typing.TypedDict):
     same_host: bool
     #: ``prefer`` or ``require``
     same_numa: str
+    #: ``prefer``, also if it is absent, or ``require``
+    link: typing.NotRequired[str]
     #: the only hosts to choose from; None for all
     hosts: list[str] | None
     name: typing.NotRequired[str | None]
@@ -201,7 +203,8 @@ def _wanted(session: orm.Session, request: Request) -> tuple[reasons.Wanted, tak
     rows += [model.DeviceProfile(groups=groups, private=True) for groups in request['alternatives']]
     kinds: taking.Kinds = {}
     alternatives = [row.groups for row in rows]
-    sets = taking.sets(alternatives, request['same_host'], request['same_numa'], kinds)
+    together = request['same_host'], request['same_numa'], request.get('link', 'prefer')
+    sets = taking.sets(alternatives, *together, kinds)
     return reasons.Wanted(rows, list(kinds), sets), kinds
 
 
@@ -239,7 +242,7 @@ def _choose(
     reserved: set[int] = set()
     for part in serving.parts(ahead, kinds, serving.refusals(session, ahead)):
         free = taking.free(session, part.kinds, of_hosts)
-        capacity = serving.capacity(session, part.kinds)
+        capacity = serving.capacity(session, part)
         left = backfill.unreserved(part.entries, free, capacity, reserved)
     allowed = frozenset(each.handle for each in left)
     return Choice(backfill.first(left, wanted.sets, rank), allowed, len(ahead))
@@ -252,6 +255,7 @@ def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted
         'alternatives': [profile.groups for profile in wanted.profiles],
         'same_host': request['same_host'],
         'same_numa': request['same_numa'],
+        'link': request.get('link', 'prefer'),
         'hosts': request['hosts'],
         'request_id': ctxt.request_id,
     }

@@ -51,10 +51,10 @@ class Capacity:
 
     def able(self, wanted: placing.Wanted, hosts: Hosts) -> frozenset[str]:
         """The given hosts that could serve a set; if it may span hosts, all of them or none."""
-        together = wanted.same_host or wanted.same_numa
-        key = wanted, None if together else hosts
+        key = wanted, None if wanted.together else hosts
         if key not in self._known:
-            self._known[key] = self._together(wanted) if together else self._apart(wanted, hosts)
+            found = self._together(wanted) if wanted.together else self._apart(wanted, hosts)
+            self._known[key] = found
         found = self._known[key]
         return found if hosts is None else found & hosts
 
@@ -77,7 +77,7 @@ class Capacity:
         return frozenset(places) if _fits(found, wanted) else frozenset()
 
     def _exactly(self, wanted: placing.Wanted, hosts: frozenset[str]) -> frozenset[str]:
-        """The given hosts whose accelerators make up the set, by NUMA node and form."""
+        """The given hosts whose accelerators make up the set, by NUMA node, link and form."""
         by_host = collections.defaultdict(list)
         for each in self._read(wanted) if hosts else ():
             if each.host in hosts:

@@ -57,6 +57,7 @@ REQUEST: dict[str, typing.Any] = {
             'additionalProperties': {'enum': ['required', 'forbidden']},
         },
         'same_numa': {'enum': ['prefer', 'require']},
+        'link': {'enum': ['prefer', 'require']},
         'name': {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,254}\Z'},
         'queue': {'type': 'boolean'},
         'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
@@ -340,7 +341,7 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
     if _UUID.fullmatch(request.get('name', '')):
         raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
     groups = [] if profile else [[_group(session, host, request)]]
-    return {
+    found: allocating.Request = {
         'profile': profile,
         'alternatives': groups,
         'same_host': True,
@@ -352,6 +353,9 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
         'queue': request.get('queue', False),
         'possible': True,
     }
+    if 'link' in request:
+        found['link'] = request['link']
+    return found
 
 
 def _group(session: orm.Session, host: str, request: Row) -> dict[str, str]:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Placing: which free accelerators an allocation gets.  Plain data in, plain data out.
 
-On a host a set in one NUMA node is preferred to a set across nodes.  Of the nodes with enough free
-accelerators the one with the fewest is chosen, so that larger sets remain for later requests.  A
-policy, an entry point of ``cyborg_lite.placing``, ranks the hosts.
+On a host a set in one NUMA node is preferred to a set across nodes, and then a set of linked cards:
+:mod:`cyborg_lite.conductor.topology` compares the sets.  Where cards are given out in parts, or
+only their nodes are known, the node with the fewest free accelerators of those with enough is
+chosen, so that larger sets remain for later requests.  A policy, an entry point of
+``cyborg_lite.placing``, ranks the hosts.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import functools
 import typing
 
 from stevedore import driver
+
+from cyborg_lite.conductor import topology
 
 #: A policy: the rank of a host, from the numbers of its free and of the requested accelerators. The
 #: host with the lowest rank is tried first.
@@ -32,6 +36,8 @@ class Candidate(typing.NamedTuple):
     numa_node: int | None
     #: the requested kinds that it matches
     kinds: frozenset[int]
+    #: where its device is
+    place: topology.Place = topology.UNKNOWN
 
 
 class Wanted(typing.NamedTuple):
@@ -42,9 +48,18 @@ class Wanted(typing.NamedTuple):
     same_host: bool = True
     #: whether a set across NUMA nodes is refused
     same_numa: bool = False
+    #: whether a set is refused unless its cards form a ring of direct links
+    linked: bool = False
+
+    @property
+    def together(self) -> bool:
+        """Whether they must be on one host."""
+        return self.same_host or self.same_numa or self.linked
 
 
 Chosen = list[Candidate]
+#: Whether a set is in one NUMA node, and whether its cards are linked.
+Grade = tuple[bool, bool]
 
 
 def binpack(free: int, wanted: int) -> float:
@@ -77,22 +92,66 @@ def place(
     by_host = _grouped(found, lambda each: each.host)
     count = len(wanted.kinds)
     ranked = sorted(by_host, key=lambda host: (rank(len(by_host[host]), count), host))
-    apart = None
+    best = True, count == 1 or any(each.place.links for each in found)
+    sets: dict[Grade, Chosen] = {}
     for host in ranked:
-        chosen, together = _within(by_host[host], wanted)
-        if chosen and together:
-            return chosen
-        apart = apart or chosen
-    if apart or wanted.same_host or wanted.same_numa:
-        return apart
+        chosen, grade = _within(by_host[host], wanted)
+        if chosen:
+            sets.setdefault(grade, chosen)
+            if grade >= best:
+                break
+    if sets or wanted.together:
+        return sets[max(sets)] if sets else None
     return _match([each for host in ranked for each in by_host[host]], wanted.kinds)
 
 
-def _within(found: Chosen, wanted: Wanted) -> tuple[Chosen | None, bool]:
-    """A set on one host, and whether it is in one NUMA node."""
+def _within(found: Chosen, wanted: Wanted) -> tuple[Chosen | None, Grade]:
+    """The best set on one host, and its grade."""
     count = len(wanted.kinds)
     if len(found) < count:
-        return None, False
+        return None, (False, False)
+    cards = _grouped(found, lambda each: each.device)
+    ring = wanted.linked and count > 1
+    if ring or (len(cards) == len(found) and any(each.place.is_known for each in found)):
+        best = _of_cards(list(cards.values()), wanted)
+        if best or ring:
+            return best or (None, (False, False))
+    chosen, in_one_node = _of_nodes(found, wanted)
+    return chosen, (in_one_node, count == 1)
+
+
+def _of_cards(cards: list[Chosen], wanted: Wanted) -> tuple[Chosen, Grade] | None:
+    """The best set with one accelerator of each of its cards.
+
+    None also if the sets are too many to compare.
+    """
+    cards = sorted(cards, key=lambda card: (card[0].place.address, card[0].device))
+    kinds = [frozenset(wanted.kinds).intersection(_first(card)) for card in cards]
+    labels = {fit: label for label, fit in enumerate(dict.fromkeys(kinds))}
+    places = tuple(
+        topology.Card(card[0].place, card[0].numa_node, labels[fit])
+        for card, fit in zip(cards, kinds, strict=True)
+    )
+    for each in topology.sets(places, len(wanted.kinds)) or ():
+        if each.in_one_node < wanted.same_numa or each.linked < wanted.linked:
+            continue
+        members = [cards[number][0]._replace(kinds=kinds[number]) for number in each.members]
+        if chosen := _match(members, wanted.kinds):
+            of = {cards[number][0].device: _first(cards[number]) for number in each.members}
+            matched = zip(chosen, wanted.kinds, strict=True)
+            grade = each.in_one_node, each.linked
+            return [of[card.device][kind] for card, kind in matched], grade
+    return None
+
+
+def _first(card: Chosen) -> dict[int, Candidate]:
+    """The first accelerator of a card of each kind."""
+    return {kind: each for each in reversed(card) for kind in each.kinds}
+
+
+def _of_nodes(found: Chosen, wanted: Wanted) -> tuple[Chosen | None, bool]:
+    """A set on one host by the NUMA nodes alone, and whether it is in one of them."""
+    count = len(wanted.kinds)
     nodes = _grouped(found, lambda each: each.numa_node)
     # An unknown node can be any node: two accelerators of it may not share one.
     fullest = sorted(nodes, key=lambda node: (node is None, len(nodes[node]), node))

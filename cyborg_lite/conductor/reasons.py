@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import itertools
 import typing
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from sqlalchemy import orm
 from cyborg_lite import model
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
+from cyborg_lite.conductor import topology
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import candidates
 
@@ -46,8 +48,9 @@ def explain(
 
     :param chosen: the number of the alternative that can be allocated now; None if none can.
     """
-    rows = candidates.counted(session, wanted.kinds, hosts)
     tried = wanted.sets if chosen is None else wanted.sets[: chosen + 1]
+    linked = any(each.linked for each in tried)
+    rows = candidates.counted(session, wanted.kinds, hosts, by_device=linked)
     alternatives = [
         _alternative(rows, wanted.kinds, each, number == chosen)
         for number, each in enumerate(tried)
@@ -116,12 +119,16 @@ def all_free(
     rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted
 ) -> collections.abc.Iterator[placing.Candidate]:
     """The accelerators as if all were free; of those that are alike no more than are wanted."""
-    number = 0
+    numbers = itertools.count()
     for row in rows:
         fit = frozenset(kind for kind in set(wanted.kinds) if _is_of(row, kinds, kind))
-        for _ in range(min(row.amount, len(wanted.kinds)) if fit else 0):
-            number += 1
-            yield placing.Candidate(number, row.hostname, number, '', row.numa_node, fit)
+        for number in itertools.islice(numbers, min(row.amount, len(wanted.kinds)) if fit else 0):
+            each = placing.Candidate(number, row.hostname, number, '', row.numa_node, fit)
+            if wanted.linked:
+                each = each._replace(
+                    device=row.device, place=topology.place(row.address, row.topology)
+                )
+            yield each
 
 
 def amounts(rows: Rows, kinds: list[candidates.Kind]) -> dict[int, collections.Counter[str]]:
@@ -138,8 +145,8 @@ def amounts(rows: Rows, kinds: list[candidates.Kind]) -> dict[int, collections.C
 def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, could: bool) -> str:
     amounts = collections.Counter(wanted.kinds)
     needs = ' and '.join(f'{n} of {_named(kinds[kind])}' for kind, n in amounts.items())
-    together = wanted.same_numa or wanted.same_host
-    where = ' in one NUMA node' if wanted.same_numa else ' on one host' if together else ''
+    where = ' in one NUMA node' if wanted.same_numa else ' on one host' if wanted.together else ''
+    where += ' and in a ring of links' if wanted.linked else ''
     free = ', '.join(_free(rows, kinds, kind) for kind in amounts)
     never = '' if could else ', and all accelerators together would not do'
     return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}: {free}{never}'

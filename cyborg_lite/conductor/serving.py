@@ -50,6 +50,8 @@ class Wish(typing.TypedDict):
     alternatives: list[taking.Groups]
     same_host: bool
     same_numa: str
+    #: absent if the previous release queued it
+    link: typing.NotRequired[str]
     hosts: list[str] | None
     #: the id of the API request that asked for it
     request_id: str | None
@@ -140,16 +142,18 @@ def _entry(
     refused: collections.abc.Iterable[exception.OverQuota | None],
 ) -> backfill.Entry:
     wish: Wish = row.wish
-    sets = taking.sets(wish['alternatives'], wish['same_host'], wish['same_numa'], kinds)
+    together = wish['same_host'], wish['same_numa'], wish.get('link', 'prefer')
+    sets = taking.sets(wish['alternatives'], *together, kinds)
     allowed = [None if no else wanted for wanted, no in itertools.zip_longest(sets, refused)]
     hosts = None if wish['hosts'] is None else frozenset(wish['hosts'])
     return backfill.Entry(row.id, tuple(allowed), hosts)
 
 
-def capacity(session: orm.Session, kinds: taking.Kinds) -> backfill.Capacity:
-    """All accelerators of these kinds, free or held; they are read at their first use."""
-    named = list(kinds)
-    rows = functools.cache(lambda: candidates.counted(session, named, None))
+def capacity(session: orm.Session, part: Part) -> backfill.Capacity:
+    """All accelerators of the kinds of a part, free or held; they are read at their first use."""
+    named = list(part.kinds)
+    linked = any(wanted and wanted.linked for each in part.entries for wanted in each.sets)
+    rows = functools.cache(lambda: candidates.counted(session, named, None, by_device=linked))
     return backfill.Capacity(
         lambda: reasons.amounts(rows(), named),
         lambda wanted: reasons.all_free(rows(), named, wanted),
@@ -218,7 +222,7 @@ def serve(
     reserved: set[int] = set()
     for part in parts(served, {}, refused):
         free = taking.free(session, part.kinds, None)
-        grants = backfill.grants(part.entries, free, capacity(session, part.kinds), rank, reserved)
+        grants = backfill.grants(part.entries, free, capacity(session, part), rank, reserved)
         if grant := next(grants, None):
             row = rows[grant.entry.id]
             try:

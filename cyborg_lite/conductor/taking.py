@@ -25,6 +25,7 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import quotas
+from cyborg_lite.conductor import topology
 from cyborg_lite.db import candidates
 from cyborg_lite.model import device as devices
 
@@ -56,7 +57,11 @@ class Taken(typing.NamedTuple):
 
 
 def sets(
-    alternatives: collections.abc.Iterable[Groups], same_host: bool, same_numa: str, kinds: Kinds
+    alternatives: collections.abc.Iterable[Groups],
+    same_host: bool,
+    same_numa: str,
+    link: str,
+    kinds: Kinds,
 ) -> list[placing.Wanted]:
     """What is wanted together, alternative by alternative.
 
@@ -69,7 +74,8 @@ def sets(
         numbers: list[int] = []
         for kind, amount in asked:
             numbers += [kinds.setdefault(kind, len(kinds))] * amount
-        found.append(placing.Wanted(tuple(numbers), same_host, same_numa == 'require'))
+        required = same_numa == 'require', link == 'require'
+        found.append(placing.Wanted(tuple(numbers), same_host, *required))
     amount = len({number for wanted in found for number in wanted.kinds})
     if amount > KINDS:
         raise exception.Invalid(
@@ -104,9 +110,10 @@ def free(
 
 
 def _candidate(row: sa.Row[typing.Any]) -> placing.Candidate:
-    handle, host, device, form, node, *fits = tuple(row)
+    handle, host, device, form, node, address, told, *fits = tuple(row)
     kinds = frozenset(number for number, fit in enumerate(fits) if fit)
-    return placing.Candidate(handle, host, device, form, node, kinds)
+    place = topology.place(address, told)
+    return placing.Candidate(handle, host, device, form, node, kinds, place)
 
 
 def confirm(

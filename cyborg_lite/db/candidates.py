@@ -39,6 +39,10 @@ _FREE = [
 ]
 
 
+#: As text: cards in equal places have equal texts, and each text is parsed once.
+_TOPOLOGY = sa.cast(_device.topology, sa.Text)
+
+
 class Kind(typing.NamedTuple):
     """The required class and traits of an accelerator."""
 
@@ -94,6 +98,7 @@ def _free(kinds: tuple[Kind, ...], named: bool, limited: bool) -> sa.Select[typi
     fits = [sa.and_(_class.value == kind.resource_class, _traits(kind)) for kind in kinds]
     shown: list[typing.Any] = [
         _handle.id, _device.hostname, _device.id.label('device'), _handle.form, _device.numa_node,
+        _device.address, _TOPOLOGY,
     ]  # fmt: skip
     shown += [fit.label(f'kind{number}') for number, fit in enumerate(fits)]
     of_class = _class.value.in_({kind.resource_class for kind in kinds})
@@ -105,11 +110,15 @@ def _free(kinds: tuple[Kind, ...], named: bool, limited: bool) -> sa.Select[typi
     return query.limit(sa.bindparam('most', type_=sa.Integer())) if limited else query
 
 
-def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Row[typing.Any]]:
+def counted(
+    session: orm.Session, kinds: list[Kind], hosts: Hosts, by_device: bool = False
+) -> list[sa.Row[typing.Any]]:
     """The numbers of accelerators, by all facts that decide whether they can be allocated.
 
     Those of other classes are counted together: their class is null.  A card without accelerators
     has a row with the amount 0.
+
+    :param by_device: count those of each device by themselves, and tell where it is.
     """
     named = _class.value.in_({kind.resource_class for kind in kinds})
     columns = {
@@ -119,6 +128,8 @@ def counted(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> list[sa.Ro
         'numa_node': _device.numa_node,
         'on_hosts': sa.true() if hosts is None else _device.hostname.in_(hosts),
     } | {f'traits{number}': _traits(kind) for number, kind in enumerate(kinds)}
+    if by_device:
+        columns |= {'device': _device.id, 'address': _device.address, 'topology': _TOPOLOGY}
     shown = [sa.case((named, column)).label(name) for name, column in columns.items()]
     rows = _joined(sa.select(_handle.id, *shown), outer=True)
     each = rows.outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id).subquery('each')

@@ -80,6 +80,11 @@ class CreateAllocation(osc.Command, command.ShowOne):
             '--same-numa', action='store_true', help='All accelerators must share a NUMA node'
         )
         parser.add_argument(
+            '--linked',
+            action='store_true',
+            help='The cards must form a ring of direct links, such as HCCS or NVLink',
+        )
+        parser.add_argument(
             '--lease', metavar='<seconds>', type=int, help='Release it after this time'
         )
         parser.add_argument(
@@ -268,6 +273,8 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
         body['groups'] = [group]
     if given.same_numa:
         body['same_numa'] = 'require'
+    if given.linked:
+        body['link'] = 'require'
     if given.consumer_type is not None or given.consumer_id is not None:
         body['consumer'] = {'type': given.consumer_type, 'id': given.consumer_id}
     if given.queue:

@@ -197,6 +197,54 @@ def test_same_numa_can_be_required(service):
     assert len(got(service, 2)['accelerators']) == 2
 
 
+def linked(service):
+    """Two hosts of three cards: on the second, two are linked, in different NUMA nodes."""
+    service.report(*(npu(f'{n:02x}') for n in range(3)))
+    places = [npu(f'{n:02x}', n // 2) for n in range(3)]
+    places[1].topology = {'links': {places[2].address: 2}}
+    service.report(*places, host='host-2')
+
+
+def test_links_can_be_required(service):
+    linked(service)
+    made = got(service, 2, link='require')
+    assert [(e['host'], e['address'][5:7]) for e in made['accelerators']] == [
+        ('host-2', '01'),
+        ('host-2', '02'),
+    ]
+    answer = allocate(service, {'groups': groups(2), 'link': 'require'})
+    assert refused(answer, 409) == (
+        'Cannot allocate: needs 2 of CUSTOM_NPU on one host and in a ring of links: 4 of '
+        'CUSTOM_NPU free on 2 hosts, at most 3 on one.'
+    )
+    assert len(got(service, 2, link='prefer')['accelerators']) == 2
+    assert len(got(service, 1, link='require')['accelerators']) == 1
+
+
+@pytest.mark.parametrize(
+    ('amount', 'more', 'fits'),
+    [(2, {}, True), (3, {}, False), (2, {'same_numa': 'require'}, False)],
+)
+def test_what_links_exclude_is_topology(service, amount, more, fits):
+    linked(service)
+    body = {'groups': groups(amount), 'link': 'require'} | more
+    assert allocate(service, body, '?dry_run=true').json['fits'] is fits
+    got(service, 2, link='require')
+    [alternative] = allocate(service, body, '?dry_run=true').json['alternatives']
+    assert (alternative['fits'], alternative['fits_if_all_were_free']) == (False, fits)
+    [request] = alternative['requests']
+    assert +collections.Counter(request['removed']) == {'held': 2, 'topology': 4}
+    assert request['left'] == 0
+
+
+def test_a_repeated_key_with_other_links_is_another_request(service):
+    linked(service)
+    key = {'Idempotency-Key': 'a'}
+    first = allocate(service, {'groups': groups(2)}, **key).json['uuid']
+    assert allocate(service, {'groups': groups(2)}, **key).json['uuid'] == first
+    assert refused(allocate(service, {'groups': groups(2), 'link': 'require'}, **key), 422)
+
+
 def test_only_from_the_hosts_that_are_named(service):
     for n in range(3):
         service.report(npu('01'), host=f'host-{n}')
@@ -606,7 +654,10 @@ BAD = [
     ({'groups': [NPU], 'same_host': None}, 'same_host'),
     ({'groups': [NPU], 'same_numa': 'always'}, 'same_numa'),
     ({'groups': [NPU], 'same_numa': ['require']}, 'same_numa'),
-    ({'groups': [NPU], 'link': 'prefer'}, 'link'),
+    ({'groups': [NPU], 'link': 'always'}, 'link'),
+    ({'groups': [NPU], 'link': ['require']}, 'link'),
+    ({'groups': [NPU], 'link': True}, 'link'),
+    ({'groups': [NPU], 'link': None}, 'link'),
     ({'groups': [NPU], 'queue': 1}, 'queue'),
     ({'groups': [NPU], 'queue': 'true'}, 'queue'),
     ({'groups': [NPU], 'queue': True, 'priority': 101}, 'priority'),

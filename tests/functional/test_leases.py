@@ -404,6 +404,7 @@ def test_allocation_inside_a_process_that_run_started(machine):
         (['--profile', 'nope'], 'Device profile nope not found'),
         (['--profile', 'nope', '-n', '2'], 'expected a profile, or a resource class'),
         (['--trait', 'CUSTOM_NONE', '--nonblock'], 'needs 1 of CUSTOM_NPU with CUSTOM_NONE'),
+        (['-n', '9', '--linked', '--nonblock'], 'on one host and in a ring of links'),
         (['--host', 'elsewhere'], "this agent has no host 'elsewhere'"),
         (['--socket', '/nowhere/agent.sock'], 'no agent listens here'),
     ],

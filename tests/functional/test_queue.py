@@ -202,6 +202,33 @@ def test_accelerators_that_the_first_cannot_use_go_to_the_next(service):
     assert active(service, wide, narrow) == [wide, narrow]
 
 
+def test_a_host_without_links_is_of_no_use_where_they_are_required(service):
+    cards = [npu(f'{n:02x}') for n in range(2)]
+    cards[0].topology = {'links': {cards[1].address: 1}}
+    service.report(*cards)
+    npus(service, 2, host='host-2')
+    held = ask(service, hosts=['host-1'])
+    pair = ask(service, 2, link='require')
+    assert state(service, pair) == 'queued'
+    # Of three no host has a ring: it could never be served, and nothing is kept for it.
+    never = ask(service, 3, link='require')
+    assert state(service, ask(service, 2)) == 'active'
+    assert service.api.post(PATH, body()).status_int == 409
+    release(service, held)
+    assert active(service, pair, never) == [pair]
+    assert {each['host'] for each in show(service, pair)['accelerators']} == {'host-1'}
+
+
+def test_a_wish_of_the_previous_release_is_served(service):
+    npus(service, 2)
+    held, waits = ask(service, 2), ask(service, 2)
+    with service.database.writer() as session:
+        row = session.query(model.Allocation).filter_by(uuid=waits).one()
+        row.wish = {name: value for name, value in row.wish.items() if name != 'link'}
+    release(service, held)
+    assert active(service, waits) == [waits]
+
+
 def test_a_host_that_is_too_small_is_of_no_use(service):
     npus(service, 2)
     service.report(npu('01'), host='host-2')

@@ -69,6 +69,15 @@ def test_one_waits_until_another_ends(conductor, agent):
     assert len(row['accelerators']) == 1
 
 
+def test_links_can_be_required(conductor, agent):
+    with pytest.raises(exception.CannotAllocate, match='in a ring of links'):
+        lease(conductor, agent, count=2, link='require')
+    assert lease(conductor, agent, count=2, link='prefer')['state'] == 'active'
+    for link in ('always', True, None, ['require']):
+        with pytest.raises(exception.Invalid, match='link'):
+            lease(conductor, agent, link=link)
+
+
 def test_an_end_is_idempotent(conductor, agent):
     row = lease(conductor, agent)
     end(conductor, agent, row)

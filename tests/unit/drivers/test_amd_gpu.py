@@ -176,6 +176,13 @@ def test_real_topologies(tmp_path, name, hives):
     assert set.union(*map(set, linked)) == {card.address for card in cards}
 
 
+@pytest.mark.parametrize(('hive', 'links'), [(7, {'0000:46:00.0': 1}), (0, {})])
+def test_cards_of_one_hive_are_linked(tmp_path, hive, links):
+    nodes = [properties(location_id=place, hive_id=hive) for place in (0x2600, 0x4600)]
+    [card] = discover(host(tmp_path, *nodes))
+    assert (card.topology or {}).get('links', {}) == links
+
+
 def test_a_recording_keeps_what_the_driver_read(tmp_path):
     node = properties(location_id=0x2600, drm_render_minor=136, gfx_target_version=90402)
     first = host(tmp_path, node, unique_id='cee36ddc4255115', mem_info_vram_total='1099511627776')
