@@ -116,6 +116,52 @@ def test_each_way_to_free_a_request_ends_its_usage(service, clock, card, free):
     assert interval.ended_at == BEGAN + datetime.timedelta(seconds=100)
 
 
+def test_an_instance_that_an_administrator_frees_ends_its_usage(service, clock, card, monkeypatch):
+    """Nova does not know the instance any more."""
+    arq = bound(service, card)
+    monkeypatch.setattr(test_queue.manager(service).outbox, 'knows', lambda instance: False)
+    clock.advance_time_seconds(100)
+    answer = service.api.delete(f'/v2/instances/{support.INSTANCE}')
+    assert answer.status_int == 204, answer.text
+    clock.advance_time_seconds(50)
+    assert seconds(service) == 100
+    assert [row.arq_uuid for row in service.rows(model.Usage)] == [arq]
+
+
+@pytest.mark.parametrize('free', [delete, unbind])
+def test_a_bind_that_fails_later_ends_and_begins_no_usage(service, clock, card, free):
+    """A request is bound, freed, and then cannot be bound again."""
+    arq = bound(service, card)
+    clock.advance_time_seconds(100)
+    unbind(service, arq)
+    nowhere = str(uuid.uuid4())
+    assert service.api.bind(arq, provider=nowhere, instance=support.INSTANCE).status_int == 404
+    [row] = service.rows(model.ARQ)
+    assert (row.state, row.held_since) == ('BindFailed', None)
+    clock.advance_time_seconds(50)
+    free(service, arq)
+    clock.advance_time_seconds(50)
+    assert seconds(service) == 100
+    assert len(service.rows(model.Usage)) == 1
+
+
+def test_a_failure_among_requests_ends_no_usage_of_others(service, clock, card):
+    """All are bound or none: what was bound before goes on to be counted."""
+    held = bound(service, card)
+    [one], [other] = service.arqs(), service.arqs()
+    wishes = {
+        one: support.wish(card, support.HOST, str(uuid.uuid4())),
+        other: support.wish(str(uuid.uuid4()), support.HOST, str(uuid.uuid4())),
+    }
+    clock.advance_time_seconds(100)
+    assert service.api.patch(ARQS, wishes).status_int == 404
+    states = {row.uuid: row.state for row in service.rows(model.ARQ)}
+    assert states == {held: 'Bound', one: 'BindFailed', other: 'BindFailed'}
+    clock.advance_time_seconds(50)
+    assert seconds(service) == 150
+    assert service.rows(model.Usage) == []
+
+
 def release(service, allocation):
     assert service.api.delete(f'/v2/allocations/{allocation}').status_int == 204
 
