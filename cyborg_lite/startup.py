@@ -108,6 +108,7 @@ def quota(conf: cfg.ConfigOpts) -> None:
             '[quota] driver is keystone, and [oslo_limit] auth_type is not set: set it and the '
             'credentials of a user with the role reader on the system'
         )
+    _complete(conf, keystone.GROUP)
     if not keystone.is_of_system(conf):
         raise exception.Refused(
             '[oslo_limit] system_scope is not all: Keystone would not show the limits of projects'
@@ -249,8 +250,34 @@ def identity(conf: cfg.ConfigOpts) -> None:
             f'[api] auth_strategy is keystone and there is no section [keystone_authtoken] '
             f'({_sources(conf)}): add it, or set auth_strategy to http_basic or noauth'
         )
-    if lack := _lack(conf, 'keystone_authtoken'):
-        raise exception.Refused(f'[keystone_authtoken] cannot be used ({_sources(conf)}): {lack}')
+    _complete(conf, 'keystone_authtoken')
+
+
+def peers(conf: cfg.ConfigOpts) -> None:
+    """Check that the sections of Placement and Nova are complete, or have no credentials.
+
+    Both are optional: a service without credentials is not called.
+    """
+    for group in ('placement', 'nova'):
+        if _has_credentials(conf, group):
+            _complete(conf, group)
+
+
+def _has_credentials(conf: cfg.ConfigOpts, group: str) -> bool:
+    # Only a conductor has clients.
+    from keystoneauth1 import loading
+
+    loading.register_auth_conf_options(conf, group)
+    opts = loading.get_auth_plugin_conf_options('password')
+    conf.register_opts(opts, group)
+    names = ['auth_type', 'auth_section', *(opt.dest for opt in opts)]
+    return any(conf[group][name] for name in names)
+
+
+def _complete(conf: cfg.ConfigOpts, group: str) -> None:
+    """Refuse a section for Keystone that lacks something."""
+    if lack := _lack(conf, group):
+        raise exception.Refused(f'[{group}] cannot be used ({_sources(conf)}): {lack}')
 
 
 def _lack(conf: cfg.ConfigOpts, group: str) -> str | None:
@@ -289,6 +316,10 @@ def _password_options(section: typing.Any) -> collections.abc.Iterator[tuple[str
     yield 'project_name', 'project_id', 'domain_name', 'domain_id', 'trust_id', 'system_scope'
     if section.project_name and not section.project_id:
         yield 'project_domain_name', 'project_domain_id', 'default_domain_name', 'default_domain_id'
+
+
+#: The checks of a process that has all services, and makes its database itself.
+ALONE = placing, quota, identity, access, peers
 
 
 def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[tuple[str, str | None]]:

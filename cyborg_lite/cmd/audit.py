@@ -95,6 +95,7 @@ def run(conf: cfg.ConfigOpts, wait: typing.Callable[[float], None] = time.sleep)
 def _auditor(conf: cfg.ConfigOpts) -> auditing.Auditor:
     startup.connection(conf)
     startup.database(conf)
+    startup.peers(conf)
     # An upgrade check needs none of these.
     from cyborg_lite.conductor import auditing
     from cyborg_lite.conductor import manager

@@ -16,7 +16,7 @@ def main() -> int:
     return daemon.run(
         'cyborg-lite-conductor',
         _make,
-        *(startup.database, startup.bus, startup.placing, startup.quota),
+        *(startup.database, startup.bus, startup.placing, startup.quota, startup.peers),
     )
 
 

@@ -261,8 +261,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
     )
     conf.set_override('allowed_hosts', [*conf.api.allowed_hosts, arguments.bind], group='api')
     service.prepare(conf)
-    checks = startup.placing, startup.quota, startup.identity, startup.access
-    for text in startup.check(conf, *checks):
+    for text in startup.check(conf, *startup.ALONE):
         print(f'cyborg-lite: {text}', file=sys.stderr)
     return conf
 

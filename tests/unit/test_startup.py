@@ -150,10 +150,10 @@ def test_a_database_that_is_away_is_waited_for(conf, caplog):
     assert 'cannot be reached yet' in caplog.text
 
 
-def section(**changes):
+def section(group='keystone_authtoken', **changes):
     """A section for Keystone; None leaves an option out."""
     given = [f'{name} = {value}' for name, value in (KEYSTONE | changes).items() if value]
-    return '\n'.join(['[keystone_authtoken]', *given, ''])
+    return '\n'.join([f'[{group}]', *given, ''])
 
 
 def test_keystone_that_is_not_configured(refused, conf, monkeypatch):
@@ -202,6 +202,34 @@ def test_keystone_in_a_section_of_another_name(refused, conf):
     here, there = '[keystone_authtoken]\nauth_section = other\n', section()
     startup.check(conf(here + there.replace('[keystone_authtoken]', '[other]')), startup.identity)
     assert 'auth_type is not set' in refused(here, startup.identity)
+
+
+@pytest.mark.parametrize('group', ['placement', 'nova'])
+@pytest.mark.parametrize(
+    ('changes', 'lack'),
+    [
+        ({'auth_type': None}, 'auth_type is not set: expected one such as password'),
+        ({'username': None, 'password': None}, 'it has no username or user_id, no password'),
+        ({'auth_url': None}, 'Auth plugin requires parameters which were not given: auth_url'),
+    ],
+)
+def test_a_peer_that_is_half_configured(refused, tmp_path, group, changes, lack):
+    said = refused(section(group, **changes), startup.peers)
+    assert said == f'[{group}] cannot be used (read: {tmp_path}/service.conf): {lack}'
+
+
+def test_only_the_name_of_a_user_is_given(refused):
+    said = refused('[nova]\nusername = cyborg\n', startup.peers)
+    assert said.endswith('auth_type is not set: expected one such as password')
+
+
+@pytest.mark.parametrize('text', ['', '[placement]\n', '[nova]\ntimeout = 5\n'])
+def test_peers_that_are_not_configured_are_not_called(conf, text):
+    startup.check(conf(text), startup.peers)
+
+
+def test_peers_that_are_configured(conf):
+    startup.check(conf(section('placement') + section('nova')), startup.peers)
 
 
 def test_an_option_that_does_not_exist_is_a_warning(conf, caplog):
@@ -321,6 +349,18 @@ def test_a_conductor_ends_with_one_line(tmp_path):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.endswith('the database has no tables: run cyborg-lite-dbsync upgrade')
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_conductor_with_half_a_peer_ends_with_one_line(tmp_path):
+    stamp(tmp_path / 'a', migration.head())
+    file = tmp_path / 'service.conf'
+    file.write_text(
+        f'[DEFAULT]\ntransport_url = fake:/\n{in_file(tmp_path / "a")}[nova]\nusername = ann\n'
+    )
+    done = run('cyborg-lite-conductor', file=file)
+    assert done.returncode == 1
+    assert '[nova] cannot be used' in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
 
 
