@@ -44,7 +44,9 @@ class RequestContext(context.RequestContext):
         self.call = call
 
     def to_dict(self) -> dict[str, typing.Any]:
-        return super().to_dict() | {'vouched': self.vouched, 'call': self.call}
+        # oslo.context reads the name of the user, and does not write it.
+        own = {'user_name': self.user_name, 'vouched': self.vouched, 'call': self.call}
+        return super().to_dict() | own
 
     def can(self, rule: str, target: dict[str, typing.Any] | None = None) -> None:
         """Return if the rule allows the caller.
@@ -72,6 +74,11 @@ class RequestContext(context.RequestContext):
             return False
         target = {'project_id': self.project_id} if target is None else target
         return bool(self._enforcer.authorize(rule, target, self))
+
+    @property
+    def user(self) -> str | None:
+        """The caller: the name, or the id if no name is known."""
+        return self.user_name or self.user_id
 
     @property
     def scope(self) -> str | None:

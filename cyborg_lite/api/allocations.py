@@ -135,7 +135,16 @@ class Allocations(rest.Controller):
     @rest.expose(
         paged=True,
         filters=dict.fromkeys(
-            ('name', 'state', 'project_id', 'profile', 'consumer_type', 'consumer_id'), wtypes.text
+            (
+                'name',
+                'state',
+                'project_id',
+                'user_name',
+                'profile',
+                'consumer_type',
+                'consumer_id',
+            ),
+            wtypes.text,
         ),
     )
     def get_all(self, page, wanted):

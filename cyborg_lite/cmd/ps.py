@@ -34,8 +34,8 @@ Row = dict[str, typing.Any]
 WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
-    'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'held_since', 'health',
-    'health_reason',
+    'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
+    'health', 'health_reason',
 )  # fmt: skip
 #: The timeout of a request, in seconds.
 TIMEOUT = 30
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
             rows = service.accelerators()
             table = arguments.format == 'table'
             if table:
-                service.name_processes(rows)
+                service.name_holders(rows)
             text = _nothing(service) if table and not rows else show(rows)
             if arguments.watch and table and sys.stdout.isatty():
                 text = CLEAR + text
@@ -131,8 +131,14 @@ class _Service:
         """All accelerators."""
         return self._all('accelerators', sort_key='host')
 
-    def name_processes(self, rows: list[Row]) -> None:
-        """Add the pid and the user to each accelerator that a process holds."""
+    def name_holders(self, rows: list[Row]) -> None:
+        """Add the pid and the user to each accelerator that a process holds.
+
+        Without authentication all users have one name: it tells nobody from others.
+        """
+        if not self._headers:
+            for row in rows:
+                row['user_name'] = None
         if not any(row.get('allocation_uuid') for row in rows):
             return
         found = self._all('allocations', state='active', consumer_type='local_process')
@@ -285,8 +291,8 @@ def _process(allocation: Row) -> str | None:
 
 
 def _holder(row: Row) -> str:
-    holder = row.get('process') or row['instance_uuid'] or row.get('allocation_uuid')
-    return str(holder or row.get('rogue') or '')
+    names = ('process', 'instance_uuid', 'user_name', 'allocation_uuid', 'rogue')
+    return next((str(row[name]) for name in names if row.get(name)), '')
 
 
 def _place(row: Row) -> str:

@@ -275,6 +275,7 @@ def _row(
         'name': name,
         'active_name': name,
         'project_id': ctxt.project_id,
+        'user_name': ctxt.user[:255] if ctxt.user else None,
         'profile': None if profile.private else profile.name,
         'groups': [reasons.shown(group) for group in profile.groups],
         'consumer_type': consumer.get('type'),

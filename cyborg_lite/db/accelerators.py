@@ -118,6 +118,8 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
     'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
     'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
+    'user_name': (model.Allocation.user_name, True,
+                  'The user who created the allocation that holds it; null if none does.'),
     'held_since': (
         sa.case((_held, model.ARQ.holds_since())), True,
         'The time since when it is held, ISO 8601, UTC; null if it is not held.',
@@ -140,6 +142,7 @@ _view = (
     .join(_device, _device.id == _part.device_id)
     .join(_host, _host.name == _device.hostname)
     .outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
+    .outerjoin(model.Allocation, model.Allocation.uuid == model.ARQ.allocation_uuid)
     .outerjoin(_class, sa.and_(_class.deployable_id == _part.id, _class.key == 'rc'))
     .subquery('accelerators')
 )

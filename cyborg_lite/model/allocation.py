@@ -47,6 +47,11 @@ class Allocation(base.Base):
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), doc='The project that owns the allocation.'
     )
+    user_name: orm.Mapped[str | None] = base.own(
+        sa.String(255),
+        doc='The user who created the allocation: the name, or the id if no name is known; '
+        '``admin`` without authentication; null if it was created by an earlier release.',
+    )
     profile: orm.Mapped[str | None] = base.own(
         sa.String(255),
         doc='The name of the device profile that the accelerators were chosen by; null if it was '

@@ -19,7 +19,7 @@ from cyborg_lite.osc import devices
 
 COLUMNS = (
     'uuid', 'state', 'host', 'type', 'vendor', 'model', 'address', 'instance_uuid',
-    'allocation_uuid', 'project_id',
+    'allocation_uuid', 'project_id', 'user_name',
 )  # fmt: skip
 MORE = (
     'reason', 'health', 'health_reason', 'health_since', 'device_uuid', 'device_address',
@@ -39,6 +39,7 @@ FILTERS = {
     'health': 'of a device whose health is this',
     'instance': 'that this instance holds',
     'project': 'that requests of this project hold',
+    'user': 'that allocations of this user hold',
 }
 MOVE = ('at', 'state', 'hostname', 'reason')
 MOVE_MORE = ('accelerator_uuid', 'device_rp_uuid', 'instance_uuid', 'request_id')
@@ -63,7 +64,12 @@ class ListAccelerators(osc.Command, command.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         given = vars(parsed_args)
-        renamed = {'device': 'device_uuid', 'instance': 'instance_uuid', 'project': 'project_id'}
+        renamed = {
+            'device': 'device_uuid',
+            'instance': 'instance_uuid',
+            'project': 'project_id',
+            'user': 'user_name',
+        }
         wanted = {name.replace('-', '_') for name in FILTERS}
         arguments = {renamed.get(name, name): given[name] for name in wanted}
         found = self.ask_all('accelerators', free='true' if parsed_args.free else None, **arguments)

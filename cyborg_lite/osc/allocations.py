@@ -16,7 +16,8 @@ from osc_lib.command import command
 from cyborg_lite import osc
 
 COLUMNS = (
-    'uuid', 'name', 'project_id', 'state', 'position', 'profile', 'accelerators', 'lease_ends_at',
+    'uuid', 'name', 'project_id', 'user_name', 'state', 'position', 'profile', 'accelerators',
+    'lease_ends_at',
 )  # fmt: skip
 MORE = (
     'reason',
@@ -32,6 +33,7 @@ FILTERS = {
     'name': 'of this name',
     'state': 'in this state: queued, active or released',
     'project': 'of this project',
+    'user': 'that this user created',
     'profile': 'of this device profile',
     'consumer-type': 'of consumers of this type',
     'consumer-id': 'of the consumer of this id',
@@ -184,7 +186,7 @@ class ListAllocations(osc.Command, command.Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> Shown:
         given = {name.replace('-', '_'): getattr(parsed_args, name.replace('-', '_'))
                  for name in FILTERS}  # fmt: skip
-        given['project_id'] = given.pop('project')
+        given['project_id'], given['user_name'] = given.pop('project'), given.pop('user')
         columns = COLUMNS + MORE if parsed_args.long else COLUMNS
         rows = self.ask_all('allocations', **given)
         return columns, (_row(each, columns) for each in rows)

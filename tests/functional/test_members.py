@@ -94,6 +94,23 @@ def test_users_of_two_projects_see_their_own_requests_only(asked):
     assert len(asked('root').get(ARQS).json['arqs']) == 2
 
 
+def test_an_allocation_has_the_name_of_its_user(asked):
+    body = {'groups': [{'resources': {'FPGA': 1}}]}
+    made = asked('ann').post('/v2/allocations', body).json
+    assert (made['project_id'], made['user_name']) == ('vision', 'ann')
+    queued = asked('bob').post(
+        '/v2/allocations', {'groups': [{'resources': {'FPGA': 4}}], 'queue': True}
+    )
+    assert (queued.json['state'], queued.json['user_name']) == ('queued', 'bob')
+    for path, key in (('allocations', 'uuid'), ('accelerators', 'allocation_uuid')):
+        found = asked('root').get(f'/v2/{path}?user_name=ann').json[path]
+        assert [each[key] for each in found] == [made['uuid']]
+        assert [each['user_name'] for each in found] == ['ann']
+    # Those of other projects see neither the allocation nor the name.
+    assert asked('bob').get('/v2/allocations?user_name=ann').json['allocations'] == []
+    assert asked('bob').get('/v2/accelerators').status_int == 403
+
+
 @pytest.mark.parametrize('state', ['Initial', 'Bound'])
 def test_a_request_of_another_project_looks_like_none(asked, state):
     arq = request(asked('bob'))['uuid']

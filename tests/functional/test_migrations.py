@@ -175,6 +175,11 @@ def fill_e7b3150c92da(connection, tables):
     connection.execute(sa.update(tables['devices']).values(topology=links))
 
 
+def fill_b6f2d80c3e95(connection, tables):
+    """An allocation whose user is known."""
+    connection.execute(sa.update(tables['allocations']).values(user_name='é' * 255))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -197,6 +202,7 @@ FILL = {
     '1d7c9e4b83f0': fill_1d7c9e4b83f0,
     '2e8d0f5c94a1': fill_2e8d0f5c94a1,
     'e7b3150c92da': fill_e7b3150c92da,
+    'b6f2d80c3e95': fill_b6f2d80c3e95,
 }
 
 

@@ -44,3 +44,16 @@ def test_unknown_rule_is_an_error():
     caller = context.RequestContext(enforcer, roles=['admin'], project_id='p1', overwrite=False)
     with pytest.raises(Exception, match='cyborg:nothing'):
         caller.allows('cyborg:nothing')
+
+
+@pytest.mark.parametrize(
+    ('values', 'user'),
+    [
+        ({'user_id': 'f00d', 'user_name': 'ann'}, 'ann'),
+        ({'user_id': 'f00d'}, 'f00d'),
+        ({}, None),
+    ],
+)
+def test_the_user_is_known_beyond_the_bus(values, user):
+    made = context.RequestContext(**values, overwrite=False)
+    assert context.RequestContext.from_dict(made.to_dict()).user == user

@@ -146,6 +146,28 @@ def test_a_process_is_a_holder(database_url, served, run):
     assert ' held   4711 jane  ' in out
 
 
+def test_a_user_is_a_holder(database_url, served, run, monkeypatch):
+    made = support.Service(database_url)
+    caller = {'HTTP_X_USER_ID': 'f00d', 'HTTP_X_USER_NAME': 'ann'}
+    ann = context.RequestContext.from_environ(caller, project_id='vision')
+    request = {'profile': None, 'alternatives': [[{'resources:FPGA': '1'}]], 'same_host': True}
+    request |= {'same_numa': 'prefer', 'hosts': None}
+    try:
+        made.report(support.card('3b'))
+        made.embedded.bus.conductor(ann).create_allocation(request=request)
+        url = served(made.embedded.application)
+        _, anonymous, _ = run('--url', url)
+        monkeypatch.setenv('OS_TOKEN', 'ignored')
+        _, out, _ = run('--url', url)
+        [row] = csv.DictReader(io.StringIO(run('--url', url, '-f', 'csv')[1]))
+    finally:
+        made.stop()
+    assert ' held   ann  ' in out
+    # Without authentication the name would be that of all allocations.
+    assert ' ann ' not in anonymous
+    assert (row['project_id'], row['user_name']) == ('vision', 'ann')
+
+
 def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
     made = support.Service(database_url)
     try:
