@@ -118,7 +118,16 @@ def test_the_tree_in_the_readme_exists(blocks):
     assert [name for name in names if not (pages.ROOT / name).exists()] == []
 
 
+def links(page):
+    return set(re.findall(r'<([\w./]+)>`_', page.read_text()))
+
+
 def test_files_that_are_linked_to():
-    links = re.findall(r'<([\w./]+)>`_', pages.README.read_text())
-    assert links
-    assert [link for link in links if not (pages.ROOT / link).exists()] == []
+    found = links(pages.README)
+    assert found
+    assert [link for link in found if not (pages.ROOT / link).exists()] == []
+
+
+def test_the_chinese_readme_links_to_the_same_files():
+    chinese = pages.README.with_name('README.zh.rst')
+    assert links(chinese) - {'README.rst'} == links(pages.README) - {'README.zh.rst'}
