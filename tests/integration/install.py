@@ -3,7 +3,7 @@
 
 The commands of the page are run, and its files are written.  Only the names of machines, files and
 passwords are replaced.  Commands that change this machine (apt, useradd, systemctl) are not run:
-test_systemd.py tests the units.
+test_systemd.py tests the units, and test_guides.py the others.
 """
 
 from __future__ import annotations
