@@ -300,6 +300,7 @@ class Front:
             waiting=self._waiting,
             # Our own web server signals its stop; other servers wait for their requests.
             stopping=request.environ.get('cyborg_lite.stopping', lambda: False),
+            token=request.environ.get('keystone.token_auth'),
         )
         return rest.answer(call, *served[request.method])
 

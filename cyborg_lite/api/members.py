@@ -32,6 +32,10 @@ class Members:
         """The identity headers of a user; None if the file does not name the user."""
         return self._file.users().get(user)
 
+    def projects(self) -> set[str]:
+        """The projects of all users."""
+        return {headers['X-Project-Id'] for headers in self._file.users().values()}
+
 
 def _parse(line: str) -> tuple[str, Headers]:
     words = [word.strip() for word in line.split(':')]

@@ -11,6 +11,7 @@ from wsme import types as wtypes
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.api import projects
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import quotas
@@ -93,6 +94,8 @@ class Quotas(rest.Controller):
     def patch(self, project_id):
         rest.call().context.can('cyborg:quota:update')
         project = _named(project_id)
+        if project != model.Quota.DEFAULTS:
+            projects.check(project)
         # In JSON 1.0 is an integer, too.
         given = rest.body()['limits'].items()
         limits = {name: None if limit is None else int(limit) for name, limit in given}

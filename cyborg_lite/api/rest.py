@@ -60,6 +60,8 @@ class Call:
     waiting: threading.Semaphore
     #: whether the web server is stopping: a waiting request ends then
     stopping: collections.abc.Callable[[], bool]
+    #: the token of the caller, as keystoneauth takes it; None without Keystone
+    token: typing.Any = None
     #: the declaration of the method that answers
     operation: Operation = dataclasses.field(init=False)
     #: the status of the answer

@@ -4,13 +4,17 @@
 import collections
 import concurrent.futures
 import threading
+import types
 
+from keystoneauth1 import token_endpoint
 import pytest
+import requests
 
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.api import members
+from cyborg_lite.api import projects
 from cyborg_lite.api import quotas
 from cyborg_lite.conductor import placing
 from tests import support
@@ -61,6 +65,46 @@ def many(service):
 
 def counts(service):
     return collections.Counter(arq.project_id for arq in service.rows(model.ARQ))
+
+
+# Projects that do not exist
+
+
+def test_a_misspelt_project_is_refused(start):
+    root = test_members.by_name(start())('root')
+    answer = root.patch(f'{QUOTAS}/visoin', {'limits': {'total': 1}})
+    assert answer.status_int == 400
+    assert 'there is no project visoin' in support.fault(answer)
+    assert 'expected one of ops, speech, vision' in support.fault(answer)
+    for name in ('vision', 'defaults'):
+        set_(root, name, total=1)
+
+
+@pytest.mark.parametrize(
+    ('status', 'answered'), [(200, 200), (404, 400), (403, 200), (500, 200), (None, 200)]
+)
+def test_keystone_is_asked_for_the_project(service, requests_mock, monkeypatch, status, answered):
+    """A project is refused only if Keystone says that it does not exist."""
+    identity = 'http://identity.example/v3'
+    headers = {'X-Auth-Token': 'theirs'}
+    asked = {'exc': requests.exceptions.ConnectionError} if status is None else {
+        'status_code': status, 'request_headers': headers}  # fmt: skip
+    project = requests_mock.get(f'{identity}/projects/p1', **asked)
+    tokens = types.SimpleNamespace(
+        insecure=False, cafile=None, certfile=None, keyfile=None, region_name=None
+    )
+    api = types.SimpleNamespace(auth_strategy='keystone', http_basic_auth_project_file=None)
+    call = types.SimpleNamespace(
+        conf=types.SimpleNamespace(keystone_authtoken=tokens, api=api),
+        token=token_endpoint.Token(identity, 'theirs'),
+    )
+    monkeypatch.setattr(projects.rest, 'call', lambda: call)
+    if answered == 200:
+        projects.check('p1')
+    else:
+        with pytest.raises(exception.Invalid, match='no project p1 in Keystone'):
+            projects.check('p1')
+    assert project.called
 
 
 # Refusals

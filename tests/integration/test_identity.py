@@ -199,3 +199,15 @@ def test_an_administrator_of_any_project_sees_all(api, arq):
 def test_device_profiles_are_of_all_projects(api, profile):
     shown = api('reader', 'b').get(f'/device_profiles?name={profile}').json()
     assert [each['name'] for each in shown['device_profiles']] == [profile]
+
+
+def test_a_limit_is_for_a_project_that_exists(api, cloud):
+    admin, limits = api('admin'), {'limits': {'total': -1}}
+    for name in ('nobody', 'a'):
+        # The name of a project is not its id.
+        answer = admin.patch(f'/quotas/{name}', json=limits)
+        assert answer.status_code == 400
+        assert f'there is no project {name} in Keystone' in answer.text
+    for project in (cloud.projects['b'], 'defaults'):
+        assert admin.patch(f'/quotas/{project}', json=limits).status_code == 200
+        assert admin.delete(f'/quotas/{project}').status_code == 204
