@@ -38,6 +38,7 @@ from cyborg_lite.agent import processes
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import testing
+from cyborg_lite.driver import xid
 from cyborg_lite.drivers import nvidia_gpu
 
 #: Where this has passed: the support matrix tells it.
@@ -125,9 +126,8 @@ def prove_health() -> None:
             expect('NVML says that nothing has to be done for recovery', told, (0, 0))
     finally:
         pynvml.nvmlShutdown()
-    log = subprocess.run(['dmesg'], capture_output=True, text=True, timeout=60).stdout
-    errors = [line for line in log.splitlines() if 'NVRM: Xid' in line]
-    expect(f'the {len(log.splitlines())} lines of the log of the kernel have no XID', errors, [])
+    log = pathlib.Path('/dev/kmsg')
+    expect('the log of the kernel has no XID of the last hour', xid.recent(log), {})
 
 
 def prove_recording(directory: pathlib.Path) -> None:

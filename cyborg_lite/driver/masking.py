@@ -42,6 +42,8 @@ PROCESS_COLUMN = re.compile(
 )
 #: The XML tags around lists of processes.
 PROCESS_TAG = re.compile(r'<(/?)(?:processes|process_info|accounted_processes)>', re.IGNORECASE)
+#: The list of processes in an answer of NVML; what follows its begin is left out.
+PROCESS_LIST = re.compile(r'("pids": \[)[^]]*')
 #: The heading of an indented section of processes.
 PROCESS_SECTION = re.compile(r'(?P<indent>\s*)(?:accounted )?processes\s*(?::.*)?', re.IGNORECASE)
 #: A word that may be a serial number, and the length from which it is distinctive.
@@ -172,7 +174,8 @@ def _cells(line: str) -> list[str]:
 
 
 def _without_processes(text: str) -> str:
-    return '\n'.join(_lines_without_processes(_elements_without_processes(text).split('\n')))
+    text = PROCESS_LIST.sub(r'\1', _elements_without_processes(text))
+    return '\n'.join(_lines_without_processes(text.split('\n')))
 
 
 def _elements_without_processes(text: str) -> str:

@@ -21,6 +21,7 @@ from cyborg_lite.driver import nvml
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
+from cyborg_lite.driver import xid
 
 Facts = dict[str, typing.Any]
 
@@ -30,6 +31,8 @@ VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
 #: The directory in which the kernel driver lists the cards and the nodes that processes open.
 #: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
 PROC = pathlib.PurePath('proc/driver/nvidia')
+#: The log of the kernel.
+LOG = pathlib.PurePath('dev/kmsg')
 #: The fields of a card there; an unknown UUID is all question marks.
 INFORMATION = {
     'uuid': re.compile(
@@ -37,6 +40,11 @@ INFORMATION = {
     ),
     'minor': re.compile(r'^Device Minor:\s*([0-9]{1,5})\s*$', re.MULTILINE),
 }
+#: The errors (XID) that a card causes, not a program, the gravest first.
+#: Source: NVIDIA, "XID Errors": fallen off the bus; error of memory that is not contained, not
+#: recovered, of two bits; row remapping failed; contained error; initialization failed; timeout and
+#: error of the GSP; internal halt; many errors of one bit; NVLink.
+XIDS = (79, 95, 140, 48, 64, 94, 143, 119, 120, 62, 92, 74)
 #: The minor of the node of a MIG instance: N of nvidia-caps/nvidia-capN.
 CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
 
@@ -101,6 +109,8 @@ class NvidiaGpu(pci.PciDriver):
     def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
         super().__init__(host, conf)
         self._known: dict[str, Gpu] = {}
+        # The answer of xid.recent().
+        self._xids: typing.Any = None
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
@@ -113,6 +123,10 @@ class NvidiaGpu(pci.PciDriver):
             gpu.health = driver.Health() if gpu.health else None
             # A process of the last scan may have ended, and its pid be used again.
             gpu.facts.pop('pids', None)
+        try:
+            self._xids = self.host.ask('kernel', 'xids', lambda: xid.recent(self.host.root / LOG))
+        except driver.ToolError as error:
+            self.note(f'The log of the kernel cannot be read: {error}')
         # NVML does not see cards of guests.
         ours = {card.bdf for card in cards if not card.passed_through}
         if ours:
@@ -185,7 +199,16 @@ class NvidiaGpu(pci.PciDriver):
         if told is None and card.passed_through:
             # NVML does not see the card, and a good PCIe link is not sufficient.
             told = driver.Health()
-        return driver.worst(super().health(card), told)
+        return driver.worst(super().health(card), told, self._logged(card))
+
+    def _logged(self, card: sysfs.Function) -> driver.Health | None:
+        """The health of a card by the log of the kernel; None if that has no recent error.
+
+        A warning only: the log does not tell when the card has recovered, and NVML does.
+        """
+        numbers = xid.of(self._xids, card.bdf)
+        first = next((number for number in XIDS if number in numbers), None)
+        return driver.Health('warning', f'xid_{first}') if first else None
 
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         pids = self._known[card.bdf].facts.get('pids')

@@ -147,10 +147,12 @@ XML = """\
   <process_info><pid>139667</pid><process_name>python-of-alice</process_name></process_info>
 </processes><uuid>N/A</uuid></gpu>
 """
+#: As nvml.ask() answers.
+NVML = '{\n "0000:04:00.0": {\n  "pids": [\n   139667,\n   7\n  ],\n  "note": "after"\n }\n}'
 CSV = 'pid, process_name, used_gpu_memory [MiB]\n139667, python-of-alice, 1 MiB\n\nafter\n'
 
 
-@pytest.mark.parametrize('text', [PROCESSES, QUERY, TABLE, XML, CSV])
+@pytest.mark.parametrize('text', [PROCESSES, QUERY, TABLE, XML, NVML, CSV])
 def test_processes_are_left_out(text):
     answer = masked(text)
     assert '139667' not in answer and 'alice' not in answer

@@ -844,3 +844,27 @@ def test_invalid_instances_are_not_given_out(recorded, instances):
         recorded.tools['nvml'] = json.dumps({CARDS[0]: {'mig': told}})
         handles = [h for d in discover(recorded)[0].deployables for h in d.attach_handles]
         assert [handle.attach_type for handle in handles].count('MIG') == count
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'level', 'reason'),
+    [
+        ([], 'ok', None),
+        ([13, 31, 43], 'ok', None),
+        ([31, 48, 79], 'warning', 'xid_79'),
+        ([74], 'warning', 'xid_74'),
+        (['79'], 'ok', None),
+    ],
+)
+def test_errors_in_the_log_of_the_kernel(nvml, local, monkeypatch, numbers, level, reason):
+    """Those of programs do not count."""
+    monkeypatch.setattr(nvidia_gpu.xid, 'recent', lambda log: {'0001:0a:00.0': numbers})
+    first, second = discover(local)
+    assert (first.health, first.health_reason) == ('ok', None)
+    assert (second.health, second.health_reason) == (level, reason)
+
+
+def test_what_nvml_says_is_worse_than_the_log(nvml, local, monkeypatch):
+    monkeypatch.setattr(nvidia_gpu.xid, 'recent', lambda log: {'0000:0a:00.0': [79]})
+    nvml.nvmlDeviceGetRemappedRows = lambda gpu: (0, 1, 1, 1)
+    assert discover(local)[0].health_reason == 'row_remap_failure'
