@@ -103,6 +103,8 @@ def test_a_user_who_sees_no_limits_is_refused_at_the_start(tmp_path, cloud):
         startup.check(conf_of(tmp_path, section(cloud, **project)), startup.quota)
     with pytest.raises(exception.Refused, match='auth_type is not set'):
         startup.check(conf_of(tmp_path, '[quota]\ndriver = keystone\n'), startup.quota)
+    with pytest.raises(exception.Refused, match='auth_url'):
+        startup.check(conf_of(tmp_path, section(cloud, auth_url=None)), startup.quota)
     startup.check(conf_of(tmp_path, section(cloud)), startup.quota)
 
 
