@@ -11,6 +11,7 @@ from oslo_log import log
 from cyborg_lite import exception
 from cyborg_lite.api import members
 from cyborg_lite.api import rest
+from cyborg_lite.api import userfiles
 
 LOG = log.getLogger(__name__)
 
@@ -31,7 +32,11 @@ def check(project: str) -> None:
     if conf.api.auth_strategy == 'keystone':
         known, where = _is_in_keystone(project), 'in Keystone: expected the id of a project'
     elif conf.api.auth_strategy == 'http_basic' and file:
-        found = members.Members(file).projects()
+        try:
+            found = members.Members(file).projects()
+        except userfiles.Broken as error:
+            LOG.warning('Project %s is not checked: %s', project, error)
+            return
         known, where = project in found, f'in {file}: expected one of {", ".join(sorted(found))}'
     else:
         return

@@ -9,6 +9,7 @@ import types
 from keystoneauth1 import token_endpoint
 import pytest
 import requests
+import requests_mock
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -80,16 +81,22 @@ def test_a_misspelt_project_is_refused(start):
         set_(root, name, total=1)
 
 
+def test_a_limit_is_set_while_the_file_of_projects_is_broken(start, place, caplog):
+    root = test_members.by_name(start())('root')
+    place.projects.write_text('ann\n')
+    set_(root, 'vision', total=1)
+    assert 'Project vision is not checked' in caplog.text
+
+
 @pytest.mark.parametrize(
     ('status', 'answered'), [(200, 200), (404, 400), (403, 200), (500, 200), (None, 200)]
 )
-def test_keystone_is_asked_for_the_project(service, requests_mock, monkeypatch, status, answered):
+def test_keystone_is_asked_for_the_project(monkeypatch, status, answered):
     """A project is refused only if Keystone says that it does not exist."""
     identity = 'http://identity.example/v3'
     headers = {'X-Auth-Token': 'theirs'}
     asked = {'exc': requests.exceptions.ConnectionError} if status is None else {
         'status_code': status, 'request_headers': headers}  # fmt: skip
-    project = requests_mock.get(f'{identity}/projects/p1', **asked)
     tokens = types.SimpleNamespace(
         insecure=False, cafile=None, certfile=None, keyfile=None, region_name=None
     )
@@ -99,12 +106,14 @@ def test_keystone_is_asked_for_the_project(service, requests_mock, monkeypatch, 
         token=token_endpoint.Token(identity, 'theirs'),
     )
     monkeypatch.setattr(projects.rest, 'call', lambda: call)
-    if answered == 200:
-        projects.check('p1')
-    else:
-        with pytest.raises(exception.Invalid, match='no project p1 in Keystone'):
+    with requests_mock.Mocker() as keystone:
+        project = keystone.get(f'{identity}/projects/p1', **asked)
+        if answered == 200:
             projects.check('p1')
-    assert project.called
+        else:
+            with pytest.raises(exception.Invalid, match='no project p1 in Keystone'):
+                projects.check('p1')
+        assert project.called
 
 
 # Refusals
