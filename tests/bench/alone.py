@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc
 import contextlib
 import io
@@ -16,10 +17,14 @@ import time
 import typing
 import uuid
 
+import bcrypt
 import sqlalchemy as sa
 
+from cyborg_lite import conf as options
+from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite import service as service_
+from cyborg_lite.api import app as app_
 from tests import databases
 from tests import support
 from tests.bench import hello
@@ -31,14 +36,16 @@ LISTS = ('devices', 'deployables', 'device_profiles', 'accelerator_requests', 'a
 #: Repeats a request on one connection, in another process, whose CPU time is not counted.
 CLIENT = """
 import http.client, sys
-host, port, path, times = sys.argv[1:]
+host, port, path, times, login = sys.argv[1:]
 connection = http.client.HTTPConnection(host, int(port))
+headers = {'OpenStack-API-Version': 'accelerator 2.3', 'Authorization': login}
 for _ in range(int(times)):
-    connection.request('GET', path, headers={'OpenStack-API-Version': 'accelerator 2.3'})
+    connection.request('GET', path, headers=headers)
     answer = connection.getresponse()
     answer.read()
     assert answer.status == 200, answer.status
 """
+LOGIN = f'Basic {base64.b64encode(b"bench:secret").decode()}'
 #: Creates and releases allocations on so many connections at once; prints how many a second.
 PAIRS = """
 import concurrent.futures, http.client, json, sys, time
@@ -92,7 +99,7 @@ def ask(app: typing.Any, method: str, url: str, body: typing.Any = None) -> typi
 def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
     with _service(place, 10) as service:
         app = service.embedded.application
-        yield from _small(service, app)
+        yield from _small(service, app, _with_passwords(place, service))
         yield from _cycle(service, app)
         yield from _report(service)
         yield from _lists(app, 10)
@@ -139,7 +146,19 @@ def _fill(service: support.Service, rows: int) -> None:
     service.profile('one')
 
 
-def _small(service: support.Service, app: typing.Any) -> collections.abc.Iterator[Figure]:
+def _with_passwords(place: pathlib.Path, service: support.Service) -> typing.Any:
+    """The application of a service, for users that log in."""
+    users = place / 'users'
+    users.write_text(f'bench:{bcrypt.hashpw(b"secret", bcrypt.gensalt()).decode()}\n')
+    defaults = {'api__auth_strategy': 'http_basic', 'api__http_basic_auth_user_file': str(users)}
+    return app_.application(
+        options.load(files=[], **defaults), service.database, service.embedded.bus
+    )
+
+
+def _small(
+    service: support.Service, app: typing.Any, guarded: typing.Any
+) -> collections.abc.Iterator[Figure]:
     row = ask(app, 'GET', '/v2/devices?limit=1')['devices'][0]
     devices = sa.select(model.Device.__table__).where(model.Device.__table__.c.uuid == row['uuid'])
 
@@ -153,15 +172,17 @@ def _small(service: support.Service, app: typing.Any) -> collections.abc.Iterato
     yield Figure('SELECT by key in a transaction (SQLite), CPU', sql, 'ms')
     aim = round(3 * floor + sql, 2)
     yield Figure('GET of one device by our web server, CPU', _served(app, path), 'ms', aim)
+    work = _served(guarded, path)
+    yield Figure('GET of one device, with a password, CPU', work, 'ms', aim)
     yield Figure('GET of one device, CPU', measure.cpu(lambda: ask(app, 'GET', path), 300), 'ms')
 
 
 def _served(app: typing.Any, path: str, times: int = 500) -> float:
     """The CPU time of a request in this process, which serves it, in milliseconds."""
     with _serving(app) as (host, port):
-        _run(CLIENT, host, port, path, 50)
+        _run(CLIENT, host, port, path, 50, LOGIN)
         begun = time.process_time()
-        _run(CLIENT, host, port, path, times)
+        _run(CLIENT, host, port, path, times, LOGIN)
         return (time.process_time() - begun) * 1000 / times
 
 
@@ -204,10 +225,29 @@ def _cycle(service: support.Service, app: typing.Any) -> collections.abc.Iterato
     for _ in range(len(instances)):
         for step in (create, bind, delete):
             took[step.__name__].append(measure.p50(step, 1))
+    yield Figure('embedded: bind in the conductor, CPU', _bind_cpu(service, part), 'ms', 3)
     for name, times in took.items():
         yield Figure(f'embedded: {name}, p50', sorted(times)[len(times) // 2], 'ms', 6)
     total = sum(sum(times) for times in took.values())
     yield Figure('embedded: cycles, one client', 1000 * 100 / total, '/s', 100)
+
+
+def _bind_cpu(service: support.Service, part: model.Deployable, times: int = 100) -> float:
+    """The CPU time of a bind without the API, in milliseconds."""
+    user = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
+    conductor, used = service.embedded.bus.conductor(user), 0.0
+    for _ in range(times):
+        [uuid_] = conductor.create_arqs(profile='one')
+        instance = str(uuid.uuid4())
+        wish = {
+            'uuid': uuid_, 'hostname': support.HOST, 'device_rp_uuid': part.rp_uuid,
+            'instance_uuid': instance, 'project_id': 'p',
+        }  # fmt: skip
+        begun = time.process_time()
+        conductor.bind(wishes=[wish])
+        used += time.process_time() - begun
+        conductor.delete_arqs_of(instance=instance)
+    return used * 1000 / times
 
 
 def _report(service: support.Service) -> collections.abc.Iterator[Figure]:

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 from concurrent import futures
 import contextlib
 import itertools
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
+import typing
 import uuid
 
 import oslo_messaging as messaging
@@ -32,7 +35,7 @@ CARDS = 64
 #: The numbers of clients, and the target cycles per second.
 CLIENTS = {1: 40, 8: 80, 32: 80}
 SECONDS = 5
-CALLS = 300
+CALLS, STEPS = 300, 100
 
 
 def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
@@ -49,9 +52,12 @@ def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
         yield from _call(cloud)
         providers = _fill(cloud, url)
         pids = {
-            name: deployment_.workers(server)
-            for name, server in (('API', api), ('conductor', conductor), ('agent', agent))
+            'API': deployment_.workers(api),
+            'conductor': deployment_.workers(conductor),
+            'agent': deployment_.workers(agent),
+            'database': [database.server.process.pid],
         }
+        yield from _steps(url, providers[0])
         for clients, aim in CLIENTS.items():
             yield from _cycles(url, providers, pids, clients, aim)
         for name, aim in (('API', 120), ('conductor', 100), ('agent', 60)):
@@ -107,10 +113,42 @@ def _fill(cloud: deployment_.Deployment, url: str) -> list[str]:
     return [part.rp_uuid for part in cloud.rows(model.Deployable) if part.name[-12:] in names]
 
 
+def _spent(pids: list[int]) -> float:
+    """The CPU time of processes and of all below them: PostgreSQL has one for each connection."""
+    tasks = [each for pid in pids for each in pathlib.Path(f'/proc/{pid}/task').glob('*/children')]
+    children = [int(child) for each in tasks for child in each.read_text().split()]
+    return measure.spent(pids) + (_spent(children) if children else 0)
+
+
+def _steps(url: str, provider: str) -> collections.abc.Iterator[Figure]:
+    """How long each request takes while there are no others."""
+    arqs, took = f'{url}/accelerator_requests', collections.defaultdict(list)
+    with requests.Session() as session:
+
+        def ask(name: str, method: str, path: str, body: typing.Any = None) -> typing.Any:
+            begun = time.perf_counter()
+            answer = session.request(method, path, json=body, timeout=60)
+            took[name].append((time.perf_counter() - begun) * 1000)
+            answer.raise_for_status()
+            return answer.json() if answer.content else None
+
+        for _ in range(STEPS):
+            instance, name = str(uuid.uuid4()), uuid.uuid4().hex
+            profile = [{'name': name, 'groups': [{'resources:FPGA': '1'}]}]
+            ask('POST of a profile', 'POST', f'{url}/device_profiles', profile)
+            made = ask('POST of a request', 'POST', arqs, {'device_profile_name': 'one'})
+            wish = support.wish(provider, support.HOST, instance)
+            ask('bind', 'PATCH', arqs, {made['arqs'][0]['uuid']: wish})
+            ask('get by instance', 'GET', f'{arqs}?instance={instance}')
+            ask('delete by instance', 'DELETE', f'{arqs}?instance={instance}')
+    for name, times in took.items():
+        yield Figure(f'RabbitMQ: {name}, p50', statistics.median(times), 'ms')
+
+
 def _cycles(
     url: str, providers: list[str], pids: dict[str, list[int]], clients: int, aim: float
 ) -> collections.abc.Iterator[Figure]:
-    before = {name: measure.spent(each) for name, each in pids.items()}
+    before = {name: _spent(each) for name, each in pids.items()}
     begun = time.monotonic()
     until = begun + SECONDS
     with futures.ThreadPoolExecutor(clients) as pool:
@@ -119,8 +157,8 @@ def _cycles(
         done = sum(job.result() for job in jobs)
     took = time.monotonic() - begun
     yield Figure(f'RabbitMQ: cycles, {clients} clients', done / took, '/s', aim)
-    for name, most in (('API', 8), ('conductor', 10)):
-        used = (measure.spent(pids[name]) - before[name]) * 1000 / done
+    for name, most in (('API', 8), ('conductor', 10), ('database', 6)):
+        used = (_spent(pids[name]) - before[name]) * 1000 / done
         yield Figure(f'RabbitMQ: CPU per cycle of the {name}, {clients} clients', used, 'ms', most)
 
 

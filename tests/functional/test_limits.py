@@ -113,9 +113,11 @@ def test_no_transaction_is_open_while_keystone_is_asked(service, source):
         seen.append(service.database.engine.pool.checkedout())
 
     source.called = write
+    # Threads of the conductor may have looked just now, and no more of them look meanwhile.
     idle = service.database.engine.pool.checkedout()
     assert post(service.api).status_int == 201
-    assert seen == [idle, idle]
+    assert len(seen) == 2
+    assert max(seen) <= idle
 
 
 def test_while_keystone_is_away_nothing_is_created(service, source, clock):

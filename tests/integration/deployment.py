@@ -51,8 +51,9 @@ class Deployment:
         self._place = place
         self._failpoints = failpoints
         self.file = place / 'cyborg-lite.conf'
-        # The name of a temporary directory may end with an underscore, that of a host may not.
-        text = CONF.format(bus=bus, database=database, host=f'host-{place.name}'.rstrip('_'))
+        # The name of a temporary directory may have underscores, that of a host may not.
+        host = f'host-{place.name}'.replace('_', '')
+        text = CONF.format(bus=bus, database=database, host=host)
         self.file.write_text(text + conf)
         process.run('cyborg-lite-dbsync', '--config-file', self.file, 'upgrade')
         self.conf = options.load(files=[str(self.file)])
