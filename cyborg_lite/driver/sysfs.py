@@ -251,10 +251,12 @@ class Function:
 
     @property
     def address(self) -> dict[str, str]:
+        """The attach info: see :func:`address`."""
         return address(self.bdf)
 
     @property
     def is_virtual(self) -> bool:
+        """Whether this is a virtual function of SR-IOV."""
         # A dangling link is sufficient: recorded trees lack the targets.
         return os.path.lexists(self.path / 'physfn')
 

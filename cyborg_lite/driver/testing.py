@@ -84,6 +84,7 @@ class Host(driver.Host):
         self.runs: list[str] = []
 
     def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
+        """What the tool was told to print, or to fail with; else as on the host."""
         command = ' '.join((tool, *args))
         self.runs.append(command)
         told = self.tools.get(command, self.tools.get(tool))

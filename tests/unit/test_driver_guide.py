@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver guide, followed literally: its files are written, installed and run."""
 
+import importlib
+import inspect
+import pkgutil
 import re
 
 import pytest
 from stevedore import extension
 
 from cyborg_lite import conf as options
+from cyborg_lite import driver
 from cyborg_lite.agent import drivers
 from cyborg_lite.cmd import main
 from cyborg_lite.driver import host as hosts
@@ -72,6 +76,28 @@ def test_its_tests_pass(acme, guide):
     results = inner.run(acme)
     assert results.failed == {}
     assert len(results.passed) == 8
+
+
+SDK = [f'cyborg_lite.driver.{each.name}' for each in pkgutil.iter_modules(driver.__path__)]
+
+
+def unexplained(names):
+    """The public functions of these names, and methods of classes, that have no docstring."""
+    for name, each in names.items():
+        each = getattr(each, 'fget', None) or getattr(each, 'func', each)
+        each = getattr(each, '__func__', each)
+        if not name.startswith('_') and (inspect.isfunction(each) or inspect.isclass(each)):
+            if not each.__doc__:
+                yield name
+            if inspect.isclass(each):
+                yield from (f'{name}.{other}' for other in unexplained(vars(each)))
+
+
+@pytest.mark.parametrize('module', ['cyborg_lite.driver', *SDK])
+def test_the_reference_explains_each_method(module):
+    found = vars(importlib.import_module(module))
+    own = {name: each for name, each in found.items() if getattr(each, '__module__', '') == module}
+    assert list(unexplained(own)) == []
 
 
 @pytest.mark.parametrize(

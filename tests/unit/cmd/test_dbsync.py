@@ -2,6 +2,7 @@
 import sqlite3
 import sys
 
+from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
 
@@ -34,6 +35,20 @@ def test_upgrade_and_version(run):
     assert run('upgrade')[:2] == (0, migration.head())
     assert run('upgrade')[:2] == (0, migration.head())
     assert run('version')[:2] == (0, migration.head())
+
+
+def test_a_directory_of_files(run, tmp_path):
+    (tmp_path / 'more').mkdir()
+    url = f'sqlite:///{tmp_path}/b.sqlite'
+    (tmp_path / 'more' / 'b.conf').write_text(f'[database]\nconnection = {url}\n')
+    assert run('--config-dir', str(tmp_path / 'more'), 'upgrade')[0] == 0
+    assert (tmp_path / 'b.sqlite').exists()
+    assert run('version')[:2] == (0, 'empty')
+
+
+def test_debug_shows_the_traceback(run):
+    with pytest.raises(db_exception.DBError):
+        run('--debug', 'upgrade', connection='sqlite:////nowhere/at/all.sqlite')
 
 
 def test_database_that_cannot_be_reached(run):

@@ -653,6 +653,22 @@ def test_the_reason_of_a_card_is_below_the_table(database_url, tmp_path, capsys)
             said = capsys.readouterr().out
             line = f'hgx-8gpu: {device.address} is disabled: its device is maintaining\n'
             assert said.count(line) == lines
+            [row] = [each for each in said.splitlines() if f'| {device.address} ' in each]
+            assert [cell.strip() for cell in row.split('|')][7:9] == ['0/1', 'disabled']
+    finally:
+        made.stop()
+
+
+@pytest.mark.parametrize('name', sorted(host.shipped()))
+def test_a_table_fits_100_columns(database_url, tmp_path, capsys, name):
+    made = support.Service(database_url, [host.find(name, tmp_path)])
+    try:
+        [agent] = made.embedded.agents
+        assert agent.manager.reported.wait(process.BOUND)
+        up_._introduce(made.embedded, 'http://127.0.0.1:6666', 'curl -s', long=False)
+        table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in ('|', '+')]
+        assert len(table) > 4
+        assert max(map(len, table)) <= 100
     finally:
         made.stop()
 
@@ -717,6 +733,12 @@ def introduce(database_url, tmp_path, capsys):
     yield introduce
     for service_ in made:
         service_.stop()
+
+
+def test_a_driver_that_is_not_enabled_is_named(introduce, monkeypatch):
+    monkeypatch.setattr(up_.agent_drivers, 'idle', lambda conf: ['acme_npu'])
+    said = introduce(f'functions:{FREE}')
+    assert 'acme_npu is installed but not enabled: see [agent] enabled_drivers\n' in said
 
 
 @pytest.mark.parametrize(
