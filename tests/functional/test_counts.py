@@ -384,6 +384,17 @@ def test_a_refused_allocation_takes_six_statements_and_one_call(service):
     assert len(sent(statements)) <= 6, sent(statements)
 
 
+def test_an_allocation_reads_a_bounded_number_of_accelerators(service):
+    """The statement that chooses among all hosts has a limit; that under their locks needs none."""
+    hosts_of_eight(service, 2)
+    with service.statements() as statements:
+        body = {'groups': [{'resources': {'FPGA': 1}}]}
+        assert service.api.post('/v2/allocations', body).status_int == 201
+    first, second = [each for each in statements if 'kind0' in each]
+    assert 'LIMIT' in first
+    assert 'LIMIT' not in second
+
+
 def test_an_allocation_costs_the_same_however_many_others_there_are(service):
     hosts_of_eight(service, 2)
     costs = set()

@@ -171,6 +171,14 @@ def test_an_unexpected_error_shows_no_details(service):
     assert b'Traceback' not in answer.body
 
 
+def test_new_requests_come_in_the_order_of_the_groups(service):
+    """openstacksdk and Nova take them as they come."""
+    groups = [{'resources:FPGA': '2'}, {'resources:PGPU': '1'}, {'resources:CUSTOM_A': '1'}]
+    service.api.post(PROFILES, [{'name': 'a', 'groups': groups}])
+    made = service.api.post(ARQS, {'device_profile_name': 'a'}).json['arqs']
+    assert [arq['device_profile_group_id'] for arq in made] == [0, 0, 1, 2]
+
+
 def test_identity_headers_are_ignored_without_authentication(service):
     service.profile()
     headers = {'X-Project-Id': 'f' * 32, 'X-Roles': 'reader', 'X-User-Id': 'eve'}

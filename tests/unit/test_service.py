@@ -67,7 +67,7 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
             'create_device_profile', 'delete_arqs', 'delete_arqs_of', 'delete_attribute',
             'delete_device', 'delete_device_profile', 'delete_host', 'delete_quota',
             'free_instance', 'probe', 'release_allocation', 'rename_host', 'renew_allocation',
-            'report', 'set_device_status', 'unbind', 'update_quota',
+            'report', 'set_device_status', 'show_limits', 'unbind', 'update_quota',
         },
         rpc.REPORTS: {'end_lease', 'lease', 'leases', 'report'},
         rpc.AGENT: {'report'},

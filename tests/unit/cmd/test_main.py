@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import logging
 import os
 import pathlib
@@ -78,6 +79,11 @@ def test_record_to_a_place_that_is_not_there(run, tmp_path, capsys):
     assert run('record', str(tmp_path / 'no' / 'a.tar.gz')) == 1
     said = f'cyborg-lite: {tmp_path}/no/a.tar.gz: there is no directory {tmp_path}/no\n'
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_garbage_is_collected_once_modules_are_loaded():
+    main.parser().parse_args(['ps'])
+    assert gc.isenabled()
 
 
 def test_a_closed_pipe_is_no_error(run, tmp_path, monkeypatch, capsys):

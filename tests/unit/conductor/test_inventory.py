@@ -394,6 +394,21 @@ def test_unchanged_report_is_a_heartbeat(conductor):
     assert second.seen_at >= first.seen_at
 
 
+def test_unchanged_report_after_a_boot_is_processed(conductor):
+    """An agent of the release before does not say that it is another one."""
+    conductor.report(card())
+    conductor.report(card(), boot_id='boot-2')
+    [host_] = conductor.rows(model.Host)
+    assert (host_.boot_id, host_.past_boots) == ('boot-2', ['boot-1'])
+
+
+def test_unchanged_report_notes_its_interval(conductor):
+    conductor.report(card())
+    conductor.report(card(), interval=40)
+    [host_] = conductor.rows(model.Host)
+    assert host_.interval == 40
+
+
 def test_first_report_of_16_handles(conductor):
     with conductor.statements() as seen:
         conductor.report(card(handles=16))

@@ -51,6 +51,14 @@ def test_revisions_are_those_of_alembic(database):
     assert [each for each in (head, *others) if migration.is_older(each)] == others
 
 
+def test_database_of_two_revisions(database):
+    """Alembic knows such databases, and this project has none."""
+    with database.engine.begin() as connection:
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('another')"))
+    with pytest.raises(sa.exc.MultipleResultsFound):
+        migration.version(database.engine)
+
+
 def test_upgrade_to_an_unknown_revision(database):
     with pytest.raises(migration.Impossible, match='nowhere'):
         migration.upgrade(database.engine, 'nowhere')
