@@ -26,9 +26,10 @@ _handle, _part, _device, _host = (
 _class = orm.aliased(model.Attribute)
 _trait = orm.aliased(model.Attribute)
 
-#: How many statements are kept: one for all kinds that are asked for together. SQLAlchemy takes
-#: longer to make one than most databases take to execute it.
-STATEMENTS = 256
+#: How many statements are kept, one for all kinds that are asked for together, and of how many
+#: classes and traits at most: users choose them, and each takes memory. SQLAlchemy takes longer to
+#: make one than most databases take to execute it.
+STATEMENTS, TERMS = 256, 16
 #: What excludes an accelerator for a process of its host.
 _CAUSES = exclusion.causes(_device, guest=False)
 _FREE = [
@@ -86,7 +87,9 @@ def free(
 
     Each row has the identity, and then for each kind whether it matches.
     """
-    query = _free(tuple(kinds), hosts is not None, limit is not None)
+    terms = sum(1 + len(each.required) + len(each.forbidden) for each in kinds)
+    statement = _free if terms <= TERMS else _free.__wrapped__
+    query = statement(tuple(kinds), hosts is not None, limit is not None)
     return list(queries.run(session, query, {'hosts': [*(hosts or ())], 'most': limit}))
 
 

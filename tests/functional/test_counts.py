@@ -15,6 +15,7 @@ from sqlalchemy import event
 from cyborg_lite import model
 from cyborg_lite import rpc
 from cyborg_lite.db import accelerators
+from cyborg_lite.db import candidates
 from tests import support
 
 MANY = 1000
@@ -393,6 +394,17 @@ def test_an_allocation_reads_a_bounded_number_of_accelerators(service):
     first, second = [each for each in statements if 'kind0' in each]
     assert 'LIMIT' in first
     assert 'LIMIT' not in second
+
+
+@pytest.mark.parametrize(('number', 'kept'), [(2, 1), (20, 0)])
+def test_statements_of_few_terms_are_kept(service, number, kept):
+    """Users choose the traits: those of many would fill the memory."""
+    hosts_of_eight(service, 1)
+    traits = {f'CUSTOM_{n}': 'forbidden' for n in range(number)}
+    body = {'groups': [{'resources': {'FPGA': 1}, 'traits': traits}]}
+    candidates._free.cache_clear()
+    assert service.api.post('/v2/allocations?dry_run=true', body).status_int == 200
+    assert candidates._free.cache_info().currsize == kept
 
 
 def test_an_allocation_costs_the_same_however_many_others_there_are(service):
