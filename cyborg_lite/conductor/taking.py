@@ -27,6 +27,7 @@ from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import topology
 from cyborg_lite.db import candidates
+from cyborg_lite.db import query
 from cyborg_lite.model import device as devices
 
 #: What an allocation notes of an accelerator, beside its request and its ids.
@@ -204,32 +205,35 @@ def _moves(
     return model.ARQ().moved('Bound', None, ctxt.request_id, at, **place)
 
 
+_device = model.Device
+_of_class = sa.and_(
+    model.Attribute.deployable_id == model.Deployable.id, model.Attribute.key == 'rc'
+)
+#: What an allocation shows of handles.
+_HANDLES = (
+    sa.select(
+        model.AttachHandle.id,
+        model.AttachHandle.uuid,
+        model.AttachHandle.attach_type,
+        model.AttachHandle.attach_info,
+        model.AttachHandle.form,
+        model.Deployable.rp_uuid,
+        model.Deployable.driver_name.label('driver'),
+        _device.uuid.label('device_uuid'),
+        _device.hostname.label('host'),
+        *(_device.type, _device.model, _device.address, _device.numa_node, _device.vendor_board),
+        *(model.Attribute.value.label('resource_class'),),
+    )
+    .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
+    .join(_device)
+    .outerjoin(model.Attribute, _of_class)
+    .where(model.AttachHandle.id.in_(sa.bindparam('ids', expanding=True)))
+)
+
+
 def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.Any]]:
     """What an allocation shows of these handles, by their ids."""
-    device = model.Device
-    of_class = sa.and_(
-        model.Attribute.deployable_id == model.Deployable.id, model.Attribute.key == 'rc'
-    )
-    query_ = (
-        sa.select(
-            model.AttachHandle.id,
-            model.AttachHandle.uuid,
-            model.AttachHandle.attach_type,
-            model.AttachHandle.attach_info,
-            model.AttachHandle.form,
-            model.Deployable.rp_uuid,
-            model.Deployable.driver_name.label('driver'),
-            device.uuid.label('device_uuid'),
-            device.hostname.label('host'),
-            *(device.type, device.model, device.address, device.numa_node, device.vendor_board),
-            *(model.Attribute.value.label('resource_class'),),
-        )
-        .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
-        .join(device)
-        .outerjoin(model.Attribute, of_class)
-        .where(model.AttachHandle.id.in_(ids))
-    )
-    return {row.id: row for row in session.execute(query_)}
+    return {row.id: row for row in query.run(session, _HANDLES, {'ids': ids})}
 
 
 def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:
