@@ -2,6 +2,7 @@
 """Device nodes for tests, which only root can make, and users who try to open them."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -18,6 +19,7 @@ NUMBERS = [os.makedev(1, minor) for minor in (7, 5, 8, 9)]
 #: The device of a shared node: null.
 SHARED = os.makedev(1, 3)
 
+LOCK = pathlib.Path(tempfile.gettempdir(), f'cyborg-lite-test-devices-{os.getuid()}.lock')
 #: A mark for tests that need device nodes.
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason='only root can make device nodes and become another user'
@@ -26,7 +28,16 @@ needs_root = pytest.mark.skipif(
 
 @contextlib.contextmanager
 def directory():
-    """A directory in /dev: other file systems may be mounted without devices."""
+    """A directory in /dev: other file systems may be mounted without devices.
+
+    One test of the machine has one at a time: what opens a device by a node has it open for all.
+    """
+    with LOCK.open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield from _directory()
+
+
+def _directory():
     place = pathlib.Path(tempfile.mkdtemp(prefix='cyborg-lite-test-', dir='/dev'))
     place.chmod(0o755)
     try:
