@@ -96,7 +96,7 @@ UNASKED = {
 }
 #: The HTTP requests by service; ``*`` stands for a name or a uuid.
 REQUESTS = {
-    'api': ['GET /v3', 'POST /v3/auth/tokens', 'GET /v3/auth/tokens'],
+    'api': ['GET /v3', 'POST /v3/auth/tokens', 'GET /v3/auth/tokens', 'GET /v3/projects/*'],
     'conductor': [
         'GET /v3',
         'POST /v3/auth/tokens',
@@ -258,7 +258,7 @@ def _note_writes(session: orm.Session) -> None:
 
 def _path(url: str) -> str:
     path = urllib.parse.urlsplit(url).path.rstrip('/')
-    return re.sub(r'/([A-Z][A-Z_0-9]+|[0-9a-f]{8}-[0-9a-f-]{27})', '/*', path)
+    return re.sub(r'/([A-Z][A-Z_0-9]+|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32})', '/*', path)
 
 
 class Control:

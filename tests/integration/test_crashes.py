@@ -54,7 +54,7 @@ OLD, NEW, GONE = 'node-3', 'node-4', 'node-5'
 #: The name of the deployable of a whole card, by its address.
 WHOLE = '{}_whole'
 ARQS = '/accelerator_requests'
-ALLOCATIONS, QUOTA = '/allocations', '/quotas/somebody'
+ALLOCATIONS = '/allocations'
 REMOVE = [{'path': '/hostname', 'op': 'remove'}]
 #: In CI all points are tested on one database; at night on the others.
 DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
@@ -160,6 +160,11 @@ class Region:
         stranger = cloud.api('member', 'b').session
         self.stranger = adapter.Adapter(stranger, endpoint_override=url, raise_exc=False)
         self.client = Client(self.api)
+        project = cloud.identity.find_project('limited') or cloud.identity.create_project(
+            name='limited', domain_id='default'
+        )
+        #: a project that has nothing but limits
+        self.limited = project.id
         self.left = None
         self.consumer = None
         #: the last report of each host
@@ -434,10 +439,10 @@ class Cycle:
 
     def allocate(self):
         """Released accelerators, also by the end of a lease, go to the next in the queue."""
-        limits = {'limits': {'total': self.number}}
-        self.ask('PATCH', QUOTA, limits)
-        self.ask('DELETE', QUOTA, done=[404])
-        self.ask('PATCH', QUOTA, limits)
+        quota, limits = f'/quotas/{self.region.limited}', {'limits': {'total': self.number}}
+        self.ask('PATCH', quota, limits)
+        self.ask('DELETE', quota, done=[404])
+        self.ask('PATCH', quota, limits)
         groups = [{'resources': {'CUSTOM_QUEUED_FOR': 1}}]
         for name in self.allocations:
             body = {'name': name, 'groups': groups, 'queue': True, 'lease': 3600}
@@ -511,7 +516,7 @@ class Cycle:
         for row in held:
             del rows[row.uuid]
         limits = {row.project_id: row.limits for row in self.region.deployment.rows(model.Quota)}
-        if limits != {'somebody': {'total': self.number}}:
+        if limits != {self.region.limited: {'total': self.number}}:
             yield f'I6: the limits are {limits}'
 
     def _told(self):
