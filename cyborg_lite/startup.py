@@ -268,10 +268,14 @@ def _has_credentials(conf: cfg.ConfigOpts, group: str) -> bool:
     from keystoneauth1 import loading
 
     loading.register_auth_conf_options(conf, group)
+    if conf[group].auth_type or conf[group].auth_section:
+        return True
+    # Some are required: with them in the configuration itself it could not be read again.
+    found = cfg.ConfigOpts()
+    found([], default_config_files=_files(conf), default_config_dirs=[])
     opts = loading.get_auth_plugin_conf_options('password')
-    conf.register_opts(opts, group)
-    names = ['auth_type', 'auth_section', *(opt.dest for opt in opts)]
-    return any(conf[group][name] for name in names)
+    found.register_opts(opts, group)
+    return any(found[group][opt.dest] for opt in opts)
 
 
 def _complete(conf: cfg.ConfigOpts, group: str) -> None:

@@ -228,6 +228,14 @@ def test_peers_that_are_not_configured_are_not_called(conf, text):
     startup.check(conf(text), startup.peers)
 
 
+@pytest.mark.parametrize('text', ['', '[placement]\ntimeout = 5\n'])
+def test_a_configuration_is_read_again_after_the_checks(conf, text):
+    """The options of a plugin for credentials are required, and SIGHUP changed nothing."""
+    made = conf(text)
+    startup.check(made, startup.peers)
+    made.mutate_config_files()
+
+
 def test_peers_that_are_configured(conf):
     startup.check(conf(section('placement') + section('nova')), startup.peers)
 
