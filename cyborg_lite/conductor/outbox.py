@@ -13,6 +13,7 @@ from concurrent import futures
 import contextlib
 import datetime
 import functools
+import time
 import typing
 import uuid as uuidlib
 
@@ -338,10 +339,15 @@ class Sender:
     def _work(self, kind: str) -> float:
         """Send all due messages; returns the time until the next."""
         while not self._workers[kind].stopping:
+            begun = time.monotonic()
             due, wait = self._look(kind)
-            # Where all of them are gone, what is left is known: each bind leaves one message.
-            if not due or (self._deliver(self._claim(due)) == len(due) and wait):
+            if not due:
                 return wait
+            # Where all of them are gone, what is left is known: each bind leaves one message.
+            gone = self._deliver(self._claim(due)) == len(due)
+            left = wait - (time.monotonic() - begun)
+            if gone and left > 0:
+                return left
         return self._interval
 
     def _deliver(self, messages: list[model.Message]) -> int:
