@@ -10,7 +10,7 @@ from oslo_config import cfg
 
 def configured(conf: cfg.ConfigOpts, group: str) -> bool:
     """Whether the options of a service are set."""
-    return conf[group].auth_type is not None
+    return bool(conf[group].auth_type or conf[group].auth_section)
 
 
 def connect(conf: cfg.ConfigOpts, group: str, microversion: str) -> adapter.Adapter:

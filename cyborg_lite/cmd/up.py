@@ -242,10 +242,10 @@ def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext 
 
 
 def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
-    if set('?%') & set(str(arguments.state_dir.absolute())):
-        # These characters have a meaning in the URL of a database.
+    if set('?%$') & set(str(arguments.state_dir.absolute())):
+        # These characters have a meaning in the URL of a database, or in a value of an option.
         raise exception.Refused(
-            f'--state-dir {arguments.state_dir}: expected a path without "?" and "%"'
+            f'--state-dir {arguments.state_dir}: expected a path without "?", "%" and "$"'
         )
     _keep_private(arguments.state_dir)
     conf = options.load(

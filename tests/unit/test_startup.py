@@ -11,6 +11,7 @@ from oslo_config import cfg
 import pytest
 import sqlalchemy as sa
 
+from cyborg_lite import clients
 from cyborg_lite import conf as options
 from cyborg_lite import exception
 from cyborg_lite import startup
@@ -234,6 +235,20 @@ def test_a_configuration_is_read_again_after_the_checks(conf, text):
     made = conf(text)
     startup.check(made, startup.peers)
     made.mutate_config_files()
+
+
+@pytest.mark.parametrize('plugin', ['v3applicationcredential', 'v3token', 'v3password'])
+def test_a_peer_with_another_plugin(conf, plugin):
+    """Options of plugins have the names of others, and differ: each is registered once."""
+    changes = {'auth_type': plugin, 'application_credential_id': 'a', 'token': 't'}
+    changes |= {'application_credential_secret': 's'}
+    startup.check(conf(section('placement', **changes)), startup.peers)
+
+
+def test_a_peer_in_a_section_of_another_name_is_called(conf):
+    made = conf('[nova]\nauth_section = other\n' + section('other'))
+    startup.check(made, startup.peers)
+    assert clients.configured(made, 'nova')
 
 
 def test_peers_that_are_configured(conf):

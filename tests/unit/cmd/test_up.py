@@ -547,13 +547,12 @@ def test_host_without_a_name(up, capsys):
     assert exit_.value.code == 2
 
 
-@pytest.mark.parametrize('name', ['qu?e', 'st%20x'])
+@pytest.mark.parametrize('name', ['qu?e', 'st%20x', 'a$host'])
 def test_state_directory_that_cannot_be_in_a_url(up, tmp_path, name):
     status, said = up('--state-dir', str(tmp_path / name))
     assert status == 1
-    assert (
-        said == f'cyborg-lite: --state-dir {tmp_path}/{name}: expected a path without "?" and "%"\n'
-    )
+    expected = 'expected a path without "?", "%" and "$"'
+    assert said == f'cyborg-lite: --state-dir {tmp_path}/{name}: {expected}\n'
 
 
 def test_state_directory_that_is_a_file(up, tmp_path):
