@@ -48,6 +48,9 @@ def check(project: str) -> None:
 
 def _is_in_keystone(project: str) -> bool:
     """Whether Keystone has a project, or does not say that it has none."""
+    if not project.strip('.'):
+        # In a URL these are steps of the path.
+        return False
     call = rest.call()
     tokens = call.conf.keystone_authtoken
     connection = session.Session(

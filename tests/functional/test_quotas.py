@@ -114,6 +114,10 @@ def test_keystone_is_asked_for_the_project(monkeypatch, status, answered):
             with pytest.raises(exception.Invalid, match='no project p1 in Keystone'):
                 projects.check('p1')
         assert project.called
+        for steps in ('.', '..'):
+            with pytest.raises(exception.Invalid, match='there is no project'):
+                projects.check(steps)
+        assert len(keystone.request_history) == 1
 
 
 # Refusals
