@@ -71,7 +71,11 @@ def run(conf: cfg.ConfigOpts, wait: typing.Callable[[float], None] = time.sleep)
         seen = auditor.look()
         outcomes = ['found'] * len(seen.findings)
         if arguments.fix and seen.findings:
-            wait(arguments.apart)
+            try:
+                wait(arguments.apart)
+            except KeyboardInterrupt:
+                print('cyborg-lite-status: nothing was mended', file=sys.stderr)
+                return FAILURE
             earlier, seen = seen, auditor.look()
             twice = seen.again(earlier)
             outcomes = [

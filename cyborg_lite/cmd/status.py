@@ -77,7 +77,11 @@ def main() -> int:
     conf = options.new()
     commands = cfg.SubCommandOpt('command', handler=functools.partial(add_commands, conf))
     conf.register_cli_opt(commands)
-    conf(sys.argv[1:], project='cyborg_lite')
+    try:
+        conf(sys.argv[1:], project='cyborg_lite')
+    except cfg.Error as error:
+        print(f'cyborg-lite-status: {exception.line(error)}', file=sys.stderr)
+        return upgradecheck.Code.FAILURE
     # It reads --json from there.
     upgradecheck.CONF = conf
     return int(upgradecheck.run(conf))

@@ -16,6 +16,7 @@ import typing
 from keystoneauth1 import exceptions
 from oslo_config import cfg
 from oslo_db import api as db_api
+from oslo_db import exception as db_exception
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import exc as orm_exception
@@ -217,6 +218,9 @@ class Auditor:
             return 'left: it changed meanwhile'
         except exception.CyborgError as error:
             return f'left: {error.message}'
+        except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
+            # What was mended before is to be told.
+            return f'left: {exception.line(error)}'
         if not finding.placement:
             return MENDED
         return f'{MENDED}, but {_OF_NOVA}' if finding.requests else f'left: {_OF_NOVA}'
