@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import pathlib
 import sqlite3
+import subprocess
 import sys
 
-from oslo_db import exception as db_exception
 import pytest
 import sqlalchemy as sa
 
@@ -46,9 +47,20 @@ def test_a_directory_of_files(run, tmp_path):
     assert run('version')[:2] == (0, 'empty')
 
 
-def test_debug_shows_the_traceback(run):
-    with pytest.raises(db_exception.DBError):
-        run('--debug', 'upgrade', connection='sqlite:////nowhere/at/all.sqlite')
+def test_debug_shows_each_step_and_the_traceback(tmp_path):
+    """In a process of its own: it sets up the log."""
+    file = tmp_path / 'a.conf'
+    command = pathlib.Path(sys.executable).with_name('cyborg-lite-dbsync')
+
+    def said(place, *words):
+        file.write_text(f'[database]\nconnection = sqlite:///{place}\nmax_retries = 0\n')
+        run_ = [command, '--config-file', file, *words, 'upgrade']
+        done = subprocess.run(run_, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    assert 'Running upgrade' in said(tmp_path / 'a.sqlite', '--debug')
+    assert 'Traceback' in said('/nowhere/at/all.sqlite', '--debug')
+    assert 'Traceback' not in said('/nowhere/at/all.sqlite')
 
 
 def test_database_that_cannot_be_reached(run):
