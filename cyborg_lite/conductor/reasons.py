@@ -149,6 +149,8 @@ def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, co
     where += ' and in a ring of links' if wanted.linked else ''
     free = ', '.join(_free(rows, kinds, kind) for kind in amounts)
     never = '' if could else ', and all accelerators together would not do'
+    if wanted.linked and not any(each.place.links for each in all_free(rows, kinds, wanted)):
+        never = ', and no links between cards are known'
     return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}: {free}{never}'
 
 

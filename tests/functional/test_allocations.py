@@ -237,6 +237,14 @@ def test_what_links_exclude_is_topology(service, amount, more, fits):
     assert request['left'] == 0
 
 
+def test_a_refusal_says_that_no_links_are_known(service):
+    """A driver may not tell links: other cards would not help."""
+    service.report(*(npu(f'0{number}') for number in range(1, 5)))
+    said = refused(allocate(service, {'groups': groups(2), 'link': 'require'}), 409)
+    assert 'and in a ring of links: ' in said
+    assert ', and no links between cards are known' in said
+
+
 def test_a_repeated_key_with_other_links_is_another_request(service):
     linked(service)
     key = {'Idempotency-Key': 'a'}
