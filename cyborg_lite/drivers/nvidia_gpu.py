@@ -123,15 +123,19 @@ class NvidiaGpu(pci.PciDriver):
             gpu.health = driver.Health() if gpu.health else None
             # A process of the last scan may have ended, and its pid be used again.
             gpu.facts.pop('pids', None)
-        try:
-            self._xids = self.host.ask('kernel', 'xids', lambda: xid.recent(self.host.root / LOG))
-        except driver.ToolError as error:
-            self.note(f'The log of the kernel cannot be read: {error}')
+        if cards:
+            self._read_log()
         # NVML does not see cards of guests.
         ours = {card.bdf for card in cards if not card.passed_through}
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
+
+    def _read_log(self) -> None:
+        try:
+            self._xids = self.host.ask('kernel', 'xids', lambda: xid.recent(self.host.root / LOG))
+        except driver.ToolError as error:
+            self.note(f'The log of the kernel cannot be read: {error}')
 
     #: The connector of an A2 has 8 lanes; its chip reports 16. Source: NVIDIA A2 product brief.
     lanes = {('10de', '25b6'): 8}

@@ -864,6 +864,12 @@ def test_errors_in_the_log_of_the_kernel(nvml, local, monkeypatch, numbers, leve
     assert (second.health, second.health_reason) == (level, reason)
 
 
+def test_the_log_of_a_host_without_cards_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(nvidia_gpu.xid, 'recent', lambda log: pytest.fail('it was read'))
+    copy = captures.host(tmp_path, [captures.function('0000:01:00.0', '8086:ffff', '030200')])
+    assert discover(driver.Host('local', copy.root, recorded=False)) == []
+
+
 def test_what_nvml_says_is_worse_than_the_log(nvml, local, monkeypatch):
     monkeypatch.setattr(nvidia_gpu.xid, 'recent', lambda log: {'0000:0a:00.0': [79]})
     nvml.nvmlDeviceGetRemappedRows = lambda gpu: (0, 1, 1, 1)
