@@ -87,12 +87,10 @@ def read(
     """
     reading, page = _reading(kind, paths), page or Page()
     query = reading.query.where(*scope, *conditions)
-    # The session would make tuples of its own of each row.
-    connection = session.connection()
-    rows = connection.execute(_in_order(query, kind, page, scope)).all()
+    rows = _values(session, reading._replace(query=_in_order(query, kind, page, scope)))
     if not rows:
         _refuse_unknown(session, kind, page, scope)
-    return _with_many(connection, rows, reading.many) if reading.many else rows
+    return rows
 
 
 def read_one(
@@ -109,10 +107,9 @@ def read_one(
     :param by: the column that the id is of.
     """
     reading = _reading_one(kind, paths, by)
-    query = reading.query.where(*conditions) if conditions else reading.query
-    connection = session.connection()
-    rows: Values = connection.execute(query, {_ID: id}).all()
-    rows = _with_many(connection, rows, reading.many) if reading.many else rows
+    if conditions:
+        reading = reading._replace(query=reading.query.where(*conditions))
+    rows = _values(session, reading, {_ID: id})
     return rows[0] if rows else None
 
 
@@ -120,10 +117,7 @@ def read_these(
     session: orm.Session, kind: type[Row], paths: tuple[str, ...], uuids: list[str]
 ) -> Values:
     """The values of these paths of the rows with these uuids, in the order of their ids."""
-    reading = _reading_these(kind, paths)
-    connection = session.connection()
-    rows: Values = connection.execute(reading.query, {_IDS: uuids}).all()
-    return _with_many(connection, rows, reading.many) if reading.many else rows
+    return _values(session, _reading_these(kind, paths), {_IDS: uuids})
 
 
 class _Many(typing.NamedTuple):
@@ -191,6 +185,17 @@ def _many(relationship: typing.Any, wanted: list[tuple[int, str]]) -> _Many:
     columns = [getattr(target, name) for _, name in wanted]
     query = sa.select(back, *columns).order_by(target.id)
     return _Many(query, back, [position for position, _ in wanted])
+
+
+def _values(
+    session: orm.Session,
+    reading: _Reading,
+    parameters: collections.abc.Mapping[str, typing.Any] | None = None,
+) -> Values:
+    # The session would make tuples of its own of each row.
+    connection = session.connection()
+    rows: Values = connection.execute(reading.query, parameters).all()
+    return _with_many(connection, rows, reading.many) if rows and reading.many else rows
 
 
 def _with_many(connection: sa.Connection, rows: Values, many: list[_Many]) -> Values:
