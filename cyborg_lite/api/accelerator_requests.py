@@ -188,7 +188,7 @@ class AcceleratorRequests(rest.Controller):
         for row in rows:
             if row.instance_uuid is not None:
                 raise exception.ARQHeldByInstance(uuid=row.uuid, instance=row.instance_uuid)
-        return {row.uuid: row.revision for row in rows}
+        return _revisions(rows)
 
 
 #: What reads revisions of requests: see arqs.seen and arqs.seen_of.
@@ -197,7 +197,11 @@ Reading = collections.abc.Callable[..., arqs_.Revisions]
 
 def _seen(read: Reading, which: typing.Any) -> dict[str, int]:
     """The revisions that the caller saw: a conductor ignores a stale call."""
-    return {row.uuid: row.revision for row in _read(read, which)}
+    return _revisions(_read(read, which))
+
+
+def _revisions(rows: arqs_.Revisions) -> dict[str, int]:
+    return {row.uuid: row.revision for row in rows}
 
 
 def _read(read: Reading, which: typing.Any) -> arqs_.Revisions:
