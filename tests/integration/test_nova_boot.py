@@ -423,6 +423,16 @@ def test_only_an_administrator_learns_that_a_server_is_gone(site, boot, flavor):
         nova.Nova(site.ask('compute', 'service', 'b')).knows(server.uuid)
 
 
+def leave_a_request(site, flavor, server):
+    """Bind a request to a deleted server: the state after a lost delete call."""
+    vouched = site.cloud.api('member', service='service')
+    made = vouched.post('/accelerator_requests', json={'device_profile_name': flavor})
+    [arq] = made.json()['arqs']
+    wish = support.wish(site.providers()[ACCELERATORS], compute.HOST, server.uuid)
+    vouched.patch('/accelerator_requests', json={arq['uuid']: wish})
+    return arq
+
+
 def test_an_audit_frees_what_deleted_servers_hold(site, boot, flavor, openstack):
     """The state after a lost delete call, beside a server that lives."""
     [grant] = install.Guide('admin/index.rst').commands('Who may do what', 'openstack')
@@ -431,11 +441,7 @@ def test_an_audit_frees_what_deleted_servers_hold(site, boot, flavor, openstack)
     for each in (living, server):
         each.until('ACTIVE')
     server.delete()
-    vouched = site.cloud.api('member', service='service')
-    made = vouched.post('/accelerator_requests', json={'device_profile_name': flavor})
-    [arq] = made.json()['arqs']
-    wish = support.wish(site.providers()[ACCELERATORS], compute.HOST, server.uuid)
-    vouched.patch('/accelerator_requests', json={arq['uuid']: wish})
+    leave_a_request(site, flavor, server)
     assert len(site.held()) == 2
     # It fails if anything is left to do.
     site.ours.controller.run('cyborg-lite-status', ['audit', '--fix', '--apart', '1'])
@@ -459,12 +465,7 @@ def test_an_administrator_frees_requests_of_a_deleted_server(site, boot, flavor,
     assert f'Instance {server.uuid} exists' in refused.text
     assert len(site.held()) == 1
     server.delete()
-    # The state after a lost delete call.
-    vouched = site.cloud.api('member', service='service')
-    made = vouched.post('/accelerator_requests', json={'device_profile_name': flavor})
-    [arq] = made.json()['arqs']
-    wish = support.wish(site.providers()[ACCELERATORS], compute.HOST, server.uuid)
-    vouched.patch('/accelerator_requests', json={arq['uuid']: wish})
+    arq = leave_a_request(site, flavor, server)
     assert len(site.held()) == 1
     path_of_arq = f'/accelerator_requests/{arq["uuid"]}'
     assert site.accelerator.delete(path_of_arq, raise_exc=False).status_code == 403
