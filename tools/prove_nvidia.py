@@ -261,7 +261,7 @@ def running(*command: str) -> collections.abc.Iterator[tuple[subprocess.Popen[st
 
 
 def prove_processes(directory: pathlib.Path) -> None:
-    """Who computes without a lease is rogue; who has a lease, or only looks, is not."""
+    """A process that computes without a lease is rogue; a holder, or a monitor, is not."""
     with Service(directory) as service:
         [card, *_] = service.accelerators()
         identity = re.sub('^(GPU|MIG)-', '', card['ids']['uuid'])
@@ -287,9 +287,9 @@ def prove_processes(directory: pathlib.Path) -> None:
         with running(*run) as (process, line):
             expect('cyborg-lite run: the process sees one card', line.split()[::2], ['1', '165'])
             service.look()
-            expect('who has a lease is no rogue', service.rogues(), [])
+            expect('the holder of a lease is no rogue', service.rogues(), [])
             held = [each['ids']['uuid'] for each in service.accelerators('&state=held')]
-            expect('it sees the one that it holds', [f'GPU-{line.split()[1]}'], held)
+            expect('it sees the card that it holds', [f'GPU-{line.split()[1]}'], held)
 
 
 def prove_service(directory: pathlib.Path) -> None:

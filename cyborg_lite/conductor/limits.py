@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limits that Keystone keeps, as far as they are known here.
 
-A transaction counts by what is known, and never asks: it holds locks.  One that needs limits that
-are not known is undone; they are read then, and it is tried again.
+A transaction counts by what is known, and never asks: it holds locks.  If it needs limits that are
+not known, it is rolled back; the limits are read, and the transaction is tried again.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Limits:
         """
         began = time.monotonic()
         with self._reading:
-            # Who has waited meanwhile for an answer that did not come does not wait for another.
+            # Another call failed while this one waited: to ask again would take as long.
             if self._error is not None and self._failed >= began:
                 raise self._error
             try:
