@@ -257,6 +257,8 @@ class Drivers:
         interval = self._conf.agent.report_interval
         if patience is None:
             patience = min(self._limit, interval / 2)
+        if anew:
+            self._host.tree.begin()
         for scanner in scanners if anew else ():
             scanner.ask()
         concurrent.futures.wait([s.awaited for s in scanners if s.awaited], patience)

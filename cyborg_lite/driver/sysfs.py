@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import stat
+import threading
 import typing
 
 #: A PCI address; domains are wider than 16 bits behind some controllers (VMD: 10000:00:02.0).
@@ -85,6 +86,16 @@ class Tree:
         self.read: set[pathlib.PurePath] = set()
         self.listed: set[pathlib.PurePath] = set()
         self.attributes: set[str] = set()
+        # The functions of the last scan; None before the first one.
+        self._scan: list[Function] | None = None
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Begin a scan: its drivers share the functions, with their ids and classes.
+
+        Each of them looks at all functions, of which it knows a few.
+        """
+        self._scan = []
 
     def inside(self, path: pathlib.Path) -> pathlib.Path | None:
         """The real path, if it exists and is below the root."""
@@ -148,8 +159,15 @@ class Tree:
 
     def functions(self) -> list[Function]:
         """All PCI functions, in order of their addresses."""
-        found = map(self.function, self.names(self.root / DEVICES))
-        return [function for function in found if function]
+        scan = self._scan
+        with self._lock:
+            if scan:
+                return [*scan]
+            listed = map(self.function, self.names(self.root / DEVICES))
+            found = [function for function in listed if function]
+            if scan is not None:
+                scan.extend(found)
+            return found
 
     def function(self, bdf: str) -> Function | None:
         """The function at an address; None if there is none."""

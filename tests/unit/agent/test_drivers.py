@@ -5,6 +5,7 @@ import types
 import pytest
 
 from cyborg_lite.agent import drivers
+from cyborg_lite.driver import sysfs
 from tests import support
 from tests.unit.agent import cards
 from tests.unit.agent.conftest import conf
@@ -366,3 +367,15 @@ def test_expected_devices_of_a_driver_that_is_not_enabled_are_logged(load, caplo
 def test_states_are_in_the_order_of_the_option(load):
     findings = load(cards.Raising, cards.Good, cards.Exiting).discover()
     assert list(findings.drivers) == ['raising', 'good', 'exiting']
+
+
+def test_each_scan_reads_the_functions_of_its_host_anew(load, host):
+    scanned = load(cards.Counting)
+    for number in range(1, 4):
+        function = host.root / sysfs.DEVICES / f'0000:0{number}:00.0'
+        function.mkdir(parents=True)
+        (function / 'vendor').write_text('0x19e5')
+        scanned.discover()
+        assert cards.Counting.count == number
+        # No scan: late answers are collected.
+        scanned.discover(anew=False)

@@ -47,6 +47,32 @@ def test_a_function(tree):
     assert list(function.virtual_functions) == []
 
 
+def test_the_drivers_of_a_scan_share_its_functions(tree):
+    path = add(tree)
+    # Nobody has begun a scan: each call reads the files.
+    assert only(tree).pci_class == '120000'
+    (path / 'class').write_text('0x030000')
+    assert only(tree).pci_class == '030000'
+    tree.begin()
+    first = only(tree)
+    assert first.pci_class == '030000'
+    (path / 'class').write_text('0x020000')
+    add(tree, '0000:02:00.0')
+    assert only(tree) is first
+    tree.begin()
+    assert [function.pci_class for function in tree.functions()] == ['020000', '120000']
+
+
+def test_what_a_caller_does_with_the_functions_of_a_scan_is_its_own(tree):
+    for bus in (1, 2):
+        add(tree, f'0000:0{bus}:00.0')
+    tree.begin()
+    for _ in range(3):
+        functions = tree.functions()
+        assert len(functions) == 2
+        functions.pop()
+
+
 @pytest.mark.parametrize(
     'content',
     [None, b'', b'\x00\xff\xfe', b'0x19e', b'0x19e5 and more', b'0x19e5\x00', b'-1', '\u0663' * 4],
