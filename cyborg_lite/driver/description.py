@@ -78,8 +78,8 @@ PATH = Text(
     'a path without .. in it, of up to 10 names of up to 100 characters',
 )
 FILE = Text(
-    r'(?a)(?:sys|proc|etc|run)(/\w[\w.+:-]{0,99}){1,12}',
-    'a path below sys, proc, etc or run without .. in it, of up to 12 more names',
+    r'(?a)(?:sys|proc|etc|run|usr|opt)(/(?!\.\.?(?:/|\Z))[\w.][\w.+:-]{0,99}){1,12}',
+    'a path below sys, proc, etc, run, usr or opt without .. in it, of up to 12 more names',
 )
 TEXT = Text('[^\ud800-\udfff]*', 'a text')
 ARGUMENTS = Text(r'[ -~]{1,200}', 'arguments of up to 200 ASCII characters')

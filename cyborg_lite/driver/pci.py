@@ -143,7 +143,7 @@ class PciDriver(driver.Driver):
 
     def known_model(self, card: sysfs.Function) -> str | None:
         """The model from ``models``, or else from the host's pci.ids; None if neither has it."""
-        return self.listed_model(card) or pci_ids.product(self.host.tree, card.ids)
+        return self.listed_model(card) or pci_ids.product(self.host, card.ids)
 
     def listed_model(self, function: sysfs.Function) -> str | None:
         """The model from ``models``; an entry with the ids of the subsystem comes first."""

@@ -141,12 +141,12 @@ class NvidiaGpu(pci.PciDriver):
     lanes = {('10de', '25b6'): 8}
 
     def model(self, card: sysfs.Function) -> str:
-        """Our table comes first: so the name does not depend on NVML."""
-        known = self.listed_model(card) or self._known[card.bdf].facts.get('name')
-        if known:
-            return str(known)
-        sold_as = pci_ids.product(self.host.tree, card.ids)
-        return f'NVIDIA {sold_as or f"GPU {card.ids[1]}"}'
+        """NVML comes last: so the name depends on it only where nothing else knows the card."""
+        if listed := self.listed_model(card):
+            return listed
+        if sold_as := pci_ids.product(self.host, card.ids):
+            return f'NVIDIA {sold_as}'
+        return str(self._known[card.bdf].facts.get('name') or f'NVIDIA GPU {card.ids[1]}')
 
     def vendor_board(self, card: sysfs.Function) -> Facts:
         known = self._known[card.bdf].facts

@@ -128,9 +128,11 @@ def test_virtual_functions_run_on_to_the_next_bus(tmp_path):
         ('tools: {x: {"\\xe9": z}}', r'tools\.x\.\xe9: expected arguments of up to 200 ASCII'),
         ('tools: {x: {y: [z]}}', 'tools.x.y: expected a text'),
         ('tools: {x: y}', 'tools.x: expected a mapping'),
-        ('files: {etc/../x: y}', r'files\.etc/\.\./x: expected a path below sys, proc, etc or run'),
+        ('files: {etc/../x: y}', r'files\.etc/\.\./x: expected a path below sys, proc, etc, run'),
         ('files: {/proc/x: y}', 'files./proc/x: expected a path below'),
-        ('files: {usr/x: y}', 'files.usr/x: expected a path below'),
+        ('files: {home/x: y}', 'files.home/x: expected a path below'),
+        ('files: {opt/..: y}', r'files.opt/\.\.: expected a path below'),
+        ('files: {opt/./x: y}', r'files.opt/\./x: expected a path below'),
         ('name: !!python/object/apply:os.getcwd []', 'name: expected a host name'),
     ],
 )
@@ -179,6 +181,10 @@ def test_files_that_cannot_be_made(tmp_path, data, field):
 
 
 def test_other_files(tmp_path):
+    """Also of software beside the kernel: names of cards, and versions."""
+    software = {'usr/share/misc/pci.ids': '10de  x', 'opt/rocm/.info/version': '6.4.1'}
+    host = lay_out(tmp_path / 'a', files=software)
+    assert [host.tree.text(each) for each in software] == [*software.values()]
     host = lay_out(tmp_path, files={'sys/class/a/0:1/text': 'x y', 'sys/class/a/n': 'unit 7\nx'})
     assert host.tree.text('sys/class/a/0:1/text') == 'x y'
     assert host.tree.numbers('sys/class/a/n') == {'unit': 7}

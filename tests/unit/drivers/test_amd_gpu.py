@@ -98,6 +98,8 @@ def test_nodes_of_others_are_not_ours(tmp_path):
     ('ids', 'pci_class', 'models'),
     [
         ('1002:740f', '038000', ['AMD Instinct MI210']),
+        ('1002:7408', '038000', ['AMD Instinct MI250X']),
+        ('1002:74a2', '120000', ['AMD Instinct MI308X']),
         ('1002:74ff', '120000', ['AMD GPU 74ff']),
         ('1002:744c', '030000', []),
         ('1002:1681', '038000', []),

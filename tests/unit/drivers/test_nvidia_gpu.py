@@ -14,6 +14,7 @@ import pytest
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import nvml as library
+from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import nvidia_gpu
@@ -52,6 +53,11 @@ def test_classes(tmp_path, pci_class, found):
         ('10de:25b6', '10de:157e', 'NVIDIA A2'),
         ('10de:25b6', None, 'NVIDIA A2'),
         ('10de:27b8', None, 'NVIDIA L4'),
+        ('10de:15f8', None, 'Tesla P100-PCIE-16GB'),
+        ('10de:27b2', None, 'NVIDIA RTX 4000 Ada Generation'),
+        ('10de:2941', None, 'NVIDIA GB200'),
+        ('10de:3182', None, 'NVIDIA B300 SXM6 AC'),
+        ('10de:31c2', None, 'NVIDIA GB300'),
         ('10de:2bb5', None, 'NVIDIA RTX PRO 6000 Blackwell Server Edition'),
         ('10de:2e12', None, 'NVIDIA GB10'),
         ('10de:2230', None, 'NVIDIA RTX A6000'),
@@ -444,6 +450,17 @@ def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(nvml, local):
     cards, notes = subject.look()
     assert told(cards) == before
     assert notes == []
+
+
+def test_a_name_does_not_depend_on_nvml(nvml, local):
+    """If our table has not the card, pci.ids comes before NVML."""
+    nvml.nvmlDeviceGetName = lambda gpu: 'NVIDIA ffff in full'
+    assert {card.model for card in discover(local)} == {'NVIDIA ffff in full'}
+    names = local.root / 'usr/share/misc/pci.ids'
+    names.parent.mkdir(parents=True)
+    names.write_text('10de  NVIDIA Corporation\n\tffff  GX100 [FFFF]\n')
+    pci_ids._read.cache_clear()
+    assert {card.model for card in discover(local)} == {'NVIDIA FFFF'}
 
 
 @pytest.mark.parametrize('name', ['x' * 300, 'NVIDIA\x00', '', b'\xff', ' '])
