@@ -126,7 +126,8 @@ class PciDriver(driver.Driver):
             model=self.model(card),
             address=card.bdf,
             numa_node=card.numa_node,
-            board={'product_id': product, 'class': card.pci_class},
+            board={'product_id': product, 'class': card.pci_class}
+            | ({'subsystem': card.subsystem} if card.subsystem else {}),
             vendor_board=self.vendor_board(card),
             topology=self.topology(card),
             serial=self.serial(card),

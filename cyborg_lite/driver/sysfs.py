@@ -248,6 +248,15 @@ class Function:
         return self._hex('class', 6)
 
     @property
+    def subsystem(self) -> str | None:
+        """The ids of the subsystem, such as ``10de:14a9``; None if the card has none.
+
+        Source: PCI Local Bus Specification 3.0, 6.2.4: a vendor id of 0 is none.
+        """
+        vendor, device = self.identity[2:]
+        return f'{vendor}:{device}' if vendor.strip('0') and device else None
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """The ids and subsystem ids, which differ for a card of another kind."""
         subsystem = self._hex('subsystem_vendor', 4), self._hex('subsystem_device', 4)

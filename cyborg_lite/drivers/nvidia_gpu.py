@@ -196,7 +196,8 @@ class NvidiaGpu(pci.PciDriver):
 
     def serial(self, card: sysfs.Function) -> str | None:
         """The UUID: it stays with the board in any host and slot; source: nvmlDeviceGetUUID."""
-        return self._known[card.bdf].facts.get('uuid')
+        known = self._known[card.bdf].facts.get('uuid')
+        return known or self._told_by_kernel(card).get('uuid')
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         told = self._known[card.bdf].health

@@ -158,15 +158,27 @@ class Device(base.Base):
     @property
     def product(self) -> str | None:
         """The product id; None if it is unknown, or does not identify the card."""
-        # The product id of an FPGA changes with its image.
-        known = None if self.type == 'FPGA' else (self.board or {}).get('product_id')
+        return self._told('product_id')
+
+    @property
+    def subsystem(self) -> str | None:
+        """The ids of the subsystem, as the product id: an A2 and an A16 differ only by them."""
+        return self._told('subsystem')
+
+    def _told(self, key: str) -> str | None:
+        # The ids of an FPGA change with its image.
+        known = None if self.type == 'FPGA' else (self.board or {}).get(key)
         return str(known).lower().removeprefix('0x') if known else None
 
     def may_be(self, other: Device) -> bool:
-        """Whether two reports of one address can be of one card, by vendor and product."""
+        """Whether two reports of one address can be of one card, by vendor, product and subsystem.
+
+        What a report lacks says nothing: an agent of the release before has no subsystem.
+        """
         if self.vendor.lower().removeprefix('0x') != other.vendor.lower().removeprefix('0x'):
             return False
-        return self.product == other.product or None in (self.product, other.product)
+        pairs = (self.product, other.product), (self.subsystem, other.subsystem)
+        return all(one == two or None in (one, two) for one, two in pairs)
 
     @property
     def ids(self) -> dict[str, typing.Any]:

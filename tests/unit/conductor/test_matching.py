@@ -5,16 +5,17 @@ from cyborg_lite import model
 from cyborg_lite.conductor import matching
 
 
-def card(bus='01', serial=None, vendor='19e5', product='d802', absences=0, **more):
+def card(bus='01', serial=None, vendor='19e5', product='d802', subsystem=None, absences=0, **more):
     address = f'0000:{bus}:00.0'
-    board = {'product_id': product} if product else None
+    told = {'product_id': product, 'subsystem': subsystem}
+    board = {key: value for key, value in told.items() if value} or None
     facts = {'type': 'AICHIP', 'vendor': vendor, 'model': 'NPU', 'address': address}
     facts |= {'board': board, 'serial': serial, 'absences': absences}
     return model.Device(**facts, **more)
 
 
 def same(known, found):
-    """For each found card the place of the known one that it is."""
+    """For each found card, the position of the same card among the known ones."""
     pairs = matching.pair(known, found)
     assert [each for each, _ in pairs] == found
     return [None if device is None else known.index(device) for _, device in pairs]
@@ -41,6 +42,10 @@ def same(known, found):
         ([card(product='d802')], [card(vendor='10de', product='2330')], [None]),
         ([card(product='d802')], [card(product='d500')], [None]),
         ([card(product=None)], [card(product='d802')], [0]),
+        ([card(subsystem='10de:157e')], [card(subsystem='10de:14a9')], [None]),
+        ([card(subsystem='10de:157e')], [card(subsystem='10de:157e')], [0]),
+        ([card()], [card(subsystem='10de:14a9')], [0]),
+        ([card('01', 'A', subsystem='1:1')], [card('02', 'A', subsystem='2:2')], [0]),
         ([card(vendor='0x19E5')], [card(vendor='19e5')], [0]),
         # The old one that is gone, and its successor, which is there.
         ([card(absences=3), card(vendor='10de', product='1')], [card()], [0]),
@@ -57,8 +62,8 @@ def test_pairs(known, found, expected):
 
 
 def test_product_of_an_fpga_changes_with_its_image():
-    known = card(product='d004', vendor='10ee')
+    known = card(product='d004', vendor='10ee', subsystem='10ee:0007')
     known.type = 'FPGA'
-    found = card(product='5004', vendor='10ee')
+    found = card(product='5004', vendor='10ee', subsystem='10ee:000e')
     found.type = 'FPGA'
     assert same([known], [found]) == [0]

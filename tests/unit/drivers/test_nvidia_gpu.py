@@ -158,6 +158,17 @@ def test_without_nvml_a_card_has_no_serial(local, monkeypatch):
     assert [c.serial for c in discover(local)] == [None, None]
 
 
+def test_without_nvml_the_kernel_driver_has_the_serial(local, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pynvml', None)
+    uuids = [f'GPU-{n:08d}-aaaa-bbbb-cccc-0123456789ab' for n in range(2)]
+    # The kernel driver writes question marks for the UUID of a card that it has not initialized.
+    for number, text in enumerate((uuids[0], 'GPU-????????-????-????-????-????????????')):
+        card = local.root / f'proc/driver/nvidia/gpus/000{number}:0a:00.0'
+        card.mkdir(parents=True)
+        (card / 'information').write_text(f'GPU UUID: \t {text}\n')
+    assert [c.serial for c in discover(local)] == [uuids[0], None]
+
+
 def test_a_recorded_host_has_not_the_gpus_of_this_one(nvml, local):
     cards = discover(driver.Host('copy', local.root))
     assert {c.model for c in cards} == {'NVIDIA GPU ffff'}
