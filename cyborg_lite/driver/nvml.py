@@ -34,6 +34,8 @@ PROFILE = re.compile(f'.* MIG ({SIZE})')
 UNKNOWN = 'unknown'
 #: A health, and its reason if there is one.
 HEALTH = re.compile('(ok|unknown|warning|critical)( [a-z0-9]+(_[a-z0-9]+)*)?')
+#: The version of CUDA.
+CUDA = re.compile(r'[0-9]{1,3}\.[0-9]{1,2}')
 #: The maximum number of MIG instances of a card that are read: a card has 7 slices.
 INSTANCES = 64
 #: The maximum number of NVLinks of a card whose state is read: a B200 has 18.
@@ -127,6 +129,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
     'nvlinks': lambda nvml, gpu: _nvlinks(nvml, gpu),
     'pids': lambda nvml, gpu: _pids(nvml, gpu),
+    'cuda': lambda nvml, gpu: _cuda(nvml),
 }
 
 
@@ -262,6 +265,26 @@ def _pids(nvml: typing.Any, gpu: typing.Any) -> list[int]:
     return [pid for pid in sorted(found) if 0 < pid <= contract.PID][: contract.PROCESSES]
 
 
+def _cuda(nvml: typing.Any) -> str | None:
+    """The latest version of CUDA that the driver supports, such as ``12.9``; None if NVML does not
+    tell it.
+
+    Source: NVML, nvmlSystemGetCudaDriverVersion and NVML_CUDA_DRIVER_VERSION_MAJOR.
+    """
+    number = _if_told(lambda: int(nvml.nvmlSystemGetCudaDriverVersion()))
+    return None if number is None else f'{number // 1000}.{number % 1000 // 10}'
+
+
+def _if_told(call: collections.abc.Callable[[], int]) -> int | None:
+    """The answer of a call; None if the card, or the release of NVML, does not have one."""
+    try:
+        return call()
+    except Exception as error:
+        if type(error).__name__ not in SILENT:
+            raise
+        return None
+
+
 def sound(told: typing.Any) -> Facts:
     """The valid facts of a card: a recording may hold anything."""
     facts = told if isinstance(told, dict) else {}
@@ -321,6 +344,7 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'mig': _are_instances,
     'nvlinks': _are_nvlinks,
     'pids': _are_pids,
+    'cuda': lambda told: told is None or isinstance(told, str) and bool(CUDA.fullmatch(told)),
     'health': _is_health,
 }
 

@@ -6,17 +6,19 @@ from __future__ import annotations
 import collections
 import collections.abc
 import itertools
+import pathlib
 import re
 import typing
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
+from cyborg_lite.driver import versions
 
 #: A vendor or device id of sysfs, without 0x.
 ID = re.compile('[0-9a-f]{4}')
-#: The maximum length of a fact from an attribute, in characters.
-FACT = 128
+#: The directory of the kernel's modules. Source: Documentation/ABI/stable/sysfs-module of Linux.
+MODULES = pathlib.PurePath('sys/module')
 #: Why a card of ``used_by_host`` is not allocated.
 IN_USE = 'the host uses it: bind it to vfio-pci to have it allocated'
 
@@ -25,12 +27,6 @@ def _are_ids(ids: typing.Any) -> bool:
     if not isinstance(ids, tuple) or len(ids) not in (2, 4):
         return False
     return all(isinstance(id, str) and ID.fullmatch(id) for id in ids)
-
-
-def _line(text: str | None) -> str | None:
-    """The text as one printable line; None if it is none, or too long."""
-    words = ' '.join((text or '').split())
-    return words if 0 < len(words) <= FACT else None
 
 
 class PciDriver(driver.Driver):
@@ -57,6 +53,8 @@ class PciDriver(driver.Driver):
     board_files: collections.abc.Mapping[str, tuple[str, ...]] = {}
     #: the attributes that may have the serial number, as such patterns
     serial_files: tuple[str, ...] = ()
+    #: the attributes that may have the version of the firmware, as such patterns
+    firmware_files: tuple[str, ...] = ()
 
     #: the number of PCIe lanes of a card by its ids, if its chip reports more
     lanes: collections.abc.Mapping[tuple[str, ...], int] = {}
@@ -67,6 +65,10 @@ class PciDriver(driver.Driver):
     _ports: typing.Mapping[str, list[sysfs.Function]] = {}
     #: how many cards have each serial number
     _serials: typing.Mapping[str | None, int] = collections.Counter()
+    #: the versions of the kernel's modules, which the cards of a scan share
+    _modules: dict[str, str | None]
+    #: the versions of each card, by its address, as far as this scan has read them
+    _versions: dict[str, dict[str, str]]
 
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         """Refuse ids that no function of sysfs can have.
@@ -89,6 +91,7 @@ class PciDriver(driver.Driver):
 
     def cards(self) -> list[sysfs.Function]:
         """The physical functions that are cards of this driver; of several ports the first."""
+        self._modules, self._versions = {}, {}
         functions = self.host.tree.functions()
         # A function without ids cannot be identified, whatever its class.
         cards = [f for f in functions if all(f.ids) and self.is_card(f) and not f.is_virtual]
@@ -128,7 +131,8 @@ class PciDriver(driver.Driver):
             numa_node=card.numa_node,
             board={'product_id': product, 'class': card.pci_class}
             | ({'subsystem': card.subsystem} if card.subsystem else {}),
-            vendor_board=self.vendor_board(card),
+            vendor_board=self.vendor_board(card)
+            | versions.facts(self._told_versions(card)),
             topology=self.topology(card),
             serial=self.serial(card),
             unusable=self.unusable(card),
@@ -152,8 +156,32 @@ class PciDriver(driver.Driver):
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """Facts that only boards of this vendor have: here those of ``board_files``."""
-        told = {key: _line(card.told(*files)) for key, files in self.board_files.items()}
+        told = {key: versions.line(card.told(*files)) for key, files in self.board_files.items()}
         return {key: text for key, text in told.items() if text}
+
+    def versions(self, card: sysfs.Function) -> collections.abc.Mapping[str, str | None]:
+        """The versions of the ``driver``, ``firmware`` and ``runtime`` of a card, as their makers
+        write them; None, or no entry, for an unknown one.
+
+        Each is a fact of the board, such as ``driver_version``, and two traits: see
+        :mod:`~cyborg_lite.driver.versions`.
+
+        Here the driver is the kernel's module, if that has a version, and the firmware is that of
+        ``firmware_files``.
+        """
+        name = (card.driver or '').replace('-', '_')
+        if name and not card.passed_through and name not in self._modules:
+            self._modules[name] = self.host.tree.text(MODULES / name / 'version')
+        return {
+            'driver': self._modules.get(name),
+            'firmware': card.told(*self.firmware_files),
+        }
+
+    def _told_versions(self, card: sysfs.Function) -> dict[str, str]:
+        # Both the board and its deployables have them.
+        if card.bdf not in self._versions:
+            self._versions[card.bdf] = versions.sound(self.versions(card))
+        return self._versions[card.bdf]
 
     def topology(self, card: sysfs.Function) -> dict[str, typing.Any] | None:
         """What tells how near the card is to others; None if nothing is known."""
@@ -173,7 +201,7 @@ class PciDriver(driver.Driver):
         return number if self._serials[number] == 1 else None
 
     def _told_serial(self, card: sysfs.Function) -> str | None:
-        return _line(card.told(*self.serial_files))
+        return versions.line(card.told(*self.serial_files))
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The health of the card; None if it is unknown.  Here it follows from the PCIe link
@@ -254,7 +282,10 @@ class PciDriver(driver.Driver):
             name=card.bdf,
             driver_name=self.name,
             resource_class=resource_class,
-            traits=[name for name in self.traits(card) if name],
+            traits=[
+                *filter(None, self.traits(card)),
+                *versions.traits(self.name, self._told_versions(card)),
+            ],
             attach_handles=[self.handle(card, function) for function in functions],
         )
 

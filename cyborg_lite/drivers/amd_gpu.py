@@ -4,7 +4,8 @@
 The kernel's compute driver (KFD) has more data of a card than PCI: its architecture, and one node
 for each partition that processes of the host can use.
 
-Source: pci.ids; Linux, drivers/gpu/drm/amd/amdkfd/kfd_topology.c and amdgpu's sysfs attributes.
+Source: pci.ids; Linux, drivers/gpu/drm/amd/amdkfd/kfd_topology.c and amdgpu's sysfs attributes;
+github.com/ROCm/TheRock, issue 5475, for the version of ROCm.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from cyborg_lite.driver import sysfs
 HEX = re.compile('[0-9a-f]{1,16}')
 #: One directory for each node: a processor, or a partition of a GPU.
 NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
+#: The version of ROCm, in earlier releases, and in 7.14.
+ROCM = ('opt/rocm/.info/version', 'opt/rocm/core/.info/version')
 
 Node = dict[str, int]
 
@@ -45,6 +48,8 @@ class AmdGpu(pci.PciDriver):
         ('1002', '74a2'): 'AMD Instinct MI308X',
         ('1002', '74b5'): 'AMD Instinct MI300X VF',
     }
+
+    firmware_files = ('vbios_version',)
 
     def discover(self) -> list[driver.Device]:
         self._nodes = self._read_nodes()
@@ -75,6 +80,11 @@ class AmdGpu(pci.PciDriver):
         nodes = [{'index': n['index'], 'render_minor': n['render']} for n in self._of(card)]
         facts |= nodes[0] if len(nodes) == 1 else {'partitions': nodes or None}
         return {key: value for key, value in facts.items() if value is not None}
+
+    def versions(self, card: sysfs.Function) -> dict[str, str | None]:
+        """The runtime is ROCm, if the host has it."""
+        texts = filter(None, map(self.host.tree.text, ROCM))
+        return {**super().versions(card), 'runtime': next(texts, None)}
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The worst of the PCIe link and of the errors of each block of the chip."""

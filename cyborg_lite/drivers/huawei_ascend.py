@@ -25,6 +25,7 @@ from oslo_config import cfg
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+from cyborg_lite.drivers.tools import cann
 from cyborg_lite.drivers.tools import npu_smi
 
 Facts = dict[str, typing.Any]
@@ -100,8 +101,9 @@ class Npu:
     #: its unique ids: the serial number of its board, and the id of its first die
     serial: str | None = None
     die: str | None = None
-    #: the name of its chip from its board
+    #: the name of its chip, and the version of its firmware, from its board
     named: str | None = None
+    firmware: str | None = None
     #: the number of its links to each card or die, by kind and number as the topology names it
     links: dict[tuple[str, int], int] = dataclasses.field(default_factory=dict)
     #: the health of its chips in the last scan, with their error codes, by number
@@ -130,7 +132,7 @@ class Npu:
         known = self.facts.get('chip_name')
         if self.number != number or (name and known and name != known):
             self.facts, self.serial, self.die, self.named, self.new = {}, None, None, None, True
-            self.links = {}
+            self.firmware, self.links = None, {}
             known = None
         self.facts |= {'npu_id': number, 'chip_name': name or known or ''}
         self.facts.setdefault('chips', [])
@@ -155,7 +157,7 @@ class Npu:
         known = getattr(self, kind)
         if self.new and known and value != known:
             self.facts = {key: self.facts[key] for key in ('npu_id', 'chip_name', 'chips')}
-            self.named, self.links = None, {}
+            self.named, self.firmware, self.links = None, None, {}
         if value or self.new:
             setattr(self, kind, value)
 
@@ -177,10 +179,15 @@ class HuaweiAscend(pci.PciDriver):
         self._mapping: list[Facts] = []
         # Whether npu-smi exists but did not print its table.
         self._broken = False
+        # The version of the driver, from the heading of the table.
+        self._release: str | None = None
+        # The version of CANN, which all cards of the host have in common.
+        self._runtime: str | None = None
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
         self._known = {card.bdf: self._remember(card) for card in cards}
+        self._runtime = cann.version(self.host.tree) if cards else None
         self._broken = False
         for npu in self._known.values():
             npu.said.clear()
@@ -210,6 +217,15 @@ class HuaweiAscend(pci.PciDriver):
     def vendor_board(self, card: sysfs.Function) -> Facts:
         # A copy: the next scan may change the facts while this one is still reported.
         return copy.deepcopy(self._known[card.bdf].facts)
+
+    def versions(self, card: sysfs.Function) -> Facts:
+        """The driver has no version in sysfs: npu-smi prints it.  The runtime is CANN."""
+        npu = self._known[card.bdf]
+        return {
+            'driver': self._release if npu.facts else None,
+            'firmware': npu.firmware,
+            'runtime': self._runtime,
+        }
 
     def links(self, card: sysfs.Function) -> dict[str, int]:
         npu, found = self._known[card.bdf], collections.Counter[str]()
@@ -279,6 +295,7 @@ class HuaweiAscend(pci.PciDriver):
         self._broken = text is None
         known = {card.bdf for card in cards if card.driver or self._known[card.bdf].facts}
         if text:
+            self._release = npu_smi.parse_release(text)
             for bdf in sorted(known - self._take_table(npu_smi.parse_info(text))):
                 self.note(f'npu-smi info does not list {bdf}')
             self._ask_errors(begun)
@@ -429,6 +446,7 @@ class HuaweiAscend(pci.PciDriver):
         several = len(self._at(number)) > 1
         for npu in self._at(number):
             npu.named = _chip_in(npu, board) or npu.named
+            npu.firmware = board.get('Firmware Version') or npu.firmware
             npu.identify('serial', f'{serial}/{npu.chip}' if serial and several else serial)
             if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
                 # The vNPU templates of a chip follow from this id, not from its name.

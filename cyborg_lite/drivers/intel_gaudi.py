@@ -29,6 +29,11 @@ class IntelGaudi(pci.PciDriver):
         ('1da3', '1063'): 'Intel Gaudi 3 PCIe',
     }
 
+    #: Source: Linux, Documentation/ABI/testing/sysfs-driver-habanalabs: the second until 5.10
+    firmware_files = tuple(
+        f'{directory}/*/{name}' for directory in NODES for name in ('cpucp_ver', 'armcp_ver')
+    )
+
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The numbers of the card's nodes in /dev and of its module.
 

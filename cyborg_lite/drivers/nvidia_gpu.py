@@ -40,6 +40,8 @@ INFORMATION = {
     ),
     'minor': re.compile(r'^Device Minor:\s*([0-9]{1,5})\s*$', re.MULTILINE),
 }
+#: The version of the video BIOS there; that of a card which is not initialized is question marks.
+BIOS = re.compile(r'^Video BIOS:\s*([0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f]{2}){4})\s*$', re.MULTILINE)
 #: The errors (XID) that a card causes, not a program, the gravest first.
 #: Source: NVIDIA, "XID Errors": fallen off the bus; error of memory that is not contained, not
 #: recovered, of two bits; row remapping failed; contained error; initialization failed; timeout and
@@ -158,10 +160,24 @@ class NvidiaGpu(pci.PciDriver):
 
     def _told_by_kernel(self, card: sysfs.Function) -> Facts:
         """The UUID and the number of the node from the kernel driver, without NVML."""
-        told = self.host.tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
+        told = self._information(card)
         found = {key: pattern.search(told) for key, pattern in INFORMATION.items()}
         facts: Facts = {key: match[1] for key, match in found.items() if match}
         return facts | ({'minor': int(facts['minor'])} if 'minor' in facts else {})
+
+    def _information(self, card: sysfs.Function) -> str:
+        return self.host.tree.text(PROC / 'gpus' / card.bdf / 'information') or ''
+
+    def versions(self, card: sysfs.Function) -> Facts:
+        """The firmware is the video BIOS, which the kernel driver has read from the card; the
+        runtime is the latest CUDA that the driver supports: programs bring their own.
+        """
+        match = BIOS.search(self._information(card))
+        told = {
+            'firmware': match[1] if match else None,
+            'runtime': self._known[card.bdf].facts.get('cuda'),
+        }
+        return {**super().versions(card), **told}
 
     def _nodes(self, instance: Facts, minor: int | None) -> Facts:
         """The numbers of the nodes of a MIG instance, as far as they are known."""

@@ -40,7 +40,8 @@ class NvmeSsd(pci.PciDriver):
 
     name, type, resource_class = 'nvme_ssd', 'SSD', 'CUSTOM_SSD'
     classes, vendors, used_by_host = ('0108',), None, True
-    board_files = {'product': ('nvme/nvme*/model',), 'firmware': ('nvme/nvme*/firmware_rev',)}
+    board_files = {'product': ('nvme/nvme*/model',)}
+    firmware_files = ('nvme/nvme*/firmware_rev',)
     serial_files = ('nvme/nvme*/serial',)
 
     def discover(self) -> list[driver.Device]:

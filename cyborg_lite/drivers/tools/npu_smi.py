@@ -24,6 +24,8 @@ HEALTH = {
     'alarm': driver.Health('critical', 'ascend_alarm'),
     'critical': driver.Health('critical', 'ascend_critical'),
 }
+#: The versions above the table: that of npu-smi, and that of the driver.
+RELEASE = re.compile(r'^\|\s*npu-smi\s+\S+\s+Version:\s*([\w.+-]{1,64})\s', re.MULTILINE | re.ASCII)
 #: An error code: hexadecimal, with or without 0x.
 ERROR = re.compile('(?:0x)?([0-9a-f]{4,16})')
 
@@ -56,6 +58,12 @@ def parse_info(text: str) -> list[Facts]:
                 chips.append(found | {'health': HEALTH.get(word.lower(), driver.Health())})
         above = row
     return chips
+
+
+def parse_release(text: str) -> str | None:
+    """The version of the driver, from the heading of ``npu-smi info``; None if it is unknown."""
+    match = RELEASE.search(text)
+    return match[1] if match else None
 
 
 #: The name in the row of a board's controller.

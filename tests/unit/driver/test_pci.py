@@ -10,6 +10,7 @@ import pytest
 
 from cyborg_lite import conf as options
 from cyborg_lite import driver
+from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
 from cyborg_lite.driver.pci import PciDriver
@@ -358,3 +359,66 @@ def test_a_serial_number_of_several_cards_identifies_none(tmp_path):
         ),
     )
     assert [card.serial for card in cards] == [None, 'B', None]
+
+
+class Versioned(PciDriver):
+    """Cards whose host and attributes tell versions."""
+
+    name, type, resource_class = 'acme_npu', 'AICHIP', 'CUSTOM_NPU'
+    models = {('abcd', '0001'): 'Acme One'}
+    firmware_files = ('acme/acme*/fw',)
+
+    def versions(self, card):
+        return {**super().versions(card), 'runtime': card.read('runtime'), 'other': '1'}
+
+
+@pytest.mark.parametrize(
+    ('module', 'driver_', 'files', 'told', 'traits'),
+    [
+        ('580.159.04', 'acme-npu', {'acme/acme0/fw': '7', 'runtime': '13.1 beta'}, {
+            'driver_version': '580.159.04', 'firmware_version': '7', 'runtime_version': '13.1 beta',
+        }, ['DRIVER_580', 'DRIVER_580_159_04', 'FIRMWARE_7', 'RUNTIME_13', 'RUNTIME_13_1_BETA']),
+        ('v2', 'acme-npu', {}, {'driver_version': 'v2'}, ['DRIVER_V2']),
+        ('1234567.8', 'acme-npu', {}, {'driver_version': '1234567.8'}, ['DRIVER_1234567_8']),
+        ('---', 'acme-npu', {}, {'driver_version': '---'}, []),
+        ('x' * 129, 'acme-npu', {'acme/acme0/fw': 'a\x07b', 'runtime': ''}, {}, []),
+        ('1.0', 'vfio-pci', {}, {}, []),
+        ('1.0', 'another', {}, {}, []),
+    ],
+)  # fmt: skip
+def test_versions_are_facts_and_traits(tmp_path, module, driver_, files, told, traits):
+    function = captures.function(CARD, 'abcd:0001', driver=driver_, files=files)
+    host = captures.host(tmp_path, [function])
+    for name in ('acme_npu', 'vfio_pci'):
+        (host.root / f'sys/module/{name}').mkdir(parents=True)
+        (host.root / f'sys/module/{name}/version').write_text(module)
+    [card] = testing.discover(Versioned, host)
+    assert card.vendor_board == told
+    found = [name for name in card.deployables[0].traits if name != 'CUSTOM_AICHIP_ACME_ONE']
+    assert found == sorted(f'CUSTOM_ACME_NPU_{name}' for name in traits)
+    recording.record(host, tmp_path / 'copy.tar.gz', with_serials=True)
+    copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path)
+    [again] = testing.discover(Versioned, copy)
+    assert again.facts() == card.facts()
+
+
+def test_versions_are_read_once_for_each_card_of_a_scan(tmp_path):
+    asked = []
+
+    class Counted(Versioned):
+        def versions(self, card):
+            asked.append(card.bdf)
+            return super().versions(card)
+
+    function = captures.function(CARD, 'abcd:0001', files={'acme/acme0/fw': '7'})
+    host = captures.host(tmp_path, [function])
+    [file] = host.root.glob('sys/devices/**/acme0/fw')
+    acme = Counted(host, None)
+    for firmware in ('7', '8'):
+        file.write_text(firmware)
+        [card] = acme.discover()
+        assert card.vendor_board['firmware_version'] == firmware
+        assert f'CUSTOM_ACME_NPU_FIRMWARE_{firmware}' in card.deployables[0].traits
+    assert asked == [CARD, CARD]
+
+

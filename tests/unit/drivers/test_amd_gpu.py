@@ -59,6 +59,12 @@ def test_a_card_says_what_it_is(tmp_path):
     assert part.traits == ['CUSTOM_AMD_74A1', 'CUSTOM_AMD_GFX942']
 
 
+def test_the_firmware_is_the_video_bios(tmp_path):
+    [card] = discover(host(tmp_path, properties(location_id=0x2600), vbios_version='113-M3000-1'))
+    assert card.vendor_board['firmware_version'] == '113-M3000-1'
+    assert 'CUSTOM_AMD_GPU_FIRMWARE_113_M3000_1' in card.deployables[0].traits
+
+
 def test_a_card_that_is_partitioned_is_one_card(tmp_path):
     nodes = [
         properties(location_id=0x2600 + n, drm_render_minor=128 + n, gfx_target_version=90402)

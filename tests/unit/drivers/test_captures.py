@@ -473,7 +473,12 @@ def test_npu_smi(tmp_path, capture, product, model, buses, numbers, chips, memor
 def test_first_910_that_calls_itself_910b_is_no_910b(tmp_path):
     devices = npus(tmp_path, '910A-named-910B-24.1.0', 'd801')
     assert {d.vendor_board['chip_name'] for d in devices} == {'910B'}
-    assert {t for d in devices for t in d.deployables[0].traits} == {'CUSTOM_NPU_910'}
+    assert {t for d in devices for t in d.deployables[0].traits} == {
+        'CUSTOM_NPU_910',
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_24',
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_24_1_0',
+    }
+    assert {d.vendor_board['driver_version'] for d in devices} == {'24.1.0'}
 
 
 def test_a3_shows_two_chips_with_physical_ids(tmp_path):
@@ -482,7 +487,12 @@ def test_a3_shows_two_chips_with_physical_ids(tmp_path):
         [{'chip_id': 0, 'phy_id': 8, 'memory_mb': 65536}],
         [{'chip_id': 1, 'phy_id': 9, 'memory_mb': 65536}],
     ]
-    assert devices[0].deployables[0].traits == ['CUSTOM_NPU_910C', 'CUSTOM_NPU_910_93']
+    assert devices[0].deployables[0].traits == [
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_25',
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_25_5_1',
+        'CUSTOM_NPU_910C',
+        'CUSTOM_NPU_910_93',
+    ]
 
 
 def test_310_with_its_mapping(tmp_path):
@@ -494,7 +504,12 @@ def test_310_with_its_mapping(tmp_path):
     )
     assert [d.vendor_board['chips'][0]['logic_id'] for d in devices] == [0, 3, 1, 2]
     assert {d.deployables[0].resource_class for d in devices} == {'CUSTOM_NPU'}
-    assert {t for d in devices for t in d.deployables[0].traits} == {'CUSTOM_NPU_310'}
+    traits = {t for d in devices for t in d.deployables[0].traits}
+    assert traits == {
+        'CUSTOM_NPU_310',
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_20',
+        'CUSTOM_HUAWEI_ASCEND_DRIVER_20_2_0',
+    }
 
 
 @evidence('huawei_ascend', 'vendor sample', 'npu-smi 22.0.3.1 of an Atlas 800 9010', 'Ascend 910')
@@ -535,6 +550,7 @@ def test_board_and_mapping_without_a_table(tmp_path):
         'chip_name': '910A',
         'chips': [{'chip_id': 0, 'logic_id': 0}],
         'board_id': '0x02',
+        'firmware_version': '7.1.0.7.220',
     }
 
 

@@ -213,6 +213,8 @@ def test_any_text_is_a_table_or_nothing(text):
     for row in printed.parse_mapping('NPU ID  Chip ID  Chip Name\n' + text):
         assert {'npu_id', 'chip_id', 'chip_name'} <= row.keys()
     printed.parse_board(text)
+    assert all(code.isalnum() for code in printed.parse_errors(f'Error Code : {text}'))
+    assert (printed.parse_release(f'| npu-smi 1 Version: {text}') or 'x').isascii()
     for peers in printed.parse_topology(text).values():
         assert all(isinstance(peer, int) for peer in peers)
 
@@ -276,6 +278,8 @@ def told(cards: list[driver.Device]) -> list[dict]:
 
 BOARDS = [f'info -t board -i {n}' for n in range(8)]
 DIES = [f'{board} -c 0' for board in BOARDS]
+#: The traits of the driver's version in the heading of the table.
+RELEASE = ['CUSTOM_HUAWEI_ASCEND_DRIVER_24', 'CUSTOM_HUAWEI_ASCEND_DRIVER_24_1_RC2']
 
 
 def test_constant_facts_are_read_once(atlas):
@@ -336,7 +340,7 @@ def test_a_removed_tool_loses_no_facts(atlas):
     cards, notes = subject.look()
     assert told(cards) == before
     assert cards[0].model == 'Ascend 910B3'
-    assert cards[0].deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3']
+    assert cards[0].deployables[0].traits == [*RELEASE, 'CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3']
     assert notes == ['npu-smi is not there any more']
 
 
@@ -436,7 +440,21 @@ def test_another_chip_by_the_table_inherits_nothing(atlas):
     [card] = [c for c in subject.discover() if c.vendor_board['npu_id'] == 2]
     assert card.model == 'Ascend 910B4'
     assert 'board_id' not in card.vendor_board
-    assert card.deployables[0].traits == ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B4']
+    assert card.deployables[0].traits == [*RELEASE, 'CUSTOM_NPU_910B', 'CUSTOM_NPU_910B4']
+
+
+def test_firmware_is_told_by_the_board_and_goes_with_it(atlas):
+    subject = subject_of(atlas)
+    board = 'PCIe Bus Info : NA\nBoard ID : 0x32\nFirmware Version : 7.1.0.3.220\n'
+    atlas.answer({BOARDS[2]: board})
+    [card] = [c for c in subject.discover() if c.vendor_board['npu_id'] == 2]
+    assert card.vendor_board['firmware_version'] == '7.1.0.3.220'
+    assert 'CUSTOM_HUAWEI_ASCEND_FIRMWARE_7_1_0_3_220' in card.deployables[0].traits
+    path = atlas.root / 'tools/npu-smi/info.txt'
+    path.write_text(path.read_text().replace('| 2     910B3', '| 2     910B4'))
+    atlas.answer({BOARDS[2]: 'rubbish'})
+    [card] = [c for c in subject.discover() if c.vendor_board['npu_id'] == 2]
+    assert 'firmware_version' not in card.vendor_board
 
 
 def test_a_card_that_a_guest_has_keeps_its_facts_and_is_no_fault(atlas):

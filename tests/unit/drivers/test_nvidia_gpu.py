@@ -674,6 +674,23 @@ def test_a_card_that_a_guest_has_is_whole(mig, local):
     assert parts_of(subject.look()[0][0]) == {'PGPU': [None]}
 
 
+@pytest.mark.parametrize(
+    ('number', 'version', 'traits'),
+    [
+        (12090, '12.9', ['CUSTOM_NVIDIA_GPU_RUNTIME_12', 'CUSTOM_NVIDIA_GPU_RUNTIME_12_9']),
+        (13000, '13.0', ['CUSTOM_NVIDIA_GPU_RUNTIME_13', 'CUSTOM_NVIDIA_GPU_RUNTIME_13_0']),
+        (-1, None, []),
+        (10**9, None, []),
+    ],
+)
+def test_the_runtime_is_the_latest_cuda_of_the_driver(nvml, local, number, version, traits):
+    nvml.nvmlSystemGetCudaDriverVersion = lambda: number
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert notes == []
+    assert [card.vendor_board.get('runtime_version') for card in cards] == [version] * 2
+    assert cards[0].deployables[0].traits == ['CUSTOM_NVIDIA_FFFF', *traits]
+
+
 class NVMLError_GpuIsLost(NVMLError):  # noqa: N801
     """As the library's."""
 

@@ -40,11 +40,18 @@ def health(card: driver.Device) -> tuple[str, str | None]:
 def test_an_ssd_of_the_host_is_shown_and_not_given_out(tmp_path):
     [card] = discover(tmp_path, driver='nvme', files=FILES)
     assert (card.type, card.vendor, card.model) == ('SSD', '144d', 'PCI 144d:a80a')
-    assert card.vendor_board == {'product': 'SAMSUNG MZWLJ3T8HBLS-00007', 'firmware': 'EPK9CB5Q'}
+    assert card.vendor_board == {
+        'product': 'SAMSUNG MZWLJ3T8HBLS-00007',
+        'firmware_version': 'EPK9CB5Q',
+    }
     assert (card.serial, card.unusable, health(card)) == ('S4WANA0R600001', IN_USE, ('ok', None))
     [part] = card.deployables
     assert part.attach_handles == []
-    assert part.traits == ['CUSTOM_SSD_144D_A80A', 'STORAGE_DISK_SSD']
+    assert part.traits == [
+        'CUSTOM_NVME_SSD_FIRMWARE_EPK9CB5Q',
+        'CUSTOM_SSD_144D_A80A',
+        'STORAGE_DISK_SSD',
+    ]
 
 
 @pytest.mark.parametrize('bound', [{'driver': 'vfio-pci'}, {'driver': 'nvme_vfio_pci'}, {}])
@@ -173,5 +180,5 @@ def test_a_real_tree(tmp_path):
     assert [card.serial for card in cards] == ['S7DFNG0W700063', None, None]
     products = ['3.2TB NVMe Gen4 U.2 SSD V', *['3.2TB NVMe Gen4 U.2 SSD III'] * 2]
     assert [card.vendor_board['product'] for card in cards] == products
-    assert {card.vendor_board['firmware'] for card in cards} == {'DNA8DNA8', 'REV.SN66'}
+    assert {card.vendor_board['firmware_version'] for card in cards} == {'DNA8DNA8', 'REV.SN66'}
     assert {(*health(card), card.unusable) for card in cards} == {('ok', None, IN_USE)}
