@@ -151,7 +151,7 @@ def _asked(
         reason = ask(nvml, gpu)
     except Exception as error:
         return _failed(error)
-    level = 'warning' if reason in ('row_remap_pending', 'gpu_drain') else 'critical'
+    level = 'warning' if reason in WARNINGS else 'critical'
     return driver.Health(level, reason) if reason else driver.Health('ok')
 
 
@@ -165,9 +165,9 @@ def _broken(nvml: typing.Any, address: str) -> str | None:
 
 
 def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
-    """Memory errors that ECC could not correct since the driver was loaded.
+    """Memory errors that ECC could not correct since the driver was loaded, which a reset clears.
 
-    Source: NVML, nvmlDeviceGetTotalEccErrors.
+    Source: NVML, nvmlDeviceGetTotalEccErrors and nvmlEccCounterType_t.
     """
     kinds = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return 'ecc_uncorrectable' if int(nvml.nvmlDeviceGetTotalEccErrors(gpu, *kinds)) else None
@@ -182,23 +182,47 @@ def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
     return 'row_remap_failure' if failed else 'row_remap_pending' if pending else None
 
 
+def _retired(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Pages of memory that are retired when the driver is loaded again: what GPUs before Ampere
+    have instead of row remapping.
+
+    Source: NVML, nvmlDeviceGetRetiredPagesPendingStatus.
+    """
+    pending = nvml.nvmlDeviceGetRetiredPagesPendingStatus(gpu) == nvml.NVML_FEATURE_ENABLED
+    return 'page_retirement' if pending else None
+
+
 def _recovery(nvml: typing.Any, gpu: typing.Any) -> str | None:
     """What has to be done to recover the GPU, as the kernel driver concludes from its errors (XID).
 
-    A driver that does not know this field answers with one of several errors.
+    A driver that does not know this field answers with one of several errors.  Drivers of later
+    releases may know further actions: an unknown one is an action as well.
 
     Source: NVML, NVML_FI_DEV_GET_GPU_RECOVERY_ACTION and nvmlDeviceGpuRecoveryAction_t.
     """
     [field] = nvml.nvmlDeviceGetFieldValues(gpu, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
     if field.nvmlReturn != nvml.NVML_SUCCESS:
         return None
-    return RECOVERIES.get(int(field.value.uiVal))
+    action = int(field.value.uiVal)
+    return RECOVERIES.get(action, f'gpu_recovery_{action}')
 
 
 #: The reasons by the number of the recovery; 0 is none.
-RECOVERIES = {1: 'gpu_reset_required', 2: 'gpu_reboot', 3: 'gpu_drain_p2p', 4: 'gpu_drain'}
+RECOVERIES = {
+    0: None,
+    1: 'gpu_reset_required',
+    2: 'gpu_reboot',
+    3: 'gpu_drain_p2p',
+    4: 'gpu_drain',
+    5: 'gpu_imex_domain',
+    6: 'gpu_bus_reset',
+    7: 'gpu_system_reboot',
+}
 #: The symptoms of a faulty GPU: each returns a reason, or None.
-SYMPTOMS = (_uncorrected, _remapped, _recovery)
+SYMPTOMS = (_uncorrected, _remapped, _retired, _recovery)
+#: The reasons for which a GPU need not be withdrawn: it can run programs until it is reset.
+#: Source: NVIDIA, "GPU Memory Error Management", error recovery and response flags.
+WARNINGS = ('row_remap_pending', 'page_retirement', 'gpu_drain')
 #: The ids of a MIG instance in NVML, and the call for each.
 INSTANCE_IDS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], str]] = {
     'gpu_instance_id': lambda nvml, mig: str(int(nvml.nvmlDeviceGetGpuInstanceId(mig))),

@@ -4,7 +4,9 @@
 The log is read whole in each scan: NVML tells of an error only to a process that waits for it, and
 a driver whose library is in use cannot be loaded again.
 
-Source: NVIDIA, "XID Errors"; the kernel's documentation, "ABI: dev-kmsg".
+Source: NVIDIA, "Analyzing Xid Errors with the Xid Catalog"
+(docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html); the kernel's documentation, "ABI:
+dev-kmsg".
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ REMEMBERED = 3600
 
 #: ``4,812,6123456,-;NVRM: Xid (PCI:0000:3b:00): 79, pid=..., GPU has fallen off the bus.``
 #: The priority has the facility of the kernel, 0: what processes write has another one.
+#: An error of NVLink may be ``145, RLW_REMAP Nonfatal``, and 154 tells also that nothing has to be
+#: done any more: ``recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)``.
 MESSAGE = re.compile(
     rb'[0-7],[0-9]{1,20},([0-9]{1,20}),[^;]{0,64};'
     rb'NVRM: Xid \(PCI:([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2})(?:\.0)?\): ([0-9]{1,4}),'
+    rb'(?! [A-Z0-9_/]{1,64} +Nonfatal )'
+    rb'(?! GPU recovery action changed from 0x[0-9a-f]{1,8} \([^)]{0,64}\) to 0x0 )'
 )
 
 

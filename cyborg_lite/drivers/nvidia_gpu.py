@@ -42,11 +42,17 @@ INFORMATION = {
 }
 #: The version of the video BIOS there; that of a card which is not initialized is question marks.
 BIOS = re.compile(r'^Video BIOS:\s*([0-9A-Fa-f]{2}(?:\.[0-9A-Fa-f]{2}){4})\s*$', re.MULTILINE)
-#: The errors (XID) that a card causes, not a program, the gravest first.
-#: Source: NVIDIA, "XID Errors": fallen off the bus; error of memory that is not contained, not
-#: recovered, of two bits; row remapping failed; contained error; initialization failed; timeout and
-#: error of the GSP; internal halt; many errors of one bit; NVLink.
-XIDS = (79, 95, 140, 48, 64, 94, 143, 119, 120, 62, 92, 74)
+#: The errors (XID) that a card causes, not a program, the gravest first: those whose immediate
+#: action in NVIDIA's catalog is to restart the machine, to reset the GPU, or to check it, its
+#: NVLinks or its power, and those that it ascribes to faulty memory or circuits.  109 is not among
+#: them: a program that never ends a kernel causes it.  155 is logged also when a link is shut down.
+#: Source: NVIDIA, "Analyzing Xid Errors with the Xid Catalog"; for 109, NVIDIA/k8s-device-plugin,
+#: internal/rm/health.go, "application errors".
+XIDS = (
+    *(79, 95, 140, 48, 64, 143, 158, 119, 120, 62, 46, 110, 156),  # off the bus, or needs a reset
+    *(136, 74, *range(144, 151), 54),  # NVLink, auxiliary power
+    *(154, 94, 157, 92),  # needs a recovery; contained; not repairable; many single-bit errors
+)
 #: The minor of the node of a MIG instance: N of nvidia-caps/nvidia-capN.
 CAPABILITY = re.compile(r'^DeviceFileMinor:\s*([0-9]{1,5})\s*$', re.MULTILINE)
 

@@ -39,6 +39,22 @@ def test_a_message_of_a_real_card():
     assert xid.parse([real], 90) == {'0000:00:06.0': [31]}
 
 
+@pytest.mark.parametrize(
+    ('number', 'text', 'counts'),
+    [
+        (149, 'NETIR_LINK_EVT  Fatal   XC0 i0 Link 09 (0x025525c6 0x00000000)', True),
+        (145, 'RLW_REMAP Nonfatal XC1 i0 Link 10 (0x00000004 0x00000040)', False),
+        (145, 'RLW_REMAP Nonfatality', True),
+        (154, 'GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)', True),
+        (154, 'GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)', False),
+    ],
+)
+def test_an_error_that_needs_nothing_does_not_count(number, text, counts):
+    """Messages of real drivers: NVIDIA/NVSentinel and leptonai/gpud have them in their tests."""
+    message = f'4,812,5000000,-;NVRM: Xid (PCI:0000:3b:00): {number}, {text}\n'
+    assert xid.parse([message.encode()], 10) == ({CARD: [number]} if counts else {})
+
+
 def test_an_error_is_remembered_for_an_hour():
     assert xid.parse([record(time=5_000_000)], 3605) == {CARD: [79]}
     assert xid.parse([record(time=5_000_000)], 3606) == {}

@@ -730,7 +730,11 @@ def test_health_by_nvml(nvml, local, values, level, reason):
         (2, 0, 'critical', 'gpu_reboot'),
         (3, 0, 'critical', 'gpu_drain_p2p'),
         (4, 0, 'warning', 'gpu_drain'),
-        (99, 0, 'ok', None),
+        (5, 0, 'critical', 'gpu_imex_domain'),
+        (6, 0, 'critical', 'gpu_bus_reset'),
+        (7, 0, 'critical', 'gpu_system_reboot'),
+        # An action of a later release.
+        (99, 0, 'critical', 'gpu_recovery_99'),
         # A driver that does not know the field.
         (2, 3, 'ok', None),
     ],
@@ -891,6 +895,15 @@ def test_invalid_instances_are_not_given_out(recorded, instances):
         assert [handle.attach_type for handle in handles].count('MIG') == count
 
 
+#: The errors whose immediate action in NVIDIA's catalog is to ignore them or to restart the
+#: program; and 109 and 155: see nvidia_gpu.XIDS.
+NO_FAULTS = [
+    *(8, 11, 13, 14, 25, 31, 32, 37, 38, 39, 40, 41, 43, 44, 45, 60, 63, 66, 67, 68, 69, 70, 71),
+    *(72, 75, 76, 77, 80, *range(82, 87), 88, 89, 93, *range(96, 110), 121, *range(126, 136), 137),
+    *(139, 141, 152, 153, 155, 160, 161),
+]
+
+
 @pytest.mark.parametrize(
     ('numbers', 'level', 'reason'),
     [
@@ -898,11 +911,14 @@ def test_invalid_instances_are_not_given_out(recorded, instances):
         ([13, 31, 43], 'ok', None),
         ([31, 48, 79], 'warning', 'xid_79'),
         ([74], 'warning', 'xid_74'),
+        ([154, 158], 'warning', 'xid_158'),
+        ([109, 154], 'warning', 'xid_154'),
+        (NO_FAULTS, 'ok', None),
         (['79'], 'ok', None),
     ],
 )
 def test_errors_in_the_log_of_the_kernel(nvml, local, monkeypatch, numbers, level, reason):
-    """Those of programs do not count."""
+    """Errors of programs do not count."""
     monkeypatch.setattr(nvidia_gpu.xid, 'recent', lambda log: {'0001:0a:00.0': numbers})
     first, second = discover(local)
     assert (first.health, first.health_reason) == ('ok', None)
