@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import ctypes
 import re
 import typing
 
@@ -173,6 +174,22 @@ def _uncorrected(nvml: typing.Any, gpu: typing.Any) -> str | None:
     return 'ecc_uncorrectable' if int(nvml.nvmlDeviceGetTotalEccErrors(gpu, *kinds)) else None
 
 
+def _worn(nvml: typing.Any, gpu: typing.Any) -> str | None:
+    """Errors in SRAM that exceed the threshold at which NVIDIA has the GPU diagnosed: no reset
+    clears them.  Only root may read them.
+
+    Source: NVML, nvmlDeviceGetSramEccErrorStatus and nvmlEccSramErrorStatus_v1_t.
+    """
+    status = nvml.c_nvmlEccSramErrorStatus_v1_t()
+    try:
+        nvml.nvmlDeviceGetSramEccErrorStatus(gpu, ctypes.byref(status))
+    except Exception as error:
+        if type(error).__name__ != 'NVMLError_NoPermission':
+            raise
+        return None
+    return 'sram_threshold' if status.bThresholdExceeded else None
+
+
 def _remapped(nvml: typing.Any, gpu: typing.Any) -> str | None:
     """Rows of memory whose remapping failed, or waits for a reset.
 
@@ -219,7 +236,7 @@ RECOVERIES = {
     7: 'gpu_system_reboot',
 }
 #: The symptoms of a faulty GPU: each returns a reason, or None.
-SYMPTOMS = (_uncorrected, _remapped, _retired, _recovery)
+SYMPTOMS = (_uncorrected, _worn, _remapped, _retired, _recovery)
 #: The reasons for which a GPU need not be withdrawn: it can run programs until it is reset.
 #: Source: NVIDIA, "GPU Memory Error Management", error recovery and response flags.
 WARNINGS = ('row_remap_pending', 'page_retirement', 'gpu_drain')

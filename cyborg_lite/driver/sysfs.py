@@ -200,8 +200,7 @@ class Function:
     def find(self, *patterns: str) -> str | None:
         """The first path below the function that matches, such as ``nvme/nvme*/model``.
 
-        ``*`` stands for any characters of one name.  The first name must not have it: the
-        directory of the function itself is not listed.  A last name without it need not exist.
+        ``*`` stands for any characters of one name.  A last name without it need not exist.
         """
         return next(self._matching(patterns), None)
 
@@ -220,9 +219,11 @@ class Function:
             yield place
             return
         names = [parts[0]]
-        if '*' in parts[0] and place:
+        if '*' in parts[0]:
+            # A recording need not have all names in the directory of the function itself.
+            known = self.entries(place) if place else self.tree.names(self.path)
             # Only * has a meaning.
-            names = fnmatch.filter(self.entries(place), parts[0].replace('[', '[[]'))
+            names = fnmatch.filter(known, parts[0].replace('[', '[[]'))
         for name in names:
             yield from self._matches(f'{place}/{name}' if place else name, parts[1:])
 

@@ -228,11 +228,16 @@ class HuaweiAscend(pci.PciDriver):
         }
 
     def links(self, card: sysfs.Function) -> dict[str, int]:
+        """The links that the topology tells; without it those of the two dies of a 910_93."""
         npu, found = self._known[card.bdf], collections.Counter[str]()
         for (kind, number), count in npu.links.items():
             peers = self._named(kind, number)
             found.update({b: count for b, n in self._known.items() if n in peers and n is not npu})
-        return dict(found)
+        dies = self._at(npu.number) if FAMILIES[npu.ids[1]] == '910_93' else []
+        near = {
+            b: npu_smi.LINKS['SIO'] for b, n in self._known.items() if n in dies and n is not npu
+        }
+        return dict(found | collections.Counter(near))
 
     def serial(self, card: sysfs.Function) -> str | None:
         npu = self._known[card.bdf]
@@ -398,9 +403,9 @@ class HuaweiAscend(pci.PciDriver):
         value: str | None = getattr(npu, kind)
         return value if [getattr(n, kind) for n in self._known.values()].count(value) == 1 else None
 
-    def _at(self, number: int) -> list[Npu]:
-        """The cards of one number: the two dies of a 910_93 are two functions."""
-        return [npu for npu in self._known.values() if npu.number == number]
+    def _at(self, number: int | None) -> list[Npu]:
+        """The cards of a known number: the two dies of a 910_93 are two functions."""
+        return [n for n in self._known.values() if n.number == number is not None]
 
     def _take(self, question: Question, text: str) -> None:
         """Store the facts of an answer; it may be empty."""

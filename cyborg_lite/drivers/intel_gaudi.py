@@ -6,11 +6,21 @@ from __future__ import annotations
 import re
 import typing
 
+from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
 #: The directories of sysfs that list the nodes of a card.
 NODES = ('accel', 'habanalabs')
+#: The health by the status of a card, in lower case; it is unknown in any other status, such as
+#: "in reset".  Earlier releases of Linux write Malfunction for a disabled card.
+#: Source: Linux, drivers/accel/habanalabs/common/habanalabs_drv.c, create_hdev, and sysfs.c.
+STATUS = {
+    'operational': driver.Health('ok'),
+    'disabled': driver.Health('critical', 'gaudi_disabled'),
+    'malfunction': driver.Health('critical', 'gaudi_disabled'),
+    'needs reset': driver.Health('critical', 'gaudi_needs_reset'),
+}
 NODE = re.compile('(?:accel/accel|habanalabs/hl)([0-9]{1,4})')
 
 
@@ -33,6 +43,12 @@ class IntelGaudi(pci.PciDriver):
     firmware_files = tuple(
         f'{directory}/*/{name}' for directory in NODES for name in ('cpucp_ver', 'armcp_ver')
     )
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """The worst of the PCIe link and of the status that the kernel driver tells."""
+        status = card.told('status', *(f'{directory}/*/status' for directory in NODES))
+        told = STATUS.get(status.lower(), driver.Health()) if status else None
+        return driver.worst(super().health(card), told)
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The numbers of the card's nodes in /dev and of its module.

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intel Data Center GPUs: whole ones, or their virtual functions."""
+"""Intel GPUs for data centres and workstations: whole ones, or their virtual functions."""
 
 from __future__ import annotations
 
 import re
 import typing
 
+from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
@@ -29,9 +30,20 @@ class IntelGpu(pci.PciDriver):
         ('8086', '0bdb'): 'Intel Data Center GPU Max 1100',
         ('8086', '56c0'): 'Intel Data Center GPU Flex 170',
         ('8086', '56c1'): 'Intel Data Center GPU Flex 140',
+        ('8086', 'e211'): 'Intel Arc Pro B60',
+        ('8086', 'e212'): 'Intel Arc Pro B50',
     }
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The number of the card's render node, dri/renderDN in /dev."""
         numbers = (re.fullmatch('renderD([0-9]{3,5})', name) for name in card.entries('drm'))
         return next(({'render_minor': int(match[1])} for match in numbers if match), {})
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """The worst of the PCIe link and of the firmware: a file is there only if it has failed.
+
+        Only root may read it.  Source: Linux, drivers/gpu/drm/xe/xe_survivability_mode.c.
+        """
+        failed = card.read('survivability_mode') is not None
+        told = driver.Health('critical', 'gpu_firmware') if failed else None
+        return driver.worst(super().health(card), told)

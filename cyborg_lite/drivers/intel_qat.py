@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from cyborg_lite import driver
 from cyborg_lite.driver import pci
+from cyborg_lite.driver import sysfs
+
+#: The number of errors that ended with a reset of the device.
+FATAL = 'qat_ras/errors_fatal'
 
 
 class IntelQat(pci.PciDriver):
     """Source: pci.ids; Linux, drivers/crypto/intel/qat/qat_common/adf_accel_devices.h, and
-    Documentation/ABI/testing/sysfs-driver-qat.
+    Documentation/ABI/testing/sysfs-driver-qat and sysfs-driver-qat_ras.
     """
 
     name, type, resource_class = 'intel_qat', 'QAT', 'CUSTOM_QAT'
@@ -27,3 +32,15 @@ class IntelQat(pci.PciDriver):
         ('8086', '4948'): '6xxx',
         ('8086', '6f54'): 'D15xx',
     }
+
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """The worst of the PCIe link and of the fatal errors that the kernel driver has counted.
+
+        A nonfatal error ends a request, and is not a fault of the card.
+        """
+        told, count = None, card.number(FATAL)
+        if count is not None:
+            told = driver.Health('critical', 'qat_fatal') if count else driver.Health('ok')
+        elif card.read(FATAL) is not None:
+            told = driver.Health()
+        return driver.worst(super().health(card), told)

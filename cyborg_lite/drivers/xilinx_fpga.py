@@ -9,9 +9,14 @@ Source: Xilinx/XRT, src/runtime_src/core/pcie/driver/linux.
 
 from __future__ import annotations
 
+import re
+
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+
+#: The state of the firewall of the function that manages a card.
+FIREWALL = 'firewall.m.*/status'
 
 
 class XilinxFpga(pci.PciDriver):
@@ -65,6 +70,16 @@ class XilinxFpga(pci.PciDriver):
             return 'it has no function for users, as in its golden state'
         return super().unusable(card)
 
+    def health(self, card: sysfs.Function) -> driver.Health | None:
+        """The worst of the PCIe link and of the firewall between the card's buses and its logic.
+
+        Once it is tripped, the loaded logic does not answer until the card is reset.
+
+        Source: Xilinx/XRT, xocl/subdev/firewall.c, ``status``: a decimal number, 0 if it is not.
+        """
+        status = card.told(FIREWALL)
+        return driver.worst(super().health(card), _of_firewall(status))
+
     def functions(self, card: sysfs.Function) -> list[sysfs.Function]:
         """Only the user's function: the other one can reprogram the card."""
         user = self._user(card)
@@ -86,3 +101,12 @@ class XilinxFpga(pci.PciDriver):
         # The names that Cyborg gives, after the user's function.
         products = [driver.trait('FPGA_PRODUCT_ID', f.ids[1]) for f in self.functions(card)]
         return [driver.trait('FPGA_XILINX'), driver.trait('FPGA', self.model(card)), *products]
+
+
+def _of_firewall(status: str | None) -> driver.Health | None:
+    """The health by the state of the firewall."""
+    if status is None:
+        return None
+    if not re.fullmatch('[0-9]{1,20}', status):
+        return driver.Health()
+    return driver.Health('critical', 'fpga_firewall') if int(status) else driver.Health('ok')

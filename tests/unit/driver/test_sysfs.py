@@ -379,9 +379,9 @@ def function(tree):
         (['nvme/o*/model'], 'nvme/other/model', 'three'),
         (['accel/*/model', 'nvme/*1/model'], 'nvme/nvme1/model', 'two'),
         (['accel/*', 'nvme/x*'], None, None),
-        # A path without wildcards need not exist, and the function itself is not listed.
+        # A path without wildcards need not exist.
         (['nvme/nvme7/model'], 'nvme/nvme7/model', None),
-        (['nv*/nvme0/model'], 'nv*/nvme0/model', None),
+        (['nv*/nvme0/model'], 'nvme/nvme0/model', 'one'),
         (['class'], 'class', '0x120000'),
         # A name of a directory is no pattern.
         (['nvme/[no]*/model'], None, None),

@@ -719,6 +719,33 @@ def test_a3_tells_the_links_of_dies(tmp_path):
     ]  # fmt: skip
 
 
+def test_two_dies_of_a_card_are_linked_before_the_topology_is_known(tmp_path):
+    cards = discover(_a3(tmp_path))
+    assert [card.topology for card in cards] == [
+        {'links': {'0000:8f:00.0': 2}}, {'links': {'0000:8d:00.0': 2}}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('ids', 'rows'),
+    [
+        # The chips of a 310 card, which no links connect.
+        ('19e5:d100', ['| 4 310 | OK | |', '| 0 8 | 0000:8D:00.0 | |',
+                       '| 4 310 | OK | |', '| 1 9 | 0000:8F:00.0 | |']),
+        # The dies of two cards.
+        ('19e5:d803', ['| 4 Ascend910 | OK | |', '| 0 8 | 0000:8D:00.0 | |',
+                       '| 5 Ascend910 | OK | |', '| 0 10 | 0000:8F:00.0 | |']),
+        # npu-smi tells nothing of them.
+        ('19e5:d803', []),
+    ],
+)  # fmt: skip
+def test_other_chips_have_no_link_without_the_topology(tmp_path, ids, rows):
+    functions = [captures.function(f'0000:{bus}:00.0', ids) for bus in ('8d', '8f')]
+    said = {'info': _table(*rows, heading='| Chip Phy-ID | Bus-Id | HBM |')}
+    cards = discover(captures.host(tmp_path, functions, {'npu-smi': said}))
+    assert [card.topology for card in cards] == [None, None]
+
+
 def test_two_rings_of_a_real_server(tmp_path):
     """The cards are as npu-smi of an Atlas 800 9010 shows them; its matrix is not recorded."""
     table = captures.text('ascend/910A-atlas800-9010-22.0.3.1.info.txt')

@@ -33,3 +33,31 @@ def test_a_gaudi_has_the_number_of_its_node(tmp_path, node, board):
     card = captures.function('0000:19:00.0', '1da3:1020', files={f'{node}/dev': '261:3'})
     [found] = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, [card]))
     assert found.vendor_board == board
+
+
+@pytest.mark.parametrize('directory', ['accel/accel3', 'habanalabs/hl3'])
+@pytest.mark.parametrize('name', ['cpucp_ver', 'armcp_ver'])
+def test_the_firmware_of_the_control_processor(tmp_path, directory, name):
+    files = {f'{directory}/{name}': 'hl-gaudi2-1.21.1-fw-59.2.1\n'}
+    card = captures.function('0000:19:00.0', '1da3:1020', files=files)
+    [found] = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, [card]))
+    assert found.vendor_board['firmware_version'] == 'hl-gaudi2-1.21.1-fw-59.2.1'
+
+
+@pytest.mark.parametrize('place', ['status', 'accel/accel3/status', 'habanalabs/hl3/status'])
+@pytest.mark.parametrize(
+    ('status', 'expected'),
+    [
+        ('Operational', ('ok', None)),
+        ('Disabled', ('critical', 'gaudi_disabled')),
+        ('Malfunction', ('critical', 'gaudi_disabled')),
+        ('Needs reset', ('critical', 'gaudi_needs_reset')),
+        ('Needs Reset', ('critical', 'gaudi_needs_reset')),
+        ('In reset', ('unknown', None)),
+        ('In device creation', ('unknown', None)),
+    ],
+)
+def test_health_by_the_kernel(tmp_path, place, status, expected):
+    card = captures.function('0000:19:00.0', '1da3:1020', files={place: status})
+    [found] = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, [card]))
+    assert (found.health, found.health_reason) == expected

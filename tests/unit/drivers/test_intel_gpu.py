@@ -15,6 +15,7 @@ from tests.unit.drivers import captures
     [
         ('8086:0bd5', '038000', ['Intel Data Center GPU Max 1550']),
         ('8086:56c0', '030000', ['Intel Data Center GPU Flex 170']),
+        ('8086:e211', '030000', ['Intel Arc Pro B60']),
         ('8086:4680', '030000', []),
     ],
 )
@@ -31,3 +32,23 @@ def test_virtual_functions_of_a_gpu(tmp_path):
     [found] = testing.discover(intel_gpu.IntelGpu, captures.host(tmp_path, [card]))
     [part] = found.deployables
     assert (part.resource_class, len(part.attach_handles)) == ('VGPU', 4)
+
+
+LINK = {'current_link_width': '8', 'max_link_width': '8'}
+
+
+@pytest.mark.parametrize(
+    ('files', 'health'),
+    [
+        (LINK | {'survivability_mode': 'Survivability mode type: Runtime'},
+         ('critical', 'gpu_firmware')),
+        ({'survivability_mode': 'Survivability mode type: Boot\nCapability Info: 0x0 - 0x1'},
+         ('critical', 'gpu_firmware')),
+        (LINK, ('ok', None)),
+        ({}, ('unknown', None)),
+    ],
+)  # fmt: skip
+def test_health_by_the_firmware(tmp_path, files, health):
+    card = captures.function('0000:03:00.0', '8086:e212', '030000', files=files)
+    [found] = testing.discover(intel_gpu.IntelGpu, captures.host(tmp_path, [card]))
+    assert (found.health, found.health_reason) == health

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import types
@@ -699,11 +700,31 @@ def health(cards: list[driver.Device]) -> list[tuple]:
     return [(card.health, card.health_reason) for card in cards]
 
 
-def sick(nvml, ecc=0, remapped=(0, 0, 0, 0)):
+class Sram(ctypes.Structure):
+    """The library's structure, as far as it matters."""
+
+    _fields_ = (('bThresholdExceeded', ctypes.c_uint),)
+
+
+class NVMLError_NoPermission(NVMLError):  # noqa: N801
+    """As the library's."""
+
+
+def sick(nvml, ecc=0, remapped=(0, 0, 0, 0), retiring=0, sram=0):
     """Set the library's values of the health of the first GPU."""
+
+    def worn(gpu, status):
+        if sram is None:
+            raise NVMLError_NoPermission
+        status._obj.bThresholdExceeded = 0 if gpu else sram
+
+    nvml.c_nvmlEccSramErrorStatus_v1_t = Sram
+    nvml.nvmlDeviceGetSramEccErrorStatus = worn
     nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC = 1, 0
     nvml.nvmlDeviceGetTotalEccErrors = lambda gpu, kind, counter: 0 if gpu else ecc
     nvml.nvmlDeviceGetRemappedRows = lambda gpu: (0, 0, 0, 0) if gpu else remapped
+    nvml.NVML_FEATURE_ENABLED = 1
+    nvml.nvmlDeviceGetRetiredPagesPendingStatus = lambda gpu: 0 if gpu else retiring
 
 
 @pytest.mark.parametrize(
@@ -715,6 +736,10 @@ def sick(nvml, ecc=0, remapped=(0, 0, 0, 0)):
         ({'remapped': (0, 1, 1, 1)}, 'critical', 'row_remap_failure'),
         ({'remapped': (5, 0, 0, 0)}, 'ok', None),
         ({'remapped': 'rubbish'}, 'unknown', None),
+        ({'retiring': 1}, 'warning', 'page_retirement'),
+        ({'sram': 1}, 'critical', 'sram_threshold'),
+        # Only root may read it.
+        ({'sram': None}, 'ok', None),
     ],
 )
 def test_health_by_nvml(nvml, local, values, level, reason):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from cyborg_lite import driver
+from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import xilinx_fpga
 from tests.unit.drivers import captures
@@ -63,3 +65,27 @@ def test_a_pair_of_another_class_is_no_card(tmp_path):
         for n, ids in enumerate(('10ee:7024', '10ee:7025'))
     ]
     assert testing.discover(xilinx_fpga.XilinxFpga, captures.host(tmp_path, pair)) == []
+
+
+@pytest.mark.parametrize(
+    ('status', 'health'),
+    [
+        ('0', ('ok', None)),
+        ('524292', ('critical', 'fpga_firewall')),
+        ('tripped', ('unknown', None)),
+        (None, ('unknown', None)),
+    ],
+)
+def test_health_by_the_firewall(tmp_path, status, health):
+    files = {} if status is None else {'firewall.m.12582914/status': status}
+    functions = [
+        captures.function('0000:3b:00.0', '10ee:5000', files=files),
+        captures.function('0000:3b:00.1', '10ee:5001'),
+    ]
+    host = captures.host(tmp_path, functions)
+    [card] = testing.discover(xilinx_fpga.XilinxFpga, host)
+    assert (card.health, card.health_reason) == health
+    recording.record(host, tmp_path / 'copy.tar.gz')
+    copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path)
+    [again] = testing.discover(xilinx_fpga.XilinxFpga, copy)
+    assert (again.health, again.health_reason) == health
