@@ -49,6 +49,8 @@ def document(
         for device in each['devices']:
             device['ordinal'] = next(numbers[each['driver']])
     known = {driver: _needs(driver)[0] for driver in order if driver}
+    if any(_vfio(each['ids']) for each in found):
+        known['vfio'] = needs.VFIO
     return {
         'allocation': allocation,
         'host': host,
@@ -90,13 +92,14 @@ def nodes(noted: Accelerator) -> Nodes:
     """
     driver = noted.get('driver')
     told = _needs(driver)[0] if isinstance(driver, str) else None
-    if not told:
-        return Nodes()
-    form = told['forms'].get(noted.get('form')) or {'each': None, 'nodes': []}
+    form = _form(noted, told) or {'each': None, 'nodes': []}
     found = [_nodes(form['nodes'], ids, []) for ids in _each(noted.get('ids'), form['each'])]
-    used = [node for each in found for node in each[:1]] if told['use'] else []
     own = [node for each in found for node in each]
-    return Nodes(own, [*told['shared']], used, told['use'] == 'listed')
+    all_needs = [told, needs.VFIO if _vfio(noted.get('ids')) else None]
+    shared = [node for each in all_needs if each for node in each['shared']]
+    use = told['use'] if told else None
+    used = [node for each in found for node in each[:1]] if use else []
+    return Nodes(own, shared, used, use == 'listed')
 
 
 def resources(drivers: collections.abc.Iterable[str]) -> list[str]:
@@ -129,8 +132,10 @@ def _accelerator(noted: Accelerator) -> Accelerator:
         reason = 'an older release allocated it and did not note its driver: allocate it again'
     else:
         told, reason = _needs(shown['driver'])
-        if told:
-            devices, reason = _devices(shown, told)
+        if form := _form(shown, told):
+            devices, reason = _devices(shown['ids'], form)
+        elif told:
+            reason = f'its form is {shown["form"]}, which is for guests'
     return shown | {'devices': devices, 'reason': reason}
 
 
@@ -143,17 +148,27 @@ def _needs(driver: str) -> tuple[needs.Needs | None, str | None]:
     return told, None if told else 'its driver does not tell how processes use it'
 
 
-def _devices(shown: Accelerator, told: needs.Needs) -> tuple[list[Device], str | None]:
+def _vfio(ids: typing.Any) -> dict[str, typing.Any]:
+    """The ids of a function that VFIO is bound to, so that no other driver has nodes for it."""
+    return ids if isinstance(ids, dict) and ids.get('vfio_group') is not None else {}
+
+
+def _form(noted: Accelerator, told: needs.Needs | None) -> needs.Needs | None:
+    """The needs of an accelerator's form; None if it is not for processes, or they are unknown."""
+    name = noted.get('form')
+    if ids := _vfio(noted.get('ids')):
+        told, name = needs.VFIO, 'group' if ids.get('vfio_device') is None else 'device'
+    return told['forms'].get(name) if told else None
+
+
+def _devices(listed: typing.Any, form: needs.Needs) -> tuple[list[Device], str | None]:
     """The devices of an accelerator; and which of their ids are unknown, as a text.
 
     A device without a name is left out if the driver names devices.
     """
-    form = told['forms'].get(shown['form'])
-    if form is None:
-        return [], f'its form is {shown["form"]}, which is for guests'
     missing: list[str] = []
     devices: list[Device] = []
-    for ids in _each(shown['ids'], form['each']):
+    for ids in _each(listed, form['each']):
         name = _fill(form['name'], ids, NAME, missing) if form['name'] else None
         nodes = _nodes(form['nodes'], ids, missing)
         if name or not form['name']:

@@ -47,9 +47,10 @@ VALUE = re.compile('[A-Za-z0-9_.:/-]{0,255}')
 #: of a command.
 PATH = re.compile('(?:/[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}){1,16}')
 SHARED = re.compile('/dev' + PATH.pattern)
-#: The path of a node, with ids in it.
-NODE = re.compile(r'/dev(?:/[A-Za-z0-9_](?:[A-Za-z0-9_.-]|\{[a-z_|]{1,64}\}){0,63}){1,8}')
-NAME = re.compile(r'\{[a-z_|]{1,64}\}')
+#: The path of a node, with ids in it, which are numbers.
+_ID = r'\{[a-z_|]{1,64}\}'
+NODE = re.compile(rf'/dev(?:/(?:[A-Za-z0-9_]|{_ID})(?:[A-Za-z0-9_.-]|{_ID}){{0,63}}){{1,8}}')
+NAME = re.compile(_ID)
 USE = re.compile('open|listed')
 
 Needs = dict[str, typing.Any]
@@ -163,3 +164,17 @@ FIELDS = {
     'container': Field(VALUE, dict),
 }
 FORM = {'each': Field(WORD), 'name': Field(NAME), 'nodes': Field(NODE, list)}
+
+#: What a process or a container needs to use a function that is bound to vfio-pci, by a driver of
+#: its own: the nodes are those of the kernel, whoever made the card.
+#: Source: Linux, Documentation/driver-api/vfio.rst; for the second form "VFIO Device cdev".
+VFIO = parse(
+    {
+        'shared': ['/dev/vfio/vfio', '/dev/iommu'],
+        'forms': {
+            'group': {'nodes': ['/dev/vfio/{vfio_group}']},
+            'device': {'nodes': ['/dev/vfio/{vfio_group}', '/dev/vfio/devices/vfio{vfio_device}']},
+        },
+    },
+    'vfio',
+)

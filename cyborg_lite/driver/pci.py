@@ -19,6 +19,9 @@ from cyborg_lite.driver import versions
 ID = re.compile('[0-9a-f]{4}')
 #: The directory of the kernel's modules. Source: Documentation/ABI/stable/sysfs-module of Linux.
 MODULES = pathlib.PurePath('sys/module')
+#: The maximum number of functions of a card whose VFIO nodes are reported: a board has room for so
+#: many.
+BOUND = 400
 #: Why a card of ``used_by_host`` is not allocated.
 IN_USE = 'the host uses it: bind it to vfio-pci to have it allocated'
 
@@ -132,7 +135,8 @@ class PciDriver(driver.Driver):
             board={'product_id': product, 'class': card.pci_class}
             | ({'subsystem': card.subsystem} if card.subsystem else {}),
             vendor_board=self.vendor_board(card)
-            | versions.facts(self._told_versions(card)),
+            | versions.facts(self._told_versions(card))
+            | self._vfio(card),
             topology=self.topology(card),
             serial=self.serial(card),
             unusable=self.unusable(card),
@@ -182,6 +186,14 @@ class PciDriver(driver.Driver):
         if card.bdf not in self._versions:
             self._versions[card.bdf] = versions.sound(self.versions(card))
         return self._versions[card.bdf]
+
+    def _vfio(self, card: sysfs.Function) -> dict[str, dict[str, list[int]]]:
+        """The fact ``vfio``: by the address of each function that is bound to VFIO, the numbers
+        of its nodes, as far as a board can have them.
+        """
+        functions = (f for port in self.ports(card) for f in self.functions(port))
+        told = {f.bdf: numbers for f in functions if (numbers := f.vfio)}
+        return {'vfio': dict(itertools.islice(told.items(), BOUND))} if told else {}
 
     def topology(self, card: sysfs.Function) -> dict[str, typing.Any] | None:
         """What tells how near the card is to others; None if nothing is known."""

@@ -356,6 +356,22 @@ class Function:
         return group if re.fullmatch('[0-9]{1,9}', group) else None
 
     @property
+    def vfio(self) -> list[int] | None:
+        """The numbers of the nodes by which a process uses it: of vfio/N, then of
+        vfio/devices/vfioN where the kernel has it; None unless VFIO is bound to it.
+
+        Source: Documentation/driver-api/vfio.rst of Linux, and for the second
+        Documentation/ABI/testing/sysfs-devices-vfio-dev: it has a number if it is a node.
+        """
+        group = self.iommu_group if 'vfio' in (self.driver or '') and self.passed_through else None
+        if group is None:
+            return None
+        found = self._matching(('vfio-dev/vfio*/dev',))
+        paths = (path for path in found if re.fullmatch('[0-9]+:[0-9]+', self.read(path) or ''))
+        devices = (re.fullmatch('vfio-dev/vfio([0-9]{1,7})/dev', path) for path in paths)
+        return [int(group), *(int(match[1]) for match in devices if match)][:2]
+
+    @property
     def is_console(self) -> bool:
         """Whether this card shows the console of the firmware and the kernel.
 

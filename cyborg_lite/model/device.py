@@ -24,7 +24,8 @@ if typing.TYPE_CHECKING:
 #: The keys of a vendor's board that are ids; parts of a board have their own.
 IDS = {
     'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id', 'module_id', 'minor',
-    'render_minor', 'gpu_instance_minor', 'compute_instance_minor',
+    'render_minor', 'gpu_instance_minor', 'compute_instance_minor', 'bdev', 'vfio_group',
+    'vfio_device',
 }  # fmt: skip
 
 
@@ -215,12 +216,24 @@ def ids_of_part(
 ) -> dict[str, typing.Any]:
     """The ids of one attach handle: its own if it has any, otherwise its card's.
 
-    The board's facts of a part with the same UUID belong to it.
+    The board's facts of a part with the same UUID belong to it, and the VFIO nodes of its function.
     """
-    told, own = ids(board or {}), ids(attach_info)
+    told, own = ids(board or {}) | _vfio(board, attach_info), ids(attach_info)
     parts = (part for value in told.values() if isinstance(value, list) for part in value)
     same = (part for part in parts if 'uuid' in own and part.get('uuid') == own['uuid'])
     return own | next(same, {}) if own else told
+
+
+def _vfio(
+    board: dict[str, typing.Any] | None, attach_info: dict[str, str]
+) -> dict[str, typing.Any]:
+    """The numbers of the nodes of a function that VFIO is bound to: see sysfs.Function.vfio."""
+    told = (board or {}).get('vfio')
+    if not isinstance(told, dict) or pci.function(attach_info) is None:
+        return {}
+    numbers = told.get('{domain}:{bus}:{device}.{function}'.format(**attach_info))
+    names = 'vfio_group', 'vfio_device'
+    return dict(zip(names, numbers, strict=False)) if isinstance(numbers, list) else {}
 
 
 class Obstacle(typing.NamedTuple):

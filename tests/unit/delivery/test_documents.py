@@ -9,13 +9,19 @@ import json
 import pytest
 
 from cyborg_lite import delivery
+from cyborg_lite import model
+from cyborg_lite.delivery import views
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.drivers import amd_gpu
 from cyborg_lite.drivers import fake
 from cyborg_lite.drivers import huawei_ascend
 from cyborg_lite.drivers import intel_gaudi
 from cyborg_lite.drivers import intel_gpu
+from cyborg_lite.drivers import intel_qat
+from cyborg_lite.drivers import nic
 from cyborg_lite.drivers import nvidia_gpu
+from cyborg_lite.drivers import nvme_ssd
+from cyborg_lite.drivers import spdk
 from tests.unit.delivery import cards
 from tests.unit.drivers import captures
 from tests.unit.drivers import test_amd_gpu
@@ -84,6 +90,85 @@ def test_ascend_with_two_chips_on_a_card(tmp_path):
     found = document(*duo[:2])
     assert devices(found) == [(str(n), [f'/dev/davinci{n}']) for n in range(4)]
     assert [len(each['devices']) for each in found['accelerators']] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ('bound', 'nodes', 'reason'),
+    [
+        ({'driver': 'vfio-pci'}, ['/dev/vfio/17'], None),
+        ({'driver': 'pci-stub'}, [], 'its ids have no usable vfio_group'),
+        ({}, [], 'its ids have no usable vfio_group'),
+    ],
+)
+def test_an_ssd_that_the_host_has_released(tmp_path, bound, nodes, reason):
+    ssd = captures.function('0000:3b:00.0', '144d:a80a', '010802', iommu_group='17', **bound)
+    found = document(*cards.noted(nvme_ssd.NvmeSsd, captures.host(tmp_path, [ssd])))
+    assert devices(found) == [(None, nodes)]
+    assert found['accelerators'][0]['reason'] == reason
+    assert ('/dev/vfio/vfio' in views.render(found, 'process')['shared']) is (reason is None)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'ids', 'pci_class'),
+    [
+        (nic.Nic, '15b3:a2dc', '020000'),
+        (intel_qat.IntelQat, '8086:4940', '0b4000'),
+        (intel_gpu.IntelGpu, '8086:56c0', '038000'),
+    ],
+)
+@pytest.mark.parametrize(
+    ('device', 'nodes'),
+    [
+        ({}, ['/dev/vfio/{}']),
+        # Linux before 6.6 lists it, and has no node.
+        ({'power/control': 'auto'}, ['/dev/vfio/{}']),
+        ({'dev': '511:{}'}, ['/dev/vfio/{}', '/dev/vfio/devices/vfio{}']),
+    ],
+)
+def test_virtual_functions_that_are_bound_to_vfio(tmp_path, kind, ids, pci_class, device, nodes):
+    """Each has nodes of its own; one that another driver has is for guests."""
+    virtual = {'id': ids, 'total': '4', 'enabled': '3'}
+    card = captures.function('0000:3b:00.0', ids, pci_class, virtual=virtual)
+    host = captures.host(tmp_path, [card])
+    found = [f for f in host.tree.functions() if f.is_virtual]
+    for number, function in enumerate(found):
+        name = 'vfio-pci' if number else 'acme'
+        (function.path / 'driver').symlink_to(f'../../../bus/pci/drivers/{name}')
+        (function.path / 'iommu_group').symlink_to(f'../../../kernel/iommu_groups/{number}')
+        for file, text in device.items():
+            place = function.path / f'vfio-dev/vfio{number}' / file
+            place.parent.mkdir(parents=True)
+            place.write_text(text.format(number))
+    noted = cards.noted(kind, host)
+    told = document(*noted)
+    wanted = [[node.format(number) for node in nodes] for number in (1, 2)]
+    assert [nodes for _, nodes in devices(told)] == wanted
+    assert [each['reason'] is None for each in told['accelerators']].count(False) == 1
+    view = views.render(told, 'process')
+    assert view['nodes'] == [node for each in wanted for node in each]
+    assert {'/dev/vfio/vfio', '/dev/iommu'} <= {*view['shared']}
+    own = [delivery.nodes(each).own for each in noted]
+    assert sorted(own) == sorted([[], *wanted])
+    assert all('/dev/iommu' in delivery.nodes(each).shared for each in noted if each['ids'])
+
+
+@pytest.mark.parametrize('told', [[], 7, {'0000:3b:00.0': 7}, {'0000:3b:00.0': ['../../etc']}])
+def test_what_is_no_number_of_vfio_leads_to_no_node(told):
+    info = {'domain': '0000', 'bus': '3b', 'device': '00', 'function': '0'}
+    ids = model.device.ids_of_part({'vfio': told}, info)
+    found = document(cards.accelerator(driver='nvme_ssd', ids=ids))
+    assert devices(found) == [(None, [])]
+
+
+def test_a_block_device_of_spdk(tmp_path):
+    told = json.dumps([{'name': name} for name in ('Nvme0n1', 'lvs/a b')])
+    host = captures.host(tmp_path, [], {'spdk': {'bdev_get_bdevs': told}})
+    found = document(*cards.noted(spdk.Spdk, host))
+    assert devices(found) == [('Nvme0n1', [])]
+    assert [each['reason'] for each in found['accelerators']] == [
+        None,
+        'its ids have no usable bdev',
+    ]
 
 
 def test_ascend_names_are_logical_and_nodes_physical():

@@ -13,6 +13,7 @@ from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
+from cyborg_lite.driver.pci import BOUND
 from cyborg_lite.driver.pci import PciDriver
 from cyborg_lite.drivers import huawei_ascend
 from cyborg_lite.drivers import intel_qat
@@ -422,3 +423,15 @@ def test_versions_are_read_once_for_each_card_of_a_scan(tmp_path):
     assert asked == [CARD, CARD]
 
 
+def test_a_board_has_room_for_the_nodes_of_all_its_functions(tmp_path):
+    """As far as there is room: the card is reported whatever the number of its functions."""
+    virtual = {'id': 'abcd:0001', 'total': '500', 'enabled': '500'}
+    host = captures.host(tmp_path, [captures.function(CARD, 'abcd:0001', virtual=virtual)])
+    for number, function in enumerate(f for f in host.tree.functions() if f.is_virtual):
+        (function.path / 'driver').symlink_to('../../../bus/pci/drivers/vfio-pci')
+        (function.path / 'iommu_group').symlink_to(f'../../../kernel/iommu_groups/{10**6 + number}')
+        (function.path / f'vfio-dev/vfio{10**6 + number}').mkdir(parents=True)
+        (function.path / f'vfio-dev/vfio{10**6 + number}/dev').write_text('511:0')
+    [card] = testing.discover(Versioned, host)
+    assert len(card.deployables[0].attach_handles) == 500
+    assert len(card.vendor_board['vfio']) == BOUND
