@@ -89,7 +89,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
-    dropped = _health(device) + _topology(device) + _processes(device)
+    dropped = _health(device) + _topology(device) + _processes(device) + _utilization(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
@@ -123,6 +123,17 @@ def _processes(device: model.Device) -> list[str]:
     if not all(type(pid) is int and 0 < pid <= PID for pid in told):
         return [f'processes: expected pids from 1 to {PID}, not {told!r:.64}']
     device.processes = told
+    return []
+
+
+def _utilization(device: model.Device) -> list[str]:
+    """Drop an invalid utilization, and complain: the card stays."""
+    told, device.utilization = device.utilization, None
+    if told is None:
+        return []
+    if type(told) is not int or not 0 <= told <= 100:
+        return [f'utilization: expected a whole number from 0 to 100, not {told!r:.64}']
+    device.utilization = told
     return []
 
 

@@ -130,6 +130,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
     'nvlinks': lambda nvml, gpu: _nvlinks(nvml, gpu),
     'pids': lambda nvml, gpu: _pids(nvml, gpu),
+    'utilization': lambda nvml, gpu: _utilization(nvml, gpu),
     'cuda': lambda nvml, gpu: _cuda(nvml),
 }
 
@@ -306,6 +307,15 @@ def _pids(nvml: typing.Any, gpu: typing.Any) -> list[int]:
     return [pid for pid in sorted(found) if 0 < pid <= contract.PID][: contract.PROCESSES]
 
 
+def _utilization(nvml: typing.Any, gpu: typing.Any) -> int | None:
+    """In percent, for how much of the last sample a program computed; None if it is not measured,
+    as in MIG mode.
+
+    Source: NVML, nvmlDeviceGetUtilizationRates.
+    """
+    return _if_told(lambda: int(nvml.nvmlDeviceGetUtilizationRates(gpu).gpu))
+
+
 def _cuda(nvml: typing.Any) -> str | None:
     """The latest version of CUDA that the driver supports, such as ``12.9``; None if NVML does not
     tell it.
@@ -370,6 +380,10 @@ def _are_pids(told: typing.Any) -> bool:
     return sound and len(pids) <= contract.PROCESSES
 
 
+def _is_utilization(told: typing.Any) -> bool:
+    return told is None or type(told) is int and 0 <= told <= 100
+
+
 def _is_health(told: typing.Any) -> bool:
     words = told if isinstance(told, list) and len(told) == 2 else ['']
     words = words[:1] if words[-1] is None else words
@@ -385,6 +399,7 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'mig': _are_instances,
     'nvlinks': _are_nvlinks,
     'pids': _are_pids,
+    'utilization': _is_utilization,
     'cuda': lambda told: told is None or isinstance(told, str) and bool(CUDA.fullmatch(told)),
     'health': _is_health,
 }

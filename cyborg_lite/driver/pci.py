@@ -143,6 +143,7 @@ class PciDriver(driver.Driver):
             health=health.level,
             health_reason=health.reason,
             processes=self.processes(card),
+            utilization=self.utilization(card),
             deployables=self.deployables(card),
         )
 
@@ -229,6 +230,13 @@ class PciDriver(driver.Driver):
 
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         """The pids of the processes that compute on the card; None if nothing lists them."""
+        return None
+
+    def utilization(self, card: sysfs.Function) -> int | None:
+        """How busy the card is, in percent from 0 to 100; None if it does not tell.
+
+        Of several parts it is that of the busiest, and None if one of them does not tell.
+        """
         return None
 
     def unusable(self, card: sysfs.Function) -> str | None:

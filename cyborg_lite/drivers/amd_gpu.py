@@ -92,6 +92,14 @@ class AmdGpu(pci.PciDriver):
         blocks = [read_errors(card.read(f'ras/{name}') or '') for name in names]
         return driver.worst(super().health(card), *blocks)
 
+    def utilization(self, card: sysfs.Function) -> int | None:
+        """The load of all blocks of the chip, as the firmware computes it.
+
+        Source: Linux, drivers/gpu/drm/amd/pm/amdgpu_pm.c, ``gpu_busy_percent``.
+        """
+        told = card.number('gpu_busy_percent')
+        return told if told is not None and told <= 100 else None
+
     def links(self, card: sysfs.Function) -> dict[str, int]:
         """One to each card of its hive: the cards that xGMI connects."""
         hives = {each['hive'] for each in self._of(card)} - {0}

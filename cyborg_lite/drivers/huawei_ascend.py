@@ -109,6 +109,8 @@ class Npu:
     #: the health of its chips in the last scan, with their error codes, by number
     said: dict[int | None, driver.Health] = dataclasses.field(default_factory=dict)
     errors: dict[int | None, str] = dataclasses.field(default_factory=dict)
+    #: the utilization of its chips in the last scan, in percent; None of a chip that tells none
+    loads: dict[int | None, int | None] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int | None:
@@ -191,6 +193,7 @@ class HuaweiAscend(pci.PciDriver):
         self._broken = False
         for npu in self._known.values():
             npu.said.clear()
+            npu.loads.clear()
         # npu-smi does not see cards of guests.
         ours = [card for card in cards if not card.passed_through]
         if ours:
@@ -251,6 +254,12 @@ class HuaweiAscend(pci.PciDriver):
         if len(told) < len(npu.facts.get('chips', ())) or (not told and self._is_silent(card)):
             told.append(driver.Health())
         return driver.worst(super().health(card), *told)
+
+    def utilization(self, card: sysfs.Function) -> int | None:
+        """That of its busiest chip; None unless npu-smi tells it of all of them."""
+        npu = self._known[card.bdf]
+        told = [load for load in npu.loads.values() if load is not None]
+        return max(told) if told and len(told) >= len(npu.facts.get('chips', ())) else None
 
     def _is_silent(self, card: sysfs.Function) -> bool:
         """Whether npu-smi should know a card but did not report it."""
@@ -367,6 +376,7 @@ class HuaweiAscend(pci.PciDriver):
                 npu.place(chip['npu_id'], chip['chip_name'])
                 npu.add(chip['chip'])
                 npu.hear(chip['chip'].get('chip_id'), chip['health'])
+                npu.loads[chip['chip'].get('chip_id')] = chip['utilization']
         return {chip['bus'] for chip in chips}
 
     def _forget_answers(self) -> None:

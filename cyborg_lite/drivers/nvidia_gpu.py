@@ -129,8 +129,9 @@ class NvidiaGpu(pci.PciDriver):
         for gpu in same.values():
             # If NVML reported the card before and does not now, the health is unknown.
             gpu.health = driver.Health() if gpu.health else None
-            # A process of the last scan may have ended, and its pid be used again.
-            gpu.facts.pop('pids', None)
+            # They hold only for a moment: a pid of the last scan may be used again.
+            for key in ('pids', 'utilization'):
+                gpu.facts.pop(key, None)
         if cards:
             self._read_log()
         # NVML does not see cards of guests.
@@ -240,6 +241,11 @@ class NvidiaGpu(pci.PciDriver):
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         pids = self._known[card.bdf].facts.get('pids')
         return None if pids is None else frozenset(pids)
+
+    def utilization(self, card: sysfs.Function) -> int | None:
+        told = self._known[card.bdf].facts.get('utilization')
+        # Source: NVML, nvmlDeviceGetUtilizationRates: it is not supported in MIG mode.
+        return None if self._instances(card) is not None else told
 
     def unusable(self, card: sysfs.Function) -> str | None:
         reason = super().unusable(card)

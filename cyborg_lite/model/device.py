@@ -119,6 +119,9 @@ class Device(base.Base):
     #: The pids of the processes that compute on it, as its driver lists them in a scan; None if it
     #: does not.  They are not reported, and not stored.
     processes = typing.cast('frozenset[int] | None', None)
+    #: How busy it was in a scan, in percent; None if it does not tell.  It is not reported, and not
+    #: stored.
+    utilization = typing.cast('int | None', None)
 
     host: orm.Mapped[Host] = orm.relationship(back_populates='found')
     deployables: orm.Mapped[list[Deployable]] = base.parts('Deployable', parent='device')

@@ -24,6 +24,9 @@ HEALTH = {
     'alarm': driver.Health('critical', 'ascend_alarm'),
     'critical': driver.Health('critical', 'ascend_critical'),
 }
+#: The headings of the column with the utilization, which is the first of its cell: that of all
+#: engines, or of the AI Cores alone.
+LOADS = ('NPU Util(%)', 'AICore(%)')
 #: The versions above the table: that of npu-smi, and that of the driver.
 RELEASE = re.compile(r'^\|\s*npu-smi\s+\S+\s+Version:\s*([\w.+-]{1,64})\s', re.MULTILINE | re.ASCII)
 #: An error code: hexadecimal, with or without 0x.
@@ -31,7 +34,10 @@ ERROR = re.compile('(?:0x)?([0-9a-f]{4,16})')
 
 
 def parse_info(text: str) -> list[Facts]:
-    """The chips in the table of ``npu-smi info``: bus, npu_id, chip_name, chip and health of each.
+    """The chips in the table of ``npu-smi info``: bus, npu_id, chip_name, chip, health and
+    utilization of each.
+
+    The bus is None if it is NA: the chip is the processor of its board.
 
     Each chip has two rows.  Before the column of the bus address, the first row has the card's
     number and name.  The second row has what the second row of the heading names: chip and device
@@ -40,10 +46,12 @@ def parse_info(text: str) -> list[Facts]:
     chips: list[Facts] = []
     above: list[str] = []
     heading: list[str] = []
+    loads: list[bool] = []
     for line in text.splitlines():
         row = [cell.strip() for cell in line.split('|')[1:-1]]
         if 'Bus-Id' in row:
             heading = ' '.join(row[: row.index('Bus-Id')]).split()
+            loads = [cell.startswith(LOADS) for cell in row]
         places = [(bus, n) for n, cell in enumerate(row) if (bus := sysfs.normal(cell))]
         if places:
             bus, column = places[0]
@@ -52,10 +60,12 @@ def parse_info(text: str) -> list[Facts]:
             if (npu_id := _number(number)) is not None:
                 chip = ids | _memory(row[-1])
                 chip_name = name[0].removeprefix('Ascend') if name else ''
-                found = {'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip}
+                found: Facts = {'bus': bus, 'npu_id': npu_id, 'chip_name': chip_name, 'chip': chip}
                 # The health of a chip is above its address.
                 word = above[column] if column < len(above) else ''
-                chips.append(found | {'health': HEALTH.get(word.lower(), driver.Health())})
+                found['health'] = HEALTH.get(word.lower(), driver.Health())
+                cells = (cell for cell, is_load in zip(row, loads, strict=False) if is_load)
+                chips.append(found | {'utilization': _percent(next(cells, ''))})
         above = row
     return chips
 
@@ -88,6 +98,12 @@ def _ids(cells: collections.abc.Iterable[tuple[str, str]]) -> dict[str, int]:
 
 def _number(text: str) -> int | None:
     return int(text) if re.fullmatch('[0-9]{1,6}', text) else None
+
+
+def _percent(cell: str) -> int | None:
+    """The first number in the cell; None if it is no percentage, such as NA or -."""
+    number = _number(next(iter(cell.split()), ''))
+    return number if number is not None and number <= 100 else None
 
 
 def _memory(cell: str) -> Facts:

@@ -191,9 +191,25 @@ def test_cards_of_one_hive_are_linked(tmp_path, hive, links):
     assert (card.topology or {}).get('links', {}) == links
 
 
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [('0', 0), ('37', 37), ('100', 100), ('101', None), ('-1', None), ('', None), ('n/a', None)],
+)
+def test_utilization(tmp_path, text, told):
+    """A virtual function has an empty file."""
+    [card] = discover(host(tmp_path, gpu_busy_percent=text))
+    assert card.utilization == told
+    assert 'utilization' not in card.facts()
+
+
+def test_a_card_without_a_load_tells_no_utilization(tmp_path):
+    assert [card.utilization for card in discover(host(tmp_path))] == [None]
+
+
 def test_a_recording_keeps_what_the_driver_read(tmp_path):
     node = properties(location_id=0x2600, drm_render_minor=136, gfx_target_version=90402)
-    first = host(tmp_path, node, unique_id='cee36ddc4255115', mem_info_vram_total='1099511627776')
+    files = {'unique_id': 'cee36ddc4255115', 'mem_info_vram_total': '1099511627776'}
+    first = host(tmp_path, node, gpu_busy_percent='37', **files)
     before = [card.facts() for card in discover(first)]
     for name, with_serials in (('whole', True), ('masked', False)):
         recording.record(first, tmp_path / f'{name}.tar.gz', with_serials)
@@ -202,6 +218,7 @@ def test_a_recording_keeps_what_the_driver_read(tmp_path):
     [card] = discover(hosts.find(str(tmp_path / 'masked.tar.gz'), tmp_path / 'masked'))
     assert card.serial not in (None, 'GPU-0cee36ddc4255115')
     assert card.vendor_board['render_minor'] == 136
+    assert card.utilization == 37
 
 
 @pytest.mark.parametrize(

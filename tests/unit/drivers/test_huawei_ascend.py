@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import string
 
@@ -952,6 +953,67 @@ def test_absent_health_is_unknown(atlas, failure):
     atlas.answer({'info': failure})
     assert health(subject) == ('unknown', None)
     assert {card.health for card in subject.discover()} == {'unknown'}
+
+
+@pytest.mark.parametrize(
+    ('capture', 'ids', 'busy'),
+    [
+        ('310P3-duo-4cards-25.5.1', '19e5:d500', '0000:82:00.0'),
+        ('910-8card-processes-23.0.rc3', '19e5:d802', '0000:82:00.0'),
+        ('910A-atlas800-9010-22.0.3.1.info', '19e5:d801', '0000:db:00.0'),
+        ('A3-910C-npu4-two-chips-25.5.1', '19e5:d803', '0000:8f:00.0'),
+        ('310-atlas800-3000-20.2.0.info', '19e5:d100', '0000:dd:00.0'),
+    ],
+)
+@pytest.mark.parametrize(('printed', 'told'), [('0', 0), ('37', 37), ('NA', None), ('-', None)])
+def test_utilization_of_real_cards(tmp_path, capture, ids, busy, printed, told):
+    """All captures are of cards at 0 %."""
+    lines = captures.text(f'ascend/{capture}.txt').splitlines()
+    [*_, row] = [n for n, line in enumerate(lines) if busy in line.lower()]
+    before, after = lines[row].lower().split(busy)
+    lines[row] = before + busy + re.sub(r'\b0\b', printed, after, count=1)
+    buses = {
+        found[1] for line in lines if (found := re.search(r'([0-9a-f:]{10}\.0) ', line.lower()))
+    }
+    functions = [captures.function(bus, ids) for bus in sorted(buses)]
+    tools = {'npu-smi': {'info': '\n'.join(lines)}}
+    cards = discover(captures.host(tmp_path, functions, tools))
+    expected = dict.fromkeys(buses, 0) | {busy: told}
+    assert {card.address: card.utilization for card in cards} == expected
+    assert all('utilization' not in card.facts() for card in cards)
+
+
+@pytest.mark.parametrize(
+    ('printed', 'told'), [('0', 0), ('37', 37), ('100', 100), ('101', None), ('NA', None)]
+)
+def test_utilization_of_a_card_of_two(tmp_path, printed, told):
+    """The busier chip counts, and both have to tell."""
+    host = hosts.find('atlas-300i-duo', tmp_path)
+    path = host.root / 'tools/npu-smi/info.txt'
+    lines = path.read_text().splitlines()
+    row = next(n for n, line in enumerate(lines) if re.search(r':00\.0 +\| 0 ', line))
+    lines[row] = re.sub(r'(:00\.0 +\|) 0 ', rf'\1 {printed} ', lines[row])
+    path.write_text('\n'.join(lines))
+    cards = subject_of(host).discover()
+    assert [card.utilization for card in cards].count(0) == (4 if told == 0 else 3)
+    assert told in [card.utilization for card in cards]
+    assert all('utilization' not in card.facts() for card in cards)
+
+
+def test_utilization_of_a_950(tmp_path):
+    """Its column has another name."""
+    table = TABLE.replace('AICore(%)', 'NPU Util(%)').replace('| 0 0 / 0', '| 99 0 / 0')
+    function = captures.function('0000:01:00.0', '19e5:d806')
+    host = captures.host(tmp_path, [function], {'npu-smi': {'info': table}})
+    assert [card.utilization for card in discover(host)] == [99]
+
+
+@pytest.mark.parametrize('failure', [testing.Fault.FAILS, 'rubbish', testing.Fault.MISSING])
+def test_utilization_of_an_earlier_scan_is_not_told(atlas, failure):
+    subject = subject_of(atlas)
+    assert {card.utilization for card in subject.discover()} == {0}
+    atlas.answer({'info': failure})
+    assert {card.utilization for card in subject.discover()} == {None}
 
 
 def test_health_of_a_real_card_in_a_warning(tmp_path):

@@ -351,6 +351,53 @@ def test_invalid_processes_of_a_recording(recorded, told):
         assert discover(recorded)[0].processes == found
 
 
+def run_for(nvml, *percents):
+    """Set the utilization of each GPU."""
+    nvml.nvmlDeviceGetUtilizationRates = lambda gpu: types.SimpleNamespace(
+        gpu=percents[gpu], memory=1
+    )
+
+
+def utilizations(subject):
+    return [card.utilization for card in subject.look()[0]]
+
+
+def test_utilization_of_a_scan(nvml, local):
+    """What is not told now is not known: the last answer does not stay."""
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    run_for(nvml, 0, 37)
+    assert utilizations(subject) == [0, 37]
+    assert all('utilization' not in card.facts() for card in subject.look()[0])
+    nvml.nvmlDeviceGetUtilizationRates = refuse()
+    cards, notes = subject.look()
+    assert [card.utilization for card in cards] == [None] * 2
+    assert len(notes) == 2
+    run_for(nvml, 0, 37)
+    utilizations(subject)
+    nvml.nvmlInit = refuse()
+    assert utilizations(subject) == [None] * 2
+
+
+@pytest.mark.parametrize('error', [NVMLError_NotSupported, AttributeError])
+def test_a_gpu_that_measures_no_utilization_is_no_fault(nvml, local, error):
+    nvml.nvmlDeviceGetUtilizationRates = refuse(error)
+    cards, notes = nvidia_gpu.NvidiaGpu(local, None).look()
+    assert ([card.utilization for card in cards], notes) == ([None] * 2, [])
+
+
+def test_utilization_is_not_that_of_instances(mig, local):
+    """In MIG mode it is not measured, whatever the library answers."""
+    run_for(mig, 0, 0)
+    assert utilizations(nvidia_gpu.NvidiaGpu(local, None)) == [None, 0]
+
+
+@pytest.mark.parametrize('told', ['0', -1, 101, 0.0, False, [0]])
+def test_invalid_utilization_of_a_recording(recorded, told):
+    for value, found in ((told, None), (0, 0), (None, None)):
+        recorded.tools['nvml'] = json.dumps({CARDS[0]: {'utilization': value}})
+        assert discover(recorded)[0].utilization == found
+
+
 def test_processes_are_not_too_many(nvml, local):
     run_on(nvml, *range(1, 3000))
     assert [len(pids) for pids in listed(nvidia_gpu.NvidiaGpu(local, None))] == [1024] * 2
@@ -890,7 +937,21 @@ def recorded(tmp_path_factory):
     return testing.Host(captures.host(tmp_path_factory.mktemp('nvml'), functions))
 
 
-@hypothesis.settings(max_examples=50)
+NONE = type(None)
+#: The type of each fact of a card.
+TYPES = {
+    'name': str, 'uuid': str, 'index': int, 'memory_mb': int, 'mig': (list, NONE), 'nvlinks': dict,
+    'pids': list, 'utilization': (int, NONE), 'cuda': (str, NONE), 'health': list,
+}  # fmt: skip
+
+
+@hypothesis.given(ANSWERS)
+def test_any_answer_has_sound_facts_or_none(answer):
+    for name, fact in library.sound(answer).items():
+        assert isinstance(fact, TYPES[name])
+        assert not isinstance(fact, str) or fact.isprintable()
+
+
 @hypothesis.given(st.text() | ANSWERS.map(lambda answer: json.dumps({CARDS[0]: answer})))
 def test_any_answer_of_a_recording_leaves_the_cards(recorded, text):
     recorded.tools['nvml'] = text
