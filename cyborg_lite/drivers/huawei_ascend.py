@@ -5,7 +5,7 @@ Sysfs alone finds the cards: one device for each PCI function, since a function 
 however many chips are behind it.  ``npu-smi``, if it answers, adds the names of the chips. Its
 table is read in each scan; board, mapping and topology are read once, and again only for a new
 card or after a failure.  A failed query does not affect others, and the known values of the same
-card stay.
+card stay.  A host without such functions may have NPUs, too: see tools/ascend_nodes.py.
 
 Source: hicann/driver, dcmi_common.h and devdrv_pci.h for the ids.
 """
@@ -25,6 +25,7 @@ from oslo_config import cfg
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+from cyborg_lite.drivers.tools import ascend_nodes
 from cyborg_lite.drivers.tools import cann
 from cyborg_lite.drivers.tools import npu_smi
 
@@ -188,6 +189,10 @@ class HuaweiAscend(pci.PciDriver):
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
+        if not cards and (numbers := ascend_nodes.numbers(self.host)):
+            runtime = cann.version(self.host.tree)
+            table = self._npu_smi(TABLE) or ''
+            return [*ascend_nodes.devices(self.name, numbers, table, runtime)]
         self._known = {card.bdf: self._remember(card) for card in cards}
         self._runtime = cann.version(self.host.tree) if cards else None
         self._broken = False

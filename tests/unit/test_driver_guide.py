@@ -107,6 +107,7 @@ def test_the_reference_explains_each_method(module):
         ("A vendor's tool", 'AcmeTool', [('0000:3b:00.0', 'A1B2C3')]),
         ("A vendor's library", 'AcmeLibrary', [('0000:3b:00.0', 'A1B2C3')]),
         ('Other files', 'AcmeNode', [('0000:3b:00.0', None)]),
+        ('Cards without a PCI function', 'AcmeEngine', [('acme0', 'A1B2C3'), ('acme1', None)]),
     ],
 )
 def test_other_drivers(acme, guide, section, name, found):

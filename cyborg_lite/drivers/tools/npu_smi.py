@@ -44,15 +44,20 @@ def parse_info(text: str) -> list[Facts]:
     (310, 310P), chip (910), chip and physical id (910_93), or nothing (950).
     """
     chips: list[Facts] = []
+    places: list[tuple[str | None, int]]
     above: list[str] = []
     heading: list[str] = []
     loads: list[bool] = []
+    bus_column = -1
     for line in text.splitlines():
         row = [cell.strip() for cell in line.split('|')[1:-1]]
         if 'Bus-Id' in row:
-            heading = ' '.join(row[: row.index('Bus-Id')]).split()
+            bus_column = row.index('Bus-Id')
+            heading = ' '.join(row[:bus_column]).split()
             loads = [cell.startswith(LOADS) for cell in row]
         places = [(bus, n) for n, cell in enumerate(row) if (bus := sysfs.normal(cell))]
+        if len(row) > bus_column > 0 and row[bus_column] == 'NA':
+            places.append((None, bus_column))
         if places:
             bus, column = places[0]
             number, *name = [*' '.join(above[:column]).split(), ''][:3]

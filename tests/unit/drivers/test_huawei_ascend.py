@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from oslo_config import cfg
 import pytest
 
+from cyborg_lite import delivery
 from cyborg_lite import driver
+from cyborg_lite import model
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import huawei_ascend
@@ -197,6 +199,124 @@ def test_a_name_counts_if_it_is_of_the_family(tmp_path, name, model):
     assert card.model == model
 
 
+def laid_out(tmp_path, data):
+    return testing.lay_out_at(data, tmp_path, tmp_path)
+
+
+#: An Atlas 200I A2, whose processor is the NPU: npu-smi of a real board.
+PROCESSOR = """\
++--------------------------------------------------------------------------------------------------------+
+| npu-smi 23.0.rc3                                 Version: 23.0.rc3                                     |
++-------------------------------+-----------------+------------------------------------------------------+
+| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===============================+=================+======================================================+
+| 0       310B1                 | OK              | 8.9          54                15    / 15            |
+| 0       0                     | NA              | 0            4974 / 11577                            |
++===============================+=================+======================================================+
+"""  # noqa: E501
+
+
+RELEASED = ['CUSTOM_HUAWEI_ASCEND_DRIVER_23', 'CUSTOM_HUAWEI_ASCEND_DRIVER_23_0_RC3']
+
+
+@pytest.mark.evidence('huawei_ascend', 'excerpt', 'a 310B1 that is the processor of its board')
+def test_an_npu_that_is_the_processor_of_its_board(tmp_path):
+    ssd = {'id': '144d:a80a', 'class': '010802', 'at': {'-1': ['0000:01:00.0']}}
+    data = {'functions': [ssd], 'dev': ['davinci0', 'davinci_manager', 'svm0']}
+    [npu] = discover(laid_out(tmp_path, data | {'tools': {'npu-smi': {'info': PROCESSOR}}}))
+    assert (npu.type, npu.model, npu.address) == ('AICHIP', 'Ascend 310B1', 'davinci0')
+    assert (npu.health, npu.utilization, npu.unusable) == ('ok', 0, None)
+    chip = {'chip_id': 0, 'logic_id': 0, 'phy_id': 0, 'memory_mb': 11577}
+    assert npu.vendor_board == {
+        'npu_id': 0,
+        'chip_name': '310B1',
+        'chips': [chip],
+        'driver_version': '23.0.rc3',
+    }
+    [part] = npu.deployables
+    assert (part.resource_class, part.traits) == (
+        'CUSTOM_NPU',
+        [*RELEASED, 'CUSTOM_NPU_310B', 'CUSTOM_NPU_310B1'],
+    )
+    [handle] = part.attach_handles
+    assert (handle.attach_type, handle.form) == ('NODE', 'processor')
+    accelerator = {
+        'driver': part.driver_name,
+        'form': handle.form,
+        'ids': model.device.ids_of_part(npu.vendor_board, handle.attach_info),
+    }
+    own, shared, used, _ = delivery.nodes(accelerator)
+    assert (own[:2], used) == (['/dev/davinci0', '/dev/svm0'], ['/dev/davinci0'])
+    assert '/dev/davinci_manager' in shared
+
+
+TOOLKIT = 'package_name=Ascend-cann-toolkit\nversion={}\ninnerversion=V100R001C23SPC002B210\n'
+ARM = 'usr/local/Ascend/{}/aarch64-linux/ascend_toolkit_install.info'
+INTEL = 'usr/local/Ascend/ascend-toolkit/latest/x86_64-linux/ascend_toolkit_install.info'
+
+
+@pytest.mark.parametrize(
+    ('files', 'version', 'trait'),
+    [
+        ({ARM.format('cann'): TOOLKIT.format('8.5.0')}, '8.5.0', '8_5_0'),
+        ({ARM.format('ascend-toolkit/latest'): TOOLKIT.format('8.3.RC2')}, '8.3.RC2', '8_3_RC2'),
+        ({INTEL: TOOLKIT.format('8.0.T6'), ARM.format('cann'): TOOLKIT.format('9.0.0')},
+         '9.0.0', '9_0_0'),
+        ({INTEL: 'version=\n', 'usr/local/Ascend/nnae/latest/ascend_nnae_install.info':
+          'version=6.3.0'}, '6.3.0', '6_3_0'),
+        ({INTEL: 'version=a b'}, None, None),
+        ({INTEL: 'innerversion=8.0'}, None, None),
+        ({}, None, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('board', ['card', 'processor'])
+def test_the_runtime_is_cann(tmp_path, files, version, trait, board):
+    data = {
+        'card': {'functions': [captures.function('0000:01:00.0', '19e5:d802')]},
+        'processor': {'dev': ['davinci0'], 'tools': {'npu-smi': {'info': PROCESSOR}}},
+    }
+    host = laid_out(tmp_path, data[board])
+    for name, text in files.items():
+        (host.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (host.root / name).write_text(text)
+    [npu] = discover(host)
+    assert npu.vendor_board.get('runtime_version') == version
+    runtime = [name for name in npu.deployables[0].traits if 'RUNTIME' in name]
+    made = {f'CUSTOM_HUAWEI_ASCEND_RUNTIME_{each}' for each in (trait, version[0])} if trait else ()
+    assert runtime == sorted(made)
+
+
+def test_npus_of_a_container_that_hides_the_pci_bus(tmp_path):
+    """It has two of the cards of its host, and npu-smi lists these two."""
+    second = TABLE.replace('| 3 ', '| 5 ').replace('| OK ', '| Alarm ').replace(':01:', ':02:')
+    host = laid_out(tmp_path, {'dev': ['davinci4', 'davinci5', 'davinci_manager'], 'tools': {}})
+    host.tools['npu-smi'] = TABLE + second
+    found = [(npu.address, npu.model, npu.health, npu.health_reason) for npu in discover(host)]
+    assert found == [
+        ('davinci4', 'Ascend 910B4-1', 'ok', None),
+        ('davinci5', 'Ascend 910B4-1', 'critical', 'ascend_alarm'),
+    ]
+    # A tool that lists another number of NPUs does not tell which is which.
+    host.tools['npu-smi'] = TABLE
+    assert [(npu.model, npu.health) for npu in discover(host)] == [('Ascend NPU', 'unknown')] * 2
+
+
+@pytest.mark.parametrize('pci_class', ['120000', ''])
+def test_nodes_are_no_npus_where_a_function_may_be_their_card(tmp_path, pci_class):
+    """A card whose ids cannot be read, or any other accelerator: each would be given out twice."""
+    function = {'id': '19e5:ffff', 'class': '120000', 'at': {'-1': ['0000:01:00.0']}}
+    host = laid_out(tmp_path, {'functions': [function], 'dev': ['davinci0']})
+    [card] = host.tree.functions()
+    (card.path / 'class').write_text(pci_class)
+    assert discover(host) == []
+
+
+def test_vnpus_of_a_host_without_pci_functions_are_no_npus(tmp_path):
+    host = laid_out(tmp_path, {'dev': ['davinci100', 'vdavinci100', 'davinci_manager']})
+    assert discover(host) == []
+
+
 TABLES = (
     st.text(st.sampled_from('| \n\t:.-/+=' + string.hexdigits + 'NPU Bus-Id OK\u0663')) | st.text()
 )
@@ -206,7 +326,6 @@ ROWS = st.lists(
 
 
 @hypothesis.given(TABLES | ROWS)
-@hypothesis.settings(deadline=None, max_examples=300)
 def test_any_text_is_a_table_or_nothing(text):
     for chip in printed.parse_info(text):
         assert chip['npu_id'] >= 0
@@ -220,20 +339,16 @@ def test_any_text_is_a_table_or_nothing(text):
         assert all(isinstance(peer, int) for peer in peers)
 
 
-@hypothesis.given(TABLES | ROWS)
-@hypothesis.settings(
-    deadline=None,
-    max_examples=50,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)
-def test_any_text_of_the_tool_leaves_the_card(tmp_path_factory, text):
+@pytest.fixture(scope='module')
+def lonely(tmp_path_factory):
     function = captures.function('0000:01:00.0', '19e5:d802')
-    said = dict.fromkeys(
-        ('info', 'info -m', 'info -t topo', 'info -t board -i 0', 'info -t board -i 3'), text
-    )
-    clean = {k: v.encode('utf-8', 'replace').decode() for k, v in said.items()}
-    host = captures.host(tmp_path_factory.mktemp('any'), [function], {'npu-smi': clean})
-    assert len(discover(host)) == 1
+    return testing.Host(captures.host(tmp_path_factory.mktemp('any'), [function]))
+
+
+@hypothesis.given(TABLES | ROWS)
+def test_any_text_of_the_tool_leaves_the_card(lonely, text):
+    lonely.tools['npu-smi'] = text
+    assert len(discover(lonely)) == 1
 
 
 def test_a_table_that_names_a_thousand_cards_costs_few_runs(tmp_path):
