@@ -16,9 +16,13 @@ import pathlib
 import re
 import typing
 
+from oslo_config import cfg
+
 from cyborg_lite import driver
+from cyborg_lite.driver import drm
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+from cyborg_lite.drivers.tools import kfd
 
 #: A unique id in sysfs.
 HEX = re.compile('[0-9a-f]{1,16}')
@@ -51,9 +55,23 @@ class AmdGpu(pci.PciDriver):
 
     firmware_files = ('vbios_version',)
 
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        self._usage = drm.Usage(host)
+        # The processes of each GPU by its gpu_id, as KFD lists them.
+        self._queues: dict[int, frozenset[int]] | None = None
+
     def discover(self) -> list[driver.Device]:
         self._nodes = self._read_nodes()
-        return super().discover()
+        cards = self.cards()
+        self._queues = None
+        if any(card.driver == 'amdgpu' for card in cards):
+            try:
+                self._usage.look()
+                self._queues = kfd.ask(self.host)
+            except driver.ToolError as error:
+                self.note(f'The processes of GPUs cannot be seen: {error}')
+        return [self.device(card) for card in cards]
 
     def is_card(self, function: sysfs.Function) -> bool:
         """Whether the table lists it, or it is a processing accelerator of AMD's."""
@@ -100,8 +118,18 @@ class AmdGpu(pci.PciDriver):
         told = card.number('gpu_busy_percent')
         return told if told is not None and told <= 100 else None
 
+    def processes(self, card: sysfs.Function) -> frozenset[int] | None:
+        """Those of ROCm, which KFD lists, and those that compute otherwise or code video."""
+        if card.driver != 'amdgpu':
+            return None
+        told = [self._usage.processes(card)]
+        if self._queues is not None:
+            told += [self._queues.get(each['gpu_id']) for each in self._of(card)]
+        listed = [pids for pids in told if pids is not None]
+        return frozenset().union(*listed) if listed else None
+
     def links(self, card: sysfs.Function) -> dict[str, int]:
-        """One to each card of its hive: the cards that xGMI connects."""
+        """A link to each card of its hive: xGMI connects them."""
         hives = {each['hive'] for each in self._of(card)} - {0}
         own = int(card.address['domain'], 16), card.routing_id & ~7
         return {
@@ -132,6 +160,7 @@ class AmdGpu(pci.PciDriver):
                 facts = {'index': index, 'render': node['drm_render_minor']}
                 facts |= {'gfx': node['gfx_target_version'], 'unique_id': node['unique_id']}
                 facts['hive'] = node['hive_id']
+                facts['gpu_id'] = tree.number(NODES / name / 'gpu_id') or 0
                 found[node['domain'], node['location_id'] & 0xFFF8].append(facts)
                 index += 1
         return found

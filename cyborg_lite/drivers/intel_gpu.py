@@ -6,7 +6,10 @@ from __future__ import annotations
 import re
 import typing
 
+from oslo_config import cfg
+
 from cyborg_lite import driver
+from cyborg_lite.driver import drm
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
@@ -33,6 +36,29 @@ class IntelGpu(pci.PciDriver):
         ('8086', 'e211'): 'Intel Arc Pro B60',
         ('8086', 'e212'): 'Intel Arc Pro B50',
     }
+
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        self._usage = drm.Usage(host)
+
+    def discover(self) -> list[driver.Device]:
+        cards = self.cards()
+        if any(map(self._is_ours, cards)):
+            try:
+                self._usage.look()
+            except driver.ToolError as error:
+                self.note(f'The processes of GPUs cannot be seen: {error}')
+        return [self.device(card) for card in cards]
+
+    def _is_ours(self, card: sysfs.Function) -> bool:
+        """Whether programs of the host use the card, and no guest does."""
+        return card.driver in ('i915', 'xe') and not self.is_split(card)
+
+    def processes(self, card: sysfs.Function) -> frozenset[int] | None:
+        return self._usage.processes(card) if self._is_ours(card) else None
+
+    def utilization(self, card: sysfs.Function) -> int | None:
+        return self._usage.utilization(card) if self._is_ours(card) else None
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The number of the card's render node, dri/renderDN in /dev."""

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import pytest
+
 from cyborg_lite import driver
 from cyborg_lite.agent import nodes
 from tests import support
@@ -40,6 +42,16 @@ def test_where_others_open_the_node_a_driver_lists_the_processes():
     found = nodes.find([], [gpu('3b', 0, processes=frozenset({7})), gpu('5e', 1)])
     assert found.used == {'/dev/nvidia0': '0000:3b:00.0', '/dev/nvidia1': '0000:5e:00.0'}
     assert found.listed == {'0000:3b:00.0': {7}, '0000:5e:00.0': frozenset()}
+
+
+@pytest.mark.parametrize('name', ['amd_gpu', 'intel_gpu'])
+def test_programs_open_the_nodes_of_gpus_that_they_do_not_use(name):
+    card = support.card('3b', vendor_board={'render_minor': 128}, processes=frozenset({7}))
+    [part] = card.deployables
+    part.driver_name, part.attach_handles[0].form = name, 'whole'
+    found = nodes.find([], [card])
+    assert found.used == {'/dev/dri/renderD128': card.address}
+    assert found.listed == {card.address: {7}}
 
 
 def test_an_open_node_is_sufficient_where_only_users_open_it():

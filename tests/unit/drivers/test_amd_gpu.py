@@ -8,6 +8,7 @@ import tarfile
 
 import hypothesis
 from hypothesis import strategies as st
+from oslo_config import cfg
 import pytest
 
 from cyborg_lite import driver
@@ -15,6 +16,7 @@ from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import amd_gpu
+from cyborg_lite.drivers.tools import kfd
 from tests.unit.drivers import captures
 
 NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
@@ -182,6 +184,101 @@ def test_real_topologies(tmp_path, name, hives):
     linked = {frozenset({card.address, *card.topology['links']}) for card in cards}
     assert sorted(map(len, linked)) == hives
     assert set.union(*map(set, linked)) == {card.address for card in cards}
+
+
+class Queues:
+    """Two MI300X, the first in two partitions, whose processes KFD lists."""
+
+    def __init__(self, place: pathlib.Path, *kernels: str) -> None:
+        functions = [
+            captures.function(bdf, '1002:74a1', '120000', driver=kernel)
+            for bdf, kernel in zip(('0000:26:00.0', '0000:46:00.0'), kernels, strict=True)
+        ]
+        root = captures.host(place, functions).root
+        self.host = driver.Host('here', root, recorded=False)
+        for number, location in enumerate((0x2600, 0x2601, 0x4600)):
+            node = root / NODES / str(number)
+            node.mkdir(parents=True)
+            (node / 'properties').write_text(properties(location_id=location))
+            (node / 'gpu_id').write_text(f'{GPUS[number]}\n')
+
+    def make(self, pid: str, *queues: str, context: str = '') -> None:
+        home = self.host.root / kfd.PROCESSES / pid
+        # KFD lists each process as one of all GPUs.
+        home.mkdir(parents=True, exist_ok=True)
+        for gpu in GPUS:
+            (home / f'vram_{gpu}').write_text('0\n')
+        for number, text in enumerate(queues):
+            queue = home / context / 'queues' / str(number)
+            queue.mkdir(parents=True)
+            # The kernel writes no end of line.
+            (queue / 'gpuid').write_text(text)
+
+
+GPUS = ('18421', '41723', '51110')
+
+
+@pytest.fixture
+def queues(tmp_path, monkeypatch):
+    monkeypatch.setattr(kfd.pids, 'are_global', lambda: True)
+    return Queues(tmp_path, 'amdgpu', 'amdgpu')
+
+
+def listed(host):
+    return [card.processes for card in amd_gpu.AmdGpu(host, cfg.ConfigOpts()).discover()]
+
+
+def test_a_process_uses_the_gpus_where_it_has_queues(queues):
+    queues.make('7', '18421', '18421')
+    queues.make('8', '41723', '51110')
+    # It only has the nodes open.
+    queues.make('9')
+    queues.make('10', '51110', context='context_1')
+    assert listed(queues.host) == [{7, 8}, {8, 10}]
+
+
+@pytest.mark.parametrize('text', ['', 'gpu', '-18421', '18421 18421', '9' * 5000, '99999'])
+def test_a_queue_of_no_gpu_is_none(queues, text):
+    queues.make('7', text)
+    queues.make('pid', '51110')
+    queues.make('99999999', '51110')
+    assert listed(queues.host) == [frozenset(), frozenset()]
+
+
+def test_pids_of_another_namespace_are_not_believed(queues, monkeypatch):
+    """KFD has those of the first one: here another process may have the same."""
+    queues.make('7', '18421')
+    monkeypatch.setattr(kfd.pids, 'are_global', lambda: False)
+    assert listed(queues.host) == [frozenset(), frozenset()]
+
+
+def test_programs_that_use_no_rocm_are_listed_too(queues):
+    queues.make('7', '18421')
+    home = queues.host.root / 'proc/8'
+    for name in ('fd', 'fdinfo'):
+        (home / name).mkdir(parents=True)
+    (home / 'fd/3').symlink_to('/dev/dri/renderD128')
+    keys = {'driver': 'amdgpu', 'client-id': '5', 'pdev': '0000:46:00.0'}
+    keys |= {'engine-gfx': '9 ns', 'engine-compute': '50000000 ns'}
+    (home / 'fdinfo/3').write_text(''.join(f'drm-{k}:\t{v}\n' for k, v in keys.items()))
+    assert listed(queues.host) == [{7}, {8}]
+
+
+def test_of_the_gpu_of_a_guest_nobody_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(kfd.pids, 'are_global', lambda: True)
+    machine = Queues(tmp_path, 'amdgpu', 'vfio-pci')
+    machine.make('7', '18421')
+    assert listed(machine.host) == [{7}, None]
+
+
+def test_a_recording_keeps_the_queues(queues, tmp_path):
+    queues.make('7', '18421')
+    subject = amd_gpu.AmdGpu(queues.host, cfg.ConfigOpts())
+    subject.discover()
+    for with_serials, first in ((True, {7}), (False, frozenset())):
+        file = tmp_path / f'{with_serials}.tar.gz'
+        recording.record(queues.host, file, with_serials)
+        assert listed(hosts.find(str(file), tmp_path / file.stem)) == [first, frozenset()]
 
 
 @pytest.mark.parametrize(('hive', 'links'), [(7, {'0000:46:00.0': 1}), (0, {})])
