@@ -22,6 +22,7 @@ COMMANDS = {
     'spark-conf': 'print settings by which executors of Spark lease accelerators',
     'ray-args': 'print arguments by which Ray has the accelerators of a lease',
     'ps': 'list the accelerators of a service that runs',
+    'driver': 'begin the package of a driver',
     'record': 'pack what drivers see of this machine, for a bug report',
 }
 
