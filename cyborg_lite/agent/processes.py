@@ -166,9 +166,10 @@ def using(
             continue
         with contextlib.suppress(Gone):
             pid, uid, state, started = _seen(int(name))
-            if state in 'ZX' or uid not in (holder.uid, 0) or started < holder.started:
+            if uid not in (holder.uid, 0) or started < holder.started:
                 continue
-            if (uid == holder.uid and _opens(name, nodes)) or _marked(pid, wanted):
+            home = _home(pid, state)
+            if (uid == holder.uid and _opens(home, nodes)) or _marked(home, wanted):
                 found.append(find(pid))
     return found
 
@@ -197,10 +198,12 @@ def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
     """
     found = []
     for name in sorted(filter(str.isdecimal, os.listdir(PROC)), key=int):
-        with contextlib.suppress(Gone):
-            if int(name) != os.getpid() and (opened := frozenset(_opened(name, nodes))):
-                pid = int(name)
-                found.append(Use(find(pid), opened, _mark(pid), _container(pid)))
+        # With hidepid even the state of others is hidden: proc(5).
+        with contextlib.suppress(Gone, PermissionError):
+            if (pid := int(name)) != os.getpid():
+                home = _home(pid)
+                if opened := frozenset(_opened(home, nodes)):
+                    found.append(Use(find(pid), opened, _mark(home), container(pid)))
     return found
 
 
@@ -212,7 +215,7 @@ def _begun(process: Process) -> str:
     return datetime.datetime.fromtimestamp(begun, datetime.UTC).strftime('%Y-%m-%dT%H:%MZ')
 
 
-def _container(pid: int) -> str | None:
+def container(pid: int) -> str | None:
     """The id of the container of a process, as runtimes name its control group."""
     try:
         text = (PROC / str(pid) / 'cgroup').read_text(errors='replace')
@@ -222,9 +225,9 @@ def _container(pid: int) -> str | None:
     return found[1] if found else None
 
 
-def _mark(pid: int) -> str | None:
+def _mark(home: pathlib.Path) -> str | None:
     """The lease that the environment of a process names."""
-    for each in _environment(pid):
+    for each in _environment(home):
         name, _, value = each.partition(b'=')
         if name == MARK.encode():
             return value.decode(errors='replace')
@@ -238,43 +241,44 @@ def _seen(pid: int) -> tuple[int, int, str, int]:
         return pid, (PROC / str(pid)).stat().st_uid, fields[0], int(fields[19])
 
 
-def _marked(pid: int, wanted: bytes | None) -> bool:
-    return wanted is not None and wanted in _environment(pid)
+def _marked(home: pathlib.Path, wanted: bytes | None) -> bool:
+    return wanted is not None and wanted in _environment(home)
 
 
-def _environment(pid: int) -> list[bytes]:
+def _environment(home: pathlib.Path) -> list[bytes]:
     try:
-        with (PROC / str(pid) / 'environ').open('rb') as file:
+        with (home / 'environ').open('rb') as file:
             return file.read(ENVIRONMENT).split(b'\0')
     except _HIDDEN:
         return []
 
 
-def _opens(pid: str, nodes: collections.abc.Collection[str]) -> bool:
+def _opens(home: pathlib.Path, nodes: collections.abc.Collection[str]) -> bool:
     """Whether a process has one of these device nodes open."""
-    return any(True for _ in _opened(pid, nodes))
+    return any(True for _ in _opened(home, nodes))
 
 
-def _opened(pid: str, nodes: collections.abc.Collection[str]) -> collections.abc.Iterator[str]:
+def _opened(
+    home: pathlib.Path, nodes: collections.abc.Collection[str]
+) -> collections.abc.Iterator[str]:
     """Of these device nodes, those that a process has open; some may repeat."""
     if not nodes:
         return
-    place = PROC / pid / 'fd'
     try:
-        names = os.listdir(place)
+        names = os.listdir(home / 'fd')
     except _HIDDEN:
         return
     numbers, mounts = _numbers(nodes), None
     for name in names:
         with contextlib.suppress(*_HIDDEN):
-            path = os.readlink(place / name)
+            path = os.readlink(home / 'fd' / name)
             if (node := path.removesuffix(' (deleted)')) in nodes:
                 yield node
             # A node may have another name.
             elif numbers and path.startswith('/'):
-                mounts = _device_mounts(pid) if mounts is None else mounts
-                if _mount(pid, name) in mounts:
-                    number = os.stat(place / name).st_rdev
+                mounts = _device_mounts(home) if mounts is None else mounts
+                if _mount(home, name) in mounts:
+                    number = os.stat(home / 'fd' / name).st_rdev
                     yield from [numbers[number]] if number in numbers else []
 
 
@@ -287,26 +291,44 @@ def _numbers(nodes: collections.abc.Collection[str]) -> dict[int, str]:
     return {number: node for number, node in found.items() if number}
 
 
-def _device_mounts(pid: str) -> set[str]:
+def _device_mounts(home: pathlib.Path) -> set[str]:
     """The ids of the mounts of a process that can have device nodes.
 
     Others may be on a network: to look at a file of these can take for ever.
     """
     found = set()
-    for line in (PROC / pid / 'mountinfo').read_text(errors='replace').splitlines():
+    for line in (home / 'mountinfo').read_text(errors='replace').splitlines():
         mount, _, kind = line.partition(' - ')
         if kind.partition(' ')[0] in DEVICE_FILE_SYSTEMS:
             found.add(mount.partition(' ')[0])
     return found
 
 
-def _mount(pid: str, descriptor: str) -> str | None:
+def _mount(home: pathlib.Path, descriptor: str) -> str | None:
     """The id of the mount of an open file."""
-    for line in (PROC / pid / 'fdinfo' / descriptor).read_text().splitlines():
+    for line in (home / 'fdinfo' / descriptor).read_text().splitlines():
         name, _, value = line.partition(':')
         if name == 'mnt_id':
             return value.strip()
     return None
+
+
+def _home(pid: int, state: str | None = None) -> pathlib.Path:
+    """The directory of a process, or of another thread of it where its first one has ended.
+
+    The kernel shows files, mounts and environment at threads that live.
+
+    :param state: that of its first thread, if it is known.
+    :raises Gone: when it has ended.
+    """
+    place = PROC / str(pid)
+    with _gone(pid):
+        if (state or _stat(pid)[0]) not in 'ZX':
+            return place
+        for thread in os.listdir(place / 'task'):
+            if thread != str(pid):
+                return place / 'task' / thread
+    raise Gone(f'process {pid} has ended')
 
 
 def _first_thread(pid: int) -> int:

@@ -211,6 +211,50 @@ def test_a_signal_does_not_end_a_watch(child):
     os.close(descriptor)
 
 
+#: A process whose first thread ends once another one has a file open.
+LEADERLESS = """
+import ctypes, os, sys, threading, time
+open_file = os.open(sys.argv[1], os.O_RDWR)
+threading.Thread(target=time.sleep, args=(600,)).start()
+print('ready', flush=True)
+ctypes.CDLL(None).pthread_exit(0)
+"""
+
+
+def test_a_process_without_its_first_thread_is_seen(tmp_path):
+    """A user could hide it, and have the next one get what it has open."""
+    node = tmp_path / 'npu0'
+    node.touch()
+    holder = processes.find(os.getpid())
+    argv = [sys.executable, '-c', LEADERLESS, str(node)]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, env=os.environ | {processes.MARK: 'lease-1'}
+    ) as made:
+        try:
+            assert made.stdout.readline() == b'ready\n'
+            stat = pathlib.Path(f'/proc/{made.pid}/stat')
+            while stat.read_text().rpartition(')')[2].split()[0] != 'Z':
+                pass
+            [use] = processes.uses([str(node)])
+            assert (use.process.pid, use.mark) == (made.pid, 'lease-1')
+            for how in ([[str(node)]], [[], 'lease-1']):
+                assert [each.pid for each in processes.using(holder, *how)] == [made.pid]
+        finally:
+            made.kill()
+
+
+def test_processes_whose_state_is_hidden_are_skipped(tmp_path, monkeypatch):
+    """As for an agent that is not root, where /proc is mounted with hidepid."""
+    node = tmp_path / 'npu0'
+    node.touch()
+
+    def refuse(pid):
+        raise PermissionError
+
+    monkeypatch.setattr(processes, '_stat', refuse)
+    assert processes.uses([str(node)]) == []
+
+
 DOCKER = '0::/system.slice/docker-' + '0123456789ab' + 'c' * 52 + '.scope'
 PODMAN = '0::/machine.slice/libpod-' + '0123456789ab' + 'c' * 52 + '.scope/container'
 
@@ -228,8 +272,8 @@ def test_the_container_of_a_process(tmp_path, monkeypatch, group, id):
     (tmp_path / '7').mkdir()
     (tmp_path / '7/cgroup').write_text(f'1:cpu:/\n{group}\n')
     monkeypatch.setattr(processes, 'PROC', tmp_path)
-    assert processes._container(7) == id
-    assert processes._container(8) is None
+    assert processes.container(7) == id
+    assert processes.container(8) is None
 
 
 def test_uses_of_nodes(tmp_path):
