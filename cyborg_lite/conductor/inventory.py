@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import collections.abc
-import hashlib
 import typing
 
 from oslo_log import log
-from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite.conductor import health
+from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
@@ -26,74 +25,10 @@ from cyborg_lite.model import pci
 LOG = log.getLogger(__name__)
 
 
-class Frame(typing.TypedDict):
-    """What a report says beside its devices."""
-
-    host: str
-    #: which machine this is, whatever its name; None if it shows nothing that tells
-    machine: typing.NotRequired[str | None]
-    #: which start of an agent reports; both are new, and an agent of the release before lacks them
-    agent: typing.NotRequired[str]
-    #: what the agent of this host alone knows, over its restarts; None if it keeps none
-    secret: typing.NotRequired[str | None]
-    #: which boot of the host this is, and the order of reports within it
-    boot_id: str
-    sequence: int
-    #: after how many seconds the next one is due
-    interval: int
-    #: equal if and only if devices and drivers are equal
-    digest: str
-    #: per driver its state, ``ok`` or ``degraded``, and the reason
-    drivers: dict[str, model.Facts]
-    #: per driver how often it has looked; an agent of the release before does not say
-    looks: typing.NotRequired[dict[str, int]]
-    #: see model.Host; an agent of the release before does not say
-    access: typing.NotRequired[str | None]
-
-
-class Report(Frame):
+class Report(heartbeat.Frame):
     """What an agent found on its host at one moment."""
 
     devices: list[model.Facts]
-
-
-_NOTE = (
-    sa.update(model.Host)
-    .where(
-        model.Host.name == sa.bindparam('host'),
-        model.Host.boot_id == sa.bindparam('boot'),
-        # Both are null for an agent of the release before.
-        model.Host.agent.is_not_distinct_from(sa.bindparam('started')),
-        model.Host.digest == sa.bindparam('mark'),
-        # Tell Placement that it is back.
-        ~model.Host.silent,
-        model.Host.renamed_to.is_(None),
-        model.Host.sequence < sa.bindparam('sent'),
-    )
-    .values(
-        seen_at=sa.bindparam('now'),
-        sequence=sa.bindparam('sent'),
-        interval=sa.bindparam('period'),
-    )
-)
-
-
-def is_unchanged(
-    session: orm.Session, _ctxt: context.RequestContext, report: Frame, policy: health.Policy
-) -> bool:
-    """Whether a report says what the last one of its agent said. If so, it is noted by one UPDATE,
-    which needs no device; otherwise, ``receive`` has to process it.
-    """
-    values = {
-        'host': report['host'],
-        'boot': report['boot_id'],
-        'started': report.get('agent'),
-        'mark': _mark(session, report, policy),
-        'sent': report['sequence'],
-        'now': timeutils.utcnow(),
-        'period': report['interval'],
-    }
-    return query.matched(session, _NOTE, values) == 1
 
 
 def receive(
@@ -112,17 +47,8 @@ def receive(
     if host is None:
         return
     settled = _reconcile(session, host, report, absences, policy)
-    host.digest = _mark(session, report, policy) if settled else None
+    host.digest = heartbeat.mark(session, report, policy) if settled else None
     queue.wake(session)
-
-
-def _mark(session: orm.Session, report: Frame, policy: health.Policy) -> str:
-    """A digest of a report: a report with the same digest need not be processed. The digest also
-    depends on the health policy, and on whether Placement is configured.
-    """
-    told = 'told' if outbox.tells(session, outbox.PROVIDER) else 'kept'
-    text = f'{told} {health.digest(policy)} {report.get("machine")} {report["digest"]}'
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _reconcile(

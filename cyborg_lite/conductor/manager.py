@@ -26,6 +26,7 @@ from cyborg_lite.clients import keystone
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import healing
+from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
@@ -242,7 +243,7 @@ class Manager:
     renew_allocation = _exposed(allocating.renew, 'Renew allocation {uuid} for {lease} seconds')
     release_allocation = _exposed(allocating.release, 'Release allocation {uuid}')
 
-    _is_unchanged = _transaction(inventory.is_unchanged)
+    _is_unchanged = _transaction(heartbeat.is_unchanged)
     _receive = _transaction(inventory.receive)
     _set_device_status = _transaction(orders.set_status)
     _bind = _transaction(binding.bind)

@@ -33,6 +33,7 @@ from cyborg_lite.clients import placement
 from cyborg_lite.db import engine
 from cyborg_lite.db import exclusion
 from cyborg_lite.db import query as queries
+from cyborg_lite.model import host
 
 LOG = log.getLogger(__name__)
 
@@ -208,10 +209,11 @@ def _patience(message: model.Message) -> int:
     return min(2 ** min(message.attempts, 16), PATIENCE)
 
 
-#: Without the retry a deadlock would leave the message leased.
+#: Without the retry a deadlock, or a connection that is lost, would leave the message leased.
 _again = db_api.wrap_db_retry(
-    max_retries=5, retry_interval=0.05, jitter=True, max_retry_interval=1, retry_on_deadlock=True
-)
+    max_retries=5, retry_interval=0.05, jitter=True, max_retry_interval=1,
+    retry_on_deadlock=True, retry_on_disconnect=True,
+)  # fmt: skip
 
 
 class Sender:
@@ -352,7 +354,7 @@ class Sender:
 
     def _deliver(self, messages: list[model.Message]) -> int:
         """Send leased messages concurrently, and end the lease of each at once: a slow message
-        delays no other.
+        delays no other of them.
 
         :returns: how many are gone.
         """
@@ -382,7 +384,7 @@ class Sender:
         """
         now = timeutils.utcnow()
         # No message waits for longer: a clock that was fast wrote this one.
-        never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + 1)
+        never = now + datetime.timedelta(seconds=max(LEASE, PATIENCE) + host.SKEW)
         of_kind = sa.select(model.Message).where(model.Message.kind == kind)
         first = of_kind.order_by(model.Message.due_at, model.Message.id).limit(BATCH)
         found = self._read(first)
@@ -401,15 +403,18 @@ class Sender:
             session.expunge_all()
         return found
 
-    @_again
     def _claim(self, messages: list[model.Message]) -> list[model.Message]:
         """Take messages for the length of a lease, but for those that have changed since they were
         read.
 
         Each ``put`` writes another stamp, and each claim counts an attempt.
         """
+        # One lease for all tries: a commit may be done and not answered.
+        return self._take(messages, str(uuidlib.uuid4()))
+
+    @_again
+    def _take(self, messages: list[model.Message], lease: str) -> list[model.Message]:
         due_at = timeutils.utcnow() + datetime.timedelta(seconds=LEASE)
-        lease = str(uuidlib.uuid4())
         claim = (
             sa.update(model.Message)
             .where(_are(messages, 'stamp', 'attempts'))

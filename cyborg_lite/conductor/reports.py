@@ -17,6 +17,7 @@ from cyborg_lite import contract
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import health
+from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
 
@@ -75,7 +76,7 @@ class Reports:
             self._receive(ctxt, report=checked, absences=absences, policy=self._policy)
 
 
-def check(report: dict[str, typing.Any]) -> inventory.Frame:
+def check(report: dict[str, typing.Any]) -> heartbeat.Frame:
     """A report without its devices, which are not checked yet, and with a limited interval.
 
     Fields that this release does not know are left out.
@@ -87,15 +88,15 @@ def check(report: dict[str, typing.Any]) -> inventory.Frame:
     except ValueError as error:
         LOG.warning('A report of host %.255r is refused: %s', report.get('host'), error)
         raise exception.Invalid(reason=f'the report is refused: {error}') from error
-    frame = {key: report[key] for key in inventory.Frame.__annotations__ if key in report}
+    frame = {key: report[key] for key in heartbeat.Frame.__annotations__ if key in report}
     frame['drivers'] = {name: _known(state) for name, state in report['drivers'].items()}
     if report['interval'] > INTERVAL:
         LOG.warning('Host %s is to report every %s s at least', report['host'], INTERVAL)
         frame['interval'] = INTERVAL
-    return typing.cast('inventory.Frame', frame)
+    return typing.cast('heartbeat.Frame', frame)
 
 
-def check_devices(frame: inventory.Frame, found: list[typing.Any]) -> inventory.Report:
+def check_devices(frame: heartbeat.Frame, found: list[typing.Any]) -> inventory.Report:
     """A report with those of its devices that are valid."""
     rows = [_row(facts) for facts in found]
     devices, complaints = contract.check(rows)

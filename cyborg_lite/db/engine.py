@@ -7,6 +7,8 @@ import contextlib
 import os
 import re
 import secrets
+import sqlite3
+import time
 import typing
 import uuid
 
@@ -35,6 +37,8 @@ AWAY: dict[type[Exception], str] = {
 #: How long a transaction may do nothing, in seconds: one whose process is stopped, or whose machine
 #: is gone, must not keep what it has locked.
 IDLE = 30
+#: How long SQLite waits for another process that writes, in seconds.
+PATIENCE = 30
 
 
 # oslo.db knows how libpq said it before PostgreSQL 14; the others are what psycopg 3 says,
@@ -166,7 +170,7 @@ class Database:
 def _prepare_mysql(engine: sa.Engine) -> None:
     """Let a transaction see what others have committed, and lock no row that is not there.
 
-    PostgreSQL's default; by MariaDB's, two transactions that add different hosts or profiles run
+    With MariaDB's default, two transactions that add different hosts or profiles run
     into a deadlock.
     """
 
@@ -194,11 +198,18 @@ def _share_tls(engine: sa.Engine) -> None:
 
 
 def _prepare_postgresql(engine: sa.Engine) -> None:
-    """Let no transaction sleep."""
+    """Let a transaction see what others have committed, and let none sleep.
+
+    The level is the server's default, which its operator may have changed: with another one a lock
+    would be waited for and stale rows read under it.
+    """
 
     @event.listens_for(engine, 'connect')
     def connect(connection: typing.Any, _record: typing.Any) -> None:
         with connection.cursor() as cursor:
+            cursor.execute(
+                'SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED'
+            )
             cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE}s'")
         connection.commit()
 
@@ -209,8 +220,8 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
 
     @event.listens_for(engine, 'connect')
     def connect(connection: typing.Any, record: typing.Any) -> None:
-        connection.execute('PRAGMA busy_timeout = 30000')
-        connection.execute('PRAGMA journal_mode = WAL')
+        connection.execute(f'PRAGMA busy_timeout = {PATIENCE * 1000}')
+        _log_ahead(connection)
         # What was answered is there after a power loss, too.
         connection.execute('PRAGMA synchronous = FULL')
         record.info['file'] = _identity(file)
@@ -231,6 +242,25 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
             # one writes, could not wait for it but would fail.
             statement = 'BEGIN IMMEDIATE'
         return statement, values
+
+
+def _log_ahead(connection: typing.Any) -> None:
+    """Have SQLite write to a log first, as one of several processes that open a new file at once.
+
+    For this lock SQLite does not wait as long as it waits for others: it says at once that the
+    file is locked, where a wait could be for ever.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute('PRAGMA journal_mode = WAL')
+            return
+        except sqlite3.OperationalError as error:
+            # The lower byte is the code; the others are the kind.
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _identity(file: str) -> tuple[int, int] | None:

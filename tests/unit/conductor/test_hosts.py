@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import trust
 from tests.support import card
 from tests.unit.conductor import direct
@@ -104,7 +105,7 @@ def test_a_false_report_with_a_seldom_interval_does_not_lock_a_machine_out(condu
 
 
 def test_a_machine_is_heard_where_the_last_report_of_the_host_is_of_the_future(conductor, agents):
-    """That host is down: the clock of the report was wrong."""
+    """The host counts as down: the clock of its report was wrong."""
     agents.report('a', pci('01'))
     with conductor.database.writer() as session:
         future = timeutils.utcnow() + datetime.timedelta(hours=1)
@@ -142,6 +143,29 @@ def test_a_secret_that_is_known_is_demanded(conductor, agents, caplog, machine, 
     assert caplog.text.count('heard once that is deleted or renamed') == 1
     agents.report('a', pci('01'), start=True, machine=machine, secret='s-1')
     assert conductor.device('02', 'a').absences == 1
+
+
+@pytest.mark.parametrize('secret', [None, 's-2'])
+def test_a_heartbeat_needs_the_secret(conductor, agents, secret):
+    """Its sequence would make the reports of the agent look late."""
+    agents.report('a', pci('01'), secret='s-1')
+    before = host(conductor, 'a')
+    agents.report('a', pci('01'), secret=secret, sequence=2**62)
+    after = host(conductor, 'a')
+    assert (after.sequence, after.seen_at) == (before.sequence, before.seen_at)
+    agents.report('a', secret='s-1')
+    assert conductor.device('01', 'a').absences == 1
+
+
+def test_statements_of_locks_are_made_once(conductor):
+    """The cache would keep a statement for each lock for ever."""
+    hosts._locking.cache_clear()
+    for _ in range(3):
+        with conductor.database.writer() as session:
+            hosts.announce(session, 'a')
+        with pytest.raises(exception.NotFound):
+            conductor.delete_host(name='a')
+    assert hosts._locking.cache_info().currsize == 1
 
 
 def test_the_secret_itself_is_not_kept(conductor, agents):

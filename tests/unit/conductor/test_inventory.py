@@ -9,15 +9,20 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import health
+from cyborg_lite.conductor import heartbeat
+from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import reports
 from cyborg_lite.driver import description
 from cyborg_lite.driver import host
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import huawei_ascend
+from cyborg_lite.drivers import nvidia_gpu
 from tests.support import card
 from tests.unit.conductor import direct
 from tests.unit.conductor.direct import DEGRADED
 
+BDF = '0000:3b:00.0'
 HOST = """
 functions:
 - id: 19e5:d100
@@ -394,6 +399,17 @@ def test_unchanged_report_is_a_heartbeat(conductor):
     assert second.seen_at >= first.seen_at
 
 
+def test_an_unchanged_report_is_processed_once_placement_is_told(conductor):
+    """It has heard of no device yet."""
+    report = conductor.told(card())
+    with conductor.database.writer() as session:
+        marks = []
+        for told in ((), (outbox.PROVIDER,)):
+            session.info[outbox.KINDS] = told
+            marks.append(heartbeat.mark(session, report, health.Policy()))
+    assert marks[0] != marks[1]
+
+
 def test_unchanged_report_after_a_boot_is_processed(conductor):
     """An agent of the release before does not say that it is another one."""
     conductor.report(card())
@@ -701,6 +717,29 @@ def test_another_card_at_the_address_of_a_held_one(conductor, caplog):
     conductor.delete_arqs(uuids=[arq])
     conductor.report(gpu)
     assert [row.type for row in conductor.rows(model.Device)] == ['GPU']
+
+
+def test_a_request_does_not_pass_to_a_card_of_another_model(conductor, tmp_path, caplog):
+    """An A16 in the place of an A2: neither has a serial number without NVML."""
+
+    def look(name, subsystem):
+        text = f"functions: [{{id: 10de:25b6, class: '030200', {subsystem}at: {{0: ['{BDF}']}}}}]"
+        description.write(description.parse(text), tmp_path / name)
+        found = testing.discover(nvidia_gpu.NvidiaGpu, host.Host('host-1', tmp_path / name))
+        conductor.report(*found)
+
+    look('a2', 'subsystem: 10de:157e, ')
+    conductor.take(*conductor.arqs(PGPU=1))
+    look('a16', 'subsystem: 10de:14a9, ')
+    held, new = conductor.rows(model.Device)
+    assert [(held.model, held.absences), (new.model, new.absences)] == [
+        ('NVIDIA A2', 1),
+        ('NVIDIA A16', 0),
+    ]
+    [line] = [each for each in caplog.messages if 'another card is there' in each]
+    assert 'NVIDIA A2' in line and 'NVIDIA A16' in line
+    look('a2-again', 'subsystem: 10de:157e, ')
+    assert [row.absences for row in conductor.rows(model.Device)] == [0, 1]
 
 
 def test_disabled_device_stays_disabled_whatever_it_misses(conductor):

@@ -16,9 +16,12 @@ from cyborg_lite import conf as options
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
+from tests import pages
 from tests import support
 from tests.unit.conductor import direct
 
+#: How many messages of a kind, and how many providers, are to be sent at once at least.
+AT_ONCE = 8
 NEIGHBOUR = """
 [{name}]
 auth_type = none
@@ -107,16 +110,17 @@ def test_a_message_that_fails_is_tried_again(sender, attempts, wait):
 
 
 def test_a_message_postponed_by_a_fast_clock_is_sent(sender):
-    """Who has written it had a clock that was fast."""
+    """The conductor that wrote it had a fast clock."""
     told = []
     sender._send[outbox.PROVIDER] = lambda key, payload: told.append(key)
     with sender.session() as session:
-        outbox.put(session, outbox.PROVIDER, {'now': {}, 'soon': {}, 'in a day': {}})
-        waits = {'now': 0, 'soon': 40, 'in a day': 86400}
+        waits = {'now': 0, 'soon': 40, 'a clock that is right': 54, 'a wrong one': 60}
+        waits['in a day'] = 86400
+        outbox.put(session, outbox.PROVIDER, {key: {} for key in waits})
         for message in session.query(model.Message):
             message.due_at += datetime.timedelta(seconds=waits[message.key])
     support.send(sender)
-    assert sorted(told) == ['in a day', 'now']
+    assert sorted(told) == ['a wrong one', 'in a day', 'now']
 
 
 def test_due_messages_are_found_during_a_query_for_another_kind(sender, server):
@@ -238,9 +242,9 @@ def statements(sender):
 
 
 def test_messages_are_sent_side_by_side(sender):
-    together = threading.Barrier(outbox.BATCH)
+    together = threading.Barrier(AT_ONCE)
     sender._send[outbox.PROVIDER] = lambda key, payload: together.wait(20)
-    put(sender, *(f'provider-{number}' for number in range(outbox.BATCH)))
+    put(sender, *(f'provider-{number}' for number in range(AT_ONCE)))
     assert support.send(sender)
     assert not support.send(sender)
     assert not together.broken
@@ -249,8 +253,8 @@ def test_messages_are_sent_side_by_side(sender):
 @pytest.mark.parametrize(
     ('most', 'threads', 'work'),
     [
-        (outbox.BATCH, 'outbox-send-provider', lambda sender, _: sender._work(outbox.PROVIDER)),
-        (outbox.TELLERS, 'outbox-tell', lambda sender, names: sender.tell(names)),
+        (AT_ONCE, 'outbox-send-provider', lambda sender, _: sender._work(outbox.PROVIDER)),
+        (AT_ONCE, 'outbox-tell', lambda sender, names: sender.tell(names)),
     ],
 )
 def test_placement_is_told_by_a_few_threads(sender, most, threads, work, monkeypatch):
@@ -327,7 +331,57 @@ def test_what_is_replaced_while_it_is_sent_is_sent_again(sender):
     assert not rows(sender)
 
 
-@pytest.mark.parametrize('count', [1, outbox.BATCH])
+def test_what_is_put_again_unchanged_while_it_is_sent_is_sent_again(sender):
+    """What it says of the present state may have been read before the change."""
+    sent = []
+
+    def send(key, payload):
+        if not sent:
+            with sender.session() as session:
+                # As the first put has left it: nobody has tried it.
+                session.execute(sa.update(model.Message).values(attempts=0))
+                outbox.put(session, outbox.PROVIDER, {key: {}})
+        sent.append(key)
+
+    sender._send[outbox.PROVIDER] = send
+    put(sender, 'provider')
+    assert 0 < sender._work(outbox.PROVIDER) <= 1
+    assert len(sent) == 2
+
+
+def test_a_commit_that_is_not_answered_leaves_its_lease(sender, monkeypatch):
+    """The connection is lost after it: the next try finds its own lease."""
+    put(sender, 'provider')
+    [message], writer, lost = _found(sender), sender._database.writer, []
+
+    @contextlib.contextmanager
+    def losing():
+        with writer() as session:
+            yield session
+        if not lost:
+            lost.append(1)
+            raise db_exception.DBConnectionError
+
+    monkeypatch.setattr(sender._database, 'writer', losing)
+    [claimed] = sender._claim([message])
+    assert claimed.lease == rows(sender)['provider'].lease
+    lost.clear()
+    assert sender._settle([(claimed, None)]) == 0
+    assert not rows(sender)
+
+
+def _found(sender):
+    return sender._read(sa.select(model.Message))
+
+
+def test_the_connections_of_its_threads_are_documented(sender):
+    """Each thread may use one, the healer too."""
+    text = (pages.ROOT / 'doc/source/admin/index.rst').read_text()
+    senders = len(sender._senders) * (outbox.BATCH + 1)
+    assert f'and up to {senders + outbox.TELLERS + 1} for its own tasks' in ' '.join(text.split())
+
+
+@pytest.mark.parametrize('count', [1, AT_ONCE])
 def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
     """They are found, taken, and when they are sent forgotten, in one statement each."""
     together = threading.Barrier(count)
@@ -343,7 +397,7 @@ def test_a_batch_costs_what_a_message_costs(sender, count, monkeypatch):
 
 
 def test_a_failed_message_delays_nothing_else(sender):
-    """One is refused, one is replaced while it is sent, and one hangs until the others are sent."""
+    """A message is refused, another is replaced while it is sent, and a third hangs meanwhile."""
     hangs = threading.Event()
 
     def send(key, payload):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
+import sqlite3
 import ssl
 import threading
 import types
@@ -93,6 +95,34 @@ def test_sqlite_lets_readers_and_a_writer_work_side_by_side(database):
         pytest.skip('this is about SQLite alone')
     with database.reader() as session:
         assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
+
+
+def test_several_processes_open_a_new_sqlite_at_once(monkeypatch, tmp_path):
+    """One of them writes already: SQLite does not wait for it by itself."""
+    url = f'sqlite:///{tmp_path}/new.sqlite'
+    waits = []
+    with contextlib.closing(sqlite3.connect(tmp_path / 'new.sqlite')) as other:
+        other.execute('BEGIN IMMEDIATE')
+
+        def wait(seconds):
+            waits.append(seconds)
+            other.rollback()
+
+        monkeypatch.setattr(engine.time, 'sleep', wait)
+        opened = engine.Database(options.load(files=[], database__connection=url))
+        with opened.reader() as session:
+            assert session.scalar(sa.text('PRAGMA journal_mode')) == 'wal'
+        opened.close()
+    assert len(waits) == 1
+
+
+def test_a_sqlite_that_stays_locked_is_away(monkeypatch, tmp_path):
+    url = f'sqlite:///{tmp_path}/new.sqlite'
+    monkeypatch.setattr(engine, 'PATIENCE', 0)
+    with contextlib.closing(sqlite3.connect(tmp_path / 'new.sqlite')) as other:
+        other.execute('BEGIN IMMEDIATE')
+        with pytest.raises(exception.DatabaseAway, match='locked'):
+            engine.Database(options.load(files=[], database__connection=url))
 
 
 def test_sqlite_keeps_committed_changes(database):
@@ -205,6 +235,25 @@ def test_as_many_threads_as_before_open_no_connection_more(database, server):
     for thread in threads:
         thread.join()
     assert len(opened) <= 20
+
+
+def test_a_transaction_sees_what_is_committed_whatever_the_server_says(database_url):
+    """Its operator may have made another isolation the default."""
+    url = sa.make_url(database_url)
+    asked = {
+        'postgresql': ({'options': '-c default_transaction_isolation=serializable'}, 'SHOW '),
+        'mysql': ({'init_command': 'SET SESSION tx_isolation = "SERIALIZABLE"'}, 'SELECT @@'),
+    }
+    if url.get_backend_name() not in asked:
+        pytest.skip('SQLite has no other')
+    query, ask = asked[url.get_backend_name()]
+    name = 'transaction_isolation' if ask == 'SHOW ' else 'tx_isolation'
+    text = url.update_query_dict(query).render_as_string(hide_password=False)
+    database = engine.Database(options.load(files=[], database__connection=text))
+    with database.reader() as session:
+        level = session.scalar(sa.text(f'{ask}{name}'))
+    assert level.lower().replace('-', ' ') == 'read committed'
+    database.close()
 
 
 def test_connections_share_what_they_need_for_tls(conf, monkeypatch):
