@@ -32,6 +32,8 @@ PLACEHOLDER = re.compile(
 )
 #: The maximum size of the facts of a board, in bytes of JSON.
 BOARD = 16384
+#: The maximum number of levels of these facts: MariaDB takes no more.
+LEVELS = 31
 #: The maximum number of bridges above a device, of devices that it is linked with, and of links
 #: between two.
 BRIDGES, PEERS, LINKS = 16, 64, 64
@@ -240,10 +242,22 @@ def _take(taken: Seen, seen: Seen, kind: str, name: str) -> None:
 def _board(name: str, value: typing.Any) -> None:
     try:
         size = len(json.dumps(value, allow_nan=False))
+        # MariaDB refuses half of a character also where it is escaped.
+        json.dumps(value, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f'{name}: not JSON: {error}') from error
     if not isinstance(value, dict | None) or size > BOARD:
         raise ValueError(f'{name}: expected a mapping, at most {BOARD} bytes of JSON')
+    if _levels(value) > LEVELS:
+        raise ValueError(f'{name}: expected at most {LEVELS} levels')
+
+
+def _levels(value: typing.Any) -> int:
+    """The number of levels of JSON; 0 for a single value."""
+    if not isinstance(value, dict | list | tuple):
+        return 0
+    parts = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_levels, parts), default=0)
 
 
 def _text(name: str, value: typing.Any, width: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import hypothesis
@@ -101,6 +102,8 @@ UNSOUND = [
     (dict(board={'x': b'bytes'}), 'board: not JSON'),
     (dict(vendor_board={'x': float('nan')}), 'vendor_board: not JSON'),
     (dict(vendor_board={'x': 'y' * 20000}), 'vendor_board: expected a mapping, at most'),
+    (dict(vendor_board={'x': ['\ud800']}), 'vendor_board: not JSON'),
+    (dict(vendor_board={'x': json.loads('[' * 31 + ']' * 31)}), 'expected at most 31 levels'),
     (dict(part={'name': None}), 'deployable name'),
     (dict(part={'name': 'x' * 129}), 'deployable name: expected up to 128'),
     (dict(part={'driver_name': None}), 'driver_name'),
@@ -386,6 +389,20 @@ def test_any_topology_leaves_the_card(told):
     assert (good, len(complaints)) == (
         [subject],
         int(subject.topology is None and bool(complaints)),
+    )
+
+
+@pytest.mark.parametrize(
+    ('told', 'kept'),
+    [(None, True), (0, True), (100, True), (-1, False), (101, False), (0.0, False), (True, False),
+     ('0', False)],
+)  # fmt: skip
+def test_an_invalid_utilization_does_not_drop_the_card(told, kept):
+    subject = device(1, utilization=told)
+    good, complaints = contract.check([subject])
+    assert (good, subject.utilization) == ([subject], told if kept else None)
+    assert [each.split('expected')[0] for each in complaints] == (
+        [] if kept else ['device 0 (0000:01:00.0): utilization: ']
     )
 
 
