@@ -40,6 +40,8 @@ SIZE = 32 << 20
 ANSWER = 30.0
 #: The confirmation of a client that it has received its lease.
 TAKEN = b'taken\n'
+#: The maximum wait for a place among the clients of a socket, and the pause of it, in seconds.
+CONNECT, PAUSE = 10.0, 0.02
 #: The variables of a process that ``cyborg-lite run`` started.
 ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
 
@@ -248,6 +250,38 @@ def short(path: str) -> collections.abc.Iterator[str]:
         os.close(descriptor)
 
 
+def connect(path: str, timeout: float | None = None) -> socket.socket:
+    """A connection to a Unix socket, which waits if others connect, too.
+
+    With a timeout the kernel does not wait where too many have not been accepted (unix(7)).
+
+    :param timeout: that of all that is done with it, in seconds.
+    :raises OSError: also when others take longer than CONNECT seconds.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(timeout)
+        _connect(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    end = time.monotonic() + CONNECT
+    with short(path) as place:
+        while True:
+            try:
+                connection.connect(place)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise TimeoutError('too many clients wait there') from None
+                time.sleep(PAUSE)
+            else:
+                return
+
+
 def plain(text: str) -> str:
     """A text on one line, without characters that are not printable."""
     return ''.join(each if each.isprintable() else '?' for each in text)
@@ -276,12 +310,11 @@ def _conversation(
     :param first: the minimum timeout for the first of them, in seconds.
     """
     answered = False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            with short(path) as place:
-                connection.connect(place)
-        except OSError as error:
-            raise Error(f'{path}: {_unreachable(error)}') from None
+    try:
+        connection = connect(path)
+    except OSError as error:
+        raise Error(f'{path}: {_unreachable(error)}') from None
+    with connection:
         try:
             connection.sendall(json.dumps(words).encode() + b'\n')
             for answer in _answers(connection, end, first):

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import select
 import threading
 import typing
 import unittest.mock
@@ -121,6 +122,13 @@ def send(sender) -> int:
         for kind in sender._send:
             sender._work(kind)
     return next(tries) - 1
+
+
+def ready(descriptor: int, timeout: float, event: int = select.POLLIN) -> bool:
+    """Whether a descriptor is ready within that many seconds, whatever its number."""
+    polling = select.poll()
+    polling.register(descriptor, event)
+    return bool(polling.poll(timeout * 1000))
 
 
 def local(application) -> webtest.TestApp:

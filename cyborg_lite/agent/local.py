@@ -11,7 +11,6 @@ import collections
 import collections.abc
 import contextlib
 import dataclasses
-import grp
 import json
 import os
 import pathlib
@@ -24,9 +23,11 @@ import typing
 from oslo_log import log
 import oslo_messaging as messaging
 
+from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import delivery
 from cyborg_lite import exception
+from cyborg_lite import unix
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 
@@ -77,7 +78,7 @@ class Server:
         self._clients: collections.Counter[tuple[str, int]] = collections.Counter()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._listener = _listen(self._path, group)
+        self._listener = unix.listen(path, group, BACKLOG)
         self._thread = threading.Thread(target=self._run, name='local-server', daemon=True)
 
     def start(self) -> None:
@@ -90,7 +91,7 @@ class Server:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        unix.remove(self._listener)
         for each in self._served.values():
             each.stop()
 
@@ -262,7 +263,7 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
     elif of == 'time':
         # Without a process: the lease ends by a release or by its time.
         return processes.Process(
-            processes.boot_digest(), 0, 0, asking.uid, processes.user(asking.uid), ''
+            processes.boot_digest(), 0, 0, asking.uid, accounts.name(asking.uid), ''
         )
     elif isinstance(of, int) and not isinstance(of, bool) and of > 0:
         if processes.namespace(asking.pid) != processes.namespace(os.getpid()):
@@ -273,7 +274,7 @@ def _holder(asking: Client, of: typing.Any) -> processes.Process:
     process = processes.find(pid)
     if pid == asking.pid:
         # The user at the time of connect(): the process may have changed it since.
-        return dataclasses.replace(process, uid=asking.uid, user=processes.user(asking.uid))
+        return dataclasses.replace(process, uid=asking.uid, user=accounts.name(asking.uid))
     if not asking.may(process.uid):
         raise Refused(f'process {pid} belongs to another user', 403)
     return process
@@ -388,46 +389,3 @@ def _send(connection: socket.socket, words: Words) -> bool:
     except OSError:
         return False
     return True
-
-
-def _listen(path: pathlib.Path, group: str | None) -> socket.socket:
-    """A socket at a path, which the user of this process and a group may use."""
-    _clear(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # The mode is set before listen(): nobody can connect earlier.
-        with client.short(os.fspath(path)) as place:
-            listener.bind(place)
-        path.chmod(0o600)
-        if group is not None:
-            os.chown(path, -1, _gid(group))
-            path.chmod(0o660)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _gid(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise OSError(f'[agent] socket_group: there is no group {group}') from None
-
-
-def _clear(path: pathlib.Path) -> None:
-    """Remove the socket of an agent that has ended."""
-    if not path.is_socket():
-        if path.exists():
-            raise OSError(f'{path} is in the way: expected a socket, or nothing')
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-        other.settimeout(PATIENCE)
-        try:
-            with client.short(os.fspath(path)) as place:
-                other.connect(place)
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-        else:
-            raise OSError(f'{path} is the socket of an agent that runs')

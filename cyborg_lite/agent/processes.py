@@ -3,7 +3,7 @@
 
 The kernel reuses pids. A process is identified by the boot, its pid, and its start time.
 
-Source: proc(5), pidfd_open(2), unix(7).
+Source: proc(5), pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import datetime
 import hashlib
 import os
 import pathlib
-import pwd
 import re
 import select
 import socket
-import struct
 
+from cyborg_lite import accounts
 from cyborg_lite import client
+from cyborg_lite import unix
 
 #: The file system of processes.
 PROC = pathlib.Path('/proc')
@@ -76,12 +76,10 @@ def peer(connection: socket.socket) -> tuple[int, int]:
 
     :raises Gone: when the peer is in a pid namespace that is not visible here.
     """
-    size = struct.calcsize('3i')
-    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, uid, _gid = struct.unpack('3i', told)
-    if pid <= 0:
+    found = unix.peer(connection)
+    if found.pid <= 0:
         raise Gone('the process is in a pid namespace that the agent cannot see')
-    return pid, uid
+    return found.pid, found.uid
 
 
 def find(pid: int) -> Process:
@@ -94,7 +92,7 @@ def find(pid: int) -> Process:
         if (first := _first_thread(pid)) != pid:
             raise Gone(f'{pid} is a thread of process {first}')
         uid = (PROC / str(pid)).stat().st_uid
-        return Process(boot_digest(), pid, _started(pid), uid, user(uid), _command(pid))
+        return Process(boot_digest(), pid, _started(pid), uid, accounts.name(uid), _command(pid))
 
 
 def parent(pid: int) -> int:
@@ -349,14 +347,6 @@ def _stat(pid: int) -> list[str]:
 
 def _command(pid: int) -> str:
     return (PROC / str(pid) / 'comm').read_text(errors='replace').strip()[:64]
-
-
-def user(uid: int) -> str:
-    """The name of a user."""
-    try:
-        return pwd.getpwuid(uid).pw_name[:64]
-    except KeyError:
-        return f'uid-{uid}'
 
 
 @contextlib.contextmanager

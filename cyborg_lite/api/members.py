@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import re
-
+from cyborg_lite import accounts
 from cyborg_lite.api import userfiles
 
 #: Each role includes those after it, as in Keystone.
 ROLES = ('admin', 'manager', 'member', 'reader')
-#: Reserved names: they have another meaning in the URL of a quota.
-RESERVED = ('defaults', 'own')
 
-_PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
 _FORM = (
     'USER:PROJECT:ROLE[,ROLE], where a project is 1 to 64 of A-Z, a-z, 0-9, "_", "." and "-", and '
     f'a role is one of {", ".join(ROLES)}'
@@ -43,9 +39,9 @@ def _parse(line: str) -> tuple[str, Headers]:
         raise ValueError(f'expected {_FORM}')
     user, project, given = words
     roles = [role.strip() for role in given.split(',')]
-    if not _PROJECT.fullmatch(project) or not set(roles) <= set(ROLES):
+    if not accounts.PROJECT.fullmatch(project) or not set(roles) <= set(ROLES):
         raise ValueError(f'expected {_FORM}')
-    if project in RESERVED:
+    if project in accounts.RESERVED:
         raise ValueError(f'expected {_FORM}; no project has the name {project}')
     implied = ROLES[min(ROLES.index(role) for role in roles) :]
     return user, {'X-Project-Id': project, 'X-Roles': ','.join(implied)}

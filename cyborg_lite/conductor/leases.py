@@ -18,6 +18,7 @@ import oslo_messaging as messaging
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from cyborg_lite import accounts
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
@@ -89,10 +90,6 @@ ASKED: dict[str, typing.Any] = {
         'cause': {'type': 'string', 'maxLength': 1024},
     },
 }
-
-_PROJECT = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}', re.ASCII)
-#: Names that no project has: see cyborg_lite.api.members.
-_RESERVED = ('defaults', 'own')
 
 Process = dict[str, typing.Any]
 Row = dict[str, typing.Any]
@@ -185,7 +182,7 @@ def create(
     _refuse_stranger(session, host, agent)
     if uuid is not None and _is_made(session, uuid, consumer(host, process)):
         return uuid, []
-    project = _project(process, projects)
+    project = accounts.project(process['uid'], process['user'], projects)
     caller = context.RequestContext(
         user_id=process['user'],
         project_id=project,
@@ -298,14 +295,6 @@ def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
     reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
     if session.scalar(sa.select(model.Host.id).where(*reports)) is None:
         raise exception.Conflict(reason=f'Host {host} is not reported by this agent')
-
-
-def _project(process: Process, projects: dict[str, str]) -> str:
-    """The project of a local user: what the operator says, or the name of the user."""
-    name = str(projects.get(process['user'], process['user']))
-    if _PROJECT.fullmatch(name) and name not in _RESERVED:
-        return name
-    return f'uid-{process["uid"]}'
 
 
 def consumer(host: str, process: Process) -> str:

@@ -4,7 +4,7 @@
 The protocol has no frames: an answer ends where its JSON does.  The peer must run as root or as
 this user: the directory of the socket may be one in which any user can make it.
 
-Source: JSON-RPC 2.0 specification; SPDK, doc/jsonrpc.md; unix(7), ``SO_PEERCRED``.
+Source: JSON-RPC 2.0 specification; SPDK, doc/jsonrpc.md.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-import struct
 import time
 import typing
 
+from cyborg_lite import unix
 from cyborg_lite.driver.host import ToolError
 
 #: The maximum size of an answer, in bytes.
@@ -48,8 +48,7 @@ def call(path: str, method: str, timeout: float = 5.0) -> typing.Any:
 
 
 def _check_user(peer: socket.socket) -> None:
-    size = struct.calcsize('3i')
-    _, user, _ = struct.unpack('3i', peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    user = unix.peer(peer).uid
     if user not in (0, os.geteuid()):
         raise ValueError(f'user {user} listens there: expected root or the user of the agent')
 

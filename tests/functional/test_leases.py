@@ -18,6 +18,7 @@ import unittest.mock
 import pytest
 
 import cyborg_lite
+from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite.agent import leases
@@ -180,7 +181,7 @@ def test_a_file_that_cannot_be_executed(machine):
 
 
 def test_a_request_beyond_the_quota_says_why_it_waits(machine):
-    project = processes.user(os.getuid())
+    project = accounts.name(os.getuid())
     conductor = machine.service.conductor
     machine.hold(1)
     conductor.update_quota(project=project, limits={'CUSTOM_NPU': 2})
@@ -436,6 +437,7 @@ def test_quota_counts(alone):
 
 AS_NOBODY = """
 import json, os, sys
+from cyborg_lite import accounts
 from cyborg_lite import client
 os.setgroups([]), os.setgid({id}), os.setuid({id})
 try:
@@ -467,9 +469,9 @@ def test_other_users(machine):
         answer = as_nobody(machine, do='lease', of=mine.pid)
         assert answer == {'error': f'process {mine.pid} belongs to another user', 'code': 403}
         got = as_nobody(machine, do='lease')
-    assert (got['user'], got['state']) == (processes.user(NOBODY), 'active')
+    assert (got['user'], got['state']) == (accounts.name(NOBODY), 'active')
     shown = machine.service.api.get(f'/v2/allocations/{got["uuid"]}').json
-    assert shown['project_id'] == processes.user(NOBODY)
+    assert shown['project_id'] == accounts.name(NOBODY)
     assert machine.lease(mine.pid)
 
 
@@ -702,15 +704,6 @@ def test_the_api_refuses_the_consumer_type_of_processes(machine):
 
 def process(**more):
     return dataclasses.asdict(processes.find(os.getpid())) | more
-
-
-@pytest.mark.parametrize(
-    ('user', 'project'),
-    [('jane', 'jane'), ('bob', 'lab'), ('a b', 'uid-7'), ('', 'uid-7'), ('defaults', 'uid-7')],
-)
-def test_project_of_a_user(user, project):
-    told = process(user=user, uid=7)
-    assert conductor_leases._project(told, {'bob': 'lab'}) == project
 
 
 def test_a_consumer_is_read_back():

@@ -11,10 +11,10 @@ import pytest
 import requests
 import requests_mock
 
+from cyborg_lite import accounts
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.api import members
 from cyborg_lite.api import projects
 from cyborg_lite.api import quotas
 from cyborg_lite.conductor import placing
@@ -336,7 +336,7 @@ def test_the_number_of_limits_is_limited(service):
 
 
 def test_reserved_names_are_not_projects_of_a_file():
-    assert {quotas.OWN, model.Quota.DEFAULTS} == set(members.RESERVED)
+    assert {quotas.OWN, model.Quota.DEFAULTS} == set(accounts.RESERVED)
 
 
 def test_members_see_the_quota_of_their_project_and_set_none(asked):

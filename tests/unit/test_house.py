@@ -23,6 +23,7 @@ ROOMS = {
     # the ground
     'model': set(),
     'shims': set(),
+    'accounts': set(),
     'conf': set(),
     'exception': set(),
     'context': {'exception'},
@@ -35,18 +36,22 @@ ROOMS = {
     'delivery': set(),
     'osc': set(),
     'server': set(),
+    'unix': {'client'},
     'rpc': {'context', 'exception', 'shims'},
     'db': {'exception', 'model', 'shims'},
-    'driver': {'contract', 'model'},
+    'driver': {'contract', 'model', 'unix'},
     'drivers': {'driver'},
     # the three services: they know nothing of each other
     'api': {
-        'client', 'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc', 'shims',
+        'accounts', 'client', 'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc',
+        'shims',
     },
-    'conductor': {'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker'},
+    'conductor': {
+        'accounts', 'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker',
+    },
     'agent': {
-        'client', 'context', 'contract', 'delivery', 'driver', 'exception', 'model', 'rpc',
-        'worker',
+        'accounts', 'client', 'context', 'contract', 'delivery', 'driver', 'exception', 'model',
+        'rpc', 'unix', 'worker',
     },
     # what puts them together
     'startup': {'clients', 'conf', 'db', 'exception'},

@@ -6,7 +6,6 @@ import hashlib
 import os
 import pathlib
 import queue
-import select
 import signal
 import socket
 import subprocess
@@ -16,7 +15,9 @@ import unittest.mock
 
 import pytest
 
+from cyborg_lite import accounts
 from cyborg_lite.agent import processes
+from tests import support
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def using(mark=None, nodes=(), **more):
 
 
 def has_ended(descriptor):
-    return bool(select.select([descriptor], [], [], 0)[0])
+    return support.ready(descriptor, 0)
 
 
 def test_a_process_is_watched_until_it_ends(child):
@@ -195,8 +196,6 @@ def test_a_command_with_brackets_and_blanks(child, monkeypatch, tmp_path):
     assert processes.parent(7) == 3
 
 
-def test_a_user_without_a_name():
-    assert processes.user(2**31 - 7) == f'uid-{2**31 - 7}'
 
 
 def test_an_orphan_has_no_parent():
@@ -284,6 +283,6 @@ def test_uses_of_nodes(tmp_path):
         [use] = processes.uses(nodes)
     assert (use.process.pid, use.nodes, use.mark) == (made.pid, {nodes[1]}, None)
     begun = processes._begun(use.process)
-    assert str(use).startswith(f'{made.pid} {processes.user(os.getuid())} (python')
+    assert str(use).startswith(f'{made.pid} {accounts.name(os.getuid())} (python')
     assert f') since {begun}' in str(use)
     assert processes.uses([]) == []

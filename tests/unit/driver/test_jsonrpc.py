@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import pytest
 
 from cyborg_lite import driver
+from cyborg_lite import unix
 from cyborg_lite.driver import jsonrpc
 
 
@@ -94,7 +95,8 @@ def test_nothing_listens(tmp_path):
 
 
 def test_a_peer_of_another_user_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonrpc.struct, 'unpack', lambda *_: (1, os.geteuid() + 1000, 1))
+    stranger = unix.Peer(1, os.geteuid() + 1000, 1)
+    monkeypatch.setattr(unix, 'peer', lambda _: stranger)
     with (
         listening(tmp_path / 's', answer([])),
         pytest.raises(driver.ToolError, match='listens there: expected root'),
