@@ -21,7 +21,6 @@ import uuid as uuidlib
 from oslo_log import log
 import oslo_messaging as messaging
 
-from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import delivery
 from cyborg_lite import driver
@@ -206,29 +205,29 @@ class Leases:
         with self._guarding:
             self._access.enforce(self._users(), self._finding().shared)
 
-    def rogues(self, finding: nodes.Finding) -> dict[str, str]:
-        """By the address of a card, who uses it without a lease, as a text.
+    def rogues(self, finding: nodes.Finding | None = None) -> dict[str, list[processes.Use]]:
+        """By the address of a card, who uses it without a lease.
 
         Processes of a lease are left out, also on cards of others: software of some vendors opens
         all cards. Of cards that are held, a conductor decides. Where a driver lists the processes,
         a listed one must have the node open nevertheless: its pid may be used again, or be that of
         another pid namespace.
         """
-        found: dict[str, list[str]] = {}
-        leased = self._processes()
+        found: dict[str, list[processes.Use]] = {}
+        leased, finding = self._processes(), finding or self._finding()
         for use in processes.uses(finding.used) if finding.used else ():
             process = use.process
-            if (process.pid, process.started) in leased or self._is_of_lease(use):
+            if process.key in leased or self._is_of_lease(use):
                 continue
             for address in sorted({finding.used[node] for node in use.nodes}):
                 if process.pid in finding.listed.get(address, (process.pid,)):
-                    found.setdefault(address, []).append(client.plain(str(use)))
-        return {address: _listed(uses) for address, uses in found.items()}
+                    found.setdefault(address, []).append(use)
+        return found
 
     def _processes(self) -> set[tuple[int, int]]:
         """The known processes of all leases."""
         watched = [p for lease in self.all() for p in [lease.process, *lease.watched.values()]]
-        return {(process.pid, process.started) for process in watched}
+        return {process.key for process in watched}
 
     def _is_of_lease(self, use: processes.Use) -> bool:
         """Whether the user of a process has a lease that the process names, or of its node."""
@@ -435,12 +434,6 @@ class Leases:
         self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True
-
-
-def _listed(uses: list[str]) -> str:
-    """A text of some uses, which a report can hold."""
-    more = f'; and {len(uses) - 2} more' if len(uses) > 2 else ''
-    return '; '.join(each[:115] for each in uses[:2]) + more
 
 
 def _may_be_carried_out(error: BaseException) -> bool:

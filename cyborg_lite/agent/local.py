@@ -222,6 +222,8 @@ def _lease(
     process = _holder(asking, of)
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')
+    if isinstance(of, int):
+        _refuse_user(served, process)
     if isinstance(command, str):
         process = dataclasses.replace(process, command=client.plain(command[:64]))
     lease = served.take(process, request)
@@ -252,6 +254,23 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
     asking.send(_shown(served, lease, row) | {'views': views})
     if not asking.has_taken():
         raise _HungUp
+
+
+def _refuse_user(served: leases.Leases, process: processes.Process) -> None:
+    """Refuse a process that uses accelerators already, itself or by a child: it would be given
+    others, and what it uses would be given to somebody else.
+    """
+    used = sorted(
+        address
+        for address, uses in served.rogues().items()
+        if any(processes.is_below(use.process.pid, process.pid) for use in uses)
+    )
+    if used:
+        raise Refused(
+            f'process {process.pid} uses {processes.shortened(used)} without a lease, and would be '
+            'given others: end it, and start it with "cyborg-lite run"',
+            409,
+        )
 
 
 def _holder(asking: Client, of: typing.Any) -> processes.Process:

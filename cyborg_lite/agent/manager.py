@@ -25,6 +25,7 @@ from cyborg_lite.agent import drivers
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import secret
+from cyborg_lite.agent import terminals
 
 LOG = log.getLogger(__name__)
 
@@ -62,8 +63,9 @@ class Manager:
         #: the last finding of the drivers
         self.finding = nodes.Finding()
         #: returns who uses which card without a lease, by its address: see leases.rogues
-        self.rogues: collections.abc.Callable[[nodes.Finding], dict[str, str]] = lambda _: {}
+        self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
         self._known_rogues: dict[str, str] = {}
+        self._notices = terminals.Notices()
         # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
         self._due = 0.0
@@ -110,8 +112,11 @@ class Manager:
     def _look_for_rogues(self) -> None:
         """Update who uses which card without a lease; after a failure the last answer stays."""
         try:
-            looks = self._conf.agent.withhold_rogues
-            self._known_rogues = self.rogues(self.finding) if looks else {}
+            found = self.rogues(self.finding) if self._conf.agent.withhold_rogues else {}
+            self._known_rogues = {
+                address: processes.listed([*uses]) for address, uses in found.items()
+            }
+            self._notices.look(found if self._conf.agent.tell_rogues else {})
         except Exception:
             # The devices are reported nevertheless.
             LOG.exception('The processes of host %s cannot be seen', self.host.name)

@@ -27,6 +27,8 @@ from cyborg_lite import unix
 PROC = pathlib.Path('/proc')
 #: The variable that marks the children of a process as part of its lease.
 MARK = client.ALLOCATION
+#: How many ancestors of a process are looked at.
+DEEPEST = 256
 #: The maximum size of an environment that is read, in bytes: the kernel allows 6 MB with the
 #: arguments.
 ENVIRONMENT = 8 << 20
@@ -59,6 +61,11 @@ class Process:
     uid: int
     user: str
     command: str
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from all other processes of this boot: its pid and its start."""
+        return self.pid, self.started
 
 
 def boot() -> str:
@@ -105,6 +112,56 @@ def parent(pid: int) -> int:
     if found <= 1:
         raise Gone(f'process {pid} has no parent any more')
     return found
+
+
+def is_below(pid: int, ancestor: int) -> bool:
+    """Whether a process is another one, or descends from it."""
+    for _ in range(DEEPEST):
+        if pid == ancestor:
+            return True
+        try:
+            pid = parent(pid)
+        except Gone:
+            break
+    return False
+
+
+def terminal(process: Process) -> int:
+    """The device number of the controlling terminal of a process; 0 without one.
+
+    :raises Gone: when it has ended.
+    """
+    with _gone(process.pid):
+        fields = _stat(process.pid)
+        if int(fields[19]) == process.started:
+            # As new_encode_dev() of the kernel makes it, and makedev() of the C library does.
+            return int(fields[4]) & 0xFFFFFFFF
+    raise Gone(f'process {process.pid} has ended')
+
+
+def has_mount(process: Process, place: str, kind: str, device: int) -> bool:
+    """Whether a process has this very file system at a place.
+
+    Its mounts are read, and not looked at: those of a user may take for ever.
+
+    :param kind: the type of the file system.
+    :param device: its device number.
+    :raises Gone: when it has ended, or may not be read.
+    """
+    wanted = f'{os.major(device)}:{os.minor(device)}', '/', place
+    with _gone(process.pid):
+        text = (_home(process.pid) / 'mountinfo').read_text(errors='replace')
+    found = {}
+    for line in text.splitlines():
+        mount, _, about = line.partition(' - ')
+        own, parent, *where = mount.split(' ')[:5]
+        if where[2:] == [place]:
+            found[parent] = own, tuple(where), about
+    # One mount may hide another there: the last one hides all.
+    return any(
+        own not in found and where == wanted and about.startswith(f'{kind} ')
+        for own, where, about in found.values()
+    )
 
 
 def namespace(pid: int) -> str:
@@ -203,6 +260,18 @@ def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
                 if opened := frozenset(_opened(home, nodes)):
                     found.append(Use(find(pid), opened, _mark(home), container(pid)))
     return found
+
+
+def listed(uses: collections.abc.Sequence[Use]) -> str:
+    """A text of some uses, which a report can hold."""
+    more = f'; and {len(uses) - 2} more' if len(uses) > 2 else ''
+    return '; '.join(client.plain(str(use))[:115] for use in uses[:2]) + more
+
+
+def shortened(addresses: collections.abc.Sequence[str]) -> str:
+    """A text of some addresses of cards: the first two, and how many more there are."""
+    more = f' and {len(addresses) - 2} more' if len(addresses) > 2 else ''
+    return ', '.join(addresses[:2]) + more
 
 
 def _begun(process: Process) -> str:

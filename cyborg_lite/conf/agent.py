@@ -114,6 +114,13 @@ OPTS = [
         help='Whether a device that a process uses without a lease is ``rogue`` and not given out. '
         'Turn it off where a service of this host has the device nodes open all the time.',
     ),
+    cfg.BoolOpt(
+        'tell_rogues',
+        default=True,
+        mutable=True,
+        help='Whether the user of such a process is told so, once, in a line on the terminal of '
+        'the process, if that terminal belongs to this user.',
+    ),
     cfg.StrOpt(
         'secret_file',
         sample_default='/var/lib/cyborg_lite/agent.secret',

@@ -3,12 +3,17 @@
 
 import pathlib
 import shutil
+import textwrap
 
 import pytest
 
 from tests.integration import process
 
-UNITS = sorted((pathlib.Path(__file__).parents[2] / 'etc' / 'systemd').glob('*.service'))
+ROOT = pathlib.Path(__file__).parents[2]
+UNITS = sorted((ROOT / 'etc' / 'systemd').glob('*.service'))
+#: The page with the drop-in of an agent that is root, and how that begins there.
+PAGE = ROOT / 'doc' / 'source' / 'admin' / 'security.rst'
+SHARED = '    # /etc/systemd/system/cyborg-lite-agent.service.d/shared.conf\n'
 
 
 @pytest.fixture
@@ -44,6 +49,22 @@ def test_there_is_a_unit_for_each_service():
 
 def test_unit_is_sound(analyze, unit):
     assert analyze('verify', '--man=no', unit) == (0, '')
+
+
+@pytest.mark.parametrize('wrong', [False, True])
+def test_drop_in_of_an_agent_that_is_root_is_sound(analyze, tmp_path, wrong):
+    """A wrong one shows that the test can fail."""
+    [agent] = [unit for unit in UNITS if 'agent' in unit.name]
+    copy = tmp_path / agent.name
+    copy.write_text(agent.read_text().replace('/opt/cyborg_lite/bin/', f'{process.BIN}/'))
+    text = textwrap.dedent(PAGE.read_text().partition(SHARED)[2].partition('\n\n')[0])
+    assert 'User=root' in text
+    (tmp_path / f'{agent.name}.d').mkdir()
+    drop_in = tmp_path / f'{agent.name}.d' / 'shared.conf'
+    drop_in.write_text(text.replace('User=root', 'Uesr=root') if wrong else text)
+    status, said = analyze('verify', '--man=no', copy)
+    assert (status, said == '') == (0, not wrong)
+    assert ('Uesr' in said) == wrong
 
 
 def test_an_unknown_command_of_a_unit_is_found(analyze, unit):

@@ -50,5 +50,6 @@ def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None, **m
         'device_access': 'advisory',
         'access_file': None,
         'withhold_rogues': True,
+        'tell_rogues': True,
     } | more
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

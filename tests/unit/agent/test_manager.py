@@ -11,6 +11,7 @@ import pytest
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite.agent import manager
+from cyborg_lite.agent import processes
 from tests.unit.agent import cards
 from tests.unit.agent.conftest import conf
 
@@ -39,6 +40,14 @@ def bus():
     return Bus()
 
 
+#: Of a process that has ended.
+USE = processes.Use(processes.Process('b', 0, 0, 1000, 'bob', 'python'), frozenset(), None, None)
+
+
+def rogues(_finding):
+    return {'0000:3b:00.0': [USE]}
+
+
 @pytest.fixture
 def agent(entry_points, host, bus):
     entry_points({'moody': 'tests.unit.agent.cards:Moody'})
@@ -61,7 +70,7 @@ def test_report(agent, bus):
 
 def test_processes_that_cannot_be_seen_do_not_hide_devices(agent, bus):
     """The last answer stays."""
-    agent.rogues = lambda _: {'0000:3b:00.0': '7 bob (python)'}
+    agent.rogues = rogues
     agent.report()
 
     def fail(_):
@@ -69,15 +78,25 @@ def test_processes_that_cannot_be_seen_do_not_hide_devices(agent, bus):
 
     agent.rogues = fail
     agent.report()
-    assert [each['devices'][0]['rogue'] for each in bus.reports] == ['7 bob (python)'] * 2
+    assert [each['devices'][0]['rogue'] for each in bus.reports] == [f'{USE}'] * 2
 
 
 def test_rogues_are_looked_for_if_it_is_configured(agent, bus):
-    agent.rogues = lambda _: {'0000:3b:00.0': '7 bob (python)'}
+    agent.rogues = rogues
     for looks in (True, False):
         agent._conf.agent.withhold_rogues = looks
         agent.report()
-    assert [each['devices'][0]['rogue'] for each in bus.reports] == ['7 bob (python)', None]
+    assert [each['devices'][0]['rogue'] for each in bus.reports] == [f'{USE}', None]
+
+
+def test_users_of_rogues_are_told_if_it_is_configured(agent, bus, monkeypatch):
+    looks = []
+    monkeypatch.setattr(agent._notices, 'look', looks.append)
+    agent.rogues = rogues
+    for tells in (True, False):
+        agent._conf.agent.tell_rogues = tells
+        agent.report()
+    assert looks == [{'0000:3b:00.0': [USE]}, {}]
 
 
 def test_a_requested_report_has_the_callers_context(agent, bus):

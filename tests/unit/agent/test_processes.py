@@ -196,6 +196,12 @@ def test_a_command_with_brackets_and_blanks(child, monkeypatch, tmp_path):
     assert processes.parent(7) == 3
 
 
+def test_whether_a_process_descends_from_another(child):
+    assert processes.is_below(child.pid, os.getpid())
+    assert processes.is_below(child.pid, child.pid)
+    assert not processes.is_below(os.getpid(), child.pid)
+    # It has ended.
+    assert not processes.is_below(2**22 + 1, os.getpid())
 
 
 def test_an_orphan_has_no_parent():
@@ -273,6 +279,23 @@ def test_the_container_of_a_process(tmp_path, monkeypatch, group, id):
     monkeypatch.setattr(processes, 'PROC', tmp_path)
     assert processes.container(7) == id
     assert processes.container(8) is None
+
+
+@pytest.mark.parametrize(('minor', 'there'), [(25, False), (26, True), (27, False)])
+def test_only_the_last_mount_at_a_place_is_there(tmp_path, monkeypatch, minor, there):
+    """A user may hide the terminals of the machine behind others in a mount namespace."""
+    mounts = [
+        '20 1 0:6 / /dev rw - devtmpfs udev rw',
+        '30 20 0:25 / /dev/pts rw,nosuid master:3 - devpts devpts rw',
+        '31 30 0:26 / /dev/pts rw - devpts other rw',
+        '32 20 0:27 / /dev/shm rw - tmpfs tmpfs rw',
+    ]
+    (tmp_path / '7').mkdir()
+    (tmp_path / '7/mountinfo').write_text('\n'.join(mounts))
+    (tmp_path / '7/stat').write_text('7 (python) S 1')
+    monkeypatch.setattr(processes, 'PROC', tmp_path)
+    process = processes.Process('b-1', 7, 9, 1000, 'jane', 'python')
+    assert processes.has_mount(process, '/dev/pts', 'devpts', os.makedev(0, minor)) == there
 
 
 def test_uses_of_nodes(tmp_path):
