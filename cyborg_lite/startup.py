@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import difflib
 import grp
 from importlib import metadata
+import logging
 import os
 import pathlib
 import ssl
@@ -22,6 +24,9 @@ import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
+
+if typing.TYPE_CHECKING:
+    from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
 
@@ -65,7 +70,7 @@ def connection(conf: cfg.ConfigOpts) -> sa.URL:
     try:
         url = sa.make_url(conf.database.connection)
         url.get_dialect().import_dbapi()
-    except sa.exc.SQLAlchemyError:
+    except (sa.exc.SQLAlchemyError, ValueError):
         # The value is not shown: it may have a password.
         raise exception.Refused(
             '[database] connection: expected a URL such as postgresql+psycopg://USER@HOST/NAME'
@@ -77,6 +82,48 @@ def connection(conf: cfg.ConfigOpts) -> sa.URL:
             f'the driver of the database is not installed ({error}){hint}'
         ) from None
     return url
+
+
+@contextlib.contextmanager
+def _arguments() -> collections.abc.Iterator[None]:
+    """Refuse a URL whose arguments its driver does not take: each driver says so in its way."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+        raise exception.Refused(
+            f'[database] connection cannot be used: its driver says {type(error).__name__}: '
+            f'{exception.line(error)}'
+        ) from None
+
+
+def silence_database() -> None:
+    """Have oslo.db log no errors, for a command that prints each of them in one line itself."""
+    logging.getLogger('oslo_db').setLevel(logging.CRITICAL + 1)
+
+
+def opened(conf: cfg.ConfigOpts, *, create: bool = True) -> engine.Database:
+    """The database, for a command.
+
+    :param create: whether SQLite may create its file.
+    :raises cyborg_lite.exception.Refused: when its URL cannot be used.
+    """
+    from cyborg_lite.db import engine
+
+    url = connection(conf)
+    if not create:
+        _refuse_no_file(url)
+    with _arguments():
+        database = engine.Database(conf)
+        database.engine.connect().close()
+        return database
+
+
+def _refuse_no_file(url: sa.URL) -> None:
+    """Refuse a file of SQLite that does not exist: to open it would create it."""
+    file = url.database if url.get_backend_name() == 'sqlite' else None
+    # What is in memory, and what is named by a URI, has no path here.
+    if file and file != ':memory:' and not file.startswith('file:') and not os.path.exists(file):
+        raise exception.Refused(f'[database] connection: there is no file {file}')
 
 
 def placing(conf: cfg.ConfigOpts) -> None:
@@ -103,7 +150,8 @@ def quota(conf: cfg.ConfigOpts) -> None:
             f'[quota] driver is keystone, and oslo.limit is not installed ({error}): run pip '
             "install 'cyborg-lite[limits]'"
         ) from None
-    if conf[keystone.GROUP].auth_type is None:
+    # With a section of another name, keystoneauth registers no auth_type in this one.
+    if not (conf[keystone.GROUP].auth_section or conf[keystone.GROUP].auth_type):
         raise exception.Refused(
             '[quota] driver is keystone, and [oslo_limit] auth_type is not set: set it and the '
             'credentials of a user with the role reader on the system'
@@ -375,5 +423,21 @@ def _revision(url: sa.URL) -> str | None:
     # SQLite has no server to wait for.
     patience = {} if url.get_backend_name() == 'sqlite' else {'connect_timeout': PATIENCE}
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=patience)
-    with engine.connect() as connection:
-        return migration.version_of(connection)
+    with _arguments():
+        connection = engine.connect()
+    with connection:
+        try:
+            revision = migration.version_of(connection)
+        except sa.exc.DBAPIError as error:
+            if error.connection_invalidated:
+                raise
+            # It is there: to wait would not help.
+            raise exception.Refused(
+                f'the revision of the database cannot be read: {exception.line(error)}'
+            ) from None
+        if revision and migration.is_foreign(connection, revision):
+            raise exception.Refused(
+                f'the database has tables of another program (revision {revision}): name one of '
+                'its own in [database] connection'
+            )
+        return revision

@@ -79,7 +79,8 @@ def is_of_system(conf: cfg.ConfigOpts) -> bool:
     To others Keystone shows no limits of projects, and answers as if there were none.
     """
     loading.load_auth_from_conf_options(conf, GROUP)
-    return bool(getattr(conf[GROUP], 'system_scope', None) == 'all')
+    section = conf[conf[GROUP].auth_section or GROUP]
+    return bool(getattr(section, 'system_scope', None) == 'all')
 
 
 def _enforcer(conf: cfg.ConfigOpts) -> typing.Any:

@@ -97,15 +97,13 @@ def run(conf: cfg.ConfigOpts, wait: typing.Callable[[float], None] = time.sleep)
 
 
 def _auditor(conf: cfg.ConfigOpts) -> auditing.Auditor:
-    startup.connection(conf)
+    database = startup.opened(conf, create=False)
     startup.database(conf)
     startup.peers(conf)
     # An upgrade check needs none of these.
     from cyborg_lite.conductor import auditing
     from cyborg_lite.conductor import manager
-    from cyborg_lite.db import engine
 
-    database = engine.Database(conf)
     return auditing.Auditor(conf, database, manager.Manager(conf, database).outbox)
 
 

@@ -15,14 +15,19 @@ import sqlalchemy as sa
 from cyborg_lite import conf as options
 from cyborg_lite import exception
 from cyborg_lite import startup
+from cyborg_lite.cmd import output
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 from cyborg_lite.db import upstream
 
 
+@output.prepared
 def main() -> int:
-    arguments = parser().parse_args()
+    try:
+        arguments = parser().parse_args()
+    except UnicodeDecodeError:
+        parser().error('a file of arguments is not UTF-8')
     try:
         return int(arguments.run(arguments, _database(arguments)) or 0)
     except (
@@ -44,14 +49,15 @@ def _database(arguments: argparse.Namespace) -> engine.Database:
     conf = options.load([*more, *(['--debug'] if arguments.debug else [])], arguments.config_file)
     if arguments.debug:
         log.setup(conf, 'cyborg_lite')
-    startup.connection(conf)
-    return engine.Database(conf)
+    else:
+        startup.silence_database()
+    return startup.opened(conf, create=arguments.run is not _version)
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='cyborg-lite-dbsync',
-        description=__doc__,
+        description=__doc__.replace('`', ''),
         # Secrets can be in a file: other users see the arguments of processes.
         fromfile_prefix_chars='@',
     )

@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import os
-import signal
 import sys
 import typing
 
 from cyborg_lite import exception
+from cyborg_lite.cmd import output
 
 #: The commands and their purpose; each is a module here, with _ in place of -.
 COMMANDS = {
@@ -25,10 +24,6 @@ COMMANDS = {
     'driver': 'begin the package of a driver',
     'record': 'pack what drivers see of this machine, for a bug report',
 }
-
-
-#: The status of a command whose output pipe was closed, as in shells.
-PIPED = 128 + signal.SIGPIPE
 
 
 class Version(argparse.Action):
@@ -64,23 +59,24 @@ class _Command(argparse.ArgumentParser):
         return found, unknown
 
 
+@output.prepared
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        status = int(arguments.run(arguments) or 0)
-        sys.stdout.flush()
-        return status
+        return int(arguments.run(arguments) or 0)
     except BrokenPipeError:
-        # The pipe is closed. The rest of the output would raise an error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPED
+        raise
     except (exception.Refused, OSError) as error:
         return _fail(error)
     except _unusable() as error:
         return _fail(error)
+    except Exception as error:
+        # Where a log is written the traceback goes there alone.
+        _fail(f'{type(error).__name__}: {error}')
+        raise
 
 
-def _fail(error: Exception) -> int:
+def _fail(error: Exception | str) -> int:
     print(f'cyborg-lite: {error}', file=sys.stderr)
     return 1
 
@@ -95,7 +91,7 @@ def _unusable() -> tuple[type[Exception], ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__)
+    parser = argparse.ArgumentParser(prog='cyborg-lite', description=__doc__.replace('`', ''))
     parser.add_argument('--version', action=Version, nargs=0, help='print the version, and exit')
     commands = parser.add_subparsers(required=True, metavar='COMMAND', parser_class=_Command)
     for name, text in COMMANDS.items():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import collections.abc
 import csv
 import datetime
 import getpass
@@ -24,11 +25,13 @@ import urllib.request
 import warnings
 
 import prettytable
+import wcwidth
 
 from cyborg_lite import client
 from cyborg_lite import exception
 
 Row = dict[str, typing.Any]
+_Found = typing.TypeVar('_Found')
 
 #: The columns of the table and their maximum widths: 80 with two blanks after each.
 WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
@@ -94,8 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
             rows = service.accelerators()
             table = arguments.format == 'table'
             if table:
-                service.name_holders(rows)
-            text = _nothing(service) if table and not rows else show(rows)
+                service.understood(service.name_holders, rows)
+            text = _nothing(service) if table and not rows else service.understood(show, rows)
             if arguments.watch and table and sys.stdout.isatty():
                 text = CLEAR + text
             print(text, flush=True)
@@ -151,10 +154,22 @@ class _Service:
         rows: list[Row] = []
         page: Row = {f'{resource}_links': True}
         while f'{resource}_links' in page:
-            marker = {'marker': rows[-1]['uuid']} if rows else {}
+            marker = {'marker': self.understood(_last, rows)} if rows else {}
             page = self.page(resource, marker | arguments)
+            # A service that is not ours may repeat a page for ever.
+            if not page[resource] or page[resource][-1:] == rows[-1:]:
+                break
             rows += page[resource]
         return rows
+
+    def understood(
+        self, read: collections.abc.Callable[[list[Row]], _Found], rows: list[Row]
+    ) -> _Found:
+        """What is read from the rows, if they are those of this service."""
+        try:
+            return read(rows)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            raise exception.Refused(f'{self._root} does not answer as this service') from None
 
     def page(self, resource: str, arguments: dict[str, str]) -> Row:
         """A page of a list."""
@@ -173,7 +188,7 @@ class _Service:
             raise exception.Refused(self._unreachable(url, error)) from None
         except (http.client.BadStatusLine, http.client.IncompleteRead) as error:
             raise exception.Refused(self._unreachable(url, error)) from None
-        except (http.client.HTTPException, ValueError, LookupError, TypeError):
+        except (http.client.HTTPException, ValueError, LookupError, TypeError, RecursionError):
             pass
         raise exception.Refused(f'{url} is not answered as by this service')
 
@@ -185,6 +200,7 @@ class _Service:
             said = str(json.load(error)['errors'][0]['detail'])
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return 'is not answered as by this service'
+        said = client.plain(said)[:500]
         hint = self._wanted(error) if error.code == 401 else ''
         return f'answers {error.code}: {said}{hint}'
 
@@ -221,7 +237,7 @@ def _credentials(user: str | None) -> dict[str, str]:
     """The headers that authenticate the caller."""
     if user:
         password = os.environ.get('CYBORG_LITE_PASSWORD') or _ask()
-        encoded = base64.b64encode(f'{user}:{password}'.encode()).decode()
+        encoded = base64.b64encode(f'{user}:{password}'.encode(errors='surrogateescape')).decode()
         return {'Authorization': f'Basic {encoded}'}
     if token := os.environ.get('OS_TOKEN'):
         return {'X-Auth-Token': token}
@@ -314,14 +330,22 @@ def _states(row: Row) -> str:
     return ', '.join(each for each in states if each != 'held' or len(states) == 1)
 
 
-def _cut(column: str, text: str) -> str:
+def _cut(column: str, text: str, width: int | None = None) -> str:
     """The text cut to the width of its column, without characters that are not printable."""
-    text = ''.join(each if each.isprintable() else '?' for each in text)
-    width = WIDTHS[column]
-    if column == 'HOLDER' or len(text) <= width:
-        return text[:width]
+    text, width = client.plain(text), width or WIDTHS[column]
+    if wcwidth.wcswidth(text) <= width:
+        return text
     # The end of an address is more specific than its beginning.
-    return f'…{text[1 - width :]}' if column == 'ADDRESS' else f'{text[: width - 1]}…'
+    if column == 'ADDRESS':
+        return f'…{_head(text[::-1], width - 1)[::-1]}'
+    return f'{_head(text, width - 1)}…'
+
+
+def _head(text: str, width: int) -> str:
+    """The beginning that fits into so many columns of a terminal: some characters take two."""
+    return next(
+        text[:length] for length in range(width, -1, -1) if wcwidth.wcswidth(text[:length]) <= width
+    )
 
 
 def _since(moment: str | None) -> str:
@@ -341,7 +365,16 @@ def _json(rows: list[Row]) -> str:
 
 def _csv(rows: list[Row]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, CSV, extrasaction='ignore', lineterminator='\n')
+    writer = csv.DictWriter(text, CSV, lineterminator='\n')
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({name: _cell(row[name]) for name in CSV})
     return text.getvalue().rstrip('\n')
+
+
+def _cell(value: typing.Any) -> typing.Any:
+    return client.plain(value) if isinstance(value, str) else value
+
+
+def _last(rows: list[Row]) -> str:
+    return str(rows[-1]['uuid'])

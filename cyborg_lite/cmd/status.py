@@ -11,13 +11,18 @@ from oslo_config import cfg
 from oslo_db import exception as db_exception
 from oslo_upgradecheck import common_checks
 from oslo_upgradecheck import upgradecheck
+import sqlalchemy as sa
 
 from cyborg_lite import conf as options
 from cyborg_lite import exception
+from cyborg_lite import startup
 from cyborg_lite.cmd import audit
+from cyborg_lite.cmd import output
 from cyborg_lite.db import data_migration
-from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+
+#: The errors of a database that cannot be read.
+UNUSABLE = db_exception.DBError, sa.exc.SQLAlchemyError, exception.Refused, cfg.Error
 
 
 class Checks(upgradecheck.UpgradeCommands):
@@ -29,8 +34,9 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_database(self) -> upgradecheck.Result:
         try:
-            version, head = migration.version(engine.Database(self.conf).engine), migration.head()
-        except db_exception.DBError as error:
+            database = startup.opened(self.conf, create=False)
+            version, head = migration.version(database.engine), migration.head()
+        except UNUSABLE as error:
             return upgradecheck.Result(
                 upgradecheck.Code.FAILURE, f'The database cannot be read: {exception.line(error)}'
             )
@@ -44,9 +50,9 @@ class Checks(upgradecheck.UpgradeCommands):
 
     def _check_data_migrations(self) -> upgradecheck.Result:
         try:
-            with engine.Database(self.conf).reader() as session:
+            with startup.opened(self.conf, create=False).reader() as session:
                 remaining = data_migration.remaining(session)
-        except db_exception.DBError:
+        except UNUSABLE:
             # The schema is not of this release: the first check reports it.
             return upgradecheck.Result(
                 upgradecheck.Code.WARNING, 'What remains to be migrated cannot be read.'
@@ -70,6 +76,7 @@ class Checks(upgradecheck.UpgradeCommands):
     )
 
 
+@output.prepared
 def main() -> int:
     if sys.argv[1:] == ['--version']:
         print(options.VERSION)
@@ -78,10 +85,11 @@ def main() -> int:
     commands = cfg.SubCommandOpt('command', handler=functools.partial(add_commands, conf))
     conf.register_cli_opt(commands)
     try:
-        conf(sys.argv[1:], project='cyborg_lite')
+        options.read(conf, sys.argv[1:])
     except cfg.Error as error:
         print(f'cyborg-lite-status: {exception.line(error)}', file=sys.stderr)
         return upgradecheck.Code.FAILURE
+    startup.silence_database()
     # It reads --json from there.
     upgradecheck.CONF = conf
     return int(upgradecheck.run(conf))

@@ -180,11 +180,17 @@ def _holding(state_dir: pathlib.Path) -> collections.abc.Iterator[None]:
 
 def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedded:
     database = startup.connection(conf)
+    is_file = database.get_backend_name() == 'sqlite'
     try:
+        if not is_file:
+            # Its URL may have arguments that its driver does not take.
+            startup.opened(conf).close()
         return service.Embedded(conf, found)
     except (sa.exc.SQLAlchemyError, db_exception.DBError, migration.Impossible) as error:
+        hint = '. Move the file away to begin anew: what it says of leases is lost then'
         raise exception.Refused(
             f'the database {database} cannot be used: {exception.line(error)}'
+            f'{hint if is_file else ""}'
         ) from None
 
 

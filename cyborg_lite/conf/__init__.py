@@ -292,6 +292,26 @@ def new(**defaults: typing.Any) -> cfg.ConfigOpts:
     return conf
 
 
+def read(conf: cfg.ConfigOpts, args: collections.abc.Sequence[str], **more: typing.Any) -> None:
+    """Read files and arguments into options.
+
+    :param more: of oslo.config's call.
+    :raises oslo_config.cfg.Error: when one cannot be read.
+    """
+    try:
+        conf(args, project='cyborg_lite', **more)
+    except OSError as error:
+        raise cfg.Error(f'{error.filename}: {error.strerror}') from None
+    except UnicodeDecodeError as error:
+        # The value is not shown: it may be a password.
+        before = error.object[: error.start].decode().split('\n')
+        name = before[-1].partition('=')[0].strip()[:80]
+        raise cfg.Error(
+            f'line {len(before)} of a configuration file ({name!r}) is not UTF-8: byte '
+            f'0x{error.object[error.start]:02x}'
+        ) from None
+
+
 def load(
     args: collections.abc.Sequence[str] = (),
     files: list[str] | None = None,
@@ -304,7 +324,7 @@ def load(
         invalid.
     """
     conf = new(**defaults)
-    conf(args, project='cyborg_lite', version=VERSION, default_config_files=files)
+    read(conf, args, version=VERSION, default_config_files=files)
     # oslo.config checks a value when it is first read.
     for group, opts in _GROUPS.items():
         for opt in opts:

@@ -24,8 +24,8 @@ PLACE = pathlib.Path(__file__).parent / 'alembic'
 WAIT = 600
 #: The key of PostgreSQL's lock, within one database: any number, the same in all releases.
 LOCK = 0x6379626C
-
-
+#: Tables of all releases, of which no other program has both: OpenStack Cyborg has one.
+OURS = frozenset({'attach_handles', 'messages'})
 #: The revision of a migration, and the one that it follows, as its module states them.
 _STATED = re.compile(r"^(revision|down_revision) = '(\w+)'$", re.MULTILINE)
 
@@ -49,7 +49,7 @@ def _config(connection: sa.Connection) -> config.Config:
 def _revisions() -> tuple[str, frozenset[str]]:
     """The newest revision that this release knows, and the others: modules are not loaded."""
     texts = [file.read_text() for file in (PLACE / 'versions').glob('*.py')]
-    stated = [dict(_STATED.findall(text)) for text in texts]
+    stated = [found for text in texts if (found := dict(_STATED.findall(text)))]
     others = frozenset(each['down_revision'] for each in stated if 'down_revision' in each)
     [head] = {each['revision'] for each in stated} - others
     return head, others
@@ -63,6 +63,10 @@ def head() -> str:
 def is_older(revision: str) -> bool:
     """Whether this release has migrations that a database of this revision lacks."""
     return revision in _revisions()[1]
+
+
+def _is_known(revision: str) -> bool:
+    return revision == head() or is_older(revision)
 
 
 def upgrade(engine: sa.Engine, revision: str = 'head') -> None:
@@ -81,6 +85,12 @@ def _upgrade(connection: sa.Connection, revision: str) -> None:
     from alembic import command
     from alembic import util
 
+    present = version_of(connection)
+    if present and not _is_known(present):
+        raise Impossible(
+            f'the database is of revision {present}, which this release does not know: it is of a '
+            'newer release, or of another program'
+        )
     try:
         command.upgrade(_config(connection), revision)
     except util.CommandError as error:
@@ -146,10 +156,27 @@ def version(engine: sa.Engine) -> str | None:
 
 
 def version_of(connection: sa.Connection) -> str | None:
-    """The revision of whatever database this is; None if alembic has made none."""
+    """The revision of whatever database this is; None if alembic has made none.
+
+    :raises Impossible: when it has several.
+    """
     if not sa.inspect(connection).has_table('alembic_version'):
         return None
-    return connection.scalars(sa.text('SELECT version_num FROM alembic_version')).one_or_none()
+    found = connection.scalars(sa.text('SELECT version_num FROM alembic_version')).all()
+    if found and not all(found):
+        raise Impossible('the table alembic_version has a row without a revision: delete it')
+    if len(found) > 1:
+        revisions = ', '.join(sorted(found))[:200]
+        raise Impossible(
+            f'the table alembic_version has {len(found)} rows ({revisions}): expected one. Restore '
+            'the database from a backup, or delete the rows that are not of its tables'
+        )
+    return found[0] if found else None
+
+
+def is_foreign(connection: sa.Connection, revision: str) -> bool:
+    """Whether the tables are those of another program, which also uses alembic."""
+    return not _is_known(revision) and not OURS.issubset(sa.inspect(connection).get_table_names())
 
 
 def revision(engine: sa.Engine, message: str) -> None:

@@ -108,6 +108,19 @@ def test_a_user_who_sees_no_limits_is_refused_at_the_start(tmp_path, cloud):
     startup.check(conf_of(tmp_path, section(cloud)), startup.quota)
 
 
+def test_credentials_of_keystone_in_a_section_of_another_name(tmp_path, cloud):
+    def elsewhere(**more):
+        here = '[oslo_limit]\nauth_section = other\n[other]'
+        return conf_of(tmp_path, section(cloud, **more).replace('[oslo_limit]', here))
+
+    startup.check(elsewhere(), startup.quota)
+    with pytest.raises(exception.Refused, match='system_scope is not all'):
+        startup.check(
+            elsewhere(system_scope=None, project_name='a', project_domain_id='default'),
+            startup.quota,
+        )
+
+
 @pytest.mark.parametrize(
     'more',
     [

@@ -74,6 +74,14 @@ def test_text_that_is_no_configuration(tmp_path):
         options.load(files=[str(tmp_path / 'a.conf')])
 
 
+def test_text_that_is_not_utf_8(tmp_path):
+    """The value is not shown: it may be a password."""
+    (tmp_path / 'a.conf').write_bytes('[database]\nconnection = geheim-ü\n'.encode('latin-1'))
+    said = r"line 2 of a configuration file \('connection'\) is not UTF-8: byte 0xfc"
+    with pytest.raises(cfg.Error, match=f'^{said}$'):
+        options.load(files=[str(tmp_path / 'a.conf')])
+
+
 def test_file_that_is_not_there():
     with pytest.raises(cfg.Error):
         options.load(files=['/nowhere/a.conf'])

@@ -2,6 +2,7 @@
 """What is refused before a service starts, and what is said then."""
 
 import pathlib
+import sqlite3
 import subprocess
 import sys
 
@@ -118,12 +119,15 @@ def in_file(path):
     return f'[database]\nconnection = sqlite:///{path}\n'
 
 
-def stamp(path, revision):
+def stamp(path, revision, *tables, more=None):
     engine = sa.create_engine(f'sqlite:///{path}')
     with engine.begin() as connection:
         connection.execute(sa.text('CREATE TABLE alembic_version (version_num VARCHAR(32))'))
         row = sa.text('INSERT INTO alembic_version VALUES (:revision)')
-        connection.execute(row, {'revision': revision})
+        for each in filter(None, (revision, more)):
+            connection.execute(row, {'revision': each})
+        for table in tables:
+            connection.execute(sa.text(f'CREATE TABLE {table} (id INTEGER)'))
     engine.dispose()
 
 
@@ -140,10 +144,32 @@ def test_a_database_of_an_older_release(refused, tmp_path):
 
 
 @pytest.mark.parametrize('revision', [migration.head(), 'ffffffffffff'])
-def test_a_database_of_this_or_a_newer_release(conf, tmp_path, revision):
+def test_a_database_of_this_or_a_newer_release(conf, tmp_path, caplog, revision):
     """A service of the release before goes on while others are upgraded."""
-    stamp(tmp_path / 'a', revision)
+    stamp(tmp_path / 'a', revision, *migration.OURS)
     startup.check(conf(in_file(tmp_path / 'a')), startup.database)
+    newer = f'The database is of a newer release (revision {revision})'
+    assert (newer in caplog.text) == (revision != migration.head())
+
+
+@pytest.mark.parametrize('table', ['attach_handles', 'messages'])
+def test_a_database_of_another_program(refused, tmp_path, table):
+    stamp(tmp_path / 'a', 'ffffffffffff', table)
+    said = refused(in_file(tmp_path / 'a'), startup.database)
+    assert 'has tables of another program (revision ffffffffffff)' in said
+
+
+def test_a_database_whose_revision_cannot_be_read(refused, tmp_path):
+    """It is there: to wait for it would not help."""
+    with sqlite3.connect(tmp_path / 'a') as made:
+        made.execute('CREATE TABLE alembic_version (version INT)')
+    said = refused(in_file(tmp_path / 'a'), startup.database)
+    assert said.startswith('the revision of the database cannot be read: ')
+
+
+def test_a_database_of_two_revisions(refused, tmp_path):
+    stamp(tmp_path / 'a', migration.head(), *migration.OURS, more='b754f9f71354')
+    assert 'alembic_version has 2 rows' in refused(in_file(tmp_path / 'a'), startup.database)
 
 
 def test_a_database_that_is_away_is_waited_for(conf, caplog):
@@ -410,3 +436,10 @@ def test_an_api_ends_with_one_line(tmp_path):
 def test_each_command_tells_its_version(command):
     done = run(command, '--version')
     assert (done.returncode, done.stdout.strip()) == (0, options.VERSION), done.stderr
+
+
+@pytest.mark.parametrize('command', ['cyborg-lite-agent', 'cyborg-lite-conductor'])
+def test_each_daemon_tells_its_options(command):
+    found = subprocess.run([BIN / command, '--help'], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, '')
+    assert {'--config-file', '--config-dir', '--debug'} <= {*found.stdout.replace(',', ' ').split()}

@@ -31,7 +31,11 @@ def run(tmp_path, monkeypatch, capsys):
     return run_
 
 
-def test_upgrade_and_version(run):
+def test_upgrade_and_version(run, tmp_path):
+    missing = f'cyborg-lite-dbsync: [database] connection: there is no file {tmp_path}/a.sqlite\n'
+    assert run('version') == (1, '', missing)
+    assert not (tmp_path / 'a.sqlite').exists()
+    (tmp_path / 'a.sqlite').touch()
     assert run('version')[:2] == (0, 'empty')
     assert run('upgrade')[:2] == (0, migration.head())
     assert run('upgrade')[:2] == (0, migration.head())
@@ -44,7 +48,7 @@ def test_a_directory_of_files(run, tmp_path):
     (tmp_path / 'more' / 'b.conf').write_text(f'[database]\nconnection = {url}\n')
     assert run('--config-dir', str(tmp_path / 'more'), 'upgrade')[0] == 0
     assert (tmp_path / 'b.sqlite').exists()
-    assert run('version')[:2] == (0, 'empty')
+    assert not (tmp_path / 'a.sqlite').exists()
 
 
 def test_debug_shows_each_step_and_the_traceback(tmp_path):
@@ -92,6 +96,59 @@ def old_hosts(run, tmp_path, monkeypatch):
 
 def cells(said):
     return [[cell.strip() for cell in line.split('|')[1:-1]] for line in said.splitlines()][3:-1]
+
+
+#: URLs that cannot be used, and a word of what is said of each.
+BAD_URLS = {
+    'mysql+pymysql://root@127.0.0.1:notaport/x': 'expected a URL such as',
+    'sqlite:////nowhere/a?timeout=long': 'its driver says ValueError: could not convert',
+    'foo://x': 'expected a URL such as',
+    'postgresql+nodriver://a/x': 'expected a URL such as',
+    '': 'connection is not set',
+}
+
+
+@pytest.mark.parametrize(('url', 'said'), BAD_URLS.items())
+def test_a_url_that_cannot_be_used(run, url, said):
+    status, out, errors = run('upgrade', connection=url)
+    assert (status, out) == (1, '')
+    assert said in errors
+    assert errors.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('table', 'said'),
+    [
+        ('(version_num TEXT)', 'has a row without a revision'),
+        ('(version INT)', 'no such column: version_num'),
+        ("(version_num TEXT DEFAULT 'ffffffffffff')", 'this release does not know'),
+    ],
+)
+def test_a_revision_that_cannot_be_read(tmp_path, table, said):
+    """As a process: in this one the tests have set up the log."""
+    with sqlite3.connect(tmp_path / 'a.sqlite') as made:
+        made.execute(f'CREATE TABLE alembic_version {table}')
+        made.execute('INSERT INTO alembic_version DEFAULT VALUES')
+    (tmp_path / 'a.conf').write_text(f'[database]\nconnection = sqlite:///{tmp_path}/a.sqlite\n')
+    for command in ('dbsync --config-file {} upgrade', 'status --config-file {} upgrade check'):
+        words = command.format(tmp_path / 'a.conf').split()
+        program = pathlib.Path(sys.executable).with_name(f'cyborg-lite-{words[0]}')
+        found = subprocess.run([program, *words[1:]], capture_output=True, text=True)
+        assert 'Traceback' not in found.stderr
+        assert found.stderr.count('\n') <= 1
+        assert said in found.stderr or 'status' in command
+
+
+def test_a_file_of_options_that_is_a_directory(run, tmp_path, monkeypatch, capsys):
+    words = ['cyborg-lite-dbsync', '--config-file', str(tmp_path), 'version']
+    monkeypatch.setattr(sys, 'argv', words)
+    assert dbsync.main() == 1
+    assert capsys.readouterr().err.endswith(f'{tmp_path}: Is a directory\n')
+    (tmp_path / 'a').write_bytes(b'\xff')
+    monkeypatch.setattr(sys, 'argv', ['cyborg-lite-dbsync', f'@{tmp_path}/a'])
+    with pytest.raises(SystemExit):
+        dbsync.main()
+    assert 'a file of arguments is not UTF-8' in capsys.readouterr().err
 
 
 def test_online_data_migrations(run, old_hosts):

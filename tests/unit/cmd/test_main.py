@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import gc
+import io
 import logging
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from cyborg_lite import driver
 from cyborg_lite.cmd import entry
 from cyborg_lite.cmd import main
+from cyborg_lite.cmd import output
 from cyborg_lite.driver import description
 from tests.unit.cmd import process
 
@@ -96,6 +98,29 @@ def test_a_closed_pipe_is_no_error(run, tmp_path, monkeypatch, capsys):
     # The rest of the buffer is written at the exit, so the output must be valid.
     output.close()
     assert 'roken pipe' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'command',
+    ['cyborg-lite --version', 'cyborg-lite-status --help', 'cyborg-lite-dbsync --version'],
+)
+def test_an_output_that_is_not_there(command):
+    directory = pathlib.Path(sys.executable).parent
+    for redirection in ('>&-', '>&- 2>&-', '| true'):
+        found = subprocess.run(
+            ['bash', '-c', f'{directory}/{command} {redirection}; exit ${{PIPESTATUS[0]}}'],
+            capture_output=True,
+            text=True,
+        )
+        assert found.stderr == ''
+        assert found.returncode in (0, output.PIPED)
+
+
+def test_a_character_that_the_output_does_not_have(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding='latin-1'))
+    assert output.prepared(lambda: print('é昇\ud800…') or 0)() == 0
+    assert written.getvalue() == 'é???\n'.encode('latin-1')
 
 
 @pytest.mark.parametrize('arguments', [[], ['nothing'], ['up', '--port', 'x'], ['up', 'x']])

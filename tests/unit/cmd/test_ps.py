@@ -83,7 +83,7 @@ def test_table_fits_80_columns(service, served, run):
     assert all(len(line) <= 80 for line in out.splitlines())
     assert rows[0].split() == ['a-host-with-a…', 'miss', 'model', '…', '0000:5e:00.0', 'free']
     held = [row.split()[:5] for row in rows if 'held' in row]
-    assert held == [['host-1', 'A100-SXM4-8…', '0000:3b:00.0', 'held', support.INSTANCE[:12]]]
+    assert held == [['host-1', 'A100-SXM4-8…', '0000:3b:00.0', 'held', f'{support.INSTANCE[:11]}…']]
     assert {row.split()[2] for row in rows[1:]} == {f'0000:3b:00.{n}' for n in range(4)}
 
 
@@ -176,7 +176,7 @@ def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
     finally:
         made.stop()
     assert status == 0
-    assert ' rogue  4711 bob (py' in out
+    assert ' rogue  4711 bob (p…' in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
@@ -194,7 +194,7 @@ def test_a_holder_sees_that_a_card_is_not_well(service, served, run, health, sta
     with service.database.writer() as session:
         session.query(model.Device).update({'health': health, 'health_reason': 'pcie_width'})
     url = served(service.embedded.application)
-    [held] = [row for row in run('--url', url)[1].splitlines() if support.INSTANCE[:12] in row]
+    [held] = [row for row in run('--url', url)[1].splitlines() if support.INSTANCE[:11] in row]
     assert f' {state} ' in held
     rows = csv.DictReader(io.StringIO(run('--url', url, '-f', 'csv')[1]))
     assert {(row['health'], row['health_reason']) for row in rows} == {(health, 'pcie_width')}
@@ -345,6 +345,8 @@ def test_a_password_is_read_from_the_environment_without_a_terminal(stdin):
         ('200 OK', b'<html>', 'is not answered as by this service'),
         ('200 OK', b'[]', 'is not answered as by this service'),
         ('404 N', b'{"errors": []}', 'is not answered as by this service'),
+        ('200 OK', b'[' * 200_000, 'is not answered as by this service'),
+        ('403 F', b'{"errors": [{"detail": "a\\u001b[2J\\nb"}]}', 'answers 403: a?[2J?b'),
     ],
 )
 def test_refusals_are_told_in_a_line(served, run, status, body, said):
@@ -417,3 +419,50 @@ def test_since(seconds, shown, monkeypatch):
 def test_text_that_would_move_the_cursor():
     assert ps._cut('HOST', 'a\x1b[2J\n') == 'a?[2J?'
     assert ps._cut('ADDRESS', '10000:00:02.0') == '…000:00:02.0'
+    row = dict.fromkeys(ps.CSV) | {'model': 'a\x1b[2J', 'uuid': 'u'}
+    assert ps._csv([row]).splitlines()[1].split(',')[:7] == ['u', '', '', '', '', '', 'a?[2J']
+
+
+@pytest.mark.parametrize(
+    ('column', 'shown'),
+    [('MODEL', '昇腾昇腾昇…'), ('HOLDER', '昇腾昇腾昇…'), ('ADDRESS', '…腾昇腾昇腾')],
+)
+def test_wide_characters_take_two_columns(column, shown):
+    assert ps._cut(column, '昇腾' * 4) == shown
+    assert ps._cut(column, '昇腾') == '昇腾'
+
+
+@pytest.mark.parametrize(
+    ('holder', 'shown'),
+    [
+        ('root (averyv)', 'root (avery…'),
+        ('root (王小明)', 'root (王小…'),
+        ('root (王小)', 'root (王小)'),
+    ],
+)
+def test_a_holder_that_is_cut_says_so(holder, shown):
+    assert ps._cut('HOLDER', holder) == shown
+
+
+ODD = dict.fromkeys(ps.CSV, 7) | {'allocation_uuid': None}
+
+
+@pytest.mark.parametrize(
+    ('form', 'row'),
+    [
+        ('csv', {}),
+        ('csv', 'a'),
+        ('table', {'uuid': 'a'}),
+        ('table', 'a'),
+        ('table', ODD | {'attach_info': 'x'}),
+        ('table', ODD | {'attach_info': {}, 'held_since': 'x'}),
+    ],
+)
+def test_rows_of_another_service(served, run, form, row):
+    def application(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [json.dumps({'accelerators': [row], 'accelerators_links': []}).encode()]
+
+    url = served(application)
+    said = f'cyborg-lite: {url} does not answer as this service\n'
+    assert run('--url', url, '-f', form) == (1, '', said)

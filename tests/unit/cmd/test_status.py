@@ -10,6 +10,7 @@ from cyborg_lite.cmd import status
 from cyborg_lite.db import data_migration
 from cyborg_lite.db import engine
 from cyborg_lite.db import migration
+from tests.unit.cmd import test_dbsync
 
 
 @pytest.fixture
@@ -53,11 +54,25 @@ def test_rows_of_an_older_release(run, database, monkeypatch):
     assert 'online_data_migrations' in said
 
 
-def test_database_that_is_older(run):
+def test_database_that_is_older(run, tmp_path):
+    (tmp_path / 'a.sqlite').touch()
     code, said = run()
     assert code == 1
     assert 'Result: Warning' in said
     assert 'dbsync upgrade' in ' '.join(said.replace('|', ' ').split())
+
+
+@pytest.mark.parametrize('url', [*test_dbsync.BAD_URLS, 'sqlite:////'])
+def test_a_url_that_cannot_be_used(run, url):
+    code, said = run(url)
+    assert (code, said.count('Result: Failure')) == (2, 1)
+
+
+def test_a_file_that_does_not_exist_is_not_created(run, tmp_path):
+    code, said = run(f'sqlite:///{tmp_path}/b.sqlite')
+    assert (code, said.count('Result: Failure')) == (2, 1)
+    assert 'connection: there is no file /' in ' '.join(said.replace('|', ' ').split())
+    assert not (tmp_path / 'b.sqlite').exists()
 
 
 def test_database_that_cannot_be_read(run):
