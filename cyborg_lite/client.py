@@ -25,10 +25,12 @@ import time
 import types
 import typing
 
-#: The name of the socket in the state directory of ``cyborg-lite up``.
-SOCKET = 'agent.sock'
-#: The socket of an agent that systemd started.
-SYSTEM = pathlib.Path('/run/cyborg-lite') / SOCKET
+#: The names of the sockets of an agent and of the API in the state directory of ``cyborg-lite up``.
+SOCKET, API_SOCKET = 'agent.sock', 'api.sock'
+#: How the URL of a Unix socket begins: its path follows.
+UNIX = 'unix://'
+#: The directory of sockets of services that systemd started.
+SYSTEM = pathlib.Path('/run/cyborg-lite')
 #: The variable with the path of another socket.
 VARIABLE = 'CYBORG_LITE_SOCKET'
 #: How the kernel keeps users without a lease from devices, for users.
@@ -221,16 +223,48 @@ def find(path: str | None = None) -> str:
     named = path or os.environ.get(VARIABLE)
     if named:
         return named
-    own = pathlib.Path(state_dir()) / SOCKET
-    for each in (own, SYSTEM):
-        # Another user's directory may not be readable.
-        with contextlib.suppress(OSError):
-            if each.is_socket():
-                return str(each)
+    if found := _found(SOCKET):
+        return found
+    own, system = _places(SOCKET)
     raise Error(
-        f'no agent listens on this machine: neither {own} nor {SYSTEM} is a socket. Start one with '
+        f'no agent listens on this machine: neither {own} nor {system} is a socket. Start one with '
         f'"cyborg-lite up", or name its socket in {VARIABLE}'
     )
+
+
+def find_api() -> str | None:
+    """The path of the first socket of the API that this user may use; None if there is none."""
+    return _found(API_SOCKET, os.W_OK)
+
+
+def _found(name: str, mode: int = os.F_OK) -> str | None:
+    """The path of the first socket of this name that this user may use; None if there is none.
+
+    A service that was killed leaves its socket: another is preferred to that.
+    """
+    found = []
+    for each in _places(name):
+        # Another user's directory may not be readable.
+        with contextlib.suppress(OSError):
+            if each.is_socket() and os.access(each, mode):
+                found.append(str(each))
+    return next((each for each in found[:-1] if not _is_left(each)), found[-1] if found else None)
+
+
+def _is_left(path: str) -> bool:
+    """Whether no process listens at a socket any more."""
+    try:
+        connect(path, CONNECT).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _places(name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where a socket is looked for: in the state directory, and in that of the system."""
+    return pathlib.Path(state_dir()) / name, SYSTEM / name
 
 
 def state_dir() -> str:

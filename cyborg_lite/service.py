@@ -26,6 +26,7 @@ from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import server
 from cyborg_lite import shims
+from cyborg_lite import unix
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import local
 from cyborg_lite.agent import manager as agent_manager
@@ -303,9 +304,10 @@ class _Version:
         return options.VERSION
 
 
-def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
+def listen(application: app.Wsgi, address: str, port: int, *more: socket.socket) -> server.Server:
     """A web server, bound to its address and not yet serving.
 
+    :param more: further sockets that it serves.
     :raises OSError: when the address cannot be bound.
     """
     found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
@@ -319,8 +321,28 @@ def listen(application: app.Wsgi, address: str, port: int) -> server.Server:
         except OSError as error:
             failed = error
         else:
-            return server.Server(application, listener)
+            return server.Server(application, listener, *more)
     raise failed
+
+
+@contextlib.contextmanager
+def listen_locally(conf: cfg.ConfigOpts) -> collections.abc.Iterator[list[socket.socket]]:
+    """The Unix socket of the API, if it has one; its file is removed at the end.
+
+    :raises cyborg_lite.exception.Refused: when it cannot be made.
+    """
+    if not conf.api.socket:
+        yield []
+        return
+    try:
+        listener = unix.listen(conf.api.socket, conf.api.socket_group, BACKLOG)
+    except OSError as error:
+        raise exception.Refused(f'[api] socket: {exception.line(error)}') from None
+    try:
+        with listener:
+            yield [listener]
+    finally:
+        unix.remove(listener)
 
 
 def database_url(state_dir: pathlib.Path, described: bool = False) -> str:

@@ -26,10 +26,12 @@ from cyborg_lite import exception
 from cyborg_lite import policy
 from cyborg_lite import rpc
 from cyborg_lite import shims
+from cyborg_lite import unix
 from cyborg_lite.api import health
 from cyborg_lite.api import members
 from cyborg_lite.api import openapi
 from cyborg_lite.api import origin
+from cyborg_lite.api import peers
 from cyborg_lite.api import rest
 from cyborg_lite.api import root
 from cyborg_lite.api import types
@@ -44,9 +46,12 @@ Wsgi = collections.abc.Callable[..., typing.Any]
 #: Discovery needs no token: a client uses it to find the identity service.
 PUBLIC = ('', '/', '/v2', '/v2/', '/v2/openapi.json')
 
+#: How the headers begin that oslo.context takes for the identity of a caller.
+IDENTITY = ('HTTP_X_', 'HTTP_OPENSTACK_SYSTEM_SCOPE')
+
 #: The identity of each caller without authentication: the administrator of one project.
 ALONE = {
-    'X-Identity-Status': 'Confirmed',
+    'X-User-Id': 'admin',
     'X-Project-Id': '00000000000000000000000000000001',
     'X-Roles': 'admin,manager,member,reader',
 }
@@ -55,18 +60,18 @@ ALONE = {
 def application(conf: cfg.ConfigOpts, database: engine.Database, bus: rpc.Peers) -> Wsgi:
     """The WSGI application of the API."""
     app: Wsgi = Front(conf, database, bus)
-    app = _authenticated(app, conf)
+    local = Alone(app, peers.Peers(conf).headers)
+    app = _by_door(local, _authenticated(app, conf))
     app = SizeLimit(app, conf.api.max_request_body_size)
     shared = cors.CORS(app, conf)
     # Without allowed origins the middleware still costs a request and a response object.
     app = shared if shared.allowed_origins else app
     app = _by_path(health.paths(conf, database, bus), app)
-    guard = None if conf.api.auth_strategy == 'keystone' else origin.Guard(conf)
-    trusting = _guarded(app, guard.check_forwarded) if guard else app
-    behind = http_proxy_to_wsgi.HTTPProxyToWSGI(trusting, conf)
+    guard = origin.Guard(conf)
+    behind = http_proxy_to_wsgi.HTTPProxyToWSGI(_guarded(app, guard.check_forwarded), conf)
     app = behind if conf.oslo_middleware.enable_proxy_headers_parsing else app
     # The guard runs before headers replace the address of the client.
-    app = _guarded(app, guard.check) if guard else app
+    app = _guarded(app, guard.check)
     app = with_errors_in_one_form(app)
     app = _without_caller(catch_errors.CatchErrors(app))
     return typing.cast('Wsgi', request_id.RequestId(app))
@@ -82,19 +87,42 @@ def _without_caller(app: Wsgi) -> Wsgi:
     return forgetful
 
 
+def _by_door(local: Wsgi, other: Wsgi) -> Wsgi:
+    """The first application for requests at the Unix socket of the API, otherwise the second."""
+
+    def chosen(environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
+        return (local if unix.PEER in environ else other)(environ, start_response)
+
+    return chosen
+
+
 def _authenticated(app: Wsgi, conf: cfg.ConfigOpts) -> Wsgi:
-    """The application behind the layer that authenticates the caller."""
+    """The application behind the layer that authenticates the caller over the network."""
     if conf.api.auth_strategy == 'keystone':
         from keystonemiddleware import auth_token
 
         checked = auth_token.AuthProtocol(app, {'oslo_config_config': conf})
         return _by_path(dict.fromkeys(PUBLIC, app), checked)
     if conf.api.auth_strategy == 'noauth':
-        return Alone(app, lambda _: 'admin')
-    projects = conf.api.http_basic_auth_project_file
-    known = members.Members(projects) if projects else None
-    checked = Alone(app, users.Users(conf.api.http_basic_auth_user_file).name, known)
+        return Alone(app, lambda _: ALONE)
+    checked = Alone(app, _basic(conf))
     return _by_path(dict.fromkeys(PUBLIC, app), checked)
+
+
+def _basic(conf: cfg.ConfigOpts) -> collections.abc.Callable[[webob.Request], members.Headers]:
+    """What names the callers of ``http_basic``: by default each is administrator of one project."""
+    named = users.Users(conf.api.http_basic_auth_user_file)
+    file = conf.api.http_basic_auth_project_file
+    known = members.Members(file) if file else None
+
+    def headers(request: webob.Request) -> members.Headers:
+        user = named.name(request)
+        found = known.headers(user) if known else ALONE
+        if found is None:
+            raise webob.exc.HTTPForbidden(f'User {user} has no project on this service.')
+        return found | {'X-User-Id': user}
+
+    return headers
 
 
 def _guarded(app: Wsgi, check: collections.abc.Callable[[dict[str, typing.Any]], None]) -> Wsgi:
@@ -158,24 +186,18 @@ class Alone:
     """Sets the identity of the caller, and ignores identity headers of the request."""
 
     def __init__(
-        self,
-        app: Wsgi,
-        who: collections.abc.Callable[[webob.Request], str],
-        known: members.Members | None = None,
+        self, app: Wsgi, who: collections.abc.Callable[[webob.Request], members.Headers]
     ) -> None:
         """Wrap an application.
 
-        :param who: returns the name of the caller, or raises an HTTPException.
-        :param known: the projects of users; without it each user is administrator of one project.
+        :param who: returns the identity headers of the caller, or raises an HTTPException.
         """
         self._app = app
         self._who = who
-        self._known = known
 
     def __call__(self, environ: dict[str, typing.Any], start_response: typing.Any) -> typing.Any:
         try:
-            user = self._who(webob.Request(environ))
-            project = self._project(user)
+            identity = self._who(webob.Request(environ))
         except webob.exc.HTTPException as error:
             answer = rest.error_response(error.code, error.detail or str(error))
             if error.code == 401:
@@ -183,17 +205,11 @@ class Alone:
             elif error.code == 503:
                 answer.headers['Retry-After'] = '1'
             return answer(environ, start_response)
-        for name in [name for name in environ if name.startswith('HTTP_X_')]:
+        for name in [name for name in environ if name.startswith(IDENTITY)]:
             del environ[name]
-        for name, value in (ALONE | project | {'X-User-Id': user}).items():
+        for name, value in ({'X-Identity-Status': 'Confirmed'} | identity).items():
             environ[f'HTTP_{name.upper().replace("-", "_")}'] = value
         return self._app(environ, start_response)
-
-    def _project(self, user: str) -> members.Headers:
-        found = self._known.headers(user) if self._known else {}
-        if found is None:
-            raise webob.exc.HTTPForbidden(f'User {user} has no project on this service.')
-        return found
 
 
 class SizeLimit:

@@ -43,5 +43,9 @@ def _parse(line: str) -> tuple[str, Headers]:
         raise ValueError(f'expected {_FORM}')
     if project in accounts.RESERVED:
         raise ValueError(f'expected {_FORM}; no project has the name {project}')
-    implied = ROLES[min(ROLES.index(role) for role in roles) :]
-    return user, {'X-Project-Id': project, 'X-Roles': ','.join(implied)}
+    return user, {'X-Project-Id': project, 'X-Roles': ','.join(implied(*roles))}
+
+
+def implied(*roles: str) -> tuple[str, ...]:
+    """The roles, and those that they include."""
+    return ROLES[min(ROLES.index(role) for role in roles) :]

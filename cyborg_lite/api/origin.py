@@ -19,6 +19,7 @@ from urllib import parse
 from oslo_config import cfg
 
 from cyborg_lite import exception
+from cyborg_lite import unix
 
 Environ = dict[str, typing.Any]
 
@@ -46,11 +47,12 @@ def is_loopback(address: str) -> bool:
 
 
 class Guard:
-    """Checks requests to an API with noauth or http_basic."""
+    """Checks requests that need no token: with noauth or http_basic, or at the Unix socket."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         """:param conf: the options of CORS are registered already."""
         self._noauth = conf.api.auth_strategy == 'noauth'
+        self._tokens = conf.api.auth_strategy == 'keystone'
         public = parse.urlsplit(conf.api.public_endpoint or '').netloc
         names = ['localhost', public, *conf.api.allowed_hosts]
         if not self._noauth:
@@ -60,7 +62,10 @@ class Guard:
 
     def check(self, environ: Environ) -> None:
         """Raise an error if the request must not be served."""
-        if self._noauth:
+        local = unix.PEER in environ
+        if self._tokens and not local:
+            return
+        if self._noauth or local:
             _check_peer(environ)
         self._check_host(environ.get('HTTP_HOST'))
         allowed = bool(self._pages & {'*', environ.get('HTTP_ORIGIN')})
@@ -73,6 +78,8 @@ class Guard:
 
         A client can write these headers, too, where the proxy does not remove them.
         """
+        if self._tokens:
+            return
         self._check_host(environ.get('HTTP_HOST'))
         scheme = environ['wsgi.url_scheme']
         if scheme not in ('http', 'https'):
@@ -103,7 +110,7 @@ def _check_peer(environ: Environ) -> None:
         if _FORWARDING.fullmatch(name):
             header = name.removeprefix('HTTP_').replace('_', '-').title()
             raise exception.Forbidden(
-                reason=f'Without authentication no forwarded request is served: {header} is set.'
+                reason=f'No forwarded request is served here: {header} is set.'
             )
     address = environ.get('REMOTE_ADDR')
     if not (is_loopback(address) if address else _is_unix_socket(environ)):
@@ -112,6 +119,8 @@ def _check_peer(environ: Environ) -> None:
 
 def _is_unix_socket(environ: Environ) -> bool:
     """Whether the web server reports that the request came over a Unix socket."""
+    if unix.PEER in environ:
+        return True
     gunicorn = environ.get('gunicorn.socket')
     if gunicorn is not None:
         return bool(gunicorn.family == socket.AF_UNIX)

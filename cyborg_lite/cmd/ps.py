@@ -40,6 +40,8 @@ CSV = (
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
     'health', 'health_reason',
 )  # fmt: skip
+#: Where the service answers on this machine, if it has no Unix socket.
+LOCAL = 'http://127.0.0.1:6666'
 #: The timeout of a request, in seconds.
 TIMEOUT = 30
 #: Texts of errors when a server has no TLS, and errors when it closes a connection.
@@ -60,8 +62,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--url',
-        default=os.environ.get('CYBORG_LITE_URL', 'http://127.0.0.1:6666'),
-        help='where the service answers (%(default)s, or CYBORG_LITE_URL)',
+        default=os.environ.get('CYBORG_LITE_URL'),
+        help='where the service answers: http://, https://, or unix:// and the path of its socket '
+        f'(CYBORG_LITE_URL, or the socket of this machine, or {LOCAL})',
     )
     parser.add_argument('--user', metavar='NAME', help='the user, with http_basic')
     parser.add_argument('--cacert', metavar='FILE', help='the authority to trust, with HTTPS (PEM)')
@@ -116,14 +119,18 @@ class _Service:
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._root = arguments.url.rstrip('/').removesuffix('/v2')
+        self._root = _url(arguments).rstrip('/').removesuffix('/v2')
+        self._local = self._root.startswith(client.UNIX)
         self._user = arguments.user
-        self._headers = _credentials(arguments.user)
+        # At a socket the kernel tells who the caller is.
+        self._headers = {} if self._local else _credentials(arguments.user)
         # Proxies are ignored, as the service is usually on this machine. Redirects are not
         # followed: the credentials are for the named service only.
         self._opener = urllib.request.OpenerDirector()
         handlers = [urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler()]
-        if self._root.startswith('https:'):
+        if self._local:
+            handlers.append(_SocketHandler(_path(self._root)))
+        elif self._root.startswith('https:'):
             handlers.append(urllib.request.HTTPSHandler(context=_trust(arguments.cacert)))
         else:
             handlers.append(urllib.request.HTTPHandler())
@@ -139,7 +146,7 @@ class _Service:
 
         Without authentication all users have one name: it tells nobody from others.
         """
-        if not self._headers:
+        if not self._headers and not self._local:
             for row in rows:
                 row['user_name'] = None
         if not any(row.get('allocation_uuid') for row in rows):
@@ -174,8 +181,9 @@ class _Service:
     def page(self, resource: str, arguments: dict[str, str]) -> Row:
         """A page of a list."""
         url = f'{self._root}/v2/{resource}'
+        root = 'http://localhost' if self._local else self._root
         try:
-            wanted = f'{url}?{urllib.parse.urlencode(arguments)}'
+            wanted = f'{root}/v2/{resource}?{urllib.parse.urlencode(arguments)}'
             # The opener only knows HTTP and HTTPS.
             request = urllib.request.Request(wanted, headers=self._headers)  # noqa: S310
             with self._opener.open(request, timeout=TIMEOUT) as answer:
@@ -227,10 +235,57 @@ class _Service:
                 f'{url} closed the connection without an answer: if it is a service with TLS, give '
                 f'--url {self._root.replace("http:", "https:", 1)}'
             )
+        if isinstance(cause, PermissionError) and self._local:
+            return f'you may not use {url}: ask for membership in [api] socket_group'
         return (
             f'no service answers at {url} ({cause}): start one with "cyborg-lite up", or say with '
             '--url where it is'
         )
+
+
+class _SocketHandler(urllib.request.HTTPHandler):
+    """Sends requests to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        path = self._path
+
+        class Connection(http.client.HTTPConnection):
+            def connect(self) -> None:
+                self.sock = client.connect(path, self.timeout)
+
+        return self.do_open(Connection, request)
+
+
+def _url(arguments: argparse.Namespace) -> str:
+    """Where the service answers.
+
+    A socket of this machine is preferred to the port: it may be the only one, and it tells users
+    apart. Credentials are for a port.
+    """
+    if arguments.url:
+        url = str(arguments.url)
+        if not url.lower().startswith(('http://', 'https://', client.UNIX)):
+            raise exception.Refused(
+                f'--url {url}: expected http://, https:// or unix:// at its beginning'
+            )
+        if arguments.user and url.startswith(client.UNIX):
+            raise exception.Refused(f'--user is for http and https: {url} knows its users')
+        return url
+    named = arguments.user or os.environ.get('OS_TOKEN')
+    path = None if named else client.find_api()
+    return LOCAL if path is None else f'{client.UNIX}{path}'
+
+
+def _path(url: str) -> str:
+    """The path in the URL of a Unix socket."""
+    path = url.removeprefix(client.UNIX)
+    if not path.startswith('/'):
+        raise exception.Refused(f'--url {url}: expected unix:// and an absolute path')
+    return path
 
 
 def _credentials(user: str | None) -> dict[str, str]:

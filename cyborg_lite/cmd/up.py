@@ -8,52 +8,37 @@ import collections.abc
 import contextlib
 import fcntl
 import gc
-import itertools
-import json
-import math
 import os
 import pathlib
 import shlex
 import signal
+import socket
 import ssl
 import stat
 import sys
-import textwrap
 import threading
 import typing
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
-import prettytable
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from cyborg_lite import client
 from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite import exception
-from cyborg_lite import model
 from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
 from cyborg_lite.agent import access
-from cyborg_lite.agent import drivers as agent_drivers
 from cyborg_lite.agent import secret
-from cyborg_lite.db import accelerators
+from cyborg_lite.cmd import introduction
 from cyborg_lite.db import migration
-from cyborg_lite.db import query
 from cyborg_lite.driver import host as hosts
 
-COLUMNS = ('Host', 'Type', 'Vendor', 'Model', 'Address', 'NUMA', 'Free', 'State')
-#: The columns that --long adds.
-MORE = ('Driver', 'Device', 'Reason')
 #: How long a stop waits for the services, in seconds. Together with the grace period of the web
 #: server and the wait of cmd.entry for threads, it stays below the 5 s that a stop may take.
 PATIENCE = 1.0
-#: The state of devices of hosts that this process does not run.
-ABSENT = 'not of this run'
-#: The option of curl for a body.
-JSON = "-H 'Content-Type: application/json'"
 
 
 DESCRIPTION = (
@@ -77,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'a host in place of this machine: one of {", ".join(sorted(hosts.shipped()))}, a '
         'host description (.yaml), or a directory or tarball that holds a recorded sys/; can be '
         'given many times; such hosts have a database of their own',
+    )
+    parser.add_argument(
+        '--socket-only',
+        action='store_true',
+        help='listen on no port: the API is only served at the Unix socket of [api] socket, '
+        'where the kernel names the user of each client',
     )
     parser.add_argument('--port', type=_port, default=6666, help='the port to listen on (6666)')
     parser.add_argument(
@@ -137,27 +128,29 @@ def run(arguments: argparse.Namespace) -> None:
     _on_signal(_leave)
     tls = _tls(arguments.tls_cert, arguments.tls_key)
     conf = _configure(arguments)
-    _refuse_open_noauth(conf, arguments.bind)
-    _refuse_plain_secrets(conf, arguments, tls)
-    _warn_of_administrators(conf, arguments.bind)
+    if arguments.socket_only:
+        _refuse_no_socket(conf, tls)
+    else:
+        _refuse_open_noauth(conf, arguments.bind)
+        _refuse_plain_secrets(conf, arguments, tls)
+        _warn_of_administrators(conf, arguments.bind)
     found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
     _refuse_twins(found)
     with _holding(arguments.state_dir):
         embedded = _embedded(conf, found or [driver.Host.local(conf.host)])
         # Listen before anything starts: a used port ends the command here.
-        web = _listen(embedded, arguments)
-        _on_signal(lambda *_: web.stop())
-        try:
-            _start(embedded, web)
-            scheme = 'https' if tls else 'http'
-            url = f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}'
-            if not web.stopped:
-                _introduce(embedded, url, _curl(conf, arguments), arguments.long)
-            web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
-        finally:
-            print('\nStopping.', file=sys.stderr)
-            web.stop()
-            _stop(embedded)
+        with service.listen_locally(conf) as local:
+            web = _listen(embedded, arguments, local)
+            _on_signal(lambda *_: web.stop())
+            try:
+                _start(embedded, web)
+                if not web.stopped:
+                    introduction.show(embedded, _door(conf, arguments, web), arguments.long)
+                web.serve(server.Limits(body=conf.api.max_request_body_size), tls)
+            finally:
+                _say_stopping()
+                web.stop()
+                _stop(embedded)
 
 
 @contextlib.contextmanager
@@ -194,9 +187,13 @@ def _embedded(conf: cfg.ConfigOpts, found: list[driver.Host]) -> service.Embedde
         ) from None
 
 
-def _listen(embedded: service.Embedded, arguments: argparse.Namespace) -> server.Server:
+def _listen(
+    embedded: service.Embedded, arguments: argparse.Namespace, local: list[socket.socket]
+) -> server.Server:
+    if arguments.socket_only:
+        return server.Server(embedded.application, *local)
     try:
-        return service.listen(embedded.application, arguments.bind, arguments.port)
+        return service.listen(embedded.application, arguments.bind, arguments.port, *local)
     except OSError as error:
         raise exception.Refused(
             f'cannot listen on {arguments.bind}, port {arguments.port}: '
@@ -211,8 +208,14 @@ def _on_signal(handler: typing.Any) -> None:
 
 
 def _leave(_number: int, _frame: object) -> None:
-    os.write(sys.stderr.fileno(), b'\nStopping.\n')
+    _say_stopping()
     os._exit(0)
+
+
+def _say_stopping() -> None:
+    # Ctrl-C also ends a program that reads it.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), b'\nStopping.\n')
 
 
 def _tls(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext | None:
@@ -261,6 +264,7 @@ def _configure(arguments: argparse.Namespace) -> cfg.ConfigOpts:
             arguments.state_dir.absolute(), described=bool(arguments.host)
         ),
         log_file=str(arguments.state_dir / 'cyborg-lite.log'),
+        api__socket=str(arguments.state_dir.absolute() / client.API_SOCKET),
         agent__socket=str(arguments.state_dir.absolute() / client.SOCKET),
         agent__secret_file=str(arguments.state_dir.absolute() / secret.FILE),
         agent__access_file=str(arguments.state_dir.absolute() / access.FILE),
@@ -320,8 +324,22 @@ def _refuse_plain_secrets(
     )
 
 
+def _refuse_no_socket(conf: cfg.ConfigOpts, tls: ssl.SSLContext | None) -> None:
+    """Refuse to listen nowhere, and TLS where nothing has it."""
+    if not conf.api.socket:
+        raise exception.Refused('--socket-only: [api] socket is not set')
+    if tls:
+        raise exception.Refused('--socket-only: a Unix socket has no TLS: leave out --tls-cert')
+
+
 def _warn_of_administrators(conf: cfg.ConfigOpts, address: str) -> None:
     api = conf.api
+    if api.auth_strategy == 'noauth' and api.socket and api.socket_group:
+        print(
+            f'cyborg-lite: every user of this machine is an administrator at {address}: give '
+            '--socket-only, or set auth_strategy = http_basic in [api]',
+            file=sys.stderr,
+        )
     if api.auth_strategy != 'http_basic' or api.http_basic_auth_project_file:
         return
     if not _is_loopback(address):
@@ -349,6 +367,20 @@ def _in_url(address: str) -> str:
     return f'[{address}]' if ':' in address else address
 
 
+def _door(
+    conf: cfg.ConfigOpts, arguments: argparse.Namespace, web: server.Server
+) -> introduction.Door:
+    """How a client reaches the API."""
+    if arguments.socket_only:
+        path = conf.api.socket
+        curl = f'curl -s --unix-socket {shlex.quote(path)}'
+        return introduction.Door(f'unix://{path}', 'http://localhost', curl, open=False)
+    scheme = 'https' if arguments.tls_cert else 'http'
+    url = f'{scheme}://{_in_url(arguments.bind)}:{web.bind_addr[1]}'
+    noauth = conf.api.auth_strategy == 'noauth'
+    return introduction.Door(f'{url}/', url, _curl(conf, arguments), open=noauth)
+
+
 def _curl(conf: cfg.ConfigOpts, arguments: argparse.Namespace) -> str:
     """The shell command that sends a request."""
     words = {'http_basic': ' -u NAME:PASSWORD', 'keystone': ' -H "X-Auth-Token: $TOKEN"'}
@@ -373,133 +405,3 @@ def _stop(embedded: service.Embedded) -> None:
     stopping = threading.Thread(target=embedded.stop, name='stop', daemon=True)
     stopping.start()
     stopping.join(PATIENCE)
-
-
-def _introduce(embedded: service.Embedded, url: str, curl: str, long: bool) -> None:
-    with embedded.database.reader() as session:
-        names = [agent.manager.host.name for agent in embedded.agents]
-        rows = _rows(session, names)
-        example = _example(session, names)
-        drivers = {host.name: host.drivers for host in query.find(session, model.Host)}
-    if rows:
-        table = prettytable.PrettyTable([*COLUMNS, *MORE], align='l')
-        table.add_rows(rows)
-        print(table.get_string() if long else table.get_string(fields=COLUMNS))
-        for host, *_, address, _numa, _free, state, _driver, _device, reason in rows:
-            if reason and not long:
-                print(f'{host}: {address} is {state}: {reason}')
-    else:
-        print('No accelerator was found.')
-    _explain(embedded, drivers, bool(rows))
-    print(f'\nThe API answers at {url}/ (Ctrl-C ends it).')
-    if embedded.conf.agent.socket:
-        print(f'"cyborg-lite run" and "alloc" ask at {embedded.conf.agent.socket}.')
-    if example:
-        # With users, only administrators may create a profile and choose an accelerator themselves.
-        requests = _requests if embedded.conf.api.auth_strategy == 'noauth' else _allocation
-        print(requests(curl, f'{url}/v2', *example))
-    sys.stdout.flush()
-
-
-def _rows(session: orm.Session, names: collections.abc.Collection[str]) -> list[list[typing.Any]]:
-    """A row for each deployable, with the columns of --long.
-
-    A device without accelerators has a row, too.
-
-    :param names: the hosts of this run: accelerators of other hosts are not shown as free.
-    """
-    kind, by_part = accelerators.Accelerator, query.Page(sort_key='deployable_id')
-    found = query.find(session, kind, page=by_part)
-    parts = [[*part] for _, part in itertools.groupby(found, key=lambda each: each.deployable_id)]
-    rows: list[tuple[list[typing.Any], int]] = [(part, len(part)) for part in parts]
-    rows += [([each], 0) for each in accelerators.devices_without(session)]
-    rows.sort(key=lambda row: row[0][0].deployable_id or math.inf)
-    return [_row(each, total, each[0].host in names) for each, total in rows]
-
-
-def _row(together: list[typing.Any], total: int, ours: bool) -> list[typing.Any]:
-    """The row of the accelerators of one deployable, or of a device without any."""
-    each, *others = together
-    free = sum(one.states == ['free'] for one in together) if ours else 0
-    states = {state for one in together for state in one.states} - ({'free'} if others else set())
-    reasons = {one.reason for one in together if one.reason}
-    return [
-        *(each.host, each.type, each.vendor, each.model, each.address),
-        '' if each.numa_node is None else each.numa_node,
-        f'{free}/{total}',
-        (', '.join(sorted(states)) or 'free') if ours else ABSENT,
-        *(each.driver or '', each.device_uuid, '; '.join(sorted(reasons))),
-    ]
-
-
-def _explain(
-    embedded: service.Embedded, drivers: dict[str, dict[str, model.Facts]], found: bool
-) -> None:
-    """Print failed drivers and, if nothing was found, also the drivers that found nothing."""
-    for host in (agent.manager.host for agent in embedded.agents):
-        if host.name not in drivers:
-            print(f'{host.name} could not be reported: the log says why')
-        for name, state in drivers.get(host.name, {}).items():
-            if state['reason']:
-                print(f'{host.name}: {name} is {state["state"]}: {state["reason"]}')
-            elif not found:
-                print(f'{host.name}: {name} looked in {host.root} and found nothing')
-    for name in agent_drivers.idle(embedded.conf):
-        print(f'{name} is installed but not enabled: see [agent] enabled_drivers')
-    if not found:
-        known = ' '.join(f'--host {name}' for name in sorted(hosts.shipped()))
-        print(f'Try hosts that come with cyborg_lite:\n  cyborg-lite up {known}')
-
-
-def _example(
-    session: orm.Session, names: collections.abc.Collection[str]
-) -> tuple[str, str] | None:
-    """The resource class and the host of a free accelerator of these hosts."""
-    kind = accelerators.Accelerator
-    free = query.find(
-        session, kind, kind.state == 'free', kind.host.in_(names), page=query.Page(limit=1)
-    )
-    return next(((str(each.resource_class), each.host) for each in free), None)
-
-
-def _requests(curl: str, url: str, resource_class: str, hostname: str) -> str:
-    """Shell commands that bind an accelerator; they can be pasted again while one is free."""
-    name = 'one-' + resource_class.removeprefix('CUSTOM_').lower()
-    profile = json.dumps([{'name': name, 'groups': [{f'resources:{resource_class}': '1'}]}])
-    wish = json.dumps({'device_profile_name': name})
-    free = f'accelerators?free=true&limit=1&host={hostname}&resource_class={resource_class}'
-    # The shell looks these up: another accelerator and another instance each time.
-    values = {'hostname': hostname, 'device_rp_uuid': "'$RP'", 'instance_uuid': "'$INSTANCE'"}
-    patch = [{'path': f'/{k}', 'op': 'add', 'value': v} for k, v in values.items()]
-    bind = f'{{"\'$ARQ\'": {json.dumps(patch)}}}'
-    first = 'import json, sys; print(json.load(sys.stdin)["{}"][0]["{}"])'
-    return textwrap.dedent(
-        f"""
-        Ask for one:
-          {curl} '{url}/device_profiles?name={name}' | grep -q {name} \\
-            || {curl} {url}/device_profiles {JSON} -d '{profile}'
-          ARQ=$({curl} {url}/accelerator_requests {JSON} -d '{wish}' \\
-            | python3 -c '{first.format('arqs', 'uuid')}')
-          RP=$({curl} '{url}/{free}' \\
-            | python3 -c '{first.format('accelerators', 'rp_uuid')}')
-          INSTANCE=$(cat /proc/sys/kernel/random/uuid)
-          {curl} -X PATCH {url}/accelerator_requests {JSON} -d '{bind}'
-        and see what you got:
-          {curl} {url}/accelerator_requests/$ARQ"""
-    )
-
-
-def _allocation(curl: str, url: str, resource_class: str, _hostname: str) -> str:
-    """Shell commands that allocate an accelerator: a member of any project may run them."""
-    wish = json.dumps({'groups': [{'resources': {resource_class: 1}}], 'lease': 3600})
-    uuid = 'import json, sys; print(json.load(sys.stdin)["uuid"])'
-    return textwrap.dedent(
-        f"""
-        Ask for one:
-          ALLOCATION=$({curl} {url}/allocations {JSON} -d '{wish}' \\
-            | python3 -c '{uuid}')
-        see what you got:
-          {curl} {url}/allocations/$ALLOCATION
-        and give it back:
-          {curl} -X DELETE {url}/allocations/$ALLOCATION"""
-    )

@@ -24,6 +24,8 @@ from oslo_policy import opts as policy_options
 from oslo_reports import opts as report_options
 
 from cyborg_lite.conf import agent
+from cyborg_lite.conf import api
+from cyborg_lite.conf import conductor
 
 VERSION = metadata.version('cyborg-lite')
 
@@ -36,158 +38,6 @@ DEFAULT_OPTS = [
         'resource provider, so a change makes new providers. Any name works without Placement. '
         "With Placement it must be the name of nova-compute's compute node "
         '(``hypervisor_hostname``), below which the providers are made.',
-    ),
-]
-
-API_OPTS = [
-    cfg.StrOpt(
-        'auth_strategy',
-        default='keystone',
-        choices=[
-            ('keystone', 'Tokens of the Identity service, checked by keystonemiddleware.'),
-            ('http_basic', 'Names and passwords of [api] http_basic_auth_user_file.'),
-            (
-                'noauth',
-                'No authentication: every caller is administrator of one project. Only '
-                'served on a loopback address.',
-            ),
-        ],
-        help='How callers of the API are authenticated.',
-    ),
-    cfg.StrOpt(
-        'http_basic_auth_user_file',
-        default='/etc/cyborg_lite/htpasswd',
-        help='An Apache htpasswd file with bcrypt hashes, in the format of ``htpasswd -B``. Used '
-        'with ``auth_strategy = http_basic``.',
-    ),
-    cfg.StrOpt(
-        'http_basic_auth_project_file',
-        help='A file with the project and the roles of each user of '
-        '``http_basic_auth_user_file``, one line ``USER:PROJECT:ROLE[,ROLE]`` for each. A role '
-        'is one of ``admin``, ``manager``, ``member`` and ``reader``, and each includes those '
-        'after it. The file is read again for each request. A user who is not in the file has no '
-        'access. Without this option every user is administrator of one project.',
-    ),
-    cfg.ListOpt(
-        'allowed_hosts',
-        default=[],
-        help='Names by which clients reach the API, in the form of the Host header, without the '
-        'port. Used with ``noauth`` and ``http_basic``: a request for any other name is refused, '
-        'because it may come from a web page of another site. Always allowed are ``localhost``, '
-        'the host of ``public_endpoint`` and loopback addresses; with ``http_basic`` also every '
-        'other IP address and the host name of this machine; with ``cyborg-lite up`` the '
-        'argument of ``--bind``.',
-    ),
-    cfg.IntOpt(
-        'max_limit',
-        default=1000,
-        min=1,
-        max=10000,
-        help='The maximum number of items in one page of a list. A link leads to the next page.',
-    ),
-    cfg.URIOpt(
-        'public_endpoint',
-        schemes=['http', 'https'],
-        help='The URL by which clients reach the root of the API, for the links in answers. '
-        'Without it links follow the request, which is right unless a proxy rewrites the path.',
-    ),
-    cfg.IntOpt(
-        'max_request_body_size',
-        default=114688,
-        min=1024,
-        help="The maximum size of a request's body, in bytes. The answer to a larger one is 413.",
-    ),
-    cfg.IntOpt(
-        'response_timeout',
-        default=60,
-        min=1,
-        help='The timeout of a request that waits for a conductor, in seconds. After it the '
-        'answer is 503; the request may still be carried out later.',
-    ),
-    cfg.IntOpt(
-        'max_waiting',
-        default=4,
-        min=0,
-        help='The maximum number of requests in each process that wait for an allocation '
-        '(``?wait=SECONDS``). Each of them occupies a thread of the web server: ``cyborg-lite '
-        'up`` has 16, and the systemd unit gives 8 to each process; keep some for other '
-        'requests. Further ones are answered at once, with the present state of the allocation. '
-        'With 0 no request waits.',
-    ),
-]
-
-CONDUCTOR_OPTS = [
-    cfg.IntOpt(
-        'absences',
-        default=3,
-        min=1,
-        mutable=True,
-        help='The number of reports in a row without a device after which the device is deleted. '
-        'Until then it is kept but not allocated. A device that a request holds, that is '
-        'disabled or that has an added attribute is never deleted.',
-    ),
-    cfg.StrOpt(
-        'health_policy',
-        help="A TOML file with the effects of a device's health. A key is a level (warning, "
-        'critical), a reason such as pcie_width, or the beginning of a reason. A value is '
-        '"none", "no_new" (no new allocations), "tell" (holders are notified), or a list of the '
-        'last two. By default critical = ["no_new", "tell"] and warning = "tell"; keys that are '
-        'not in the file keep their default. The file is read when a conductor starts: all '
-        'conductors must have the same.',
-    ),
-    cfg.IntOpt(
-        'health_bad_samples',
-        default=3,
-        min=1,
-        help='The number of scans in a row with a worse health of a device after which the '
-        'effects of its health begin. For a new device they begin at once.',
-    ),
-    cfg.IntOpt(
-        'health_good_samples',
-        default=3,
-        min=1,
-        help='The number of scans in a row with a better health of a device after which the '
-        'effects of its health end. A scan with unknown health does not count.',
-    ),
-    cfg.IntOpt(
-        'healing_interval',
-        default=10,
-        min=1,
-        help='How often a conductor searches for hosts that no longer report, in seconds. '
-        'Their inventory in Placement is reserved until they report again. At the same interval '
-        'it reconciles Placement for one host after another, in case Placement has lost data.',
-    ),
-    cfg.IntOpt(
-        'outbox_interval',
-        default=10,
-        min=1,
-        max=15,
-        help='How often a conductor searches for undelivered messages to Placement and Nova, in '
-        'seconds. It sends its own messages at once; this search takes over those of a conductor '
-        'that has stopped, within a minute.',
-    ),
-    cfg.StrOpt(
-        'placing',
-        default='binpack',
-        help='The policy that chooses the host of an allocation, by the name of an entry point '
-        'of ``cyborg_lite.placing``: ``binpack`` chooses the fullest host that has room, '
-        '``spread`` the emptiest.',
-    ),
-    cfg.DictOpt(
-        'user_projects',
-        default={},
-        mutable=True,
-        help='The project of each user who leases accelerators from the agent of a host, such as '
-        '``jane:lab,bob:lab``. A user who is not in it has a project of their own, with the name '
-        'of the user. Quotas and the queue count by project.',
-    ),
-    cfg.IntOpt(
-        'keep_released',
-        default=604800,
-        min=0,
-        mutable=True,
-        help='How long a released allocation is kept and shown, in seconds. After that it is '
-        'deleted together with its idempotency key.',
     ),
 ]
 
@@ -244,9 +94,9 @@ UPGRADE_OPTS = [
 
 _GROUPS: dict[str | None, collections.abc.Sequence[cfg.Opt]] = {
     None: DEFAULT_OPTS,
-    'api': API_OPTS,
+    'api': api.OPTS,
     'agent': agent.OPTS,
-    'conductor': CONDUCTOR_OPTS,
+    'conductor': conductor.OPTS,
     'pci': PCI_OPTS,
     'quota': QUOTA_OPTS,
     'upgrade_levels': UPGRADE_OPTS,

@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from cyborg_lite.cmd import up
+from cyborg_lite.cmd import introduction
 from cyborg_lite.driver import description
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.model import Device
@@ -112,7 +112,7 @@ def test_whole_card_and_its_virtual_functions(machine, before, after):
 
 def table(session, *names):
     """The free counts and the reasons in the table of up."""
-    return [tuple(row[6:8]) for row in up._rows(session, names or [support.HOST])]
+    return [tuple(row[6:8]) for row in introduction._rows(session, names or [support.HOST])]
 
 
 def test_table_of_up_counts_what_is_free(machine):
@@ -121,12 +121,12 @@ def test_table_of_up_counts_what_is_free(machine):
     qat.report(QAT % 4)
     with qat.service.database.reader() as session:
         assert table(session) == [('0/5', 'excluded, held, lost')]
-        assert up._example(session, [support.HOST]) is None
+        assert introduction._example(session, [support.HOST]) is None
     [row] = qat.service.rows(Device)
     qat.api.post(f'/v2/devices/{row.uuid}/disable')
     with qat.service.database.reader() as session:
         assert table(session) == [('0/5', 'disabled, held, lost')]
-        [row] = up._rows(session, [support.HOST])
+        [row] = introduction._rows(session, [support.HOST])
         assert 'its device is maintaining' in row[-1]
         assert table(session, 'another') == [('0/5', 'not of this run')]
 

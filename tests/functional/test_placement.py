@@ -790,7 +790,7 @@ def test_a_faulty_device_is_reserved_and_has_a_trait_until_it_recovers(known):
 def test_messages_of_a_dead_conductor_are_sent_within_a_minute(known):
     known.report(support.card(handles=15))
     [message] = support.take(known.manager.outbox, outbox.PROVIDER)
-    [interval] = [each for each in options.CONDUCTOR_OPTS if each.name == 'outbox_interval']
+    [interval] = [each for each in options.conductor.OPTS if each.name == 'outbox_interval']
     wait = (message.due_at - timeutils.utcnow()).total_seconds()
     assert 30 < wait <= 60 - interval.type.max
 

@@ -196,8 +196,8 @@ def test_service_token_headers_are_ignored_without_authentication():
         return []
 
     forged = {'X-Service-Roles': 'service', 'x-forwarded-user': 'eve', 'X-Roles': 'reader'}
-    support.Api(webtest.TestApp(app.Alone(application, lambda _: 'admin')), **forged).get('/')
-    said = {f'HTTP_{name.upper().replace("-", "_")}' for name in (*app.ALONE, 'X-User-Id')}
+    support.Api(webtest.TestApp(app.Alone(application, lambda _: app.ALONE)), **forged).get('/')
+    said = {f'HTTP_{name.upper().replace("-", "_")}' for name in (*app.ALONE, 'X-Identity-Status')}
     assert {name for name in seen if name.startswith('HTTP_X_')} == said
     assert seen['HTTP_X_ROLES'] == app.ALONE['X-Roles']
 

@@ -35,7 +35,7 @@ ROOMS = {
     'contract': {'model'},
     'delivery': set(),
     'osc': set(),
-    'server': set(),
+    'server': {'unix'},
     'unix': {'client'},
     'rpc': {'context', 'exception', 'shims'},
     'db': {'exception', 'model', 'shims'},
@@ -44,7 +44,7 @@ ROOMS = {
     # the three services: they know nothing of each other
     'api': {
         'accounts', 'client', 'context', 'db', 'delivery', 'exception', 'model', 'policy', 'rpc',
-        'shims',
+        'shims', 'unix',
     },
     'conductor': {
         'accounts', 'clients', 'context', 'contract', 'db', 'exception', 'model', 'worker',
@@ -57,6 +57,7 @@ ROOMS = {
     'startup': {'clients', 'conf', 'db', 'exception'},
     'service': {
         'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'exception', 'rpc', 'server', 'shims',
+        'unix',
     },
     'cmd': {
         'agent', 'client', 'conductor', 'conf', 'db', 'delivery', 'driver', 'exception', 'model',

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web server, over sockets: what clients that are slow, large, many or odd can do to it."""
 
+import asyncio
 import collections
 import contextlib
 import http.client
+import os
 import socket
 import ssl
+import sys
+import tempfile
 import threading
 import time
 
@@ -15,6 +19,9 @@ import trustme
 
 from cyborg_lite import server
 from cyborg_lite import service
+from cyborg_lite import unix
+from cyborg_lite.server import accepting
+from cyborg_lite.server import connection
 
 GET = b'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
 #: How long anything may take that is to happen, in seconds.
@@ -32,20 +39,54 @@ def echo(environ, start_response):
 
 @contextlib.contextmanager
 def serving(application=echo, address='127.0.0.1', tls=None, **limits):
-    made = service.listen(application, address, 0)
-    thread = threading.Thread(target=made.serve, args=(server.Limits(**limits), tls))
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.stop()
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+    with tempfile.TemporaryDirectory() as place:
+        path = f'{place}/api.sock'
+        made = service.listen(application, address, 0, unix.listen(path, None, service.BACKLOG))
+        made.path = path
+        thread = threading.Thread(target=made.serve, args=(server.Limits(**limits), tls))
+        thread.start()
+        try:
+            yield made
+        finally:
+            made.stop()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def by_port(made, buffer=None):
+    family = socket.AF_INET6 if ':' in made.bind_addr[0] else socket.AF_INET
+    return _connected(family, made.bind_addr, buffer)
+
+
+def by_path(made, buffer=None):
+    return _connected(socket.AF_UNIX, made.path, buffer)
+
+
+def _connected(family, address, buffer):
+    found = socket.socket(family)
+    if buffer is not None:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    found.settimeout(PATIENCE)
+    found.connect(address)
+    return found
+
+
+#: How a client connects.
+connect = by_port
+
+
+@pytest.fixture(params=[by_port, by_path])
+def door(request, monkeypatch):
+    """A test is for clients of TCP, and for those of a Unix socket."""
+    monkeypatch.setattr(sys.modules[__name__], 'connect', request.param)
+
+
+both_doors = pytest.mark.usefixtures('door')
 
 
 @contextlib.contextmanager
 def client(made):
-    with socket.create_connection(made.bind_addr, PATIENCE) as found:
+    with connect(made) as found:
         yield found
 
 
@@ -100,6 +141,7 @@ def test_a_connection_is_kept_after_a_204():
         connection.close()
 
 
+@both_doors
 def test_chunks():
     with serving() as made:
         text = ask(
@@ -110,6 +152,7 @@ def test_chunks():
         assert text.endswith(b'POST / 5 abcde')
 
 
+@both_doors
 def test_requests_one_after_another_in_one_packet():
     with serving() as made:
         text = ask(made, GET * 3 + b'GET / HTTP/1.0\r\n\r\n')
@@ -138,6 +181,7 @@ def test_ipv6():
         *('many headers', 'many headers without CR'),
     ],
 )
+@both_doors
 def test_headers_are_bounded(head, wanted):
     with serving() as made:
         assert status(ask(made, head)) in wanted
@@ -151,6 +195,7 @@ def test_as_many_headers_as_are_taken():
         assert status(text) == 200
 
 
+@both_doors
 def test_too_many_headers_are_not_parsed(monkeypatch):
     """They took 75 ms, in which nobody else was served."""
     parsed, next_event = [], h11.Connection.next_event
@@ -192,7 +237,7 @@ def test_too_many_trailers_are_not_parsed(monkeypatch, before, data):
     monkeypatch.setattr(h11.Connection, 'next_event', event)
     with serving() as made:
         assert b' 431 ' in ask(made, before + CHUNKED + data + TRAILERS)
-    assert max(parsed) <= 100 + server.PIECE // 2
+    assert max(parsed) <= 100 + connection.PIECE // 2
 
 
 def test_a_few_trailers_are_accepted():
@@ -206,6 +251,7 @@ def test_a_few_trailers_are_accepted():
 @pytest.mark.parametrize(
     'chunk', [b'1\r\na\r\n', b'1;' + b'a' * 1000 + b'\r\na\r\n', b'0000001\r\na\r\n']
 )
+@both_doors
 def test_the_framing_of_a_body_is_bounded(chunk):
     """Each chunk of one byte takes 20 microseconds."""
     with serving() as made:
@@ -241,7 +287,7 @@ def test_others_have_their_turn_while_chunks_are_read(monkeypatch):
         monkeypatch.setattr(h11.Connection, 'next_event', event)
         ask(made, CHUNKED + b'1\r\na\r\n' * 20_000)
     assert len(events) > 1000
-    assert max(collections.Counter(events).values()) < server.PIECE
+    assert max(collections.Counter(events).values()) < connection.PIECE
 
 
 @pytest.mark.parametrize(
@@ -249,6 +295,7 @@ def test_others_have_their_turn_while_chunks_are_read(monkeypatch):
     [b'Content-Length: 999999999\r\n\r\n', b'Transfer-Encoding: chunked\r\n\r\nfffffff\r\n'],
     ids=['told', 'chunked'],
 )
+@both_doors
 def test_bodies_are_bounded(head):
     """The application sees that it is too large; what the client still sends is not kept."""
     seen = []
@@ -265,7 +312,7 @@ def test_bodies_are_bounded(head):
         assert b'\r\nConnection: close\r\n' in text
     [(told, kept)] = seen
     assert told > 1000
-    assert kept <= 1000 + server.CHUNK
+    assert kept <= 1000 + connection.CHUNK
 
 
 @pytest.mark.parametrize(
@@ -322,6 +369,32 @@ def test_the_application_gets_the_address_of_the_client():
         assert text.endswith(f'127.0.0.1 127.0.0.1 {made.bind_addr[1]} b http'.encode())
 
 
+def test_the_kernel_names_the_client_of_a_unix_socket():
+    """Nobody else: not the client itself, and nobody at a port."""
+
+    def application(environ, start_response):
+        start_response('200 OK', [])
+        names = ('REMOTE_ADDR', 'SERVER_NAME', 'SERVER_PORT', unix.PEER, 'wsgi.url_scheme')
+        return [' '.join(str(environ.get(name)) for name in names).encode()]
+
+    head = b'GET / HTTP/1.0\r\ncyborg_lite.peer: 0\r\nCyborg-Lite.Peer: 0\r\n\r\n'
+    with serving(application) as made:
+        with by_path(made) as found:
+            found.sendall(head)
+            assert read(found).endswith(f'\r\n\r\n localhost 80 {os.getuid()} http'.encode())
+        with by_port(made) as found:
+            found.sendall(head)
+            port = made.bind_addr[1]
+            assert read(found).endswith(f'127.0.0.1 127.0.0.1 {port} None http'.encode())
+
+
+def test_a_unix_socket_has_no_tls(tls):
+    """Nobody can listen in, and the peer is known without it."""
+    with serving(tls=tls) as made, by_path(made) as found:
+        found.sendall(b'GET / HTTP/1.0\r\n\r\n')
+        assert status(read(found)) == 200
+
+
 def drip(found, head, ended):
     """Send a byte at a time, for ever."""
     with contextlib.suppress(OSError):
@@ -340,6 +413,7 @@ def drip(found, head, ended):
     ],
     ids=['line', 'header', 'body', 'chunk'],
 )
+@both_doors
 def test_a_request_that_drips_is_ended(head):
     ended = threading.Event()
     with serving(request=0.5, linger=0.2) as made, client(made) as found:
@@ -351,6 +425,7 @@ def test_a_request_that_drips_is_ended(head):
         assert status(text) in (400, 408)
 
 
+@both_doors
 def test_a_silent_connection_is_ended():
     with serving(request=0.3, idle=0.3) as made:
         with client(made) as found:
@@ -360,6 +435,7 @@ def test_a_silent_connection_is_ended():
             assert read(found).count(b'HTTP/1.1 ') == 1
 
 
+@both_doors
 def test_a_client_that_does_not_read_is_ended():
     def application(environ, start_response):
         start_response('200 OK', [])
@@ -373,6 +449,7 @@ def test_a_client_that_does_not_read_is_ended():
             time.sleep(0.01)
 
 
+@both_doors
 def test_slow_clients_take_no_thread():
     """With one thread, and more slow clients than connections."""
     with serving(threads=1, connections=20) as made, contextlib.ExitStack() as stack:
@@ -390,6 +467,7 @@ def sized(environ, start_response):
     return [b'a' * int(environ['PATH_INFO'][1:])]
 
 
+@both_doors
 def test_clients_that_do_not_read_block_no_others():
     large = b'GET /16000000 HTTP/1.1\r\nHost: a\r\n\r\n'
     with serving(sized, connections=3) as made, contextlib.ExitStack() as stack:
@@ -401,6 +479,7 @@ def test_clients_that_do_not_read_block_no_others():
         assert status(ask(made, b'GET /2 HTTP/1.0\r\n\r\n')) == 200
 
 
+@both_doors
 def test_pipelined_requests_block_no_others():
     """A connection whose next request is there already is replaced all the same."""
     handled = []
@@ -419,6 +498,7 @@ def test_pipelined_requests_block_no_others():
         assert handled.index('/other') < 1000
 
 
+@both_doors
 def test_few_requests_are_handled_for_a_client_that_does_not_read():
     handled = []
 
@@ -428,10 +508,7 @@ def test_few_requests_are_handled_for_a_client_that_does_not_read():
 
     request = b'GET /100000 HTTP/1.1\r\nHost: a\r\n\r\n'
     with serving(application, response=0.5) as made:
-        with socket.socket() as found:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            found.settimeout(PATIENCE)
-            found.connect(made.bind_addr)
+        with connect(made, 4096) as found:
             found.sendall(request * 300)
             end = time.monotonic() + PATIENCE
             while made._connections or not handled:
@@ -440,6 +517,7 @@ def test_few_requests_are_handled_for_a_client_that_does_not_read():
         assert len(handled) < 10
 
 
+@both_doors
 def test_a_stop_lets_a_response_be_read():
     """And no longer: the connection takes no further request."""
     with serving(sized, grace=9 * PATIENCE) as made, client(made) as found:
@@ -469,6 +547,7 @@ def test_a_stop_waits_for_no_slow_client():
     made.stop()
 
 
+@both_doors
 def test_a_stop_lets_a_request_in_progress_end():
     reached, go = threading.Event(), threading.Event()
 
@@ -487,6 +566,7 @@ def test_a_stop_lets_a_request_in_progress_end():
         assert status(read(found)) == 200
 
 
+@both_doors
 def test_a_stop_waits_for_no_request_longer_than_its_grace():
     reached, go = threading.Event(), threading.Event()
 
@@ -505,6 +585,21 @@ def test_a_stop_waits_for_no_request_longer_than_its_grace():
             assert not go.is_set()
     finally:
         go.set()
+
+
+def test_no_wait_is_so_long_that_a_stop_goes_unnoticed(monkeypatch):
+    """Python runs the handler of a signal that comes just before the loop waits after the wait."""
+    wait, bounds = asyncio.wait, []
+
+    def waits(*args, timeout=None, **more):
+        bounds.append(timeout)
+        return wait(*args, timeout=timeout, **more)
+
+    monkeypatch.setattr(asyncio, 'wait', waits)
+    with serving() as made, connect(made) as client:
+        client.sendall(GET)
+        assert client.recv(4096)
+    assert bounds[0] == accepting.TICK
 
 
 def test_a_stop_before_the_start():

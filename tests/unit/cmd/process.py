@@ -44,7 +44,7 @@ class Up:
             lines.append(line)
             if line.startswith('The API answers at'):
                 break
-        self.url = re.search(r'https?://[\w.:]+', lines[-1])[0] if lines else None
+        self.url = re.search(r'(https?|unix)://[\w.:/-]*\w', lines[-1])[0] if lines else None
         self.lines = lines
         guard.cancel()
         return self

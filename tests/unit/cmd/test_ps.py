@@ -18,8 +18,11 @@ import wsgiref.simple_server
 import pytest
 import trustme
 
+from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite import service as services
+from cyborg_lite import unix
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
 from tests import support
@@ -85,6 +88,67 @@ def test_table_fits_80_columns(service, served, run):
     held = [row.split()[:5] for row in rows if 'held' in row]
     assert held == [['host-1', 'A100-SXM4-8…', '0000:3b:00.0', 'held', f'{support.INSTANCE[:11]}…']]
     assert {row.split()[2] for row in rows[1:]} == {f'0000:3b:00.{n}' for n in range(4)}
+
+
+@pytest.fixture
+def at_socket(service, tmp_path):
+    """The socket of the service, where a state directory has it."""
+    path = tmp_path / 'cyborg-lite' / client.API_SOCKET
+    path.parent.mkdir()
+    listener = unix.listen(str(path), None, services.BACKLOG)
+    server = services.server.Server(service.embedded.application, listener)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    yield path
+    server.stop()
+    thread.join()
+
+
+def test_a_unix_socket_is_asked(at_socket, run):
+    status, out, err = run('--url', f'unix://{at_socket}')
+    assert (status, err) == (0, '')
+    assert len(out.splitlines()) == 6
+
+
+def test_a_socket_is_preferred_to_the_port(at_socket, tmp_path, run, monkeypatch):
+    """Where credentials are given, the port is meant."""
+    monkeypatch.setattr(ps, 'LOCAL', 'http://127.0.0.1:1')
+    monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'nowhere')
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    assert run()[0] == 0
+    monkeypatch.setenv('OS_TOKEN', 'token')
+    assert 'no service answers at http://127.0.0.1:1/' in run()[2]
+    monkeypatch.delenv('OS_TOKEN')
+    monkeypatch.setenv('CYBORG_LITE_PASSWORD', 'secret')
+    assert 'no service answers at http://127.0.0.1:1/' in run('--user', 'ann')[2]
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path / 'nowhere'))
+    assert 'no service answers at http://127.0.0.1:1/' in run()[2]
+    # A service that starts later may be the first of the system.
+    monkeypatch.setattr(client, 'SYSTEM', at_socket.parent)
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        (['--url', 'unix://a.sock'], 'expected unix:// and an absolute path'),
+        (['--url', 'unix:///nowhere/a.sock'], 'no service answers at unix:///nowhere/a.sock/v2/'),
+        (['--url', 'unix:///a', '--user', 'ann'], '--user is for http and https'),
+    ],
+)
+def test_a_unix_socket_that_cannot_be_asked(run, arguments, said):
+    status, out, err = run(*arguments)
+    assert (status, out, err.count('\n')) == (1, '', 1)
+    assert said in err
+
+
+def test_a_socket_that_this_user_may_not_use(run, monkeypatch):
+    monkeypatch.setattr(socket.socket, 'connect', lambda *_: refuse())
+    assert 'ask for membership in [api] socket_group' in run('--url', 'unix:///tmp/a.sock')[2]
+
+
+def refuse():
+    raise PermissionError(13, 'Permission denied')
 
 
 @pytest.mark.parametrize('form', ['json', 'csv'])

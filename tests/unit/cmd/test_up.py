@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
 import datetime
+import grp
 import http.client
 import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -17,14 +19,18 @@ from cryptography.hazmat.primitives import serialization
 import pytest
 import trustme
 
+from cyborg_lite import accounts
 from cyborg_lite import model
 from cyborg_lite import service
+from cyborg_lite.cmd import introduction
 from cyborg_lite.cmd import main
-from cyborg_lite.cmd import up as up_
 from cyborg_lite.driver import host
 from tests import support
 from tests.unit import test_startup
 from tests.unit.cmd import process
+
+URL = 'http://127.0.0.1:6666'
+DOOR = introduction.Door(f'{URL}/', URL, 'curl -s', open=True)
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def test_open_to_everybody_without_authentication(up, address):
 def test_loopback_is_let_through(up, address, monkeypatch):
     reached = []
     monkeypatch.setattr(
-        service, 'listen', lambda app, address, port: reached.append(address) or taken()
+        service, 'listen', lambda app, address, *_: reached.append(address) or taken()
     )
     assert up('--bind', address)[0] == 1
     assert reached == [address]
@@ -98,7 +104,7 @@ def tls(place):
 
 
 def test_passwords_do_not_cross_the_network_in_plain_text(up, http_basic, monkeypatch):
-    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
     assert up('--bind', '0.0.0.0', *http_basic) == (
         1,
         'cyborg-lite: refusing to listen on 0.0.0.0 with http_basic and without TLS: passwords '
@@ -112,7 +118,7 @@ KEYSTONE = '[api]\nauth_strategy = keystone\n'
 
 @pytest.mark.parametrize('section', ['', test_startup.section()])
 def test_tokens_do_not_cross_the_network_in_plain_text(up, tmp_path, monkeypatch, section):
-    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
     file = tmp_path / 'a.conf'
     file.write_text(KEYSTONE + section)
     status, said = up('--bind', '0.0.0.0', '--config-file', str(file))
@@ -128,7 +134,7 @@ def test_tokens_do_not_cross_the_network_in_plain_text(up, tmp_path, monkeypatch
 
 
 def test_a_missing_section_of_keystone_is_said_at_the_start(up, tmp_path, monkeypatch):
-    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
     file = tmp_path / 'a.conf'
     file.write_text(KEYSTONE)
     status, said = up('--config-file', str(file))
@@ -144,7 +150,7 @@ def test_a_missing_section_of_keystone_is_said_at_the_start(up, tmp_path, monkey
 def test_that_every_user_is_an_administrator_is_said(
     up, http_basic, tmp_path, monkeypatch, address, projects, warned
 ):
-    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
     if projects:
         file = tmp_path / 'projects'
         file.write_text('ann:vision:member\n')
@@ -157,7 +163,7 @@ def test_that_every_user_is_an_administrator_is_said(
 
 @pytest.mark.parametrize('way', ['tls', 'insecure', 'loopback'])
 def test_authentication_opens_an_address(up, http_basic, certificate, monkeypatch, way):
-    monkeypatch.setattr(service, 'listen', lambda app, address, port: taken())
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
     more = {
         'tls': ['--bind', '0.0.0.0', *tls(certificate)],
         'insecure': ['--bind', '0.0.0.0', '--insecure'],
@@ -318,13 +324,18 @@ def test_two_hosts_of_one_name(up):
     assert said == 'cyborg-lite: two hosts have the name hgx-8gpu: each needs its own\n'
 
 
-def test_port_that_is_taken(up):
+def sockets(tmp_path):
+    return [each.name for each in (tmp_path / 'state').iterdir() if each.is_socket()]
+
+
+def test_port_that_is_taken(up, tmp_path):
     with socket.socket() as other:
         other.bind(('127.0.0.1', 0))
         other.listen()
         status, said = up('--port', str(other.getsockname()[1]))
     assert status == 1
     assert re.fullmatch(r'cyborg-lite: .*in use.*--port.*\n', said)
+    assert sockets(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -625,19 +636,75 @@ def test_the_printed_requests_work_for_members(tmp_path, http_basic):
         assert up.interrupt() == 0
 
 
-def test_a_stop_while_it_starts(tmp_path):
-    """The stop comes at the message that it looks for accelerators."""
-    up = process.Up(tmp_path, '--host', 'atlas-800t-a2')
-    end = time.monotonic() + process.BOUND
-    while 'Looking for' not in up.errors():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    up.send(signal.SIGINT)
-    assert up.interrupt() == 0
-    assert 'Stopping.' in up.errors()
-    assert 'Traceback' not in up.errors()
-    up.__exit__()
-    assert 'Traceback' not in (tmp_path / 'state' / 'cyborg-lite.log').read_text()
+@pytest.mark.parametrize('text', ['', '[api]\nauth_strategy = keystone\n'])
+def test_no_port_is_served(tmp_path, text):
+    """The printed requests work, whatever the strategy is at a port."""
+    conf = tmp_path / 'a.conf'
+    conf.write_text(text and text + test_startup.section())
+    arguments = ['--host', 'atlas-800t-a2', '--socket-only', '--config-file', str(conf)]
+    path = tmp_path / 'state' / 'api.sock'
+    with process.Up(tmp_path, *arguments) as up:
+        assert up.url == f'unix://{path}'
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        shown = json.loads(process.shell(up.requests()))
+        assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
+        descriptors = [os.readlink(each) for each in pathlib.Path(f'/proc/{up.pid}/fd').iterdir()]
+        sockets = {each[8:-1] for each in descriptors if each.startswith('socket:[')}
+        # Source: proc_net(5): the state of a socket that listens is 0A, and the inode is the tenth.
+        rows = [row.split() for row in pathlib.Path('/proc/net/tcp').read_text().splitlines()[1:]]
+        assert not [row for row in rows if row[3] == '0A' and row[9] in sockets]
+        assert up.interrupt() == 0
+    assert not path.exists()
+
+
+def test_the_socket_is_served_beside_the_port(tmp_path):
+    path = tmp_path / 'state' / 'api.sock'
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2') as up:
+        project = accounts.project(os.getuid(), accounts.name(os.getuid()), {})
+        wish = json.dumps({'groups': [{'resources': {'CUSTOM_NPU': 1}}]})
+        post = f"curl -s {introduction.JSON} -d '{wish}'"
+        at_socket = f'{post} --unix-socket {path} http://localhost/v2/allocations'
+        assert json.loads(process.shell(at_socket))['project_id'] == project
+        at_port = f'{post} {up.url}/v2/allocations'
+        assert json.loads(process.shell(at_port))['project_id'] == '0' * 31 + '1'
+        assert up.interrupt() == 0
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'more', 'said'),
+    [
+        ('socket =', ['--socket-only'], '--socket-only: [api] socket is not set'),
+        ('socket_group = nobodies', [], '[api] socket: there is no group nobodies: see'),
+        ('socket = {}/file', [], 'file is in the way: expected a socket, or nothing'),
+        ('socket = {}/none/a', [], '[api] socket: '),
+        ('socket = {}/' + 's' * 81, [], 'expected a file name of at most 80 bytes'),
+    ],
+)
+def test_a_socket_that_cannot_be_served(up, tmp_path, text, more, said):
+    (tmp_path / 'file').touch()
+    conf = tmp_path / 'a.conf'
+    conf.write_text(f'[api]\n{text.format(tmp_path)}\n')
+    status, error = up('--host', 'atlas-800t-a2', '--config-file', str(conf), *more)
+    assert status == 1
+    assert said in error
+    assert sockets(tmp_path) == []
+
+
+def test_tls_without_a_port(up, certificate):
+    assert up('--socket-only', *tls(certificate)) == (
+        1,
+        'cyborg-lite: --socket-only: a Unix socket has no TLS: leave out --tls-cert\n',
+    )
+
+
+def test_that_a_group_is_let_in_while_all_are_administrators_is_said(up, tmp_path, monkeypatch):
+    monkeypatch.setattr(service, 'listen', lambda *_: taken())
+    conf = tmp_path / 'a.conf'
+    conf.write_text(f'[api]\nsocket_group = {grp.getgrgid(os.getgid()).gr_name}\n')
+    warning = 'every user of this machine is an administrator at 127.0.0.1: give --socket-only'
+    assert warning in up('--config-file', str(conf))[1]
+    assert warning not in up()[1]
 
 
 def test_the_reason_of_a_card_is_below_the_table(database_url, tmp_path, capsys):
@@ -648,7 +715,7 @@ def test_the_reason_of_a_card_is_below_the_table(database_url, tmp_path, capsys)
         device = made.rows(model.Device)[0]
         made.api.post(f'/v2/devices/{device.uuid}/disable')
         for long, lines in (False, 1), (True, 0):
-            up_._introduce(made.embedded, 'http://127.0.0.1:6666', 'curl -s', long)
+            introduction.show(made.embedded, DOOR, long)
             said = capsys.readouterr().out
             line = f'hgx-8gpu: {device.address} is disabled: its device is maintaining\n'
             assert said.count(line) == lines
@@ -664,7 +731,7 @@ def test_a_table_fits_100_columns(database_url, tmp_path, capsys, name):
     try:
         [agent] = made.embedded.agents
         assert agent.manager.reported.wait(process.BOUND)
-        up_._introduce(made.embedded, 'http://127.0.0.1:6666', 'curl -s', long=False)
+        introduction.show(made.embedded, DOOR, long=False)
         table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in ('|', '+')]
         assert len(table) > 4
         assert max(map(len, table)) <= 100
@@ -726,7 +793,7 @@ def introduce(database_url, tmp_path, capsys):
         )
         [agent] = made[0].embedded.agents
         assert agent.manager.reported.wait(process.BOUND)
-        up_._introduce(made[0].embedded, 'http://127.0.0.1:6666', 'curl -s', long=False)
+        introduction.show(made[0].embedded, DOOR, long=False)
         return capsys.readouterr().out
 
     yield introduce
@@ -735,7 +802,7 @@ def introduce(database_url, tmp_path, capsys):
 
 
 def test_a_driver_that_is_not_enabled_is_named(introduce, monkeypatch):
-    monkeypatch.setattr(up_.agent_drivers, 'idle', lambda conf: ['acme_npu'])
+    monkeypatch.setattr(introduction.agent_drivers, 'idle', lambda conf: ['acme_npu'])
     said = introduce(f'functions:{FREE}')
     assert 'acme_npu is installed but not enabled: see [agent] enabled_drivers\n' in said
 
@@ -781,8 +848,8 @@ def test_a_card_whose_driver_gives_no_reason_is_shown(database_url, parts):
             ('disabled', 'its device is maintaining'),
         ]:
             with made.database.reader() as session:
-                rows = up_._rows(session, [support.HOST])
-                others = up_._rows(session, ['another'])
+                rows = introduction._rows(session, [support.HOST])
+                others = introduction._rows(session, ['another'])
             # A device without a deployable comes last.
             shown, other = rows if parts else reversed(rows)
             assert shown == [
@@ -797,3 +864,28 @@ def test_a_card_whose_driver_gives_no_reason_is_shown(database_url, parts):
             made.api.post(f'/v2/devices/{device.uuid}/disable')
     finally:
         made.stop()
+
+
+def test_hosts_of_earlier_runs_are_told_once():
+    def row(host, state, reason):
+        return [host, 'GPU', 'x', 'y', '0000:01:00.0', '0', '0/1', state, 'd', 'u', reason]
+
+    rows = [row('a', 'held', ''), row('a', 'disabled', 'its device is maintaining')]
+    rows += [row('b', introduction.ABSENT, 'its device is in b, which is down')] * 3
+    assert list(introduction._reasons(rows)) == [
+        'a: 0000:01:00.0 is disabled: its device is maintaining',
+        'b: 3 devices of an earlier run. Name it with --host, or forget it: openstack accelerator '
+        'host delete b',
+    ]
+
+
+def test_long_names_are_wrapped(service, monkeypatch, capsys):
+    """The table is at most 100 characters wide."""
+    name, model_ = f'{"gpu-" * 15}.example.org', 'A model of a long name ' * 3
+    service.report(support.card(model=model_.strip()), host=name)
+    monkeypatch.setattr(service.embedded, 'agents', [])
+    door = introduction.Door('http://a', 'http://a', 'curl', True)
+    introduction.show(service.embedded, door, long=False)
+    table = [line for line in capsys.readouterr().out.splitlines() if line[:1] in ('+', '|')]
+    [width] = {len(line) for line in table}
+    assert 80 < width <= 100

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a conductor."""
+
+from __future__ import annotations
+
+from oslo_config import cfg
+
+OPTS = [
+    cfg.IntOpt(
+        'absences',
+        default=3,
+        min=1,
+        mutable=True,
+        help='The number of reports in a row without a device after which the device is deleted. '
+        'Until then it is kept but not allocated. A device that a request holds, that is '
+        'disabled or that has an added attribute is never deleted.',
+    ),
+    cfg.StrOpt(
+        'health_policy',
+        help="A TOML file with the effects of a device's health. A key is a level (warning, "
+        'critical), a reason such as pcie_width, or the beginning of a reason. A value is '
+        '"none", "no_new" (no new allocations), "tell" (holders are notified), or a list of the '
+        'last two. By default critical = ["no_new", "tell"] and warning = "tell"; keys that are '
+        'not in the file keep their default. The file is read when a conductor starts: all '
+        'conductors must have the same.',
+    ),
+    cfg.IntOpt(
+        'health_bad_samples',
+        default=3,
+        min=1,
+        help='The number of scans in a row with a worse health of a device after which the '
+        'effects of its health begin. For a new device they begin at once.',
+    ),
+    cfg.IntOpt(
+        'health_good_samples',
+        default=3,
+        min=1,
+        help='The number of scans in a row with a better health of a device after which the '
+        'effects of its health end. A scan with unknown health does not count.',
+    ),
+    cfg.IntOpt(
+        'healing_interval',
+        default=10,
+        min=1,
+        help='How often a conductor searches for hosts that no longer report, in seconds. '
+        'Their inventory in Placement is reserved until they report again. At the same interval '
+        'it reconciles Placement for one host after another, in case Placement has lost data.',
+    ),
+    cfg.IntOpt(
+        'outbox_interval',
+        default=10,
+        min=1,
+        max=15,
+        help='How often a conductor searches for undelivered messages to Placement and Nova, in '
+        'seconds. It sends its own messages at once; this search takes over those of a conductor '
+        'that has stopped, within a minute.',
+    ),
+    cfg.StrOpt(
+        'placing',
+        default='binpack',
+        help='The policy that chooses the host of an allocation, by the name of an entry point '
+        'of ``cyborg_lite.placing``: ``binpack`` chooses the fullest host that has room, '
+        '``spread`` the emptiest. Where more than 256 accelerators are free, it compares the hosts '
+        'of the first 256 of them, and more only if the request does not fit there.',
+    ),
+    cfg.DictOpt(
+        'user_projects',
+        default={},
+        mutable=True,
+        help='The project of each user who leases accelerators from the agent of a host, or asks '
+        'at ``[api] socket``, such as ``jane:lab,bob:lab``. A user who is not in it has a project '
+        'of their own, with the name of the user. Quotas and the queue count by project.',
+    ),
+    cfg.IntOpt(
+        'keep_released',
+        default=604800,
+        min=0,
+        mutable=True,
+        help='How long a released allocation is kept and shown, in seconds. After that it is '
+        'deleted together with its idempotency key.',
+    ),
+]
