@@ -12,6 +12,7 @@ from tests.integration import cloud as cloud_
 from tests.integration import conftest
 from tests.integration import peers as peers_
 from tests.integration import process
+from tests.unit.cmd import process as up_process
 
 NOTHING = '11111111-2222-4333-8444-555555555555'
 #: Placement's provider has the uuid that follows from its name.
@@ -306,6 +307,19 @@ def test_all_requests_of_a_profile(request, way):
     commands.do('arq', 'delete', *arqs)
     commands.do('device', 'profile', 'delete', 'three')
     assert 'three not found' in commands.fail('bind', 'three', *uuids)
+
+
+def test_at_the_socket_of_the_api(openstack, tmp_path):
+    """Only its path is configured: the kernel names the user."""
+    with up_process.Up(tmp_path, '--host', 'atlas-800t-a2', '--socket-only') as up:
+        options = ['--os-auth-type', 'cyborg_lite', '--os-endpoint', up.url]
+        commands = Commands('new', 'socket', openstack, options, {})
+        assert len(commands('list', '--free')) == 8
+        # This one is of python-openstackclient.
+        assert len(commands('device', 'list')) == 8
+        assert 'nothing not found' in commands.fail('show', 'nothing')
+        assert up.interrupt() == 0
+        assert 'Unable to establish connection' in commands.fail('list')
 
 
 @pytest.mark.parametrize('client', ['new', 'old'])
