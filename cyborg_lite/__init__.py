@@ -4,5 +4,23 @@
 :func:`allocate` and :func:`allocation` are for programs that use accelerators.
 """
 
-from cyborg_lite.client import allocate as allocate
-from cyborg_lite.client import allocation as allocation
+__all__ = 'allocate', 'allocation'
+
+# Tools that check types know this name. To import typing takes longer than all that commands load
+# before Ctrl-C ends them without a traceback.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cyborg_lite.client import allocate as allocate
+    from cyborg_lite.client import allocation as allocation
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from cyborg_lite import client
+
+    return getattr(client, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

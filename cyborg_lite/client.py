@@ -44,6 +44,9 @@ ANSWER = 30.0
 TAKEN = b'taken\n'
 #: The maximum wait for a place among the clients of a socket, and the pause of it, in seconds.
 CONNECT, PAUSE = 10.0, 0.02
+#: The longest wait for an answer at once, in seconds: Python does not notice a signal that comes
+#: just before a wait until its end.
+TICK = 1.0
 #: The variables of a process that ``cyborg-lite run`` started.
 ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
 
@@ -380,8 +383,14 @@ def _answers(
     text = b''
     due = None if end is None else max(end, time.monotonic() + first)
     while True:
-        connection.settimeout(None if due is None else max(0.001, due - time.monotonic()))
-        part = connection.recv(65536)
+        left = TICK if due is None else min(TICK, due - time.monotonic())
+        connection.settimeout(max(0.001, left))
+        try:
+            part = connection.recv(65536)
+        except TimeoutError:
+            if due is not None and time.monotonic() >= due:
+                raise
+            continue
         text += part
         if len(text) > SIZE:
             raise Error('the agent sends an answer without an end')

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-import typing
+
+# As in cyborg_lite itself: nothing is loaded that takes long.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import typing
 
 #: The module in which oslo.service stores the choice.
 _BACKEND = 'oslo_service.backend'

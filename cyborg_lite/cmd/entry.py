@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The entry point of ``cyborg-lite``: a thread that hangs does not delay the exit.
 
-Ctrl-C ends the command without a traceback, even while modules load.
+Ctrl-C ends the command without a traceback, even while modules load: before :func:`main` hardly
+any is loaded.
 """
 
 from __future__ import annotations
-
-import os
-import sys
-import threading
-import time
 
 #: The status of a command that Ctrl-C ended: 128 and the number of SIGINT.
 INTERRUPTED = 130
@@ -25,6 +21,10 @@ def main() -> int:
         _end_threads(status)
         return status
     except KeyboardInterrupt:
+        import signal
+
+        # Python would print the traceback of a second interrupt during its end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return INTERRUPTED
 
 
@@ -33,6 +33,11 @@ def _end_threads(status: int) -> None:
 
     Their open transactions are rolled back, and no client received an answer for them.
     """
+    import os
+    import sys
+    import threading
+    import time
+
     end = time.monotonic() + PATIENCE
     others = [t for t in threading.enumerate() if t is not threading.current_thread()]
     awaited = [t for t in others if not t.daemon]

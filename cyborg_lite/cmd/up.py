@@ -30,6 +30,7 @@ from cyborg_lite import exception
 from cyborg_lite import server
 from cyborg_lite import service
 from cyborg_lite import startup
+from cyborg_lite import unix
 from cyborg_lite.agent import access
 from cyborg_lite.agent import secret
 from cyborg_lite.cmd import introduction
@@ -136,7 +137,9 @@ def run(arguments: argparse.Namespace) -> None:
         _warn_of_administrators(conf, arguments.bind)
     found = [hosts.find(spec, arguments.state_dir / 'hosts') for spec in arguments.host]
     _refuse_twins(found)
-    with _holding(arguments.state_dir):
+    with _holding(arguments.state_dir), contextlib.ExitStack() as stack:
+        # The agent has its socket before the API: what is refused then must not leave it.
+        stack.callback(unix.remove_all)
         embedded = _embedded(conf, found or [driver.Host.local(conf.host)])
         # Listen before anything starts: a used port ends the command here.
         with service.listen_locally(conf) as local:
@@ -208,6 +211,7 @@ def _on_signal(handler: typing.Any) -> None:
 
 
 def _leave(_number: int, _frame: object) -> None:
+    unix.remove_all()
     _say_stopping()
     os._exit(0)
 

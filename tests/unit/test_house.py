@@ -61,7 +61,7 @@ ROOMS = {
     },
     'cmd': {
         'agent', 'client', 'conductor', 'conf', 'db', 'delivery', 'driver', 'exception', 'model',
-        'rpc', 'server', 'service', 'startup',
+        'rpc', 'server', 'service', 'startup', 'unix',
     },
     'wsgi': {'api', 'cmd', 'conf', 'db', 'exception', 'rpc', 'service', 'startup'},
 }  # fmt: skip

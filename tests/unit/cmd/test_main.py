@@ -57,7 +57,7 @@ def test_threads_do_not_keep_the_process(monkeypatch, busy):
 
     monkeypatch.setattr(main, 'main', command)
     monkeypatch.setattr(entry, 'PATIENCE', 0.1 if busy else process.BOUND)
-    monkeypatch.setattr(entry.os, '_exit', ended.append)
+    monkeypatch.setattr(os, '_exit', ended.append)
     monkeypatch.setattr(logging, 'shutdown', lambda: None)
     assert entry.main() == 3
     go.set()
@@ -163,21 +163,6 @@ def test_simple_commands_load_no_service(arguments):
     found = subprocess.run(run, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == 'loaded:', found.stdout
     assert ('usage:' in found.stdout) or ('no service answers' in found.stderr)
-
-
-class _Interrupted:
-    """Ctrl-C, while this module loads."""
-
-    def find_spec(self, name, path, target=None):
-        if name == 'cyborg_lite.cmd.main':
-            raise KeyboardInterrupt
-
-
-def test_ctrl_c_while_modules_load(monkeypatch):
-    monkeypatch.delitem(sys.modules, 'cyborg_lite.cmd.main')
-    monkeypatch.delattr('cyborg_lite.cmd.main')
-    monkeypatch.setattr(sys, 'meta_path', [_Interrupted(), *sys.meta_path])
-    assert entry.main() == 130
 
 
 def test_help_of_up_leads_to_formats_and_options(capsys):
