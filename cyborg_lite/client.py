@@ -194,19 +194,35 @@ def lease(
     :param host: one of the hosts of the agent; None for the first.
     :param end: the end of the wait in the queue, by the monotonic clock.
     :param told: called with each answer of the agent while the request is queued.
+    :raises Error: when it is refused, or when no variable could name what was given.
     """
     words: Words = {'do': 'lease', 'request': request, 'of': of}
     words |= {'command': command} if command else {}
     words |= {'host': host} if host else {}
     for answer in _conversation(path, words, end, ANSWER):
         if answer.get('state') == 'active':
-            return Lease(
+            found = Lease(
                 *(answer['uuid'], answer['name'], answer['host']),
                 *(answer['accelerators'], answer['views'], path),
                 answer.get('access', 'advisory'),
             )
+            _refuse_unnamed(found)
+            return found
         told(answer)
     raise Error('the agent ended the conversation without an answer')
+
+
+def _refuse_unnamed(found: Lease) -> None:
+    """Give back what no variable names: the program would see all cards of the machine."""
+    if found.views['process'].get('unnamed'):
+        with contextlib.suppress(Error):
+            found.release()
+        raise Error(
+            f'a program would see all cards of {found.host}: {" ".join(found.problems)} The '
+            'library of their vendor knows the ids: install it beside the agent, such as '
+            'nvidia-ml-py',
+            409,
+        )
 
 
 def ask(path: str, words: Words, timeout: float | None = None) -> Words:

@@ -30,8 +30,9 @@ if typing.TYPE_CHECKING:
 
 LOG = log.getLogger(__name__)
 
-#: Without this option every user is an administrator: a misspelt name must not cause that.
-GUARD = 'http_basic_auth_project_file'
+#: Without the first everybody may be an administrator, and without the second each user is: a
+#: misspelt name must not cause that.
+GUARDS = ('auth_strategy', 'http_basic_auth_project_file')
 #: The timeout of connections to the database and the broker, in seconds.
 PATIENCE = 5
 #: The package of each database driver, by the extra of ours that installs it.
@@ -53,7 +54,7 @@ def check(
     options.check_values(conf)
     unknown = list(unknown_options(conf))
     for text, meant in unknown:
-        if meant == GUARD:
+        if meant == GUARDS[1] or (meant == GUARDS[0] and conf.api.auth_strategy == 'noauth'):
             raise exception.Refused(text)
     warnings = [text for text, _ in unknown]
     for text in warnings:
@@ -388,7 +389,7 @@ def unknown_options(conf: cfg.ConfigOpts) -> collections.abc.Iterator[tuple[str,
                 for name in given:
                     yield from _unknown(file, section, name, ours[section])
             elif group := _nearest(section, ours):
-                meant = GUARD if GUARD in given else None
+                meant = next((name for name in GUARDS if name in given), None)
                 yield f'{file}: there is no section [{section}]. Did you mean [{group}]?', meant
 
 

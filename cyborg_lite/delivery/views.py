@@ -38,6 +38,7 @@ def process(document: Document) -> View:
         'env': _env(document, 'env') | _names(document),
         'nodes': _nodes(document),
         'shared': _told(document, 'shared'),
+        'unnamed': _unnamed(document),
         'problems': _problems(document),
     }
 
@@ -154,6 +155,18 @@ def _names(document: Document) -> dict[str, str]:
         if variable and device['name']:
             names.setdefault(variable, []).append(device['name'])
     return {variable: ','.join(each) for variable, each in names.items()}
+
+
+def _unnamed(document: Document) -> list[str]:
+    """The accelerators that their variable should name, and does not: a program might use others in
+    their place.
+    """
+    return [
+        each['uuid']
+        for each in document['accelerators']
+        if document['drivers'].get(each['driver'], {}).get('variable')
+        and not any(device['name'] for device in each['devices'])
+    ]
 
 
 def _resources(document: Document, key: str) -> dict[str, list[str]]:

@@ -297,10 +297,28 @@ def test_a_section_that_is_nearly_one_of_ours_is_a_warning(conf, caplog):
 
 @pytest.mark.parametrize(
     'text',
-    ['[api]\nhttp_basic_project_file = a\n', '[apii]\nhttp_basic_auth_project_file = a\n'],
+    [
+        '[api]\nhttp_basic_project_file = a\n',
+        '[apii]\nhttp_basic_auth_project_file = a\n',
+    ],
 )
 def test_projects_that_are_not_read_make_nobody_administrator(refused, text):
     assert 'Did you mean' in refused(text, startup.connection)
+
+
+@pytest.mark.parametrize('default', ['noauth', 'keystone'])
+@pytest.mark.parametrize(
+    'text', ['[api]\nauth_strategyy = http_basic\n', '[apii]\nauth_strategy = a\n']
+)
+def test_a_misspelt_strategy_opens_the_service_to_nobody(tmp_path, default, text):
+    (tmp_path / 'a.conf').write_text(text)
+    conf = options.load(files=[str(tmp_path / 'a.conf')], api__auth_strategy=default)
+    if default == 'noauth':
+        with pytest.raises(exception.Refused, match='Did you mean'):
+            startup.check(conf)
+    else:
+        [warning] = startup.check(conf)
+        assert 'Did you mean' in warning
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_process_of_ascend():
         },
         'nodes': ['/dev/davinci4', '/dev/davinci6'],
         'shared': ['/dev/davinci_manager', '/dev/devmm_svm', '/dev/hisi_hdc'],
+        'unnamed': [],
         'problems': [],
     }  # fmt: skip
 
@@ -60,6 +61,23 @@ def test_process_of_nvidia():
     assert shown['env']['CUDA_DEVICE_ORDER'] == 'PCI_BUS_ID'
     assert shown['nodes'] == ['/dev/nvidia3']
     assert '/dev/nvidiactl' in shown['shared']
+
+
+@pytest.mark.parametrize(
+    ('card', 'unnamed'),
+    [
+        ({'driver': 'nvidia_gpu', 'ids': {}}, True),
+        ({'driver': 'nvidia_gpu', 'ids': {'minor': 3}}, True),
+        ({'driver': 'nvidia_gpu', 'ids': {'uuid': GPU}}, False),
+        ({'driver': 'nvidia_gpu', 'form': 'vf', 'ids': {'uuid': GPU}}, True),
+        ({'driver': 'huawei_ascend', 'ids': {}}, True),
+        ({'driver': 'pci', 'ids': {}}, False),
+    ],
+)
+def test_process_says_what_its_variable_does_not_name(card, unnamed):
+    found = cards.accelerator(**({'form': 'whole'} | card))
+    shown = view('process', found, nvidia(minor=3))
+    assert shown['unnamed'] == ([found['uuid']] if unnamed else [])
 
 
 def test_process_of_amd_and_nvidia():
