@@ -199,6 +199,7 @@ def lease(
     words: Words = {'do': 'lease', 'request': request, 'of': of}
     words |= {'command': command} if command else {}
     words |= {'host': host} if host else {}
+    queued = False
     for answer in _conversation(path, words, end, ANSWER):
         if answer.get('state') == 'active':
             found = Lease(
@@ -209,6 +210,12 @@ def lease(
             _refuse_unnamed(found)
             return found
         told(answer)
+        queued = True
+    if queued:
+        raise Error(
+            'the service has ended, and the request has left the queue: start the service with '
+            '"cyborg-lite up", and ask again'
+        )
     raise Error('the agent ended the conversation without an answer')
 
 

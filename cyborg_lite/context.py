@@ -55,12 +55,15 @@ class RequestContext(context.RequestContext):
         :raises cyborg_lite.exception.NotAuthorized: otherwise.
         """
         if not self.allows(rule, target):
-            raise exception.NotAuthorized(resource=rule, needed=self._needed(rule))
+            raise exception.NotAuthorized(resource=rule, needed=self._needed(rule, target))
 
-    def _needed(self, rule: str) -> str:
+    def _needed(self, rule: str, target: dict[str, typing.Any] | None) -> str:
         """What a caller needs for a rule, in words."""
         if not self.project_id:
             return 'a token of a project'
+        if target is not None and self.allows(rule):
+            # The roles suffice in the caller's own project.
+            return f'a caller of project {target["project_id"]:.64}, not of {self.project_id}'
         roles = self._enforcer.roles(rule) if self._enforcer else []
         return f'the role {" or ".join(roles)}' if roles else f'what the rule {rule} says'
 

@@ -292,19 +292,23 @@ def _items(value: typing.Any) -> collections.abc.Iterable[typing.Any]:
     return value if isinstance(value, list) else ()
 
 
-def refuse_unstorable(value: typing.Any) -> None:
+def refuse_unstorable(value: typing.Any, place: str = '') -> None:
     """:raises ValueError: for text that databases cannot store: NUL, and lone surrogates."""
     if isinstance(value, str):
+        where = f'{place[:80]}: ' if place else ''
         if '\0' in value:
-            raise ValueError('a NUL character is not allowed')
-        value.encode()
+            raise ValueError(f'{where}a NUL character is not allowed')
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f'{where}half of a character is not allowed') from None
     elif isinstance(value, dict):
         for key, item in value.items():
-            refuse_unstorable(key)
-            refuse_unstorable(item)
+            refuse_unstorable(key, place)
+            refuse_unstorable(item, key)
     elif isinstance(value, list):
         for item in value:
-            refuse_unstorable(item)
+            refuse_unstorable(item, place)
 
 
 def check(value: typing.Any, schema: Schema) -> None:

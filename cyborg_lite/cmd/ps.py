@@ -215,8 +215,9 @@ class _Service:
     def _wanted(self, error: urllib.error.HTTPError) -> str:
         """The hint for a service that requires authentication."""
         if error.headers.get('WWW-Authenticate', '').lower().startswith('basic'):
-            wrong = ' The name or the password is wrong.' if self._user else ''
-            return f'{wrong} Give the name of a user with --user.'
+            if self._user:
+                return ' The name or the password is wrong.'
+            return ' Give the name of a user with --user.'
         wrong = ' The token is wrong, or has expired.' if 'X-Auth-Token' in self._headers else ''
         return (
             f'{wrong} Put a token into OS_TOKEN: "openstack token issue -f value -c id" prints one.'

@@ -329,7 +329,8 @@ def delete(session: orm.Session, ctxt: context.RequestContext, name: str) -> Non
     if held_ids:
         raise exception.Conflict(
             reason=f'Host {name} cannot be deleted: accelerator requests hold {len(held_ids)} of '
-            'its accelerators.'
+            'its accelerators. Delete what holds them: "openstack accelerator list '
+            f'--host {name} --state held" shows them.'
         )
     for device in devices(session, name):
         remove(session, device)

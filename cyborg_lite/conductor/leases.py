@@ -380,6 +380,7 @@ def _class(session: orm.Session, host: str, wanted: str | None) -> str:
         known = ', '.join(sorted(meant or classes))
         said = 'Which resource class is meant' if wanted is None or meant else f'No {wanted!r}'
         raise exception.Invalid(
-            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}.'
+            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}. Name '
+            'it with --class; another host of this agent is named with --host.'
         )
     return str(meant.pop())

@@ -142,6 +142,15 @@ def test_refusal_names_the_rule_and_the_roles(enforcer, rule, needed):
     assert str(refused.value) == said
 
 
+def test_refusal_of_another_project_names_it(enforcer):
+    caller = context.RequestContext(enforcer, roles=['reader'], project_id='p1', overwrite=False)
+    with pytest.raises(exception.NotAuthorized, match=r'needs a caller of project p2, not of p1\.'):
+        caller.can('cyborg:quota:get_one', {'project_id': 'p2'})
+    caller = context.RequestContext(enforcer, roles=[], project_id='p1', overwrite=False)
+    with pytest.raises(exception.NotAuthorized, match='It needs the role admin or reader'):
+        caller.can('cyborg:quota:get_one', {'project_id': 'p2'})
+
+
 def test_refusal_of_a_token_without_a_project(enforcer):
     caller = context.RequestContext(enforcer, roles=['admin'], system_scope='all', overwrite=False)
     with pytest.raises(exception.NotAuthorized, match=r'It needs a token of a project\.'):
@@ -193,7 +202,7 @@ def test_operators_rules_go_before_ours(tmp_path):
 
 
 class Files:
-    """Operators' files, and who may list requests by them."""
+    """Policy files of operators, and the roles that may list requests by them."""
 
     def __init__(self, place):
         self.file = place / 'policy.yaml'
