@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import typing
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.db import accelerators
 from cyborg_lite.db.accelerators import Accelerator
+from cyborg_lite.model import health
 
 
 def _filters() -> dict[str, typing.Any]:
@@ -26,6 +28,8 @@ def _filters() -> dict[str, typing.Any]:
 
 
 _KINDS = {str: wtypes.text, int: types.number}
+#: The filters that have a set of values.
+WORDS = {'state': accelerators.STATES, 'health': health.LEVELS}
 
 SUMMARY: types.Schema = {
     'type': 'object',
@@ -56,20 +60,25 @@ class Accelerators(rest.Controller):
 
     kind, path, what = Accelerator, 'accelerators', 'Accelerator'
 
-    @rest.expose(types.flag, wtypes.text, paged=True, filters=_filters())
-    def get_all(self, page, wanted, free=None, trait=None):
+    @rest.expose(
+        *(types.flag, wtypes.text, types.ids, types.moment, types.moment),
+        paged=True,
+        filters=_filters(),
+    )
+    def get_all(
+        self, page, wanted, free=None, trait=None, ids=None, held_after=None, held_before=None
+    ):
         rest.call().context.can('cyborg:accelerator:get_all')
-        if wanted['state'] not in (None, *accelerators.STATES):
-            states = ', '.join(accelerators.STATES)
-            raise exception.Invalid(reason=f'Invalid state: expected one of {states}.')
+        for name, words in WORDS.items():
+            if wanted[name] not in (None, *words):
+                known = ', '.join(words)
+                raise exception.Invalid(reason=f'Invalid {name}: expected one of {known}.')
         state = wanted.pop('state')
-        conditions = [getattr(Accelerator, k) == v for k, v in wanted.items() if v is not None]
+        conditions = [_equals(k, v) for k, v in wanted.items() if v is not None]
         conditions += [] if state is None else [accelerators.is_in(state)]
-        if free is not None:
-            is_free = Accelerator.state == 'free'
-            conditions.append(is_free if free else ~is_free)
-        if trait is not None:
-            conditions.append(Accelerator.attributes.any(_is_trait(trait)))
+        conditions += [] if trait is None else [Accelerator.attributes.any(_is_trait(trait))]
+        conditions += [accelerators.is_known_as(name, value) for name, value in ids or ()]
+        conditions += _compared(free, held_after, held_before)
         return self.list(*conditions, page=page)
 
     @rest.expose(types.id)
@@ -82,6 +91,27 @@ class Accelerators(rest.Controller):
         rest.call().context.can('cyborg:accelerator:summary')
         with rest.call().database.reader() as session:
             return {'summary': accelerators.summary(session)}
+
+
+def _equals(name: str, value: typing.Any) -> sa.ColumnElement[bool]:
+    column = getattr(Accelerator, name)
+    # Types are in capitals; people do not type them so.
+    return sa.func.lower(column) == sa.func.lower(value) if name == 'type' else column == value
+
+
+def _compared(
+    free: bool | None, after: datetime.datetime | None, before: datetime.datetime | None
+) -> list[sa.ColumnElement[bool]]:
+    """The conditions for the filters that have a value."""
+    conditions: list[sa.ColumnElement[bool]] = []
+    if free is not None:
+        is_free = Accelerator.state == 'free'
+        conditions.append(is_free if free else ~is_free)
+    if after is not None:
+        conditions.append(Accelerator.held_since >= after)
+    if before is not None:
+        conditions.append(Accelerator.held_since < before)
+    return conditions
 
 
 def _is_trait(name: str) -> sa.ColumnElement[bool]:

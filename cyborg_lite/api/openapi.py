@@ -29,7 +29,6 @@ from cyborg_lite.api import rest
 from cyborg_lite.api import types
 from cyborg_lite.api import usages
 from cyborg_lite.api import version
-from cyborg_lite.db import accelerators as db_accelerators
 
 Json = dict[str, typing.Any]
 
@@ -140,6 +139,12 @@ _KINDS: dict[typing.Any, Json] = {
     types.uuid: _UUID,
     types.number: {'type': 'integer', 'minimum': 0, 'maximum': types.Number.MOST},
     types.flag: {'type': 'boolean'},
+    types.ids: {
+        'type': 'array',
+        'minItems': 1,
+        'maxItems': types.Ids.MOST,
+        'items': {'type': 'string', 'pattern': f'^{types.Ids.PATTERN}$'},
+    },
     types.moment: {
         'type': 'string',
         'oneOf': [{'format': 'date'}, {'format': 'date-time'}],
@@ -159,6 +164,7 @@ _ARGUMENTS: dict[str, Json] = {
     'marker': _UUID,
     'sort_dir': {'enum': ['asc', 'desc']},
     'bind_state': {'enum': ['resolved']},
+    'health': {'enum': [*accelerators.WORDS['health']]},
     'group_by': {
         'type': 'array',
         'minItems': 1,
@@ -169,7 +175,7 @@ _ARGUMENTS: dict[str, Json] = {
 }
 #: The values of the filter "state", by resource.
 _STATES = {
-    accelerators.Accelerators: db_accelerators.STATES,
+    accelerators.Accelerators: accelerators.WORDS['state'],
     allocations.Allocations: model.Allocation.STATES,
     hosts.Hosts: hosts.STATES,
 }
@@ -256,7 +262,7 @@ def _shown(name: str, about: str) -> Json:
 def _operation(route: Route) -> Json:
     shown = {
         'operationId': _name(route),
-        'summary': f'{route.name} of {route.controller.path}',
+        'summary': _name(route).replace('_', ' ').capitalize(),
         'parameters': [_version_header(), *_parameters(route)],
         'responses': {
             str(route.operation.status): _answer(route),

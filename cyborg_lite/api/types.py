@@ -23,6 +23,7 @@ from wsme import types as wtypes
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.model import base
+from cyborg_lite.model import device as devices
 
 Schema = dict[str, typing.Any]
 
@@ -88,6 +89,23 @@ class Names(Argument):
         return found
 
 
+class Ids(Argument):
+    """Ids of a vendor's software, each a name and a value, separated by commas."""
+
+    name = 'ids'
+    PATTERN = f'({"|".join(devices.NAMES)}):([^,]{{1,255}})'
+    MOST = len(devices.NAMES)
+
+    @staticmethod
+    def frombasetype(value: str | None) -> list[tuple[str, str]] | None:
+        if value is None:
+            return None
+        found = [re.fullmatch(Ids.PATTERN, each) for each in value.split(',')]
+        if not all(found) or len(found) > Ids.MOST:
+            raise ValueError(f'{value} has another form')
+        return [(match[1], match[2]) for match in found if match]
+
+
 class Number(Argument):
     """A number that a database can compare with an integer."""
 
@@ -140,8 +158,14 @@ class Moment(Argument):
 
     @staticmethod
     def frombasetype(value: str | None) -> datetime.datetime | None:
-        if value is None:
-            return None
+        return None if value is None else Moment.parse(value)
+
+    @staticmethod
+    def parse(value: str) -> datetime.datetime:
+        """The time of a text, in UTC and without a zone.
+
+        :raises ValueError: when it is none.
+        """
         text = value.upper()
         if not (text.isascii() and Moment.FORM.fullmatch(text)):
             raise ValueError(f'{value} is no time')
@@ -164,6 +188,7 @@ class Filter(wtypes.Base):
 uuid = Uuid()
 id = Id()
 names = Names()
+ids = Ids()
 number = Number()
 flag = Flag()
 seconds = Seconds()
@@ -176,6 +201,8 @@ _EXPECTED: dict[typing.Any, str] = {
     seconds: f'a number of seconds from 0 to {Seconds.MOST}',
     moment: 'a date or a time in ISO 8601, with "+" written as %2B',
     uuid: 'a UUID',
+    ids: f'1 to {Ids.MOST} of NAME:VALUE, with commas between them, where NAME is one of '
+    f'{", ".join(devices.NAMES)}',
     names: f'{NAMES} at most, with commas between them',
 }
 

@@ -8,8 +8,11 @@ filter and sort by whatever they show.
 from __future__ import annotations
 
 import collections
+import datetime
 import functools
+import json
 import operator
+import re
 import types
 import typing
 
@@ -196,6 +199,8 @@ class Accelerator(base.Base):
         driver: orm.Mapped[str]
         health: orm.Mapped[str]
         health_reason: orm.Mapped[str | None]
+        held_since: orm.Mapped[datetime.datetime | None]
+        attach_info: orm.Mapped[dict[str, str]]
         vendor_board: orm.Mapped[dict[str, typing.Any] | None]
         deployable_id: orm.Mapped[int]
 
@@ -236,6 +241,28 @@ def is_in(state: str) -> sa.ColumnElement[bool]:
         return Accelerator.state == state
     padded = _SEPARATOR + Accelerator.standings + _SEPARATOR
     return sa.func.coalesce(padded, '').contains(f'{_SEPARATOR}{state}{_SEPARATOR}')
+
+
+def is_known_as(name: str, value: str) -> sa.ColumnElement[bool]:
+    """That an accelerator has an id, of NAMES, in its ``ids``.
+
+    The JSON is searched as text, in the form that it is stored in: hostile data that an engine
+    does not take as JSON would fail the whole list. A key in it is told from a text by the quotes,
+    which are escaped in a text.
+    """
+    own, of_card = (
+        sa.cast(column, sa.Text) for column in (Accelerator.attach_info, Accelerator.vendor_board)
+    )
+    pairs = [f'"{name}": {json.dumps(value)}']
+    if re.fullmatch('0|[1-9][0-9]*', value):
+        pairs += [f'"{name}": {value}{end}' for end in ',}']
+    keys = [f'"{each}": ' for each in sorted(devices.IDS)]
+    return sa.or_(_has(own, pairs), sa.and_(~_has(own, keys), _has(of_card, pairs)))
+
+
+def _has(text: sa.ColumnElement[str], parts: list[str]) -> sa.ColumnElement[bool]:
+    """That a text has one of these parts.  LIKE ignores case on some engines."""
+    return sa.or_(*(sa.func.replace(text, part, '') != text for part in parts))
 
 
 def devices_without(session: orm.Session) -> list[types.SimpleNamespace]:

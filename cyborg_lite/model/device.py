@@ -21,11 +21,13 @@ if typing.TYPE_CHECKING:
     from cyborg_lite.model.host import Host
 
 
-#: The keys of a vendor's board that are ids; parts of a board have their own.
+#: The ids by which users of a vendor's software call a card or a chip of it.
+NAMES = 'chip_id', 'index', 'logic_id', 'module_id', 'npu_id', 'phy_id', 'uuid'
+#: The keys of a vendor's board that are ids, with the numbers of nodes in /dev; parts of a board
+#: have their own.
 IDS = {
-    'uuid', 'index', 'npu_id', 'chip_id', 'logic_id', 'phy_id', 'module_id', 'minor',
-    'render_minor', 'gpu_instance_minor', 'compute_instance_minor', 'bdev', 'vfio_group',
-    'vfio_device',
+    *NAMES, 'bdev', 'minor', 'render_minor', 'gpu_instance_minor', 'compute_instance_minor',
+    'vfio_group', 'vfio_device',
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ FILTERS = {
     'state': 'in this state, whatever else they are',
     'host': 'of this host',
     'device': 'of this device, by its UUID',
-    'type': 'of this type',
+    'type': 'of this type, such as GPU, AICHIP or FPGA, in any case',
     'vendor': 'of this vendor, by its name',
     'model': 'of this model',
     'resource-class': 'of this resource class',
@@ -40,6 +40,10 @@ FILTERS = {
     'instance': 'that this instance holds',
     'project': 'that requests of this project hold',
     'user': 'that allocations of this user hold',
+    'ids': "that their vendor's software knows by these ids, such as uuid:GPU-..., logic_id:3 or "
+    'npu_id:3,chip_id:0',
+    'held-after': 'that are held since this time, or later',
+    'held-before': 'that are held since before this time',
 }
 MOVE = ('at', 'state', 'hostname', 'reason')
 MOVE_MORE = ('accelerator_uuid', 'device_rp_uuid', 'instance_uuid', 'request_id')

@@ -155,6 +155,17 @@ class CreateAllocation(osc.Command, command.ShowOne):
         return found
 
 
+class _Accelerators(formattable.FormattableColumn[typing.Any]):
+    """Accelerators: a line with the address of each in tables, all data for programs."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(_places(self.machine_readable()))
+
+
+def _places(accelerators: list[dict[str, typing.Any]]) -> list[str]:
+    return [f'{each["host"]} {osc.place(each)}' for each in accelerators]
+
+
 class _Alternatives(formattable.FormattableColumn[typing.Any]):
     """The counts of a dry run: a line for each request in tables, all data for programs."""
 
@@ -288,13 +299,15 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
 
 def _one(found: dict[str, typing.Any]) -> Shown:
     found.pop('links', None)
+    # A dry run has none.
+    if 'accelerators' in found:
+        found['accelerators'] = _Accelerators(found['accelerators'])
     return tuple(found), tuple(map(_cell, found.values()))
 
 
 def _row(found: dict[str, typing.Any], columns: tuple[str, ...]) -> list[typing.Any]:
     """The row of an allocation in a list: only the addresses of its accelerators."""
-    places = [f'{each["host"]} {osc.place(each)}' for each in found['accelerators']]
-    found = found | {'accelerators': places}
+    found = found | {'accelerators': _places(found['accelerators'])}
     return [_cell(found[column]) for column in columns]
 
 

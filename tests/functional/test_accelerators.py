@@ -270,6 +270,7 @@ def test_every_field_of_one_value_filters(service):
             wanted = [row['uuid'] for row in rows if row[name] == value]
             assert [row['uuid'] for row in found(service, f'?{name}={value}')] == wanted, name
     assert found(service, '?vendor=Nobody') == []
+    assert found(service, '?type=aichip') == found(service, '?type=AICHIP') != []
     assert [row['host'] for row in found(service, '?trait=CUSTOM_A')] == ['host-1']
     assert [row['vendor'] for row in found(service, '?vendor=Huawei&free=true')] == ['Huawei']
     assert len(found(service, '?free=false')) == 1
@@ -284,6 +285,56 @@ def test_every_field_of_one_value_sorts(service):
             page = f'?sort_key={name}&sort_dir={direction}'
             values = [row[name] for row in found(service, page) if row[name] is not None]
             assert values == sorted(values, reverse=direction == 'desc'), name
+
+
+def test_ids_of_the_vendors_software_filter(service):
+    """Of an accelerator with ids of its own those count, and not those of its card."""
+    mig = function('4c', 0, vendor='10de', vendor_board={'uuid': 'GPU-b', 'index': 1})
+    [handle] = mig.deployables[0].attach_handles
+    handle.attach_info = {**handle.attach_info, 'uuid': 'MIG-a'}
+    npu = {'npu_id': 3, 'note': '"logic_id": 6', 'chips': [{'chip_id': 0, 'logic_id': 6}]}
+    hostile = {'uuid': 'GPU-A', 'index': 12, 'note': '\0"phy_id": "1"', 'deep': nested(30)}
+    service.report(
+        support.card('3b', vendor='10de', vendor_board={'uuid': 'GPU-a', 'index': 0}),
+        mig,
+        support.card('5d', vendor='19e5', vendor_board=npu),
+        support.card('6e', vendor='10de', vendor_board=hostile),
+        support.card('7f'),
+    )
+    found_at = {
+        'uuid:GPU-a': ['3b'], 'uuid:GPU-A': ['6e'], 'uuid:GPU': [], 'uuid:GPU-b': [],
+        'uuid:MIG-a': ['4c'], 'index:1': [], 'index:12': ['6e'], 'index:0': ['3b'], 'index:': None,
+        'npu_id:3': ['5d'], 'chip_id:0': ['5d'], 'npu_id:3,chip_id:0': ['5d'], 'logic_id:6': ['5d'],
+        'npu_id:3,chip_id:1': [], 'logic_id:3': [], 'logic_id:06': [], 'phy_id:1': [],
+        'uuid:%': [], 'uuid:GPU-_': [],
+    }  # fmt: skip
+    for ids, buses in found_at.items():
+        answer = service.api.get(f'{PATH}?ids={ids.replace("%", "%25")}')
+        if buses is None:
+            assert answer.status_int == 400
+            continue
+        rows = answer.json['accelerators']
+        assert [row['address'] for row in rows] == [f'0000:{bus}:00.0' for bus in buses], ids
+        for name, _, value in (each.partition(':') for each in ids.split(',')):
+            shown = [str(row['ids']) for row in rows]
+            assert all(f"'{name}': " in each and value in each for each in shown)
+
+
+def test_the_time_of_the_hold_filters(service):
+    many(service)
+    [held] = found(service, '?state=held')
+    moment = datetime.datetime.fromisoformat(held['held_since'])
+    later = (moment + datetime.timedelta(seconds=1)).isoformat().replace('+', '%2B')
+    since = held['held_since'].replace('+', '%2B')
+    for query, rows in {
+        f'held_after={since}': [held],
+        f'held_after={later}': [],
+        f'held_before={since}': [],
+        f'held_before={later}': [held],
+        f'held_after={since}&held_before={later}&free=false': [held],
+        f'held_before={later}&free=true': [],
+    }.items():
+        assert found(service, f'?{query}') == rows, query
 
 
 def test_counts_for_whoever_sees_no_hosts(service, monkeypatch):
@@ -308,11 +359,22 @@ def test_counts_for_whoever_sees_no_hosts(service, monkeypatch):
         ('?no=1', 'Unknown argument: "no"'),
         ('?uuid=1', 'Unknown argument: "uuid"'),
         ('?state=bad', 'Invalid state: expected one of free, lost, '),
+        ('?health=bad', 'Invalid health: expected one of ok, warning, unknown, critical.'),
         ('?free=1', "Invalid free: expected true or false, got '1'"),
         ('?numa_node=-1', 'Invalid numa_node: expected a number from 0 to'),
         ('?numa_node=' + '0' * 20, 'Invalid numa_node: expected a number'),
         ('?numa_node=2147483648', 'Invalid numa_node: expected a number from 0 to'),
         ('?device_uuid=1', 'Invalid device_uuid: expected a UUID'),
+        ('?ids=', 'Invalid ids: expected 1 to 7 of NAME:VALUE'),
+        ('?ids=GPU-a', 'where NAME is one of chip_id, index, logic_id'),
+        ('?ids=cuda_uuid:GPU-a', "got 'cuda_uuid:GPU-a'"),
+        ('?ids=index:1,', 'Invalid ids: expected'),
+        ('?ids=' + ','.join(['index:1'] * 8), 'Invalid ids: expected'),
+        ('?ids=index:1&ids=index:2', 'Invalid ids: expected'),
+        ('?ids=uuid:' + 'a' * 256, 'Invalid ids: expected'),
+        ('?held_before=yesterday', 'Invalid held_before: expected a date or a time in ISO 8601'),
+        ('?held_after=2026-11-27T10:00:00+01:00', 'Invalid held_after: expected a date or a time'),
+        ('?sort_key=ids', "Invalid sort_key 'ids'"),
         ('?sort_key=traits', "Invalid sort_key 'traits'"),
         ('/summary?host=a', 'Unknown argument: "host"'),
     ],

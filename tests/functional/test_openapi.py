@@ -10,6 +10,7 @@ import openapi_spec_validator
 import pytest
 
 from cyborg_lite import policy
+from cyborg_lite.api import accelerators
 from cyborg_lite.api import app
 from cyborg_lite.api import deployables
 from cyborg_lite.api import openapi
@@ -91,6 +92,8 @@ def example(route):
 def test_the_document_is_valid(document):
     openapi_spec_validator.validate(document)
     assert document['openapi'].startswith('3.1.')
+    listing = document['paths']['/v2/accelerator_requests']['get']
+    assert listing['summary'] == 'List accelerator requests'
     assert document['servers'] == [{'url': 'http://localhost'}]
 
 
@@ -126,6 +129,12 @@ def test_all_that_is_exposed_is_in_the_document():
 
 #: Rules that are checked after another rule has allowed the request.
 SECOND = {'cyborg:allocation:priority'}
+
+
+@pytest.mark.parametrize(('name', 'words'), accelerators.WORDS.items())
+def test_a_filter_declares_the_words_that_it_takes(document, name, words):
+    parameters = document['paths']['/v2/accelerators']['get']['parameters']
+    assert {'in': 'query', 'name': name, 'schema': {'enum': [*words]}} in parameters
 
 
 def test_rules_and_routes_are_the_same(service, monkeypatch):

@@ -21,7 +21,7 @@ def run(sdk):
     def run(kind, *words):
         command = kind(types.SimpleNamespace(client_manager=client), None)
         shown = command.take_action(command.get_parser('quota').parse_args([*words]))
-        return shown and [tuple(row) for row in shown[1]]
+        return shown and [tuple(each) if isinstance(each, list) else each for each in shown[1]]
 
     return run
 

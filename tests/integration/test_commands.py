@@ -258,6 +258,10 @@ def test_allocations(request):
     assert (made['state'], made['consumer']) == ('active', {'type': 'process', 'id': '1'})
     assert [each['host'] for each in made['accelerators']] == [conftest.HOST] * 2
     assert commands('allocation', 'show', 'a') == made
+    held = commands('list', '--held-after', '2020-01-01')
+    assert {each['allocation_uuid'] for each in held} == {made['uuid']}
+    assert commands('list', '--ids', 'uuid:none', '--held-before', '2020-01-01') == []
+    assert 'Invalid ids: expected' in commands.fail('list', '--ids', 'none')
     [listed] = commands('allocation', 'list', '--state', 'active')
     assert (listed['uuid'], len(listed['accelerators'])) == (made['uuid'], 2)
     renewed = commands('allocation', 'renew', 'a', '--lease', '7200')
