@@ -26,6 +26,10 @@ _NAME = re.compile('[A-Z0-9_]{1,255}')
 
 #: root providers by name, providers that move between roots, reserved up to total
 MICROVERSION = '1.39'
+#: generations of consumers, and not yet their types, which must be known to be put again
+_OF_CONSUMERS = '1.28'
+#: the type of consumers that are instances of Nova
+_INSTANCE = 'INSTANCE'
 #: How often a provider is tried again after a concurrent change.
 TRIES = 5
 #: How long the providers of a host are cached, in seconds.
@@ -84,7 +88,7 @@ class _Host:
 
 
 class Placement:
-    """Reconciles our own resource providers, and no others."""
+    """Reconciles our own resource providers, and no others.  An audit gives back allocations."""
 
     def __init__(self, client: adapter.Adapter) -> None:
         self._client = client
@@ -94,7 +98,7 @@ class Placement:
         self._looking = threading.Lock()
 
     def settle(self, uuid: str, wanted: collections.abc.Callable[[], Provider | None]) -> None:
-        """Reconcile a provider, or remove it; only Nova removes allocations.
+        """Reconcile a provider, or remove it; only Nova, or an audit, removes allocations.
 
         :param wanted: called again after the generation is read, so that a stale caller does
             not overwrite a newer change.
@@ -138,6 +142,48 @@ class Placement:
             return {str(consumer): dict(given['resources']) for consumer, given in found}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Refused('the answer is not a map of allocations') from None
+
+    def is_instance(self, consumer: str) -> bool:
+        """Whether a consumer is an instance: whoever allocated for it may have told its type.
+
+        Placement tells types since microversion 1.38, and ``unknown`` for one that nobody told.
+
+        :raises Refused: when Placement does not answer this.
+        """
+        answer = self._call('GET', f'/allocations/{consumer}')
+        if answer.status_code != 200:
+            raise _refused(answer)
+        try:
+            return bool(answer.json().get('consumer_type') == _INSTANCE)
+        except (ValueError, AttributeError):
+            raise Refused('the answer is not a map of allocations') from None
+
+    def give_back(self, consumer: str, uuids: collections.abc.Collection[str]) -> None:
+        """Remove what a consumer, which is gone, has of these providers; the rest of it stays.
+
+        :raises Refused: when it was changed meanwhile, or Placement refuses.
+        """
+        path = f'/allocations/{consumer}'
+        answer = self._call('GET', path, microversion=_OF_CONSUMERS)
+        if answer.status_code != 200:
+            raise _refused(answer)
+        try:
+            known = answer.json()
+            left = {
+                uuid: {'resources': each['resources']}
+                for uuid, each in known['allocations'].items()
+                if uuid not in uuids
+            }
+            if len(left) == len(known['allocations']):
+                return
+            names = 'project_id', 'user_id', 'consumer_generation'
+            body = {'allocations': left} | {name: known[name] for name in names}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Refused('the answer is not a map of allocations') from None
+        # Another generation means that somebody else uses it.
+        answer = self._call('PUT', path, body, microversion=_OF_CONSUMERS)
+        if answer.status_code != 204:
+            raise _refused(answer)
 
     def _put(self, provider: Provider, generation: int) -> bool:
         """Replace inventory and traits; False after a concurrent change of the provider."""
@@ -331,9 +377,12 @@ class Placement:
         url: str,
         body: typing.Any = None,
         params: dict[str, str] | None = None,
+        microversion: str = MICROVERSION,
     ) -> requests.Response:
         # The caller handles error statuses.
-        return self._client.request(url, method, json=body, params=params or {}, raise_exc=False)
+        return self._client.request(
+            url, method, json=body, params=params or {}, raise_exc=False, microversion=microversion
+        )
 
 
 def _refused(answer: requests.Response) -> Refused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+from concurrent import futures
 import dataclasses
 import typing
 
@@ -40,8 +41,15 @@ LEFTOVER = 'leftover'
 
 #: The outcome of a finding that nothing is left of.
 MENDED = 'mended'
-#: What removes allocations in Placement: this service removes none, since it writes none.
-_OF_NOVA = 'the allocations in Placement are left to "nova-manage placement audit --delete"'
+#: How many questions are put to Nova or to Placement at once.
+ASKED = 8
+#: What removes what is left: "nova-manage placement audit" looks only at classes such as VCPU.
+_UNSET = '"openstack resource provider allocation unset --provider <provider> {id}" removes them'
+#: Why allocations without requests are left: a migration has allocations, too.
+_MAY_MOVE = (
+    'neither a request nor Placement says that the consumer was an instance, and not a migration; '
+    + _UNSET
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,16 +183,16 @@ class Auditor:
         return notes
 
     def _allocations(
-        self, providers: collections.abc.Iterable[str], unchecked: list[str]
+        self, providers: collections.abc.Sequence[str], unchecked: list[str]
     ) -> dict[str, dict[str, dict[str, int]]]:
         """What consumers have of our providers in Placement: by consumer and provider."""
         found: dict[str, dict[str, dict[str, int]]] = collections.defaultdict(dict)
-        # Who a consumer is only Nova can say.
+        # Only Nova knows whether a consumer is an instance.
         if not (self._has_nova and self._has_placement):
             return found
         try:
-            for provider in providers:
-                for consumer, amounts in self._outbox.allocations(provider).items():
+            for provider, held in _answers(self._outbox.allocations, providers):
+                for consumer, amounts in held.items():
                     found[consumer][provider] = amounts
         except (exceptions.ClientException, placement.Refused) as error:
             unchecked.append(
@@ -199,8 +207,8 @@ class Auditor:
         if not self._has_nova:
             return gone
         try:
-            for instance in sorted(instances):
-                if not self._outbox.knows(instance):
+            for instance, is_known in _answers(self._outbox.knows, sorted(instances)):
+                if not is_known:
                     gone.add(instance)
         except exception.CyborgError as error:
             # The next question would have to wait for the same timeout.
@@ -212,23 +220,53 @@ class Auditor:
         try:
             if finding.kind == INSTANCE and self._outbox.knows(finding.id):
                 return 'left: Nova knows the instance now'
-            if finding.kind != INSTANCE or finding.requests:
-                self._mend(finding)
+            if finding.kind == INSTANCE and not self._was_instance(finding):
+                return 'left: ' + _MAY_MOVE.format(id=finding.id)
+            self._mend(finding)
+            # Last: until then nobody else is sent to accelerators that are held.
+            return self._give_back(finding) if finding.placement else MENDED
         except orm_exception.StaleDataError:
             return 'left: it changed meanwhile'
         except exception.CyborgError as error:
             return f'left: {error.message}'
+        except (exceptions.ClientException, placement.Refused) as error:
+            return f'left: Placement cannot be used: {exception.line(error)}'
         except (db_exception.DBError, sa.exc.SQLAlchemyError) as error:
-            # What was mended before is to be told.
+            # The outcomes of the findings before this one must be printed.
             return f'left: {exception.line(error)}'
-        if not finding.placement:
-            return MENDED
-        return f'{MENDED}, but {_OF_NOVA}' if finding.requests else f'left: {_OF_NOVA}'
+
+    def _was_instance(self, finding: Finding) -> bool:
+        """Whether the consumer was an instance, and not a migration, as requests or Placement say.
+
+        :raises cyborg_lite.clients.placement.Refused: when Placement does not answer this.
+        """
+        return bool(finding.requests) or self._outbox.is_instance(finding.id)
+
+    def _give_back(self, finding: Finding) -> str:
+        """Remove from Placement what the instance has of our providers; the outcome in words."""
+        try:
+            self._outbox.give_back(finding.id, finding.placement.keys())
+        except (exceptions.ClientException, placement.Refused) as error:
+            left = f'{exception.line(error)}; {_UNSET.format(id=finding.id)}'
+            return f'{MENDED}, but its allocations in Placement are left: {left}'
+        return MENDED
 
     @_again
     def _mend(self, finding: Finding) -> None:
         with self._outbox.session() as session:
             _MEND[finding.kind](session, finding)
+
+
+_Answer = typing.TypeVar('_Answer')
+
+
+def _answers(
+    ask: collections.abc.Callable[[str], _Answer], keys: collections.abc.Sequence[str]
+) -> collections.abc.Iterator[tuple[str, _Answer]]:
+    """The answer for each key, some asked at once; after an error no more are asked."""
+    with futures.ThreadPoolExecutor(ASKED, thread_name_prefix='audit') as pool:
+        # With an error the iterator of map() ends, and cancels what has not begun.
+        yield from zip(keys, pool.map(ask, keys), strict=True)
 
 
 def _of_instance(

@@ -287,6 +287,14 @@ class Sender:
         """What is allocated of a provider in Placement: see placement.Placement.allocations."""
         return self._placement.allocations(rp_uuid)
 
+    def give_back(self, consumer: str, providers: collections.abc.Collection[str]) -> None:
+        """Remove what a consumer has in Placement: see placement.Placement.give_back."""
+        self._placement.give_back(consumer, providers)
+
+    def is_instance(self, consumer: str) -> bool:
+        """Whether Placement says so: see placement.Placement.is_instance."""
+        return self._placement.is_instance(consumer)
+
     def knows(self, instance: str) -> bool:
         """Whether Nova knows an instance.
 

@@ -6,7 +6,10 @@ Placement is real; a stand-in answers like the real Nova, see tests/integration/
 
 import functools
 import json
+import re
 import sys
+import threading
+import uuid
 
 from placement.tests.functional.fixtures import placement as fixtures
 import pytest
@@ -15,6 +18,7 @@ import requests_mock
 import sqlalchemy as sa
 
 from cyborg_lite import context
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.cmd import audit as command
 from cyborg_lite.cmd import status
@@ -169,6 +173,26 @@ def test_what_nova_does_not_say_is_left(service, nova, audit, shown, listed, rea
     assert len(held(service)) == 1
 
 
+def test_a_few_are_asked_at_once_and_no_more_after_an_error():
+    together, asked = threading.Barrier(auditing.ASKED), []
+
+    def ask(key):
+        asked.append(key)
+        if key < auditing.ASKED:
+            together.wait(timeout=20)
+        if key == 0 and fails:
+            raise exception.Conflict(reason='away')
+        return -key
+
+    keys, fails = range(auditing.ASKED * 1000), False
+    assert list(auditing._answers(ask, keys)) == [(key, -key) for key in keys]
+    fails = True
+    asked.clear()
+    with pytest.raises(exception.Conflict):
+        list(auditing._answers(ask, keys))
+    assert len(asked) < len(keys)
+
+
 def test_an_instance_that_is_seen_again_keeps_what_it_holds(service, nova, audit):
     """Nova knows it again at the second look."""
     nova.get(SERVER, **GONE)
@@ -290,6 +314,16 @@ def test_a_database_that_cannot_be_read(tmp_path, monkeypatch, capsys):
     assert '[database] connection' in capsys.readouterr().err
 
 
+def test_a_database_that_does_not_exist_is_not_created(tmp_path, monkeypatch, capsys):
+    file = tmp_path / 'a.sqlite'
+    (tmp_path / 'a.conf').write_text(f'[database]\nconnection = sqlite:///{file}\n')
+    monkeypatch.setattr(sys, 'argv', ['', '--config-file', str(tmp_path / 'a.conf'), 'audit'])
+    assert status.main() == 2
+    said = capsys.readouterr().err
+    assert said == f'cyborg-lite-status: [database] connection: there is no file {file}\n'
+    assert not file.exists()
+
+
 @pytest.fixture
 def cloud(tmp_path, database_url, nova):
     """A conductor with Nova and Placement, and a card of 16 accelerators."""
@@ -303,23 +337,75 @@ def cloud(tmp_path, database_url, nova):
         made.database.close()
 
 
-def test_an_allocation_in_placement_of_a_gone_instance_is_shown_and_left(cloud, nova, audit):
-    """Nova wrote it, and Nova removes it."""
-    consumer, living = cloud.allocate('FPGA'), cloud.allocate('FPGA')
+@pytest.fixture
+def consumer(nova, cloud):
+    """``consumer(type)``: a consumer without requests, that Nova does not know as an instance."""
+
+    def make(type_):
+        made = cloud.allocate('FPGA', type_)
+        nova.get(f'{NOVA}/servers/{made}', **GONE)
+        nova.get(f'{NOVA}/servers?all_tenants=1&uuid={made}', **NONE)
+        return made
+
+    return make
+
+
+def test_what_a_gone_instance_without_requests_has_in_placement_is_given_back(
+    cloud, nova, audit, consumer
+):
+    gone, living = consumer('INSTANCE'), cloud.allocate('FPGA')
     nova.get(f'{NOVA}/servers/{living}', json={'server': {}})
-    nova.get(f'{NOVA}/servers/{consumer}', **GONE)
-    nova.get(f'{NOVA}/servers?all_tenants=1&uuid={consumer}', **NONE)
+    code, said = audit(files=[cloud.file])
+    assert (code, outcomes(said)) == (1, [('instance', gone, 'found')])
+    assert allocations(cloud, gone)['allocations']
+    code, said = audit('--fix', files=[cloud.file])
+    assert (code, outcomes(said)) == (0, [('instance', gone, 'mended')])
+    assert allocations(cloud, gone)['allocations'] == {}
+    assert allocations(cloud, living)['allocations'].keys() == {test_placement.RP_UUID}
+
+
+def test_an_instance_without_requests_that_nova_knows_by_then_keeps_what_it_has(
+    cloud, nova, audit, consumer
+):
+    seen = consumer('INSTANCE')
+    known = lambda: nova.get(f'{NOVA}/servers/{seen}', json={'server': {}})  # noqa: E731
+    audit('--fix', files=[cloud.file], between=known)
+    assert allocations(cloud, seen)['allocations']
+
+
+@pytest.mark.parametrize('answer', [{'status_code': 500}, {'text': '[]'}, {'text': 'x'}])
+def test_a_consumer_whose_type_placement_does_not_tell_is_left(
+    cloud, nova, audit, consumer, answer
+):
+    gone = consumer('INSTANCE')
+    nova.get(re.compile(f'/allocations/{gone}$'), **answer)
+    code, said = audit('--fix', files=[cloud.file])
+    [(_, _, outcome)] = outcomes(said)
+    assert (code, outcome.startswith('left: Placement cannot be used: ')) == (1, True)
+
+
+@pytest.mark.parametrize('type_', ['MIGRATION', None])
+def test_an_allocation_in_placement_without_requests_is_shown_and_left(
+    cloud, nova, audit, consumer, type_
+):
+    """A migration has allocations, too, and Nova does not know it as an instance."""
+    living = cloud.allocate('FPGA')
+    nova.get(f'{NOVA}/servers/{living}', json={'server': {}})
+    consumer = consumer(type_)
     code, said = audit('--fix', files=[cloud.file])
     assert code == 1
     [finding] = said['findings']
     assert finding['id'] == consumer
     assert finding['placement'] == {test_placement.RP_UUID: {'FPGA': 1}}
     assert finding['requests'] == []
-    assert 'nova-manage placement audit --delete' in finding['outcome']
+    assert 'not a migration' in finding['outcome']
+    assert f'allocation unset --provider <provider> {consumer}"' in finding['outcome']
     assert cloud.client.get(f'/allocations/{consumer}').json()['allocations']
 
 
-def test_requests_and_allocations_of_an_instance_are_shown_side_by_side(cloud, nova, audit):
+@pytest.fixture
+def instance(cloud, nova):
+    """An instance that is gone, has a request, and an allocation in Placement beside another."""
     consumer = cloud.allocate('FPGA')
     ctxt = context.RequestContext(project_id='p', is_admin=True, overwrite=False)
     groups = [{'resources:FPGA': '1'}]
@@ -330,14 +416,67 @@ def test_requests_and_allocations_of_an_instance_are_shown_side_by_side(cloud, n
     cloud.manager.bind(ctxt, wishes=[wish])
     nova.get(f'{NOVA}/servers/{consumer}', **GONE)
     nova.get(f'{NOVA}/servers?all_tenants=1&uuid={consumer}', **NONE)
+    return consumer
+
+
+def allocations(cloud, consumer):
+    return cloud.client.get(f'/allocations/{consumer}').json()
+
+
+def test_requests_and_allocations_of_a_gone_instance_are_mended_together(cloud, audit, instance):
+    code, said = audit(files=[cloud.file])
+    [finding] = said['findings']
+    assert (code, len(finding['requests'])) == (1, 1)
+    assert finding['placement'] == {test_placement.RP_UUID: {'FPGA': 1}}
+    assert list(allocations(cloud, instance)['allocations']) == [test_placement.RP_UUID]
+    code, said = audit('--fix', files=[cloud.file])
+    assert (code, outcomes(said)) == (0, [('instance', instance, 'mended')])
+    assert allocations(cloud, instance)['allocations'] == {}
+    with cloud.database.reader() as session:
+        assert session.query(model.ARQ).count() == 0
+    assert audit('--fix', files=[cloud.file])[1]['findings'] == []
+
+
+def test_what_it_has_of_other_providers_stays(cloud, audit, instance):
+    """Another service made it, and removes it."""
+    root = str(uuid.uuid4())
+    cloud.client.post('/resource_providers', json={'uuid': root, 'name': 'other'})
+    inventory = {'resource_provider_generation': 0, 'inventories': {'VCPU': {'total': 4}}}
+    cloud.client.put(f'/resource_providers/{root}/inventories', json=inventory)
+    both = allocations(cloud, instance)
+    both['allocations'][root] = {'resources': {'VCPU': 2}}
+    both |= {'consumer_type': 'INSTANCE'}
+    assert cloud.client.put(f'/allocations/{instance}', json=both).status_code == 204
+    code, said = audit('--fix', files=[cloud.file])
+    assert (code, outcomes(said)) == (0, [('instance', instance, 'mended')])
+    left = allocations(cloud, instance)
+    assert {uuid: each['resources'] for uuid, each in left['allocations'].items()} == {
+        root: {'VCPU': 2}
+    }
+    assert left['consumer_type'] == 'INSTANCE'
+
+
+@pytest.mark.parametrize(
+    'answer', [{'status_code': 503}, {'exc': requests.ConnectionError}, {'json': []}]
+)
+def test_allocations_that_cannot_be_removed_are_told(cloud, nova, audit, instance, answer):
+    nova.register_uri(requests_mock.ANY, re.compile(f'/allocations/{instance}$'), **answer)
     code, said = audit('--fix', files=[cloud.file])
     assert code == 1
     [finding] = said['findings']
-    assert finding['requests'] == [arq]
-    assert finding['placement'] == {test_placement.RP_UUID: {'FPGA': 1}}
-    assert finding['outcome'].startswith('mended, but the allocations in Placement are left')
+    assert finding['outcome'].startswith('mended, but its allocations in Placement are left: ')
+    assert f'allocation unset --provider <provider> {instance}"' in finding['outcome']
     with cloud.database.reader() as session:
         assert session.query(model.ARQ).count() == 0
+
+
+def test_allocations_that_changed_meanwhile_are_left(cloud, nova, audit, instance):
+    """Somebody else uses the consumer."""
+    nova.put(re.compile(f'/allocations/{instance}$'), status_code=409, text='concurrent')
+    code, said = audit('--fix', files=[cloud.file])
+    assert code == 1
+    assert 'HTTP 409: concurrent' in said['findings'][0]['outcome']
+    assert allocations(cloud, instance)['allocations']
 
 
 @pytest.mark.parametrize(

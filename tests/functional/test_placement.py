@@ -111,17 +111,22 @@ class Cloud:
         found = self.client.get(url).json()
         self.client.put(url, json=found | {'traits': [*found['traits'], *names]})
 
-    def allocate(self, resource_class):
-        """Allocate one to a consumer, like Nova; returns its uuid."""
+    def allocate(self, resource_class, consumer_type='INSTANCE'):
+        """Allocate one to a consumer, like Nova; returns its uuid.
+
+        :param consumer_type: None to tell none, as before types were known.
+        """
         consumer = str(uuid.uuid4())
         allocation = {
             'allocations': {RP_UUID: {'resources': {resource_class: 1}}},
             'project_id': 'p',
             'user_id': 'u',
             'consumer_generation': None,
-            'consumer_type': 'INSTANCE',
         }
-        self.client.put(f'/allocations/{consumer}', json=allocation)
+        if consumer_type is not None:
+            allocation['consumer_type'] = consumer_type
+        version = '1.28' if consumer_type is None else '1.38'
+        self.client.put(f'/allocations/{consumer}', json=allocation, microversion=version)
         return consumer
 
     def inventory(self):
