@@ -14,6 +14,7 @@ from cyborg_lite import model
 from cyborg_lite.api import projects
 from cyborg_lite.api import rest
 from cyborg_lite.api import types
+from cyborg_lite.db import query
 from cyborg_lite.db import quotas
 
 #: The alias of the caller's project in a URL.
@@ -105,7 +106,8 @@ class Quotas(rest.Controller):
     @rest.expose(wtypes.text, status=204)
     def delete(self, project_id):
         rest.call().context.can('cyborg:quota:delete')
-        rest.call().conductor.delete_quota(project=_named(project_id))
+        project = _named(project_id)
+        rest.call().conductor.delete_quota(project=project, seen=_revision(project))
 
 
 def _named(project: str) -> str:
@@ -122,6 +124,15 @@ def _checked(project: str) -> str:
             'A-Z, a-z, 0-9, "_", "." and "-".'
         )
     return project
+
+
+def _revision(project: str) -> str:
+    """The revision of the limits of a project."""
+    if _is_elsewhere():
+        raise exception.LimitsElsewhere
+    with rest.call().database.reader() as session:
+        row = query.get(session, model.Quota, project, what='Quota of project', by='project_id')
+        return row.revision
 
 
 def _show(project: str) -> dict[str, typing.Any]:

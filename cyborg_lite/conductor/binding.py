@@ -50,7 +50,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 #: create one of 9,999 accelerators.
 MOST = 1000
 
-#: By uuid, the revisions of requests that a caller saw; None if he does not say.
+#: By uuid, the revisions of requests that a caller saw; None if they are not given.
 Seen = dict[str, int] | None
 
 _HOSTS = hosts.OF_DEPLOYABLES.where(arqs_.OF_PROVIDERS)
@@ -155,15 +155,16 @@ def bind(
         provider = providers.get(wish['device_rp_uuid'])
         more = (vouched or {}).get(wish['device_rp_uuid'], ())
         fitness.check(wish, provider, arqs[wish['uuid']], more)
-    quotas.claim_moved(
-        session,
-        [
-            (wish['project_id'], providers[wish['device_rp_uuid']].resource_class or '')
-            for wish in wishes
-            if wish['project_id'] != arqs[wish['uuid']].project_id
-        ],
-    )
+    moved = [
+        (wish['project_id'], providers[wish['device_rp_uuid']].resource_class or '')
+        for wish in wishes
+        if wish['project_id'] != arqs[wish['uuid']].project_id
+    ]
+    quotas.claim_moved(session, moved)
     affected = _take(session, ctxt, wishes, arqs, providers)
+    if moved:
+        # Their former projects may have more now.
+        queue.wake(session)
     outbox.put_all(session, hosts.changed(affected) | _events(wishes, 'completed'))
 
 
@@ -269,7 +270,7 @@ def delete(
     freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    queue.freed(session, arqs, freed)
+    queue.freed(session, arqs, freed, deleted=True)
     return [uuid for uuid in uuids if uuid not in found]
 
 
@@ -282,7 +283,7 @@ def delete_of(
     freed = holding.excluding(session, arqs)
     owners.remember(session, ctxt, arqs)
     _delete(session, arqs)
-    queue.freed(session, arqs, freed)
+    queue.freed(session, arqs, freed, deleted=True)
 
 
 def _delete(session: orm.Session, arqs: list[model.ARQ]) -> None:

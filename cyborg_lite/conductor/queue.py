@@ -46,13 +46,16 @@ def look_again(session: orm.Session) -> None:
 
 def freed(
     session: orm.Session,
-    arqs: collections.abc.Iterable[model.ARQ],
+    arqs: collections.abc.Collection[model.ARQ],
     affected: collections.abc.Iterable[str],
+    deleted: bool = False,
 ) -> None:
     """Tell that requests, as they were read, hold nothing any more.
 
     :param affected: the hosts where they excluded what is free.
+    :param deleted: whether they also count for no quota any more.
     """
     outbox.put_all(session, hosts.changed(affected))
-    if any(arq.attach_handle_id is not None for arq in arqs):
+    counted = deleted and any(arq.awaited for arq in arqs)
+    if counted or any(arq.attach_handle_id is not None for arq in arqs):
         wake(session)

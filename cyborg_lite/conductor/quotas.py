@@ -7,6 +7,7 @@ import collections
 import collections.abc
 import typing
 
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -14,7 +15,6 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import queue
-from cyborg_lite.db import query as queries
 from cyborg_lite.db import quotas
 
 #: The most limits of one project.
@@ -32,12 +32,13 @@ def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str
 
     :raises cyborg_lite.exception.OverQuota: otherwise.
     """
-    if not quotas.limits(session, project):
-        return
-    _lock(session, project)
+    has_row = _lock_row(session, project)
     # Under the lock: both may have changed until it was had.
-    limits, used = quotas.limits(session, project), quotas.usage(session, project)
-    if refusal := _beyond(limits, used, asked):
+    account = quotas.accounts(session, [project]).get(project)
+    if account and not has_row:
+        _add_row(session, project)
+        account = quotas.accounts(session, [project])[project]
+    if account and (refusal := _beyond(account, asked)):
         raise refusal
 
 
@@ -51,8 +52,8 @@ def refuse_more_than_limit(
 
     :raises cyborg_lite.exception.OverQuota: otherwise.
     """
-    limits = quotas.limits(session, project)
-    refused = [_beyond(limits, collections.Counter(), asked) for asked in alternatives]
+    account = quotas.Account(quotas.limits(session, project), collections.Counter())
+    refused = [_beyond(account, asked) for asked in alternatives]
     if refusal := first_if_all(refused):
         raise refusal
 
@@ -69,25 +70,25 @@ def refusals(
 ) -> dict[Key, list[exception.OverQuota | None]]:
     """For each alternative of these the limit that it would exceed now; None for none.
 
+    Nothing is locked: this may change at once.
+
     :param wishes: by whatever names them, the project and its alternatives by resource class; what
         is of a project without limits is not in the answer.
     """
     projects = {project for project, _ in wishes.values()}
-    limits = {each: its for each, its in quotas.limits_of(session, projects).items() if its}
-    used = quotas.usage_of(session, limits.keys()) if limits else {}
+    accounts = quotas.accounts(session, projects)
     return {
-        name: [_beyond(limits[project], used[project], each) for each in alternatives]
+        name: [_beyond(accounts[project], each) for each in alternatives]
         for name, (project, alternatives) in wishes.items()
-        if project in limits
+        if project in accounts
     }
 
 
 def _beyond(
-    limits: collections.abc.Mapping[str, int],
-    used: collections.Counter[str],
-    asked: collections.abc.Mapping[str, int],
+    account: quotas.Account, asked: collections.abc.Mapping[str, int]
 ) -> exception.OverQuota | None:
     """The first limit that would be exceeded; None if none would."""
+    limits, used = account
     wanted = {**asked, model.Quota.TOTAL: sum(asked.values())}
     for name, count in sorted(wanted.items()):
         limit = limits.get(name, model.Quota.UNLIMITED)
@@ -118,12 +119,22 @@ def asked(groups: list[dict[str, str]], amounts: list[int]) -> collections.Count
 
 
 def _lock(session: orm.Session, project: str) -> None:
-    """Lock the row of a project until the transaction ends; make it where there is none.
+    """Lock the row of a project until the transaction ends; make it where there is none."""
+    if not _lock_row(session, project):
+        _add_row(session, project)
+
+
+def _lock_row(session: orm.Session, project: str) -> bool:
+    """Lock the row of a project until the transaction ends; returns whether there is one."""
+    return session.scalar(_row(project).with_for_update()) is not None
+
+
+def _add_row(session: orm.Session, project: str) -> None:
+    """Make the row of a project: it is locked.
 
     If two transactions create it, the database refuses the second, which is retried.
     """
-    if session.scalar(_row(project).with_for_update()) is None:
-        session.execute(sa.insert(model.Quota), [{'project_id': project, 'limits': {}}])
+    session.execute(sa.insert(model.Quota), [{'project_id': project, 'limits': {}}])
 
 
 def _row(project: str) -> sa.Select[typing.Any]:
@@ -163,17 +174,29 @@ def update(
     if len(merged) > MOST:
         raise exception.Invalid(reason=f'Invalid limits: expected {MOST} at most for a project.')
     row.limits = {name: limit for name, limit in merged.items() if limit is not None}
+    # Also where they are the same as before: see Quota.revision.
+    row.updated_at = timeutils.utcnow()
     queue.wake(session)
 
 
-def delete(session: orm.Session, ctxt: context.RequestContext, project: str) -> None:
+def delete(
+    session: orm.Session, ctxt: context.RequestContext, project: str, seen: str | None = None
+) -> None:
     """Take away all limits of a project, so that the default ones hold.
 
+    :param seen: the revision of the limits that the caller has read: later limits stay in force.
     :raises cyborg_lite.exception.NotFound: when it has none.
+    :raises cyborg_lite.exception.Conflict: when the limits were changed meanwhile.
     :raises cyborg_lite.exception.LimitsElsewhere: when Keystone keeps the limits.
     """
     _refuse_elsewhere(session)
-    gone = sa.delete(model.Quota).where(model.Quota.project_id == project)
-    if not queries.matched(session, gone):
+    row = session.scalar(_row(project).with_for_update())
+    if row is None:
         raise exception.NotFound(what='Quota of project', id=project)
+    if seen not in (None, row.revision):
+        raise exception.Conflict(
+            reason=f'The limits of project {project} were changed meanwhile: look at them, and '
+            'delete them again.'
+        )
+    session.delete(row)
     queue.wake(session)

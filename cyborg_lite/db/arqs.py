@@ -41,6 +41,7 @@ class Sight(typing.NamedTuple):
 OF_PROVIDERS = model.Deployable.rp_uuid.in_(sa.bindparam('providers', expanding=True))
 _UUIDS = model.ARQ.uuid.in_(sa.bindparam('uuids', expanding=True))
 _OF_INSTANCE = model.ARQ.instance_uuid == sa.bindparam('instance')
+_AWAITED = sa.exists().where(model.Allocation.state.in_(('queued', 'reserved')))
 
 #: That requests have not moved since they were read, should the lock on them be lost: see read().
 UNMOVED = sa.and_(
@@ -144,7 +145,8 @@ def _of_instance(scoped: bool, vouched: bool, some: bool) -> sa.Select[typing.An
 
 def _locked(*conditions: Condition) -> sa.Select[typing.Any]:
     # MariaDB locks whatever is joined, and a profile is of many requests.
-    query_ = sa.select(model.ARQ).where(*conditions).options(orm.lazyload('*'))
+    awaited = orm.with_expression(model.ARQ.awaited, _AWAITED)
+    query_ = sa.select(model.ARQ).where(*conditions).options(orm.lazyload('*'), awaited)
     return query_.order_by(model.ARQ.id).with_for_update()
 
 

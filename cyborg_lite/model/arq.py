@@ -71,6 +71,9 @@ class ARQ(base.Base):
     held_since: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
     resource_class: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
 
+    # Whether any allocation is queued or reserved, if the query asked for it.
+    awaited: orm.Mapped[bool | None] = orm.query_expression()
+
     device_profile: orm.Mapped[DeviceProfile] = orm.relationship(lazy='joined', innerjoin=True)
     attach_handle: orm.Mapped[AttachHandle | None] = orm.relationship(
         back_populates='arq', lazy='joined'

@@ -146,6 +146,11 @@ def _type(column: sa.Column[typing.Any]) -> type:
     return object if isinstance(column.type, sa.JSON) else column.type.python_type
 
 
+def now() -> datetime.datetime:
+    """The time of a row. A test that sets the clock replaces utcnow(), which is looked up here."""
+    return timeutils.utcnow()
+
+
 class Base(orm.DeclarativeBase):
     """A row: an id for the database, a uuid for all else."""
 
@@ -174,11 +179,11 @@ class Base(orm.DeclarativeBase):
         doc='The UUID of the resource.',
     )
     created_at: orm.Mapped[datetime.datetime] = own(
-        Moment, default=timeutils.utcnow, doc='When the resource was created, ISO 8601, UTC.'
+        Moment, default=now, doc='When the resource was created, ISO 8601, UTC.'
     )
     updated_at: orm.Mapped[datetime.datetime | None] = own(
         Moment,
-        onupdate=timeutils.utcnow,
+        onupdate=now,
         doc='When the resource was last changed, ISO 8601, UTC; null if never.',
     )
 

@@ -50,7 +50,7 @@ class Host(base.Base):
     # Null if the next report must be processed even if it equals the last one.
     digest: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
     seen_at: orm.Mapped[datetime.datetime] = base.own(
-        base.Moment, default=timeutils.utcnow, doc='When the host last reported, ISO 8601, UTC.'
+        base.Moment, default=base.now, doc='When the host last reported, ISO 8601, UTC.'
     )
     # The report interval of the host, in seconds.
     interval: orm.Mapped[int] = base.own(sa.Integer, default=20, hidden=True)

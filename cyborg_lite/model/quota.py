@@ -34,3 +34,8 @@ class Quota(base.Base):
         doc='The maximum number of accelerator requests of the project, by resource class and in '
         '``total``; -1 is unlimited. The default limits apply to absent keys.',
     )
+
+    @property
+    def revision(self) -> str:
+        """When the limits were set.  A call sends what it saw, so a stale call changes nothing."""
+        return (self.updated_at or self.created_at).isoformat()

@@ -467,6 +467,34 @@ def test_an_allocation_waits_for_an_exhausted_quota(service):
     assert state(service, waits) == 'active'
 
 
+def test_an_allocation_waits_for_requests_that_hold_nothing(service):
+    """They count for the quota until they are deleted."""
+    npus(service, 3)
+    service.profile(CUSTOM_NPU=1)
+    limit(service, CUSTOM_NPU=1)
+    [arq] = service.arqs()
+    waits = ask(service)
+    assert state(service, waits) == 'queued'
+    assert service.api.delete(f'/v2/accelerator_requests/{arq}').status_int == 204
+    settle(service)
+    assert state(service, waits) == 'active'
+
+
+def test_an_allocation_waits_for_a_request_that_gets_another_project(service):
+    npus(service, 3)
+    service.profile(CUSTOM_NPU=1)
+    limit(service, CUSTOM_NPU=1)
+    [arq] = service.arqs()
+    waits = ask(service)
+    part = service.rows(model.Deployable)[0]
+    patch = support.wish(part.rp_uuid, 'host-1', support.INSTANCE)
+    patch.append({'op': 'add', 'path': '/project_id', 'value': 'p'})
+    moved = service.api.at('2.1').patch('/v2/accelerator_requests', {arq: patch})
+    assert moved.status_int == 202
+    settle(service)
+    assert state(service, waits) == 'active'
+
+
 def test_each_release_serves_the_queue(service):
     """One device is disabled, one held by Nova, one by an allocation with a lease."""
     npus(service, 3)

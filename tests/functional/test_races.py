@@ -2,7 +2,6 @@
 """Many concurrent callers: nothing is allocated twice, and there is no 5xx."""
 
 import collections
-import concurrent.futures
 import datetime
 import random
 import threading
@@ -21,24 +20,6 @@ from tests import support
 
 ARQS = '/v2/accelerator_requests'
 GROUPS = [{'resources:FPGA': '1'}]
-
-
-@pytest.fixture
-def race(service):
-    """Run all callables at once, each with an API of its own; returns their results."""
-
-    def run(*runners):
-        ready = threading.Barrier(len(runners), timeout=60)
-
-        def start(runner):
-            api = support.Api(support.local(service.embedded.application))
-            ready.wait()
-            return runner(api)
-
-        with concurrent.futures.ThreadPoolExecutor(len(runners)) as pool:
-            return list(pool.map(start, runners))
-
-    return run
 
 
 def holders(service):

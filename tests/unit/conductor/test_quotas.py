@@ -23,7 +23,7 @@ def sent(service):
 
         @event.listens_for(session.connection(), 'before_execute')
         def see(_connection, statement, *_):
-            if isinstance(statement, sa.Select):
+            if isinstance(statement, sa.SelectBase):
                 seen.append(str(statement.compile(dialect=postgresql.dialect())))
 
         yield session, seen
