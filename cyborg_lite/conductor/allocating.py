@@ -7,13 +7,10 @@ none.  The database refuses to give a handle twice, here as everywhere.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import typing
 import uuid as uuidlib
 
-from oslo_log import log
-from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -21,8 +18,6 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import backfill
-from cyborg_lite.conductor import holding
-from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
@@ -31,26 +26,10 @@ from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
 from cyborg_lite.db import candidates
-from cyborg_lite.db import query
 from cyborg_lite.model import base
-
-LOG = log.getLogger(__name__)
 
 #: How many free accelerators a choice looks at first; at all of them where these do not do.
 WINDOW = 256
-
-_OF_ALLOCATION = model.ARQ.allocation_uuid == sa.bindparam('allocation')
-_END = holding.Ending(sa.delete(model.ARQ).where(_OF_ALLOCATION))
-#: The hosts of what an allocation holds, by the names under which they report.
-_HOSTS = (
-    sa.select(sa.func.coalesce(model.Host.renamed_to, model.Host.name))
-    .select_from(model.ARQ)
-    .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
-    .join(model.Deployable)
-    .join(model.Device)
-    .join(model.Host, model.Host.name == model.Device.hostname)
-    .where(_OF_ALLOCATION)
-)
 
 
 class Request(typing.TypedDict):
@@ -285,136 +264,3 @@ def _row(
         'idempotency_key': request.get('key'),
         'digest': digest,
     }
-
-
-def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: int) -> None:
-    """Let the lease of an active allocation end so many seconds from now.
-
-    :raises cyborg_lite.exception.NotFound: when there is no such allocation.
-    :raises cyborg_lite.exception.Conflict: when it is released, its lease has ended, or it waits.
-    """
-    same = [model.Allocation.uuid == uuid, *_visible(ctxt)]
-    ends = model.Allocation.lease_ends_at
-    held = model.Allocation.state == 'active', sa.or_(ends.is_(None), ends > timeutils.utcnow())
-    move = sa.update(model.Allocation).where(*same, *held)
-    values = {'lease': lease, 'lease_ends_at': taking.end(lease)}
-    if not query.matched(session, move.values(values)):
-        found = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
-        why = 'waits in the queue' if found.state == 'queued' else 'is released, or its lease ended'
-        raise exception.Conflict(reason=f'Allocation {uuid} {why}: it cannot be renewed.')
-
-
-def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
-    """Release an allocation, active or queued; a released one is not changed.
-
-    :raises cyborg_lite.exception.NotFound: when there is no such allocation.
-    """
-    allocation = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
-    end(session, allocation, 'It was deleted.')
-
-
-def end(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
-    """Free what an allocation holds, or take it from the queue; nothing if it is released."""
-    if allocation.state == 'queued':
-        serving.leave(session, allocation, cause)
-        queue.wake(session)
-        return
-    _release(session, allocation, cause)
-
-
-def expired(session: orm.Session, most: int) -> list[int]:
-    """The ids of active allocations whose lease has ended, the oldest first."""
-    over = sa.select(model.Allocation.id).where(*_over()).order_by(model.Allocation.lease_ends_at)
-    return list(session.scalars(over.limit(most)))
-
-
-def expire(session: orm.Session, id: int) -> None:
-    """Release an allocation whose lease has ended, unless it was renewed or released meanwhile."""
-    ended = sa.select(model.Allocation).where(model.Allocation.id == id, *_over())
-    allocation = session.scalars(ended).one_or_none()
-    if allocation is not None and _release(session, allocation, 'Its lease ended.', *_over()):
-        LOG.info('Allocation %s was released: its lease ended', allocation.uuid)
-
-
-def end_short(session: orm.Session, uuid: str) -> None:
-    """Release an active allocation that holds less than it was given: all or none."""
-    named = sa.select(model.Allocation).where(model.Allocation.uuid == uuid)
-    allocation = session.scalars(named).one_or_none()
-    if allocation is None:
-        return
-    held = (
-        sa.select(sa.func.count())
-        .select_from(model.ARQ)
-        .where(model.ARQ.allocation_uuid == uuid, model.ARQ.attach_handle_id.is_not(None))
-    )
-    if (session.scalar(held) or 0) < len(allocation.accelerators):
-        _release(session, allocation, 'It had lost accelerators: an audit released it.')
-
-
-def sweep(session: orm.Session, uuid: str) -> None:
-    """Free what is held for an allocation that is not active."""
-    active = sa.select(model.Allocation.id).where(
-        model.Allocation.uuid == uuid, model.Allocation.state == 'active'
-    )
-    names = hosts.lock(session, _HOSTS, allocation=uuid)
-    if session.scalar(active) is None:
-        _free(session, uuid, names)
-
-
-def forget(session: orm.Session, kept: int) -> None:
-    """Delete what was released more than so many seconds ago."""
-    past = timeutils.utcnow() - datetime.timedelta(seconds=kept)
-    old = model.Allocation.state == 'released', model.Allocation.released_at < past
-    query.matched(session, sa.delete(model.Allocation).where(*old))
-
-
-def _visible(ctxt: context.RequestContext) -> list[sa.ColumnElement[bool]]:
-    return [] if ctxt.scope is None else [model.Allocation.project_id == ctxt.scope]
-
-
-def _over() -> list[sa.ColumnElement[bool]]:
-    ended = model.Allocation.lease_ends_at <= timeutils.utcnow()
-    return [model.Allocation.state == 'active', ended]
-
-
-def _release(
-    session: orm.Session,
-    allocation: model.Allocation,
-    cause: str,
-    *conditions: sa.ColumnElement[bool],
-) -> bool:
-    """Move an allocation to ``released`` if it is active; whether it was.
-
-    Hosts are locked before what is held of them.
-    """
-    if allocation.state != 'active':
-        return False
-    uuid, profile = allocation.uuid, allocation.profile
-    names = hosts.lock(session, _HOSTS, allocation=uuid)
-    move = sa.update(model.Allocation).where(
-        model.Allocation.id == allocation.id, model.Allocation.state == 'active', *conditions
-    )
-    values = {
-        'state': 'released',
-        'cause': cause,
-        'released_at': timeutils.utcnow(),
-        'active_name': None,
-    }
-    if not query.matched(session, move.values(values)):
-        return False
-    _free(session, uuid, names, private=profile is None)
-    return True
-
-
-def _free(session: orm.Session, uuid: str, names: list[str], private: bool = True) -> None:
-    """Free what is held for an allocation.
-
-    :param names: its hosts, which are locked.
-    :param private: whether it may have a device profile of its own.
-    """
-    _END.execute(session, {'allocation': uuid})
-    if private:
-        own = model.DeviceProfile.name == taking.private(uuid), model.DeviceProfile.private
-        query.matched(session, sa.delete(model.DeviceProfile).where(*own))
-    outbox.put_all(session, hosts.changed(names))
-    queue.wake(session)

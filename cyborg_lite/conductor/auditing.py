@@ -27,9 +27,9 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.clients import placement
-from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import releasing
 from cyborg_lite.db import engine
 
 #: The kinds of findings.
@@ -341,6 +341,6 @@ _MEND: dict[str, collections.abc.Callable[[orm.Session, Finding], None]] = {
     INSTANCE: _free_instance,
     REQUEST: _unbind,
     DELETION: _delete,
-    ALLOCATION: lambda session, finding: allocating.end_short(session, finding.id),
-    LEFTOVER: lambda session, finding: allocating.sweep(session, finding.id),
+    ALLOCATION: lambda session, finding: releasing.end_short(session, finding.id),
+    LEFTOVER: lambda session, finding: releasing.sweep(session, finding.id),
 }

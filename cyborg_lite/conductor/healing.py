@@ -14,9 +14,9 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite import worker
-from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
+from cyborg_lite.conductor import releasing
 from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
@@ -59,7 +59,7 @@ class Healer:
         began = timeutils.utcnow()
         self._notice()
         self._resync()
-        self._expire()
+        self.expire()
         self._forget()
         self._wake()
         if self._looked is not None:
@@ -86,13 +86,13 @@ class Healer:
         with self._outbox.session() as session:
             self._resynced = resync(session, self._resynced)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
         """Release what has been leased for long enough, each in a transaction of its own."""
         with self._outbox.session() as session:
-            ids = allocating.expired(session, MOST)
+            ids = releasing.expired(session, MOST)
         for id in ids:
             with self._outbox.session() as session:
-                allocating.expire(session, id)
+                releasing.expire(session, id)
 
     def _wake(self) -> None:
         """Have the queue of allocations served: no message is written when something comes free by
@@ -104,7 +104,7 @@ class Healer:
     def _forget(self) -> None:
         with self._outbox.session() as session:
             forget(session)
-            allocating.forget(session, self._conf.conductor.keep_released)
+            releasing.forget(session, self._conf.conductor.keep_released)
 
 
 def notice_silence(

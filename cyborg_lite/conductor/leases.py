@@ -24,6 +24,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import journal
+from cyborg_lite.conductor import releasing
 from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import queue as db_queue
 
@@ -257,7 +258,7 @@ def end(
         sa.select(kind).where(kind.uuid == uuid, *db_leases.of(host))
     ).one_or_none()
     if lease is not None:
-        allocating.end(session, lease, journal.plain(cause)[:255])
+        releasing.end(session, lease, journal.plain(cause)[:255])
 
 
 @messaging.expected_exceptions(exception.CyborgError)

@@ -38,6 +38,7 @@ from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reasons
+from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reports
 from cyborg_lite.conductor import serving
 from cyborg_lite.db import engine
@@ -240,8 +241,8 @@ class Manager:
     delete_arqs = _exposed(binding.delete, journal.delete)
     update_quota = _exposed(quotas.update, 'Set limits {limits} of project {project}')
     delete_quota = _exposed(quotas.delete, 'Delete the quota of project {project}')
-    renew_allocation = _exposed(allocating.renew, 'Renew allocation {uuid} for {lease} seconds')
-    release_allocation = _exposed(allocating.release, 'Release allocation {uuid}')
+    renew_allocation = _exposed(releasing.renew, 'Renew allocation {uuid} for {lease} seconds')
+    release_allocation = _exposed(releasing.release, 'Release allocation {uuid}')
 
     _is_unchanged = _transaction(heartbeat.is_unchanged)
     _receive = _transaction(inventory.receive)

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from cyborg_lite import model
 from cyborg_lite.api import app
-from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import releasing
 from tests import support
 
 PATH = '/v2/allocations'
@@ -387,7 +387,7 @@ def test_a_lease_that_is_renewed_before_its_end_is_written_does_not_end(service)
         unittest.mock.patch.object(hosts, 'lock', renew),
         service.database.writer() as session,
     ):
-        allocating.expire(session, row.id)
+        releasing.expire(session, row.id)
     assert [each.state for each in service.rows(model.Allocation)] == ['active']
     assert len(held(service)) == 1
 

@@ -541,7 +541,7 @@ def test_each_release_serves_the_queue(service):
     with service.database.writer() as session:
         leased = sa.update(model.Allocation).where(model.Allocation.lease.is_not(None))
         session.execute(leased.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
-    manager(service).healer._expire()
+    manager(service).healer.expire()
     settle(service)
     assert state(service, new) == 'active'
 

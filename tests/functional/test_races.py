@@ -393,7 +393,7 @@ def test_a_lease_is_renewed_or_ends(service, race):
         session.execute(sa.update(model.Allocation).values(lease_ends_at=past))
     healers = [service.embedded._services[0].manager.healer] * 2
     race(
-        *(lambda _, healer=healer: healer._expire() for healer in healers),
+        *(lambda _, healer=healer: healer.expire() for healer in healers),
         *(lambda api, each=each: api.delete(f'/v2/allocations/{each}') for each in made),
         *(lambda api, each=each: api.patch(f'/v2/allocations/{each}', {'lease': 60})
           for each in made),

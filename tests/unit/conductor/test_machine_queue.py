@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import outbox
+from cyborg_lite.conductor import releasing
 from cyborg_lite.db import accelerators
 from tests import databases
 from tests import support
@@ -121,8 +121,8 @@ class Queue(stateful.RuleBasedStateMachine):
         with self.conductor.database.writer() as session:
             session.execute(over.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
         with self.conductor._manager.outbox.session() as session:
-            for id in allocating.expired(session, 99):
-                allocating.expire(session, id)
+            for id in releasing.expired(session, 99):
+                releasing.expire(session, id)
 
     @stateful.rule(bus=st.sampled_from(BUSES), status=st.sampled_from(['enabled', 'maintaining']))
     def order(self, bus, status):
