@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import typing
 
 from oslo_context import context
@@ -96,6 +98,19 @@ def forget(request_id: str | None = None) -> None:
     not known yet would have the name of another.
     """
     RequestContext(request_id=request_id)
+
+
+@contextlib.contextmanager
+def kept() -> collections.abc.Iterator[None]:
+    """Work for others in this thread, and then for the same caller as before."""
+    caller = context.get_current()
+    try:
+        yield
+    finally:
+        if caller is None:
+            forget()
+        else:
+            caller.update_store()
 
 
 def service() -> RequestContext:

@@ -310,7 +310,8 @@ class _Direct:
         sent = _copy([self._serializer.serialize_context(ctxt), message])
         while served := self._find(self._topic, self._server):
             try:
-                return _copy(served.answer(*sent))
+                with context.kept():
+                    return _copy(served.answer(*sent))
             except _Stopped:
                 continue
             except messaging.ExpectedException as expected:

@@ -21,9 +21,32 @@ from cyborg_lite import conf as options
 from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite import service
+from cyborg_lite.conductor import group_commit
 
 HOST = 'host-1'
 INSTANCE = '5c2fd2f1-ecf0-4a1d-9d0a-0f3c7d7a1b01'
+
+
+class _Piece(group_commit._Piece):
+    """A piece of work that tells whose it is, whichever thread carries it out."""
+
+    _now = threading.local()
+
+    def __init__(self, work):
+        super().__init__(work)
+        self._thread = threading.current_thread().name
+
+    @classmethod
+    def thread(cls):
+        """The name of the thread for which this one works now."""
+        return getattr(cls._now, 'name', threading.current_thread().name)
+
+    def carry_out(self, session):
+        self._now.name = self._thread
+        try:
+            super().carry_out(session)
+        finally:
+            del self._now.name
 
 
 class Service:
@@ -76,12 +99,13 @@ class Service:
         seen: list[str] = []
 
         def see(_connection, _cursor, statement, *_):
-            if but is None or not threading.current_thread().name.startswith(but):
+            if but is None or not _Piece.thread().startswith(but):
                 seen.append(statement)
 
         event.listen(self.database.engine, 'before_cursor_execute', see)
         try:
-            yield seen
+            with unittest.mock.patch.object(group_commit, '_Piece', _Piece):
+                yield seen
         finally:
             event.remove(self.database.engine, 'before_cursor_execute', see)
 

@@ -25,6 +25,7 @@ from cyborg_lite import model
 from cyborg_lite.clients import keystone
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import binding
+from cyborg_lite.conductor import group_commit
 from cyborg_lite.conductor import healing
 from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import hosts
@@ -54,6 +55,18 @@ _NOTE = sa.insert(model.Call)
 
 Answer = typing.TypeVar('Answer')
 Function = collections.abc.Callable[..., Answer]
+
+
+#: Carries out work in a transaction; returns its answer.
+Transact = collections.abc.Callable[[group_commit.Work], typing.Any]
+
+
+def _within(
+    transaction: collections.abc.Callable[[], contextlib.AbstractContextManager[orm.Session]],
+    work: group_commit.Work,
+) -> typing.Any:
+    with transaction() as session:
+        return work(session)
 
 
 def _lost_race(error: Exception) -> bool:
@@ -96,9 +109,7 @@ def _transaction(function: Function[Answer]) -> Function[Answer]:
         exception_checker=_lost_race,
     )
     def call(self: Manager, ctxt: context.RequestContext, **kwargs: typing.Any) -> Answer:
-        return self.with_limits(
-            self.outbox.session, lambda session: function(session, ctxt, **kwargs)
-        )
+        return self.with_limits(self._write, lambda session: function(session, ctxt, **kwargs))
 
     return typing.cast('Function[Answer]', call)
 
@@ -188,6 +199,9 @@ class Manager:
         if conf.quota.driver == 'keystone':
             self.limits = limits.Limits(keystone.Limits(conf), conf.quota.cache_time)
         self._database = database
+        self._write: Transact = functools.partial(_within, self.outbox.session)
+        if database.has_one_writer:
+            self._write = group_commit.GroupCommit(self.outbox.session).run
         self._probing = threading.Lock()
         self._probed = -FRESH
 
@@ -208,16 +222,17 @@ class Manager:
         return self.read_limits([project])[project]
 
     def with_limits(
-        self,
-        transaction: collections.abc.Callable[[], contextlib.AbstractContextManager[orm.Session]],
-        work: collections.abc.Callable[[orm.Session], Answer],
+        self, transact: Transact, work: collections.abc.Callable[[orm.Session], Answer]
     ) -> Answer:
         """The answer of work in a transaction; limits that it lacks are read between its tries."""
+
+        def limited(session: orm.Session) -> Answer:
+            session.info[quotas_.ELSEWHERE] = self.limits
+            return work(session)
+
         for _ in range(TRIES):
             try:
-                with transaction() as session:
-                    session.info[quotas_.ELSEWHERE] = self.limits
-                    return work(session)
+                return typing.cast('Answer', transact(limited))
             except limits.Unread as unread:
                 self.read_limits(unread.projects)
         raise exception.LimitsAway(reason='they are read too slowly to be used')
@@ -291,7 +306,8 @@ class Manager:
     ) -> reasons.Explanation:
         policy = self.conf.conductor.placing
         return self.with_limits(
-            self._database.reader, lambda session: allocating.check(session, ctxt, request, policy)
+            functools.partial(_within, self._database.reader),
+            lambda session: allocating.check(session, ctxt, request, policy),
         )
 
     @messaging.expose

@@ -140,6 +140,11 @@ class Database:
             session.connection(execution_options={'writes': True})
             yield session
 
+    @property
+    def has_one_writer(self) -> bool:
+        """Whether a transaction that writes waits until no other one does."""
+        return self.engine.dialect.name == 'sqlite'
+
     def probe(self) -> None:
         """Write something and commit it, so that it leaves nothing behind.
 
@@ -165,6 +170,36 @@ class Database:
         if self._open is not None:
             self._open.close()
         self.engine.dispose()
+
+
+class Savepoint:
+    """A point in a transaction over SQLite to which it can return.
+
+    It is set on the connection itself: SQLAlchemy takes ten times as long for its own.
+    """
+
+    def __init__(self, session: orm.Session) -> None:
+        connection: typing.Any = session.connection().connection.dbapi_connection
+        self._connection = connection
+        self._connection.execute('SAVEPOINT piece')
+
+    def release(self) -> None:
+        """Go on from here.
+
+        :raises cyborg_lite.exception.DatabaseAway: when SQLite has undone the whole transaction.
+        """
+        try:
+            self._connection.execute('RELEASE piece')
+        except sqlite3.OperationalError as error:
+            raise exception.DatabaseAway(reason=f'it says "{error}"') from error
+
+    def undo(self) -> bool:
+        """Undo what came after it; False if SQLite has undone the whole transaction before."""
+        if not self._connection.in_transaction:
+            return False
+        self._connection.execute('ROLLBACK TO piece')
+        self._connection.execute('RELEASE piece')
+        return True
 
 
 def _prepare_mysql(engine: sa.Engine) -> None:

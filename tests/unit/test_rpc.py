@@ -53,6 +53,10 @@ class Manager:
     def refuse(self, ctxt, kind, **kwargs):
         raise getattr(exception, kind)(**kwargs)
 
+    @messaging.expose
+    def keep(self, ctxt):
+        return self.kept
+
     def _hidden(self, ctxt):
         return 'seen'
 
@@ -72,7 +76,7 @@ def manager():
 
 @pytest.fixture(scope='module')
 def bus(manager):
-    """One for all: to stop a server takes a second."""
+    """A shared bus: to stop a server takes a second."""
     made = rpc.Bus(options.load(files=[]), 'fake://', exchange=str(uuid.uuid4()))
     servers = [
         made.serve(rpc.CONDUCTOR, 'host-1', manager),
@@ -360,6 +364,21 @@ def test_a_direct_call_shares_nothing(paths):
     assert got['sent'] is not sent
     assert got['sent']['a'] is not sent['a']
     assert managers.contexts[-1].roles is not CALLER.roles
+    managers.kept = got
+    assert local.conductor(CALLER).keep() is not managers.kept
+
+
+@pytest.mark.parametrize('caller', [CALLER, None])
+def test_a_direct_call_leaves_the_caller_of_its_thread(paths, monkeypatch, caller):
+    """Lines of the log after the call have the request of this thread, as over a bus."""
+    local, other = paths[0]['local'], context.RequestContext(user_id='u2', overwrite=False)
+    context.forget()
+    if caller:
+        caller.update_store()
+    local.conductor(other).echo()
+    with pytest.raises(exception.NotFound):
+        local.conductor(other).refuse(kind='NotFound', what='a', id='b')
+    assert current.get_current().user_id == (caller and caller.user_id)
 
 
 def test_arguments_that_json_cannot_encode_are_refused(paths):
@@ -419,6 +438,21 @@ def test_nobody_serves_in_this_process(paths, server):
     peer = local.agent(CALLER, server) if server else local.conductor(CALLER)
     with pytest.raises(messaging.MessageUndeliverable):
         peer.echo()
+
+
+def test_another_takes_the_call_of_one_that_stops_meanwhile(monkeypatch):
+    local, managers = rpc.Local(), [Manager(), Manager()]
+    served = [local.serve(rpc.CONDUCTOR, f'host-{n}', each) for n, each in enumerate(managers)]
+    peer = local.conductor(CALLER)
+    accepted = served[0].answer
+
+    def stops_first(*call):
+        served[0].stop()
+        return accepted(*call)
+
+    monkeypatch.setattr(served[0], 'answer', stops_first)
+    peer.echo()
+    assert [len(each.contexts) for each in managers] == [0, 1]
 
 
 def test_another_takes_the_calls_of_one_that_has_stopped():
