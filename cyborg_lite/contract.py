@@ -6,6 +6,7 @@ The agent checks the results of its drivers, and the conductor checks the report
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import typing
@@ -92,6 +93,7 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
     dropped = _health(device) + _topology(device) + _processes(device) + _utilization(device)
+    dropped += _idleness(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
@@ -137,6 +139,21 @@ def _utilization(device: model.Device) -> list[str]:
         return [f'utilization: expected a whole number from 0 to 100, not {told!r:.64}']
     device.utilization = told
     return []
+
+
+def _idleness(device: model.Device) -> list[str]:
+    """Drop what is invalid of since when it is idle and whether it is used: the card stays."""
+    since, device.idle_since = device.idle_since, None
+    used, device.used = device.used, None
+    if since is None:
+        return []
+    if not isinstance(since, datetime.datetime) or since.tzinfo:
+        return [f'idle_since: expected a time in ISO 8601, not {since!r:.64}']
+    device.idle_since = since
+    if used is None or isinstance(used, bool):
+        device.used = used
+        return []
+    return [f'used: expected true, false or null, not {used!r:.64}']
 
 
 def _topology(device: model.Device) -> list[str]:

@@ -22,6 +22,7 @@ from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import access
 from cyborg_lite.agent import drivers
+from cyborg_lite.agent import idling
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import secret
@@ -66,6 +67,7 @@ class Manager:
         self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
         self._known_rogues: dict[str, str] = {}
         self._notices = terminals.Notices()
+        self._idling = idling.Idling()
         # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
         self._due = 0.0
@@ -86,10 +88,13 @@ class Manager:
             self._look_for_rogues()
             for device in findings.devices:
                 device.rogue = self._known_rogues.get(device.address)
+            idle_after = self._conf.agent.idle_after
+            self._idling.note(findings.devices, self.finding, idle_after)
             content: dict[str, typing.Any] = {
                 'devices': [device.facts() for device in findings.devices],
                 'drivers': {n: s.facts() for n, s in findings.drivers.items()},
                 'access': access.shown(self.access),
+                'idle_after': idle_after,
             }
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval

@@ -33,8 +33,8 @@ from cyborg_lite import exception
 Row = dict[str, typing.Any]
 _Found = typing.TypeVar('_Found')
 
-#: The columns of the table and their maximum widths: 80 with two blanks after each.
-WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 9, 'HOLDER': 12, 'SINCE': 8}
+#: The columns of the table and their maximum widths: 79 with two blanks between them.
+WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 11, 'HOLDER': 12, 'SINCE': 8}
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
@@ -378,11 +378,14 @@ def _place(row: Row) -> str:
 def _states(row: Row) -> str:
     """The states of a row, without "held" beside others: the column HOLDER shows the holder.
 
-    For a held accelerator of a card with bad health, the health is shown.
+    For a held accelerator of a card with bad health, the health is shown; for an idle one, how long
+    it is idle.
     """
     states = row.get('states', [row['state']])
     if states == ['held'] and row.get('health') in NOT_WELL:
         return str(row['health'])
+    if states == ['held'] and row.get('idle_since'):
+        return f'idle {_since(row["idle_since"])}'
     return ', '.join(each for each in states if each != 'held' or len(states) == 1)
 
 

@@ -41,6 +41,8 @@ class Frame(typing.TypedDict):
     looks: typing.NotRequired[dict[str, int]]
     #: see model.Host; an agent of the release before does not say
     access: typing.NotRequired[str | None]
+    #: see model.Host; 0 if the host never says that a card is idle
+    idle_after: typing.NotRequired[int]
 
 
 _NOTE = (

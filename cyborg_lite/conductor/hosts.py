@@ -154,6 +154,7 @@ def _note(host: model.Host, report: trust.Claim, machine: str | None) -> None:
     host.sequence, host.seen_at = report['sequence'], timeutils.utcnow()
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
     host.access = report.get('access')
+    host.idle_after = report.get('idle_after') or None
 
 
 def _recognise(

@@ -303,6 +303,8 @@ def _stays(device: model.Device, silent: set[str], held: set[int], absences: int
     What a request holds stays, and so does what an operator has decided of the device: it has to
     hold when the card comes back.
     """
+    # Nobody looks at it now: it is not known to be idle.
+    device.idle_since = device.used = None
     if silent & _drivers(device):
         return True
     device.absences = min(device.absences + 1, absences)

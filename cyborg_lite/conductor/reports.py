@@ -155,6 +155,8 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
             _text(report, name, width)
     _number(report, 'sequence', 0, 2**63 - 1)
     _number(report, 'interval', 1, 2**63 - 1)
+    if 'idle_after' in report:
+        _number(report, 'idle_after', 0, 2**31 - 1)
     _check_drivers(report['drivers'])
     if 'looks' in report:
         _check_looks(report['looks'])

@@ -121,6 +121,17 @@ OPTS = [
         help='Whether the user of such a process is told so, once, in a line on the terminal of '
         'the process, if that terminal belongs to this user.',
     ),
+    cfg.IntOpt(
+        'idle_after',
+        default=1800,
+        min=0,
+        max=31622400,
+        mutable=True,
+        help='How long a card has to tell in every scan that it does no work, in seconds, until '
+        'whatever holds it is shown as idle. The drivers of NVIDIA, AMD and Intel GPUs and of '
+        'Ascend NPUs read this. With 0 nothing is shown as idle. What happens then is decided '
+        'by ``[conductor] idle_leases``.',
+    ),
     cfg.StrOpt(
         'secret_file',
         sample_default='/var/lib/cyborg_lite/agent.secret',

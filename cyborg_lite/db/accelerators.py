@@ -21,6 +21,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite.db import exclusion
+from cyborg_lite.db import idling
 from cyborg_lite.model import Attribute
 from cyborg_lite.model import base
 from cyborg_lite.model import device as devices
@@ -117,6 +118,11 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
                       'is none.'),
     'health_since': (_device.health_since, True,
                      'The time since when this holds, ISO 8601, UTC; null before a report.'),
+    'idle_since': (
+        idling.since(), True,
+        'The time since when it is held and its device does no work, ISO 8601, UTC; null if it is '
+        'not held, or if its device has worked not long ago, or does not tell.',
+    ),
     'arq_uuid': (model.ARQ.uuid, True, 'The request that holds it.'),
     'instance_uuid': (model.ARQ.instance_uuid, True, 'The instance that holds it.'),
     'allocation_uuid': (model.ARQ.allocation_uuid, True, 'The allocation that holds it.'),
@@ -137,6 +143,7 @@ _view = (
         _handle.updated_at,
         _handle.deployable_id,
         _device.vendor_board,
+        _host.idle_after,
         _standings.label('standings'),
         *(column.label(name) for name, (column, _, _) in _SHOWN.items()),
     )
@@ -167,6 +174,9 @@ def _described() -> sa.Subquery:
         column.info = {'kind': kind, 'since': '2.0', 'hidden': hidden}
     _view.columns['state'].info['shown'] = base.shown(
         str, 'standings', 'reason', make=lambda *standing: _states(*standing)[0], doc=''
+    )
+    _view.columns['idle_since'].info['shown'] = base.shown(
+        datetime.datetime, 'idle_since', 'idle_after', make=idling.shown, doc=''
     )
     return _view
 

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import datetime
 import functools
 import json
 import typing
 
+from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
 
@@ -69,6 +71,11 @@ class Device(base.Base):
     unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     # The processes that use the card without a lease, as a text; null if there are none.
     rogue: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
+    # Since when it has told in every look that it does no work; null unless that has been so for
+    # long: see Host.idle_after.
+    idle_since: orm.Mapped[datetime.datetime | None] = base.fact(base.Moment, hidden=True)
+    # Whether a process uses a card that does no work; null if that is unknown.
+    used: orm.Mapped[bool | None] = base.fact(sa.Boolean, hidden=True)
     # The health and its reason in the last report: see cyborg_lite.model.health.
     health: orm.Mapped[str] = base.fact(
         sa.String(16), server_default=healths.UNKNOWN, default=healths.UNKNOWN, hidden=True
@@ -150,6 +157,20 @@ class Device(base.Base):
     def __init__(self, **values: typing.Any) -> None:
         # Most drivers, and agents of the previous release, do not set it.
         super().__init__(**({'health': healths.UNKNOWN} | values))
+
+    def facts(self) -> base.Facts:
+        return super().facts() | {'idle_since': self.idle_since and base.iso(self.idle_since)}
+
+    @classmethod
+    def from_facts(cls, facts: base.Facts) -> typing.Self:
+        row = super().from_facts(facts)
+        if isinstance(row.idle_since, str):
+            # Another text stays, for the contract to complain of it.
+            with contextlib.suppress(ValueError, OverflowError):
+                told = datetime.datetime.fromisoformat(row.idle_since).astimezone(datetime.UTC)
+                # The clock of the host may be fast.
+                row.idle_since = min(told.replace(tzinfo=None), timeutils.utcnow())
+        return row
 
     @property
     def identity(self) -> str:

@@ -68,6 +68,9 @@ class Host(base.Base):
         doc='``acl`` if the kernel keeps users from devices that they have not leased, '
         '``advisory`` if nothing does; null if it is unknown.',
     )
+    # For how many seconds a card has to do no work until the host reports it as idle; null if the
+    # host does not.
+    idle_after: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
 
     # The last scan of each driver in a report: a later report may repeat it.
     looks: orm.Mapped[dict[str, typing.Any] | None] = base.own(

@@ -47,6 +47,8 @@ class Npus(driver.Driver):
     name = 'box'
     #: the pids that it lists for the card with each number; None if it lists none
     listed = None
+    #: how busy each card is, in percent; None if they do not tell
+    utilization = None
 
     def discover(self):
         return [self._card(number) for number in range(len(devices.NUMBERS))]
@@ -55,6 +57,7 @@ class Npus(driver.Driver):
         about = {'type': 'AICHIP', 'resource_class': 'CUSTOM_NPU', 'model': 'Box NPU'}
         card = support.card(f'3{number}', vendor_board={'index': number}, **about)
         card.processes = None if self.listed is None else frozenset(self.listed[number])
+        card.utilization = self.utilization
         [part] = card.deployables
         part.driver_name = self.name
         part.attach_handles[0].form = 'whole'

@@ -96,6 +96,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'project_id': None,
         'user_name': None,
         'held_since': None,
+        'idle_since': None,
         'traits': ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'],
         'ids': {'npu_id': 3, 'chips': [{'chip_id': 0, 'logic_id': 3, 'phy_id': 3}]},
     }

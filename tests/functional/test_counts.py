@@ -182,6 +182,7 @@ def test_a_filter_takes_no_statement_more(crowded, query):
         ('accelerators', 'vendor'),
         ('accelerators', 'numa_node'),
         ('accelerators', 'held_since'),
+        ('accelerators', 'idle_since'),
         ('allocations', 'name'),
         ('accelerator_requests', 'state'),
         ('accelerator_requests', 'instance_uuid'),

@@ -180,6 +180,13 @@ def fill_b6f2d80c3e95(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(user_name='é' * 255))
 
 
+def fill_f1c84d7e2a90(connection, tables):
+    """A device that does no work."""
+    values = {'idle_since': datetime.datetime(2026, 11, 27, 1, 2, 3), 'used': False}
+    connection.execute(sa.update(tables['devices']).values(**values))
+    connection.execute(sa.update(tables['hosts']).values(idle_after=1800))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -203,6 +210,7 @@ FILL = {
     '2e8d0f5c94a1': fill_2e8d0f5c94a1,
     'e7b3150c92da': fill_e7b3150c92da,
     'b6f2d80c3e95': fill_b6f2d80c3e95,
+    'f1c84d7e2a90': fill_f1c84d7e2a90,
 }
 
 

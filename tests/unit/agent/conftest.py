@@ -51,5 +51,6 @@ def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None, **m
         'access_file': None,
         'withhold_rogues': True,
         'tell_rogues': True,
+        'idle_after': 1800,
     } | more
     return types.SimpleNamespace(agent=types.SimpleNamespace(**options))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report is checked before it is believed, whoever sent it."""
+"""Every report is checked before it is stored."""
 
 import copy
 import logging
@@ -38,6 +38,9 @@ BAD = [
     ({'interval': -5}, 'interval'),
     ({'interval': '20'}, 'interval'),
     ({'interval': 2.5}, 'interval'),
+    ({'idle_after': -1}, 'idle_after'),
+    ({'idle_after': 2**31}, 'idle_after'),
+    ({'idle_after': None}, 'idle_after'),
     ({'drivers': []}, 'drivers'),
     ({'drivers': {'fake': 'ok'}}, 'drivers'),
     ({'drivers': {'fake': {}}}, 'state'),
@@ -92,7 +95,7 @@ def test_nothing_may_be_missing(known, name):
 
 
 def test_no_interval_locks_a_host_out(conductor):
-    """A host counts as up for two and a half intervals, whoever said how long one is."""
+    """A host counts as up for two and a half intervals, also if an agent sets the interval."""
     conductor.report(card(), interval=2**31 - 1)
     assert conductor.rows(model.Host)[0].interval == reports.INTERVAL
 

@@ -50,6 +50,8 @@ def test_a_card_is_complete(tmp_path, ids, model, traits):
         'health': 'unknown',
         'health_reason': None,
         'rogue': None,
+        'idle_since': None,
+        'used': None,
         'board': {'product_id': product, 'class': '120000'},
         'vendor_board': {},
         'topology': None,
