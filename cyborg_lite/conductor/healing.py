@@ -14,6 +14,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite import worker
+from cyborg_lite.conductor import idling
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import releasing
@@ -60,6 +61,7 @@ class Healer:
         self._notice()
         self._resync()
         self.expire()
+        self._look_for_idle()
         self._forget()
         self._wake()
         if self._looked is not None:
@@ -93,6 +95,25 @@ class Healer:
         for id in ids:
             with self._outbox.session() as session:
                 releasing.expire(session, id)
+
+    def _look_for_idle(self) -> None:
+        """Note which allocations do no work, and do what the operator wants then, each in a
+        transaction of its own.
+        """
+        conf = self._conf.conductor
+        policy = idling.Policy(conf.idle_leases, conf.idle_grace)
+        with self._outbox.session() as session:
+            changes = idling.changes(session, policy)
+        for change in changes:
+            with self._outbox.session() as session:
+                idling.note(session, change)
+        if policy.action != idling.RELEASE:
+            return
+        with self._outbox.session() as session:
+            due = idling.due(session, MOST)
+        for id, since in due:
+            with self._outbox.session() as session:
+                idling.release(session, id, since)
 
     def _wake(self) -> None:
         """Have the queue of allocations served: no message is written when something comes free by

@@ -48,7 +48,8 @@ def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: 
     ends = model.Allocation.lease_ends_at
     held = model.Allocation.state == 'active', sa.or_(ends.is_(None), ends > timeutils.utcnow())
     move = sa.update(model.Allocation).where(*same, *held)
-    values = {'lease': lease, 'lease_ends_at': taking.end(lease)}
+    # A renewal means that it is used.
+    values = {'lease': lease, 'lease_ends_at': taking.end(lease), 'idle_until': None}
     if not query.matched(session, move.values(values)):
         found = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
         why = 'waits in the queue' if found.state == 'queued' else 'is released, or its lease ended'
@@ -75,8 +76,8 @@ def end(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
 
 def _released(cause: str) -> dict[str, typing.Any]:
     """The columns of an allocation that is released now."""
-    gone = {'active_name': None, 'released_at': timeutils.utcnow()}
-    return {'state': 'released', 'cause': cause} | gone
+    gone = {'active_name': None, **model.Allocation.BUSY}
+    return {'state': 'released', 'cause': cause, 'released_at': timeutils.utcnow()} | gone
 
 
 def expired(session: orm.Session, most: int) -> list[int]:

@@ -71,6 +71,33 @@ OPTS = [
         'at ``[api] socket``, such as ``jane:lab,bob:lab``. A user who is not in it has a project '
         'of their own, with the name of the user. Quotas and the queue count by project.',
     ),
+    cfg.StrOpt(
+        'idle_leases',
+        default='nothing',
+        mutable=True,
+        choices=[
+            ('nothing', 'It is only shown: see ``[agent] idle_after``.'),
+            ('tell', 'It is logged once, and the ``reason`` of the allocation tells the holder.'),
+            (
+                'release',
+                'The holder is told, and after ``idle_grace`` the allocation is released if no '
+                'process uses its devices.',
+            ),
+        ],
+        help='What happens when all accelerators of an allocation do no work. With ``release``, '
+        'nothing is released unless the agent sees that no process has a device of the allocation '
+        'open: it has to run as root, and cards must be of a kind whose use shows. Accelerators of '
+        'instances are never released.',
+    ),
+    cfg.IntOpt(
+        'idle_grace',
+        default=1800,
+        min=0,
+        max=31622400,
+        mutable=True,
+        help='With ``idle_leases = release``: how long after its holder was told an allocation is '
+        'released, in seconds. A renewal of its lease begins the time anew.',
+    ),
     cfg.IntOpt(
         'keep_released',
         default=604800,

@@ -18,6 +18,12 @@ from cyborg_lite.model.device import Device
 from cyborg_lite.model.host import Host
 
 
+def _idle(since: datetime.datetime, until: datetime.datetime | None) -> str:
+    """What the holder of an idle allocation is told."""
+    then = f', and is released at {base.iso(until)} unless it is used' if until else ''
+    return f'It has done no work since {base.iso(since)}{then}.'
+
+
 class Allocation(base.Base):
     """A set of accelerator requests that are placed and bound together, all or none."""
 
@@ -32,6 +38,8 @@ class Allocation(base.Base):
     STATES: typing.ClassVar = ('queued', 'active', 'released')
     #: The type of a consumer that is a process of a host; only agents set it.
     PROCESS: typing.ClassVar = 'local_process'
+    #: The columns of one that is not idle.
+    BUSY: typing.ClassVar = {'idle_since': None, 'idle_told': False, 'idle_until': None}
 
     name: orm.Mapped[str | None] = base.own(
         sa.String(255),
@@ -84,6 +92,16 @@ class Allocation(base.Base):
         default=0,
         doc='Its priority in the queue, from -100 to 100: higher ones are served first.',
     )
+    idle_since: orm.Mapped[datetime.datetime | None] = base.own(
+        base.Moment,
+        doc='Since when none of its accelerators does any work, ISO 8601, UTC; null if one does, '
+        'if that is not long ago, or if it is unknown.',
+    )
+    # Whether its holder has been told that it is idle, and when it is released; null for never.
+    idle_told: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
+    idle_until: orm.Mapped[datetime.datetime | None] = base.own(base.Moment, hidden=True)
     # Why it was released, or why it is queued; null while it is active.
     cause: orm.Mapped[str | None] = base.own(sa.String(255), hidden=True)
     # The name until the release, null afterwards: the unique key allows the reuse of a name.
@@ -111,9 +129,15 @@ class Allocation(base.Base):
         str,
         'cause',
         'trouble',
-        make=lambda cause, trouble: cause or trouble,
+        'idle_told',
+        'idle_since',
+        'idle_until',
+        make=lambda cause, trouble, told, since, until: (
+            cause or trouble or (_idle(since, until) if told and since else None)
+        ),
         nullable=True,
-        doc='The reason why it waits, was released, or has an unusable accelerator; or null.',
+        doc='The reason why it waits, was released, or has an unusable accelerator, or that it is '
+        'idle; or null.',
     )
     # Computed only for rows that are shown: see cyborg_lite.db.queue.
     position = base.shown(

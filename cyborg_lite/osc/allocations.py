@@ -21,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 MORE = (
     'reason',
+    'idle_since',
     'priority',
     'groups',
     'consumer',

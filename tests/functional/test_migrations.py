@@ -187,6 +187,13 @@ def fill_f1c84d7e2a90(connection, tables):
     connection.execute(sa.update(tables['hosts']).values(idle_after=1800))
 
 
+def fill_0b7e5d29c4f8(connection, tables):
+    """An allocation that does no work."""
+    when = datetime.datetime(2026, 11, 27, 1, 2, 3)
+    values = {'idle_since': when, 'idle_told': True, 'idle_until': when}
+    connection.execute(sa.update(tables['allocations']).values(**values))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -211,6 +218,7 @@ FILL = {
     'e7b3150c92da': fill_e7b3150c92da,
     'b6f2d80c3e95': fill_b6f2d80c3e95,
     'f1c84d7e2a90': fill_f1c84d7e2a90,
+    '0b7e5d29c4f8': fill_0b7e5d29c4f8,
 }
 
 
