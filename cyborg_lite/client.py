@@ -33,6 +33,10 @@ UNIX = 'unix://'
 SYSTEM = pathlib.Path('/run/cyborg-lite')
 #: The variable with the path of another socket.
 VARIABLE = 'CYBORG_LITE_SOCKET'
+#: The variable with the name that a user of a shared login claims.
+CLAIMED = 'CYBORG_LITE_AS'
+#: The texts that a user adds to a lease: their maximum lengths.
+LABELS = {'claimed_name': 64, 'note': 255}
 #: How the kernel keeps users without a lease from devices, for users.
 ACCESS = {'acl': 'enforced', 'advisory': 'advisory'}
 #: The maximum size of one answer, in bytes.
@@ -132,6 +136,8 @@ def allocate(
     same_numa: bool = False,
     linked: bool = False,
     name: str | None = None,
+    claimed_name: str | None = None,
+    note: str | None = None,
     wait: float | None = None,
     socket: str | None = None,
 ) -> Lease:
@@ -143,6 +149,9 @@ def allocate(
     :param traits: the traits that each accelerator must have.
     :param same_numa: whether all must be on one NUMA node.
     :param linked: whether their cards must form a ring of direct links, such as HCCS or NVLink.
+    :param claimed_name: who you are, where people share a login; CYBORG_LITE_AS by default. It
+        proves nothing, and gives no rights.
+    :param note: what it is for; others see it.
     :param wait: the timeout of the wait in the queue, in seconds; 0 to fail at once if too few are
         free, None to wait without a limit.
     :param socket: the socket of the agent; by default the usual places are searched.
@@ -155,9 +164,28 @@ def allocate(
     words |= {'same_numa': 'require'} if same_numa else {}
     words |= {'link': 'require'} if linked else {}
     words |= {'name': name} if name else {}
+    words |= labels(claimed_name, note)
     words['queue'] = wait is None or wait > 0
     end = None if wait is None else time.monotonic() + wait
     return lease(find(socket), words, end=end)
+
+
+def labels(claimed_name: str | None, note: str | None) -> dict[str, str]:
+    """The texts that a request adds to a lease; empty ones are left out.
+
+    :param claimed_name: None for that in CYBORG_LITE_AS.
+    :raises Error: when one is too long, or cannot be shown to others.
+    """
+    claimed = os.environ.get(CLAIMED) if claimed_name is None else claimed_name
+    found = {name: text for name, text in (('claimed_name', claimed), ('note', note)) if text}
+    for field, text in found.items():
+        if len(text) > LABELS[field] or not text.isprintable() or text != text.strip():
+            raise Error(
+                f'Invalid {field}: expected 1 to {LABELS[field]} printable characters, with no '
+                'blank at either end',
+                400,
+            )
+    return found
 
 
 def allocation() -> Lease | None:

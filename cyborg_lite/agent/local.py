@@ -27,6 +27,7 @@ from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import delivery
 from cyborg_lite import exception
+from cyborg_lite import model
 from cyborg_lite import unix
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
@@ -318,13 +319,26 @@ def _hidden(shown: Words) -> Words:
     return shown | {'uuid': None, 'name': None, 'accelerators': held}
 
 
-def _release(served: leases.Leases, asking: Client, id: typing.Any = None) -> None:
-    """Release a lease by its uuid or name, or the only one of the client's parent."""
+def _release(
+    served: leases.Leases,
+    asking: Client,
+    id: typing.Any = None,
+    claimed_name: typing.Any = None,
+) -> None:
+    """Release a lease by its uuid or name, or the only one of the client's parent.
+
+    :param claimed_name: the name that the lease of the parent must have; None if it must have none.
+    """
     mine = [lease for lease in served.all() if asking.may(lease.process.uid)]
     if id is None:
         shell = processes.parent(asking.pid)
-        found = [lease for lease in mine if lease.process.pid == shell]
-        what = 'this shell'
+        held = [lease for lease in mine if lease.process.pid == shell]
+        found = [lease for lease in held if lease.row.get('claimed_name') == claimed_name]
+        what = 'this shell' if claimed_name is None else f'this shell as {claimed_name!r:.80}'
+        if held and not found:
+            names = (lease.row.get('claimed_name') for lease in held)
+            others = {f'as {name!r}' if name else 'as nobody in particular' for name in names}
+            what += f', but there are some {", ".join(sorted(others))}'
     else:
         found = [lease for lease in mine if id in (lease.uuid, lease.row['name'])]
         what = f'{id!r:.80}'
@@ -348,6 +362,8 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
     return {
         'uuid': lease.uuid,
         'name': row['name'],
+        # Conductors of the release before do not say them.
+        **{field: row.get(field) for field in model.Allocation.LABELS},
         'state': row['state'],
         'position': row['position'],
         'reason': row['reason'],

@@ -83,6 +83,7 @@ CREATE: types.Schema = {
             'additionalProperties': False,
             'properties': {'type': _NAME, 'id': _NAME},
         },
+        **model.Allocation.LABELS,
         'lease': _LEASE,
         'queue': {'type': 'boolean'},
         'priority': {
@@ -140,6 +141,7 @@ class Allocations(rest.Controller):
                 'state',
                 'project_id',
                 'user_name',
+                'claimed_name',
                 'profile',
                 'consumer_type',
                 'consumer_id',
@@ -289,6 +291,8 @@ def _request(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
         )
     if types.is_uuid(body.get('name', '')):
         raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
+    if wrong := model.Allocation.wrong_label(body):
+        raise exception.Invalid(reason=wrong)
     given = [('groups', body['groups'])] if 'groups' in body else []
     given += [(f'alternatives[{n}]', each) for n, each in enumerate(body.get('alternatives', ()))]
     return {
@@ -309,6 +313,7 @@ def _added(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
     A request without these fields keeps the digest that the previous release computed.
     """
     found = {'link': body['link']} if 'link' in body else {}
+    found |= {field: body[field] for field in model.Allocation.LABELS if field in body}
     found |= {'priority': int(body['priority'])} if 'priority' in body else {}
     return found | ({'queue': True} if body.get('queue') else {})
 

@@ -7,6 +7,7 @@ import argparse
 import json
 import shlex
 
+from cyborg_lite import client
 from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
@@ -58,4 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for name, value in lease.env.items():
             print(f'export {name}={shlex.quote(value)}')
+        # A later release without an id means the leases of this name.
+        if arguments.claimed_name is not None:
+            print(f'export {client.CLAIMED}={shlex.quote(arguments.claimed_name)}')
     return 0

@@ -94,7 +94,7 @@ def _complete(arguments: argparse.Namespace) -> None:
     if arguments.profile is None:
         arguments.resource_class = arguments.resource_class or arguments.resource
     arguments.nonblock = arguments.wait is None
-    arguments.name = None
+    arguments.name = arguments.claimed_name = arguments.note = None
 
 
 def _lease(arguments: argparse.Namespace) -> client.Lease:

@@ -22,7 +22,7 @@ NAMED = 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_wanted(parser)
-    parser.add_argument('--name', metavar='NAME', help='a name for the lease')
+    add_labels(parser, 'lease')
     waiting = parser.add_mutually_exclusive_group()
     waiting.add_argument(
         '--nonblock', action='store_true', help='fail at once if they are not free'
@@ -34,6 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f'wait at most this time, such as 30m, then exit with status {LATE} (no limit)',
     )
     add_agent(parser)
+
+
+def add_labels(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the arguments that say what a lease or reservation is called, whose it is, and why."""
+    parser.add_argument('--name', metavar='NAME', help=f'a name for the {what}')
+    add_claimed_name(parser)
+    parser.add_argument('--note', metavar='TEXT', help='what it is for; others see it')
+
+
+def add_claimed_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--as',
+        dest='claimed_name',
+        metavar='NAME',
+        help=f'who you are, where people share a login; it proves nothing ({client.CLAIMED})',
+    )
 
 
 def add_wanted(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +185,7 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
         words['same_numa'] = 'require'
     if arguments.linked:
         words['link'] = 'require'
+    words |= client.labels(arguments.claimed_name, arguments.note)
     if seconds is not None:
         words['seconds'] = max(1, round(seconds))
     return words

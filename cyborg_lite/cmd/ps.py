@@ -14,6 +14,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import ssl
 import sys
 import termios
@@ -38,10 +39,15 @@ WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 11, 'HOLDER': 12, 'SI
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
-    'health', 'health_reason',
+    'health', 'health_reason', 'claimed_name', 'note',
 )  # fmt: skip
+#: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
+#: keeps 15 characters of a command.
+MORE = {'COMMAND': 15, 'CONTAINER': 12}
 #: Where the service answers on this machine, if it has no Unix socket.
 LOCAL = 'http://127.0.0.1:6666'
+#: The width from which on notes are shown, and the widest, if the output is not a terminal.
+NOTE, WIDEST = 12, 512
 #: The timeout of a request, in seconds.
 TIMEOUT = 30
 #: Texts of errors when a server has no TLS, and errors when it closes a connection.
@@ -330,16 +336,34 @@ def _nothing(service: _Service) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    table = prettytable.PrettyTable(list(WIDTHS), align='l', border=False)
+    widths = WIDTHS | _more_widths(rows)
+    table = prettytable.PrettyTable(list(widths), align='l', border=False)
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:
         cells = (
             row['host'], row['model'], _place(row), _states(row), _holder(row),
             _since(row['held_since']),
         )  # fmt: skip
-        table.add_row([_cut(*each) for each in zip(WIDTHS, map(str, cells), strict=True)])
+        more = (row.get(column.lower()) or '' for column in list(widths)[len(WIDTHS) :])
+        shown = zip(widths.items(), map(str, (*cells, *more)), strict=True)
+        table.add_row([_cut(column, cell, width) for (column, width), cell in shown])
     lines = [*table.get_string().splitlines(), *_access(rows)]
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def _more_widths(rows: list[Row]) -> dict[str, int]:
+    """The widths of more columns, of which a row has something and a terminal has room for.
+
+    Notes get all that is left.
+    """
+    room, found = WIDEST, {}
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - sum(width + 2 for width in WIDTHS.values())
+    for column, least in (MORE | {'NOTE': NOTE}).items():
+        if room >= least and any(row.get(column.lower()) for row in rows):
+            found[column] = MORE.get(column, room)
+            room -= found[column] + 2
+    return found
 
 
 def _access(rows: list[Row]) -> list[str]:
@@ -363,8 +387,20 @@ def _process(allocation: Row) -> str | None:
 
 
 def _holder(row: Row) -> str:
-    names = ('process', 'instance_uuid', 'user_name', 'allocation_uuid', 'rogue')
-    return next((str(row[name]) for name in names if row.get(name)), '')
+    """The holder, with the name that the user claims; the pid is left out if both do not fit."""
+    names = (
+        'process', 'instance_uuid', 'user_name', 'allocation_name', 'allocation_uuid', 'rogue',
+    )  # fmt: skip
+    name = next((name for name in names if row.get(name)), None)
+    found = '' if name is None else str(row[name])
+    if not row.get('claimed_name'):
+        return found
+    claimed = f'({row["claimed_name"]})'
+    if name in ('allocation_name', 'allocation_uuid'):
+        return claimed
+    if wcwidth.wcswidth(f'{found} {claimed}') > WIDTHS['HOLDER']:
+        found = found.rpartition(' ')[2]
+    return f'{found} {claimed}'
 
 
 def _place(row: Row) -> str:

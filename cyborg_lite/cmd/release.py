@@ -16,6 +16,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('id', nargs='?', help='the uuid or the name of the lease')
+    leasing.add_claimed_name(parser)
     leasing.add_agent(parser)
     parser.set_defaults(run=run)
 
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     words = {'do': 'release', 'id': arguments.id, 'host': arguments.host}
     try:
+        if arguments.id is None:
+            words |= client.labels(arguments.claimed_name, None)
         answer = client.ask(client.find(arguments.socket), words)
     except client.Error as error:
         leasing.say(str(error))

@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, signal.SIG_DFL)
     try:
         variables = os.environ | _variables(command, lease)
+        if arguments.claimed_name is not None:
+            variables[client.CLAIMED] = arguments.claimed_name
         os.execve(path, _filled(command, lease), variables)  # noqa: S606 # nosec B606
     except OSError as error:
         leasing.say(f'{command[0]}: {error.strerror}')

@@ -48,6 +48,8 @@ class Request(typing.TypedDict):
     #: the only hosts to choose from; None for all
     hosts: list[str] | None
     name: typing.NotRequired[str | None]
+    claimed_name: typing.NotRequired[str]
+    note: typing.NotRequired[str]
     consumer: typing.NotRequired[dict[str, str] | None]
     lease: typing.NotRequired[int | None]
     #: the idempotency key; None if there is none
@@ -255,6 +257,7 @@ def _row(
         'active_name': name,
         'project_id': ctxt.project_id,
         'user_name': ctxt.user[:255] if ctxt.user else None,
+        **{field: request.get(field) for field in model.Allocation.LABELS},
         'profile': None if profile.private else profile.name,
         'groups': [reasons.shown(group) for group in profile.groups],
         'consumer_type': consumer.get('type'),

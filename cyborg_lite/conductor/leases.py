@@ -28,8 +28,9 @@ from cyborg_lite.conductor import releasing
 from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import queue as db_queue
 
+_kind = model.Allocation
 #: The type of consumers that only agents may set; the API refuses it.
-PROCESS = model.Allocation.PROCESS
+PROCESS = _kind.PROCESS
 #: The most accelerators of one lease: those of one host.
 MOST = 1000
 #: The longest lease that has an end, in seconds: a year.
@@ -61,6 +62,7 @@ REQUEST: dict[str, typing.Any] = {
         'same_numa': {'enum': ['prefer', 'require']},
         'link': {'enum': ['prefer', 'require']},
         'name': {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,254}\Z'},
+        **model.Allocation.LABELS,
         'queue': {'type': 'boolean'},
         'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
     },
@@ -202,8 +204,7 @@ def _is_made(session: orm.Session, uuid: str, consumer: str) -> bool:
     :raises cyborg_lite.exception.Conflict: when another one has the uuid, or the lease has ended.
     """
     _check('uuid', uuid, _CANONICAL)
-    kind = model.Allocation
-    held = sa.select(kind.consumer_type, kind.consumer_id, kind.state).where(kind.uuid == uuid)
+    held = sa.select(_kind.consumer_type, _kind.consumer_id, _kind.state).where(_kind.uuid == uuid)
     found = session.execute(held).one_or_none()
     if found is None:
         return False
@@ -223,11 +224,13 @@ def rows(
 ) -> list[Row]:
     """The leases of a host, or the one with this uuid."""
     _refuse_stranger(session, host, agent)
-    columns = ('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators')
-    kind = model.Allocation
+    columns = (
+        *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators'),
+        *model.Allocation.LABELS,
+    )
     found = session.scalars(
-        sa.select(kind).where(
-            kind.uuid == uuid if uuid else kind.state.in_(('queued', 'active')), *db_leases.of(host)
+        sa.select(_kind).where(
+            _kind.uuid == uuid if uuid else _kind.state.in_(('queued', 'active')), *db_leases.of(host)
         )
     ).all()
     waits = any(each.state == 'queued' for each in found)
@@ -253,9 +256,8 @@ def end(
 ) -> None:
     """Release a lease of a host, unless that is done."""
     _refuse_stranger(session, host, agent)
-    kind = model.Allocation
     lease = session.scalars(
-        sa.select(kind).where(kind.uuid == uuid, *db_leases.of(host))
+        sa.select(_kind).where(_kind.uuid == uuid, *db_leases.of(host))
     ).one_or_none()
     if lease is not None:
         releasing.end(session, lease, journal.plain(cause)[:255])
@@ -273,7 +275,9 @@ def _check(name: str, value: typing.Any, schema: dict[str, typing.Any]) -> None:
     first = next(iter(_validator()(schema).iter_errors(value)), None)
     if first is not None:
         place = '.'.join(str(each) for each in first.absolute_path) or name
-        raise exception.Invalid(reason=f'Invalid {place}: {first.message[:300]}.')
+        expected = first.schema.get('description')
+        hint = f' (expected {expected})' if expected else ''
+        raise exception.Invalid(reason=f'Invalid {place}: {first.message[:300]}{hint}.')
 
 
 @functools.cache
@@ -331,6 +335,8 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
     if _UUID.fullmatch(request.get('name', '')):
         raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
     groups = [] if profile else [[_group(session, host, request)]]
+    if wrong := model.Allocation.wrong_label(request):
+        raise exception.Invalid(reason=wrong)
     found: allocating.Request = {
         'profile': profile,
         'alternatives': groups,
@@ -345,6 +351,8 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
     }
     if 'link' in request:
         found['link'] = request['link']
+    for field in model.Allocation.LABELS.keys() & request.keys():
+        found[field] = request[field]  # type: ignore[literal-required]
     return found
 
 

@@ -129,6 +129,10 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
     'project_id': (model.ARQ.project_id, True, 'The project of the request that holds it.'),
     'user_name': (model.Allocation.user_name, True,
                   'The user who created the allocation that holds it; null if none does.'),
+    'claimed_name': (model.Allocation.claimed_name, True,
+                     'The name that this user gave, which proves nothing; null if none was given.'),
+    'note': (model.Allocation.note, True,
+             'What the allocation is for, in words of the user; null if nothing was said.'),
     'held_since': (
         sa.case((_held, model.ARQ.holds_since())), True,
         'The time since when it is held, ISO 8601, UTC; null if it is not held.',

@@ -40,6 +40,16 @@ class Allocation(base.Base):
     PROCESS: typing.ClassVar = 'local_process'
     #: The columns of one that is not idle.
     BUSY: typing.ClassVar = {'idle_since': None, 'idle_told': False, 'idle_until': None}
+    #: The texts in which users say who they are, and what for, as JSON schemas.
+    LABELS: typing.ClassVar = {
+        field: {
+            'type': 'string',
+            'minLength': 1,
+            'maxLength': most,
+            'description': f'1 to {most} printable characters, with no blank at either end',
+        }
+        for field, most in (('claimed_name', 64), ('note', 255))
+    }
 
     name: orm.Mapped[str | None] = base.own(
         sa.String(255),
@@ -59,6 +69,14 @@ class Allocation(base.Base):
         sa.String(255),
         doc='The user who created the allocation: the name, or the id if no name is known; '
         '``admin`` without authentication; null if it was created by an earlier release.',
+    )
+    claimed_name: orm.Mapped[str | None] = base.own(
+        sa.String(64),
+        doc='The name that the user gave, to tell people apart who share a login: it proves '
+        'nothing, and gives no rights; null if none was given.',
+    )
+    note: orm.Mapped[str | None] = base.own(
+        sa.String(255), doc='What it is for, in words of the user; null if nothing was said.'
     )
     profile: orm.Mapped[str | None] = base.own(
         sa.String(255),
@@ -156,6 +174,21 @@ class Allocation(base.Base):
         doc='The user of the accelerators: an object of ``type`` and ``id``; null if none was '
         'named.',
     )
+
+    @classmethod
+    def wrong_label(cls, given: dict[str, typing.Any]) -> str | None:
+        """The error for a label that cannot be shown as it is; None if all can.
+
+        Text that is not printable may move the cursor, or turn what is around it.
+
+        :param given: texts by field, which fit the schemas.
+        """
+        for field, schema in cls.LABELS.items():
+            text = given.get(field, '')
+            if not text.isprintable() or text != text.strip():
+                return f'Invalid {field}: expected {schema["description"]}.'
+        return None
+
 
 
 _said = sa.case(

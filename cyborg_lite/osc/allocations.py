@@ -20,6 +20,8 @@ COLUMNS = (
     'lease_ends_at',
 )  # fmt: skip
 MORE = (
+    'claimed_name',
+    'note',
     'reason',
     'idle_since',
     'priority',
@@ -35,6 +37,7 @@ FILTERS = {
     'state': 'in this state: queued, active or released',
     'project': 'of this project',
     'user': 'that this user created',
+    'claimed-name': 'whose user gave this name',
     'profile': 'of this device profile',
     'consumer-type': 'of consumers of this type',
     'consumer-id': 'of the consumer of this id',
@@ -70,6 +73,12 @@ class CreateAllocation(osc.Command, command.ShowOne):
             '(repeat for several traits)',
         )
         parser.add_argument('--name', metavar='<name>', help='Name of the allocation')
+        parser.add_argument(
+            '--claimed-name',
+            metavar='<name>',
+            help='Who you are, where people share a login; it proves nothing',
+        )
+        parser.add_argument('--note', metavar='<text>', help='What it is for')
         parser.add_argument(
             '--host',
             metavar='<host>',
@@ -295,6 +304,7 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
         body['queue'] = True
     more = {'name': given.name, 'hosts': given.host, 'lease': given.lease}
     more['priority'] = given.priority
+    more |= {'claimed_name': given.claimed_name, 'note': given.note}
     return body | {name: value for name, value in more.items() if value is not None}
 
 

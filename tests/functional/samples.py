@@ -208,6 +208,7 @@ def _allocations(made: Conversation) -> None:
     group = {'resources': {'CUSTOM_NPU': 1}, 'traits': {'CUSTOM_NPU_910B3': 'required'}}
     consumer = {'type': 'process', 'id': 'atlas-800t-a2:4711'}
     body = {'groups': [group], 'name': 'train-7', 'consumer': consumer, 'lease': 3600}
+    body |= {'claimed_name': 'jane', 'note': 'ablation 3'}
     allocation = made.ask('POST', path, body=body, asked=f'{name}/create',
                           answered=f'{name}/create')  # fmt: skip
     made.ask('GET', path, answered=f'{name}/list')

@@ -95,6 +95,8 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'allocation_uuid': None,
         'project_id': None,
         'user_name': None,
+        'claimed_name': None,
+        'note': None,
         'held_since': None,
         'idle_since': None,
         'traits': ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'],

@@ -6,6 +6,7 @@ import pytest
 
 from cyborg_lite import model
 from cyborg_lite.osc import allocations
+from tests import support
 from tests.functional import test_quota_commands
 from tests.functional import test_sdk
 
@@ -15,6 +16,66 @@ url, sdk, run = test_sdk.url, test_sdk.sdk, test_quota_commands.run
 def test_links_are_required(run):
     with pytest.raises(exceptions.CommandError, match='in a ring of links'):
         run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=2', '--linked')
+
+
+def test_an_allocation_has_a_claimed_name_and_a_note(run, service):
+    service.report(support.card('3b'))
+    labels = {'claimed_name': 'jane', 'note': 'ablation 3'}
+    words = ['--claimed-name', 'jane', '--note', 'ablation 3']
+    run(allocations.CreateAllocation, '--resource', 'FPGA=1', *words)
+    for name, found in (('jane', 1), ('bob', 0)):
+        rows = run(allocations.ListAllocations, '--long', '--claimed-name', name)
+        shown = [
+            dict(zip(allocations.COLUMNS + allocations.MORE, row, strict=True)) for row in rows
+        ]
+        assert [{field: row[field] for field in labels} for row in shown] == [labels] * found
+
+
+def waiting(service, monkeypatch, act):
+    """Hold the only accelerator; ``act(uuid)`` of the holder is called when a command waits."""
+    service.report(support.card('3b'))
+    group = {'resources': {'FPGA': 1}}
+    held = service.api.post('/v2/allocations', {'groups': [group]}).json['uuid']
+    plain, acted = allocations.CreateAllocation.ask, []
+
+    def ask(command, path, **arguments):
+        if not acted:
+            acted.append(path)
+            act(held)
+        return plain(command, path, **arguments)
+
+    monkeypatch.setattr(allocations.CreateAllocation, 'ask', ask)
+    return '--resource', 'FPGA=1', '--queue', '--wait'
+
+
+def test_a_wait_ends_when_the_allocation_is_served(run, service, monkeypatch):
+    def release(held):
+        assert service.api.delete(f'/v2/allocations/{held}').status_int == 204
+
+    words = waiting(service, monkeypatch, release)
+    shown = run(allocations.CreateAllocation, *words)
+    [served] = [row for row in service.rows(model.Allocation) if row.state == 'active']
+    assert served.uuid in shown
+    assert 'active' in shown
+    assert len(served.accelerators) == 1
+
+
+def test_a_wait_for_what_is_given_up_fails(run, service, monkeypatch):
+    def give_up(held):
+        [queued] = [row for row in service.rows(model.Allocation) if row.uuid != held]
+        assert service.api.delete(f'/v2/allocations/{queued.uuid}').status_int == 204
+
+    words = waiting(service, monkeypatch, give_up)
+    with pytest.raises(exceptions.CommandError, match='It was deleted'):
+        run(allocations.CreateAllocation, *words)
+
+
+def test_the_accelerators_of_an_allocation_are_lines(run, service):
+    service.report(support.card('3b'), support.card('4c'))
+    made = run(allocations.CreateAllocation, '--resource', 'FPGA=2', '--name', 'a')
+    [accelerators] = [each for each in made if isinstance(each, allocations._Accelerators)]
+    assert accelerators.human_readable() == 'host-1 0000:3b:00.0\nhost-1 0000:4c:00.0'
+    assert [each['host'] for each in accelerators.machine_readable()] == ['host-1'] * 2
 
 
 def test_an_interrupted_wait_says_that_it_stays_queued(run, service, monkeypatch, capsys):

@@ -194,6 +194,12 @@ def fill_0b7e5d29c4f8(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(**values))
 
 
+def fill_8b3e6f1d2c97(connection, tables):
+    """An allocation of somebody who shares a login."""
+    labels = {'claimed_name': '简' * 64, 'note': '😀' * 255}
+    connection.execute(sa.update(tables['allocations']).values(**labels))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -219,6 +225,7 @@ FILL = {
     'b6f2d80c3e95': fill_b6f2d80c3e95,
     'f1c84d7e2a90': fill_f1c84d7e2a90,
     '0b7e5d29c4f8': fill_0b7e5d29c4f8,
+    '8b3e6f1d2c97': fill_8b3e6f1d2c97,
 }
 
 
