@@ -57,6 +57,8 @@ class Request(typing.TypedDict):
     #: whether it waits where nothing is free, and its priority then
     queue: typing.NotRequired[bool]
     priority: typing.NotRequired[int]
+    #: when its reservation starts, in ISO 8601 and UTC; absent if it is none: see reserving
+    starts_at: typing.NotRequired[str]
     #: whether it is refused, and not queued, if it could not be served even if all were free
     possible: typing.NotRequired[bool]
 

@@ -113,7 +113,8 @@ _ALLOCATIONS = (
         .scalar_subquery()
         .label('held'),
     )
-    .where(model.Allocation.state == 'active')
+    # What is leased from a reservation is held by the reservation.
+    .where(model.Allocation.state == 'active', model.Allocation.reservation_uuid.is_(None))
     .order_by(model.Allocation.id)
 )
 #: The requests of allocations that are not active.

@@ -16,6 +16,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite.db import exclusion
+from cyborg_lite.db import promises
 from cyborg_lite.db import query
 
 Condition = sa.ColumnElement[bool]
@@ -198,6 +199,7 @@ _FREE = (
         model.AttachHandle.deployable_id == sa.bindparam('provider'),
         ~model.AttachHandle.lost,
         ~exclusion.HELD,
+        ~promises.KEPT,
         *exclusion.FREE,
     )
     .order_by(model.AttachHandle.id)

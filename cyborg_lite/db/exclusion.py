@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from cyborg_lite import model
+from cyborg_lite.db import promises
 
 Condition = sa.ColumnElement[bool]
 
@@ -177,14 +178,11 @@ def excluded(session: orm.Session, parts: collections.abc.Iterable[model.Deploya
 
 
 def allocated(session: orm.Session, parts: collections.abc.Iterable[model.Deployable]) -> set[int]:
-    """The ids of those handles of these parts that allocations hold."""
-    query = (
-        sa.select(model.ARQ.attach_handle_id)
-        .join(model.AttachHandle, model.AttachHandle.id == model.ARQ.attach_handle_id)
-        .where(
-            model.ARQ.allocation_uuid.is_not(None),
-            model.AttachHandle.deployable_id.in_([part.id for part in parts]),
-        )
+    """The ids of those handles of these parts that allocations hold, or that are kept for one."""
+    held = HELD.where(model.ARQ.allocation_uuid.is_not(None))
+    query = sa.select(model.AttachHandle.id).where(
+        model.AttachHandle.deployable_id.in_([part.id for part in parts]),
+        sa.or_(held, sa.and_(~HELD, promises.KEPT)),
     )
     return set(session.scalars(query))
 

@@ -31,6 +31,7 @@ from cyborg_lite.model.host import Host
 from cyborg_lite.model.instance import Instance
 from cyborg_lite.model.message import Message
 from cyborg_lite.model.profile import DeviceProfile
+from cyborg_lite.model.promise import Promise
 from cyborg_lite.model.quota import Quota
 from cyborg_lite.model.usage import Usage
 
@@ -49,6 +50,7 @@ __all__ = (
     'Host',
     'Instance',
     'Message',
+    'Promise',
     'Quota',
     'Usage',
     'Version',

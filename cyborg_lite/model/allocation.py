@@ -16,6 +16,7 @@ from cyborg_lite.model.deployable import AttachHandle
 from cyborg_lite.model.deployable import Deployable
 from cyborg_lite.model.device import Device
 from cyborg_lite.model.host import Host
+from cyborg_lite.model.promise import Promise
 
 
 def _idle(since: datetime.datetime, until: datetime.datetime | None) -> str:
@@ -35,7 +36,7 @@ class Allocation(base.Base):
         sa.Index(None, 'project_id', 'name'),
     )
 
-    STATES: typing.ClassVar = ('queued', 'active', 'released')
+    STATES: typing.ClassVar = ('queued', 'reserved', 'active', 'released')
     #: The type of a consumer that is a process of a host; only agents set it.
     PROCESS: typing.ClassVar = 'local_process'
     #: The columns of one that is not idle.
@@ -59,8 +60,8 @@ class Allocation(base.Base):
     state: orm.Mapped[str] = base.own(
         sa.String(16),
         default='active',
-        doc='``queued`` while it waits for accelerators, ``active``, or ``released`` when it holds '
-        'nothing any more.',
+        doc='``queued`` while it waits for accelerators, ``reserved`` until its reservation '
+        'starts, ``active``, or ``released`` when it holds nothing any more.',
     )
     project_id: orm.Mapped[str] = base.own(
         sa.String(255), doc='The project that owns the allocation.'
@@ -96,6 +97,20 @@ class Allocation(base.Base):
     lease_ends_at: orm.Mapped[datetime.datetime | None] = base.own(
         base.Moment,
         doc='When the lease ends, ISO 8601, UTC; null if it has no end, and while it is queued.',
+    )
+    starts_at: orm.Mapped[datetime.datetime | None] = base.own(
+        base.Moment, doc='When its reservation starts, ISO 8601, UTC; null if it is none.'
+    )
+    claim_by: orm.Mapped[datetime.datetime | None] = base.own(
+        base.Moment,
+        doc='When an active reservation is released if no process has leased from it until then, '
+        'ISO 8601, UTC; null if that does not happen.',
+    )
+    reservation_uuid: orm.Mapped[str | None] = base.own(
+        sa.String(36),
+        index=True,
+        doc='The reservation whose accelerators it uses; null if they are its own. It ends with '
+        'the reservation at the latest.',
     )
     released_at: orm.Mapped[datetime.datetime | None] = base.own(
         base.Moment, index=True, doc='When it was released, ISO 8601, UTC; null until then.'
@@ -141,21 +156,24 @@ class Allocation(base.Base):
     )
 
     if typing.TYPE_CHECKING:
-        trouble: str | None  # found by the query, see the end of this module
+        # found by the query, see the end of this module
+        trouble: str | None
+        needed_at: datetime.datetime | None
 
     reason = base.shown(
         str,
         'cause',
         'trouble',
+        'needed_at',
         'idle_told',
         'idle_since',
         'idle_until',
-        make=lambda cause, trouble, told, since, until: (
-            cause or trouble or (_idle(since, until) if told and since else None)
+        make=lambda cause, trouble, needed_at, told, since, until: (
+            _reason(cause, trouble, needed_at) or (_idle(since, until) if told and since else None)
         ),
         nullable=True,
-        doc='The reason why it waits, was released, or has an unusable accelerator, or that it is '
-        'idle; or null.',
+        doc='The reason why it waits, was released, has an unusable accelerator, or may hold one '
+        'that a reservation needs, or that it is idle; or null.',
     )
     # Computed only for rows that are shown: see cyborg_lite.db.queue.
     position = base.shown(
@@ -190,6 +208,13 @@ class Allocation(base.Base):
         return None
 
 
+def _reason(
+    cause: str | None, trouble: str | None, needed_at: datetime.datetime | None
+) -> str | None:
+    if cause or trouble or needed_at is None:
+        return cause or trouble
+    return f'It has no end, and accelerators of it are reserved from {base.iso(needed_at)}.'
+
 
 _said = sa.case(
     (AttachHandle.lost, 'is lost: its host does not report it any more'),
@@ -211,5 +236,16 @@ Allocation.trouble = orm.column_property(  # type: ignore[assignment]
     .join(Host, Host.name == Device.hostname)
     .where(ARQ.allocation_uuid == Allocation.uuid)
     .correlate_except(ARQ, AttachHandle, Deployable, Device, Host)
+    .scalar_subquery()
+)
+
+#: When a reservation needs something that an allocation without an end holds.
+Allocation.needed_at = orm.column_property(  # type: ignore[assignment]
+    sa.select(sa.func.min(Promise.starts_at))
+    .select_from(ARQ)
+    .join(AttachHandle, AttachHandle.id == ARQ.attach_handle_id)
+    .join(Promise, Promise.accelerator_uuid == AttachHandle.uuid)
+    .where(ARQ.allocation_uuid == Allocation.uuid, Allocation.lease_ends_at.is_(None))
+    .correlate_except(ARQ, AttachHandle, Promise)
     .scalar_subquery()
 )

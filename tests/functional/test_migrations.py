@@ -200,6 +200,14 @@ def fill_8b3e6f1d2c97(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(**labels))
 
 
+def fill_5c9e27f4d1a8(connection, tables):
+    """A reservation, with what is kept for it."""
+    start, end = datetime.datetime(2026, 11, 28, 9), datetime.datetime(2026, 11, 28, 12)
+    names = {'allocation_uuid': 'a', 'accelerator_uuid': 'free', 'device_uuid': 'd', 'form': 'vf'}
+    connection.execute(sa.insert(tables['promises']).values(starts_at=start, ends_at=end, **names))
+    connection.execute(sa.update(tables['allocations']).values(starts_at=start, claim_by=end))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -226,6 +234,7 @@ FILL = {
     'f1c84d7e2a90': fill_f1c84d7e2a90,
     '0b7e5d29c4f8': fill_0b7e5d29c4f8,
     '8b3e6f1d2c97': fill_8b3e6f1d2c97,
+    '5c9e27f4d1a8': fill_5c9e27f4d1a8,
 }
 
 
