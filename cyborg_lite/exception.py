@@ -29,6 +29,11 @@ class CyborgError(Exception):
         # No positional arguments: oslo.messaging would pass them beside the keywords.
         super().__init__()
 
+    @property
+    def explanation(self) -> dict[str, typing.Any] | None:
+        """What the filters drop, of an allocation that is refused: see conductor.reasons."""
+        return self.kwargs.get('explanation')
+
     def __str__(self) -> str:
         return self.message
 
@@ -160,10 +165,6 @@ class CannotAllocate(CyborgError):
 
     code = 409
     template = 'Cannot allocate: {reason}.'
-
-    @property
-    def explanation(self) -> dict[str, typing.Any]:
-        return typing.cast('dict[str, typing.Any]', self.kwargs['explanation'])
 
 
 class KeyReused(CyborgError):

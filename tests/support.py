@@ -14,6 +14,7 @@ import typing
 import unittest.mock
 import uuid
 
+import sqlalchemy as sa
 from sqlalchemy import event
 import webtest
 
@@ -22,6 +23,7 @@ from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite import service
 from cyborg_lite.conductor import group_commit
+from cyborg_lite.conductor import taking
 
 HOST = 'host-1'
 INSTANCE = '5c2fd2f1-ecf0-4a1d-9d0a-0f3c7d7a1b01'
@@ -153,6 +155,25 @@ def ready(descriptor: int, timeout: float, event: int = select.POLLIN) -> bool:
     polling = select.poll()
     polling.register(descriptor, event)
     return bool(polling.poll(timeout * 1000))
+
+
+@contextlib.contextmanager
+def losing_chosen(times: int) -> collections.abc.Iterator[list[int]]:
+    """Disable the first accelerator that is chosen, before its host is locked.
+
+    :returns: the handles of what was chosen, each time.
+    """
+    plain, chosen = taking.lock, []
+
+    def lock(session, found):
+        chosen.append(found[0].handle)
+        if len(chosen) <= times:
+            lost = sa.update(model.Device).where(model.Device.id == found[0].device)
+            session.execute(lost.values(status='disabled'))
+        return plain(session, found)
+
+    with unittest.mock.patch.object(taking, 'lock', lock):
+        yield chosen
 
 
 def local(application) -> webtest.TestApp:

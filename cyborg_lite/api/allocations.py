@@ -240,6 +240,8 @@ class Allocations(rest.Controller):
 
     def _wait(self, uuid: str, seconds: int | None) -> None:
         """Wait while an allocation is in the queue, for so many seconds at most."""
+        if not seconds:
+            return
         queued = sa.select(model.Allocation.id).where(
             model.Allocation.uuid == uuid, model.Allocation.state == 'queued', *self.scope()
         )
@@ -248,7 +250,7 @@ class Allocations(rest.Controller):
             with rest.call().database.reader() as session:
                 return session.scalar(queued) is None
 
-        waiting.wait(done, seconds or 0)
+        waiting.wait(done, seconds)
 
     def _uuid(self, id: str) -> str:
         """The uuid of an allocation by its uuid, or by its name in the caller's project.

@@ -22,6 +22,8 @@ SCHEMA: types.Schema = {
                 'properties': {
                     'fits': {'type': 'boolean'},
                     'fits_if_all_were_free': {'type': 'boolean'},
+                    # A conductor of the release before does not say it.
+                    'fits_at': {'type': ['string', 'null']},
                     'reason': {'type': ['string', 'null']},
                     'requests': {
                         'type': 'array',

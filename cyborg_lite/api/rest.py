@@ -313,7 +313,8 @@ def _fault(error: Exception) -> webob.Response:
         return webob.Response(status=status, content_type=None)
     _log_refusal(status, text)
     side = 'Client' if status < 500 else 'Server'
-    more = {'explanation': error.explanation} if isinstance(error, exception.CannotAllocate) else {}
+    explanation = error.explanation if isinstance(error, exception.CyborgError) else None
+    more = {'explanation': explanation} if explanation else {}
     return error_response(
         status, {'faultcode': side, 'faultstring': text, 'debuginfo': None} | more
     )

@@ -17,7 +17,7 @@ from sqlalchemy import orm
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
-from cyborg_lite.conductor import backfill
+from cyborg_lite.conductor import choosing
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
@@ -25,11 +25,7 @@ from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
-from cyborg_lite.db import candidates
 from cyborg_lite.model import base
-
-#: How many free accelerators a choice looks at first; at all of them where these do not do.
-WINDOW = 256
 
 
 class Request(typing.TypedDict):
@@ -84,37 +80,34 @@ def create(
         may be queued, when it exceeds the limit itself.
     :raises cyborg_lite.exception.Conflict: when too many of the project are queued already.
     """
-    digest = hashlib.sha256(base.as_text(request).encode()).hexdigest()
-    if same := _earlier(session, ctxt, request, digest):
+    digest = digest_of(request)
+    if same := earlier(session, ctxt, request, digest):
         return same, []
-    wanted, kinds = _wanted(session, request)
-    rank = placing.policy(policy)
-    choice = _choose(session, wanted, kinds, request['hosts'], rank)
+    wanted, kinds = wanted_of(session, request)
+    rank, lease = placing.policy(policy), request.get('lease')
     uuid = uuid or str(uuidlib.uuid4())
-    if choice.found is None:
-        explanation = _explain(session, wanted, request, choice)
-        could = any(each['fits_if_all_were_free'] for each in explanation['alternatives'])
-        if not request.get('queue') or (request.get('possible') and not could):
-            raise exception.CannotAllocate(reason=_said(explanation), explanation=explanation)
-        reason = f'It waits: {_said(explanation)}.'
-    else:
-        number, found = choice.found
+    project = ctxt.project_id or ''
+    chooser = choosing.Chooser(session, project, wanted, kinds, request['hosts'], lease, rank)
+    while found := (choice := chooser.choose()).found:
+        number, chosen = found
         profile = wanted.profiles[number]
-        found = taking.confirm(session, kinds, wanted.sets[number], found, rank, choice.allowed)
+        of_set = wanted.sets[number], chosen, rank, lease, choice.allowed, choice.cut
+        shown = taking.confirm(session, kinds, *of_set)
         try:
-            taken = taking.take(session, ctxt, uuid, profile, found, after=outbox.TELL)
+            taken = taking.take(session, ctxt, uuid, profile, shown, after=outbox.TELL)
         except exception.OverQuota as error:
-            if not request.get('queue'):
-                raise
-            reason = error.message
+            # It was exceeded meanwhile. Another alternative may be within it.
+            chooser.over[number] = error
         else:
-            row = _row(ctxt, uuid, request, profile, digest)
+            row = row_of(ctxt, uuid, request, profile, digest)
             row['lease_ends_at'] = taking.end(row['lease']) if row['lease'] else None
             held = {'state': 'active', 'accelerators': taken.accelerators}
             session.execute(sa.insert(model.Allocation), [row | held])
             return uuid, sorted(taken.providers)
-    row = _row(ctxt, uuid, request, wanted.profiles[0], digest) | {'cause': reason[:255]}
-    serving.join(session, ctxt, _wish(ctxt, request, wanted), row, choice.found is not None)
+    reason = _refusal(session, wanted, request, choice, chooser)
+    row = row_of(ctxt, uuid, request, wanted.profiles[0], digest) | {'cause': reason[:255]}
+    over_quota = len(chooser.over) == len(wanted.sets)
+    serving.join(session, ctxt, wish_of(ctxt, request, wanted), row, over_quota)
     queue.joined(session)
     return uuid, []
 
@@ -122,31 +115,83 @@ def create(
 def check(
     session: orm.Session, ctxt: context.RequestContext, request: Request, policy: str
 ) -> reasons.Explanation:
-    """Whether what is asked for could be allocated now, and what keeps accelerators from it.
+    """Whether what is asked for could be allocated now, what keeps accelerators from it, and when
+    leases end that would make it fit.
 
     :raises cyborg_lite.exception.NotFound: when there is no such device profile.
     """
-    wanted, kinds = _wanted(session, request)
-    choice = _choose(session, wanted, kinds, request['hosts'], placing.policy(policy))
-    return _explain(session, wanted, request, choice)
-
-
-def _explain(
-    session: orm.Session, wanted: reasons.Wanted, request: Request, choice: Choice
-) -> reasons.Explanation:
-    chosen = choice.found and choice.found[0]
-    explanation = reasons.explain(session, wanted, request['hosts'], chosen)
-    if chosen is None and choice.ahead:
-        for each in explanation['alternatives']:
-            each['reason'] += f', and {choice.ahead} allocations wait for what is free'
+    wanted, kinds = wanted_of(session, request)
+    rank, lease, project = placing.policy(policy), request.get('lease'), ctxt.project_id or ''
+    chooser = choosing.Chooser(session, project, wanted, kinds, request['hosts'], lease, rank)
+    choice = chooser.choose()
+    explanation = _explain(session, wanted, request, choice, chooser.over)
+    _look_ahead(session, explanation, wanted, request, choice, chooser)
     return explanation
 
 
-def _said(explanation: reasons.Explanation) -> str:
-    return '; or '.join(each['reason'] or '' for each in explanation['alternatives'])
+def _refusal(
+    session: orm.Session,
+    wanted: reasons.Wanted,
+    request: Request,
+    choice: choosing.Choice,
+    chooser: choosing.Chooser,
+) -> str:
+    """Why a request waits.
+
+    :raises cyborg_lite.exception.OverQuota, cyborg_lite.exception.CannotAllocate: when it does not.
+    """
+    first = next(iter(chooser.over.values()), None)
+    if first is not None and request.get('queue'):
+        return first.message
+    explanation = _explain(session, wanted, request, choice, chooser.over)
+    if first is not None:
+        raise exception.OverQuota(**first.kwargs, explanation=explanation)
+    if not request.get('queue'):
+        _look_ahead(session, explanation, wanted, request, choice, chooser)
+    impossible = request.get('possible') and not reasons.could_fit(explanation)
+    if impossible or not request.get('queue'):
+        raise reasons.refusal(explanation)
+    return f'It waits: {reasons.said(explanation)}.'
 
 
-def _earlier(
+def _explain(
+    session: orm.Session,
+    wanted: reasons.Wanted,
+    request: Request,
+    choice: choosing.Choice,
+    over: choosing.Over,
+) -> reasons.Explanation:
+    chosen = choice.found and choice.found[0]
+    of_hosts, lease = request['hosts'], request.get('lease')
+    explanation = reasons.explain(session, wanted, of_hosts, chosen, lease, over)
+    if chosen is None and choice.ahead:
+        for each in explanation['alternatives']:
+            each['reason'] += f', and {choice.ahead} allocations wait for what is free'
+    if chosen is None:
+        reasons.name_reservation(session, wanted, of_hosts, explanation)
+    return explanation
+
+
+def _look_ahead(
+    session: orm.Session,
+    explanation: reasons.Explanation,
+    wanted: reasons.Wanted,
+    request: Request,
+    choice: choosing.Choice,
+    chooser: choosing.Chooser,
+) -> None:
+    """Say when leases end that make a refused request fit; nothing if others wait for them."""
+    if reasons.could_fit(explanation) and choice.found is None and not choice.ahead:
+        ending = taking.ending(session, wanted.kinds, request['hosts'])
+        reasons.add_times(explanation, chooser.within, choice.free, ending)
+
+
+def digest_of(request: Request) -> str:
+    """The digest by which a repeated request is known."""
+    return hashlib.sha256(base.as_text(request).encode()).hexdigest()
+
+
+def earlier(
     session: orm.Session, ctxt: context.RequestContext, request: Request, digest: str
 ) -> str | None:
     """The uuid of the allocation that was made for this very request before.
@@ -178,7 +223,7 @@ def _earlier(
     return None
 
 
-def _wanted(session: orm.Session, request: Request) -> tuple[reasons.Wanted, taking.Kinds]:
+def wanted_of(session: orm.Session, request: Request) -> tuple[reasons.Wanted, taking.Kinds]:
     """What is wanted, alternative by alternative, and the kinds of accelerators."""
     rows: list[model.DeviceProfile] = []
     if request['profile'] is not None:
@@ -191,47 +236,7 @@ def _wanted(session: orm.Session, request: Request) -> tuple[reasons.Wanted, tak
     return reasons.Wanted(rows, list(kinds), sets), kinds
 
 
-class Choice(typing.NamedTuple):
-    """What an allocation could have."""
-
-    #: the first alternative that can be had, by its number, and its accelerators
-    found: tuple[int, placing.Chosen] | None
-    #: the handles that it may choose from; None for all
-    allowed: frozenset[int] | None = None
-    #: how many wait for accelerators of the same classes
-    ahead: int = 0
-
-
-def _choose(
-    session: orm.Session,
-    wanted: reasons.Wanted,
-    kinds: taking.Kinds,
-    of_hosts: candidates.Hosts,
-    rank: placing.Rank,
-) -> Choice:
-    """Choose among the free accelerators that no queued allocation can use."""
-    window = WINDOW + 8 * max(len(each.kinds) for each in wanted.sets)
-    free = taking.free(session, kinds, of_hosts, window)
-    found = backfill.first(free, wanted.sets, rank)
-    if len(free) == window and (found is None or found[0] > 0):
-        # The first alternative may be further on.
-        found = backfill.first(taking.free(session, kinds, of_hosts), wanted.sets, rank)
-    if found is None:
-        return Choice(None)
-    ahead = serving.ahead(session, kinds)
-    if not ahead:
-        return Choice(found)
-    left: list[placing.Candidate] = []
-    reserved: set[int] = set()
-    for part in serving.parts(ahead, kinds, serving.refusals(session, ahead)):
-        free = taking.free(session, part.kinds, of_hosts)
-        capacity = serving.capacity(session, part)
-        left = backfill.unreserved(part.entries, free, capacity, reserved)
-    allowed = frozenset(each.handle for each in left)
-    return Choice(backfill.first(left, wanted.sets, rank), allowed, len(ahead))
-
-
-def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:
+def wish_of(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted) -> serving.Wish:
     named = request['profile'] is not None
     return {
         'profile': wanted.profiles[0].uuid if named else None,
@@ -244,7 +249,7 @@ def _wish(ctxt: context.RequestContext, request: Request, wanted: reasons.Wanted
     }
 
 
-def _row(
+def row_of(
     ctxt: context.RequestContext,
     uuid: str,
     request: Request,
@@ -260,8 +265,7 @@ def _row(
         'project_id': ctxt.project_id,
         'user_name': ctxt.user[:255] if ctxt.user else None,
         **{field: request.get(field) for field in model.Allocation.LABELS},
-        'profile': None if profile.private else profile.name,
-        'groups': [reasons.shown(group) for group in profile.groups],
+        **reasons.described(profile),
         'consumer_type': consumer.get('type'),
         'consumer_id': consumer.get('id'),
         'priority': request.get('priority', 0),

@@ -85,8 +85,8 @@ class Capacity:
         return frozenset(host for host, found in by_host.items() if _fits(found, wanted))
 
 
-#: The sets and the hosts of an entry.
-Key = tuple[tuple[placing.Wanted | None, ...], Hosts]
+#: The sets, the hosts and the lease of an entry.
+Key = tuple[tuple[placing.Wanted | None, ...], Hosts, int | None]
 
 
 class Entry(typing.NamedTuple):
@@ -97,20 +97,24 @@ class Entry(typing.NamedTuple):
     sets: tuple[placing.Wanted | None, ...]
     #: the only hosts to choose from; None for all
     hosts: Hosts = None
+    #: the length of its lease in seconds; None if it has no end
+    lease: int | None = None
 
     def fit(self, candidates: collections.abc.Iterable[placing.Candidate]) -> placing.Chosen:
-        """The candidates that can be part of any of its sets."""
+        """The candidates that can be part of any of its sets, until its lease ends."""
         kinds = frozenset(kind for wanted in filter(None, self.sets) for kind in wanted.kinds)
         return [
             each
             for each in candidates
-            if not kinds.isdisjoint(each.kinds) and (self.hosts is None or each.host in self.hosts)
+            if not kinds.isdisjoint(each.kinds)
+            and (self.hosts is None or each.host in self.hosts)
+            and each.fits(self.lease)
         ]
 
     @property
     def key(self) -> Key:
         """Entries with an equal key have equal needs: if one cannot be served, none can."""
-        return self.sets, self.hosts
+        return self.sets, self.hosts, self.lease
 
 
 class Grant(typing.NamedTuple):

@@ -38,6 +38,12 @@ class Candidate(typing.NamedTuple):
     kinds: frozenset[int]
     #: where its device is
     place: topology.Place = topology.UNKNOWN
+    #: for how many seconds it is free until a reservation needs it; None without an end
+    spare: float | None = None
+
+    def fits(self, lease: int | None) -> bool:
+        """Whether it is free for a lease of so many seconds; None for one without an end."""
+        return self.spare is None or (lease is not None and lease <= self.spare)
 
 
 class Wanted(typing.NamedTuple):

@@ -12,9 +12,10 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.db import query
+from cyborg_lite.db import quotas
 
 # Asked for with the row, so that nothing more is asked while no quota is set.
-_limited = orm.with_expression(model.DeviceProfile.limited, sa.exists(sa.select(model.Quota.id)))
+_limited = orm.with_expression(model.DeviceProfile.limited, quotas.ANY)
 _named = model.DeviceProfile.name == sa.bindparam('of_name', type_=sa.String())
 _BY_NAME = sa.select(model.DeviceProfile).where(_named).options(_limited)
 _has_id = sa.or_(_named, model.DeviceProfile.uuid == sa.bindparam('of_uuid', type_=sa.String()))

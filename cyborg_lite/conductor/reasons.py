@@ -6,24 +6,30 @@ It tells numbers, and neither hosts nor holders: a tenant may see it.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import collections.abc
+import datetime
 import itertools
+import types
 import typing
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import topology
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import candidates
+from cyborg_lite.model import base
 
 #: In order: an accelerator is counted for the first that takes it away. Those between are states.
 FILTERS = (
-    'class', 'trait', 'hosts', *(s for s in accelerators.STATES if s != 'free'), 'topology',
+    'class', 'trait', 'hosts', *(s for s in accelerators.STATES if s != 'free'),
+    candidates.RESERVED, 'quota', 'topology',
 )  # fmt: skip
 
 Explanation = dict[str, typing.Any]
@@ -42,20 +48,112 @@ class Wanted(typing.NamedTuple):
 
 
 def explain(
-    session: orm.Session, wanted: Wanted, hosts: candidates.Hosts, chosen: int | None
+    session: orm.Session,
+    wanted: Wanted,
+    hosts: candidates.Hosts,
+    chosen: int | None,
+    lease: int | None = None,
+    over: collections.abc.Mapping[int, exception.OverQuota] = types.MappingProxyType({}),
 ) -> Explanation:
     """What the filters leave of all accelerators, for each alternative.
 
     :param chosen: the number of the alternative that can be allocated now; None if none can.
+    :param lease: for how many seconds they are wanted; None without an end.
+    :param over: by the number of an alternative the quota that it exceeds.
     """
     tried = wanted.sets if chosen is None else wanted.sets[: chosen + 1]
     linked = any(each.linked for each in tried)
-    rows = candidates.counted(session, wanted.kinds, hosts, by_device=linked)
+    rows = candidates.counted(session, wanted.kinds, hosts, by_device=linked, lease=lease)
     alternatives = [
-        _alternative(rows, wanted.kinds, each, number == chosen)
+        _alternative(rows, wanted.kinds, each, number == chosen or number in over)
         for number, each in enumerate(tried)
     ]
-    return {'fits': chosen is not None, 'alternatives': alternatives}
+    for number, refusal in over.items():
+        _refuse(alternatives[number], refusal.message)
+    return {'fits': chosen is not None and chosen not in over, 'alternatives': alternatives}
+
+
+def add_times(
+    explanation: Explanation,
+    sets: collections.abc.Sequence[placing.Wanted | None],
+    free: placing.Chosen,
+    ending: list[tuple[datetime.datetime, placing.Candidate]],
+) -> None:
+    """Say of each alternative when it fits, if it does once leases have ended.
+
+    :param sets: None for an alternative that would not fit then.
+    :param free: what is free now.
+    """
+    for each, wanted in zip(explanation['alternatives'], sets, strict=False):
+        if at := wanted and _fits_at(wanted, free, ending):
+            each['fits_at'] = base.iso(at)
+            each['reason'] += f'; enough are free at {base.iso(at)}, when leases end'
+
+
+def _fits_at(
+    wanted: placing.Wanted,
+    free: placing.Chosen,
+    ending: list[tuple[datetime.datetime, placing.Candidate]],
+) -> datetime.datetime | None:
+    times = sorted({at for at, _ in ending})
+
+    def fits(at: datetime.datetime) -> bool:
+        freed = [each for end, each in ending if end <= at]
+        return placing.place([*free, *freed], wanted, placing.binpack) is not None
+
+    number = bisect.bisect_left(times, True, key=fits)
+    return times[number] if number < len(times) else None
+
+
+def _refuse(alternative: Explanation, over: str) -> None:
+    """Take from an alternative what is left of it, as a quota does."""
+    for each in alternative['requests']:
+        each['removed']['quota'], each['left'] = each['left'], 0
+    alternative |= {'fits': False, 'reason': over.removesuffix('.')}
+
+
+def name_reservation(
+    session: orm.Session, wanted: Wanted, hosts: candidates.Hosts, explanation: Explanation
+) -> None:
+    """Say in the reasons which reservation comes first, if any keeps something from them.
+
+    A lease that ends before may have it.
+    """
+    short = [
+        each
+        for each in explanation['alternatives']
+        if any(one['removed'][candidates.RESERVED] for one in each['requests'])
+    ]
+    first = candidates.first_kept(session, wanted.kinds, hosts) if short else None
+    if first is not None:
+        for each in short:
+            each['reason'] += (
+                f', and some are kept for reservation {first.allocation_uuid} from '
+                f'{base.iso(first.starts_at)}: a lease that ends before may have them'
+            )
+
+
+def said(explanation: Explanation) -> str:
+    """The reasons of all alternatives in one text."""
+    return '; or '.join(each['reason'] or '' for each in explanation['alternatives'])
+
+
+def could_fit(explanation: Explanation) -> bool:
+    """Whether an alternative would fit if all accelerators were free."""
+    return any(each['fits_if_all_were_free'] for each in explanation['alternatives'])
+
+
+def refusal(explanation: Explanation) -> exception.CannotAllocate:
+    """The error for a request of which no alternative can be had."""
+    return exception.CannotAllocate(reason=said(explanation), explanation=explanation)
+
+
+def described(profile: model.DeviceProfile) -> dict[str, typing.Any]:
+    """The columns of an allocation that say what it was given; a private profile has no name."""
+    return {
+        'profile': None if profile.private else profile.name,
+        'groups': [shown(group) for group in profile.groups],
+    }
 
 
 def shown(group: dict[str, str]) -> dict[str, typing.Any]:
@@ -79,7 +177,8 @@ def _alternative(
         fits or placing.place(all_free(rows, kinds, wanted), wanted, placing.binpack) is not None
     )
     reason = None if fits else _reason(rows, kinds, wanted, could)
-    return {'fits': fits, 'fits_if_all_were_free': could, 'reason': reason, 'requests': asked}
+    told = {'fits': fits, 'fits_if_all_were_free': could, 'fits_at': None}
+    return told | {'reason': reason, 'requests': asked}
 
 
 def _asked(kind: candidates.Kind, amount: int) -> dict[str, typing.Any]:
@@ -148,10 +247,25 @@ def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, co
     where = ' in one NUMA node' if wanted.same_numa else ' on one host' if wanted.together else ''
     where += ' and in a ring of links' if wanted.linked else ''
     free = ', '.join(_free(rows, kinds, kind) for kind in amounts)
-    never = '' if could else ', and all accelerators together would not do'
+    never = '' if could else f', and even if all were free {_at_most(rows, kinds, wanted)}'
     if wanted.linked and not any(each.place.links for each in all_free(rows, kinds, wanted)):
         never = ', and no links between cards are known'
     return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}: {free}{never}'
+
+
+def _at_most(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted) -> str:
+    """What there would be if all accelerators were free, which is not enough."""
+    for kind, amount in collections.Counter(wanted.kinds).items():
+        together: collections.Counter[typing.Any] = collections.Counter()
+        for row in rows:
+            if _is_of(row, kinds, kind):
+                place = row.hostname, row.numa_node if wanted.same_numa else None
+                together[place if wanted.together else None] += row.amount
+        most = max(together.values(), default=0)
+        if most < amount:
+            where = ' in one NUMA node' if wanted.same_numa else ' on one host'
+            return f'there would be {most or "none"}{where if wanted.together else ""}'
+    return 'no host would have such a set' if wanted.together else 'there would be no such set'
 
 
 def _named(kind: candidates.Kind) -> str:

@@ -31,6 +31,7 @@ from cyborg_lite.conductor import taking
 from cyborg_lite.db import candidates
 from cyborg_lite.db import query
 from cyborg_lite.db import queue
+from cyborg_lite.db import quotas as quotas_
 from cyborg_lite.model import base
 
 LOG = log.getLogger(__name__)
@@ -57,6 +58,11 @@ class Wish(typing.TypedDict):
     request_id: str | None
 
 
+#: How many hosts are named in a statement.
+NAMED = 1000
+
+#: A project, and what it asks for, one way or another.
+Asked = tuple[str, quotas.Alternatives]
 #: By the key of an allocation, the limit that each of its alternatives would exceed, or None.
 Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
 
@@ -66,7 +72,7 @@ _READ = (
     model.Allocation.wish,
     model.Allocation.lease,
     model.Allocation.cause,
-    sa.exists(sa.select(model.Quota.id)).label('limited'),
+    quotas_.ANY.label('limited'),
 )
 
 
@@ -75,6 +81,16 @@ class Part(typing.NamedTuple):
 
     entries: list[backfill.Entry]
     kinds: taking.Kinds
+
+    @property
+    def hosts(self) -> candidates.Hosts:
+        """The only hosts that any of them can use; None for all, and if they name too many."""
+        named: set[str] = set()
+        for each in self.entries:
+            if each.hosts is None:
+                return None
+            named.update(each.hosts)
+        return named if len(named) <= NAMED else None
 
 
 def waiting(session: orm.Session) -> list[sa.Row[typing.Any]]:
@@ -93,10 +109,12 @@ def refusals(
     session: orm.Session,
     rows: collections.abc.Iterable[sa.Row[typing.Any]],
     known: collections.abc.Container[str] = (),
+    more: collections.abc.Mapping[str, Asked] = types.MappingProxyType({}),
 ) -> Refusals:
     """The alternatives that a quota refuses now: no free accelerator is reserved for them.
 
     :param known: the keys whose refusals are known already.
+    :param more: by further keys, the project and the alternatives of what does not wait.
     """
     keys = {
         key: row
@@ -107,7 +125,7 @@ def refusals(
         key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
         for key, row in keys.items()
     }
-    return quotas.refusals(session, asked) if asked else {}
+    return quotas.refusals(session, {**asked, **more}) if asked or more else {}
 
 
 def parts(
@@ -126,7 +144,7 @@ def parts(
             yield part
             part = Part([], dict(kinds))
         barred = refused.get(_key(row), ()) if refused else ()
-        part.entries.append(_entry(row, part.kinds, barred))
+        part.entries.append(entry(row, part.kinds, barred))
     if part.entries:
         yield part
 
@@ -136,17 +154,22 @@ def _classes(wish: Wish) -> set[str]:
     return {name for group in groups for name in model.DeviceProfile.resources(group)}
 
 
-def _entry(
+def entry(
     row: sa.Row[typing.Any],
     kinds: taking.Kinds,
-    refused: collections.abc.Iterable[exception.OverQuota | None],
+    refused: collections.abc.Iterable[exception.OverQuota | None] = (),
 ) -> backfill.Entry:
+    """The entry of an allocation by its request.
+
+    :param kinds: those of its accelerators are added to it.
+    :param refused: for each alternative the limit that it would exceed, or None.
+    """
     wish: Wish = row.wish
     together = wish['same_host'], wish['same_numa'], wish.get('link', 'prefer')
     sets = taking.sets(wish['alternatives'], *together, kinds)
     allowed = [None if no else wanted for wanted, no in itertools.zip_longest(sets, refused)]
     hosts = None if wish['hosts'] is None else frozenset(wish['hosts'])
-    return backfill.Entry(row.id, tuple(allowed), hosts)
+    return backfill.Entry(row.id, tuple(allowed), hosts, row.lease)
 
 
 def capacity(session: orm.Session, part: Part) -> backfill.Capacity:
@@ -221,7 +244,7 @@ def serve(
     rank = placing.policy(policy)
     reserved: set[int] = set()
     for part in parts(served, {}, refused):
-        free = taking.free(session, part.kinds, None)
+        free = taking.free(session, part.kinds, part.hosts)
         grants = backfill.grants(part.entries, free, capacity(session, part), rank, reserved)
         if grant := next(grants, None):
             row = rows[grant.entry.id]
@@ -250,34 +273,38 @@ def _give(
     rank: placing.Rank,
 ) -> None:
     wish: Wish = row.wish
-    chosen = taking.confirm(session, kinds, grant.wanted, grant.chosen, rank, grant.allowed)
-    profile = _profile(session, wish, grant.number)
-    owner = context.RequestContext(
-        project_id=row.project_id, request_id=wish['request_id'], overwrite=False
+    chosen = taking.confirm(
+        session, kinds, grant.wanted, grant.chosen, rank, row.lease, grant.allowed
     )
-    limited = quotas.may_be(session, row.limited)
-    taken = taking.take(session, owner, row.uuid, profile, chosen, limited=limited)
+    own = profile(session, wish, grant.number)
+    taken = taking.take(session, owner(row), row.uuid, own, chosen)
     _move(
         session,
         row.id,
         state='active',
         cause=None,
-        profile=None if profile.private else profile.name,
-        groups=[reasons.shown(group) for group in profile.groups],
+        **reasons.described(own),
         accelerators=taken.accelerators,
         lease_ends_at=taking.end(row.lease) if row.lease else None,
     )
     LOG.info('Allocation %s is active: it waited since %s', row.uuid, row.created_at)
 
 
-def _profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfile:
+def owner(row: sa.Row[typing.Any]) -> context.RequestContext:
+    """The context of those who asked for an allocation that is served now."""
+    return context.RequestContext(
+        project_id=row.project_id, request_id=row.wish['request_id'], overwrite=False
+    )
+
+
+def profile(session: orm.Session, wish: Wish, number: int) -> model.DeviceProfile:
     """The device profile of an alternative; a private one if it was deleted or changed."""
     groups = wish['alternatives'][number]
     if number == 0 and wish['profile'] is not None:
         named = sa.select(model.DeviceProfile).where(model.DeviceProfile.uuid == wish['profile'])
-        profile = session.scalars(named).one_or_none()
-        if profile and profile.groups == groups:
-            return profile
+        found = session.scalars(named).one_or_none()
+        if found and found.groups == groups:
+            return found
     return model.DeviceProfile(groups=groups, private=True)
 
 

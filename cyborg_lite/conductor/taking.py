@@ -6,6 +6,7 @@ It is the same for an allocation that is served at once and for one from the que
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import datetime
 import typing
@@ -27,7 +28,6 @@ from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import topology
 from cyborg_lite.db import candidates
-from cyborg_lite.db import query
 from cyborg_lite.model import device as devices
 
 #: What an allocation notes of an accelerator, beside its request and its ids.
@@ -44,9 +44,14 @@ _NAMED = sa.select(model.Host.name).where(
     model.Host.name.in_(sa.bindparam('names', expanding=True))
 )
 
+#: Where such a row has what is told of an accelerator beside its identity.
+KEPT = 7
+
 #: The number of each kind that is wanted.
 Kinds = dict[candidates.Kind, int]
 Groups = list[dict[str, str]]
+#: What an allocation shows of accelerators.
+Rows = list[sa.Row[typing.Any]]
 
 
 class Taken(typing.NamedTuple):
@@ -103,16 +108,61 @@ def refuse_size(total: int) -> None:
 
 
 def free(
-    session: orm.Session, kinds: Kinds, of_hosts: candidates.Hosts, limit: int | None = None
+    session: orm.Session,
+    kinds: Kinds,
+    of_hosts: candidates.Hosts,
+    limit: int | None = None,
+    only: collections.abc.Collection[int] | None = None,
 ) -> list[placing.Candidate]:
-    """The free accelerators of these kinds."""
-    rows = candidates.free(session, list(kinds), of_hosts, limit)
-    return [_candidate(row) for row in rows]
+    """The free accelerators of these kinds, also those that reservations need later.
+
+    :param limit: how many at most; None for all.
+    :param only: the numbers of the kinds of which one has to match; None for any.
+    """
+    return _spared(candidates.free(session, list(kinds), of_hosts, limit, only), kinds)
 
 
-def _candidate(row: sa.Row[typing.Any]) -> placing.Candidate:
-    handle, host, device, form, node, address, told, *fits = tuple(row)
-    kinds = frozenset(number for number, fit in enumerate(fits) if fit)
+class Look(typing.NamedTuple):
+    """What is free, and whether others may have a claim on it."""
+
+    free: list[placing.Candidate]
+    #: whether an allocation waits, and whether there may be limits
+    waits: bool
+    limited: bool
+
+
+def look(session: orm.Session, kinds: Kinds, of_hosts: candidates.Hosts, limit: int) -> Look:
+    """Like free(), and tells whether others may have a claim; of nothing nobody has one."""
+    rows = candidates.free(session, list(kinds), of_hosts, limit, told='others')
+    waits, limited = (rows[0].waits, rows[0].limited) if rows else (False, False)
+    return Look(_spared(rows, kinds), bool(waits), quotas.may_be(session, bool(limited)))
+
+
+def _spared(rows: list[sa.Row[typing.Any]], kinds: Kinds) -> list[placing.Candidate]:
+    """The candidates of these rows, each with the time until a reservation needs it."""
+    now = timeutils.utcnow() + datetime.timedelta(seconds=candidates.MARGIN)
+    found = ((candidate(row, len(kinds)), row[KEPT]) for row in rows)
+    return [
+        each if at is None else each._replace(spare=(at - now).total_seconds())
+        for each, at in found
+    ]
+
+
+def ending(
+    session: orm.Session, kinds: list[candidates.Kind], of_hosts: candidates.Hosts
+) -> list[tuple[datetime.datetime, placing.Candidate]]:
+    """The accelerators of these kinds whose leases end, each with the time."""
+    rows = candidates.ending(session, kinds, of_hosts)
+    return [(row[KEPT], candidate(row)) for row in rows]
+
+
+def candidate(row: sa.Row[typing.Any], number: int | None = None) -> placing.Candidate:
+    """The candidate of a row of cyborg_lite.db.candidates.
+
+    :param number: of how many kinds it tells, if it tells more after them.
+    """
+    handle, host, device, form, node, address, told, _, *fits = tuple(row)
+    kinds = frozenset(number for number, fit in enumerate(fits[:number]) if fit)
     place = topology.place(address, told)
     return placing.Candidate(handle, host, device, form, node, kinds, place)
 
@@ -123,22 +173,37 @@ def confirm(
     wanted: placing.Wanted,
     chosen: placing.Chosen,
     rank: placing.Rank,
+    lease: int | None,
     allowed: collections.abc.Container[int] | None = None,
-) -> placing.Chosen:
-    """Choose again on the same hosts, now that they are locked: what was read before may be stale.
+    cut: bool = False,
+) -> Rows:
+    """Look again on the same hosts, now that they are locked: what was read before may be stale.
 
+    What was chosen is taken if it is still free, or else the best of what is free there now.
+
+    :param lease: for how many seconds they are wanted; None without an end.
     :param allowed: the ids of the handles to choose from; None for all.
+    :param cut: whether it was chosen from a part of what these hosts have: a host may have a better
+        set.
+    :returns: what is shown of each, in order.
     :raises sqlalchemy.orm.exc.StaleDataError: when there is not enough left: the call is tried
         again.
     """
-    locked = hosts.lock(session, _NAMED, names={each.host for each in chosen})
-    found = free(session, kinds, locked)
-    if allowed is not None:
-        found = [each for each in found if each.handle in allowed]
-    again = placing.place(found, wanted, rank)
-    if again is None:
-        raise orm_exception.StaleDataError
-    return again
+    locked = lock(session, chosen)
+    for among in (None,) if cut else ([each.handle for each in chosen], None):
+        rows = candidates.free(session, list(kinds), locked, told='details', among=among)
+        found = [each for each in _spared(rows, kinds) if each.fits(lease)]
+        if allowed is not None:
+            found = [each for each in found if each.handle in allowed]
+        if again := placing.place(found, wanted, rank):
+            by_handle = {row.id: row for row in rows}
+            return [by_handle[each.handle] for each in again]
+    raise orm_exception.StaleDataError
+
+
+def lock(session: orm.Session, chosen: placing.Chosen) -> list[str]:
+    """Lock the hosts of these accelerators; returns their names."""
+    return hosts.lock(session, _NAMED, names={each.host for each in chosen})
 
 
 def take(
@@ -146,29 +211,27 @@ def take(
     ctxt: context.RequestContext,
     uuid: str,
     profile: model.DeviceProfile,
-    chosen: placing.Chosen,
-    limited: bool = True,
+    chosen: Rows,
     after: float = 0,
 ) -> Taken:
     """Create the requests of an allocation, each bound, on hosts that are locked.
 
     :param profile: a private one is stored now.
-    :param limited: whether there may be a quota of the project.
+    :param chosen: what is shown of each accelerator: see confirm() and details().
     :param after: as for :func:`outbox.put`.
     :raises cyborg_lite.exception.OverQuota: when it exceeds the quota of the project; nothing
         was written then.
     """
-    if limited:
+    # As the rows were read under the lock: limits may have been set while it was waited for.
+    if quotas.may_be(session, bool(chosen[0].limited)):
         # Before anything is written: it may be refused.
-        amounts = [sum(profiles.resources(group).values()) for group in profile.groups]
-        quotas.claim(session, ctxt.project_id or '', quotas.asked(profile.groups, amounts))
+        quotas.claim(session, ctxt.project_id or '', asked(profile))
     profile.limited = False
     if profile.private:
         profile.name = private(uuid)
         session.add(profile)
         session.flush()
-    handles = _handles(session, [each.handle for each in chosen])
-    found, now = [handles[each.handle] for each in chosen], timeutils.utcnow()
+    now = timeutils.utcnow()
     places = [
         {
             'state': 'Bound',
@@ -178,14 +241,20 @@ def take(
             'moves': _moves(ctxt, row, now),
         }
         | holding.given(row.id, row.resource_class, now)
-        for row in found
+        for row in chosen
     ]
     arqs = binding.make(session, ctxt, profile, places)
     hosts.announce_all(session, {each.host for each in chosen}, after=after)
     return Taken(
-        [_shown(row, arq) for row, arq in zip(found, arqs, strict=True)],
-        {row.rp_uuid for row in found} if outbox.tells(session, outbox.PROVIDER) else set(),
+        [_shown(row, arq) for row, arq in zip(chosen, arqs, strict=True)],
+        {row.rp_uuid for row in chosen} if outbox.tells(session, outbox.PROVIDER) else set(),
     )
+
+
+def asked(profile: model.DeviceProfile) -> collections.Counter[str]:
+    """How many requests of each resource class an allocation of a profile makes."""
+    amounts = [sum(profiles.resources(group).values()) for group in profile.groups]
+    return quotas.asked(profile.groups, amounts)
 
 
 def end(lease: int) -> datetime.datetime:
@@ -205,35 +274,11 @@ def _moves(
     return model.ARQ().moved('Bound', None, ctxt.request_id, at, **place)
 
 
-_device = model.Device
-_of_class = sa.and_(
-    model.Attribute.deployable_id == model.Deployable.id, model.Attribute.key == 'rc'
-)
-#: What an allocation shows of handles.
-_HANDLES = (
-    sa.select(
-        model.AttachHandle.id,
-        model.AttachHandle.uuid,
-        model.AttachHandle.attach_type,
-        model.AttachHandle.attach_info,
-        model.AttachHandle.form,
-        model.Deployable.rp_uuid,
-        model.Deployable.driver_name.label('driver'),
-        _device.uuid.label('device_uuid'),
-        _device.hostname.label('host'),
-        *(_device.type, _device.model, _device.address, _device.numa_node, _device.vendor_board),
-        *(model.Attribute.value.label('resource_class'),),
-    )
-    .join(model.Deployable, model.Deployable.id == model.AttachHandle.deployable_id)
-    .join(_device)
-    .outerjoin(model.Attribute, _of_class)
-    .where(model.AttachHandle.id.in_(sa.bindparam('ids', expanding=True)))
-)
-
-
-def _handles(session: orm.Session, ids: list[int]) -> dict[int, sa.Row[typing.Any]]:
-    """What an allocation shows of these handles, by their ids."""
-    return {row.id: row for row in query.run(session, _HANDLES, {'ids': ids})}
+def details(session: orm.Session, chosen: placing.Chosen) -> Rows:
+    """What is shown of these accelerators, in order."""
+    ids = [each.handle for each in chosen]
+    found = {row.id: row for row in candidates.details(session, ids)}
+    return [found[id] for id in ids]
 
 
 def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:

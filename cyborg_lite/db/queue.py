@@ -17,6 +17,8 @@ from cyborg_lite.model import queue
 
 _waits = model.Allocation.state == 'queued'
 _FIRST = sa.select(model.Allocation.id).where(_waits).limit(1)
+#: Whether an allocation waits.
+ANY = sa.exists().where(_waits)
 
 
 def any_waits(session: orm.Session) -> bool:

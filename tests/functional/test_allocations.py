@@ -12,8 +12,11 @@ import sqlalchemy as sa
 
 from cyborg_lite import model
 from cyborg_lite.api import app
+from cyborg_lite.conductor import choosing
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import releasing
+from cyborg_lite.conductor import serving
+from cyborg_lite.model import base
 from tests import support
 
 PATH = '/v2/allocations'
@@ -237,6 +240,93 @@ def test_what_links_exclude_is_topology(service, amount, more, fits):
     assert request['left'] == 0
 
 
+@pytest.mark.parametrize(
+    ('amount', 'more', 'said'),
+    [
+        (9, {}, 'there would be 8 on one host'),
+        (5, {'same_numa': 'require'}, 'there would be 4 in one NUMA node'),
+        (11, {'same_host': False}, 'there would be 10'),
+        (3, {'link': 'require'}, 'no host would have such a set'),
+    ],
+)
+def test_a_refusal_says_what_there_would_be(service, amount, more, said):
+    eight(service)
+    one, other = npu('01'), npu('02')
+    one.topology = {'links': {other.address: 1}}
+    service.report(one, other, host='host-2')
+    got(service, 1)
+    refusal = refused(allocate(service, {'groups': groups(amount)} | more), 409)
+    assert refusal.endswith(f', and even if all were free {said}.')
+
+
+def test_a_refusal_says_when_leases_end(service):
+    """The second of three leases frees enough; those without an end do not count."""
+    service.report(*(npu(f'{n:02x}') for n in range(4)))
+    for lease in (3600, 60, 600, None):
+        got(service, **({'lease': lease} if lease else {}))
+    ends = sorted(filter(None, (a.lease_ends_at for a in service.rows(model.Allocation))))
+    for amount, at in ((1, ends[0]), (2, ends[1]), (3, ends[2]), (4, None)):
+        body = {'groups': groups(amount)}
+        answer = allocate(service, body)
+        [alternative] = answer.json['errors'][0]['explanation']['alternatives']
+        said = refused(answer, 409)
+        assert alternative['fits_at'] == (at and base.iso(at))
+        expected = f'; enough are free at {at and base.iso(at)}, when leases end'
+        assert (expected in said) == (at is not None)
+        dry = allocate(service, body, '?dry_run=true').json
+        assert dry['alternatives'][0]['fits_at'] == (at and base.iso(at))
+    # It waits for what is held, and its reason does not age.
+    queued = allocate(service, {'groups': groups(), 'queue': True}).json
+    assert 'when leases end' not in queued['reason']
+    [alternative] = allocate(service, None, '?dry_run=true').json['alternatives']
+    assert alternative['fits_at'] == base.iso(ends[0])
+
+
+def test_a_dry_run_counts_the_quota(service):
+    """What it says is what the request would get."""
+    eight(service)
+    got(service, 2)
+    project = service.rows(model.Allocation)[0].project_id
+    service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 3})
+    body = {'groups': groups(2), 'alternatives': [groups(3)]}
+    found = allocate(service, body, '?dry_run=true').json
+    alternative, other = found['alternatives']
+    assert other['reason'].endswith('2 used, and 3 asked for')
+    quota = 'Quota exceeded for CUSTOM_NPU: the limit is 3, 2 used, and 2 asked for'
+    assert (found['fits'], alternative['fits'], alternative['reason']) == (False, False, quota)
+    assert alternative['fits_if_all_were_free'] is True
+    [request] = alternative['requests']
+    assert +collections.Counter(request['removed']) == {'held': 2, 'quota': 6}
+    assert request['left'] == 0
+    answer = allocate(service, body)
+    assert refused(answer, 403) == f'{quota}.'
+    assert answer.json['errors'][0]['explanation'] == found
+    assert allocate(service, {'groups': groups(1)}, '?dry_run=true').json['fits']
+
+
+@pytest.mark.parametrize('lease', [None, 60])
+def test_an_alternative_within_the_quota_is_taken(service, lease):
+    """The first one is over it, though its accelerators are free."""
+    eight(service)
+    got(service, 2, **({'lease': lease} if lease else {}))
+    project = service.rows(model.Allocation)[0].project_id
+    service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 3})
+    body = {'groups': groups(2), 'alternatives': [groups(7), groups(1)]}
+    first, second, third = allocate(service, body, '?dry_run=true').json['alternatives']
+    assert [each['fits'] for each in (first, second, third)] == [False, False, True]
+    assert 'Quota exceeded' in first['reason']
+    assert '6 of CUSTOM_NPU free' in second['reason']
+    # No lease that ends would help the first, nor was a third one asked for.
+    assert (first['fits_at'], second['fits_at']) == (None, None)
+    made = allocate(service, body).json
+    assert (made['state'], len(made['accelerators'])) == ('active', 1)
+    body['alternatives'].pop()
+    refusal = allocate(service, body)
+    assert 'Quota exceeded' in refused(refusal, 403)
+    first, second = refusal.json['errors'][0]['explanation']['alternatives']
+    assert first['fits_at'] is None
+
+
 def test_a_refusal_says_that_no_links_are_known(service):
     """A driver may not tell links: other cards would not help."""
     service.report(*(npu(f'0{number}') for number in range(1, 5)))
@@ -454,7 +544,7 @@ def test_a_card_without_accelerators_is_counted(service):
     card.deployables[0].attach_handles.clear()
     service.report(card)
     answer = allocate(service)
-    said = 'no CUSTOM_NPU is free, and all accelerators together would not do'
+    said = 'no CUSTOM_NPU is free, and even if all were free there would be none'
     assert said in refused(answer, 409)
     [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
     assert (request['candidates'], request['left']) == (0, 0)
@@ -577,6 +667,48 @@ def test_the_quota_of_the_project_counts(service):
     assert len(service.rows(model.Allocation)) == 1
     service.api.delete(f'{PATH}/{made["uuid"]}')
     assert allocate(service, {'profile': 'profile-1'}).status_int == 201
+
+
+def test_the_quota_is_checked_under_its_lock(service, monkeypatch):
+    """The check before it reads without a lock: another request may come in between."""
+    eight(service)
+    project = app.ALONE['X-Project-Id']
+    service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 1})
+    monkeypatch.setattr(serving, 'refusals', lambda *_, **__: {})
+    assert 'CUSTOM_NPU' in refused(allocate(service, {'groups': groups(2)}), 403)
+    body = {'groups': groups(2), 'alternatives': [groups(1)]}
+    assert len(allocate(service, body).json['accelerators']) == 1
+
+
+def test_what_was_chosen_is_taken_if_it_is_still_free(service):
+    """Nothing else of a locked host is read then."""
+    eight(service)
+    with support.losing_chosen(0) as chosen, service.statements() as sent:
+        made = got(service, 2)
+    [card] = [each for each in service.rows(model.AttachHandle) if each.id == chosen[0]]
+    assert card.uuid in {each['uuid'] for each in made['accelerators']}
+    reads = [each for each in sent if each.startswith('SELECT attach_handles')]
+    assert ['attach_handles.id IN' in each for each in reads] == [False, True]
+
+
+def test_the_best_set_is_chosen_where_only_a_part_of_a_host_was_read(service, monkeypatch):
+    for number in range(14):
+        service.report(npu('01'), host=f'host-{number}')
+    service.report(*(npu(f'{n:02x}', int(n > 0)) for n in range(3)), host='host-x')
+    # The first two of the last host, which are on two nodes, are read with all others.
+    monkeypatch.setattr(choosing, 'WINDOWS', (16 - 2 * choosing.MORE, 4096))
+    assert {each['numa_node'] for each in got(service, 2)['accelerators']} == {1}
+
+
+@pytest.mark.parametrize(('cards', 'choices'), [(2, 1), (1, 2)])
+def test_what_was_chosen_is_lost_before_its_host_is_locked(service, cards, choices):
+    """Another one of the host is taken, or all begins again."""
+    service.report(*(npu(f'{n:02x}') for n in range(cards)))
+    with support.losing_chosen(1) as chosen:
+        [mine] = got(service)['accelerators']
+    assert len(chosen) == choices
+    # What is begun again has never lost it.
+    assert mine['address'] == f'0000:{cards - 1:02x}:00.0'
 
 
 def test_a_dry_run_takes_nothing(service):

@@ -8,12 +8,15 @@ import inspect
 import unittest.mock
 
 from oslo_middleware import base
+from oslo_utils import uuidutils
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
 from cyborg_lite import model
 from cyborg_lite import rpc
+from cyborg_lite.api import app
+from cyborg_lite.conductor import taking
 from cyborg_lite.db import accelerators
 from cyborg_lite.db import candidates
 from tests import support
@@ -24,12 +27,13 @@ ARQS = '/v2/accelerator_requests'
 
 @contextlib.contextmanager
 def calls():
-    """The RPC calls of a block, by method names."""
+    """The RPC calls of a block, by method names; the agent reports on its own."""
     seen = []
     plain = rpc.Peer.__getattr__
 
     def see(peer, method):
-        seen.append(method)
+        if method != 'report':
+            seen.append(method)
         return plain(peer, method)
 
     with unittest.mock.patch.object(rpc.Peer, '__getattr__', see):
@@ -147,6 +151,8 @@ def test_each_page_takes_three_statements(crowded, name, key):
         second = crowded.api.get(link['href']).json
     assert len(second[key]) == 500
     assert len(statements) <= 3, statements
+    # The database sends no more rows than are shown, whatever the size of the table.
+    assert any('LIMIT' in each for each in statements)
 
 
 @pytest.mark.parametrize(
@@ -355,33 +361,85 @@ def sent(statements):
     return [each for each in statements if not each.startswith('BEGIN')]
 
 
+#: by how they are set, the project of limits
+LIMITS = {'own': app.ALONE['X-Project-Id'], 'default': 'defaults'}
+
+
+def limit(service, by):
+    """Set limits that are far off, of the project itself or of all; or none."""
+    if by in LIMITS:
+        path, body = f'/v2/quotas/{LIMITS[by]}', {'limits': {'FPGA': 90, 'total': 90}}
+        assert service.api.patch(path, body).status_int == 200
+    # The first request of a project makes the row that is locked for all others.
+    service.profile('first', FPGA=1)
+    assert len(service.arqs('first')) == 1
+
+
+def wait(service):
+    """Have two requests wait for a whole host of which some is held."""
+    for amount in (1, 8, 8):
+        body = {'groups': [{'resources': {'FPGA': amount}}], 'hosts': ['host-0'], 'queue': True}
+        assert service.api.post('/v2/allocations', body).status_int == 201
+
+
 @pytest.mark.parametrize('count', [1, 2, 8])
 @pytest.mark.parametrize('by', ['profile', 'groups'])
-def test_an_allocation_takes_ten_statements_and_two_for_each_and_one_call(service, count, by):
+@pytest.mark.parametrize('limits', ['none', *LIMITS])
+@pytest.mark.parametrize('waits', [False, True])
+def test_an_allocation_takes_ten_statements_and_two_for_each_and_one_call(
+    service, count, by, limits, waits
+):
     hosts_of_eight(service, 3)
+    limit(service, limits)
+    if waits:
+        wait(service)
     service.profile(FPGA=count)
     body = {'profile': 'profile-1'} if by == 'profile' else {
         'groups': [{'resources': {'FPGA': count}}]
     }  # fmt: skip
     body |= {'name': 'a', 'lease': 60}
     key = {'Idempotency-Key': 'b'}
-    with service.statements() as statements, calls() as made:
+    with service.statements(but='outbox') as statements, calls() as made:
         answer = service.api.post('/v2/allocations', body, **key)
     assert answer.status_int == 201
     assert made == ['create_allocation']
-    assert len(sent(statements)) <= 10 + 2 * count, sent(statements)
-    with service.statements() as statements, calls() as made:
+    # Where both come before it, what those that wait can use depends on their limits, too.
+    least = 14 if waits and limits != 'none' else 0
+    assert len(sent(statements)) <= max(10 + 2 * count, least), sent(statements)
+    with service.statements(but='outbox') as statements, calls() as made:
         assert service.api.delete(f'/v2/allocations/{answer.json["uuid"]}').status_int == 204
     assert made == ['release_allocation']
-    assert len(sent(statements)) <= 8, sent(statements)
+    # It tells those that wait.
+    assert len(sent(statements)) <= (10 if waits else 8), sent(statements)
 
 
-def test_a_refused_allocation_takes_six_statements_and_one_call(service):
+@pytest.mark.parametrize('limits', ['none', *LIMITS])
+@pytest.mark.parametrize('waits', [False, True])
+def test_a_refused_allocation_takes_six_statements_and_one_call(service, limits, waits):
     hosts_of_eight(service, 40)
+    limit(service, limits)
+    if waits:
+        wait(service)
     body = {'groups': [{'resources': {'FPGA': 9}}], 'name': 'a'}
     body['alternatives'] = [[{'resources': {'FPGA': n}}] for n in range(10, 18)]
-    with service.statements() as statements, calls() as made:
+    with service.statements(but='outbox') as statements, calls() as made:
         assert service.api.post('/v2/allocations', body).status_int == 409
+    assert made == ['create_allocation']
+    assert len(sent(statements)) <= 6, sent(statements)
+
+
+@pytest.mark.parametrize('limits', LIMITS)
+@pytest.mark.parametrize('by', ['profile', 'groups'])
+def test_a_refusal_by_a_quota_takes_six_statements_and_one_call(service, limits, by):
+    hosts_of_eight(service, 40)
+    limit(service, limits)
+    service.profile(FPGA=90)
+    more = {'same_host': False, 'name': 'a'}
+    wanted = {'groups': [{'resources': {'FPGA': 90}}]} if by == 'groups' else {
+        'profile': 'profile-1'
+    }  # fmt: skip
+    with service.statements(but='outbox') as statements, calls() as made:
+        assert service.api.post('/v2/allocations', wanted | more).status_int == 403
     assert made == ['create_allocation']
     assert len(sent(statements)) <= 6, sent(statements)
 
@@ -417,3 +475,87 @@ def test_an_allocation_costs_the_same_however_many_others_there_are(service):
             assert service.api.post('/v2/allocations', body).status_int == 201
         costs.add(len(statements))
     assert len(costs) == 1
+
+
+HOSTS = 40
+FREE = 10_000
+
+
+@pytest.fixture
+def vast(service):
+    """A service with FREE free accelerators, on HOSTS hosts of two cards.
+
+    ``vast(*numbers)`` links the cards of the hosts of these numbers.
+    """
+    cards = [support.card(f'{bus:02x}') for bus in range(2)]
+    for n in range(HOSTS):
+        service.report(*cards, host=f'host-{n:02}')
+    parts = [row.id for row in service.rows(model.Deployable)]
+    columns = {'attach_type': 'TEST_PCI', 'form': 'whole', 'lost': False}
+    rows = [
+        {
+            'uuid': uuidutils.generate_uuid(),
+            'deployable_id': part,
+            'attach_info': {'n': n},
+            **columns,
+        }
+        for part in parts
+        for n in range(FREE // len(parts) - 1)
+    ]
+    linked = sa.update(model.Device)
+    with service.database.writer() as session:
+        session.execute(sa.insert(model.AttachHandle), rows)
+
+    def link(*numbers):
+        names = [f'host-{n:02}' for n in numbers]
+        links = {'links': {card.address: 1 for card in cards}}
+        with service.database.writer() as session:
+            session.execute(linked.where(model.Device.hostname.in_(names)).values(topology=links))
+
+    return link
+
+
+@contextlib.contextmanager
+def read():
+    """The candidates that are read in a block."""
+    made, plain = [], taking.candidate
+
+    def see(*args):
+        made.append(plain(*args))
+        return made[-1]
+
+    with unittest.mock.patch.object(taking, 'candidate', see):
+        yield made
+
+
+PAIR = {'groups': [{'resources': {'FPGA': 2}}], 'link': 'require'}
+OTHER = {'resources': {'FPGA': 1}, 'traits': {'CUSTOM_OTHER': 'required'}}
+#: what is asked for, the host whose cards have links, and how many of the free are read
+VAST = {
+    'links on the first host': (PAIR, 0, 272),
+    'links on a later host': (PAIR, 14, 272 + 4112),
+    'links on the last host': (PAIR, HOSTS - 1, 272 + 4112 + FREE),
+    'an alternative that nothing fits': (
+        {'groups': [OTHER], 'alternatives': [[{'resources': {'FPGA': 1}}]]}, 0, 264,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('waits', [False, True])
+@pytest.mark.parametrize(('body', 'linked', 'most'), VAST.values(), ids=VAST)
+def test_a_choice_among_many_reads_few(service, vast, body, linked, most, waits):
+    """No more are read, and in three statements at most, if the first ones do."""
+    vast(linked)
+    if waits:
+        # It waits for what is not there now, and keeps nothing of the rest.
+        held = {'groups': [OTHER], 'queue': True}
+        assert service.api.post('/v2/allocations', held).json['state'] == 'queued'
+    with service.statements(but='outbox') as statements, read() as made:
+        answer = service.api.post('/v2/allocations', body)
+    assert answer.status_int == 201, answer.text
+    if body is PAIR:
+        assert {each['host'] for each in answer.json['accelerators']} == {f'host-{linked:02}'}
+    choices = [each for each in statements if 'kind0' in each and 'hostname IN' not in each]
+    of_host = FREE // HOSTS
+    assert len(made) <= most * (2 if waits else 1) + of_host
+    assert len(choices) <= (3 if not waits else 6), choices

@@ -20,6 +20,7 @@ from cyborg_lite.api import allocations
 from cyborg_lite.api import app
 from cyborg_lite.api import waiting
 from cyborg_lite.conductor import serving
+from cyborg_lite.conductor import taking
 from cyborg_lite.model import queue
 from tests import support
 
@@ -239,6 +240,27 @@ def test_a_host_that_is_too_small_is_of_no_use(service):
     assert state(service, held) == 'active'
 
 
+@pytest.mark.parametrize(
+    ('wishes', 'read'),
+    [
+        ([['host-1'], ['host-1', 'host-2']], {'host-1', 'host-2'}),
+        ([['host-1'], None], None),
+        ([['host-1'], [f'host-{n}' for n in range(1000)]], {f'host-{n}' for n in range(1000)}),
+        ([['other'], [f'host-{n}' for n in range(1000)]], None),
+    ],
+)
+def test_a_step_reads_the_hosts_that_are_named(service, monkeypatch, wishes, read):
+    npus(service, 1)
+    held = ask(service)
+    plain, seen = taking.free, []
+    monkeypatch.setattr(taking, 'free', lambda *got: seen.append(got[2]) or plain(*got))
+    first, _ = (ask(service, **({'hosts': hosts} if hosts else {})) for hosts in wishes)
+    seen.clear()
+    release(service, held)
+    assert seen[0] == read
+    assert state(service, first) == ('active' if 'host-1' in wishes[0] else 'queued')
+
+
 def test_an_unqueued_request_takes_nothing_from_queued_ones(service):
     npus(service, 2)
     held = [ask(service), ask(service)]
@@ -256,16 +278,18 @@ def test_an_unqueued_request_takes_nothing_from_queued_ones(service):
     assert service.api.post(PATH, body()).status_int == 201
 
 
-@pytest.mark.parametrize('order', ['AAB', 'BAA'])
-def test_accelerators_kept_for_the_queue_stay_kept_when_hosts_are_locked(service, order):
-    """What is chosen again on a locked host is chosen from the same accelerators."""
+@pytest.mark.parametrize('order', ['AABB', 'BBAA'])
+@pytest.mark.parametrize('lost', [False, True])
+def test_accelerators_kept_for_the_queue_stay_kept_when_hosts_are_locked(service, order, lost):
+    """What is chosen in place of a lost one on a locked host is not kept either."""
     cards = [npu(f'{n:02x}', traits=[f'CUSTOM_{each}']) for n, each in enumerate(order)]
     service.report(*cards)
     one, two = (ask(service, traits={'CUSTOM_A': 'required'}) for _ in range(2))
     waits = ask(service, 2, traits={'CUSTOM_A': 'required'})
     release(service, one)
-    [mine] = service.api.post(PATH, body()).json['accelerators']
-    assert mine['address'] == f'0000:{order.index("B"):02x}:00.0'
+    with support.losing_chosen(int(lost)):
+        [mine] = service.api.post(PATH, body()).json['accelerators']
+    assert mine['address'] == f'0000:{order.index("B") + lost:02x}:00.0'
     release(service, two)
     assert state(service, waits) == 'active'
 
@@ -638,9 +662,13 @@ def sent(statements):
 
 
 @pytest.mark.parametrize(('by', 'waiting'), [('profile', 1), ('groups', 6)])
-def test_a_step_takes_eight_statements_for_each_device(service, waiting, by):
+@pytest.mark.parametrize('limited', [False, True])
+def test_a_step_takes_eight_statements_for_each_device(service, waiting, by, limited):
+    """With limits two more: they are counted, and counted again under the lock of the project."""
     npus(service, 1)
     held = ask(service)
+    if limited:
+        limit(service, CUSTOM_NPU=90)
     service.profile(CUSTOM_NPU=1)
     wanted = {'profile': 'profile-1'} if by == 'profile' else body()
     for _ in range(waiting):
@@ -651,11 +679,11 @@ def test_a_step_takes_eight_statements_for_each_device(service, waiting, by):
     with service.statements() as statements:
         manager(service)._serve_all()
     assert len([r for r in service.rows(model.Allocation) if r.state == 'queued']) == waiting - 1
-    assert len(sent(statements)) <= 8, sent(statements)
+    assert len(sent(statements)) <= (10 if limited else 8), sent(statements)
     settle(service)
     with service.statements() as statements:
         manager(service)._serve_all()
-    assert len(sent(statements)) <= 2, sent(statements)
+    assert len(sent(statements)) <= (3 if limited else 2), sent(statements)
 
 
 def test_to_join_takes_twelve_statements_and_to_look_two(service):

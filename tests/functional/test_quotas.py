@@ -11,6 +11,7 @@ import oslo_messaging as messaging
 import pytest
 import requests
 import requests_mock
+import sqlalchemy as sa
 
 from cyborg_lite import accounts
 from cyborg_lite import context
@@ -20,6 +21,7 @@ from cyborg_lite import rpc
 from cyborg_lite.api import projects
 from cyborg_lite.api import quotas
 from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import taking
 from tests import support
 from tests.functional import test_members
 
@@ -415,6 +417,24 @@ def test_members_see_the_quota_of_their_project_and_set_none(asked):
         assert [answer.status_int for answer in refused] == [403] * len(refused)
     assert [post(asked('ann'), 'one').status_int for _ in range(2)] == [201, 403]
     assert post(asked('bob'), 'one').status_int == 201
+
+
+# Limits that are set meanwhile
+
+
+@pytest.mark.parametrize('project', [ALONE, 'defaults'])
+def test_a_first_quota_counts_for_what_waits_for_its_host(service, monkeypatch, project):
+    """When an allocation chose its accelerator there was no limit, and no row to lock."""
+    service.report(support.card())
+    plain = taking.lock
+
+    def lock(session, chosen):
+        session.execute(sa.insert(model.Quota), [{'project_id': project, 'limits': {'FPGA': 0}}])
+        return plain(session, chosen)
+
+    monkeypatch.setattr(taking, 'lock', lock)
+    answer = service.api.post('/v2/allocations', {'groups': [{'resources': {'FPGA': 1}}]})
+    assert (answer.status_int, counts(service)) == (403, {})
 
 
 # Costs
