@@ -408,7 +408,7 @@ class Leases:
         if self.host.recorded or lease.queued:
             return set()
         with self._changed:
-            others = [each for each in self._known.values() if each is not lease]
+            others = [each for each in self._known.values() if not _is_of(each, lease)]
         mine = self._all_nodes(lease)
         return mine.difference(*map(self._all_nodes, others)) if mine else mine
 
@@ -430,7 +430,11 @@ class Leases:
             return False
         with self._changed:
             self._known.pop(lease.uuid, None)
+            drawn = any(_is_of(each, lease) for each in self._known.values())
             self._changed.notify_all()
+        if drawn:
+            # What was leased from it has ended, too.
+            self._look_again()
         self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True
@@ -439,6 +443,10 @@ class Leases:
 def _may_be_carried_out(error: BaseException) -> bool:
     """Whether a request may have been carried out, or may be later, although it failed so."""
     return not isinstance(error, exception.CyborgError) or error.code >= 500
+def _is_of(one: Lease, other: Lease) -> bool:
+    """Whether two leases are one, or one of them is leased from the other."""
+    reservations = one.row.get('reservation_uuid'), other.row.get('reservation_uuid')
+    return one is other or one.uuid == reservations[1] or other.uuid == reservations[0]
 
 
 def _process(consumer: str, host: driver.Host) -> processes.Process:

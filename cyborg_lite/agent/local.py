@@ -236,7 +236,7 @@ def _lease(
 
 
 def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None:
-    """Send the client the state of its lease until the lease is active and confirmed.
+    """Send the client the state of its lease until the lease is active and confirmed, or reserved.
 
     :raises _HungUp: when the client has disconnected.
     """
@@ -249,6 +249,9 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
             row = served.wait(lease, before, CHECK)
     if row is None:
         raise Refused('the lease was released while it waited', 409)
+    if row['state'] == 'reserved':
+        asking.send(_shown(served, lease, row))
+        return
     served.guard(PATIENCE)
     document = served.document(lease)
     views = {view: delivery.render(document, view) for view in delivery.VIEWS}
@@ -316,7 +319,7 @@ def _list(served: leases.Leases, asking: Client) -> None:
 def _hidden(shown: Words) -> Words:
     """A lease without the ids by which it could be changed."""
     held = [each | {'arq_uuid': None} for each in shown['accelerators'] or ()]
-    return shown | {'uuid': None, 'name': None, 'accelerators': held}
+    return shown | {'uuid': None, 'name': None, 'reservation': None, 'accelerators': held}
 
 
 def _release(
@@ -368,7 +371,10 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
         'position': row['position'],
         'reason': row['reason'],
         'since': row['created_at'],
+        'starts': row.get('starts_at'),
         'ends': row['lease_ends_at'],
+        'reservation': row.get('reservation_uuid'),
+        'amount': row.get('amount'),
         'host': served.host.name,
         'user': process.user,
         'pid': process.pid,

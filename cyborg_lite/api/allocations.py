@@ -85,6 +85,11 @@ CREATE: types.Schema = {
         },
         **model.Allocation.LABELS,
         'lease': _LEASE,
+        'starts_at': {
+            'type': 'string',
+            'maxLength': 64,
+            'description': 'a time in ISO 8601, UTC if it names no zone',
+        },
         'queue': {'type': 'boolean'},
         'priority': {
             'type': 'integer',
@@ -216,7 +221,10 @@ class Allocations(rest.Controller):
         if dry_run:
             rest.call().status = 200
             return rest.call().conductor.check_allocation(request=request)
-        uuid = rest.call().conductor.create_allocation(request=request)
+        if 'starts_at' in request:
+            uuid = rest.call().conductor.create_reservation(request=request)
+        else:
+            uuid = rest.call().conductor.create_allocation(request=request)
         self._wait(uuid, wait)
         try:
             return self.fetch(uuid)
@@ -316,8 +324,26 @@ def _added(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
     """
     found = {'link': body['link']} if 'link' in body else {}
     found |= {field: body[field] for field in model.Allocation.LABELS if field in body}
+    found |= {'starts_at': _start(body)} if 'starts_at' in body else {}
     found |= {'priority': int(body['priority'])} if 'priority' in body else {}
     return found | ({'queue': True} if body.get('queue') else {})
+
+
+def _start(body: dict[str, typing.Any]) -> str:
+    """When a reservation starts, in UTC."""
+    try:
+        start = types.Moment.parse(body['starts_at'])
+    except ValueError as error:
+        raise exception.Invalid(reason=f'Invalid starts_at: {error}.') from None
+    if 'lease' not in body:
+        raise exception.Invalid(
+            reason='Invalid lease: expected a number of seconds, since starts_at reserves.'
+        )
+    if body.get('queue'):
+        raise exception.Invalid(
+            reason='Invalid queue: what starts at a time does not wait in the queue.'
+        )
+    return start.isoformat()
 
 
 def _groups(where: str, groups: list[dict[str, typing.Any]]) -> list[dict[str, str]]:

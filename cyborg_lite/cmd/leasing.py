@@ -23,6 +23,12 @@ NAMED = 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_wanted(parser)
     add_labels(parser, 'lease')
+    parser.add_argument(
+        '--reservation',
+        metavar='ID',
+        help='take them from this reservation of yours, by its uuid or name, once it has started: '
+        'all that are left of it, or -n',
+    )
     waiting = parser.add_mutually_exclusive_group()
     waiting.add_argument(
         '--nonblock', action='store_true', help='fail at once if they are not free'
@@ -172,9 +178,9 @@ def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
 
 def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict[str, typing.Any]:
     """The request to an agent for the arguments."""
-    words: dict[str, typing.Any] = {'queue': not arguments.nonblock}
-    for name in ('resource_class', 'profile', 'count', 'name'):
-        if getattr(arguments, name) is not None:
+    words: dict[str, typing.Any] = {'queue': not getattr(arguments, 'nonblock', True)}
+    for name in ('resource_class', 'profile', 'count', 'name', 'reservation'):
+        if getattr(arguments, name, None) is not None:
             words[name] = getattr(arguments, name)
     if arguments.trait:
         words['traits'] = {

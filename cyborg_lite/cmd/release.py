@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cyborg-lite release``: release what ``cyborg-lite alloc`` holds."""
+"""``cyborg-lite release``: release what ``cyborg-lite alloc`` holds, or a reservation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from cyborg_lite import client
 from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
-    'Releases the accelerators of a lease, or those of this shell. It is refused while a process '
+    'Releases the accelerators of a lease, or those of this shell: with --as those of this name, '
+    'and without it those without a name; or cancels a reservation. It is refused while a process '
     'has one of their devices open.'
 )
 

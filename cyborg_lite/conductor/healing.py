@@ -18,6 +18,8 @@ from cyborg_lite.conductor import idling
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import releasing
+from cyborg_lite.conductor import reserving
+from cyborg_lite.db import candidates
 from cyborg_lite.db import engine
 
 LOG = log.getLogger(__name__)
@@ -64,6 +66,7 @@ class Healer:
         self._look_for_idle()
         self._forget()
         self._wake()
+        self._mend()
         if self._looked is not None:
             self._looked = began
 
@@ -89,12 +92,23 @@ class Healer:
             self._resynced = resync(session, self._resynced)
 
     def expire(self) -> None:
-        """Release what has been leased for long enough, each in a transaction of its own."""
+        """Release what has been leased for long enough, and reservations that nobody has used, each
+        in a transaction of its own.
+        """
         with self._outbox.session() as session:
-            ids = releasing.expired(session, MOST)
+            ended, unused = releasing.expired(session, MOST), reserving.lapsed(session, MOST)
+        for ids, end in ((ended, releasing.expire), (unused, reserving.lapse)):
+            for id in ids:
+                with self._outbox.session() as session:
+                    end(session, id)
+
+    def _mend(self) -> None:
+        """Have reservations keep others in place of accelerators that cannot be used any more."""
+        with self._outbox.session() as session:
+            ids = candidates.broken(session)
         for id in ids:
             with self._outbox.session() as session:
-                releasing.expire(session, id)
+                reserving.mend(session, id, self._conf.conductor.placing)
 
     def _look_for_idle(self) -> None:
         """Note which allocations do no work, and do what the operator wants then, each in a
@@ -121,6 +135,7 @@ class Healer:
         """
         with self._outbox.session() as session:
             queue.wake(session)
+            reserving.look_at_next_start(session)
 
     def _forget(self) -> None:
         with self._outbox.session() as session:

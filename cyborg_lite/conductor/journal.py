@@ -87,6 +87,10 @@ def allocate(request: typing.Any, **_: typing.Any) -> str:
     return f'Allocate {" or ".join(wanted)[:500]}{named}'
 
 
+def reserve(request: typing.Any, **_: typing.Any) -> str:
+    return f'{allocate(request)} from {request["starts_at"]} for {request["lease"]} seconds'
+
+
 def lease(host: str, process: typing.Any, request: typing.Any, **_: typing.Any) -> str:
     who = ' '.join(str(process.get(name))[:64] for name in ('pid', 'user'))
     return f'Lease for process {who} on host {host[:255]}: {str(request)[:500]}'

@@ -9,9 +9,11 @@ has, and looks at their processes.
 from __future__ import annotations
 
 import collections.abc
+import datetime
 import functools
 import re
 import typing
+import uuid as uuidlib
 
 from oslo_config import cfg
 import oslo_messaging as messaging
@@ -25,12 +27,15 @@ from cyborg_lite import model
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
+from cyborg_lite.conductor import reserving
 from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import queue as db_queue
 
 _kind = model.Allocation
 #: The type of consumers that only agents may set; the API refuses it.
 PROCESS = _kind.PROCESS
+#: The states of what is not released.
+ALIVE = tuple(state for state in model.Allocation.STATES if state != 'released')
 #: The most accelerators of one lease: those of one host.
 MOST = 1000
 #: The longest lease that has an end, in seconds: a year.
@@ -43,6 +48,8 @@ _CANONICAL = {
     'type': 'string', 'pattern': r'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z',
 }  # fmt: skip
 _WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
+#: A time in UTC, as a client of this release sends it.
+_MOMENT = r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\Z'
 _NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
 
 #: What a process asks for.
@@ -65,6 +72,8 @@ REQUEST: dict[str, typing.Any] = {
         **model.Allocation.LABELS,
         'queue': {'type': 'boolean'},
         'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
+        'starts_at': {'type': 'string', 'pattern': _MOMENT},
+        'reservation': _NAME,
     },
 }
 
@@ -194,8 +203,36 @@ def create(
         request_id=ctxt.request_id,
         overwrite=False,
     )
+    if 'reservation' in request:
+        return _draw(session, caller, host, process, request, uuid), []
     wanted = _wanted(session, host, process, request)
+    if 'starts_at' in request:
+        return reserving.create(session, caller, wanted, policy, uuid)
     return allocating.create(session, caller, wanted, policy, uuid)
+
+
+#: What may be asked of a reservation.
+_OF_RESERVATION = {'reservation', 'count', 'name', 'queue', *model.Allocation.LABELS}
+
+
+def _draw(
+    session: orm.Session,
+    caller: context.RequestContext,
+    host: str,
+    process: Process,
+    request: Row,
+    uuid: str | None,
+) -> str:
+    """Lease from a reservation; what the reservation has is settled."""
+    if given := sorted(request.keys() - _OF_RESERVATION):
+        raise exception.Invalid(
+            reason=f'Invalid {given[0]}: a reservation has its accelerators already; expected at '
+            'most a count and a name.'
+        )
+    wanted = _request(host, process, request)
+    uuid = uuid or str(uuidlib.uuid4())
+    reservation, count = request['reservation'], request.get('count')
+    return reserving.draw(session, caller, reservation, count, wanted, host, uuid)
 
 
 def _is_made(session: orm.Session, uuid: str, consumer: str) -> bool:
@@ -226,11 +263,12 @@ def rows(
     _refuse_stranger(session, host, agent)
     columns = (
         *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators'),
+        *('reservation_uuid', 'amount'),
         *model.Allocation.LABELS,
     )
     found = session.scalars(
         sa.select(_kind).where(
-            _kind.uuid == uuid if uuid else _kind.state.in_(('queued', 'active')), *db_leases.of(host)
+            _kind.uuid == uuid if uuid else _kind.state.in_(ALIVE), *db_leases.of(host)
         )
     ).all()
     waits = any(each.state == 'queued' for each in found)
@@ -240,6 +278,7 @@ def rows(
         | {
             'position': positions.get(each.uuid),
             'created_at': each.created_at.isoformat(),
+            'starts_at': each.starts_at and each.starts_at.isoformat(),
             'lease_ends_at': each.lease_ends_at and each.lease_ends_at.isoformat(),
         }
         for each in found
@@ -332,14 +371,20 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
             reason='Invalid request: expected a profile, or a resource class with count and '
             'traits, not both.'
         )
+    groups = [] if profile else [[_group(session, host, request)]]
+    return _request(host, process, request, groups)
+
+
+def _request(
+    host: str, process: Process, request: Row, groups: list[list[dict[str, str]]] | None = None
+) -> allocating.Request:
     if _UUID.fullmatch(request.get('name', '')):
         raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
-    groups = [] if profile else [[_group(session, host, request)]]
     if wrong := model.Allocation.wrong_label(request):
         raise exception.Invalid(reason=wrong)
     found: allocating.Request = {
-        'profile': profile,
-        'alternatives': groups,
+        'profile': request.get('profile'),
+        'alternatives': groups or [],
         'same_host': True,
         'same_numa': request.get('same_numa', 'prefer'),
         'hosts': [host],
@@ -353,7 +398,16 @@ def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> 
         found['link'] = request['link']
     for field in model.Allocation.LABELS.keys() & request.keys():
         found[field] = request[field]  # type: ignore[literal-required]
+    if 'starts_at' in request:
+        found['starts_at'] = _start(request['starts_at'])
     return found
+
+
+def _start(text: str) -> str:
+    try:
+        return datetime.datetime.fromisoformat(text).isoformat()
+    except ValueError:
+        raise exception.Invalid(reason=f'Invalid starts_at: {text} is no time.') from None
 
 
 def _group(session: orm.Session, host: str, request: Row) -> dict[str, str]:

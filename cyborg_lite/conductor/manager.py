@@ -14,6 +14,7 @@ import uuid as uuidlib
 from oslo_config import cfg
 from oslo_db import api as db_api
 from oslo_db import exception as db_exception
+from oslo_log import log
 import oslo_messaging as messaging
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -41,10 +42,13 @@ from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reports
+from cyborg_lite.conductor import reserving
 from cyborg_lite.conductor import serving
 from cyborg_lite.db import engine
 from cyborg_lite.db import query
 from cyborg_lite.db import quotas as quotas_
+
+LOG = log.getLogger(__name__)
 
 #: How long what a probe has found stands, in seconds: many may ask, and each one writes.
 FRESH = 1.0
@@ -266,6 +270,8 @@ class Manager:
     _fail = _transaction(binding.fail)
     _delete_arqs_of = _transaction(binding.delete_of)
     _create_allocation = _once(allocating.create)
+    _create_reservation = _once(reserving.create)
+    _start_reservation = _transaction(reserving.start)
     _serve = _transaction(serving.serve)
     _lease = _once(leases.create)
     _leases = _transaction(leases.rows)
@@ -286,7 +292,20 @@ class Manager:
         self.outbox.tell(providers)
         return uuid
 
+    @messaging.expose
+    @journal.logged(journal.reserve)
+    def create_reservation(self, ctxt: context.RequestContext, request: allocating.Request) -> str:
+        """Keep accelerators for later.
+
+        It is a method of its own: a conductor of the release before would allocate them at once.
+        """
+        policy = self.conf.conductor.placing
+        uuid, _ = self._create_reservation(ctxt, request=request, policy=policy)
+        return uuid
+
     def _serve_queue(self, message: model.Facts) -> None:
+        if message.get('late'):
+            self._start_reservations()
         self._serve_all()
         if message.get('joined'):
             with self.outbox.session() as session:
@@ -298,6 +317,20 @@ class Manager:
         while self._serve(context.service(), policy=self.conf.conductor.placing, over=over):
             pass
 
+    def _start_reservations(self) -> None:
+        """Start the reservations whose time has come, as far as they can be."""
+        with self._database.reader() as session:
+            ids = reserving.due(session)
+        if ids:
+            # A lease that ends as a reservation starts is not in its way.
+            self.healer.expire()
+        policy, grace = self.conf.conductor.placing, self.conf.conductor.reservation_grace
+        for id in ids:
+            try:
+                self._start_reservation(context.service(), id=id, policy=policy, grace=grace)
+            except Exception:  # others can start; the healer has this one tried again
+                LOG.exception('Reservation %d cannot start yet', id)
+
     @messaging.expose
     @messaging.expected_exceptions(exception.CyborgError)
     @_named
@@ -305,9 +338,10 @@ class Manager:
         self, ctxt: context.RequestContext, request: allocating.Request
     ) -> reasons.Explanation:
         policy = self.conf.conductor.placing
+        check = reserving.check if 'starts_at' in request else allocating.check
         return self.with_limits(
             functools.partial(_within, self._database.reader),
-            lambda session: allocating.check(session, ctxt, request, policy),
+            lambda session: check(session, ctxt, request, policy),
         )
 
     @messaging.expose

@@ -21,12 +21,19 @@ MESSAGE: dict[str, model.Facts] = {'all': {}}
 JOINED: dict[str, model.Facts] = {'all': {'joined': True}}
 AGAIN: dict[str, model.Facts] = {'again': {}}
 AFTER = 1
+#: The message to look when the next reservation starts.
+START: dict[str, model.Facts] = {'start': {'late': True}}
+#: The message about all where a reservation has not started in time.
+LATE: dict[str, model.Facts] = {'all': {'late': True}}
 
 
 def wake(session: orm.Session) -> None:
     """Have a conductor serve those that wait, if any do, in a transaction after this one."""
-    if outbox.tells(session, outbox.QUEUE) and queue.any_waits(session):
-        outbox.put(session, outbox.QUEUE, MESSAGE)
+    if not outbox.tells(session, outbox.QUEUE):
+        return
+    queued, late = queue.any_waits(session)
+    if queued or late:
+        outbox.put(session, outbox.QUEUE, LATE if late else MESSAGE)
 
 
 def joined(session: orm.Session) -> None:
@@ -42,6 +49,11 @@ def look_again(session: orm.Session) -> None:
     """
     if session.get_bind().dialect.name != 'sqlite':
         outbox.put(session, outbox.QUEUE, AGAIN, AFTER)
+
+
+def look_at_start(session: orm.Session, after: float) -> None:
+    """Have a conductor look in so many seconds: a reservation starts then."""
+    outbox.put(session, outbox.QUEUE, START, after)
 
 
 def freed(

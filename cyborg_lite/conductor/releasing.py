@@ -10,6 +10,7 @@ from oslo_log import log
 from oslo_utils import timeutils
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import context
 from cyborg_lite import exception
@@ -20,6 +21,7 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
+from cyborg_lite.db import promises
 from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
@@ -36,24 +38,30 @@ _HOSTS = (
     .join(model.Host, model.Host.name == model.Device.hostname)
     .where(_OF_ALLOCATION)
 )
+#: What keeps an allocation from being renewed, by its state.
+_NOT_RENEWED = {'queued': 'waits in the queue', 'reserved': 'has not started'}
 
 
 def renew(session: orm.Session, ctxt: context.RequestContext, uuid: str, lease: int) -> None:
     """Let the lease of an active allocation end so many seconds from now.
 
     :raises cyborg_lite.exception.NotFound: when there is no such allocation.
-    :raises cyborg_lite.exception.Conflict: when it is released, its lease has ended, or it waits.
+    :raises cyborg_lite.exception.Conflict: when it is released, its lease has ended, it waits, or
+        a reservation needs what it holds before.
     """
     same = [model.Allocation.uuid == uuid, *_visible(ctxt)]
     ends = model.Allocation.lease_ends_at
+    # Under the lock no reservation is made of what it holds.
+    hosts.lock(session, _HOSTS, allocation=uuid)
     held = model.Allocation.state == 'active', sa.or_(ends.is_(None), ends > timeutils.utcnow())
     move = sa.update(model.Allocation).where(*same, *held)
     # A renewal means that it is used.
     values = {'lease': lease, 'lease_ends_at': taking.end(lease), 'idle_until': None}
     if not query.matched(session, move.values(values)):
         found = query.get(session, model.Allocation, uuid, *_visible(ctxt), what='Allocation')
-        why = 'waits in the queue' if found.state == 'queued' else 'is released, or its lease ended'
+        why = _NOT_RENEWED.get(found.state, 'is released, or its lease ended')
         raise exception.Conflict(reason=f'Allocation {uuid} {why}: it cannot be renewed.')
+    promises.refuse_longer(session, uuid, taking.end(lease))
 
 
 def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> None:
@@ -70,13 +78,30 @@ def end(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
     if allocation.state == 'queued':
         serving.leave(session, allocation, cause)
         queue.wake(session)
+    elif allocation.state == 'reserved':
+        _cancel(session, allocation, cause)
     else:
         _release(session, allocation, cause)
 
 
+def _cancel(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
+    """Keep nothing for a reservation any more.
+
+    :raises sqlalchemy.orm.exc.StaleDataError: when it has started meanwhile: the call is retried.
+    """
+    uuid = allocation.uuid
+    names = hosts.lock(session, promises.HOSTS, allocation=uuid)
+    same = model.Allocation.id == allocation.id, model.Allocation.state == 'reserved'
+    move = sa.update(model.Allocation).where(*same).values(**_released(cause), wish=None)
+    if not query.matched(session, move):
+        raise orm_exception.StaleDataError
+    promises.drop(session, uuid)
+    _tell(session, names)
+
+
 def _released(cause: str) -> dict[str, typing.Any]:
     """The columns of an allocation that is released now."""
-    gone = {'active_name': None, **model.Allocation.BUSY}
+    gone = {'active_name': None, 'claim_by': None, **model.Allocation.BUSY}
     return {'state': 'released', 'cause': cause, 'released_at': timeutils.utcnow()} | gone
 
 
@@ -110,7 +135,8 @@ def end_short(session: orm.Session, uuid: str) -> None:
     """Release an active allocation that holds less than it was given: all or none."""
     named = sa.select(model.Allocation).where(model.Allocation.uuid == uuid)
     allocation = session.scalars(named).one_or_none()
-    if allocation is None:
+    if allocation is None or allocation.reservation_uuid is not None:
+        # What is leased from a reservation holds no request of its own.
         return
     held = (
         sa.select(sa.func.count())
@@ -166,6 +192,11 @@ def _release(
     )
     if not query.matched(session, move.values(_released(cause))):
         return False
+    if allocation.starts_at is not None:
+        # What processes have leased from a reservation ends with it.
+        drawn = model.Allocation.reservation_uuid == uuid, model.Allocation.state == 'active'
+        ended = _released('Its reservation ended.')
+        query.matched(session, sa.update(model.Allocation).where(*drawn).values(ended))
     _free(session, uuid, names, private=profile is None)
     return True
 

@@ -99,6 +99,15 @@ OPTS = [
         'released, in seconds. A renewal of its lease begins the time anew.',
     ),
     cfg.IntOpt(
+        'reservation_grace',
+        default=900,
+        min=1,
+        mutable=True,
+        help='How long an active reservation is kept until a process leases from it, in seconds. '
+        'After that it is released. A reservation that names a consumer which is no process is '
+        'kept until its end.',
+    ),
+    cfg.IntOpt(
         'keep_released',
         default=604800,
         min=0,

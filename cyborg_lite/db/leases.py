@@ -35,11 +35,13 @@ def rename(session: orm.Session, old: str, new: str) -> None:
         model.ARQ.hostname == old, model.ARQ.allocation_uuid.is_not(None)
     )
     touched = sa.or_(sa.and_(*of(old)), _KIND.uuid.in_(holding))
-    alive = _KIND.state.in_(('queued', 'active'))
+    alive = _KIND.state != 'released'
     found = sa.select(_KIND).where(alive, touched).options(orm.lazyload('*'))
     for each in session.scalars(found):
         if each.consumer_type == _KIND.PROCESS:
             each.consumer_id = _consumer(each, old, new)
+            if each.wish:
+                each.wish = each.wish | {'hosts': [new]}
         each.accelerators = [
             shown | {'host': new} if shown['host'] == old else shown
             for shown in each.accelerators or ()

@@ -16,13 +16,18 @@ from cyborg_lite.db import query as queries
 from cyborg_lite.model import queue
 
 _waits = model.Allocation.state == 'queued'
-_FIRST = sa.select(model.Allocation.id).where(_waits).limit(1)
+_late = sa.and_(
+    model.Allocation.state == 'reserved', model.Allocation.starts_at <= sa.bindparam('now')
+)
 #: Whether an allocation waits.
 ANY = sa.exists().where(_waits)
+_ANY = sa.select(ANY.label('queued'), sa.exists().where(_late).label('late'))
 
 
-def any_waits(session: orm.Session) -> bool:
-    return queries.run(session, _FIRST).first() is not None
+def any_waits(session: orm.Session) -> tuple[bool, bool]:
+    """Whether an allocation is queued, and whether a reservation has to start."""
+    found = queries.run(session, _ANY, {'now': timeutils.utcnow()}).one()
+    return bool(found.queued), bool(found.late)
 
 
 def waiting(session: orm.Session, *columns: typing.Any) -> list[sa.Row[typing.Any]]:

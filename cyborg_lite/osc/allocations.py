@@ -17,7 +17,7 @@ from cyborg_lite import osc
 
 COLUMNS = (
     'uuid', 'name', 'project_id', 'user_name', 'state', 'position', 'profile', 'accelerators',
-    'lease_ends_at',
+    'starts_at', 'lease_ends_at',
 )  # fmt: skip
 MORE = (
     'claimed_name',
@@ -28,13 +28,15 @@ MORE = (
     'groups',
     'consumer',
     'lease',
+    'claim_by',
+    'reservation_uuid',
     'released_at',
     'created_at',
 )
 #: The fields that a list can be filtered by, as options.
 FILTERS = {
     'name': 'of this name',
-    'state': 'in this state: queued, active or released',
+    'state': 'in this state: queued, reserved, active or released',
     'project': 'of this project',
     'user': 'that this user created',
     'claimed-name': 'whose user gave this name',
@@ -98,6 +100,12 @@ class CreateAllocation(osc.Command, command.ShowOne):
         )
         parser.add_argument(
             '--lease', metavar='<seconds>', type=int, help='Release it after this time'
+        )
+        parser.add_argument(
+            '--at',
+            metavar='<time>',
+            help='Reserve it from this time on, for the time of --lease: ISO 8601, UTC unless it '
+            'says otherwise',
         )
         parser.add_argument(
             '--queue', action='store_true', help='Wait in the queue if too few are free'
@@ -243,7 +251,7 @@ class RenewAllocation(osc.Command, command.ShowOne):
 
 
 class DeleteAllocations(osc.Command):
-    """Release allocations, active or queued."""
+    """Release allocations, active or queued, or cancel reservations."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -303,7 +311,7 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
     if given.queue:
         body['queue'] = True
     more = {'name': given.name, 'hosts': given.host, 'lease': given.lease}
-    more['priority'] = given.priority
+    more |= {'priority': given.priority, 'starts_at': given.at}
     more |= {'claimed_name': given.claimed_name, 'note': given.note}
     return body | {name: value for name, value in more.items() if value is not None}
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a client waits for an agent."""
 
+import datetime
 import json
 import socket
 import threading
@@ -8,7 +9,9 @@ import time
 
 import pytest
 
+import cyborg_lite
 from cyborg_lite import client
+from cyborg_lite import model
 
 
 @pytest.fixture
@@ -49,6 +52,22 @@ def test_a_wait_in_the_queue_has_an_end(agent):
         take(agent({'state': 'queued'}), 0.05)
 
 
+@pytest.mark.parametrize(
+    ('answers', 'said'),
+    [
+        ([], 'the agent ended the conversation without an answer'),
+        (
+            [{'state': 'queued'}],
+            'the service has ended, and the request has left the queue: start ',
+        ),
+    ],
+)
+def test_a_service_that_ends_meanwhile(monkeypatch, answers, said):
+    monkeypatch.setattr(client, '_conversation', lambda *_: iter(answers))
+    with pytest.raises(client.Error, match=said):
+        client.lease('agent.sock', {})
+
+
 def test_an_agent_that_does_not_answer(agent, monkeypatch):
     """Nobody knows whether something is free."""
     monkeypatch.setattr(client, 'ANSWER', 0.05)
@@ -57,7 +76,124 @@ def test_an_agent_that_does_not_answer(agent, monkeypatch):
     assert (type(told.value), told.value.code) == (client.Error, 503)
 
 
+class Silent:
+    """A connection with an answer after two timeouts."""
+
+    def __init__(self):
+        self.timeouts = []
+        self._parts = [None, None, b'{"state": "active"}\n', b'']
+
+    def settimeout(self, seconds):
+        self.timeouts.append(seconds)
+
+    def recv(self, _size):
+        if (part := self._parts.pop(0)) is None:
+            raise TimeoutError
+        return part
+
+
+def test_no_wait_is_so_long_that_a_signal_goes_unnoticed():
+    connection = Silent()
+    assert list(client._answers(connection, None, 0)) == [{'state': 'active'}]
+    assert connection.timeouts == [client.TICK] * 4
+
+
 def test_a_list_that_is_not_answered(agent):
     with pytest.raises(client.Error, match='does not answer') as told:
         client.ask(agent(), {'do': 'list'}, 0.05)
     assert type(told.value) is client.Error
+
+
+@pytest.mark.parametrize('away', [False, True])
+def test_what_no_variable_names_is_given_back(agent, monkeypatch, away):
+    """The program would see all cards of the machine."""
+    released = []
+
+    def release(lease):
+        released.append(lease.uuid)
+        if away:
+            raise client.Error('the agent is away')
+
+    monkeypatch.setattr(client.Lease, 'release', release)
+    process = {'env': {}, 'unnamed': ['b'], 'problems': ['Accelerator b: its ids have no uuid.']}
+    answer = {'state': 'active', 'uuid': 'a', 'name': None, 'host': 'h', 'accelerators': []}
+    path = agent(answer | {'views': {'process': process}})
+    with pytest.raises(client.Error, match=r'would see all cards of h: Accelerator b: .*no uuid\.'):
+        client.lease(path, {})
+    assert released == ['a']
+
+
+@pytest.mark.parametrize(
+    ('name', 'find'), [(client.SOCKET, client.find), (client.API_SOCKET, client.find_api)]
+)
+def test_a_socket_that_was_left_hides_no_other(tmp_path, monkeypatch, name, find):
+    """If there is no other, the stale socket is used: the error then says what to start."""
+    system, own = tmp_path / 'run', tmp_path / 'state' / 'cyborg-lite'
+    monkeypatch.setattr(client, 'SYSTEM', system)
+    monkeypatch.setenv('XDG_STATE_HOME', str(own.parent))
+    monkeypatch.delenv(client.VARIABLE, raising=False)
+    own.mkdir(parents=True)
+    system.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(own / name))
+    assert find() == str(own / name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(system / name))
+        listener.listen()
+        assert find() == str(system / name)
+        (own / name).unlink()
+        with socket.socket(socket.AF_UNIX) as first:
+            first.bind(str(own / name))
+            first.listen()
+            assert find() == str(own / name)
+
+
+def test_labels_have_the_lengths_of_the_service():
+    """The client imports nothing of the service."""
+    schemas = model.Allocation.LABELS
+    assert {field: each['maxLength'] for field, each in schemas.items()} == client.LABELS
+
+
+@pytest.fixture
+def in_shanghai(monkeypatch):
+    monkeypatch.setenv('TZ', 'Asia/Shanghai')
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('09:00', '2026-11-28 01:00'),
+        ('19:30', '2026-11-27 11:30'),
+        ('18:00', '2026-11-28 10:00'),
+        ('today 09:00', '2026-11-27 01:00'),
+        ('Tomorrow  9:05', '2026-11-28 01:05'),
+        ('2026-12-01T09:00', '2026-12-01 01:00'),
+        ('2026-12-01 09:00', '2026-12-01 01:00'),
+        ('2026-12-01T09:00+01:00', '2026-12-01 08:00'),
+        ('2026-12-01T09:00Z', '2026-12-01 09:00'),
+    ],
+)
+def test_times_that_people_type(in_shanghai, text, expected):
+    """At six in the evening in Shanghai; the answer is in UTC."""
+    found = client.moment(text, datetime.datetime(2026, 11, 27, 18))
+    assert found == datetime.datetime.fromisoformat(expected)
+
+
+@pytest.mark.parametrize('text', ['', '9', '25:00', '09:60', 'noon', '2026-13-01T09:00', '20260101',
+                                  '9999-12-31T23:59-12:00', '09:00\n09:00'])  # fmt: skip
+def test_no_time(in_shanghai, text):
+    with pytest.raises(ValueError, match='expected a time such as 09:00'):
+        client.moment(text, datetime.datetime(2026, 11, 27, 18))
+
+
+def test_the_package_shows_what_is_for_programs():
+    names = {}
+    exec('from cyborg_lite import *', names)
+    assert names.keys() >= {'allocate', 'allocation'}
+    assert {'allocate', 'allocation'} <= set(dir(cyborg_lite))
+    with pytest.raises(AttributeError, match="'cyborg_lite' has no attribute 'nope'"):
+        _ = cyborg_lite.nope
