@@ -135,7 +135,8 @@ class Leases:
         try:
             row = self._ask(uuid, process, request)
         except BaseException as error:
-            unknown = _may_be_carried_out(error)
+            # It may have been carried out, or may be later, although it failed so.
+            unknown = not isinstance(error, exception.CyborgError) or error.code >= 500
             with self._changed:
                 self._asking.discard(uuid)
                 self._unanswered.extend([uuid] if unknown else [])
@@ -285,9 +286,10 @@ class Leases:
                 self._bring_forward(now + RETRY)
         known = list(self._known.values())
         late = [lease for lease in known if not self._look(lease)]
-        # First: no device is free that its last user can open.
+        ended = [lease for lease in known if lease.over]
+        # First: no device is free that its last user can open, or a container be given.
         self.guard()
-        late += [lease for lease in known if lease.over and not self._end(lease)]
+        late += [lease for lease in ended if not self._end(lease)]
         self._wait_for_events(RETRY if late else self._pause())
         return 0.0
 
@@ -440,9 +442,6 @@ class Leases:
         return True
 
 
-def _may_be_carried_out(error: BaseException) -> bool:
-    """Whether a request may have been carried out, or may be later, although it failed so."""
-    return not isinstance(error, exception.CyborgError) or error.code >= 500
 def _is_of(one: Lease, other: Lease) -> bool:
     """Whether two leases are one, or one of them is leased from the other."""
     reservations = one.row.get('reservation_uuid'), other.row.get('reservation_uuid')
