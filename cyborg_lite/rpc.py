@@ -40,6 +40,9 @@ NEEDED = {CONDUCTOR: '1.0', REPORTS: '1.1', AGENT: '1.0'}
 #: The version of the calls for leases of processes, on the topic of reports. Since 1.3 the agent
 #: makes the uuid of a lease.
 LEASES = '1.3'
+#: The version in which agents tell the containers of leases: only conductors are asked that show
+#: these.
+CONTAINERS = '1.4'
 #: The number of retries while the broker is unreachable before the caller gets an error: 9 seconds
 #: with the defaults of ``[oslo_messaging_rabbit]``.
 RETRIES = 3
@@ -71,7 +74,9 @@ class Peers(typing.Protocol):
 
     def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
 
-    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer: ...
+    def leases(
+        self, ctxt: context.RequestContext, timeout: int | None = None, version: str = LEASES
+    ) -> Peer: ...
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
@@ -135,9 +140,11 @@ class Bus:
         old = pin is not None and not versionutils.is_compatible(NEEDED[REPORTS], pin)
         return self._peer(ctxt, timeout, topic=CONDUCTOR if old else REPORTS)
 
-    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
+    def leases(
+        self, ctxt: context.RequestContext, timeout: int | None = None, version: str = LEASES
+    ) -> Peer:
         """Any one conductor, for the leases of processes."""
-        return self._peer(ctxt, timeout, topic=REPORTS, version=LEASES)
+        return self._peer(ctxt, timeout, topic=REPORTS, version=version)
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
@@ -216,8 +223,10 @@ class Local:
     def receiver(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
         return self._peer(ctxt, timeout, REPORTS)
 
-    def leases(self, ctxt: context.RequestContext, timeout: int | None = None) -> Peer:
-        return self._peer(ctxt, timeout, REPORTS, version=LEASES)
+    def leases(
+        self, ctxt: context.RequestContext, timeout: int | None = None, version: str = LEASES
+    ) -> Peer:
+        return self._peer(ctxt, timeout, REPORTS, version=version)
 
     def agent(
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None

@@ -28,6 +28,7 @@ from cyborg_lite import exception
 from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import access as accesses
+from cyborg_lite.agent import containers
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 
@@ -69,10 +70,16 @@ class Lease:
     begun: bool = False
     #: why the lease must be released; None while its processes live
     over: str | None = None
+    #: the container of the watched processes, as they were found; None for none
+    container: str | None = None
 
     @property
     def queued(self) -> bool:
         return bool(self.row['state'] == 'queued')
+
+    @property
+    def active(self) -> bool:
+        return bool(self.row['state'] == 'active')
 
 
 class Leases:
@@ -290,6 +297,7 @@ class Leases:
         # First: no device is free that its last user can open, or a container be given.
         self.guard()
         late += [lease for lease in ended if not self._end(lease)]
+        containers.tell(self._bus, known, **self._me())
         self._wait_for_events(RETRY if late else self._pause())
         return 0.0
 
@@ -367,6 +375,7 @@ class Leases:
         """Watch the processes of a lease, which ends with the last; False if this failed."""
         if lease.over or not lease.process.pid or lease.watched:
             return True
+        lease.container = None
         try:
             if not lease.begun:
                 self._watch(lease, lease.process)
@@ -401,6 +410,7 @@ class Leases:
             os.close(descriptor)
             raise
         lease.watched[descriptor] = process
+        lease.container = processes.container(process.pid) or lease.container
 
     def _nodes(self, lease: Lease) -> set[str]:
         """The device nodes that only this lease has; a described host has none.

@@ -380,7 +380,12 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
         'pid': process.pid,
         'command': process.command,
         'processes': [
-            {'pid': each.pid, 'command': each.command} for each in list(lease.watched.values())
+            {
+                'pid': each.pid,
+                'command': processes.command(each),
+                'container': processes.container(each.pid),
+            }
+            for each in list(lease.watched.values())
         ],
         'accelerators': row['accelerators'],
         'access': served.access,

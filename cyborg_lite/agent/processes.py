@@ -102,6 +102,17 @@ def find(pid: int) -> Process:
         return Process(boot_digest(), pid, _started(pid), uid, accounts.name(uid), _command(pid))
 
 
+def command(process: Process) -> str:
+    """The command that a process runs now: it may have started another since it was found.
+
+    Of a process that has ended it is the last known one.
+    """
+    with contextlib.suppress(Gone), _gone(process.pid):
+        found = _command(process.pid)
+        return found if _started(process.pid) == process.started else process.command
+    return process.command
+
+
 def parent(pid: int) -> int:
     """The pid of the parent of a process.
 

@@ -39,7 +39,7 @@ WIDTHS = {'HOST': 14, 'MODEL': 12, 'ADDRESS': 12, 'STATE': 11, 'HOLDER': 12, 'SI
 CSV = (
     'uuid', 'state', 'reason', 'host', 'type', 'vendor', 'model', 'address', 'resource_class',
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
-    'health', 'health_reason', 'claimed_name', 'note',
+    'health', 'health_reason', 'claimed_name', 'note', 'container',
 )  # fmt: skip
 #: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
 #: keeps 15 characters of a command.
@@ -148,7 +148,7 @@ class _Service:
         return self._all('accelerators', sort_key='host')
 
     def name_holders(self, rows: list[Row]) -> None:
-        """Add the pid and the user to each accelerator that a process holds.
+        """Add to each accelerator that an allocation holds its name, process and container.
 
         Without authentication all users have one name: it tells nobody from others.
         """
@@ -157,10 +157,20 @@ class _Service:
                 row['user_name'] = None
         if not any(row.get('allocation_uuid') for row in rows):
             return
-        found = self._all('allocations', state='active', consumer_type='local_process')
-        named = {each['uuid']: _process(each) for each in found}
+        found = {each['uuid']: each for each in self._all('allocations', state='active')}
+        # What is leased from a reservation: the reservation holds it, and a process uses it.
+        drawn = {
+            held['uuid']: each
+            for each in found.values()
+            if each.get('reservation_uuid')
+            for held in each['accelerators']
+        }
         for row in rows:
-            row['process'] = named.get(row.get('allocation_uuid'))
+            holder = found.get(row.get('allocation_uuid'))
+            if allocation := drawn.get(row.get('uuid')) or holder:
+                row['process'], row['command'] = _process(allocation)
+                row['container'] = allocation.get('container')
+                row['allocation_name'] = allocation['name']
 
     def _all(self, resource: str, **arguments: str) -> list[Row]:
         """A list, page by page."""
@@ -376,14 +386,17 @@ def _access(rows: list[Row]) -> list[str]:
     return [f'Access is {", ".join(words)}.'] if words else []
 
 
-def _process(allocation: Row) -> str | None:
-    """The pid and the user of the process that holds an allocation."""
+def _process(allocation: Row) -> tuple[str, str] | tuple[None, None]:
+    """The pid and the user of the process that holds an allocation, and its command."""
     try:
+        # Consumers of other types are what a client says.
+        if allocation['consumer']['type'] != 'local_process':
+            return None, None
         # The format is that of cyborg_lite.conductor.leases.
-        _host, _boot, pid, _started, _uid, user, _command = allocation['consumer']['id'].split('/')
+        _host, _boot, pid, _started, _uid, user, command = allocation['consumer']['id'].split('/')
     except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    return f'{pid} {user}' if pid != '0' else str(user)
+        return None, None
+    return f'{pid} {user}' if pid != '0' else str(user), str(command)
 
 
 def _holder(row: Row) -> str:

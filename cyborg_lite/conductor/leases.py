@@ -29,6 +29,7 @@ from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reserving
 from cyborg_lite.db import leases as db_leases
+from cyborg_lite.db import query
 from cyborg_lite.db import queue as db_queue
 
 _kind = model.Allocation
@@ -92,6 +93,14 @@ CONSUMER: dict[str, typing.Any] = {
     },
 }
 
+#: What an agent says of the containers of leases, by their uuids.
+CONTAINERS: dict[str, typing.Any] = {
+    'type': 'object',
+    'maxProperties': MOST,
+    'propertyNames': _CANONICAL,
+    'additionalProperties': {'type': ['string', 'null'], 'pattern': r'^[0-9a-f]{1,64}\Z'},
+}
+
 #: What an agent says of itself, and of a lease that ends.
 ASKED: dict[str, typing.Any] = {
     'type': 'object',
@@ -104,6 +113,7 @@ ASKED: dict[str, typing.Any] = {
 }
 
 Process = dict[str, typing.Any]
+Containers = dict[str, str | None]
 Row = dict[str, typing.Any]
 
 
@@ -113,13 +123,14 @@ class Calls(typing.NamedTuple):
     create: collections.abc.Callable[..., tuple[str, list[str]]]
     rows: collections.abc.Callable[..., list[Row]]
     end: collections.abc.Callable[..., None]
+    contain: collections.abc.Callable[..., None]
     tell: collections.abc.Callable[[list[str]], None]
 
 
 class Leases:
     """What an agent may ask of a conductor beside taking its reports."""
 
-    target = messaging.Target(version='1.3')
+    target = messaging.Target(version='1.4')
 
     def __init__(self, conf: cfg.ConfigOpts, calls: Calls) -> None:
         self._conf = conf
@@ -162,6 +173,14 @@ class Leases:
         """The leases of a host that wait or hold something."""
         _check_asked(host=host, agent=agent)
         return self._calls.rows(ctxt, host=host, agent=agent)
+
+    @messaging.expose
+    def contain(
+        self, ctxt: context.RequestContext, host: str, agent: str, containers: Containers
+    ) -> None:
+        """Note in which container the process of each of these leases is; None for none."""
+        _check_asked(host=host, agent=agent)
+        self._calls.contain(ctxt, host=host, agent=agent, containers=containers)
 
     @messaging.expose
     @journal.logged('End lease {uuid} on host {host}: {cause}')
@@ -263,7 +282,7 @@ def rows(
     _refuse_stranger(session, host, agent)
     columns = (
         *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators'),
-        *('reservation_uuid', 'amount'),
+        *('reservation_uuid', 'amount', 'container'),
         *model.Allocation.LABELS,
     )
     found = session.scalars(
@@ -283,6 +302,21 @@ def rows(
         }
         for each in found
     ]
+
+
+def contain(
+    session: orm.Session,
+    _ctxt: context.RequestContext,
+    host: str,
+    agent: str,
+    containers: Containers,
+) -> None:
+    """Note the containers of leases of a host; those that have ended keep what was noted."""
+    _check('containers', containers, CONTAINERS)
+    _refuse_stranger(session, host, agent)
+    for uuid, container in sorted(containers.items()):
+        mine = _kind.uuid == uuid, _kind.state == 'active', *db_leases.of(host)
+        query.matched(session, sa.update(_kind).where(*mine).values(container=container))
 
 
 def end(

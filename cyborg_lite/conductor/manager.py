@@ -196,7 +196,10 @@ class Manager:
         self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
-        calls = leases.Calls(self._lease, self._leases, self._end_lease, self.outbox.tell)
+        calls = leases.Calls(
+            *(self._lease, self._leases, self._end_lease, self._contain),
+            self.outbox.tell,
+        )
         self.leases = leases.Leases(conf, calls)
         #: what is known of the limits that Keystone keeps; None if our table has them
         self.limits: limits.Limits | None = None
@@ -276,6 +279,7 @@ class Manager:
     _lease = _once(leases.create)
     _leases = _transaction(leases.rows)
     _end_lease = _transaction(leases.end)
+    _contain = _transaction(leases.contain)
 
     @messaging.expose
     @journal.logged(journal.set_status)

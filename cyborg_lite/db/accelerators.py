@@ -133,6 +133,9 @@ _SHOWN: dict[str, tuple[typing.Any, bool, str]] = {
                      'The name that this user gave, which proves nothing; null if none was given.'),
     'note': (model.Allocation.note, True,
              'What the allocation is for, in words of the user; null if nothing was said.'),
+    'container': (model.Allocation.container, True,
+                  'The container of the process that holds it, by its id; null if it is in none, '
+                  'or if no process holds it.'),
     'held_since': (
         sa.case((_held, model.ARQ.holds_since())), True,
         'The time since when it is held, ISO 8601, UTC; null if it is not held.',

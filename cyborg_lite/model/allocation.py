@@ -79,6 +79,11 @@ class Allocation(base.Base):
     note: orm.Mapped[str | None] = base.own(
         sa.String(255), doc='What it is for, in words of the user; null if nothing was said.'
     )
+    container: orm.Mapped[str | None] = base.own(
+        sa.String(64),
+        doc='The id of the container in which its agent saw the process that holds it, as the '
+        'control group names it; null if it is in none, or if no process holds it.',
+    )
     profile: orm.Mapped[str | None] = base.own(
         sa.String(255),
         doc='The name of the device profile that the accelerators were chosen by; null if it was '

@@ -24,7 +24,7 @@ COLUMNS = (
 MORE = (
     'reason', 'health', 'health_reason', 'health_since', 'device_uuid', 'device_address',
     'numa_node', 'resource_class', 'traits', 'driver', 'rp_uuid', 'arq_uuid',
-    'held_since', 'idle_since', 'claimed_name', 'note', 'ids',
+    'held_since', 'idle_since', 'claimed_name', 'note', 'container', 'ids',
 )  # fmt: skip
 #: The fields that a list can be filtered by, as options.
 FILTERS = {

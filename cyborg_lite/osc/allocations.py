@@ -27,6 +27,7 @@ MORE = (
     'priority',
     'groups',
     'consumer',
+    'container',
     'lease',
     'claim_by',
     'reservation_uuid',

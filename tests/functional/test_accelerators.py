@@ -97,6 +97,7 @@ def test_a_row_tells_all_of_an_accelerator(service):
         'user_name': None,
         'claimed_name': None,
         'note': None,
+        'container': None,
         'held_since': None,
         'idle_since': None,
         'traits': ['CUSTOM_NPU_910B', 'CUSTOM_NPU_910B3'],

@@ -208,6 +208,11 @@ def fill_5c9e27f4d1a8(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(starts_at=start, claim_by=end))
 
 
+def fill_2d6f8b1e9c47(connection, tables):
+    """An allocation whose process is in a container."""
+    connection.execute(sa.update(tables['allocations']).values(container='3f1c9ab27d04'))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -235,6 +240,7 @@ FILL = {
     '0b7e5d29c4f8': fill_0b7e5d29c4f8,
     '8b3e6f1d2c97': fill_8b3e6f1d2c97,
     '5c9e27f4d1a8': fill_5c9e27f4d1a8,
+    '2d6f8b1e9c47': fill_2d6f8b1e9c47,
 }
 
 

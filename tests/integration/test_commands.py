@@ -215,7 +215,7 @@ def test_our_own(request, way):
     device = found[0]['device_uuid']
     assert commands('show', found[0]['uuid']) == found[0] | {
         'attach_type': 'PCI', 'attach_info': ANY, 'vendor_id': '8086', 'instance_uuid': None,
-        'access': 'advisory', 'rogue': None,
+        'access': 'advisory', 'rogue': None, 'idle_since': None,
         'allocation_uuid': None, 'created_at': ANY, 'updated_at': ANY,
     }  # fmt: skip
     counts = commands('summary')

@@ -21,6 +21,7 @@ import trustme
 from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite import rpc
 from cyborg_lite import service as services
 from cyborg_lite import unix
 from cyborg_lite.cmd import main
@@ -194,7 +195,31 @@ def test_it_is_said_what_the_kernel_enforces(access, said):
     assert ps._access([{'host': host, 'access': each} for host, each in access.items()]) == said
 
 
-def test_a_process_is_a_holder(database_url, served, run):
+@pytest.mark.parametrize(
+    ('row', 'said'),
+    [
+        ({}, 'idle 31 min'),
+        ({'idle_since': None}, 'held'),
+        ({'health': 'warning'}, 'warning'),
+        ({'states': ['missing', 'held']}, 'missing'),
+    ],
+)
+def test_an_idle_holder_is_told(row, said):
+    since = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=31, seconds=7)
+    idle = {'state': 'held', 'states': ['held'], 'idle_since': since.isoformat()}
+    assert ps._states(idle | row) == said
+    assert ps._cut('STATE', said) == said
+
+
+def test_a_service_of_the_release_before_tells_of_no_idle_holder():
+    assert ps._states({'state': 'held', 'states': ['held']}) == 'held'
+
+
+@pytest.mark.parametrize(('columns', 'more'), [(80, 0), (96, 1), (109, 1), (110, 2), (None, 2)])
+def test_a_process_is_a_holder(database_url, served, run, monkeypatch, columns, more):
+    if columns:
+        monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+        monkeypatch.setattr('shutil.get_terminal_size', lambda: mock.Mock(columns=columns))
     made = support.Service(database_url)
     process = {
         'boot_id': 'b', 'pid': 4711, 'started': 1, 'uid': 7, 'user': 'jane', 'command': 'sh',
@@ -202,12 +227,22 @@ def test_a_process_is_a_holder(database_url, served, run):
     try:
         made.report(support.card('3b'), agent='agent-1')
         agent = made.embedded.bus.leases(context.service())
-        agent.lease(host=support.HOST, agent='agent-1', process=process, request={})
-        status, out, _ = run('--url', served(made.embedded.application))
+        about = {'host': support.HOST, 'agent': 'agent-1'}
+        row = agent.lease(process=process, request={}, **about)
+        agent = made.embedded.bus.leases(context.service(), version=rpc.CONTAINERS)
+        agent.contain(containers={row['uuid']: '0123456789ab'}, **about)
+        url = served(made.embedded.application)
+        status, out, _ = run('--url', url)
+        [row] = csv.DictReader(io.StringIO(run('--url', url, '-f', 'csv')[1]))
     finally:
         made.stop()
     assert status == 0
     assert ' held   4711 jane  ' in out
+    assert all(len(line) <= (columns or 999) for line in out.splitlines())
+    heading, shown, *_ = out.splitlines()
+    assert heading.split()[6:] == ['COMMAND', 'CONTAINER'][:more]
+    assert shown.split()[-more:] == ['sh', '0123456789ab'][:more] or not more
+    assert row['container'] == '0123456789ab'
 
 
 def test_a_user_is_a_holder(database_url, served, run, monkeypatch):
@@ -232,6 +267,41 @@ def test_a_user_is_a_holder(database_url, served, run, monkeypatch):
     assert (row['project_id'], row['user_name']) == ('vision', 'ann')
 
 
+@pytest.mark.parametrize(
+    ('row', 'shown'),
+    [
+        ({'process': '4711 lab', 'claimed_name': 'jane'}, 'lab (jane)'),
+        ({'process': '7 l', 'claimed_name': 'jane'}, '7 l (jane)'),
+        ({'process': 'lab', 'claimed_name': 'jane'}, 'lab (jane)'),
+        ({'process': '4711 lab', 'claimed_name': None}, '4711 lab'),
+        ({'user_name': 'lab', 'claimed_name': '简'}, 'lab (简)'),
+        ({'allocation_uuid': 'a-1', 'claimed_name': 'jane'}, '(jane)'),
+        ({'process': '4711 lab'}, '4711 lab'),
+    ],
+)
+def test_who_shares_a_login_is_told_apart(row, shown):
+    assert ps._holder(row) == shown
+
+
+@pytest.mark.parametrize(
+    ('columns', 'note'), [(80, None), (100, 'ablation 3, the th…'), (None, 'all')]
+)
+def test_a_note_is_shown_where_there_is_room(monkeypatch, service, served, run, columns, note):
+    words = 'ablation 3, the third of the ninth week'
+    groups = [{'resources': {'FPGA': 1}}]
+    body = {'groups': groups, 'note': words, 'claimed_name': 'jane'}
+    assert service.api.post('/v2/allocations', body).status_int == 201
+    if columns:
+        monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+        monkeypatch.setattr('shutil.get_terminal_size', lambda: mock.Mock(columns=columns))
+    _, out, _ = run('--url', served(service.embedded.application))
+    heading, *rows = out.splitlines()
+    assert heading.endswith('  NOTE') == bool(note)
+    [row] = [each for each in rows if '(jane)' in each]
+    assert all(len(line) <= (columns or 999) for line in out.splitlines())
+    assert note is None or row.endswith(words if note == 'all' else note)
+
+
 def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
     made = support.Service(database_url)
     try:
@@ -247,8 +317,13 @@ def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
 def test_an_allocation_is_a_holder(service, served, run):
     groups = [{'resources': {'FPGA': 1}}]
     made = service.api.post('/v2/allocations', {'groups': groups}).json
+    consumer = {'type': 'process', 'id': 'host/boot/1/2/0/root/init'}
+    body = {'groups': groups, 'name': 'train-7', 'consumer': consumer}
+    named = service.api.post('/v2/allocations', body).json
     _, out, _ = run('--url', served(service.embedded.application))
     assert made['uuid'][:8] in out
+    assert named['uuid'][:8] not in out
+    assert ' train-7 ' in out
 
 
 @pytest.mark.parametrize(
