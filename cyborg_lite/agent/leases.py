@@ -189,6 +189,10 @@ class Leases:
         with self._changed:
             return [lease for lease in self._known.values() if lease.over is None]
 
+    def others(self) -> list[Row]:
+        """Who holds accelerators of this host without a lease: see db.leases.others."""
+        return typing.cast('list[Row]', self._conductor().holders(**self._me()))
+
     def resources(self) -> list[str]:
         """The names of the resources of this host for Spark."""
         return delivery.resources(self._finding().drivers)

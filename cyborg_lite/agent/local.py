@@ -166,7 +166,7 @@ class Server:
                 known = ', '.join(self._served)
                 raise Refused(f'this agent has no host {name!r:.80}: expected one of {known}', 404)
             served = self._served[name]
-        acts = {'lease': _lease, 'list': _list, 'release': _release}
+        acts = {'lease': _lease, 'list': _list, 'others': _others, 'release': _release}
         act = acts.get(str(words.pop('do', None)))
         if act is None:
             raise Refused(f'expected "do" to be one of {", ".join(acts)}')
@@ -314,6 +314,11 @@ def _list(served: leases.Leases, asking: Client) -> None:
         found.append(shown if asking.may(lease.process.uid) else _hidden(shown))
     answer = {'leases': found, 'resources': served.resources(), 'access': served.access}
     asking.send(answer)
+
+
+def _others(served: leases.Leases, asking: Client) -> None:
+    """List who holds accelerators of the host without a lease: by an instance, or over the API."""
+    asking.send({'others': served.others()})
 
 
 def _hidden(shown: Words) -> Words:

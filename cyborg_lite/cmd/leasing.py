@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
 import time
 import typing
@@ -16,8 +17,10 @@ LATE = 124
 PATIENCE = 2.0
 #: How a reason begins if too few accelerators are free, and what it has if there are never enough.
 WAITS, NEVER = 'It waits: ', 'all accelerators together would not do'
-#: The maximum number of holders that are named.
-NAMED = 4
+#: How a refusal begins if too few accelerators are free.
+TOO_FEW = 'Cannot allocate: '
+#: The maximum number of holders that are named, and of characters of a note.
+NAMED, NOTE = 4, 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,12 +124,17 @@ def attempt(
     """The lease for the arguments; or None, and the exit status."""
     try:
         return 0, take(arguments, of, command, seconds)
-    except client.TimedOut as error:
-        say(str(error))
-        return LATE, None
     except client.Error as error:
-        say(str(error))
-        return 1, None
+        say(_refusal(error, arguments))
+        return LATE if isinstance(error, client.TimedOut) else 1, None
+
+
+def _refusal(error: client.Error, arguments: argparse.Namespace) -> str:
+    """The text of an error; if too few were free, with the holders."""
+    text, busy = str(error), isinstance(error, client.TimedOut)
+    busy = busy or (text.startswith(TOO_FEW) and NEVER not in text)
+    holders = _holders(client.find(arguments.socket), arguments.host) if busy else ''
+    return f'{text.rstrip(".")}: {holders}' if holders else text
 
 
 def take(
@@ -197,6 +205,28 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
     return words
 
 
+def _holders(path: str, host: str | None, reservation: str | None = None) -> str:
+    """Who holds accelerators of a host, or uses those of a reservation; empty if not known."""
+    leases = _listed(path, host, 'list', 'leases')
+    # What is leased from a reservation is held by the reservation.
+    held = [x for x in leases if x['state'] == 'active' and x.get('reservation') == reservation]
+    # A conductor may not have ended what is over.
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)  # noqa: UP017
+    held += [] if reservation else _listed(path, host, 'others', 'others')
+    holders = [_holder(each) for each in held if not each.get('ends') or _moment(each) > now]
+    more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
+    return f'held by {", ".join(holders[:NAMED])}{more}' if holders else ''
+
+
+def _listed(path: str, host: str | None, what: str, named: str) -> list[dict[str, typing.Any]]:
+    """What an agent lists; nothing if it does not answer in time, or is of the release before."""
+    try:
+        found = client.ask(path, {'do': what, 'host': host}, PATIENCE)[named]
+    except (client.Error, KeyError):
+        return []
+    return typing.cast('list[dict[str, typing.Any]]', found)
+
+
 class _Waiting:
     """Prints in one line the position of a queued request, and the holders."""
 
@@ -207,17 +237,12 @@ class _Waiting:
     def __call__(self, answer: dict[str, typing.Any]) -> None:
         place = answer.get('position')
         text = f'waiting at place {place}' if place else 'waiting'
-        try:
-            words = {'do': 'list', 'host': answer.get('host')}
-            held = client.ask(self._path, words, PATIENCE)['leases']
-        except (client.Error, KeyError):
-            held = []
-        holders = [_holder(each) for each in held if each['state'] == 'active']
+        holders = _holders(self._path, answer.get('host'), answer.get('reservation'))
         reason = str(answer.get('reason') or '')
         # Holders are named if the request waits for accelerators that would be sufficient.
-        if holders and reason.startswith(WAITS) and NEVER not in reason:
-            more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
-            text += f': held by {", ".join(holders[:NAMED])}{more}'
+        busy = answer.get('in_use') or (reason.startswith(WAITS) and NEVER not in reason)
+        if holders and busy:
+            text += f': {holders}'
         elif reason:
             text += f': {reason.removeprefix(WAITS)}'
         if text != self._said:
@@ -225,10 +250,23 @@ class _Waiting:
             say(text)
 
 
-def _holder(lease: dict[str, typing.Any]) -> str:
-    ends = f' until {lease["ends"]} UTC' if lease.get('ends') else ''
-    pid = f' {lease["pid"]}' if lease['pid'] else ''
-    return f'{lease["user"]}{pid} {lease["command"]} ({len(lease["accelerators"])}{ends})'
+def _holder(held: dict[str, typing.Any]) -> str:
+    """A lease, or what another holder has: that has no process."""
+    claimed = f'({held["claimed_name"]})' if held.get('claimed_name') else ''
+    # Agents of the release before do not say it.
+    found = sorted({p['container'] for p in held.get('processes', ()) if p.get('container')})
+    inside = f'in container {", ".join(found)}' if found else ''
+    ends = f' until {_moment(held).isoformat(timespec="seconds")} UTC' if held.get('ends') else ''
+    note = held.get('note') or ''
+    said = f', "{note[:NOTE]}{"…" if len(note) > NOTE else ""}"' if note else ''
+    amount = len(held['accelerators']) if 'accelerators' in held else held['amount']
+    words = held['user'], claimed, held.get('pid'), held.get('command'), inside
+    return f'{" ".join(str(each) for each in words if each)} ({amount}{ends}{said})'
+
+
+def _moment(held: dict[str, typing.Any]) -> datetime.datetime:
+    """The end of what is held, in UTC."""
+    return datetime.datetime.fromisoformat(held['ends'])
 
 
 def say(text: str) -> None:

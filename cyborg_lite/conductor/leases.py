@@ -123,6 +123,7 @@ class Calls(typing.NamedTuple):
     create: collections.abc.Callable[..., tuple[str, list[str]]]
     rows: collections.abc.Callable[..., list[Row]]
     end: collections.abc.Callable[..., None]
+    holders: collections.abc.Callable[..., list[Row]]
     contain: collections.abc.Callable[..., None]
     tell: collections.abc.Callable[[list[str]], None]
 
@@ -173,6 +174,12 @@ class Leases:
         """The leases of a host that wait or hold something."""
         _check_asked(host=host, agent=agent)
         return self._calls.rows(ctxt, host=host, agent=agent)
+
+    @messaging.expose
+    def holders(self, ctxt: context.RequestContext, host: str, agent: str) -> list[Row]:
+        """Who holds accelerators of a host without a lease, and how many."""
+        _check_asked(host=host, agent=agent)
+        return self._calls.holders(ctxt, host=host, agent=agent)
 
     @messaging.expose
     def contain(
@@ -302,6 +309,14 @@ def rows(
         }
         for each in found
     ]
+
+
+def holders(
+    session: orm.Session, _ctxt: context.RequestContext, host: str, agent: str
+) -> list[Row]:
+    """Who holds accelerators of a host without a lease: see cyborg_lite.db.leases.others."""
+    _refuse_stranger(session, host, agent)
+    return db_leases.others(session, host)
 
 
 def contain(

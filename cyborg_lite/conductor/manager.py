@@ -197,7 +197,7 @@ class Manager:
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
         calls = leases.Calls(
-            *(self._lease, self._leases, self._end_lease, self._contain),
+            *(self._lease, self._leases, self._end_lease, self._holders, self._contain),
             self.outbox.tell,
         )
         self.leases = leases.Leases(conf, calls)
@@ -279,6 +279,7 @@ class Manager:
     _lease = _once(leases.create)
     _leases = _transaction(leases.rows)
     _end_lease = _transaction(leases.end)
+    _holders = _transaction(leases.holders)
     _contain = _transaction(leases.contain)
 
     @messaging.expose

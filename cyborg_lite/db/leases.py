@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host of the lease of a process: the id of its consumer begins with the name of the host."""
+"""The leases of a host: the id of the consumer of a lease begins with the name of its host."""
 
 from __future__ import annotations
+
+import typing
 
 from oslo_log import log
 import sqlalchemy as sa
@@ -24,6 +26,36 @@ def of(host: str) -> list[sa.ColumnElement[bool]]:
     begins = f'{host}/'
     same = sa.func.substr(_KIND.consumer_id, 1, len(begins)) == begins
     return [_KIND.consumer_type == _KIND.PROCESS, same]
+
+
+def others(session: orm.Session, host: str) -> list[dict[str, typing.Any]]:
+    """Who holds accelerators of a host by an instance or an allocation of the API, and how many.
+
+    A user is named, or a project where no user is known. No id is told: all users of the host see
+    it.
+    """
+    arq = model.ARQ
+    labels = [getattr(_KIND, field) for field in _KIND.LABELS]
+    shown = [_KIND.user_name, arq.project_id, _KIND.lease_ends_at, *labels]
+    query = (
+        sa.select(*shown, sa.func.count(arq.id).label('amount'))
+        .outerjoin(_KIND, _KIND.uuid == arq.allocation_uuid)
+        .where(
+            arq.hostname == host,
+            arq.attach_handle_id.is_not(None),
+            sa.or_(_KIND.consumer_type.is_(None), _KIND.consumer_type != _KIND.PROCESS),
+        )
+        .group_by(arq.allocation_uuid, arq.instance_uuid, *shown)
+        .order_by(sa.func.min(arq.id))
+    )
+    return [
+        {field: getattr(row, field) for field in ('amount', *_KIND.LABELS)}
+        | {
+            'user': row.user_name or f'project {row.project_id}',
+            'ends': row.lease_ends_at and row.lease_ends_at.isoformat(),
+        }
+        for row in session.execute(query)
+    ]
 
 
 def rename(session: orm.Session, old: str, new: str) -> None:

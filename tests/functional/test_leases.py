@@ -3,10 +3,12 @@
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +17,9 @@ import threading
 import time
 import unittest.mock
 
+from oslo_utils import timeutils
 import pytest
+import sqlalchemy as sa
 
 import cyborg_lite
 from cyborg_lite import accounts
@@ -89,6 +93,10 @@ class Machine:
     def lease(self, pid, state='active'):
         return next((x for x in self.leases() if (x['pid'], x['state']) == (pid, state)), None)
 
+    def running(self):
+        """The commands of the processes of all leases."""
+        return [each['command'] for lease in self.leases() for each in lease['processes']]
+
     def held(self):
         answer = self.service.api.get('/v2/accelerators?state=held')
         return len(answer.json['accelerators'])
@@ -107,6 +115,11 @@ class Machine:
                 each.kill()
             each.communicate(timeout=BOUND)
         self.started.clear()
+        # Of a test that failed, children may be left.
+        for pid in [each['pid'] for lease in self.leases() for each in lease['processes']]:
+            if pid != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self.until(lambda: not self.held() and not self.leases())
 
 
@@ -232,6 +245,29 @@ def test_without_waiting(machine):
     assert machine.held() == 7
 
 
+def test_all_holders_are_named(machine):
+    """Also those of the API, and of no process; but none whose time is over."""
+    user = accounts.name(os.getuid())
+    assert machine.run('alloc', '--for', '2h', '-n', 2, '--name', 'hour')[0] == 0
+    machine.hold(5)
+    asked = {'groups': [{'resources': {'CUSTOM_NPU': 1}}], 'note': 'of the API', 'lease': 3600}
+    made = machine.service.api.post('/v2/allocations', asked).json
+    status, _, err = machine.run('run', '--nonblock', '--', 'true')
+    moment = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC'
+    assert re.search(rf'held by {user} \(2 until {moment}\), {user} \d+ sleep \(5\), ', err), err
+    assert re.search(rf', \S[^,]* \(1 until {moment}, "of the API"\)$', err.strip()), err
+    with machine.service.database.writer() as session:
+        session.execute(
+            sa.update(model.Allocation)
+            .values(lease_ends_at=timeutils.utcnow() - datetime.timedelta(seconds=1))
+            .where(model.Allocation.uuid == made['uuid'])
+        )
+    status, _, err = machine.run('run', '--nonblock', '--', 'true')
+    assert (status, 'of the API' in err, 'sleep (5)' in err) == (1, False, True), err
+    assert machine.run('release', 'hour')[0] == 0
+    machine.service.api.delete(f'/v2/allocations/{made["uuid"]}')
+
+
 def test_waiting_has_an_end(machine):
     machine.hold(8)
     assert machine.run('run', '--wait', '0.3s', '--', 'true')[0] == 124
@@ -259,13 +295,23 @@ def test_a_child_process_keeps_the_lease(machine):
     made = machine.command('run', '--', 'sh', '-c', 'sleep 600 & echo $!')
     child = int(made.stdout.readline())
     assert made.wait(BOUND) == 0
-    [lease] = machine.until(
-        lambda: [x for x in machine.leases() if [p['pid'] for p in x['processes']] == [child]]
+    machine.until(
+        lambda: [[p['pid'] for p in x['processes']] for x in machine.leases()] == [[child]]
     )
-    assert lease['processes'][0]['command'] == 'sleep'
     assert machine.held() == 1
     os.kill(child, signal.SIGKILL)
     machine.until(lambda: not machine.held())
+
+
+def test_the_command_is_the_one_that_runs_now(machine):
+    """A process that was just forked, or starts another command, was found under another name."""
+    made = machine.command(
+        *('run', '--', 'sh', '-c', 'read go; exec sleep 600'), stdin=subprocess.PIPE
+    )
+    machine.until(lambda: machine.running() == ['sh'])
+    made.stdin.write('go\n')
+    made.stdin.flush()
+    machine.until(lambda: machine.running() == ['sleep'])
 
 
 def test_an_agent_that_starts_anew_finds_its_leases(alone):
@@ -360,6 +406,157 @@ def test_alloc_for_a_time(machine):
     assert not machine.held()
 
 
+def test_scenario_12_three_people_share_a_login(machine, monkeypatch):
+    """A release without an id ends no lease of others; each person sees all holders and notes."""
+    said = {}
+    for name in ('jane', 'bob', None):
+        more = ['--as', name, '--note', f'ablation of {name}'] if name else []
+        status, out, err = machine.run('alloc', '-n', 2, *more)
+        assert status == 0, err
+        said[name] = out
+    assert 'export CYBORG_LITE_AS=jane\n' in said['jane']
+    assert 'CYBORG_LITE_AS' not in said[None]
+    shown = {each['claimed_name']: each['note'] for each in machine.leases()}
+    assert shown == {'jane': 'ablation of jane', 'bob': 'ablation of bob', None: None}
+    api = machine.service.api.get('/v2/allocations?claimed_name=jane').json['allocations']
+    assert [each['note'] for each in api] == ['ablation of jane']
+    used = machine.service.api.get('/v2/accelerators?claimed_name=bob').json['accelerators']
+    assert [each['note'] for each in used] == ['ablation of bob'] * 2
+    status, _, err = machine.run('run', '--nonblock', '-n', 3, '--', 'true')
+    user = accounts.name(os.getuid())
+    assert (status, err.count('\n')) == (1, 1)
+    assert f'held by {user} (jane) {os.getpid()} ' in err
+    assert ' (2, "ablation of jane"), ' in err
+    # All are of this process: the name tells them apart.
+    left = {'jane', 'bob', None}
+    for arguments, env, name in (
+        (['--as', 'jane'], {}, 'jane'),
+        ([], {}, None),
+        ([], {'CYBORG_LITE_AS': 'bob'}, 'bob'),
+    ):
+        status, _, err = machine.run('release', *arguments, env=env)
+        assert status == 0, err
+        left.remove(name)
+        machine.until(lambda: {each['claimed_name'] for each in machine.leases()} == left)
+
+
+def test_the_container_of_a_holder_is_shown(machine, monkeypatch):
+    """Also of one whose first process was in none, as with ``podman run -d``."""
+    contained = set()
+    monkeypatch.setattr(
+        processes, 'container', lambda pid: '0123456789ab' if pid in contained else None
+    )
+    made = machine.command('run', '--', 'sh', '-c', 'sleep 600 > /dev/null 2>&1 & echo $!; wait')
+    contained.add(int(made.stdout.readline()))
+
+    def shown():
+        [row] = machine.service.api.get('/v2/accelerators?state=held').json['accelerators']
+        return row['container']
+
+    assert shown() is None
+    made.kill()
+    machine.until(lambda: shown() == '0123456789ab')
+    lease = machine.leases()[0]['uuid']
+    allocation = machine.service.api.get(f'/v2/allocations/{lease}').json
+    assert allocation['container'] == '0123456789ab'
+
+
+def test_a_container_that_has_ended_is_shown_no_more(machine, monkeypatch):
+    outside = set()
+    monkeypatch.setattr(
+        processes, 'container', lambda pid: None if pid in outside else '0123456789ab'
+    )
+    made = machine.command('run', '--', 'sh', '-c', 'sleep 600 > /dev/null 2>&1 & echo $!; wait')
+    outside.add(int(made.stdout.readline()))
+
+    def shown():
+        [row] = machine.service.api.get('/v2/accelerators?state=held').json['accelerators']
+        return row['container']
+
+    machine.until(lambda: shown() == '0123456789ab')
+    made.kill()
+    machine.until(lambda: shown() is None)
+
+
+def test_a_refusal_names_the_container_of_a_holder(machine, monkeypatch):
+    monkeypatch.setattr(processes, 'container', lambda _pid: '0123456789ab')
+    machine.hold(8)
+    machine.until(machine.running)
+    status, _, err = machine.run('run', '--nonblock', '--', 'true')
+    assert (status, ' in container 0123456789ab (8)' in err) == (1, True), err
+
+
+def test_release_says_whose_leases_a_shell_has(machine):
+    machine.run('alloc', '--as', 'jane')
+    assert machine.run('alloc')[0] == 0
+    status, _, err = machine.run('release', '--as', 'bob')
+    assert (status, err) == (
+        1,
+        "cyborg-lite: no lease of this shell as 'bob', but there are some as 'jane', as nobody in "
+        'particular\n',
+    )
+    # An id names any lease of the login.
+    [lease] = [each for each in machine.leases() if each['claimed_name']]
+    assert machine.run('release', lease['uuid'], '--as', 'bob')[0] == 0
+    assert machine.run('release')[0] == 0
+
+
+def test_a_command_and_its_children_know_the_claimed_name(machine, monkeypatch):
+    script = 'echo $CYBORG_LITE_AS'
+    assert machine.run('run', '--as', 'jane', '--', 'sh', '-c', script)[1] == 'jane\n'
+    made = machine.command('run', '--', 'sleep', '600', env={'CYBORG_LITE_AS': 'jane'})
+    assert machine.until(lambda: machine.lease(made.pid))['claimed_name'] == 'jane'
+    made = machine.command('run', '--as', '', '--', 'sleep', '600', env={'CYBORG_LITE_AS': 'jane'})
+    assert machine.until(lambda: machine.lease(made.pid))['claimed_name'] is None
+    monkeypatch.setenv('CYBORG_LITE_AS', 'jane')
+    with cyborg_lite.allocate(note='消融 3', socket=machine.socket) as lease:
+        [shown] = [each for each in machine.leases() if each['uuid'] == lease.uuid]
+    assert (shown['claimed_name'], shown['note']) == ('jane', '消融 3')
+
+
+def test_an_agent_may_get_leases_without_a_claimed_name(machine, monkeypatch):
+    """Conductors of the release before send none."""
+    made = machine.hold(1)
+    monitor = machine.service.embedded._services[1]._local._default
+    [lease] = monitor.all()
+    monkeypatch.delitem(lease.row, 'claimed_name')
+    monkeypatch.delitem(lease.row, 'note')
+    shown = machine.lease(made.pid)
+    assert (shown['claimed_name'], shown['note']) == (None, None)
+
+
+HOSTILE = ['a\x1b[2J', 'a\nb', 'a\u202eb', 'a\u200bb', ' a', 'a ', '\0', '\ud800', 'x' * 256, 7, '']
+
+
+@pytest.mark.parametrize('field', ['claimed_name', 'note'])
+@pytest.mark.parametrize('text', HOSTILE, ids=ascii)
+def test_a_label_that_cannot_be_shown_is_refused_at_each_door(machine, field, text):
+    """The error names the field."""
+    with pytest.raises(client.Error, match=f'Invalid {field}: .*printable') as told:
+        machine.ask(do='lease', request={field: text})
+    assert told.value.code == 400
+    body = {'groups': [{'resources': {'CUSTOM_NPU': 1}}], field: text}
+    answer = machine.service.api.post('/v2/allocations', body)
+    assert answer.status_int == 400
+    assert f'{field}: ' in answer.json['errors'][0]['detail']
+    if text and isinstance(text, str):
+        with pytest.raises(client.Error, match=f'Invalid {field}: expected 1 to'):
+            cyborg_lite.allocate(socket=machine.socket, **{field: text})
+    assert not machine.held()
+
+
+def test_a_label_of_a_megabyte_is_refused(machine):
+    huge = 'x' * (1 << 20)
+    with pytest.raises(client.Error, match='Invalid note: expected 1 to 255 printable'):
+        cyborg_lite.allocate(note=huge, socket=machine.socket)
+    body = {'groups': [{'resources': {'CUSTOM_NPU': 1}}], 'note': huge}
+    answer = machine.service.api.post('/v2/allocations', body)
+    assert answer.status_int in (400, 413)
+    status, _, err = machine.run('run', '--note', huge[:100_000], '--', 'true')
+    assert (status, err.count('\n'), len(err) < 200) == (1, 1, True)
+    assert 'Invalid note: expected' in err
+
+
 def test_release_of_nothing(machine):
     status, _, err = machine.run('release', 'nothing')
     assert (status, err) == (1, "cyborg-lite: no lease of 'nothing'\n")
@@ -379,8 +576,11 @@ def test_from_python(machine, monkeypatch):
 
 
 def test_from_python_without_a_wait(machine):
-    # The lease of a test before may be ending.
-    machine.until(lambda: not machine.held())
+    # The lease of a test before may be ending; one that waited may be served before it ends.
+    states = ('queued', 'active')
+    machine.until(
+        lambda: all(row.state not in states for row in machine.service.rows(model.Allocation))
+    )
     with cyborg_lite.allocate('npu', 8, wait=0, socket=machine.socket):
         assert machine.held() == 8
         with pytest.raises(client.Error, match='needs 1 of CUSTOM_NPU') as told:
@@ -672,6 +872,8 @@ def test_only_the_agent_of_a_host_is_served(machine):
     about = {'host': agent.manager.host.name, 'agent': 'somebody else'}
     for call, more in (
         ('leases', {}),
+        ('holders', {}),
+        ('contain', {'containers': {}}),
         ('end_lease', {'uuid': 'x', 'cause': 'y'}),
         ('lease', {'process': process(), 'request': {}}),
     ):

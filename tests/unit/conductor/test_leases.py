@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.db import accelerators
 from tests import support
 from tests.unit.conductor import direct
 
@@ -76,6 +77,70 @@ def test_links_can_be_required(conductor, agent):
     for link in ('always', True, None, ['require']):
         with pytest.raises(exception.Invalid, match='link'):
             lease(conductor, agent, link=link)
+
+
+def test_labels_are_kept_and_told(conductor, agent):
+    labels = {'claimed_name': '简', 'note': 'x' * 255}
+    row = lease(conductor, agent, **labels)
+    [allocation] = conductor.rows(model.Allocation)
+    for made in (row, *leases(conductor, agent)):
+        assert {field: made[field] for field in labels} == labels
+    assert (allocation.claimed_name, allocation.note) == tuple(labels.values())
+    # An agent of the release before says none.
+    plain = lease(conductor, agent, {'pid': 8})
+    assert (plain['claimed_name'], plain['note']) == (None, None)
+    # They may be the same as those of others: they are no names of a lease.
+    end(conductor, agent, plain)
+    assert lease(conductor, agent, {'pid': 9}, **labels)['state'] == 'active'
+
+
+def contain(conductor, agent, containers):
+    ask(conductor, 'contain', containers=containers, **agent)
+
+
+def test_the_container_of_a_lease_is_kept_and_told(conductor, agent):
+    one, other = lease(conductor, agent), lease(conductor, agent, {'pid': 8})
+    assert (one['container'], other['container']) == (None, None)
+    contain(conductor, agent, {one['uuid']: '0123456789ab', other['uuid']: None})
+    told = {row['uuid']: row['container'] for row in leases(conductor, agent)}
+    assert told == {one['uuid']: '0123456789ab', other['uuid']: None}
+    shown = {
+        each.allocation_uuid: each.container for each in conductor.rows(accelerators.Accelerator)
+    }
+    assert shown == told
+    contain(conductor, agent, {one['uuid']: None})
+    assert {row['container'] for row in leases(conductor, agent)} == {None}
+
+
+def test_an_agent_tells_containers_of_its_leases_alone(conductor, agent):
+    mine = lease(conductor, agent)
+    conductor.report(support.card('3b'), host='other', agent='agent-2')
+    found = {mine['uuid']: '0123456789ab'}
+    contain(conductor, {'host': 'other', 'agent': 'agent-2'}, found)
+    with pytest.raises(exception.Conflict, match='not reported by this agent'):
+        contain(conductor, agent | {'agent': 'agent-2'}, found)
+    end(conductor, agent, mine)
+    contain(conductor, agent, found)
+    [allocation] = conductor.rows(model.Allocation)
+    assert allocation.container is None
+
+
+ANY = str(uuidlib.UUID(int=1))
+
+
+@pytest.mark.parametrize(
+    'containers',
+    [
+        *({ANY: each} for each in ('', 'ab\x1b[2J', 'x', 'a' * 65, 'ab\n', 7, [])),
+        {'1': '0123456789ab'},
+        [],
+        'abc',
+        {str(uuidlib.UUID(int=number)): None for number in range(1001)},
+    ],
+)
+def test_containers_that_are_none_are_refused(conductor, agent, containers):
+    with pytest.raises(exception.Invalid, match='Invalid '):
+        contain(conductor, agent, containers)
 
 
 def test_an_end_is_idempotent(conductor, agent):
@@ -224,7 +289,7 @@ def test_news_of_a_lease_are_checked(conductor, agent, caplog, bad, said):
     assert len(leases(conductor, agent)) == 1
 
 
-@pytest.mark.parametrize('method', ['lease', 'leases'])
+@pytest.mark.parametrize('method', ['lease', 'leases', 'holders'])
 @pytest.mark.parametrize('bad', [{'host': 'a' * 256}, {'agent': 'a' * 37}, {'host': None}])
 def test_who_asks_is_checked(conductor, agent, method, bad):
     more = {'process': PROCESS, 'request': {}} if method == 'lease' else {}
