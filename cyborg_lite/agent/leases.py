@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases of processes: a process of this host holds accelerators until it has ended.
 
-Conductors store the leases; the agent watches the processes. The agent stores nothing over a
-restart: it fetches the leases of its host, finds their processes by boot, pid and start time, and
-releases leases whose processes have ended. While no conductor answers, it retries every second.
+Conductors store the leases; the agent watches the processes, and after a restart finds them by
+boot, pid and start time. While no conductor answers, it retries every second.
 """
 
 from __future__ import annotations
@@ -29,15 +28,17 @@ from cyborg_lite import rpc
 from cyborg_lite import worker
 from cyborg_lite.agent import access as accesses
 from cyborg_lite.agent import containers
+from cyborg_lite.agent import lines
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
+from cyborg_lite.agent import terms
 
 LOG = log.getLogger(__name__)
 
 #: How often the positions of queued leases are fetched, in seconds.
 POLL = 0.5
 #: How often leases are compared with those of conductors, in seconds: others may have released
-#: some.
+#: some. It is also done when one starts or ends by its time.
 RESYNC = 60.0
 #: The time between retries while no conductor answers, in seconds.
 RETRY = 1.0
@@ -109,6 +110,8 @@ class Leases:
         # Whether the leases of an earlier start of the agent are known.
         self._compared = False
         self.host = host
+        #: the clients that wait until others release parts of the same reservation
+        self.lines = lines.Lines()
         self._worker = worker.Worker(f'leases-{host.name}', self._work)
         self._changed = threading.Condition()
         self._known: dict[str, Lease] = {}
@@ -188,6 +191,11 @@ class Leases:
     def all(self) -> list[Lease]:
         with self._changed:
             return [lease for lease in self._known.values() if lease.over is None]
+
+    def uuids(self) -> set[str]:
+        """The uuids of the leases that conductors have, also of those that must be released."""
+        with self._changed:
+            return set(self._known)
 
     def others(self) -> list[Row]:
         """Who holds accelerators of this host without a lease: see db.leases.others."""
@@ -308,9 +316,10 @@ class Leases:
     def _pause(self) -> float:
         """The time until the next work is due, unless a process ends earlier."""
         with self._changed:
-            polling = any(lease.queued and not lease.over for lease in self._known.values())
-        if polling:
-            self._bring_forward(time.monotonic() + POLL)
+            rows = [lease.row for lease in self._known.values() if not lease.over]
+        polling = any(row['state'] == 'queued' for row in rows)
+        away = max(RETRY, min(RESYNC, terms.away(rows)))
+        self._bring_forward(time.monotonic() + (POLL if polling else away))
         pause = max(0.0, self._due - time.monotonic())
         return pause if self._access is None else min(CHECK, pause)
 

@@ -29,6 +29,7 @@ from cyborg_lite import delivery
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import unix
+from cyborg_lite.agent import drawing
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 
@@ -45,8 +46,6 @@ LIMITS = {'reading': (256, 64), 'lease': (256, 64), 'other': (64, 16)}
 PAUSE = 0.2
 #: The maximum number of clients that wait to be accepted.
 BACKLOG = 256
-#: How often a waiting client is checked to be connected, in seconds.
-CHECK = 0.2
 
 Words = dict[str, typing.Any]
 
@@ -197,11 +196,14 @@ class Client:
         except OSError:
             return False
 
-    def refuse_if_gone(self) -> None:
-        """:raises _HungUp: when it has closed the connection."""
+    def refuse_if_gone(self, timeout: float = 0.0) -> None:
+        """Return after so many seconds, unless it closes the connection.
+
+        :raises _HungUp: when it has closed the connection.
+        """
         polling = select.poll()
-        polling.register(self._connection, select.POLLIN | select.POLLRDHUP)
-        if any(event & (select.POLLRDHUP | select.POLLHUP) for _, event in polling.poll(0)):
+        polling.register(self._connection, select.POLLRDHUP)
+        if polling.poll(round(1000 * timeout)):
             raise _HungUp
 
     def may(self, owner: int) -> bool:
@@ -227,7 +229,10 @@ def _lease(
         _refuse_user(served, process)
     if isinstance(command, str):
         process = dataclasses.replace(process, command=client.plain(command[:64]))
-    lease = served.take(process, request)
+    if 'reservation' in request and request.get('queue'):
+        lease = drawing.take(served, asking, process, request)
+    else:
+        lease = served.take(process, request)
     try:
         _deliver(served, asking, lease)
     except BaseException:
@@ -246,7 +251,7 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
         before = row
         while row == before:
             asking.refuse_if_gone()
-            row = served.wait(lease, before, CHECK)
+            row = served.wait(lease, before, drawing.CHECK)
     if row is None:
         raise Refused('the lease was released while it waited', 409)
     if row['state'] == 'reserved':
