@@ -139,7 +139,8 @@ class Agents:
 
 def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
     made = leases.Leases(
-        bus, agent.host, agent.id, agent.reported, lambda: agent.finding, agent.access
+        *(bus, agent.host, agent.id, agent.reported, lambda: agent.finding),
+        *(agent.access, agent.specifications),
     )
     agent.rogues = made.rogues
     return made

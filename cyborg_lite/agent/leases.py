@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import collections.abc
 import dataclasses
+import functools
 import os
 import selectors
 import threading
@@ -31,6 +32,7 @@ from cyborg_lite.agent import containers
 from cyborg_lite.agent import lines
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
+from cyborg_lite.agent import specifications as specifications_
 from cyborg_lite.agent import terms
 
 LOG = log.getLogger(__name__)
@@ -94,17 +96,20 @@ class Leases:
         reported: threading.Event,
         finding: collections.abc.Callable[[], nodes.Finding],
         access: accesses.Access | None = None,
+        specifications: specifications_.Specifications | None = None,
     ) -> None:
         """:param agent: the id of the agent in reports.
         :param reported: set once a conductor knows the host.
         :param finding: returns the last finding of the drivers.
         :param access: the access to the nodes of the host; None if it is advisory.
+        :param specifications: the CDI files of the host; None if there are none.
         """
         self._bus = bus
         self._agent = agent
         self._reported = reported
         self._finding = finding
         self._access = access
+        self._specifications = specifications
         # Serializes the changes of access.
         self._guarding = threading.Lock()
         # Whether the leases of an earlier start of the agent are known.
@@ -225,6 +230,21 @@ class Leases:
         with self._guarding:
             self._access.enforce(self._users(), self._finding().shared)
 
+    def specify(self, lease: Lease | None = None) -> None:
+        """Keep the CDI file of a lease, or those of all and of no others.
+
+        None is removed before the earlier leases are known.
+        """
+        if self._specifications is None:
+            return
+        with self._changed:
+            known = [each for each in self._known.values() if not each.over and each.active]
+            compared = self._compared
+        found = {each.uuid: functools.partial(self.document, each) for each in known}
+        if lease is not None:
+            found = {uuid: made for uuid, made in found.items() if uuid == lease.uuid}
+        self._specifications.keep(found, others=lease is not None or not compared)
+
     def rogues(self, finding: nodes.Finding | None = None) -> dict[str, list[processes.Use]]:
         """By the address of a card, who uses it without a lease.
 
@@ -308,6 +328,7 @@ class Leases:
         ended = [lease for lease in known if lease.over]
         # First: no device is free that its last user can open, or a container be given.
         self.guard()
+        self.specify()
         late += [lease for lease in ended if not self._end(lease)]
         containers.tell(self._bus, known, **self._me())
         self._wait_for_events(RETRY if late else self._pause())

@@ -258,6 +258,7 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
         asking.send(_shown(served, lease, row))
         return
     served.guard(PATIENCE)
+    served.specify(lease)
     document = served.document(lease)
     views = {view: delivery.render(document, view) for view in delivery.VIEWS}
     asking.send(_shown(served, lease, row) | {'views': views})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections.abc
 import hashlib
 import json
+import pathlib
 import threading
 import time
 import typing
@@ -26,6 +27,7 @@ from cyborg_lite.agent import idling
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import secret
+from cyborg_lite.agent import specifications
 from cyborg_lite.agent import terminals
 
 LOG = log.getLogger(__name__)
@@ -57,6 +59,11 @@ class Manager:
         self._secret = secret.load(conf)
         #: the access to the nodes of this machine; None if it is advisory
         self.access = None if host.recorded else access.load(conf)
+        directory = None if host.recorded else conf.agent.cdi_directory
+        #: the CDI files of the leases of this machine; None if there are none
+        self.specifications = (
+            specifications.Specifications(pathlib.Path(directory)) if directory else None
+        )
         #: distinguishes a restarted agent from two agents of one host
         self.id = str(uuid.uuid4())
         #: set once the conductor has accepted or refused the first findings of the drivers

@@ -107,6 +107,15 @@ OPTS = [
         '``device_access = acl``. By default it is ``agent.access`` in the directory that the '
         'variable STATE_DIRECTORY names, or in the state directory of ``cyborg-lite up``.',
     ),
+    cfg.StrOpt(
+        'cdi_directory',
+        sample_default='/var/run/cdi',
+        help='The directory in which the agent keeps a CDI specification for each active lease: '
+        'a container is given the devices of a lease by the name '
+        '``cyborg-lite.local/allocation=UUID``. A file is removed before its lease is released. '
+        'The agent has to be able to write to the directory, which no other agent may use. By '
+        'default no files are written.',
+    ),
     cfg.BoolOpt(
         'withhold_rogues',
         default=True,

@@ -38,12 +38,18 @@ def write(
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Runtimes only read files that end with .json or .yaml.
     part = path.with_suffix('.tmp')
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(part, flags, 0o644), 'w') as file:
-        # Users other than root read the file, too, whatever the umask is.
-        os.fchmod(file.fileno(), 0o644)
-        json.dump(view['cdi'], file)
-    part.replace(path)
+    # A draft may be left of a run that was killed. It is not written to: it may be of another kind.
+    part.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        with open(os.open(part, flags, 0o644), 'w') as file:
+            # Users other than root read the file, too, whatever the umask is.
+            os.fchmod(file.fileno(), 0o644)
+            json.dump(view['cdi'], file)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     return str(view['name'])
 
 

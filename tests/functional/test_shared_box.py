@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """One shared machine: what the kernel enforces, with real device nodes and real users."""
 
+import datetime
 import errno
+import json
 import os
 import re
+import uuid
 
 import pytest
 
+from cyborg_lite import model
 from cyborg_lite.agent import access
+from cyborg_lite.agent import processes
+from cyborg_lite.cmd import ps
+from cyborg_lite.delivery import cdi
 from cyborg_lite.delivery import needs
+from cyborg_lite.driver import pids
 from tests import devices
 from tests.functional import boxes
 from tests.functional import test_leases
+from tests.unit.agent import test_terminals
 
 pytestmark = devices.needs_root
 JANE, BOB = devices.JANE, devices.BOB
@@ -184,6 +193,31 @@ def test_a_described_host_has_no_nodes_to_close(place, database_url, tmp_path):
     assert not os.path.exists(options['access_file'])
 
 
+def test_containers_are_given_a_lease_by_its_cdi_name_while_it_is_active(box, tmp_path):
+    """Its file is there once the command runs, and gone before its devices are free."""
+    place = tmp_path / 'cdi'
+    machine = box('advisory', agent__cdi_directory=str(place))
+    with test_leases.opened(machine):
+        made, lease = hold(machine, JANE)
+        [name] = os.listdir(place)
+        [device] = json.loads((place / name).read_text())['devices']
+        [node] = [each['path'] for each in device['containerEdits']['deviceNodes']][:1]
+        assert (device['name'], node) == (lease['uuid'], machine.node_of(lease))
+        # A lease that the agent does not know any more.
+        stale = cdi.NAME.format(uuid.UUID(int=1))
+        (place / stale).touch()
+        machine.stop()
+        machine.start()
+        machine.until(lambda: os.listdir(place) == [name])
+        seen = []
+        ends = machine.served._end
+        machine.served._end = lambda lease: seen.append(os.listdir(place)) or ends(lease)
+        made.kill()
+        made.wait()
+        machine.until(lambda: not machine.held())
+    assert (seen[0], os.listdir(place)) == ([], [])
+
+
 def rogues(machine):
     """Have the agent report: by the number of a device, who uses it without a lease."""
     machine.agent.report()
@@ -213,6 +247,30 @@ def test_scenario_8_a_device_in_use_without_a_lease_is_not_given_out(box):
     bob.kill()
     bob.wait()
     assert rogues(machine) == {}
+
+
+@pytest.mark.parametrize('tells', [True, False])
+def test_scenario_8_the_user_is_told_once(box, tells):
+    """On the terminal of the process.
+
+    A lease would be one of another device, and somebody else would be given its own: refused.
+    """
+    machine = box('advisory', agent__tell_rogues=tells)
+    opens = f"os.open({machine.nodes[2]!r}, os.O_RDWR); print('opened', flush=True)"
+    bob = test_terminals.Terminal(BOB, BOB, then=opens)
+    try:
+        assert bob.process.stdout.readline() == b'opened\n'
+        for _ in range(3):
+            assert [*rogues(machine)] == [2]
+        said = bob.read() if tells else ''
+        assert ('start it with "cyborg-lite run"' in said) == tells
+        assert bob.read(0) == ''
+        with test_leases.opened(machine):
+            status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.process.pid))
+        assert (status != 0, 'without a lease, and would be given others' in err) == (True, True)
+        assert [*rogues(machine)] == [2]
+    finally:
+        bob.close()
 
 
 def test_processes_of_leases_are_no_rogues(box):
@@ -271,6 +329,51 @@ def test_a_tool_that_monitors_is_no_rogue(box, monkeypatch):
     assert rogues(machine) == {}
     listed[2] = (monitoring.pid,)
     assert [*rogues(machine)] == [2]
+
+
+def idle_for(machine, minutes):
+    """Have the agent look again after so long: a row of each accelerator, and its state in ps."""
+    machine.agent.report()
+    past = datetime.timedelta(minutes=minutes)
+    for spell in machine.agent._idling._spells.values():
+        spell.began -= past.total_seconds()
+    with machine.service.database.writer() as session:
+        for arq in session.query(model.ARQ):
+            arq.held_since -= past
+    machine.agent.report()
+    machine.service.embedded._services[0].manager.healer.heal()
+    return machine.accelerators(), [ps._states(each) for each in machine.accelerators()]
+
+
+@pytest.mark.parametrize('action', ['nothing', 'tell', 'release'])
+def test_scenario_13_an_idle_lease_is_shown_and_nothing_is_killed(box, monkeypatch, action):
+    """The owner is told; what a process has open is not released either."""
+    monkeypatch.setattr(boxes.Npus, 'utilization', 0)
+    monkeypatch.setattr(pids, 'FIRST', os.readlink('/proc/self/ns/pid')[5:-1])
+    chosen = {'conductor__idle_leases': action, 'conductor__idle_grace': 0}
+    machine = box('advisory', **chosen)
+    with test_leases.opened(machine):
+        words = ['run', '--', 'sh', '-c', 'exec 3<>"$1"; echo; read word', 'sh', *machine.nodes[:1]]
+        made = machine.as_(JANE, *words)
+        made.stdout.readline()
+        lease = machine.lease(made.pid)
+        assert machine.node_of(lease) == machine.nodes[0]
+        rows, states = idle_for(machine, 29)
+        assert (states, rows[0]['idle_since']) == (['held', 'free', 'free', 'free'], None)
+        rows, states = idle_for(machine, 2)
+        assert states == ['idle 31 min', 'free', 'free', 'free']
+        assert [each['idle_since'] is None for each in rows] == [False, True, True, True]
+        allocation = machine.service.api.get(f'/v2/allocations/{lease["uuid"]}').json
+        assert (allocation['state'], made.poll()) == ('active', None)
+        told = action != 'nothing'
+        assert ('It has done no work since' in (allocation['reason'] or '')) == told
+        # The process goes on to live, and has let go of the device.
+        monkeypatch.setattr(processes, 'uses', lambda nodes: [])
+        idle_for(machine, 2)
+        machine.service.embedded._services[0].manager.healer.heal()
+        allocation = machine.service.api.get(f'/v2/allocations/{lease["uuid"]}').json
+        assert (allocation['state'] == 'released') == (action == 'release')
+        assert made.poll() is None
 
 
 def test_a_mark_of_another_user_does_not_hide_a_rogue(box):

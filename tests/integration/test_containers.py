@@ -14,6 +14,9 @@ import pytest
 
 from cyborg_lite import delivery
 from cyborg_lite.delivery import cdi
+from cyborg_lite.delivery import views
+from tests import devices
+from tests.functional import boxes
 
 #: Numbers that no card of this machine has.
 MINE, OTHERS = 7101, 7102
@@ -38,7 +41,7 @@ def nodes():
 
 @pytest.fixture
 def podman(tmp_path):
-    """Run a shell line in a container with this device."""
+    """The command that runs a shell line in a container with this option."""
     if shutil.which('podman') is None or os.geteuid():
         pytest.skip('podman is not installed, or the user is not root: see bindep.txt')
     root = tmp_path / 'root'
@@ -50,15 +53,35 @@ def podman(tmp_path):
     state = tempfile.TemporaryDirectory(prefix='podman')
     places = (f'--root={tmp_path / "storage"}', f'--runroot={state.name}')
 
-    def run(device: str, line: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ['podman', *places, *STORAGE, *OPTIONS, f'--device={device}', '--rootfs', str(root),
-             'sh', '-c', line],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+    def command(option: str, line: str) -> list[str]:
+        return [
+            'podman', *places, *STORAGE, *OPTIONS, option, '--rootfs', str(root), 'sh', '-c', line
+        ]  # fmt: skip
 
     with state:
-        yield run
+        yield command
+
+
+@pytest.fixture
+def box(podman, database_url, tmp_path):
+    """A machine with four devices, whose agent writes the CDI files that podman reads."""
+    with devices.directory() as place, boxes.patched(place):
+        options = {'agent__device_access': 'advisory', 'agent__cdi_directory': str(cdi.DIRECTORY)}
+        machine = boxes.Box(database_url, tmp_path, place, **options)
+        yield machine
+        machine.clear()
+        machine.stop()
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def assert_unknown(podman, name: str) -> None:
+    """No container starts with the CDI name of a device that has no file."""
+    gone = run(podman(f'--device={name}', 'echo started'))
+    assert (gone.returncode, gone.stdout) == (126, '')
+    assert 'unresolvable CDI devices' in gone.stderr
 
 
 def test_a_container_sees_its_nodes_and_no_other(nodes, podman):
@@ -76,13 +99,33 @@ def test_a_container_sees_its_nodes_and_no_other(nodes, podman):
             f'echo x > /dev/davinci{MINE} && echo written; '
             f'mknod /dev/davinci{OTHERS} c 1 9 || echo refused'
         )
-        seen = podman(name, line)
+        seen = run(podman(f'--device={name}', line))
     finally:
         cdi.remove(cdi.DIRECTORY, allocation)
     assert seen.stdout.splitlines() == [
         f'davinci{MINE}', allocation, '', 'written', 'refused',
     ], seen.stderr  # fmt: skip
     # After the release of the allocation no container starts with its name.
-    gone = podman(name, 'echo started')
-    assert (gone.returncode, gone.stdout) == (126, '')
-    assert 'unresolvable CDI devices' in gone.stderr
+    assert_unknown(podman, name)
+
+
+@pytest.mark.parametrize('by_name', [False, True], ids=['options', 'CDI name'])
+def test_a_container_of_a_lease_sees_its_nodes_and_no_other(podman, box, by_name):
+    """``cyborg-lite run -- podman run {podman} IMAGE``, and by the file that the agent writes."""
+    place = os.path.dirname(box.nodes[0])
+    line = (
+        f'ls {place}; head -c 4 {place}/npu1 | wc -c; echo $CYBORG_ALLOCATION; '
+        'mknod /tmp/npu2 c 1 8 || echo refused'
+    )
+    if by_name:
+        holder = box.hold(2)
+        lease = box.lease(holder.pid)['uuid']
+        made = run(podman(f'--device={views.KIND}={lease}', line))
+        status, out, err = made.returncode, made.stdout, made.stderr
+        holder.kill()
+    else:
+        status, out, err = box.run('run', '-n', '2', '--', *podman('{podman}', line))
+    *seen, allocation, refused = out.splitlines()
+    assert (status, seen, refused) == (0, ['manager', 'npu0', 'npu1', '4'], 'refused'), err
+    box.until(lambda: not box.held())
+    assert_unknown(podman, f'{views.KIND}={allocation}')

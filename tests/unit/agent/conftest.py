@@ -49,6 +49,7 @@ def conf(*names, timeout=30.0, interval=3600, expected=(), secret_file=None, **m
         'secret_file': secret_file,
         'device_access': 'advisory',
         'access_file': None,
+        'cdi_directory': None,
         'withhold_rogues': True,
         'tell_rogues': True,
         'idle_after': 1800,

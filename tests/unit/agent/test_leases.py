@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an agent does with its leases, without a conductor and without processes."""
 
+import datetime
 import threading
 import types
 import unittest.mock
 import uuid
 
+import oslo_messaging as messaging
+from oslo_utils import fixture
 import pytest
 
 from cyborg_lite import driver
@@ -82,6 +85,17 @@ def test_a_node_that_another_lease_has_too_keeps_neither(served):
         assert served.opening(second) == [f'{caps}{n}' for n in (20, 21, 30, 31)]
 
 
+def test_a_reservation_and_what_is_leased_from_it_have_one_node(served):
+    """A process that has it open keeps the lease, and the reservation from being released."""
+    reservation, child = take(served, instance(1)), take(served, instance(1))
+    child.row['reservation_uuid'] = reservation.uuid
+    with unittest.mock.patch.object(processes, 'using', lambda holder, nodes, mark=None: nodes):
+        assert '/dev/nvidia0' in served.opening(child)
+        assert '/dev/nvidia0' in served.opening(reservation)
+        take(served, instance(2))
+        assert '/dev/nvidia0' not in served.opening(child)
+
+
 def test_a_lease_that_is_made_during_a_comparison_stays_known(served, conductor):
     """The answer was given before it was made."""
     conductor.meanwhile = lambda: take(served)
@@ -91,3 +105,95 @@ def test_a_lease_that_is_made_during_a_comparison_stays_known(served, conductor)
     conductor.rows.clear()
     assert served._compare()
     assert served.all() == []
+
+
+def timed(state, starts, ends):
+    """The row of a lease with these times, as a conductor says them."""
+    return row([], str(uuid.uuid4())) | {
+        'state': state, 'consumer_id': 'host-1/b-1/0/0/1000/jane/', 'starts_at': starts,
+        'lease_ends_at': ends,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('state', 'starts', 'ends', 'pause'),
+    [
+        ('reserved', '2026-11-28T09:00:20', '2026-11-28T12:00:00', 20),
+        ('active', '2026-11-28T08:59:50', '2026-11-28T09:00:30.500000', 30.5),
+        ('active', None, None, 60),
+        # The conductor is late: it is asked at once, and ever more rarely.
+        ('reserved', '2026-11-28T09:00:00', '2026-11-28T12:00:00', 1),
+        ('reserved', '2026-11-28T08:59:56', '2026-11-28T12:00:00', 4),
+        ('active', None, '2026-11-28T08:00:00', 60),
+        # No times.
+        ('reserved', 'soon', 7, 60),
+        ('reserved', '2026-11-28T09:00:20+00:00', None, 20),
+    ],
+)
+def test_leases_are_compared_when_one_starts_or_ends(
+    served, conductor, monkeypatch, state, starts, ends, pause
+):
+    """Otherwise a list would show the state before for a minute."""
+    conductor.rows.append(timed(state, starts, ends))
+    monkeypatch.setattr(leases.time, 'monotonic', lambda: 100.0)
+    served._due = 100.0 + leases.RESYNC
+    with fixture.TimeFixture(datetime.datetime(2026, 11, 28, 9)):
+        assert served._compare()
+        assert served._pause() == pause
+
+
+def look(served):
+    """Do a round of the thread, without a search for processes."""
+    served._reported.set()
+    with (
+        unittest.mock.patch.object(served, '_look', lambda lease: True),
+        unittest.mock.patch.object(served, '_wait_for_events', lambda timeout: None),
+    ):
+        served._work()
+
+
+def test_conductors_are_told_of_containers_until_one_has_answered(served, conductor):
+    told, answers = [], [messaging.MessagingTimeout('no answer'), None, None]
+
+    def contain(containers, **me):
+        told.append(containers)
+        if error := answers.pop(0):
+            raise error
+        for each in conductor.rows:
+            each['container'] = containers.get(each['uuid'])
+
+    conductor.contain = contain
+    one, _ = take(served), take(served)
+    for each in conductor.rows:
+        each |= {'container': None, 'consumer_id': 'host-1/b-1/7/9/1000/jane/python'}
+    one.container = '0123456789ab'
+    for _ in range(3):
+        look(served)
+    assert told == [{one.uuid: '0123456789ab'}] * 2
+    one.container = None
+    look(served)
+    assert told[2:] == [{one.uuid: None}]
+
+
+def test_conductors_that_show_no_containers_are_told_none(served, conductor):
+    """Those of the release before do not know the call."""
+    take(served).container = '0123456789ab'
+    look(served)
+
+
+def test_a_lease_that_ends_while_nodes_are_closed_waits_for_the_next_round(
+    served, conductor, monkeypatch
+):
+    """Otherwise it would be free, and its last user could open its nodes."""
+    ended = []
+    conductor.end_lease = lambda uuid, **_: ended.append(uuid)
+    one, two = take(served), take(served)
+    served._reported.set()
+    monkeypatch.setattr(served, '_look', lambda lease: True)
+    monkeypatch.setattr(served, '_wait_for_events', lambda timeout: None)
+    monkeypatch.setattr(served, 'guard', lambda: served.end(two, 'It was released.'))
+    served.end(one, 'It was released.')
+    served._work()
+    assert ended == [one.uuid]
+    served._work()
+    assert ended == [one.uuid, two.uuid]
