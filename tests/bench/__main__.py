@@ -15,10 +15,10 @@ import requests
 from tests import support
 from tests.bench import alone
 from tests.bench import cloud
+from tests.bench import hosts
 from tests.bench import measure
 from tests.bench.measure import Figure
 from tests.integration import process
-from tests.soak import register
 from tests.unit.cmd import process as up_
 
 COMMAND = process.BIN / 'cyborg-lite'
@@ -32,7 +32,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.hosts:
-        register.run(arguments.hosts)
+        hosts.run(arguments.hosts)
         return
     # Modules are compiled once, as on any machine of a user.
     os.environ.pop('PYTHONDONTWRITEBYTECODE', None)

@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -73,6 +74,8 @@ with concurrent.futures.ThreadPoolExecutor(clients) as pool:
 """
 #: How many clients allocate at once, for how many seconds, and from how many cards.
 CLIENTS, SECONDS, CARDS = 32, 5, 64
+#: How many accelerators are allocated, and bound, to compare both.
+AMOUNTS = (1, 8)
 #: The target CPU time of a list, in milliseconds, by its rows.
 AIMS = {1000: {'devices': 20.0}}
 
@@ -101,6 +104,8 @@ def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
         app = service.embedded.application
         yield from _small(service, app, _with_passwords(place, service))
         yield from _cycle(service, app)
+        for amount in AMOUNTS:
+            yield from _against_binds(service, app, amount)
         yield from _report(service)
         yield from _lists(app, 10)
     with _service(place, CARDS) as service:
@@ -230,6 +235,34 @@ def _cycle(service: support.Service, app: typing.Any) -> collections.abc.Iterato
         yield Figure(f'embedded: {name}, p50', sorted(times)[len(times) // 2], 'ms', 6)
     total = sum(sum(times) for times in took.values())
     yield Figure('embedded: cycles, one client', 1000 * 100 / total, '/s', 100)
+
+
+def _against_binds(
+    service: support.Service, app: typing.Any, amount: int, times: int = 60
+) -> collections.abc.Iterator[Figure]:
+    """What an allocation takes beside the requests, created and bound, that are the same."""
+    name = f'of-{amount}'
+    service.profile(name, FPGA=amount)
+    parts = service.rows(model.Deployable)[:amount]
+    took: dict[str, list[float]] = {'bind': [], 'allocate': []}
+    for _ in range(times):
+        instance = str(uuid.uuid4())
+        begun = time.process_time()
+        arqs = ask(app, 'POST', ARQS, {'device_profile_name': name})['arqs']
+        pairs = zip(arqs, parts, strict=True)
+        places = [(arq['uuid'], part.rp_uuid) for arq, part in pairs]
+        wishes = {arq: support.wish(rp_uuid, support.HOST, instance) for arq, rp_uuid in places}
+        ask(app, 'PATCH', ARQS, wishes)
+        took['bind'].append(time.process_time() - begun)
+        ask(app, 'DELETE', f'{ARQS}?instance={instance}')
+        begun = time.process_time()
+        made = ask(app, 'POST', '/v2/allocations', {'profile': name})
+        took['allocate'].append(time.process_time() - begun)
+        ask(app, 'DELETE', f'/v2/allocations/{made["uuid"]}')
+    bound, allocated = (statistics.median(took[each]) * 1000 for each in ('bind', 'allocate'))
+    yield Figure(f'embedded: create and bind of {amount}, CPU', bound, 'ms')
+    aim = 1.3 * bound
+    yield Figure(f'embedded: allocation of {amount}, CPU', allocated, 'ms', round(aim, 2))
 
 
 def _bind_cpu(service: support.Service, part: model.Deployable, times: int = 100) -> float:

@@ -7,6 +7,7 @@ import collections
 import collections.abc
 from concurrent import futures
 import contextlib
+import functools
 import itertools
 import pathlib
 import statistics
@@ -23,6 +24,7 @@ import sqlalchemy as sa
 from cyborg_lite import context
 from cyborg_lite import model
 from tests import support
+from tests.bench import alone
 from tests.bench import echo
 from tests.bench import measure
 from tests.bench.measure import Figure
@@ -31,7 +33,7 @@ from tests.integration import process
 from tests.integration import servers
 
 CONF = '[DEFAULT]\ndebug = false\n[api]\nauth_strategy = noauth\n[agent]\nenabled_drivers = fake\n'
-CARDS = 64
+CARDS, ROWS = 64, 1000
 #: The numbers of clients, and the target cycles per second.
 CLIENTS = {1: 40, 8: 80, 32: 80}
 SECONDS = 5
@@ -60,6 +62,7 @@ def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
         yield from _steps(url, providers[0])
         for clients, aim in CLIENTS.items():
             yield from _cycles(url, providers, pids, clients, aim)
+        yield from _lists(cloud, url)
         for name, aim in (('API', 120), ('conductor', 100), ('agent', 60)):
             yield Figure(f'memory of one {name} (PSS)', measure.memory(pids[name]), 'MB', aim)
 
@@ -102,22 +105,44 @@ def _call(cloud: deployment_.Deployment) -> collections.abc.Iterator[Figure]:
 
 def _fill(cloud: deployment_.Deployment, url: str) -> list[str]:
     """Report cards; returns the resource providers."""
-    cards = [support.card(f'{number:02x}').facts() for number in range(CARDS)]
-    cloud.bus.conductor(context.service(), timeout=60).report(
-        host=support.HOST, boot_id='boot-1', sequence=1, interval=3600, digest='one',
-        devices=cards, drivers={'fake': {'state': 'ok', 'reason': '', 'devices': CARDS}},
-    )  # fmt: skip
+    _report(cloud, support.HOST, CARDS)
     profile = [{'name': 'one', 'groups': [{'resources:FPGA': '1'}]}]
     requests.post(f'{url}/device_profiles', json=profile, timeout=60).raise_for_status()
-    names = {f'0000:{number:02x}:00.0' for number in range(CARDS)}
-    return [part.rp_uuid for part in cloud.rows(model.Deployable) if part.name[-12:] in names]
+    with cloud.database.reader() as session:
+        ours = sa.select(model.Deployable.rp_uuid).join(model.Deployable.device)
+        return list(session.scalars(ours.where(model.Device.hostname == support.HOST)))
 
 
-def _spent(pids: list[int]) -> float:
-    """The CPU time of processes and of all below them: PostgreSQL has one for each connection."""
-    tasks = [each for pid in pids for each in pathlib.Path(f'/proc/{pid}/task').glob('*/children')]
-    children = [int(child) for each in tasks for child in each.read_text().split()]
-    return measure.spent(pids) + (_spent(children) if children else 0)
+def _report(cloud: deployment_.Deployment, host: str, count: int) -> None:
+    cards = [support.card(f'{number:03x}').facts() for number in range(count)]
+    cloud.bus.conductor(context.service(), timeout=60).report(
+        host=host, boot_id='boot-1', sequence=1, interval=3600, digest='one',
+        devices=cards, drivers={'fake': {'state': 'ok', 'reason': '', 'devices': count}},
+    )  # fmt: skip
+
+
+def _lists(cloud: deployment_.Deployment, url: str) -> collections.abc.Iterator[Figure]:
+    """How long a page takes where there are a thousand rows of each kind."""
+    _report(cloud, 'host-of-many', ROWS)
+    with cloud.database.writer() as session:
+        groups = [{'resources:FPGA': '1'}]
+        session.add_all(model.DeviceProfile(name=f'p{n}', groups=groups) for n in range(ROWS))
+    many = [{'name': 'many', 'groups': [{'resources:FPGA': str(ROWS)}]}]
+    for path, body in (
+        ('device_profiles', many),
+        ('accelerator_requests', {'device_profile_name': 'many'}),
+    ):
+        requests.post(f'{url}/{path}', json=body, timeout=60).raise_for_status()
+    with requests.Session() as session:
+
+        def get(path: str) -> None:
+            session.get(f'{url}/{path}', timeout=60).raise_for_status()
+
+        for name in alone.LISTS:
+            for rows in (10, ROWS):
+                path = f'{name}?limit={rows}'
+                took = measure.p50(functools.partial(get, path), 30)
+                yield Figure(f'RabbitMQ: list of {rows:,} {name}, p50', took, 'ms')
 
 
 def _steps(url: str, provider: str) -> collections.abc.Iterator[Figure]:
@@ -148,7 +173,7 @@ def _steps(url: str, provider: str) -> collections.abc.Iterator[Figure]:
 def _cycles(
     url: str, providers: list[str], pids: dict[str, list[int]], clients: int, aim: float
 ) -> collections.abc.Iterator[Figure]:
-    before = {name: _spent(each) for name, each in pids.items()}
+    before = {name: measure.spent_below(each) for name, each in pids.items()}
     begun = time.monotonic()
     until = begun + SECONDS
     with futures.ThreadPoolExecutor(clients) as pool:
@@ -158,7 +183,7 @@ def _cycles(
     took = time.monotonic() - begun
     yield Figure(f'RabbitMQ: cycles, {clients} clients', done / took, '/s', aim)
     for name, most in (('API', 8), ('conductor', 10), ('database', 6)):
-        used = (_spent(pids[name]) - before[name]) * 1000 / done
+        used = (measure.spent_below(pids[name]) - before[name]) * 1000 / done
         yield Figure(f'RabbitMQ: CPU per cycle of the {name}, {clients} clients', used, 'ms', most)
 
 

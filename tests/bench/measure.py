@@ -67,6 +67,20 @@ def spent(pids: collections.abc.Iterable[int]) -> float:
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICK
 
 
+def spent_below(pids: list[int]) -> float:
+    """The CPU time of processes and of all below them: PostgreSQL has one for each connection."""
+    tasks = [each for pid in pids for each in pathlib.Path(f'/proc/{pid}/task').glob('*/children')]
+    children = [int(child) for each in tasks for child in each.read_text().split()]
+    return spent(pids) + (spent_below(children) if children else 0)
+
+
+def idle() -> float:
+    """How long the cores of this machine were idle until now, in seconds (proc(5), /proc/stat)."""
+    all_cores = pathlib.Path('/proc/stat').read_text().partition('\n')[0]
+    unused, waiting = all_cores.split()[4:6]
+    return (int(unused) + int(waiting)) / TICK
+
+
 def memory(pids: collections.abc.Iterable[int]) -> float:
     """The memory of these processes, what they share counted once (PSS), in MB."""
     total = 0
