@@ -13,7 +13,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The time of an example has no meaning on a busy machine.
-EXAMPLES = {'gate': 100, 'nightly': 2000}[os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate')]
+EXAMPLES = {'gate': 100, 'mutants': 100, 'nightly': 2000}[
+    os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate')
+]
 hypothesis.settings.register_profile('project', deadline=None, max_examples=EXAMPLES)
 hypothesis.settings.load_profile('project')
 

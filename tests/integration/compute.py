@@ -65,8 +65,9 @@ connection = {nova}
 
 def databases(first: str, *names: str) -> dict[str, str]:
     """Create databases beside this one; returns their URLs by name."""
-    engine = sa.create_engine(first)
-    with engine.begin() as connection:
+    # PostgreSQL creates none in a transaction.
+    engine = sa.create_engine(first, isolation_level='AUTOCOMMIT')
+    with engine.connect() as connection:
         for name in names:
             connection.exec_driver_sql(f'CREATE DATABASE {name}')
     engine.dispose()

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service is killed at each failpoint and restarted; nothing is lost or allocated twice.
 
-After each death the invariants I1, I2, I4 to I9 and I14 are checked.  I3 and I13 are about quota
-and cleaning, which are not tested here.  One cloud serves for all points: the supervisor restarts
-the killed process.
+After each death the invariants I1 to I9 and I14 are checked.  I13 is about cleaning, which is not
+tested here.  One cloud serves for all points: the supervisor restarts the killed process.
 """
 
 import contextlib
@@ -20,6 +19,7 @@ from keystoneauth1 import adapter
 from keystoneauth1 import exceptions
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
+from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
 
@@ -28,6 +28,7 @@ from cyborg_lite.clients import placement as client
 from tests import support
 from tests.integration import deployment as deployment_
 from tests.integration import failpoints
+from tests.integration import holders
 from tests.integration import invariants
 from tests.integration import placement as placement_
 from tests.integration import process
@@ -41,11 +42,14 @@ response_timeout = 4
 absences = 1
 outbox_interval = 1
 healing_interval = 1
+user_projects = {user}:{project}
 [agent]
 enabled_drivers = fake
 report_interval = 3600
+socket = {socket}
 """
 HOST = 'node-1'
+SOCKET = 'agent.sock'
 #: The host that goes down in each cycle.
 SILENT = 'node-2'
 #: The host that is renamed while an accelerator of it is bound, its new name, and the host that is
@@ -88,16 +92,20 @@ def placement(place, cloud):
 
 @pytest.fixture(scope='module', params=DATABASES)
 def region(request, place, bus, cloud, peers, placement):
-    conf = CONF + ''.join(map(cloud.section, ('keystone_authtoken', 'nova', 'placement')))
     here = place / request.param
     here.mkdir()
+    limited = cloud.identity.find_project('limited') or cloud.identity.create_project(
+        name='limited', domain_id='default'
+    )
+    conf = CONF.format(user=holders.USER, project=limited.id, socket=here / SOCKET)
+    conf += ''.join(map(cloud.section, ('keystone_authtoken', 'nova', 'placement')))
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(DATABASE_SERVERS[request.param](here / 'database'))
         control = failpoints.Control(here / 'failpoints')
         made = deployment_.Deployment(stack, here, bus, url, conf, control.place)
         for name in (HOST, SILENT, OLD, NEW, GONE, made.conf.host):
             placement.post('/resource_providers', json={'name': name})
-        running = Region(cloud, made, control, peers, placement)
+        running = Region(cloud, made, control, peers, placement, limited.id)
         for _ in range(2):
             running.cycle()
         running.rest()
@@ -150,9 +158,10 @@ class Region:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, cloud, deployment, control, peers, placement):
+    def __init__(self, cloud, deployment, control, peers, placement, limited):
         self.cloud, self.deployment, self.control = cloud, deployment, control
         self.peers, self.placement = peers, placement
+        self.place = deployment.file.parent
         self.services = {'conductor': deployment.conductor(), 'agent': deployment.agent()}
         url, self.services['api'] = deployment.api()
         made = cloud.api('admin', service='service')
@@ -160,11 +169,10 @@ class Region:
         stranger = cloud.api('member', 'b').session
         self.stranger = adapter.Adapter(stranger, endpoint_override=url, raise_exc=False)
         self.client = Client(self.api)
-        project = cloud.identity.find_project('limited') or cloud.identity.create_project(
-            name='limited', domain_id='default'
-        )
-        #: a project that has nothing but limits
-        self.limited = project.id
+        #: the project of local processes, which has a quota
+        self.limited = limited
+        #: the local processes that lease
+        self.holders = []
         self.left = None
         self.consumer = None
         #: the last report of each host
@@ -172,6 +180,8 @@ class Region:
 
     def leave(self):
         """Delete its providers in Placement: the next database does not have them."""
+        for holder in self.holders:
+            holder.end()
         known = self.placement.get('/resource_providers').json()['resource_providers']
         for each in sorted(known, key=lambda each: each['parent_provider_uuid'] is None):
             self.placement.delete(f'/resource_providers/{each["uuid"]}')
@@ -192,6 +202,11 @@ class Region:
             self.control.arm(*points)
         self.left = Cycle(self, next(self._numbers))
         self.left.build()
+
+    def hold(self):
+        """A local process that leases."""
+        self.holders.append(holders.Holder(self.deployment, self.place / SOCKET))
+        return self.holders[-1]
 
     def report(self, *devices, host=HOST):
         """Report like an agent, which retries without an answer."""
@@ -220,7 +235,7 @@ class Region:
         self._change(host, seen_at=datetime.datetime(2000, 1, 1), interval=1)
 
     def go_down(self, host):
-        """Make a host one that a conductor has noticed to be silent."""
+        """Let a host count as silent, as a conductor notes it."""
         self._change(host, seen_at=datetime.datetime(2000, 1, 1), interval=1, silent=True)
 
     def _change(self, host, **values):
@@ -297,6 +312,26 @@ class Region:
         path = f'{ALLOCATIONS}/{name}'
         process.until(lambda: self.client.ask('GET', path).json()['state'] == 'released')
 
+    def kept(self):
+        """The device of which a reservation keeps an accelerator."""
+        query = (
+            sa.select(model.Device)
+            .join(model.Deployable, model.Deployable.device_id == model.Device.id)
+            .join(model.AttachHandle, model.AttachHandle.deployable_id == model.Deployable.id)
+            .join(model.Promise, model.Promise.accelerator_uuid == model.AttachHandle.uuid)
+        )
+        with self.deployment.database.reader() as session:
+            found = session.scalars(query).one()
+            session.expunge_all()
+        return found
+
+    def begin(self, name):
+        """Let the time of a reservation come."""
+        now = timeutils.utcnow() - datetime.timedelta(seconds=1)
+        begins = sa.update(model.Allocation).where(model.Allocation.active_name == name)
+        with self.deployment.database.writer() as session:
+            session.execute(begins.values(starts_at=now))
+
     def _let_leases_end(self):
         """End the leases of messages at once: their takeover has a test of its own."""
         # A conductor may change the same messages: this is retried.
@@ -357,11 +392,21 @@ class Cycle:
         self.moving = support.card('4a')
         #: a card that allocations hold one after another
         self.queued_for = support.card('4d', resource_class='CUSTOM_QUEUED_FOR')
+        #: cards of which one is reserved, and the reservation, which is cancelled after its start
+        self.for_later = [
+            support.card(bus, resource_class='CUSTOM_FOR_LATER') for bus in ('4e', '4f')
+        ]
+        self.reservation = f'reservation-{number}'
+        #: what the project of local processes may have: one accelerator
+        self.limits = {'total': 1, f'CUSTOM_LIMITED_{number}': number}
+        #: the local process that holds one at the end
+        self.holder = None
         #: the allocations: at the end the last one holds the card
         self.allocations = [f'{name}-{number}' for name in ('first', 'second', 'last')]
 
     def build(self):
         staying = [self.card, self.tried, self.passing, self.split, self.queued_for]
+        staying += self.for_later
         self.region.report(*staying, self.pulled)
         self.region.report(self.moving, host=OLD)
         parts = self.ask('GET', '/deployables').json()['deployables']
@@ -401,7 +446,10 @@ class Cycle:
         self.ask('DELETE', f'/hosts/{GONE}', done=[404])
         self.vanish()
         self.exclude()
+        self.limit()
         self.allocate()
+        self.reserve()
+        self.lease()
         self.states = {
             **dict.fromkeys([self.first, self.second, self.kept], 'Bound'),
             **dict.fromkeys([self.refused, self.excluded], 'BindFailed'),
@@ -437,12 +485,14 @@ class Cycle:
         self.bind(str(uuid.uuid4()), self.split, self.excluded, wanted=[409])
         self.ask('PATCH', ARQS, {self.freed: REMOVE})
 
+    def limit(self):
+        quota = f'/quotas/{self.region.limited}'
+        self.ask('PATCH', quota, {'limits': self.limits})
+        self.ask('DELETE', quota, done=[404])
+        self.ask('PATCH', quota, {'limits': self.limits})
+
     def allocate(self):
         """Released accelerators, also by the end of a lease, go to the next in the queue."""
-        quota, limits = f'/quotas/{self.region.limited}', {'limits': {'total': self.number}}
-        self.ask('PATCH', quota, limits)
-        self.ask('DELETE', quota, done=[404])
-        self.ask('PATCH', quota, limits)
         groups = [{'resources': {'CUSTOM_QUEUED_FOR': 1}}]
         for name in self.allocations:
             body = {'name': name, 'groups': groups, 'queue': True, 'lease': 3600}
@@ -453,6 +503,36 @@ class Cycle:
         self.region.served(second)
         self.region.expire(second)
         self.region.served(last)
+
+    def reserve(self):
+        """A reservation keeps another card than a disabled one, starts when its time has come,
+        and is cancelled.
+        """
+        start = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+        body = {
+            'name': self.reservation,
+            'groups': [{'resources': {'CUSTOM_FOR_LATER': 1}}],
+            'starts_at': start.isoformat(timespec='seconds'),
+            'lease': 7200,
+        }
+        self.ask('POST', ALLOCATIONS, body, **{'Idempotency-Key': self.reservation})
+        kept = self.region.kept()
+        [address] = {card.address for card in self.for_later} & {kept.address}
+        self.ask('POST', f'/devices/{kept.uuid}/disable')
+        process.until(lambda: self.region.kept().address != address)
+        self.ask('POST', f'/devices/{kept.uuid}/enable')
+        self.region.begin(self.reservation)
+        self.region.served(self.reservation)
+        self.ask('DELETE', f'{ALLOCATIONS}/{self.reservation}')
+
+    def lease(self):
+        """A process waits for the quota that another one has, until that has ended."""
+        first = self.region.hold()
+        first.until('active')
+        self.holder = self.region.hold()
+        self.holder.until('queued')
+        first.end()
+        self.holder.until('active')
 
     def uuid(self, card):
         device = self.parts[card.address]['device_id']
@@ -468,7 +548,9 @@ class Cycle:
         self.ask('PATCH', ARQS, dict.fromkeys(arqs, wish), **more)
 
     def clear(self):
-        for name in self.allocations:
+        self.holder.end()
+        process.until(lambda: self.holder.lease is None)
+        for name in (*self.allocations, self.reservation):
             self.ask('DELETE', f'{ALLOCATIONS}/{name}', done=[404])
         self.ask('DELETE', f'{ARQS}?instance={self.pair}')
         rest = ','.join([self.freed, self.refused, self.fresh, self.kept, self.excluded])
@@ -504,20 +586,35 @@ class Cycle:
         yield from self._strange()
 
     def _allocated(self, rows):
-        """The allocations: only the last one holds an accelerator."""
+        """The allocations: only the last one, and the process, hold an accelerator."""
         found = {row.name: row for row in self.region.deployment.rows(model.Allocation)}
         states = {name: found[name].state for name in self.allocations}
         if [*states.values()] != ['released', 'released', 'active']:
             yield f'I6: the allocations are {states}'
-        last = found[self.allocations[-1]].uuid
+        if (state := found[self.reservation].state) != 'released':
+            yield f'I6: the reservation is {state}'
+        lease = self.holder.lease
+        if lease is None or lease.state != 'active':
+            yield f'I6: the lease of the process is {lease and lease.state}'
+            return
+        wanted = {found[self.allocations[-1]].uuid, lease.uuid}
         held = [row for row in rows.values() if row.allocation_uuid]
-        if [(row.allocation_uuid, row.state) for row in held] != [(last, 'Bound')]:
-            yield f'I6: requests of allocations are {held}, and one is to be of {last}'
+        there = sorted((row.allocation_uuid, row.state) for row in held)
+        if there != sorted((each, 'Bound') for each in wanted):
+            yield f'I6: requests of allocations are {there}, expected one for each of {wanted}'
         for row in held:
             del rows[row.uuid]
         limits = {row.project_id: row.limits for row in self.region.deployment.rows(model.Quota)}
-        if limits != {self.region.limited: {'total': self.number}}:
+        if limits != {self.region.limited: self.limits}:
             yield f'I6: the limits are {limits}'
+        yield from self._usage([row.project_id for row in held])
+
+    def _usage(self, projects):
+        """I3: the quota counts what the process holds, and nothing else."""
+        quotas = self.ask('GET', f'/quotas/{self.region.limited}').json()['quotas']
+        used = {each['resource']: (each['used'], each['limit']) for each in quotas}
+        if projects.count(self.region.limited) != 1 or used['total'] != (1, 1):
+            yield f'I3: requests are of the projects {projects}, and {used} is counted'
 
     def _told(self):
         events = [
@@ -532,7 +629,8 @@ class Cycle:
 
     def _devices(self):
         devices = {row.address: row for row in self.region.deployment.rows(model.Device)}
-        staying = (self.card, self.tried, self.passing, self.split, self.moving, self.queued_for)
+        staying = (self.card, self.tried, self.passing, self.split, self.moving)
+        staying = (*staying, self.queued_for, *self.for_later)
         for card in staying:
             if card.address not in devices:
                 yield f'I9: {card.address} is gone'

@@ -5,6 +5,7 @@ The API is in the test's process, which modifies its messages.
 """
 
 import contextlib
+import datetime
 import itertools
 import threading
 import time
@@ -260,19 +261,25 @@ class Scenario:
             self.ask('DELETE', path)
             self.allocations[made['uuid']] = 'released', 7200
             yield
+            soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
+            body['starts_at'], key = soon.isoformat(timespec='seconds'), str(uuid.uuid4())
+            made = self.ask('POST', '/v2/allocations', body, **{'Idempotency-Key': key}).json
+            self.allocations[made['uuid']] = 'reserved', 3600
+            yield
+            self.ask('DELETE', f'/v2/allocations/{made["uuid"]}')
+            self.allocations[made['uuid']] = 'released', 3600
+            yield
 
     def _quota(self):
         """Of a project that has nothing."""
         path = f'/v2/quotas/{self.profile}'
-        for total in (5, 6):
-            self.ask('PATCH', path, {'limits': {'total': total}})
-            self.there['quota'] = {'total': total}
+        for total in (5, 6, None, 6, None):
+            if total is None:
+                self.ask('DELETE', path, done=[404])
+            else:
+                self.ask('PATCH', path, {'limits': {'total': total}})
+            self.there['quota'] = total and {'total': total}
             yield
-        # Limits that are set again are not distinct from those before: a late message that deletes
-        # them would delete the new ones.
-        self.ask('DELETE', path, done=[404])
-        self.there['quota'] = None
-        yield
 
     def _forget_unknown(self):
         """Requests whose answer was lost: their owner finds them in the list."""

@@ -10,10 +10,13 @@ import typing
 
 from tests.soak import clients
 from tests.soak import history as history_
+from tests.soak import hooks
 from tests.soak import watch
 
 #: The header that makes a request idempotent.
 KEY = 'Idempotency-Key'
+#: The project of all consumers, and the maximum number of its accelerators: fewer than they want.
+PROJECT, LIMIT = 'limited', 10
 #: The maximum number of accelerators of an allocation.
 MOST = 4
 #: Longer than any run, even with clock jumps, in seconds.
@@ -27,6 +30,8 @@ class Consumer(clients.Client):
 
     def __init__(self, *common: typing.Any, seen: watch.Watch) -> None:
         super().__init__(*common)
+        self._project = PROJECT
+        self._headers = self._headers | {hooks.PROJECT: PROJECT}
         self._seen = seen
         self._numbers = itertools.count(1)
 
@@ -35,6 +40,8 @@ class Consumer(clients.Client):
         self._headers = self._headers | {KEY: name}
         if self._allocate(name, self._draw.randint(1, MOST)):
             self.pause(*self._draw.choices(HOLDS, SHARES)[0])
+            if self._draw.random() < 0.3:
+                self._ask('renew', 'PATCH', f'/allocations/{name}', {'lease': LEASE}, name=name)
             if self._draw.random() < 0.5:
                 self._look(name, 0)
         self._release(name)
@@ -98,6 +105,8 @@ class Story:
         self._wanted = 0
         #: whether a create or a release with an unknown result may still take effect
         self._may_come = self._may_go = False
+        #: whether it is a reservation that does not start in the run, or lapses if nobody uses it
+        self._is_far = self._may_lapse = False
 
     def tell(self, operation: history_.Operation) -> history_.Wrong:
         yield from getattr(self, f'_{operation.kind}')(operation)
@@ -109,11 +118,35 @@ class Story:
             self.there = True
             yield from self._compare(operation)
 
+    def _reserve(self, operation: history_.Operation) -> history_.Wrong:
+        self._is_far, self._may_lapse = not operation.near, operation.near
+        yield from self._allocate(operation)
+
+    def _draw(self, operation: history_.Operation) -> history_.Wrong:
+        """A process leases from the reservation, which is kept for it from then on."""
+        if operation.outcome != 'ok':
+            return
+        self._may_lapse = False
+        if self.gone:
+            yield f'I6: {operation} got something of {self.name}, and it was released'
+        if self.accelerators and not {*operation.accelerators} <= {*self.accelerators}:
+            yield f'I2: {operation} got something that is not of {self.name}'
+
     def _look(self, operation: history_.Operation) -> history_.Wrong:
         if operation.outcome == 'ok':
             yield from self._compare(operation)
         elif operation.outcome == 'fail' and operation.status and self.there:
             yield f'I6: {operation} found no {self.name}: {operation.status}'
+
+    def _renew(self, operation: history_.Operation) -> history_.Wrong:
+        if operation.outcome == 'ok':
+            yield from self._compare(operation)
+        elif operation.outcome == 'fail' and operation.status and self._is_active():
+            yield f'I6: {operation} of {self.name} was refused: {operation.status}'
+
+    def _is_active(self) -> bool:
+        """Whether it certainly holds its accelerators."""
+        return bool(self.accelerators) and not (self.gone or self._may_go)
 
     def _release(self, operation: history_.Operation) -> history_.Wrong:
         if operation.outcome != 'fail':
@@ -134,22 +167,29 @@ class Story:
 
     def _compare(self, operation: history_.Operation) -> history_.Wrong:
         told = f'{operation} found {self.name} {operation.state}'
+        if why := self._impossible(operation.state):
+            yield f'I6: {told}, {why}'
         if operation.state == 'released':
-            if not (self.gone or self._may_go):
-                yield f'I6: {told}, and nobody had released it'
             return
-        if self.gone:
-            yield f'I6: {told}, and it was released'
-        if operation.state == 'queued' and self.accelerators:
-            yield f'I6: {told}, and it was active'
         wanted = self._wanted if operation.state == 'active' else 0
         if len(set(operation.accelerators)) != wanted:
             yield f'I2: {told} with {len(operation.accelerators)} accelerators of {wanted}'
         if self.accelerators not in ((), operation.accelerators):
             yield f'I2: {told} with other accelerators than before'
-        if operation.state == 'active' and not self._may_go:
+        if operation.state == 'active' and not (self._may_go or self._may_lapse):
             self.accelerators = operation.accelerators
             self.since = min(self.since, operation.returned)
+
+    def _impossible(self, state: str) -> str:
+        """Why it cannot be in a state; empty if it can."""
+        if state == 'released':
+            possible = self.gone or self._may_go or self._may_lapse
+            return '' if possible else 'and nobody had released it'
+        if self.gone:
+            return 'and it was released'
+        if state == 'active':
+            return 'long before its start' if self._is_far else ''
+        return 'and it was active' if self.accelerators else ''
 
 
 def stories(history: history_.History) -> tuple[dict[str, Story], list[str]]:

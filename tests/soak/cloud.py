@@ -37,6 +37,8 @@ response_timeout = 6
 rabbit_interval_max = 5
 [agent]
 report_interval = 5
+[conductor]
+reservation_grace = 4
 [placement]
 auth_type = admin_token
 token = admin

@@ -24,7 +24,7 @@ AWAY = (0, 503)
 #: The function that represents a whole card.
 WHOLE = ' 00.0'
 #: The operations that need a conductor.
-CHANGES = ('create', 'bind', 'unbind', 'delete', 'allocate', 'release')
+CHANGES = ('create', 'bind', 'unbind', 'delete', 'allocate', 'reserve', 'renew', 'release')
 #: The operations that need a server, by server.
 NEEDS = {'broker': CHANGES, 'database': (*CHANGES, 'read', 'list', 'look')}
 #: The stable states of a request.
@@ -52,7 +52,8 @@ class Operation:
 
     client: int
     #: create, bind, unbind, delete, read one, list those of an instance; enable, disable; trespass
-    #: is any on a request of another project; allocate, look, release; others are of neither
+    #: is any on a request of another project; allocate, look, renew, release; reserve, and draw for
+    #: a lease from a reservation; others are of neither
     kind: str
     arqs: tuple[str, ...] = ()
     invoked: float = 0.0
@@ -71,6 +72,8 @@ class Operation:
     wanted: int = 0
     state: str = ''
     accelerators: tuple[str, ...] = ()
+    #: whether a reservation starts in the run
+    near: bool = False
 
     def __str__(self) -> str:
         asked = ' '.join([self.kind, *(arq[:8] for arq in self.arqs)])

@@ -35,6 +35,9 @@ from cyborg_lite.api import app
 from cyborg_lite.conductor import binding
 from cyborg_lite.conductor import manager
 from cyborg_lite.conductor import matching
+from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import quotas
+from cyborg_lite.conductor import taking
 from cyborg_lite.db import exclusion
 from tests.soak import agents
 from tests.soak import control as control_
@@ -166,6 +169,11 @@ def _pair_by_address(known: list[model.Device], found: list[model.Device]) -> li
     return [(card, at.get(card.identity)) for card in found]
 
 
+def _whenever(rows: list[typing.Any], kinds: taking.Kinds) -> list[placing.Candidate]:
+    """Candidates that no reservation seems to need."""
+    return [taking.candidate(row, len(kinds)) for row in rows]
+
+
 def plant(bug: str) -> None:
     """Break one promise."""
     if bug == 'given twice':
@@ -176,6 +184,10 @@ def plant(bug: str) -> None:
         parameters = exclusion.parameters
         # No part of this card is found.
         exclusion.parameters = lambda *given: parameters(*given) | {'device_id': -1}
+    elif bug == 'given in a reserved time':
+        taking._spared = _whenever
+    elif bug == 'beyond limits':
+        quotas._beyond = lambda *_given: None
     elif bug == 'another card':
         matching.pair = _pair_by_address
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -30,6 +31,8 @@ CARDS = ('1200', '0302', '0b40')
 BOARD = 'info -t board -i'
 SERIAL = re.compile(r'(?m)^(\s*Serial Number\s*: )(.*)$')
 ADDRESS = re.compile(r'(?m)^\s*PCIe Bus Info\s*: (.*)$')
+#: A GPU's UUID in the answer of NVML. It is the serial number of its card.
+GPU = re.compile(r'GPU-[0-9a-f-]{36}')
 
 
 @contextlib.contextmanager
@@ -106,6 +109,16 @@ class Machine:
             if (match := ADDRESS.search(text))
         }
 
+    @property
+    def serials(self) -> dict[str, str]:
+        """The serial number of each card that has one, by address."""
+        told = self.root / description.output('nvml', ['gpus'])
+        gpus = json.loads(told.read_text()) if told.exists() else {}
+        return {
+            **{address: gpu['uuid'] for address, gpu in gpus.items()},
+            **{address: _serial(file) for address, file in self.boards.items()},
+        }
+
     def swap(self, one: str, other: str) -> None:
         """Swap the slots of two cards."""
         files = self.boards[one], self.boards[other]
@@ -151,17 +164,16 @@ class Machine:
 
     def there(self) -> dict[str, Card]:
         """The cards in the machine, by address."""
-        boards = self.boards
+        serials = self.serials
         made = {}
         for bdf in self.cards:
             if os.path.lexists(self._listed / bdf):
                 parts = (os.readlink(link) for link in self._home(bdf).glob('virtfn*'))
                 functions = frozenset(map(os.path.basename, parts))
                 # Only the user function of an Alveo is allocated.
-                known = bdf in boards or bdf in self.split_cards
+                known = bdf in serials or bdf in self.split_cards
                 functions = functions or frozenset([bdf] if known else [])
-                serial = _serial(boards[bdf]) if bdf in boards else None
-                made[bdf] = Card(serial, functions)
+                made[bdf] = Card(serials.get(bdf), functions)
         return made
 
     def _write(self, file: pathlib.Path, text: str) -> None:
@@ -193,10 +205,14 @@ def lay_out(
         # Every scalar is text.
         described = yaml.load(text, yaml.BaseLoader)
         described['name'] = f'{name}-{place.name}-{count}'
-        for command, printed in described.get('tools', {}).get('npu-smi', {}).items():
-            if command.startswith(BOARD):
-                serial = f'S{uuid.uuid4().hex[:16]}'
-                described['tools']['npu-smi'][command] = f'{printed}Serial Number : {serial}\n'
+        # No two cards of a cloud have one serial number.
+        for tool, answers in described.get('tools', {}).items():
+            for command, printed in answers.items():
+                if tool == 'npu-smi' and command.startswith(BOARD):
+                    serial = f'S{uuid.uuid4().hex[:16]}'
+                    answers[command] = f'{printed}Serial Number : {serial}\n'
+                elif tool == 'nvml':
+                    answers[command] = GPU.sub(lambda _: f'GPU-{uuid.uuid4()}', printed)
         file = place / f'{described["name"]}.yaml'
         file.write_text(yaml.safe_dump(described))
         root = hosts.find(str(file), place / 'hosts').root

@@ -10,12 +10,15 @@ from tests.soak import allocations
 from tests.soak import clients
 from tests.soak import cloud as cloud_
 from tests.soak import machines as machines_
+from tests.soak import reservations
 from tests.soak import watch
 
 #: The number of allocations of other consumers in Placement.
 ALLOCATIONS = 10
-#: The clients, of eight, that use allocations: one of each project.
+#: The clients, of eight, that use allocations: they have a project of their own.
 CONSUMERS = (3, 6)
+#: The clients, of eight, that reserve accelerators.
+BOOKERS = (5,)
 #: How long a machine stays unchanged, in seconds, so that some of its states are reported.
 STAY = 3.0
 #: The timeout of the last renames of hosts, in seconds.
@@ -203,10 +206,12 @@ def population(
     technician = Technician(cloud, seed, number + 1, seen, changing)
     workloads: list[clients.Workload] = []
     consumers = [each for each in range(number) if each % 8 in CONSUMERS]
-    for each in sorted({*range(number)} - {*consumers}):
+    bookers = [each for each in range(number) if each % 8 in BOOKERS]
+    for each in sorted({*range(number)} - {*consumers, *bookers}):
         workloads.append(clients.Workload(cloud, seed, each, seen, workloads))
     return [
         *workloads,
         *(allocations.Consumer(cloud, seed, each, seen=seen) for each in consumers),
+        *(reservations.Booker(cloud, seed, each, seen=seen) for each in bookers),
         Operator(cloud, seed, number, stay),
     ], technician

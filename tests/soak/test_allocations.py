@@ -28,6 +28,9 @@ NOT_FOUND = asked('release', 4, 'fail', status=404)
         [QUEUED, asked('look', 2, state='active', held=('x', 'y')), RELEASED],
         # It was not sent.
         [ACTIVE, asked('look', 2, 'fail', status=0), RELEASED],
+        [ACTIVE, asked('renew', 2, state='active', held=('x', 'y')), RELEASED],
+        [QUEUED, asked('renew', 2, 'fail', status=409), RELEASED],
+        [ACTIVE, asked('release', 2, 'unknown'), asked('renew', 4, 'fail', status=409)],
         [UNKNOWN, NOT_FOUND],
         [UNKNOWN, NOT_FOUND, asked('look', 6, state='active', held=('x', 'y'))],
         [ACTIVE, asked('release', 2, 'unknown'), asked('look', 4, state='released')],
@@ -50,6 +53,8 @@ def test_a_possible_history_is_accepted(told):
         ([ACTIVE, asked('look', 2, state='queued')], 'and it was active'),
         ([ACTIVE, asked('look', 2, state='released')], 'nobody had released it'),
         ([ACTIVE, asked('look', 2, 'fail', status=404)], 'found no n: 404'),
+        ([ACTIVE, asked('renew', 2, 'fail', status=409)], 'was refused: 409'),
+        ([ACTIVE, asked('renew', 2, state='active', held=('x', 'z'))], 'with other accelerators'),
         ([ACTIVE, NOT_FOUND], 'found no n'),
         ([ACTIVE, asked('release', 4, 'fail', status=409)], 'was refused: 409'),
         (

@@ -93,3 +93,9 @@ def test_machine_stays_itself(made):
     before = machine.host.machine
     machine.rename('another')
     assert (machine.host.name, machine.host.machine) == ('another', before)
+
+
+def test_no_two_cards_have_one_serial_number(tmp_path):
+    laid_out = machines.lay_out(tmp_path, 2 * len(KINDS), KINDS)
+    serials = [serial for machine in laid_out for serial in machine.serials.values()]
+    assert len(set(serials)) == len(serials) > 0

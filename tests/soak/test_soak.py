@@ -107,6 +107,7 @@ class Soak:
         self._cloud, self._seed = cloud, seed
         self._injector = faults_.Injector(cloud, faults)
         self._create_profiles()
+        self._limit()
         self.watch = watch_.Watch(cloud)
         users, self._technician = operators.population(cloud, seed, CLIENTS, self.watch)
         self._clients = [*users, self._technician]
@@ -118,6 +119,13 @@ class Soak:
                 url = f'{self._cloud.urls[0]}/device_profiles'
                 answer = requests.post(url, json=[profile], headers=cloud_.ADMIN, timeout=60)
                 assert answer.status_code == 201, answer.text
+
+    def _limit(self) -> None:
+        """Consumers alone have a quota: they leave no requests that nobody knows."""
+        url = f'{self._cloud.urls[0]}/quotas/{allocations.PROJECT}'
+        body = {'limits': {model.Quota.TOTAL: allocations.LIMIT}}
+        answer = requests.patch(url, json=body, headers=cloud_.ADMIN, timeout=60)
+        assert answer.status_code == 200, answer.text
 
     def run(self, seconds: float, patience: float = REST, watched: bool = False) -> Result:
         """Run the load and the faults.
@@ -189,7 +197,7 @@ class Soak:
         stories, wrong = allocations.stories(operations)
         with self._cloud.database.reader() as session:
             kept = sa.select(model.Allocation.name, model.Allocation.state).where(
-                model.Allocation.state != 'released'
+                model.Allocation.state != 'released', model.Allocation.reservation_uuid.is_(None)
             )
             wrong += allocations.check(stories, session.execute(kept).all())
         others = allocations.holds(stories, self.watch.handles)
@@ -245,11 +253,15 @@ class Bug:
     kind: str = ''
     #: whether the database's constraint is removed, too
     alone: bool = False
+    #: whether it may take long until it shows
+    rare: bool = False
 
 
 BUGS = {
     'given twice': Bug('I1:', alone=True),
     'kept': Bug('I6:'),
+    'given in a reserved time': Bug('I1: kept', rare=True),
+    'beyond limits': Bug('I3: project', rare=True),
     'two forms': Bug('I14: of', 'mixed-alveo-qat'),
     'another card': Bug('I14: ARQ', 'atlas-300i-duo'),
 }
@@ -263,8 +275,8 @@ def test_planted_bug_is_found(bug, tmp_path_factory):
     with soak(place, SEED, [], 1, bug, [planted.kind] if planted.kind else ()) as (cloud, running):
         if planted.alone:
             _drop_unique(cloud.database.engine, model.ARQ.attach_handle_id)
-        seconds = SEEN if planted.kind else PLANTED
-        result = running.run(seconds, patience=0, watched=bool(planted.kind))
+        watched = planted.rare or bool(planted.kind)
+        result = running.run(SEEN if watched else PLANTED, patience=0, watched=watched)
         told = running.check(result.operations, result.final)
     found = [each for each in (*told, *running.watch.wrong) if each.startswith(planted.found)]
     print(f'{bug}: {len(found)} violations, such as {found[:1]}')

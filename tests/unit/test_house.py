@@ -88,6 +88,7 @@ MORE = {
     'conductor/test_machine',
     'conductor/test_machine_cards',
     'conductor/test_machine_queue',
+    'conductor/test_machine_reservations',
     'conductor/test_yardstick',
     'drivers/test_captures',
     'drivers/test_every_driver',

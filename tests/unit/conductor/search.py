@@ -7,17 +7,21 @@ import hypothesis
 
 
 def settings(examples: int, nightly: int, steps: int = 25) -> hypothesis.settings:
-    """The settings for CYBORG_LITE_HYPOTHESIS: ``gate``, which is deterministic, or ``nightly``.
+    """The settings for CYBORG_LITE_HYPOTHESIS: ``gate``, which is deterministic, ``mutants``, which
+    stops at the first failure, or ``nightly``.
 
     :param examples: the number of runs in CI, each with so many steps; at night with 50.
     """
+    gate = hypothesis.settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=True,
+        database=None,
+    )
     return {
-        'gate': hypothesis.settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=True,
-            database=None,
-        ),
+        'gate': gate,
+        # To make a failure small takes minutes.
+        'mutants': hypothesis.settings(gate, phases=[hypothesis.Phase.generate]),
         'nightly': hypothesis.settings(max_examples=nightly, stateful_step_count=50, deadline=None),
     }[os.environ.get('CYBORG_LITE_HYPOTHESIS', 'gate')]

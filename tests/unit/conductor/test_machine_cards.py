@@ -116,14 +116,14 @@ class Cards(stateful.RuleBasedStateMachine):
         again=AGAIN,
     )
     def cards_change(self, places, guest, parts, again):
-        """Slots and forms: the third card comes to its own slot, and who was there goes."""
+        """Slots and forms change: the third card comes to its own slot in place of another."""
         self.places = places | ({guest: 'C'} if guest else {})
         self.forms = {card: 'part' if card in parts else 'whole' for card in SERIALS}
         self.report(again)
 
     @stateful.rule(slots=st.permutations(sorted(SLOTS)))
     def cards_swap(self, slots):
-        """Those with serial numbers: nothing else changes."""
+        """Cards with serial numbers swap their slots: nothing else changes."""
         cards = [None if card == 'C' else card for card in self.places.values()]
         self.places = dict(sorted(zip(slots, cards, strict=True)))
         self.report()
