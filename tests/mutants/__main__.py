@@ -130,6 +130,7 @@ def _run(copy: pathlib.Path, arguments: list[str]) -> typing.NoReturn:
         os.environ['PYTHONPATH'] = sys.path[0] = str(copy)
         # The plugins are not used, and take two seconds to load.
         os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'
+        os.environ['CYBORG_LITE_HYPOTHESIS'] = 'mutants'
         for name in list(sys.modules):
             if name.partition('.')[0] in ('cyborg_lite', 'tests'):
                 del sys.modules[name]
