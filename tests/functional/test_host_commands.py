@@ -55,6 +55,16 @@ def test_the_refusal_to_rename_says_how_it_can_be_done(run, service):
     assert [row[0] for row in run(hosts.ListHosts)] == ['host-2']
 
 
+def test_a_host_that_lacks_expected_devices_is_degraded(run, service):
+    """The agent says it: see tests/unit/agent/test_drivers.py."""
+    reason = '1 device found, 2 expected'
+    drivers = {'fake': {'state': 'degraded', 'reason': reason, 'devices': 1}}
+    service.report(support.card('3b'), drivers=drivers, digest='0' * 64)
+    [host] = run(hosts.ListHosts)
+    assert 'fake' in host[-1].human_readable()
+    assert service.api.get(f'/v2/hosts/{support.HOST}').json['drivers'] == drivers
+
+
 def test_a_host_that_is_down_is_deleted(run, service):
     with pytest.raises(exceptions.CommandError, match=f'Host {support.HOST} is up'):
         run(hosts.DeleteHost, support.HOST)

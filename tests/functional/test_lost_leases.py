@@ -158,7 +158,7 @@ def test_an_answer_that_is_lost_during_a_comparison(alone, losses):
 
 
 def test_a_comparison_during_a_request_leaves_its_lease_to_the_client(machine, losses):
-    """One that waits and has no client would be released."""
+    """A waiting lease without a client would be released."""
     held = client.allocate('npu', 8, socket=machine.socket)
 
     def compared_meanwhile(carry_out):

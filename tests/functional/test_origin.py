@@ -31,7 +31,7 @@ class Asked:
         self.api = support.Api(support.local(environed), **dict(credentials))
 
     def statuses(self, **headers):
-        """The statuses of a request that reads and of one that writes."""
+        """The statuses of a reading and of a writing request."""
         read = self.api.get('/v2/devices', **headers)
         write = self.api.post(PROFILES, BODY, **headers)
         return [answer.status_int for answer in (read, write)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file of passwords: who gets in, what a bad file does, and what guessing costs and tells."""
+"""The file of passwords: who may log in, errors of the file, and the cost of guesses."""
 
 import base64
 import io

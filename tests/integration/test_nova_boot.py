@@ -256,6 +256,15 @@ def taken(site):
     vouched.delete(f'/accelerator_requests?instance={support.INSTANCE}')
 
 
+def test_whether_the_controller_works_is_seen_without_a_token(site):
+    """By the commands of the page: curl need not be there."""
+    asked = site.ours.guide.commands('The controller', 'curl')
+    assert [words[:-1] for words in asked] == [['-s'], ['-s']]
+    healthy, versions = [requests.get(words[-1], timeout=60) for words in asked]
+    assert healthy.text == 'OK'
+    assert versions.json()['versions'][0]['max_version'] == '2.3'
+
+
 def test_the_first_server(site, openstack, record_property):
     """The commands of an administrator and a user on the page, up to a server with a card.
 

@@ -11,7 +11,7 @@ ADDRESS = '0000:3b:00.0'
 
 
 class Acme(driver.Driver):
-    """One card, whose health and whose trial a test sets."""
+    """A driver of one card: a test sets its health and the result of its trial."""
 
     name = 'acme'
 
@@ -67,7 +67,7 @@ def test_a_trial_that_raises_is_a_failed_one(acme):
 
 
 def test_a_card_without_a_good_health_is_not_tried(acme):
-    """Neither is one that was not critical."""
+    """A card that was not critical is not tried, either."""
     for level in ('ok', 'warning', 'unknown', 'ok', 'critical', 'unknown', 'critical'):
         acme.seen(level)
     assert acme.trials == 0

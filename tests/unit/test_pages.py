@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from cyborg_lite import conf as options
+from cyborg_lite import model
 from cyborg_lite.cmd import dbsync
 from cyborg_lite.cmd import main
 from tests import pages
@@ -53,6 +54,30 @@ def commands(name):
     return found
 
 
+@pytest.mark.parametrize('words', commands('pip'))
+def test_pip(words):
+    """What is installed of ours has the extras that are named; all else is of the package index."""
+    known = {*metadata.distribution('cyborg-lite').metadata.get_all('Provides-Extra')}
+    assert words[0] == 'install'
+    for word in (each for each in words[1:] if not each.startswith('-')):
+        named = re.fullmatch(r'(\.|/opt/cyborg_lite-source|cyborg-lite)(?:\[([a-z,]+)\])?', word)
+        if named and named[2]:
+            assert {*named[2].split(',')} <= known
+        elif not named:
+            assert re.fullmatch(r'[a-z0-9-]+', word), word
+
+
+@pytest.mark.parametrize('words', [*commands('git'), *commands('python3')])
+def test_clone_and_environment(words):
+    """The source and the environment are where the other commands and the units expect them."""
+    if words[0] == 'clone':
+        assert words[1:] == [
+            'https://opendev.org/openstack/cyborg_lite', '/opt/cyborg_lite-source',
+        ]  # fmt: skip
+    elif words[:2] == ['-m', 'venv']:
+        assert words[2:] in (['/opt/cyborg_lite'], ['/opt/cyborg_lite-new'], ['.venv'])
+
+
 @pytest.mark.parametrize('words', commands('cyborg-lite'))
 def test_cyborg_lite(words):
     main.parser().parse_args(words)
@@ -65,6 +90,8 @@ def test_dbsync(words):
 
 @pytest.mark.parametrize('words', commands('cyborg-lite-status'))
 def test_status(words):
+    if words[:1] == ['--config-file']:
+        del words[:2]
     assert words in (['upgrade', 'check'], ['audit'], ['audit', '--fix'])
 
 
@@ -172,7 +199,7 @@ def test_an_example_of_the_sdk_works(service):
     names = {}
     exec(block.text, names)
     with test_sdk.served(service.embedded.application) as url:
-        assert names['free'](url) == ['0000:3b:00.0']
+        assert names['free'](url) == [row.uuid for row in service.rows(model.AttachHandle)]
 
 
 def test_urls_of_examples_are_served(service):

@@ -128,7 +128,7 @@ def check_cache_check_signatures(monkeypatch):
 
 
 def check_pool_sqlite(monkeypatch):
-    """One connection does for transactions that come one after the other."""
+    """Consecutive transactions share one connection."""
     with tempfile.TemporaryDirectory() as place:
         engine = sa.create_engine(f'sqlite:///{place}/a', poolclass=sa.NullPool)
         connected = []

@@ -15,7 +15,7 @@ def card(handle, host='a', kind=0, node=0):
 
 
 def entry(id, *amounts, kind=0, hosts=None, **more):
-    """One that wants so many of a kind together; the first of the amounts that can be had."""
+    """An entry that wants so many of a kind together; further amounts are alternatives."""
     sets = tuple(placing.Wanted((kind,) * amount, **more) for amount in amounts or (1,))
     return backfill.Entry(id, sets, hosts)
 
@@ -93,7 +93,7 @@ def test_all_accelerators_are_read_only_if_needed():
 
 
 def test_impossible_wishes_are_cheap():
-    """One tenant may write many, all different: each is refused by counts alone."""
+    """A tenant may request many different sets: counts alone refuse each."""
     cards = [card(n, host=f'host-{n // 8}') for n in range(800)]
     reads = []
     known = capacity(cards)
@@ -133,8 +133,8 @@ ENTRIES = st.lists(
     freed=st.permutations(range(8)),
 )
 def test_nothing_behind_the_first_delays_it(entries, places, freed):
-    """Cards come free one after the other, and whoever is served keeps his: the first is served
-    when it would be served if it were alone.
+    """Cards come free one after the other, and served entries keep theirs: the first entry is
+    served as early as if it were alone.
     """
     cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
     first, *behind = entries

@@ -14,7 +14,7 @@ def example(name='intervals', migrate=lambda host: setattr(host, 'interval', 20)
 
 @pytest.fixture
 def hosts(database):
-    """A hundred and twenty old ones, and one that is new."""
+    """A hundred and twenty old hosts, and a new one."""
     with database.writer() as session:
         for number in range(120):
             session.add(model.Host(name=f'old-{number}', boot_id='', interval=0))

@@ -13,7 +13,7 @@ NOW = datetime.datetime(2026, 11, 26, 12)
 
 
 def waiting(id, project='a', priority=0, since=0, amount=1, held=0, resource_class='CUSTOM_NPU'):
-    """One that has waited for so many seconds."""
+    """An allocation that has waited for so many seconds."""
     moment = NOW - datetime.timedelta(seconds=since)
     return queue.Waiting(id, project, resource_class, priority, moment, amount, held)
 
@@ -91,7 +91,7 @@ def test_each_has_one_turn_and_priorities_hold(found):
 
 @given(QUEUES, st.lists(WAITING, max_size=12))
 def test_nothing_starves(found, later):
-    """After PATIENCE at most those go first that were there before: never one that came later."""
+    """After PATIENCE only earlier allocations go first, never later ones."""
     old = waiting(len(found), priority=queue.LOWEST, since=queue.PATIENCE, held=1000)
     before = [each._replace(since=min(each.since, old.since)) for each in found]
     later = [
