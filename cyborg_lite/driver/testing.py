@@ -80,7 +80,7 @@ class Host(driver.Host):
         super().__init__(host.name, host.root, host.recorded)
         #: by ``tool`` or ``tool arguments``: its output, or its fault
         self.tools: dict[str, str | Fault | driver.ToolError] = {}
-        #: the commands that were run, in order
+        #: the commands that were run and the questions to libraries, in order
         self.runs: list[str] = []
 
     def run(self, tool: str, *args: str, timeout: float = 10.0) -> str | None:
