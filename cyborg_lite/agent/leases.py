@@ -493,6 +493,6 @@ def _is_of(one: Lease, other: Lease) -> bool:
 
 
 def _process(consumer: str, host: driver.Host) -> processes.Process:
-    """The process that a conductor names as a consumer: see cyborg_lite.conductor.leases."""
+    """The process that a conductor names as a consumer: see cyborg_lite.conductor.requesting."""
     boot, pid, started, uid, user, command = consumer.removeprefix(f'{host.name}/').split('/', 5)
     return processes.Process(boot, int(pid), int(started), int(uid), user, command)

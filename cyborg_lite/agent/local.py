@@ -47,6 +47,9 @@ PAUSE = 0.2
 #: The maximum number of clients that wait to be accepted.
 BACKLOG = 256
 
+#: What may be asked for a process that uses accelerators already.
+ADOPTING = {'count', 'seconds', 'name', 'queue', *model.Allocation.LABELS}
+
 Words = dict[str, typing.Any]
 
 
@@ -226,7 +229,7 @@ def _lease(
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')
     if isinstance(of, int):
-        _refuse_user(served, process)
+        request = _with_used(served, process, request)
     if isinstance(command, str):
         process = dataclasses.replace(process, command=client.plain(command[:64]))
     if 'reservation' in request and request.get('queue'):
@@ -266,21 +269,34 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
         raise _HungUp
 
 
-def _refuse_user(served: leases.Leases, process: processes.Process) -> None:
-    """Refuse a process that uses accelerators already, itself or by a child: it would be given
-    others, and what it uses would be given to somebody else.
+def _with_used(
+    served: leases.Leases, process: processes.Process, request: leases.Row
+) -> leases.Row:
+    """The request of a process; that for the cards that it uses already, itself or by a child.
+
+    It would be given others else, and what it uses would be given to somebody else.
+
+    :raises Refused: when it asks for others, or a process of another user uses one, too.
     """
+    rogues = served.rogues()
     used = sorted(
         address
-        for address, uses in served.rogues().items()
+        for address, uses in rogues.items()
         if any(processes.is_below(use.process.pid, process.pid) for use in uses)
     )
-    if used:
+    if not used:
+        return request
+    said = f'process {process.pid} uses {processes.shortened(used)} without a lease'
+    if request.keys() - ADOPTING or request.get('count', len(used)) != len(used):
         raise Refused(
-            f'process {process.pid} uses {processes.shortened(used)} without a lease, and would be '
-            'given others: end it, and start it with "cyborg-lite run"',
+            f'{said}, and can lease nothing else: "cyborg-lite alloc --pid {process.pid}" without '
+            'a number and kind of accelerators leases what it uses',
             409,
         )
+    others = [use for address in used for use in rogues[address] if use.process.uid != process.uid]
+    if others:
+        raise Refused(f'{said}, and so does {processes.listed(others)}: end one of them first', 409)
+    return {name: value for name, value in request.items() if name != 'count'} | {'addresses': used}
 
 
 def _holder(asking: Client, of: typing.Any) -> processes.Process:

@@ -85,8 +85,8 @@ def _text(found: list[processes.Process], addresses: list[str]) -> str:
     others = f' and {more} more' if more else ''
     return (
         f'cyborg-lite: process {first.pid} ({first.command}){others} uses '
-        f'{processes.shortened(addresses)} without a lease. '
-        'End it, and start it with "cyborg-lite run".'
+        f'{processes.shortened(addresses)} without a lease. Lease what it uses with '
+        f'"cyborg-lite alloc --pid {first.pid}", or end it and start it with "cyborg-lite run".'
     )
 
 

@@ -392,7 +392,7 @@ def _process(allocation: Row) -> tuple[str, str] | tuple[None, None]:
         # Consumers of other types are what a client says.
         if allocation['consumer']['type'] != 'local_process':
             return None, None
-        # The format is that of cyborg_lite.conductor.leases.
+        # The format is that of cyborg_lite.conductor.requesting.
         _host, _boot, pid, _started, _uid, user, command = allocation['consumer']['id'].split('/')
     except (KeyError, TypeError, ValueError, AttributeError):
         return None, None

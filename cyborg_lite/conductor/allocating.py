@@ -99,10 +99,7 @@ def create(
             # It was exceeded meanwhile. Another alternative may be within it.
             chooser.over[number] = error
         else:
-            row = row_of(ctxt, uuid, request, profile, digest)
-            row['lease_ends_at'] = taking.end(row['lease']) if row['lease'] else None
-            held = {'state': 'active', 'accelerators': taken.accelerators}
-            session.execute(sa.insert(model.Allocation), [row | held])
+            store(session, row_of(ctxt, uuid, request, profile, digest), taken)
             return uuid, sorted(taken.providers)
     reason = _refusal(session, wanted, request, choice, chooser)
     row = row_of(ctxt, uuid, request, wanted.profiles[0], digest) | {'cause': reason[:255]}
@@ -110,6 +107,19 @@ def create(
     serving.join(session, ctxt, wish_of(ctxt, request, wanted), row, over_quota)
     queue.joined(session)
     return uuid, []
+
+
+def store(session: orm.Session, row: dict[str, typing.Any], taken: taking.Taken) -> None:
+    """Store an allocation that is active now.
+
+    :param row: its columns: see row_of().
+    """
+    held = {
+        'state': 'active',
+        'accelerators': taken.accelerators,
+        'lease_ends_at': taking.end(row['lease']) if row['lease'] else None,
+    }
+    session.execute(sa.insert(model.Allocation), [row | held])
 
 
 def check(

@@ -45,7 +45,7 @@ OF_DEPLOYABLES = sa.select(model.Device.hostname).join(model.Deployable)
 #: The host of a device.
 OF_DEVICE = sa.select(model.Device.hostname).where(model.Device.uuid == sa.bindparam('uuid'))
 #: The host of a name.
-_NAMED = sa.select(sa.bindparam('name', type_=sa.String(255)))
+NAMED = sa.select(sa.bindparam('name', type_=sa.String(255)))
 #: By host, the last agent whose reports were refused: the log names each once.
 _refused: dict[str, str] = {}
 
@@ -253,7 +253,7 @@ def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.F
 
 def announce(session: orm.Session, name: str) -> None:
     """Lock a host, and have Placement told of what differs on it."""
-    lock(session, _NAMED, name=name)
+    lock(session, NAMED, name=name)
     announce_all(session, [name])
 
 
@@ -388,7 +388,7 @@ def rename(session: orm.Session, ctxt: context.RequestContext, name: str, to: st
 
 def _down(session: orm.Session, name: str) -> model.Host:
     """The host of this name, locked, that must not be up."""
-    lock(session, _NAMED, name=name)
+    lock(session, NAMED, name=name)
     host = query.get(session, model.Host, name, what='Host', by='name')
     if host.state == 'up':
         raise exception.Conflict(

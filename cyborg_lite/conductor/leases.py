@@ -9,9 +9,6 @@ has, and looks at their processes.
 from __future__ import annotations
 
 import collections.abc
-import datetime
-import functools
-import re
 import typing
 import uuid as uuidlib
 
@@ -24,80 +21,24 @@ from cyborg_lite import accounts
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import adopting
 from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
+from cyborg_lite.conductor import requesting
 from cyborg_lite.conductor import reserving
 from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import query
 from cyborg_lite.db import queue as db_queue
 
 _kind = model.Allocation
-#: The type of consumers that only agents may set; the API refuses it.
-PROCESS = _kind.PROCESS
 #: The states of what is not released.
 ALIVE = tuple(state for state in model.Allocation.STATES if state != 'released')
-#: The most accelerators of one lease: those of one host.
-MOST = 1000
-#: The longest lease that has an end, in seconds: a year.
-LONGEST = 366 * 24 * 3600
-
-# Without control characters, and halves of characters, which no database takes.
-_NAME = {'type': 'string', 'pattern': r'^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z'}
-_UUID = re.compile('[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}', re.I)
-_CANONICAL = {
-    'type': 'string', 'pattern': r'^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z',
-}  # fmt: skip
-_WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
-#: A time in UTC, as a client of this release sends it.
-_MOMENT = r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\Z'
-_NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
-
-#: What a process asks for.
-REQUEST: dict[str, typing.Any] = {
-    'type': 'object',
-    'additionalProperties': False,
-    'properties': {
-        'resource_class': _WORD,
-        'profile': _NAME,
-        'count': {'type': 'integer', 'minimum': 1, 'maximum': MOST},
-        'traits': {
-            'type': 'object',
-            'maxProperties': 32,
-            'propertyNames': {'pattern': r'^[A-Z0-9_]{1,255}\Z'},
-            'additionalProperties': {'enum': ['required', 'forbidden']},
-        },
-        'same_numa': {'enum': ['prefer', 'require']},
-        'link': {'enum': ['prefer', 'require']},
-        'name': {'type': 'string', 'pattern': r'^[A-Za-z0-9][A-Za-z0-9_.-]{0,254}\Z'},
-        **model.Allocation.LABELS,
-        'queue': {'type': 'boolean'},
-        'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
-        'starts_at': {'type': 'string', 'pattern': _MOMENT},
-        'reservation': _NAME,
-    },
-}
-
-#: What an agent says of a process.
-CONSUMER: dict[str, typing.Any] = {
-    'type': 'object',
-    'additionalProperties': False,
-    'required': ['boot_id', 'pid', 'started', 'uid', 'user', 'command'],
-    'properties': {
-        'boot_id': {'type': 'string', 'pattern': r'^[0-9a-f-]{1,36}\Z'},
-        'pid': _NUMBER,
-        'started': _NUMBER,
-        'uid': _NUMBER,
-        'user': {'type': 'string', 'maxLength': 64},
-        'command': {'type': 'string', 'maxLength': 64},
-    },
-}
-
 #: What an agent says of the containers of leases, by their uuids.
 CONTAINERS: dict[str, typing.Any] = {
     'type': 'object',
-    'maxProperties': MOST,
-    'propertyNames': _CANONICAL,
+    'maxProperties': requesting.MOST,
+    'propertyNames': requesting.CANONICAL,
     'additionalProperties': {'type': ['string', 'null'], 'pattern': r'^[0-9a-f]{1,64}\Z'},
 }
 
@@ -215,10 +156,10 @@ def create(
     :param uuid: that of the allocation.
     :param projects: by user the project, where it is not that of the user's own name.
     """
-    _check('process', process, CONSUMER)
-    _check('request', request, REQUEST)
+    requesting.check('process', process, requesting.CONSUMER)
+    requesting.check('request', request, requesting.REQUEST)
     _refuse_stranger(session, host, agent)
-    if uuid is not None and _is_made(session, uuid, consumer(host, process)):
+    if uuid is not None and _is_made(session, uuid, requesting.consumer(host, process)):
         return uuid, []
     project = accounts.project(process['uid'], process['user'], projects)
     caller = context.RequestContext(
@@ -231,14 +172,17 @@ def create(
     )
     if 'reservation' in request:
         return _draw(session, caller, host, process, request, uuid), []
-    wanted = _wanted(session, host, process, request)
+    if 'addresses' in request:
+        return _adopt(session, caller, host, process, request, uuid)
+    wanted = requesting.wanted(session, host, process, request)
     if 'starts_at' in request:
         return reserving.create(session, caller, wanted, policy, uuid)
     return allocating.create(session, caller, wanted, policy, uuid)
 
 
-#: What may be asked of a reservation.
+#: What may be asked of a reservation, and beside the addresses of the cards of a process.
 _OF_RESERVATION = {'reservation', 'count', 'name', 'queue', *model.Allocation.LABELS}
+_OF_CARDS = {'addresses', 'seconds', 'name', 'queue', *model.Allocation.LABELS}
 
 
 def _draw(
@@ -255,10 +199,29 @@ def _draw(
             reason=f'Invalid {given[0]}: a reservation has its accelerators already; expected at '
             'most a count and a name.'
         )
-    wanted = _request(host, process, request)
+    wanted = requesting.bare(host, process, request)
     uuid = uuid or str(uuidlib.uuid4())
     reservation, count = request['reservation'], request.get('count')
     return reserving.draw(session, caller, reservation, count, wanted, host, uuid)
+
+
+def _adopt(
+    session: orm.Session,
+    caller: context.RequestContext,
+    host: str,
+    process: Process,
+    request: Row,
+    uuid: str | None,
+) -> tuple[str, list[str]]:
+    """Lease the cards that a process uses."""
+    if given := sorted(request.keys() - _OF_CARDS):
+        raise exception.Invalid(
+            reason=f'Invalid {given[0]}: the process has its accelerators already; expected at '
+            'most a name and an end.'
+        )
+    wanted = requesting.bare(host, process, request)
+    uuid = uuid or str(uuidlib.uuid4())
+    return adopting.adopt(session, caller, host, request['addresses'], wanted, uuid)
 
 
 def _is_made(session: orm.Session, uuid: str, consumer: str) -> bool:
@@ -266,12 +229,12 @@ def _is_made(session: orm.Session, uuid: str, consumer: str) -> bool:
 
     :raises cyborg_lite.exception.Conflict: when another one has the uuid, or the lease has ended.
     """
-    _check('uuid', uuid, _CANONICAL)
+    requesting.check('uuid', uuid, requesting.CANONICAL)
     held = sa.select(_kind.consumer_type, _kind.consumer_id, _kind.state).where(_kind.uuid == uuid)
     found = session.execute(held).one_or_none()
     if found is None:
         return False
-    if (found.consumer_type, found.consumer_id) != (PROCESS, consumer):
+    if (found.consumer_type, found.consumer_id) != (_kind.PROCESS, consumer):
         raise exception.Conflict(reason=f'Allocation {uuid} is of another consumer')
     if found.state == 'released':
         raise exception.Conflict(reason=f'Lease {uuid} has ended')
@@ -327,7 +290,7 @@ def contain(
     containers: Containers,
 ) -> None:
     """Note the containers of leases of a host; those that have ended keep what was noted."""
-    _check('containers', containers, CONTAINERS)
+    requesting.check('containers', containers, CONTAINERS)
     _refuse_stranger(session, host, agent)
     for uuid, container in sorted(containers.items()):
         mine = _kind.uuid == uuid, _kind.state == 'active', *db_leases.of(host)
@@ -353,30 +316,7 @@ def end(
 
 @messaging.expected_exceptions(exception.CyborgError)
 def _check_asked(**asked: typing.Any) -> None:
-    _check('call', asked, ASKED)
-
-
-def _check(name: str, value: typing.Any, schema: dict[str, typing.Any]) -> None:
-    """
-    :raises cyborg_lite.exception.Invalid: when the value is not as the schema says.
-    """
-    first = next(iter(_validator()(schema).iter_errors(value)), None)
-    if first is not None:
-        place = '.'.join(str(each) for each in first.absolute_path) or name
-        expected = first.schema.get('description')
-        hint = f' (expected {expected})' if expected else ''
-        raise exception.Invalid(reason=f'Invalid {place}: {first.message[:300]}{hint}.')
-
-
-@functools.cache
-def _validator() -> typing.Any:
-    """JSON Schema, but that a number with a point is no integer: 2.0 is written so."""
-    # It takes memory that a conductor whose agents have no socket does without.
-    import jsonschema
-
-    plain = jsonschema.Draft202012Validator
-    checker = plain.TYPE_CHECKER.redefine('integer', lambda _, value: type(value) is int)
-    return jsonschema.validators.extend(plain, type_checker=checker)
+    requesting.check('call', asked, ASKED)
 
 
 def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
@@ -388,111 +328,3 @@ def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
     reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
     if session.scalar(sa.select(model.Host.id).where(*reports)) is None:
         raise exception.Conflict(reason=f'Host {host} is not reported by this agent')
-
-
-def consumer(host: str, process: Process) -> str:
-    """How a process is named as a consumer: an agent reads it back.
-
-    :raises cyborg_lite.exception.Invalid: when the name of the host is too long for that.
-    """
-    parts = (
-        host, process['boot_id'], process['pid'], process['started'], process['uid'],
-        _plain(process['user']), _plain(process['command']),
-    )  # fmt: skip
-    text = '/'.join(map(str, parts))
-    if len(text) > 255:
-        raise exception.Invalid(
-            reason=f'Invalid host: expected a shorter name than {host[:64]}... for leases'
-        )
-    return text
-
-
-def _plain(text: str) -> str:
-    """A text that holds no separator, and nothing that cannot be printed."""
-    return journal.plain(text).replace('/', '?')
-
-
-def _wanted(session: orm.Session, host: str, process: Process, request: Row) -> allocating.Request:
-    """The request of a process as one for an allocation."""
-    profile = request.get('profile')
-    if profile and request.keys() & {'resource_class', 'count', 'traits'}:
-        raise exception.Invalid(
-            reason='Invalid request: expected a profile, or a resource class with count and '
-            'traits, not both.'
-        )
-    groups = [] if profile else [[_group(session, host, request)]]
-    return _request(host, process, request, groups)
-
-
-def _request(
-    host: str, process: Process, request: Row, groups: list[list[dict[str, str]]] | None = None
-) -> allocating.Request:
-    if _UUID.fullmatch(request.get('name', '')):
-        raise exception.Invalid(reason='Invalid name: expected a name that is not a UUID.')
-    if wrong := model.Allocation.wrong_label(request):
-        raise exception.Invalid(reason=wrong)
-    found: allocating.Request = {
-        'profile': request.get('profile'),
-        'alternatives': groups or [],
-        'same_host': True,
-        'same_numa': request.get('same_numa', 'prefer'),
-        'hosts': [host],
-        'name': request.get('name'),
-        'consumer': {'type': PROCESS, 'id': consumer(host, process)},
-        'lease': request.get('seconds'),
-        'queue': request.get('queue', False),
-        'possible': True,
-    }
-    if 'link' in request:
-        found['link'] = request['link']
-    for field in model.Allocation.LABELS.keys() & request.keys():
-        found[field] = request[field]  # type: ignore[literal-required]
-    if 'starts_at' in request:
-        found['starts_at'] = _start(request['starts_at'])
-    return found
-
-
-def _start(text: str) -> str:
-    try:
-        return datetime.datetime.fromisoformat(text).isoformat()
-    except ValueError:
-        raise exception.Invalid(reason=f'Invalid starts_at: {text} is no time.') from None
-
-
-def _group(session: orm.Session, host: str, request: Row) -> dict[str, str]:
-    """The one group of a request by resource class, as device profiles have it."""
-    name = _class(session, host, request.get('resource_class'))
-    traits = {f'trait:{trait}': value for trait, value in request.get('traits', {}).items()}
-    return {f'resources:{name}': str(request.get('count', 1))} | traits
-
-
-def _class(session: orm.Session, host: str, wanted: str | None) -> str:
-    """The resource class that is meant: by its name, without CUSTOM_, or by a type of device.
-
-    Where nothing is said, the only class of the host is meant.
-    """
-    _rc = orm.aliased(model.Attribute)
-    found = session.execute(
-        sa.select(_rc.value, model.Device.type)
-        .join(model.Deployable, model.Deployable.id == _rc.deployable_id)
-        .join(model.Device)
-        .where(_rc.key == 'rc', model.Device.hostname == host)
-        .distinct()
-    ).all()
-    classes = {row.value for row in found}
-    if not classes:
-        raise exception.Conflict(reason=f'No accelerator of host {host} is given out')
-    if wanted is None:
-        meant = classes
-    else:
-        name = re.sub('[^A-Z0-9_]', '_', wanted.upper())
-        meant = classes & {name, f'CUSTOM_{name}'}
-        meant = meant or {row.value for row in found if row.type.upper() == name}
-    if len(meant) != 1:
-        known = ', '.join(sorted(meant or classes))
-        said = 'Which resource class is meant' if wanted is None or meant else f'No {wanted!r}'
-        raise exception.Invalid(
-            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}. Name '
-            'it with --class; another host of this agent is named with --host.'
-        )
-    return str(meant.pop())

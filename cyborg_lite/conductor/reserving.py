@@ -277,7 +277,8 @@ def start(
         _keep_again(session, row, entry, kinds, own, rank, WAITS)
         return
     number, chosen = found
-    profile, shown = serving.profile(session, row.wish, number), taking.details(session, chosen)
+    profile = serving.profile(session, row.wish, number)
+    shown = taking.details(session, [each.handle for each in chosen])
     try:
         taken = taking.take(session, serving.owner(row), row.uuid, profile, shown)
     except exception.OverQuota as error:

@@ -274,11 +274,10 @@ def _moves(
     return model.ARQ().moved('Bound', None, ctxt.request_id, at, **place)
 
 
-def details(session: orm.Session, chosen: placing.Chosen) -> Rows:
+def details(session: orm.Session, handles: list[int]) -> Rows:
     """What is shown of these accelerators, in order."""
-    ids = [each.handle for each in chosen]
-    found = {row.id: row for row in candidates.details(session, ids)}
-    return [found[id] for id in ids]
+    found = {row.id: row for row in candidates.details(session, handles)}
+    return [found[id] for id in handles]
 
 
 def _shown(row: sa.Row[typing.Any], arq: str) -> dict[str, typing.Any]:

@@ -119,6 +119,11 @@ def kept_before(lease: int | None) -> sa.ColumnElement[bool]:
     return end > promises.KEPT_FROM
 
 
+def _state_for(lease: int | None) -> sa.ColumnElement[str]:
+    """The state of an accelerator for one who wants it for so many seconds."""
+    return sa.case((sa.and_(_free_now, kept_before(lease)), RESERVED), else_=_state)
+
+
 def _has(trait: str) -> sa.ColumnElement[bool]:
     return sa.exists().where(
         _trait.deployable_id == _part.id, _trait.key.startswith('trait'), _trait.value == trait
@@ -178,6 +183,20 @@ def free(
 def details(session: orm.Session, handles: list[int]) -> list[sa.Row[typing.Any]]:
     """What a holder is shown of these accelerators, as free() tells it."""
     return list(queries.run(session, _DETAILS, {'handles': handles}))
+
+
+def of_cards(
+    session: orm.Session, host: str, addresses: collections.abc.Collection[str], lease: int | None
+) -> list[sa.Row[typing.Any]]:
+    """The accelerators of these cards of a host: their ids, addresses, classes, and states.
+
+    :param lease: as for :func:`counted`.
+    """
+    shown: list[typing.Any] = [_handle.id, _device.address, _class.value.label('resource_class')]
+    query = _joined(sa.select(*shown, _state_for(lease).label('state')))
+    query = query.outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
+    query = query.where(_device.hostname == host, _device.address.in_(addresses))
+    return list(session.execute(query.order_by(_handle.id)))
 
 
 def keepable(
@@ -342,7 +361,7 @@ def counted(
     named = _class.value.in_({kind.resource_class for kind in kinds})
     columns: dict[str, typing.Any] = {
         'resource_class': _class.value,
-        'state': sa.case((sa.and_(_free_now, kept_before(lease)), RESERVED), else_=_state),
+        'state': _state_for(lease),
         'hostname': _device.hostname,
         'numa_node': _device.numa_node,
         'on_hosts': sa.true() if hosts is None else _device.hostname.in_(hosts),

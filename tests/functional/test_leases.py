@@ -28,7 +28,7 @@ from cyborg_lite import model
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import local
 from cyborg_lite.agent import processes
-from cyborg_lite.conductor import leases as conductor_leases
+from cyborg_lite.conductor import requesting
 from cyborg_lite.delivery import needs
 from cyborg_lite.driver import host as hosts
 from tests import support
@@ -910,9 +910,9 @@ def process(**more):
 
 def test_a_consumer_is_read_back():
     told = process(user='a/b', command='x/y\n')
-    text = conductor_leases.consumer('host-1', told)
+    text = requesting.consumer('host-1', told)
     host = type('Host', (), {'name': 'host-1'})
     read = leases._process(text, host)
     assert dataclasses.asdict(read) == told | {'user': 'a?b', 'command': 'x?y?'}
     with pytest.raises(leases.exception.Invalid, match='shorter name'):
-        conductor_leases.consumer('h' * 250, told)
+        requesting.consumer('h' * 250, told)

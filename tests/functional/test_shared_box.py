@@ -251,10 +251,7 @@ def test_scenario_8_a_device_in_use_without_a_lease_is_not_given_out(box):
 
 @pytest.mark.parametrize('tells', [True, False])
 def test_scenario_8_the_user_is_told_once(box, tells):
-    """On the terminal of the process.
-
-    A lease would be one of another device, and somebody else would be given its own: refused.
-    """
+    """On the terminal of the process."""
     machine = box('advisory', agent__tell_rogues=tells)
     opens = f"os.open({machine.nodes[2]!r}, os.O_RDWR); print('opened', flush=True)"
     bob = test_terminals.Terminal(BOB, BOB, then=opens)
@@ -265,12 +262,68 @@ def test_scenario_8_the_user_is_told_once(box, tells):
         said = bob.read() if tells else ''
         assert ('start it with "cyborg-lite run"' in said) == tells
         assert bob.read(0) == ''
-        with test_leases.opened(machine):
-            status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.process.pid))
-        assert (status != 0, 'without a lease, and would be given others' in err) == (True, True)
-        assert [*rogues(machine)] == [2]
+        if tells:
+            assert f'"cyborg-lite alloc --pid {bob.process.pid}"' in said
     finally:
         bob.close()
+
+
+@pytest.mark.parametrize('count', [None, 2])
+def test_a_running_job_is_adopted_with_the_devices_that_it_uses(box, count):
+    """Neither others are leased, nor are its own given out."""
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[1], machine.nodes[2])
+    assert [*rogues(machine)] == [1, 2]
+    words = ['alloc', '--pid', str(bob.pid), '--name', 'job', *(['-n', '2'] if count else [])]
+    with test_leases.opened(machine):
+        status, out, err = machine.says(BOB, *words)
+        assert (status, 'BOX_VISIBLE_DEVICES=1,2' in out) == (0, True), (out, err)
+        assert rogues(machine) == {}
+        lease = machine.lease(bob.pid)
+        assert [each['address'] for each in lease['accelerators']] == [
+            '0000:31:00.0', '0000:32:00.0',
+        ]  # fmt: skip
+        status, out, _ = machine.says(JANE, 'run', '-n', '2', '--', 'printenv', 'CYBORG_DEVICES')
+        assert (status, [f'"name":"{n}"' in out for n in range(4)]) == (
+            0,
+            [True, False, False, True],
+        )
+        status, _, err = machine.says(BOB, 'release', 'job')
+        assert (status, f'in use: end process {bob.pid}' in err) == (1, True), err
+        bob.kill()
+        bob.wait()
+        machine.until(lambda: not machine.held())
+    assert rogues(machine) == {}
+
+
+@pytest.mark.parametrize('asked', [['-n', '2'], ['--class', 'npu'], ['--same-numa']])
+def test_a_running_job_can_lease_nothing_but_what_it_uses(box, asked):
+    """Others would not be those that it uses, which somebody else would be given."""
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    assert [*rogues(machine)] == [2]
+    with test_leases.opened(machine):
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid), *asked)
+        typed = f'"cyborg-lite alloc --pid {bob.pid}" without a number and kind'
+        assert (status, typed in err) == (1, True), err
+    assert [*rogues(machine)] == [2]
+    assert not machine.held()
+
+
+def test_a_device_that_two_users_use_is_leased_to_neither(box):
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    jane, _ = machine.opening(JANE, machine.nodes[2])
+    assert [*rogues(machine)] == [2]
+    with test_leases.opened(machine):
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid))
+        assert (status, f'and so does {jane.pid} uid-{JANE}' in err) == (1, True), err
+        # Neither is root asked whose process it is.
+        assert machine.run('alloc', '--pid', bob.pid)[0] == 1
+        jane.kill()
+        jane.wait()
+        assert machine.run('alloc', '--pid', bob.pid)[0] == 0
+    assert machine.lease(bob.pid)['user'] == f'uid-{BOB}'
 
 
 def test_processes_of_leases_are_no_rogues(box):

@@ -348,3 +348,106 @@ def test_a_lease_costs_at_most_four_statements_more_than_an_allocation(conductor
         lease(conductor, agent)
     # Whose agent it is, which class is meant, and the row, in a transaction of its own.
     assert len(leased) <= len(plain) + 5
+
+
+def used(conductor, *slots):
+    """The agent reports that processes use these cards of two without a lease."""
+    cards = [support.card(slot) for slot in ('3b', '5e')]
+    for card in cards:
+        card.rogue = '7 jane (python) since 2026-11-28T07:00Z' if card.address in slots else None
+    conductor.report(*cards, agent='agent-1')
+    return conductor.rows(accelerators.Accelerator)
+
+
+ONE, TWO = support.card('3b').address, support.card('5e').address
+
+
+def states(conductor):
+    return {each.address: each.state for each in conductor.rows(accelerators.Accelerator)}
+
+
+def test_what_a_process_uses_is_leased_to_it(conductor, agent):
+    used(conductor, ONE)
+    row = lease(conductor, agent, addresses=[ONE], name='job')
+    assert [each['address'] for each in row['accelerators']] == [ONE]
+    assert (row['state'], row['name'], row['project_id']) == ('active', 'job', 'jane')
+    assert states(conductor) == {ONE: 'held', TWO: 'free'}
+    end(conductor, agent, row)
+    assert states(conductor) == {ONE: 'free', TWO: 'free'}
+    # The last report counts again.
+    used(conductor, ONE)
+    assert states(conductor) == {ONE: 'rogue', TWO: 'free'}
+
+
+def test_all_that_a_process_uses_or_nothing_is_leased_to_it(conductor, agent):
+    used(conductor, ONE, TWO)
+    other = '0000:ff:00.0'
+    with pytest.raises(exception.Conflict, match=f'Card {other} .*no accelerator of it'):
+        lease(conductor, agent, addresses=[ONE, other])
+    assert states(conductor) == {ONE: 'rogue', TWO: 'rogue'}
+    row = lease(conductor, agent, addresses=[TWO, ONE])
+    assert [each['address'] for each in row['accelerators']] == [ONE, TWO]
+    with pytest.raises(exception.Conflict, match=f'Card {ONE} .*it is held'):
+        lease(conductor, agent, {'pid': 8}, addresses=[ONE])
+
+
+def test_a_card_that_others_must_not_have_is_not_leased_to_its_user(conductor, agent):
+    used(conductor, ONE)
+    [device] = [each for each in conductor.rows(model.Device) if each.address == ONE]
+    conductor.set_device_status(uuid=device.uuid, status='disabled')
+    with pytest.raises(exception.Conflict, match=f'Card {ONE} .*it is disabled'):
+        lease(conductor, agent, addresses=[ONE])
+
+
+def test_a_card_of_another_host_at_the_same_address_is_another(conductor, agent):
+    conductor.report(support.card('3b'), host='other', agent='agent-2')
+    used(conductor, ONE)
+    row = lease(conductor, agent, addresses=[ONE])
+    assert [each['host'] for each in row['accelerators']] == [HOST]
+
+
+def test_a_card_that_is_reserved_is_leased_to_its_user_until_then(conductor, agent):
+    start = timeutils.utcnow().replace(microsecond=0) + datetime.timedelta(hours=1)
+    lease(conductor, agent, {'pid': 0}, count=2, starts_at=start.isoformat(), seconds=600)
+    used(conductor, ONE)
+    with pytest.raises(exception.Conflict, match=f'Card {ONE} .*it is reserved'):
+        lease(conductor, agent, addresses=[ONE])
+    assert lease(conductor, agent, addresses=[ONE], seconds=600)['state'] == 'active'
+
+
+def test_a_card_in_parts_is_not_leased_to_its_user(conductor, agent):
+    conductor.report(support.card('3b', 2), agent='agent-1')
+    with pytest.raises(exception.Conflict, match='2 parts, and which of them'):
+        lease(conductor, agent, addresses=[ONE])
+
+
+def test_what_a_process_uses_counts_for_its_quota(conductor, agent):
+    used(conductor, ONE, TWO)
+    conductor.update_quota(project='jane', limits={'total': 1})
+    with pytest.raises(exception.OverQuota):
+        lease(conductor, agent, addresses=[ONE, TWO])
+    assert states(conductor) == {ONE: 'rogue', TWO: 'rogue'}
+    assert lease(conductor, agent, addresses=[TWO])['state'] == 'active'
+
+
+@pytest.mark.parametrize(
+    'more',
+    [
+        {'count': 1},
+        {'resource_class': 'FPGA'},
+        {'traits': {}},
+        {'profile': 'p'},
+        {'link': 'prefer'},
+    ],
+)
+def test_nothing_else_is_asked_for_with_what_a_process_uses(conductor, agent, more):
+    with pytest.raises(exception.Invalid, match=f'Invalid {[*more][0]}: the process has'):
+        lease(conductor, agent, addresses=[ONE], **more)
+
+
+@pytest.mark.parametrize(
+    'addresses', [[], [ONE, ONE], [1], ['x' * 256], [''], ONE, None, [ONE] * 2000]
+)
+def test_addresses_that_are_none_are_refused(conductor, agent, addresses):
+    with pytest.raises(exception.Invalid, match='Invalid addresses'):
+        lease(conductor, agent, addresses=addresses)
