@@ -39,9 +39,11 @@ class AmdGpu(pci.PciDriver):
 
     name, type, resource_class = 'amd_gpu', 'GPU', 'PGPU'
     virtual_class = 'VGPU'
-    #: MI100 and MI200 are display controllers, later ones processing accelerators
+    #: MI50 to MI200 are display controllers, later ones processing accelerators
     classes = ('0380', '12')
     models = {
+        # A graphics card, the Radeon Pro VII, has the same id and another class.
+        ('1002', '66a1'): 'AMD Instinct MI50/MI60',
         ('1002', '738c'): 'AMD Instinct MI100',
         ('1002', '738e'): 'AMD Instinct MI100',
         ('1002', '7408'): 'AMD Instinct MI250X',

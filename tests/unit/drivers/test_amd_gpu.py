@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import tarfile
 
@@ -109,6 +110,8 @@ def test_nodes_of_others_are_not_ours(tmp_path):
         ('1002:7408', '038000', ['AMD Instinct MI250X']),
         ('1002:74a2', '120000', ['AMD Instinct MI308X']),
         ('1002:74ff', '120000', ['AMD GPU 74ff']),
+        ('1002:66a1', '038000', ['AMD Instinct MI50/MI60']),
+        ('1002:66a1', '030000', []),
         ('1002:744c', '030000', []),
         ('1002:1681', '038000', []),
         ('1022:74a1', '120000', []),
@@ -128,10 +131,11 @@ def test_virtual_functions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'hives'),
+    ('name', 'model', 'hives'),
     [
         pytest.param(
             'kfd-topo-mi210-xgmi-pcie',
+            'AMD Instinct MI210',
             [4, 4],
             marks=pytest.mark.evidence(
                 'amd_gpu', 'real capture', 'KFD of a server with eight', 'AMD Instinct MI210'
@@ -139,6 +143,7 @@ def test_virtual_functions(tmp_path):
         ),
         pytest.param(
             'kfd-topology-parsing-mi308',
+            'AMD Instinct MI308X',
             [8],
             marks=pytest.mark.evidence(
                 'amd_gpu', 'real capture', 'KFD of a server with partitions', 'AMD Instinct MI308X'
@@ -146,7 +151,7 @@ def test_virtual_functions(tmp_path):
         ),
     ],
 )
-def test_real_topologies(tmp_path, name, hives):
+def test_real_topologies(tmp_path, name, model, hives):
     """The captures only have nodes: the functions are made from them."""
     told = {}
     # Nothing is extracted: Python 3.11.2 does not know how to do that safely.
@@ -173,7 +178,8 @@ def test_real_topologies(tmp_path, name, hives):
         place.mkdir(parents=True)
         (place / 'properties').write_text(text)
     cards = discover(copy)
-    assert len(cards) == len(functions) > 3
+    assert len(cards) == len(functions) == 8
+    assert {card.model for card in cards} == {model}
     minors = [
         part['render_minor']
         for card in cards
@@ -184,6 +190,102 @@ def test_real_topologies(tmp_path, name, hives):
     linked = {frozenset({card.address, *card.topology['links']}) for card in cards}
     assert sorted(map(len, linked)) == hives
     assert set.union(*map(set, linked)) == {card.address for card in cards}
+
+
+#: What an MI100 of the capture has in common with the three others.
+MI100 = {'model': 'AMD Instinct MI100', 'memory_mb': 32752, 'firmware_version': '113-D3431401-101'}
+
+
+@pytest.mark.parametrize(
+    ('capture', 'pci_class', 'expected'),
+    [
+        pytest.param(
+            'rocm-smi-mi100_rocm602',
+            '038000',
+            [
+                MI100 | {'address': '0000:83:00.0', 'uuid': 'GPU-79ccd55167a2124a'},
+                MI100 | {'address': '0000:a3:00.0', 'uuid': 'GPU-04edfb117a17a07d'},
+                MI100 | {'address': '0000:c3:00.0', 'uuid': 'GPU-d4a9ec48d03d261d'},
+                MI100 | {'address': '0000:e3:00.0', 'uuid': 'GPU-1b9dd972253c3736'},
+            ],
+            marks=pytest.mark.evidence(
+                'amd_gpu', 'real capture', 'rocm-smi 6.0.2 of a server with four',
+                'AMD Instinct MI100',
+            ),
+        ),
+        pytest.param(
+            'rocm-smi-vega-20-WKS-GL-XE',
+            '038000',
+            [
+                {
+                    'model': 'AMD Instinct MI50/MI60',
+                    'memory_mb': 32752,
+                    'firmware_version': '113-D1631700-111',
+                    'address': '0000:63:00.0',
+                    'uuid': 'GPU-02f048617326b1ea',
+                }
+            ],
+            marks=pytest.mark.evidence(
+                'amd_gpu', 'real capture', 'rocm-smi of a workstation', 'AMD Instinct MI50/MI60'
+            ),
+        ),
+        # Graphics cards.
+        ('rocm-smi-rx6700xt_rocm612', '030000', []),
+        ('rocm-smi-7800xt-rocm624', '030000', []),
+    ],
+)  # fmt: skip
+def test_cards_of_another_tool(tmp_path, capture, pci_class, expected):
+    """Releases differ in the key of the device id, and one prints no address."""
+    functions = []
+    for name, told in json.loads(captures.text(f'amd/{capture}.json')).items():
+        if name.startswith('card'):
+            files = {'mem_info_vram_total': told['VRAM Total Memory (B)']}
+            files['unique_id'] = told['Unique ID'].removeprefix('0x')
+            if 'VBIOS version' in told:
+                files['vbios_version'] = told['VBIOS version']
+            product = (told.get('GPU ID') or told['Device ID']).removeprefix('0x')
+            bdf = told.get('PCI Bus', '0000:01:00.0').lower()
+            functions.append(captures.function(bdf, f'1002:{product}', pci_class, files=files))
+    cards = discover(captures.host(tmp_path, functions))
+    found = [card.vendor_board | {'model': card.model, 'address': card.address} for card in cards]
+    assert found == expected
+
+
+@pytest.mark.evidence('amd_gpu', 'vendor sample', 'two by another project', 'AMD Instinct MI300X')
+def test_another_detectors_gpus_are_ours(tmp_path):
+    told = json.loads(captures.text('detector-json/amd_mi300x.json'))
+    functions, nodes = [], []
+    for each in told:
+        more, unique = each['appendix'], each['uuid'].removeprefix('GPU-')
+        files = {'unique_id': unique, 'mem_info_vram_total': str(each['memory'] << 20)}
+        card = captures.function(more['bdf'], '1002:74a1', node=more['numa'], files=files)
+        functions.append(card)
+        location = int(more['bdf'][5:7], 16) << 8
+        nodes.append(properties(location_id=location, drm_render_minor=more['renderd_id'],
+                                gfx_target_version=90402, unique_id=int(unique, 16)))  # fmt: skip
+    copy = captures.host(tmp_path, functions)
+    for number, text in enumerate(nodes):
+        place = copy.root / NODES / str(number)
+        place.mkdir(parents=True)
+        (place / 'properties').write_text(text)
+    cards = discover(copy)
+    assert [card.model for card in cards] == ['AMD Instinct MI300X'] * 2
+    assert [(card.address, card.serial, card.numa_node) for card in cards] == [
+        ('0000:26:00.0', 'GPU-0cee36ddc4255115', 0),
+        ('0000:46:00.0', 'GPU-cfb3160d6c053160', 0),
+    ]
+    assert [card.vendor_board for card in cards] == [
+        {
+            'uuid': each['uuid'],
+            'memory_mb': 196592,
+            'index': each['index'],
+            'render_minor': minor,
+        }
+        for each, minor in zip(told, (136, 144), strict=True)
+    ]
+    words = {each['compute_capability'].upper() for each in told}
+    assert all({f'CUSTOM_AMD_{word}' for word in words} <= {*card.deployables[0].traits}
+               for card in cards)  # fmt: skip
 
 
 class Queues:
