@@ -105,23 +105,48 @@ def test_a_card_of_the_open_fpga_stack(tmp_path, enabled):
     }
 
 
+def facts_of(block: str) -> dict[str, str]:
+    """The facts in the output of OPAE's tool fpgainfo."""
+    return dict(re.findall(r'^(.+?) +: (?:0x)?(\S+)$', block.lower(), re.MULTILINE))
+
+
+def function_of(facts: dict[str, str], **more) -> dict:
+    ids, subsystem = (
+        f'{facts[f"{kind}vendor id"]}:{facts[f"{kind}device id"]}' for kind in ('', 'sub')
+    )
+    return captures.function(facts['pcie s:b:d.f'], ids, subsystem=subsystem, **more)
+
+
+@pytest.mark.evidence(
+    'intel_fpga', 'vendor sample', 'fpgainfo of a D5005', 'Intel FPGA PAC D5005 (OFS)'
+)
+def test_a_card_of_another_tool(tmp_path):
+    """The kernel prints the same values: hexadecimal, and the identity without dashes."""
+    told = facts_of(captures.text('intel/ofs-d5005-fpgainfo-bmc.txt'))
+    region = f'{FME}/dfl-fme-region.2/fpga_region/region1/compat_id'
+    files = {
+        f'{FME}/bitstream_id': f'{int(told["bitstream id"]):#x}',
+        region: told['pr interface id'].replace('-', ''),
+    }
+    [card] = discover(tmp_path, function_of(told, files=files))
+    assert (card.address, card.model) == ('0000:3b:00.0', 'Intel FPGA PAC D5005 (OFS)')
+    assert card.vendor_board == {
+        'bitstream_id': '0x4010002183c88a9',
+        'region': 'a195b6f7cf235a2b8ef91161e184ec4e',
+    }
+    assert card.deployables[0].traits == [
+        'CUSTOM_FPGA_INTEL',
+        'CUSTOM_FPGA_INTEL_FPGA_PAC_D5005_OFS_',
+        'CUSTOM_FPGA_REGION_INTEL_A195B6F7CF235A2B8EF91161E184EC4E',
+    ]
+
+
 @pytest.mark.evidence('intel_fpga', 'vendor sample', 'fpgainfo of an OFS card', 'Intel FPGA N6001')
 def test_functions_are_those_of_another_tool(tmp_path):
     """OPAE's tool prints an accelerator for each function but the one for management."""
     text = captures.text('intel/ofs-n6001-fpgainfo-port.txt')
-    blocks = [
-        dict(re.findall(r'^(.+?) +: (?:0x)?(\S+)$', block.lower(), re.MULTILINE))
-        for block in text.split('//****** PORT ******//')[1:]
-    ]
-    functions = [
-        captures.function(
-            block['pcie s:b:d.f'],
-            f'{block["vendor id"]}:{block["device id"]}',
-            subsystem=f'{block["subvendor id"]}:{block["subdevice id"]}',
-        )
-        for block in blocks
-        if block['device id'] == 'bcce'
-    ]
+    blocks = [facts_of(block) for block in text.split('//****** PORT ******//')[1:]]
+    functions = [function_of(block) for block in blocks if block['device id'] == 'bcce']
     virtual = {'id': '8086:bccf', 'total': '3', 'enabled': '3', 'offset': '5'}
     [card] = discover(
         tmp_path,

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cyborg_lite.driver import testing
@@ -61,3 +63,19 @@ def test_health_by_the_kernel(tmp_path, place, status, expected):
     card = captures.function('0000:19:00.0', '1da3:1020', files={place: status})
     [found] = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, [card]))
     assert (found.health, found.health_reason) == expected
+
+
+@pytest.mark.evidence('intel_gaudi', 'real capture', 'hl-smi 1.17.1 of two', 'Intel Gaudi 2')
+def test_cards_of_another_tool(tmp_path):
+    text = captures.text('intel/gaudi2-hl-smi-1.17.1.txt')
+    rows = re.findall(r'^\|\s+([0-9]+)\s+HL-225\s.*?\| (\S+)', text, re.MULTILINE)
+    # The tool prints no id; an HL-225 is a Gaudi 2.
+    functions = [
+        captures.function(bdf, '1da3:1020', files={f'accel/accel{index}/dev': f'261:{index}'})
+        for index, bdf in rows
+    ]
+    cards = testing.discover(intel_gaudi.IntelGaudi, captures.host(tmp_path, functions))
+    assert [(card.address, card.model, card.vendor_board) for card in cards] == [
+        ('0000:4d:00.0', 'Intel Gaudi 2', {'index': 0}),
+        ('0000:b4:00.0', 'Intel Gaudi 2', {'index': 1}),
+    ]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cyborg_lite.driver import testing
@@ -24,6 +26,16 @@ def test_which_are_cards(tmp_path, ids, pci_class, models):
     cards = testing.discover(intel_gpu.IntelGpu, host)
     assert [card.model for card in cards] == models
     assert all(card.deployables[0].resource_class == 'PGPU' for card in cards)
+
+
+def test_a_graphics_card_of_another_tool_is_no_card(tmp_path):
+    """The tool prints no id; source of that of a B580: pci.ids."""
+    text = captures.text('intel/xpu-smi-discovery-b580.txt')
+    [bus] = re.findall(r'Arc\(TM\) B580 .*?\| (\S+)', text)
+    assert bus == '0000:03:00.0'
+    for ids, models in (('8086:e20b', []), ('8086:e211', ['Intel Arc Pro B60'])):
+        host = captures.host(tmp_path / ids, [captures.function(bus, ids, '030000')])
+        assert [card.model for card in testing.discover(intel_gpu.IntelGpu, host)] == models
 
 
 def test_virtual_functions_of_a_gpu(tmp_path):
