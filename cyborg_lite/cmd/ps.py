@@ -43,7 +43,7 @@ CSV = (
 )  # fmt: skip
 #: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
 #: keeps 15 characters of a command.
-MORE = {'COMMAND': 15, 'CONTAINER': 12}
+MORE = {'LEFT': 6, 'COMMAND': 15, 'CONTAINER': 12}
 #: Where the service answers on this machine, if it has no Unix socket.
 LOCAL = 'http://127.0.0.1:6666'
 #: The width from which on notes are shown, and the widest, if the output is not a terminal.
@@ -171,6 +171,7 @@ class _Service:
                 row['process'], row['command'] = _process(allocation)
                 row['container'] = allocation.get('container')
                 row['allocation_name'] = allocation['name']
+                row['left'] = _left(allocation.get('lease_ends_at'))
 
     def _all(self, resource: str, **arguments: str) -> list[Row]:
         """A list, page by page."""
@@ -457,11 +458,22 @@ def _head(text: str, width: int) -> str:
 
 
 def _since(moment: str | None) -> str:
-    """The time since then, in the largest unit that fits."""
-    if moment is None:
-        return ''
-    then = datetime.datetime.fromisoformat(moment).timestamp()
-    seconds = max(0, int(time.time() - then))
+    """The time since then; empty for none."""
+    return '' if moment is None else _duration(time.time() - _seconds_of(moment))
+
+
+def _left(moment: str | None) -> str:
+    """The time until then; empty for none."""
+    return '' if moment is None else _duration(_seconds_of(moment) - time.time())
+
+
+def _seconds_of(moment: str) -> float:
+    return datetime.datetime.fromisoformat(moment).timestamp()
+
+
+def _duration(duration: float) -> str:
+    """So many seconds, in the largest unit that fits."""
+    seconds = max(0, int(duration))
     units = (('d', 86400), ('h', 3600), ('min', 60), ('s', 1))
     name, length = next((each for each in units if seconds >= each[1]), units[-1])
     return f'{seconds // length} {name}'
