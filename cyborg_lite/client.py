@@ -34,6 +34,10 @@ UNIX = 'unix://'
 SYSTEM = pathlib.Path('/run/cyborg-lite')
 #: The variable with the path of another socket.
 VARIABLE = 'CYBORG_LITE_SOCKET'
+#: The variable with the URL of a service, which may be on another machine.
+URL = 'CYBORG_LITE_URL'
+#: Why no agent of another machine is asked, and what to do.
+OWN = 'an agent leases only to processes of its own machine: for cards of another, log in there'
 #: The variable with the name that a user of a shared login claims.
 CLAIMED = 'CYBORG_LITE_AS'
 #: The texts that a user adds to a lease: their maximum lengths.
@@ -281,9 +285,13 @@ def find(path: str | None = None) -> str:
     if found := _found(SOCKET):
         return found
     own, system = _places(SOCKET)
+    url = re.match(r'https?://(?:[^@/]*@)?(\[[^]/]*\]|[^:/[]*)', os.environ.get(URL, ''))
+    machine = url[1] if url else ''
+    here = machine in ('', 'localhost', '127.0.0.1', '[::1]', platform.node())
     raise Error(
         f'no agent listens on this machine: neither {own} nor {system} is a socket. Start one with '
         f'"cyborg-lite up", or name its socket in {VARIABLE}'
+        + ('' if here else f'. {URL} names {machine:.80}, but {OWN}')
     )
 
 

@@ -166,7 +166,10 @@ class Server:
         if (name := words.pop('host', None)) is not None:
             if not isinstance(name, str) or name not in self._served:
                 known = ', '.join(self._served)
-                raise Refused(f'this agent has no host {name!r:.80}: expected one of {known}', 404)
+                raise Refused(
+                    f'this agent has no host {name!r:.80}: expected one of {known}; {client.OWN}',
+                    404,
+                )
             served = self._served[name]
         acts = {'lease': _lease, 'list': _list, 'others': _others, 'release': _release}
         act = acts.get(str(words.pop('do', None)))

@@ -68,9 +68,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--url',
-        default=os.environ.get('CYBORG_LITE_URL'),
+        default=os.environ.get(client.URL),
         help='where the service answers: http://, https://, or unix:// and the path of its socket '
-        f'(CYBORG_LITE_URL, or the socket of this machine, or {LOCAL})',
+        f'({client.URL}, or the socket of this machine, or {LOCAL})',
     )
     parser.add_argument('--user', metavar='NAME', help='the user, with http_basic')
     parser.add_argument('--cacert', metavar='FILE', help='the authority to trust, with HTTPS (PEM)')

@@ -36,6 +36,7 @@ from tests import support
 COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
 #: The timeout of each step, in seconds; none comes near it.
 BOUND = 30
+HOST = 'atlas-800t-a2'
 NOBODY = 65534
 
 
@@ -49,7 +50,7 @@ class Machine:
         self.start()
 
     def start(self):
-        found = [hosts.find('atlas-800t-a2', self.place / 'hosts')]
+        found = [hosts.find(HOST, self.place / 'hosts')]
         options = {'agent__enabled_drivers': ['huawei_ascend'], 'agent__socket': self.socket}
         self.service = support.Service(self.url, found, **(options | self.options))
         for agent in self.service.embedded.agents:
@@ -606,7 +607,7 @@ def test_allocation_inside_a_process_that_run_started(machine):
         (['--profile', 'nope', '-n', '2'], 'expected a profile, or a resource class'),
         (['--trait', 'CUSTOM_NONE', '--nonblock'], 'needs 1 of CUSTOM_NPU with CUSTOM_NONE'),
         (['-n', '9', '--linked', '--nonblock'], 'on one host and in a ring of links'),
-        (['--host', 'elsewhere'], "this agent has no host 'elsewhere'"),
+        (['--host', 'elsewhere'], f"no host 'elsewhere': expected one of {HOST}; {client.OWN}"),
         (['--socket', '/nowhere/agent.sock'], 'no agent listens here'),
     ],
 )

@@ -3,6 +3,7 @@
 
 import datetime
 import json
+import platform
 import socket
 import threading
 import time
@@ -146,6 +147,33 @@ def test_a_socket_that_was_left_hides_no_other(tmp_path, monkeypatch, name, find
             first.bind(str(own / name))
             first.listen()
             assert find() == str(own / name)
+
+
+@pytest.mark.parametrize(
+    ('url', 'machine'),
+    [
+        ('http://head:6666', 'head'),
+        ('https://jane:SECRET@head.example/accelerator/v2', 'head.example'),
+        ('http://[2001:db8::1]:6666', '[2001:db8::1]'),
+        ('http://localhost:6666', None),
+        ('http://127.0.0.1:6666', None),
+        ('https://[::1]/', None),
+        (f'http://{platform.node()}:6666', None),
+        ('unix:///run/elsewhere/api.sock', None),
+        ('http://[', None),
+        ('', None),
+    ],
+)
+def test_the_agent_of_another_machine_is_not_asked(tmp_path, monkeypatch, url, machine):
+    """A user who named another machine must learn why no card of it is leased."""
+    monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'run')
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    monkeypatch.delenv(client.VARIABLE, raising=False)
+    monkeypatch.setenv(client.URL, url)
+    with pytest.raises(client.Error, match='^no agent listens on this machine: ') as told:
+        client.find()
+    far = '' if machine is None else f'. {client.URL} names {machine}, but {client.OWN}'
+    assert str(told.value).endswith(f'in {client.VARIABLE}{far}')
 
 
 def test_labels_have_the_lengths_of_the_service():
