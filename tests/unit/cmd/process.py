@@ -122,7 +122,7 @@ class Up:
         return self._errors.read()
 
 
-def shell(text: str) -> str:
+def shell(text: str, **environ: str) -> str:
     """The output of bash for this standard input."""
     return subprocess.run(
         ['bash', '-e'],
@@ -131,5 +131,5 @@ def shell(text: str) -> str:
         capture_output=True,
         text=True,
         timeout=BOUND,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environ,
     ).stdout
