@@ -16,9 +16,28 @@ LATE = 124
 #: The timeout for the list of holders from the agent, in seconds.
 PATIENCE = 2.0
 #: How a reason begins if too few accelerators are free, and what it has if there are never enough.
-WAITS, NEVER = 'It waits: ', 'all accelerators together would not do'
+WAITS, NEVER = 'It waits: ', ('even if all were free', 'no links between cards are known')
 #: How a refusal begins if too few accelerators are free.
 TOO_FEW = 'Cannot allocate: '
+#: What to type, by a text that a refusal has: the first that fits.
+ADVICE = {
+    'Quota exceeded': 'Ask for fewer with -n, or ask an administrator for more: "openstack '
+    'accelerator quota show" lists your limits',
+    **dict.fromkeys(
+        NEVER,
+        'Change -n, --trait, --same-numa or --linked: "cyborg-lite ps" lists the cards',
+    ),
+    'kept for reservation': 'Take them for a time that ends before, with "cyborg-lite alloc '
+    '--for", or leave out --nonblock to wait; "cyborg-lite reserve --list" lists the times',
+    TOO_FEW: 'Leave out --nonblock to wait in line, or give --wait 30m in its place; "cyborg-lite '
+    'ps" shows all cards',
+    'not free in time': 'Ask for fewer with -n, or wait longer; "cyborg-lite ps" shows all cards',
+    'Device profile': '"openstack accelerator device profile list" lists them',
+    'Reservation': '"cyborg-lite reserve --list" lists them',
+    'overlaps with': 'Choose another --at, or fewer with -n: "cyborg-lite reserve --list" lists '
+    'the times',
+    'already exists': 'Choose another --name, or release that first with "cyborg-lite release"',
+}
 #: The maximum number of holders that are named, and of characters of a note.
 NAMED, NOTE = 4, 40
 
@@ -130,11 +149,22 @@ def attempt(
 
 
 def _refusal(error: client.Error, arguments: argparse.Namespace) -> str:
-    """The text of an error; if too few were free, with the holders."""
-    text, busy = str(error), isinstance(error, client.TimedOut)
-    busy = busy or (text.startswith(TOO_FEW) and NEVER not in text)
+    """The text of an error and what to type; if too few were free, with the holders."""
+    text = str(error)
+    busy = text.startswith(TOO_FEW) and not _is_never(text)
     holders = _holders(client.find(arguments.socket), arguments.host) if busy else ''
-    return f'{text.rstrip(".")}: {holders}' if holders else text
+    return advised(f'{text.rstrip(".")}: {holders}' if holders else text)
+
+
+def _is_never(text: str) -> bool:
+    """Whether there would be too few even if all were free."""
+    return any(each in text for each in NEVER)
+
+
+def advised(text: str) -> str:
+    """A refusal, and what to type, if that is known."""
+    advice = next((words for known, words in ADVICE.items() if known in text), None)
+    return f'{text.rstrip(".")}. {advice}.' if advice else text
 
 
 def take(
@@ -150,15 +180,18 @@ def take(
     path = client.find(arguments.socket)
     end = None if arguments.wait is None else time.monotonic() + arguments.wait
     told = _Waiting(path)
-    found = client.lease(
-        path,
-        request(arguments, seconds),
-        of=of,
-        command=command,
-        end=end,
-        told=told,
-        host=arguments.host,
-    )
+    try:
+        found = client.lease(
+            path,
+            request(arguments, seconds),
+            of=of,
+            command=command,
+            end=end,
+            told=told,
+            host=arguments.host,
+        )
+    except client.TimedOut as error:
+        raise client.TimedOut(f'{error}: {told.cause}' if told.cause else str(error)) from None
     for each in found.problems:
         say(each)
     return found
@@ -233,6 +266,8 @@ class _Waiting:
     def __init__(self, path: str) -> None:
         self._path = path
         self._said = ''
+        #: the holders, or the reason, as it was printed last
+        self.cause = ''
 
     def __call__(self, answer: dict[str, typing.Any]) -> None:
         place = answer.get('position')
@@ -240,11 +275,9 @@ class _Waiting:
         holders = _holders(self._path, answer.get('host'), answer.get('reservation'))
         reason = str(answer.get('reason') or '')
         # Holders are named if the request waits for accelerators that would be sufficient.
-        busy = answer.get('in_use') or (reason.startswith(WAITS) and NEVER not in reason)
-        if holders and busy:
-            text += f': {holders}'
-        elif reason:
-            text += f': {reason.removeprefix(WAITS)}'
+        busy = answer.get('in_use') or (reason.startswith(WAITS) and not _is_never(reason))
+        self.cause = holders if holders and busy else reason.removeprefix(WAITS)
+        text += f': {self.cause}' if self.cause else ''
         if text != self._said:
             self._said = text
             say(text)

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 2
         return _reserve(arguments)
     except client.Error as error:
-        leasing.say(str(error))
+        leasing.say(leasing.advised(str(error)))
         return 1
 
 

@@ -206,12 +206,26 @@ def test_a_request_beyond_the_quota_says_why_it_waits(machine):
     assert 'Quota exceeded' in said
 
 
+def test_a_wait_for_a_quota_says_at_its_end_what_to_type(machine):
+    """Nobody else holds what it waits for."""
+    project = accounts.name(os.getuid())
+    machine.hold(1)
+    machine.service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 2})
+    status, _, err = machine.run('run', '-n', 2, '--wait', '0.3s', '--', 'true')
+    machine.service.conductor.delete_quota(project=project)
+    assert (status, 'held by' in err) == (124, False)
+    said = (
+        'not free in time: Quota exceeded for CUSTOM_NPU: the limit is 2, 1 used, and 2 asked for. '
+    )
+    assert f'{said}Ask for fewer with -n, or ask an administrator for more: "openstack acc' in err
+
+
 def test_a_request_for_more_than_the_machine_has_is_refused(machine):
     """It would wait for ever."""
     machine.hold(1)
     status, _, said = machine.run('run', '-n', 9, '--', 'true')
     assert status == 1
-    assert 'even if all were free there would be 8 on one host' in said
+    assert 'even if all were free there would be 8 on one host. Change -n, ' in said
     assert said.count('\n') == 1
     # It may wait for accelerators that others hold.
     waiting = machine.command('run', '-n', 8, '--', 'true')
@@ -243,6 +257,7 @@ def test_without_waiting(machine):
     status, _, err = machine.run('run', '--nonblock', '-n', 2, '--', 'true')
     assert status == 1
     assert 'needs 2 of CUSTOM_NPU' in err
+    assert ' sleep (7). Leave out --nonblock to wait in line, or give --wait 30m in its ' in err
     assert machine.held() == 7
 
 
@@ -256,7 +271,7 @@ def test_all_holders_are_named(machine):
     status, _, err = machine.run('run', '--nonblock', '--', 'true')
     moment = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC'
     assert re.search(rf'held by {user} \(2 until {moment}\), {user} \d+ sleep \(5\), ', err), err
-    assert re.search(rf', \S[^,]* \(1 until {moment}, "of the API"\)$', err.strip()), err
+    assert re.search(rf', \S[^,]* \(1 until {moment}, "of the API"\)\. ', err), err
     with machine.service.database.writer() as session:
         session.execute(
             sa.update(model.Allocation)
@@ -271,7 +286,11 @@ def test_all_holders_are_named(machine):
 
 def test_waiting_has_an_end(machine):
     machine.hold(8)
-    assert machine.run('run', '--wait', '0.3s', '--', 'true')[0] == 124
+    status, _, err = machine.run('run', '--wait', '0.3s', '--', 'true')
+    late = (
+        r'it was not free in time: held by .* sleep \(8\)\. Ask for fewer with -n, or wait longer;'
+    )
+    assert (status, bool(re.search(late, err))) == (124, True), err
     machine.until(lambda: len(machine.leases()) == 1)
 
 
@@ -603,7 +622,18 @@ def test_allocation_inside_a_process_that_run_started(machine):
     ('arguments', 'said'),
     [
         (['--class', 'gpu'], "No 'gpu' on host atlas-800t-a2: expected one of CUSTOM_NPU"),
-        (['--profile', 'nope'], 'Device profile nope not found'),
+        (
+            ['--profile', 'nope'],
+            'Device profile nope not found. "openstack accelerator device profile list" lists',
+        ),
+        (
+            ['--reservation', 'nope'],
+            'Reservation nope not found. "cyborg-lite reserve --list" lists them.',
+        ),
+        (
+            ['-n', '3', '--same-numa'],
+            'there would be 2 in one NUMA node. Change -n, --trait, --same-',
+        ),
         (['--profile', 'nope', '-n', '2'], 'expected a profile, or a resource class'),
         (['--trait', 'CUSTOM_NONE', '--nonblock'], 'needs 1 of CUSTOM_NPU with CUSTOM_NONE'),
         (['-n', '9', '--linked', '--nonblock'], 'on one host and in a ring of links'),

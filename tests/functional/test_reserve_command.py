@@ -55,8 +55,10 @@ def test_scenario_14_ahead_of_time(machine):
     assert f'4 of host atlas-800t-a2 are reserved from {tomorrow} 09:00 to {tomorrow} 12:00' in err
     status, _, err = machine.run('reserve', '-n', 5, '--at', 'tomorrow 11:00', '--for', '1h')
     assert (status, f'overlaps with reservation {four}' in err) == (1, True)
+    assert ': "cyborg-lite reserve --list" lists the times.' in err
     status, _, err = machine.run('run', '-n', 5, '--nonblock', '--', 'true')
     assert (status, f'kept for reservation {four}' in err) == (1, True)
+    assert 'for a time that ends before, with "cyborg-lite alloc --for"' in err
     # Nothing is in the way of the other four.
     assert machine.run('run', '-n', 4, '--nonblock', '--', 'true')[0] == 0
     shown = machine.run('reserve', '--list')[1]
