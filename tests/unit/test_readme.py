@@ -2,15 +2,18 @@
 """The README, block by block: what it says to type is typed, and what it shows is what comes."""
 
 import json
+import os
 import pathlib
 import re
 
 import bcrypt
 from openstackclient import shell
-from openstackclient.accelerator import client
+from openstackclient.accelerator import client as openstack_client
 from openstackclient.common import clientmanager
 import pytest
 
+from cyborg_lite import accounts
+from cyborg_lite import client
 from cyborg_lite.cmd import main
 from cyborg_lite.driver import host
 from tests import pages
@@ -28,11 +31,14 @@ BLOCKS = [
     'RP=$(curl',
     '/v2/accelerator_requests/$ARQ\n',
     '/v2/allocations',
+    'cyborg-lite reserve',
+    '--name busy',
+    'waiting at place 1',
     'accelerator host list',
     'htpasswd',
     '--tls-cert',
     'cyborg-lite up\n',
-    'cyborg-lite record\n',
+    'cyborg-lite record node-1.tar.gz\n',
     'tox\n',  # tests/unit/test_ci.py
     'cyborg_lite/\n',
 ]
@@ -47,7 +53,7 @@ def blocks():
 def openstack(capsys, monkeypatch):
     """Run an ``openstack`` command in this process; returns what it prints."""
     # A process has one command, and so one client, by itself.
-    own = {client.API_NAME: property(client.make_client)}
+    own = {openstack_client.API_NAME: property(openstack_client.make_client)}
     manager = type('Manager', (clientmanager.ClientManager,), own)
     monkeypatch.setattr(clientmanager, 'ClientManager', manager)
 
@@ -79,6 +85,27 @@ def test_from_the_first_command_to_a_bound_accelerator(blocks, tmp_path, opensta
         assert 'atlas-800t-a2' in openstack(hosts, service.url)
 
 
+def test_a_program_that_waits_in_line(blocks, tmp_path):
+    """What another person holds is not released meanwhile: the wait ends, after less time."""
+    with process.Up(tmp_path, '--host', 'atlas-800t-a2') as service:
+        environ = {
+            'PATH': f'{process.COMMAND.parent}:{os.environ["PATH"]}',
+            client.VARIABLE: str(tmp_path / 'state' / client.SOCKET),
+            client.URL: service.url,
+        }
+        shown = process.shell(blocks['cyborg-lite reserve'].text, **environ)
+        assert re.search(r'^\d,\d\n', shown)
+        assert shown.count('Ascend 910B3') == 8
+        text = blocks['--name busy'].text.replace('--wait 1m', '--wait 0.5s')
+        shown = process.shell(f'set +e; exec 2>&1; {text}', **environ)
+    user, moment = accounts.name(os.getuid()), r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d'
+    said = re.escape(blocks['waiting at place 1'].text).replace('ann', re.escape(user))
+    said, changed = re.subn('2026.*(?=\\\\ UTC)', lambda _: moment, said)
+    assert changed
+    assert re.search(f'^{said}', shown, flags=re.M)
+    assert shown.endswith('is released\n')
+
+
 def test_names_and_passwords(blocks, tmp_path, database_url, monkeypatch, openstack):
     """``htpasswd`` is not installed everywhere: the file that it writes is ours."""
     [htpasswd, _, up, devices] = blocks['htpasswd'].commands
@@ -99,7 +126,7 @@ def test_names_and_passwords(blocks, tmp_path, database_url, monkeypatch, openst
 
 
 def test_other_starts_are_understood(blocks):
-    for name in ('--tls-cert', 'cyborg-lite up\n', 'cyborg-lite record\n'):
+    for name in ('--tls-cert', 'cyborg-lite up\n', 'cyborg-lite record node-1.tar.gz\n'):
         for command, *words in blocks[name].commands:
             assert command == 'cyborg-lite'
             main.parser().parse_args(words)
