@@ -82,6 +82,8 @@ class Peers(typing.Protocol):
         self, ctxt: context.RequestContext, hostname: str, timeout: int | None = None
     ) -> Peer: ...
 
+    def notifier(self) -> messaging.Notifier | None: ...
+
     def close(self) -> None: ...
 
 
@@ -114,6 +116,8 @@ class Bus:
         self._newest = {CONDUCTOR: pins.conductor, REPORTS: pins.conductor, AGENT: pins.agent}
         shims.register_messaging_options(conf)
         self._transport = messaging.get_rpc_transport(conf, url=url, allowed_remote_exmods=ERRORS)
+        self._conf, self._url = conf, url
+        self._transports: list[typing.Any] = [self._transport]
 
     def serve(self, topic: str, server: str, *managers: object) -> Server:
         """Serve, in threads, the methods that are marked with ``oslo_messaging.expose``."""
@@ -184,8 +188,22 @@ class Bus:
         own = self._exchange if topic == CONDUCTOR else f'{self._exchange}.agents'
         return {'exchange': own, 'topic': topic}
 
+    def notifier(self) -> messaging.Notifier | None:
+        """Sends notifications to other services; None if no driver is set for them.
+
+        Where the retries have no end by default, there are a few: a conductor must be able to stop.
+        """
+        transport = messaging.get_notification_transport(self._conf, url=self._url)
+        self._transports.append(transport)
+        options = self._conf.oslo_messaging_notifications
+        if not set(options.driver) - {'', 'noop'}:
+            return None
+        retry = RETRIES if options.retry < 0 else None
+        return messaging.Notifier(transport, f'accelerator.{self._conf.host}', retry=retry)
+
     def close(self) -> None:
-        self._transport.cleanup()
+        for each in self._transports:
+            each.cleanup()
 
 
 class _Dispatcher(messaging.RPCDispatcher):
@@ -251,6 +269,9 @@ class Local:
             if of == topic and server in (None, at) and not served.stopped:
                 return served
         return None
+
+    def notifier(self) -> None:
+        """None: there is no bus on which others could listen."""
 
     def close(self) -> None:
         """Remove all servers."""

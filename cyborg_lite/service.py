@@ -63,7 +63,7 @@ class Conductor:
         self._conf = conf
         self._bus = bus
         self._servers: list[rpc.Server] = []
-        self.manager = manager.Manager(conf, database)
+        self.manager = manager.Manager(conf, database, bus.notifier())
 
     def start(self) -> None:
         LOG.info('Conductor %s starts on host %s', options.VERSION, self._conf.host)

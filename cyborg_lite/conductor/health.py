@@ -124,13 +124,15 @@ def begin(device: model.Device, policy: Policy) -> None:
         _remember(device)
 
 
-def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool) -> None:
-    """Note the health that a report tells of a known device, and what follows from it.
+def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool) -> bool:
+    """Note the health that a report tells of a known device, and what follows from it; returns
+    whether its holders have to be told.
 
     :param device: the row, whose health is still that of the report before.
     :param fresh: whether the driver has looked since that report: else it says the same again.
     """
     before = device.health, device.health_reason, device.effects
+    fault = _alert(device)
     if device.fault:
         # The policy may be another one than when it was applied.
         level, reason = _read_sample(device.fault)
@@ -144,6 +146,12 @@ def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool
     device.health, device.health_reason = told
     if before != (*told, device.effects):
         _remember(device)
+    return _alert(device) != fault
+
+
+def _alert(device: model.Device) -> tuple[str | None, bool] | None:
+    """What holders of a device are told; None for nothing."""
+    return (device.fault, bool(device.withheld)) if device.alerted else None
 
 
 def counts(device: model.Device) -> bool:

@@ -17,6 +17,7 @@ from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
+from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.db import query
@@ -86,7 +87,7 @@ def _reconcile(
     pairs, waiting = _leave_out_twins(known, pairs, held)
     _name_new(session, host, pairs)
     _inherit_orders(session, host, pairs)
-    ignored = False
+    ignored, news = False, {}
     for found, same in pairs:
         if same is None:
             _tell_replaced(found, host, known)
@@ -99,7 +100,7 @@ def _reconcile(
             if found.rogue and hosts.is_held(same, held):
                 # An agent does not know who holds it, unless it is a lease.
                 found.rogue, ignored = None, True
-            health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
+            news[same] = health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)
@@ -110,6 +111,7 @@ def _reconcile(
         # Known already: no need to ask the database for each.
         orm.attributes.set_committed_value(device, 'host', host)
     _tell(session, parts, before)
+    notices.put(session, [each for each in news if news[each] and hosts.is_held(each, held)])
     return not (waiting or ignored) and not any(_waits(device, held, absences) for device in known)
 
 

@@ -34,6 +34,7 @@ from cyborg_lite.conductor import inventory
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import leases
 from cyborg_lite.conductor import limits
+from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import orders
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import profiles
@@ -191,9 +192,16 @@ class Manager:
 
     target = messaging.Target(version='1.1')
 
-    def __init__(self, conf: cfg.ConfigOpts, database: engine.Database) -> None:
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        database: engine.Database,
+        notifier: messaging.Notifier | None = None,
+    ) -> None:
+        """:param notifier: sends notifications; None if nobody is to be notified."""
         self.conf = conf
-        self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue)
+        notify = None if notifier is None else notices.Sender(notifier, database).send
+        self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue, notify)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
         calls = leases.Calls(

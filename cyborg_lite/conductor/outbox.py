@@ -52,11 +52,12 @@ TELL = 5
 #: How many providers are sent at once while answers wait for them.
 TELLERS = 8
 
-#: The kinds: a provider for Placement, the requests of an instance for Nova, or a host to
-#: reconcile.
+#: The kinds: a provider for Placement, the requests of an instance for Nova, a host to reconcile,
+#: or a device whose holders are notified.
 PROVIDER = 'provider'
 EVENT = 'event'
 HOST = 'host'
+NOTICE = 'notice'
 #: Serve the queue of allocations.
 QUEUE = 'queue'
 #: The entry of a provider's message beside traits, whose names are in capitals.
@@ -225,10 +226,13 @@ class Sender:
         database: engine.Database,
         announce: collections.abc.Callable[[orm.Session, str], None],
         serve: collections.abc.Callable[[model.Facts], None],
+        notify: collections.abc.Callable[[str], None] | None = None,
     ) -> None:
         """
         :param announce: sends a host's changes to Placement: see hosts.announce.
         :param serve: serves the requests that wait for accelerators: see manager.Manager.
+        :param notify: notifies the holders of a device: see notices.Sender; None if nobody is
+            to be notified.
         """
         self._database, self._announce = database, announce
         self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}
@@ -240,6 +244,8 @@ class Sender:
         if clients.configured(conf, 'nova'):
             self._nova = nova.Nova(clients.connect(conf, 'nova', nova.MICROVERSION))
             self._send[EVENT] = self._nova.notify
+        if notify is not None:
+            self._send[NOTICE] = lambda device, _: notify(device)
         self._interval = conf.conductor.outbox_interval
         # The healer puts its message as often: see healing.Healer.
         self._intervals = {QUEUE: conf.conductor.healing_interval}
