@@ -97,7 +97,7 @@ class PciDriver(driver.Driver):
         self._modules, self._versions = {}, {}
         functions = self.host.tree.functions()
         # A function without ids cannot be identified, whatever its class.
-        cards = [f for f in functions if all(f.ids) and self.is_card(f) and not f.is_virtual]
+        cards = [f for f in functions if all(f.ids) and not f.is_virtual and self.is_card(f)]
         # A virtual function has the vendor id of its physical function.
         vendors = {card.ids[0] for card in cards}
         self.unlinked = sysfs.unlinked([f for f in functions if f.ids[0] in vendors])

@@ -176,7 +176,7 @@ class Tree:
 
 
 class Function:
-    """One PCI function, physical or virtual.
+    """One PCI function, physical or virtual, as one scan sees it: the next one makes another.
 
     Its path has no links.
     """
@@ -282,18 +282,18 @@ class Function:
         """The attach info: see :func:`address`."""
         return address(self.bdf)
 
-    @property
+    @functools.cached_property
     def is_virtual(self) -> bool:
         """Whether this is a virtual function of SR-IOV."""
         # A dangling link is sufficient: recorded trees lack the targets.
         return os.path.lexists(self.path / 'physfn')
 
-    @property
+    @functools.cached_property
     def numvfs(self) -> int:
         """How many virtual functions are enabled."""
         return self._number('sriov_numvfs') or 0
 
-    @property
+    @functools.cached_property
     def totalvfs(self) -> int | None:
         """The maximum number of virtual functions; None if the function cannot have any.
 
@@ -336,7 +336,7 @@ class Function:
             return None
         return target if re.fullmatch(r'\w[\w.+-]{0,63}', target, re.ASCII) else None
 
-    @property
+    @functools.cached_property
     def driver(self) -> str | None:
         """The kernel driver that is bound; None if there is none."""
         return self.link('driver')
@@ -379,7 +379,7 @@ class Function:
         """
         return self.read('boot_vga') == '1'
 
-    @property
+    @functools.cached_property
     def mediated_devices(self) -> list[str]:
         """The mediated devices that exist on this function, each ``type/name``.
 
@@ -398,44 +398,50 @@ class Function:
         part = self.address
         return int(part['bus'], 16) << 8 | int(part['device'], 16) << 3 | int(part['function'])
 
-    @property
-    def virtual_functions(self) -> collections.abc.Iterator[Function]:
+    @functools.cached_property
+    def virtual_functions(self) -> list[Function]:
         """The virtual functions of this one, in order of their numbers."""
-        for function in self._linked():
-            # In a broken tree a link may lead to another card.
-            if function.is_virtual:
-                yield function
+        # In a broken tree a link may lead to another card.
+        return [function for function in self._linked if function.is_virtual]
 
-    def _linked(self) -> collections.abc.Iterator[Function]:
+    @functools.cached_property
+    def _linked(self) -> list[Function]:
         """The targets of this function's links to its virtual functions."""
         links = [n for n in self.tree.names(self.path) if re.fullmatch('virtfn[0-9]{1,5}', n)]
-        for name in sorted(links, key=lambda name: int(name[6:])):
-            target = self.tree.inside(self.path / name)
-            if target and BDF.fullmatch(target.name):
-                yield Function(self.tree, target, target.name)
+        links.sort(key=lambda name: int(name[6:]))
+        targets = (self.tree.inside(self.path / name) for name in links)
+        return [
+            Function(self.tree, target, target.name)
+            for target in targets
+            if target and BDF.fullmatch(target.name)
+        ]
 
-    def covers(self, other: Function) -> bool:
-        """Whether the other function must be a virtual function of this one, linked or not.
+    def covered(self, others: collections.abc.Iterable[Function]) -> list[Function]:
+        """Those of other functions that must be virtual functions of this one, linked or not.
 
-        Either a link leads to it, or it has the address and the id of one.
+        Either a link leads to one, or it has the address and the id of one.
         """
-        if other.bdf in {function.bdf for function in self._linked()}:
-            return True
-        if other.address['domain'] != self.address['domain']:
-            return False
-        distance = other.routing_id - self.routing_id
+        linked = {function.bdf for function in self._linked}
         offset, stride = self._number('sriov_offset'), self._number('sriov_stride')
-        if offset is None or stride is None:
-            # Linux before 4.14 does not show their offset: while some are not linked, any address
-            # on the bus may be one.
-            return 0 < distance < 256 and self.numvfs > len(list(self._linked()))
-        # With one virtual function the stride may be 0.
-        number, rest = divmod(distance - offset, stride or 1)
-        return (
-            rest == 0
-            and 0 <= number < max(self.totalvfs or 0, self.numvfs)
-            and int(other.ids[1] or '0', 16) == self._virtual_id()
-        )
+        numvfs, device = self.numvfs, self._virtual_id()
+        most = max(self.totalvfs or 0, numvfs)
+        domain = self.bdf.partition(':')[0]
+
+        def is_covered(other: Function) -> bool:
+            if other.bdf in linked:
+                return True
+            if other.bdf.partition(':')[0] != domain:
+                return False
+            distance = other.routing_id - self.routing_id
+            if offset is None or stride is None:
+                # Linux before 4.14 does not show their offset: while some are not linked, any
+                # address on the bus may be one.
+                return 0 < distance < 256 and numvfs > len(linked)
+            # With one virtual function the stride may be 0.
+            number, rest = divmod(distance - offset, stride or 1)
+            return rest == 0 and 0 <= number < most and int(other.ids[1] or '0', 16) == device
+
+        return [other for other in others if other is not self and is_covered(other)]
 
     def _virtual_id(self) -> int:
         """The device id of the virtual functions; source: sriov_vf_device_show() of Linux."""
@@ -454,5 +460,5 @@ def unlinked(functions: list[Function]) -> dict[str, list[Function]]:
     # A function with the SR-IOV capability is not virtual.
     capable = [f for f in functions if f.totalvfs is not None or f.numvfs]
     loose = [f for f in functions if f.totalvfs is None and not f.is_virtual] if capable else []
-    found = {card.bdf: [f for f in loose if f is not card and card.covers(f)] for card in capable}
+    found = {card.bdf: card.covered(loose) for card in capable}
     return {bdf: virtual for bdf, virtual in found.items() if virtual}

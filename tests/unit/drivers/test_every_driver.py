@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
+import pathlib
 import pkgutil
+import subprocess
+import sys
 
 from oslo_config import cfg
 import pytest
@@ -131,3 +135,81 @@ def test_all_drivers_of_a_scan_read_each_function_once(tmp_path, conf, opened):
         kind(host, conf).discover()
     # And one of them the number of enabled virtual functions.
     assert len(opened) <= 4.1 * 500
+
+
+#: Scans a host in a process of its own, and prints what that took.
+SCAN = """\
+import collections, json, pathlib, resource, sys, time
+from tests.unit.drivers import test_every_driver as tests
+calls = collections.Counter()
+host = tests.driver.Host('many', pathlib.Path(sys.argv[1]))
+# Opening a file is one event with its path, and another one with its descriptor.
+sys.addaudithook(lambda event, args: calls.update(
+    [event] if event in ('open', 'os.scandir') and not isinstance(args[0], int) else []
+))
+begun = time.process_time()
+host.tree.begin()
+found = collections.Counter(d.deployables[0].driver_name for d in tests.devices(host, tests.CONF))
+print(json.dumps({
+    'found': found,
+    'opened': calls['open'],
+    'listed': calls['os.scandir'],
+    'seconds': time.process_time() - begun,
+    'mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+}))
+"""
+
+
+class Many:
+    """A host of many functions, written faster than from a description."""
+
+    def __init__(self, root: pathlib.Path) -> None:
+        self._devices, self._texts = root / 'sys/bus/pci/devices', root / 'texts'
+        self._devices.mkdir(parents=True)
+        self._texts.mkdir()
+        self.count = 0
+
+    def add(self, vendor: str, device: str, pci_class: str, **files: str) -> pathlib.Path:
+        bus, rest = divmod(self.count, 256)
+        path = self._devices / f'0000:{bus:02x}:{rest >> 3:02x}.{rest & 7}'
+        path.mkdir()
+        self.count += 1
+        files |= {'vendor': f'0x{vendor}', 'device': f'0x{device}', 'class': f'0x{pci_class}'}
+        for name, text in files.items():
+            # A link takes less time than a file.
+            known = self._texts / f'{name}-{text}'
+            if not known.exists():
+                known.write_text(text)
+            os.link(known, path / name)
+        return path
+
+    def add_card(self, vendor: str, devices: tuple[str, str], pci_class: str, most: int) -> None:
+        """A card with so many virtual functions, and the ids of it and of them."""
+        files = {f'sriov_{name}vfs': str(most) for name in ('num', 'total')}
+        files |= {'sriov_offset': '1', 'sriov_stride': '1', 'sriov_vf_device': devices[1]}
+        card = self.add(vendor, devices[0], pci_class, **files)
+        for number in range(most):
+            function = self.add(vendor, devices[1], pci_class)
+            (function / 'physfn').symlink_to(f'../{card.name}')
+            (card / f'virtfn{number}').symlink_to(f'../{function.name}')
+
+
+def test_ten_thousand_functions(tmp_path):
+    """Network cards, and QATs whose maker makes the bridges, too.
+
+    The aim is 5 s and 200 MB; on a machine with other work it may take longer.
+    """
+    many = Many(tmp_path)
+    for _ in range(24):
+        many.add_card('15b3', ('1021', '101e'), '020000', 200)
+    for _ in range(32):
+        many.add_card('8086', ('37c8', '37c9'), '0b4000', 16)
+    while many.count < 10_000:
+        many.add('8086', 'a120', '060400')
+    command = [sys.executable, '-c', SCAN, str(tmp_path)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert told['found'] == {'intel_qat': 32, 'nic': 24}
+    assert told['opened'] <= 7 * many.count
+    assert told['listed'] <= many.count
+    assert told['seconds'] < 20
+    assert told['mib'] < 200
