@@ -10,15 +10,19 @@ Source: Linux, drivers/nvme/host/sysfs.c, core.c and hwmon.c; NVM Express Base S
 
 from __future__ import annotations
 
-import collections.abc
 import json
+import time
 import typing
+
+from oslo_config import cfg
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 
 #: The maximum time of a query of one SSD, in seconds.
+TIMEOUT = 5.0
+#: How long one scan starts new queries, in seconds: the others are left for the next scan.
 PATIENCE = 5.0
 #: The health by the state of the controller; it is unknown in any other state.
 STATES = {'live': driver.Health('ok'), 'dead': driver.Health('critical', 'nvme_dead')}
@@ -33,6 +37,10 @@ WARNINGS = (
     driver.Health('critical', 'nvme_backup'),
     driver.Health('warning', 'nvme_memory_region'),
 )
+#: The health of an SSD whose SMART data is not known.
+UNREAD = [driver.Health()]
+#: What identifies an SSD.
+Key = tuple[str, str, str | None]
 
 
 class NvmeSsd(pci.PciDriver):
@@ -44,9 +52,15 @@ class NvmeSsd(pci.PciDriver):
     firmware_files = ('nvme/nvme*/firmware_rev',)
     serial_files = ('nvme/nvme*/serial',)
 
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        # The health of each SSD by its SMART data, in the order in which they were read.
+        self._smart: dict[Key, list[driver.Health]] = {}
+
     def discover(self) -> list[driver.Device]:
-        self._asking = True
-        return super().discover()
+        cards = self.cards()
+        self._ask([key for card in cards if (key := self._key(card))])
+        return [self.device(card) for card in cards]
 
     def traits(self, card: sysfs.Function) -> list[str | None]:
         return ['STORAGE_DISK_SSD', driver.trait('SSD', *card.ids)]
@@ -56,23 +70,40 @@ class NvmeSsd(pci.PciDriver):
         state, alarm = card.told('nvme/nvme*/state'), card.told('nvme/nvme*/hwmon*/temp1_alarm')
         said = [STATES.get(state, driver.Health())] if state else []
         said += [ALARMS.get(alarm, driver.Health())] if alarm else []
-        return driver.worst(super().health(card), *said, *self._smart(card))
+        key = self._key(card)
+        return driver.worst(super().health(card), *said, *(self._smart[key] if key else ()))
 
-    def _smart(self, card: sysfs.Function) -> collections.abc.Iterator[driver.Health]:
-        """The health by the SMART data; nothing without the tool."""
+    def _key(self, card: sysfs.Function) -> Key | None:
+        """The address, the node and the serial number of an SSD that the host uses."""
         controller = card.find('nvme/nvme*')
-        if not controller or not self._asking:
-            return
-        node = f'/dev/{controller.rpartition("/")[2]}'
-        try:
-            text = self.host.run('nvme', 'smart-log', node, '-o', 'json', timeout=PATIENCE)
-        except driver.ToolError as error:
-            # One failure per scan: a tool that hangs for one SSD may hang for each.
-            self._asking = False
-            self.note(str(error))
-            text = ''
-        if text is not None:
-            yield from read_smart(text)
+        if controller is None:
+            return None
+        return card.bdf, controller.rpartition('/')[2], self._told_serial(card)
+
+    def _ask(self, keys: list[Key]) -> None:
+        """Read the SMART data of these SSDs, within the time limit; the oldest comes first.
+
+        It is unknown until it is read; without the tool there is none.
+        """
+        begun = time.monotonic()
+        turns = [key for key in keys if key not in self._smart]
+        turns += [key for key in self._smart if key in keys]
+        self._smart = {key: self._smart.get(key, UNREAD) for key in turns}
+        for key in turns:
+            if time.monotonic() - begun > PATIENCE:
+                if UNREAD in self._smart.values():
+                    self.note('nvme is slow: the next scan reads the rest')
+                break
+            node = f'/dev/{key[1]}'
+            del self._smart[key]
+            try:
+                text = self.host.run('nvme', 'smart-log', node, '-o', 'json', timeout=TIMEOUT)
+            except driver.ToolError as error:
+                self._smart[key] = UNREAD
+                self.note(str(error))
+                # A tool that hangs for one SSD may hang for each.
+                break
+            self._smart[key] = [] if text is None else read_smart(text)
 
 
 def read_smart(text: str) -> list[driver.Health]:

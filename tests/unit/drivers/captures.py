@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import lzma
 import os
 import pathlib
 import re
+import time
+import typing
 import xml.etree.ElementTree
 
 import pytest
@@ -55,6 +58,21 @@ def host(tmp_path: pathlib.Path, functions: list[dict], tools: dict | None = Non
     data = description.parse('{}') | {'functions': functions, 'tools': tools or {}}
     description.write(data, tmp_path / 'capture')
     return driver.Host('capture', tmp_path / 'capture')
+
+
+def slow(
+    monkeypatch: pytest.MonkeyPatch, host: driver.Host, tool: str, seconds: float
+) -> collections.abc.Sequence[float]:
+    """The time, as the only item: each run of the tool takes so long."""
+    clock, run = [0.0], host.run
+
+    def take(*args: str, **more: typing.Any) -> str | None:
+        clock[0] += seconds * (args[0] == tool)
+        return run(*args, **more)
+
+    monkeypatch.setattr(host, 'run', take)
+    monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
+    return clock
 
 
 def function(bdf: str, ids: str, pci_class: str = '120000', node: str = '0', **more) -> dict:

@@ -607,15 +607,7 @@ def test_reported_facts_do_not_change_afterwards(atlas):
 
 def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
     """Each query takes three seconds; queries that failed last time come last."""
-    clock = [0.0]
-    monkeypatch.setattr(huawei_ascend.time, 'monotonic', lambda: clock[0])
-    run = atlas.run
-
-    def slow(*args, **kwargs):
-        clock[0] += 3
-        return run(*args, **kwargs)
-
-    atlas.run = slow
+    clock = captures.slow(monkeypatch, atlas, 'npu-smi', seconds=3)
     atlas.answer({BOARDS[0]: driver.ToolError('npu-smi: no answer')})
     subject = subject_of(atlas)
     told = 0
@@ -635,6 +627,32 @@ def test_a_slow_tool_is_asked_for_the_rest_in_the_next_look(atlas, monkeypatch):
         cards, notes = subject.look()
     assert notes == []
     assert all('board_id' in card.vendor_board for card in cards)
+
+
+def test_sixteen_npus_whose_tool_takes_two_seconds(tmp_path, monkeypatch):
+    """A report waits for half an interval; in the end a scan asks only for what changes."""
+    buses = [f'{number:02x}' for number in range(16)]
+    rows = [f'| {n} 910B3 | OK | |\n| 0 | 0000:{bus}:00.0 | 1/1 |' for n, bus in enumerate(buses)]
+    tools = {'info': _table(*rows)}
+    for n in range(16):
+        tools[f'info -t board -i {n}'] = f'NPU ID : {n}\nSerial Number : 033EFS10N50{n:04}\n'
+    functions = [captures.function(f'0000:{bus}:00.0', '19e5:d802') for bus in buses]
+    host = Asked(captures.host(tmp_path, functions, {'npu-smi': tools}))
+    clock = captures.slow(monkeypatch, host, 'npu-smi', seconds=2)
+    subject, known = subject_of(host), 0
+    while known < 16:
+        begun = clock[0]
+        cards, _ = subject.look()
+        assert clock[0] - begun <= 10
+        assert [card.model for card in cards] == ['Ascend 910B3'] * 16
+        before, known = known, len([card for card in cards if card.serial])
+        assert known > before
+    for _ in range(3):
+        subject.look()
+    assert known == 16
+    begun = clock[0]
+    subject.look()
+    assert clock[0] - begun == 2
 
 
 def test_the_tool_by_itself(tmp_path, monkeypatch):

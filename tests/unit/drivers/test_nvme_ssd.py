@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 
@@ -119,22 +120,73 @@ def test_health_by_smart_data(tmp_path, told, expected):
     assert health(card) == expected
 
 
-def test_a_tool_that_hangs_is_asked_once_in_a_scan(tmp_path):
+def several(tmp_path: pathlib.Path, count: int) -> testing.Host:
+    """A host with so many SSDs that are well by what the kernel and the tool tell."""
     functions = [
         captures.function(
-            f'0000:3b:0{n}.0', IDS, '010802', driver='nvme', files={f'nvme/nvme{n}/state': 'live'}
+            f'0000:{n:02x}:00.0',
+            IDS,
+            '010802',
+            driver='nvme',
+            files={f'nvme/nvme{n}/state': 'live'},
         )
-        for n in range(3)
+        for n in range(count)
     ]
     host = testing.Host(captures.host(tmp_path, functions))
+    host.tools['nvme'] = '{"critical_warning": 0}'
+    return host
+
+
+def test_a_tool_that_hangs_is_asked_once_in_a_scan(tmp_path):
+    host = several(tmp_path, 3)
     host.tools['nvme'] = testing.Fault.HANGS
     subject = nvme_ssd.NvmeSsd(host, None)
     for _ in range(2):
         host.runs.clear()
         cards, notes = subject.look()
-        assert [health(card) for card in cards] == [('unknown', None), *[('ok', None)] * 2]
+        assert [health(card) for card in cards] == [('unknown', None)] * 3
         asked = [run for run in host.runs if run.startswith('nvme ')]
         assert (len(asked), len(notes), subject.complete) == (1, 1, True)
+
+
+def test_an_ssd_for_which_the_tool_hangs_costs_no_other_its_health(tmp_path):
+    host = several(tmp_path, 3)
+    host.tools['nvme smart-log /dev/nvme0 -o json'] = testing.Fault.HANGS
+    subject = nvme_ssd.NvmeSsd(host, None)
+    subject.look()
+    for _ in range(2):
+        cards, notes = subject.look()
+        assert [card.health for card in cards] == ['unknown', 'ok', 'ok']
+        assert len(notes) == 1
+
+
+def test_many_ssds_that_answer_slowly_are_read_in_turn(tmp_path, monkeypatch):
+    """Twenty-four of them take 96 s: longer than the interval, in which others are scanned too."""
+    host = several(tmp_path, 24)
+    clock = captures.slow(monkeypatch, host, 'nvme', seconds=4)
+    subject = nvme_ssd.NvmeSsd(host, None)
+    asked = []
+    for scan in range(1, 25):
+        begun = clock[0]
+        host.runs.clear()
+        cards, notes = subject.look()
+        assert clock[0] - begun <= nvme_ssd.PATIENCE + nvme_ssd.TIMEOUT <= 10
+        asked += [run for run in host.runs if run.startswith('nvme ')]
+        assert [card.health for card in cards].count('ok') == min(2 * scan, 24)
+        assert notes == ([] if scan >= 12 else ['nvme is slow: the next scan reads the rest'])
+    assert {*collections.Counter(asked).values()} == {2}
+
+
+def test_what_was_read_stays_known_and_is_not_of_another_ssd(tmp_path):
+    host = several(tmp_path, 3)
+    host.tools['nvme smart-log /dev/nvme1 -o json'] = '{"critical_warning": 8}'
+    subject = nvme_ssd.NvmeSsd(host, None)
+    well = [('ok', None), ('critical', 'nvme_read_only'), ('ok', None)]
+    assert [health(card) for card in subject.look()[0]] == well
+    host.tools = {'nvme': testing.Fault.HANGS}
+    assert [health(card) for card in subject.look()[0]] == [('unknown', None), *well[1:]]
+    (host.root / 'sys/bus/pci/devices/0000:01:00.0/nvme/nvme1/serial').write_text('another')
+    assert [health(card)[0] for card in subject.look()[0]] == ['unknown', 'unknown', 'ok']
 
 
 @hypothesis.given(
