@@ -3,7 +3,8 @@
 
 Each port of a card is a function of its slot, and has virtual functions of its own.
 
-Source: pci.ids; Linux, Documentation/ABI/testing/sysfs-class-net and include/uapi/linux/if.h.
+Source: pci.ids; Linux, Documentation/ABI/testing/sysfs-class-net, include/uapi/linux/if.h, and for
+the firmware Documentation/ABI/stable/sysfs-class-infiniband.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Nic(pci.PciDriver):
         ('15b3', 'a2df'): 'NVIDIA BlueField-4',
         ('1dd8', '1002'): 'AMD Pensando DSC',
     }
+    #: only a card for RDMA has it in sysfs
+    firmware_files = ('infiniband/*/fw_ver',)
 
     def is_card(self, function: sysfs.Function) -> bool:
         """Also a card of any kind that has virtual functions."""

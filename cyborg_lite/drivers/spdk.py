@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block devices of an SPDK application on the host.
 
-Source: SPDK, doc/jsonrpc.md, ``bdev_get_bdevs``.
+Source: SPDK, doc/jsonrpc.md, ``bdev_get_bdevs`` and ``spdk_get_version``; include/spdk/version.h.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ import typing
 
 from cyborg_lite import driver
 from cyborg_lite.driver import jsonrpc
+from cyborg_lite.driver import versions
 
 #: The socket at which SPDK's applications listen by default.
 SOCKET = '/var/tmp/spdk.sock'  # noqa: S108 # nosec B108 - the user of the peer is checked
 METHOD = 'bdev_get_bdevs'
+VERSION = 'spdk_get_version'
 #: The maximum number of block devices that are read.
 MOST = 1024
 NAME = re.compile('[!-~][ -~]{0,99}')
+#: ``SPDK v24.09.1-pre git sha1 1c92f8d``
+RELEASE = re.compile(
+    r'(?:SPDK v)?([0-9]{2}\.[0-9]{2}[\w.-]{0,32})(?: git sha1 \w{1,40})?', re.ASCII
+)
 UUID = re.compile('[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -35,25 +41,36 @@ class Spdk(driver.Driver):
             self.note(f'{METHOD} is not answered by a list', complete=False)
         listed = told[:MOST] if isinstance(told, list) else []
         named = [each for each in listed if isinstance(each, dict) and _text(each, 'name', NAME)]
-        found = {each['name']: _device(each, path) for each in named}
+        version = self._version(path) if named else None
+        found = {each['name']: _device(each, path, version) for each in named}
         # A UUID that several have identifies none.
         uuids = collections.Counter(device.serial for device in found.values())
         for device in found.values():
             device.serial = device.serial if uuids[device.serial] == 1 else None
         return [found[name] for name in sorted(found)]
 
+    def _version(self, path: str) -> str | None:
+        """The version of the application, as it writes it; None if it tells none."""
+        try:
+            told = self.host.ask('spdk', VERSION, lambda: jsonrpc.call(path, VERSION))
+        except driver.ToolError as error:
+            self.note(str(error))
+            return None
+        return _text(told, 'version', RELEASE) if isinstance(told, dict) else None
+
     def _is_recorded(self) -> bool:
         return self.host.recorded and self.host.run('spdk', METHOD) is not None
 
 
-def _text(bdev: dict[str, typing.Any], key: str, form: re.Pattern[str]) -> str | None:
+def _text(told: dict[str, typing.Any], key: str, form: re.Pattern[str]) -> str | None:
     """A value, if it is a text of this form."""
-    value = bdev.get(key)
+    value = told.get(key)
     return value if isinstance(value, str) and form.fullmatch(value) else None
 
 
-def _device(bdev: dict[str, typing.Any], path: str) -> driver.Device:
+def _device(bdev: dict[str, typing.Any], path: str, version: str | None) -> driver.Device:
     """The Device of a block device, whose name is valid."""
+    release = RELEASE.fullmatch(version or '')
     name, product = bdev['name'], _text(bdev, 'product_name', NAME)
     blocks, size, node = (
         bdev[key] if type(bdev.get(key)) is int and 0 <= bdev[key] < 1 << 63 else None
@@ -64,14 +81,17 @@ def _device(bdev: dict[str, typing.Any], path: str) -> driver.Device:
         name=f'spdk_{name}',
         driver_name=Spdk.name,
         resource_class='CUSTOM_SPDK_BDEV',
-        traits=[each for each in [driver.trait(*model.split())] if each],
+        traits=[
+            *filter(None, [driver.trait(*model.split())]),
+            *versions.traits(Spdk.name, {'runtime': release[1]} if release else {}),
+        ],
         attach_handles=[
             driver.AttachHandle(
                 attach_type='SPDK', attach_info={'bdev': name, 'socket': path}, form='bdev'
             )
         ],
     )
-    facts = {'name': name, 'blocks': blocks, 'block_size': size}
+    facts = {'name': name, 'blocks': blocks, 'block_size': size, 'runtime_version': version}
     return driver.Device(
         type='SSD',
         vendor='spdk',

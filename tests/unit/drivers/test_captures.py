@@ -582,7 +582,6 @@ def test_devices_of_hosts(tmp_path, capture, ssds, nics):
 UNREAD = {
     'SOURCES.md': 'it tells where the captures come from',
     'spdk/nvmf_get_subsystems.json': 'no driver asks which hosts an application serves',
-    'spdk/spdk_get_version.json': 'no driver asks for the version of an application',
 }
 
 

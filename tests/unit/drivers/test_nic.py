@@ -51,6 +51,24 @@ def test_a_card_of_the_host_is_not_given_out(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('files', 'version'),
+    [
+        ({'infiniband/mlx5_0/fw_ver': '32.39.1002\n'}, '32.39.1002'),
+        ({'infiniband/mlx5_0/fw_ver': ''}, None),
+        ({'infiniband/mlx5_0/fw_ver': 'x' * 200}, None),
+        ({'net/ens3f0np0/flags': '0x1003'}, None),
+    ],
+)
+def test_the_firmware_of_a_card_for_rdma(tmp_path, files, version):
+    [card] = discover(tmp_path, port(0, files=files))
+    assert card.vendor_board.get('firmware_version') == version
+    traits = {each for each in card.deployables[0].traits if 'FIRMWARE' in each}
+    assert traits == (
+        {'CUSTOM_NIC_FIRMWARE_32', 'CUSTOM_NIC_FIRMWARE_32_39_1002'} if version else set()
+    )
+
+
+@pytest.mark.parametrize(
     ('flags', 'given'),
     [('0x1002', True), ('0x1003', False), ('', False), ('up', False), (None, True)],
 )

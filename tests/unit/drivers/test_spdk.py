@@ -65,7 +65,9 @@ def test_the_application_of_this_machine_is_asked(tmp_path, monkeypatch):
     host = driver.Host('x', tmp_path, recorded=False)
     [card] = testing.discover(spdk.Spdk, host)
     assert card.serial == UUID
-    assert {*asked} == {('/var/tmp/spdk.sock', 'bdev_get_bdevs')}
+    assert {*asked} == {
+        ('/var/tmp/spdk.sock', 'bdev_get_bdevs'), ('/var/tmp/spdk.sock', 'spdk_get_version')
+    }  # fmt: skip
     assert json.loads(host.outputs['spdk', 'bdev_get_bdevs']) == [BDEV]
 
 
@@ -90,8 +92,52 @@ def test_any_answer_makes_sound_devices(told):
     assert len(found) <= (len(told) if isinstance(told, list) else 0)
 
 
-@pytest.mark.evidence('spdk', 'vendor sample', 'bdev_get_bdevs in the documentation')
+@pytest.mark.parametrize(
+    ('version', 'traits'),
+    [
+        ('SPDK v24.09', ['24', '24_09']),
+        ('SPDK v24.01.1-pre git sha1 1c92f8d', ['24', '24_01_1_PRE']),
+        ('19.04-pre', ['19', '19_04_PRE']),
+        ('SPDK v24.09\n', None),
+        ('SPDK', None),
+        (24, None),
+        (None, None),
+    ],
+)
+def test_the_version_of_the_application(tmp_path, version, traits):
+    tools = {'bdev_get_bdevs': [BDEV], 'spdk_get_version': {'version': version}}
+    tools = {method: json.dumps(told) for method, told in tools.items()}
+    [card] = testing.discover(spdk.Spdk, captures.host(tmp_path, [], {'spdk': tools}))
+    assert card.vendor_board.get('runtime_version') == (version if traits else None)
+    assert card.deployables[0].traits == [
+        'CUSTOM_SPDK_NVME_DISK', *(f'CUSTOM_SPDK_RUNTIME_{each}' for each in traits or ())
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('told', ['7', '[]', 'null', 'rubbish'])
+def test_a_version_that_is_none_costs_no_device(tmp_path, told):
+    tools = {'bdev_get_bdevs': json.dumps([BDEV]), 'spdk_get_version': told}
+    [card] = testing.discover(spdk.Spdk, captures.host(tmp_path, [], {'spdk': tools}))
+    assert 'runtime_version' not in card.vendor_board
+
+
+def test_an_application_that_hides_its_version_is_named(tmp_path):
+    tools = {'bdev_get_bdevs': json.dumps([BDEV]), 'spdk_get_version': ''}
+    host = testing.Host(captures.host(tmp_path, [], {'spdk': tools}))
+    host.tools['spdk spdk_get_version'] = testing.Fault.FAILS
+    subject = spdk.Spdk(host, None)
+    devices, notes = subject.look()
+    assert (len(devices), len(notes), subject.complete) == (1, 1, True)
+
+
+@pytest.mark.evidence(
+    'spdk', 'vendor sample', 'bdev_get_bdevs and spdk_get_version in the documentation'
+)
 def test_the_example_of_the_documentation(tmp_path):
-    [card] = discover(tmp_path, json.loads(captures.text('spdk/bdev_get_bdevs.json'))['result'])
+    methods = ('bdev_get_bdevs', 'spdk_get_version')
+    told = {m: json.dumps(json.loads(captures.text(f'spdk/{m}.json'))['result']) for m in methods}
+    [card] = testing.discover(spdk.Spdk, captures.host(tmp_path, [], {'spdk': told}))
     assert (card.model, card.serial) == ('SPDK Malloc disk', None)
-    assert card.vendor_board == {'name': 'Malloc0', 'blocks': 20480, 'block_size': 512}
+    assert card.vendor_board == {
+        'name': 'Malloc0', 'blocks': 20480, 'block_size': 512, 'runtime_version': '19.04-pre'
+    }  # fmt: skip
