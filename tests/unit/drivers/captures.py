@@ -9,6 +9,7 @@ import lzma
 import os
 import pathlib
 import re
+import tarfile
 import time
 import typing
 import xml.etree.ElementTree
@@ -17,8 +18,11 @@ import pytest
 
 from cyborg_lite import driver
 from cyborg_lite.driver import description
+from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import sysfs
 
+#: The nodes of KFD.
+NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
 ROOT = pathlib.Path(__file__).parents[4] / 'shared/hw/fixtures/open'
 
 CLASSES = {
@@ -167,6 +171,52 @@ def umockdev(tmp_path: pathlib.Path, text: str) -> driver.Host:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(content)
     return driver.Host('umockdev', root)
+
+
+def kfd(tmp_path: pathlib.Path, name: str) -> tuple[driver.Host, list[dict[str, int]]]:
+    """A host with the nodes of a capture, and the properties of those of GPUs.
+
+    It only has nodes: the functions are made from them.
+    """
+    told = {}
+    # Nothing is extracted: Python 3.11.2 does not know how to do that safely.
+    with tarfile.open(path(name)) as tar:
+        for member in tar:
+            place = pathlib.PurePath(member.name)
+            if member.isfile() and place.match('nodes/*/properties'):
+                told[int(place.parent.name)] = tar.extractfile(member).read().decode()
+    nodes = [dict(line.split() for line in told[number].splitlines()) for number in sorted(told)]
+    gpus = [{key: int(facts[key]) for key in facts} for facts in nodes]
+    gpus = [facts for facts in gpus if facts['simd_count']]
+    places = {(each['domain'], each['location_id'] & ~7): each for each in gpus}
+    functions = [
+        function(
+            f'{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.0',
+            f'1002:{facts["device_id"]:04x}',
+        )
+        for (domain, place), facts in places.items()
+    ]
+    made = host(tmp_path, functions)
+    for number, content in told.items():
+        (made.root / NODES / str(number)).mkdir(parents=True)
+        (made.root / NODES / str(number) / 'properties').write_text(content)
+    return made, gpus
+
+
+def nvme(tmp_path: pathlib.Path, name: str) -> driver.Host:
+    """A host with the tree of a capture, which has no PCI attributes: the ids are made up."""
+    made = hosts.find(str(path(name)), tmp_path)
+    listed = made.root / sysfs.DEVICES
+    listed.mkdir(parents=True)
+    for controller in (made.root / 'sys/class/nvme').iterdir():
+        place = controller.resolve().parents[1]
+        (listed / place.name).symlink_to(os.path.relpath(place, listed))
+        texts = {'vendor': '0x144d', 'device': '0xa824', 'class': '0x010802'}
+        texts['numa_node'] = (controller / 'numa_node').read_text()
+        for attribute, content in texts.items():
+            (place / attribute).write_text(content)
+        (place / 'driver').symlink_to('../../../bus/pci/drivers/nvme')
+    return made
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import tarfile
 
 import hypothesis
 from hypothesis import strategies as st
@@ -20,7 +19,7 @@ from cyborg_lite.drivers import amd_gpu
 from cyborg_lite.drivers.tools import kfd
 from tests.unit.drivers import captures
 
-NODES = pathlib.PurePath('sys/class/kfd/kfd/topology/nodes')
+NODES = captures.NODES
 
 
 def discover(host: driver.Host) -> list[driver.Device]:
@@ -152,33 +151,9 @@ def test_virtual_functions(tmp_path):
     ],
 )
 def test_real_topologies(tmp_path, name, model, hives):
-    """The captures only have nodes: the functions are made from them."""
-    told = {}
-    # Nothing is extracted: Python 3.11.2 does not know how to do that safely.
-    with tarfile.open(captures.path(f'amd/{name}.tar.xz')) as tar:
-        for member in tar:
-            path = pathlib.PurePath(member.name)
-            if member.isfile() and path.match('nodes/*/properties'):
-                text = tar.extractfile(member).read().decode()
-                facts = dict(line.split() for line in text.splitlines())
-                told[int(path.parent.name)] = text, {key: int(facts[key]) for key in facts}
-    gpus = [facts for _, (_, facts) in sorted(told.items()) if facts['simd_count']]
-    places = {(each['domain'], each['location_id'] & ~7): each for each in gpus}
-    functions = [
-        captures.function(
-            f'{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.0',
-            f'1002:{facts["device_id"]:04x}',
-            '120000',
-        )
-        for (domain, place), facts in places.items()
-    ]
-    copy = captures.host(tmp_path, functions)
-    for number, (text, _) in told.items():
-        place = copy.root / NODES / str(number)
-        place.mkdir(parents=True)
-        (place / 'properties').write_text(text)
+    copy, gpus = captures.kfd(tmp_path, f'amd/{name}.tar.xz')
     cards = discover(copy)
-    assert len(cards) == len(functions) == 8
+    assert len(cards) == 8
     assert {card.model for card in cards} == {model}
     minors = [
         part['render_minor']

@@ -578,6 +578,58 @@ def test_devices_of_hosts(tmp_path, capture, ssds, nics):
         assert all(device.unusable for device in devices)
 
 
+def _lspci(place: pathlib.Path, name: str) -> driver.Host:
+    return captures.host(place, captures.from_lspci(captures.text(name)))
+
+
+def _tree(place: pathlib.Path, name: str) -> driver.Host:
+    return hosts.find(str(captures.path(name)), place)
+
+
+def _a3(place: pathlib.Path, name: str) -> driver.Host:
+    text = captures.text(name)
+    functions = captures.from_npu_smi(text, f'{ASCEND}:d803')
+    return captures.host(place, functions, {'npu-smi': {'info': text}})
+
+
+#: How a host is made of each capture for the suite: all trees, and others with further cards.
+TREES = {
+    'amd/kfd-topo-mi210-xgmi-pcie.tar.xz': lambda *of: captures.kfd(*of)[0],
+    'amd/kfd-topology-parsing-mi308.tar.xz': lambda *of: captures.kfd(*of)[0],
+    'ascend/A3-910C-npu4-two-chips-25.5.1.txt': _a3,
+    'intel/ofs-n6001-lspci-vfs.txt': _lspci,
+    'intel/qat-c62x-16vf-sysfs.tar.xz': _tree,
+    'lspci/gaudi2-partial.lspci-nn.txt': _lspci,
+    'nvidia/a2-vgpu-sriov-mdev.trim.umockdev': lambda place, name: captures.umockdev(
+        place, captures.text(name)
+    ),
+    'nvme/sysfs-tree-pcie.tar.xz': captures.nvme,
+    'sysfs/2pa-pcidomain32bits.tar.bz2': _tree,
+    'sysfs/32intel64-2p8co2t+8ve.tar.bz2': _tree,
+    'sysfs/40intel64-2g2n4c+pcilocality.tar.bz2': _tree,
+    'sysfs/qemu-class1200.tar.gz': _tree,
+}
+
+
+class TestContract(testing.Contract):
+    """Of the drivers that know a card in one of these captures."""
+
+    drivers = [
+        amd_gpu.AmdGpu,
+        huawei_ascend.HuaweiAscend,
+        intel_fpga.IntelFpga,
+        intel_gaudi.IntelGaudi,
+        intel_qat.IntelQat,
+        nvidia_gpu.NvidiaGpu,
+        nvme_ssd.NvmeSsd,
+    ]
+    hosts = [*TREES]
+
+    def lay_out(self, spec: str, place: pathlib.Path, here: pathlib.Path) -> driver.Host:
+        captures.path('')
+        return TREES[spec](place, spec)
+
+
 #: The files that no test reads, and why.
 UNREAD = {
     'SOURCES.md': 'it tells where the captures come from',

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 import pytest
 
 from cyborg_lite import driver
-from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import nvme_ssd
 from tests.unit.drivers import captures
@@ -209,27 +208,12 @@ def test_deep_text_is_unknown():
     'nvme_ssd', 'real capture', 'sysfs of a POWER server: three controllers of two SSDs'
 )
 def test_a_real_tree(tmp_path):
-    """The capture has no PCI attributes: the ids are made up.
-
-    Two controllers are of one SSD, so their serial number identifies neither.
-    """
-    host = hosts.find(str(captures.path('nvme/sysfs-tree-pcie.tar.xz')), tmp_path)
-    listed = host.root / 'sys/bus/pci/devices'
-    listed.mkdir(parents=True)
-    nodes = {}
-    for controller in (host.root / 'sys/class/nvme').iterdir():
-        function = controller.resolve().parents[1]
-        (listed / function.name).symlink_to(function)
-        node = (controller / 'numa_node').read_text()
-        for name, text in {'vendor': '0x144d', 'device': '0xa824', 'class': '0x010802'}.items():
-            (function / name).write_text(text)
-        (function / 'numa_node').write_text(node)
-        (function / 'driver').symlink_to('../../../bus/pci/drivers/nvme')
-        nodes[function.name] = int(node)
+    """Two controllers are of one SSD, so their serial number identifies neither."""
+    host = captures.nvme(tmp_path, 'nvme/sysfs-tree-pcie.tar.xz')
     cards = testing.discover(nvme_ssd.NvmeSsd, host)
     addresses = ['0214:90:00.0', '052e:78:00.0', '058e:78:00.0']
     assert [card.address for card in cards] == addresses
-    assert [card.numa_node for card in cards] == [nodes[each] for each in addresses] == [1, 0, 2]
+    assert [card.numa_node for card in cards] == [1, 0, 2]
     assert [card.serial for card in cards] == ['S7DFNG0W700063', None, None]
     products = ['3.2TB NVMe Gen4 U.2 SSD V', *['3.2TB NVMe Gen4 U.2 SSD III'] * 2]
     assert [card.vendor_board['product'] for card in cards] == products
