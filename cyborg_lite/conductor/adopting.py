@@ -55,7 +55,7 @@ def adopt(
     profile = model.DeviceProfile(groups=groups, private=True)
     # In the order of the groups.
     ids = [each.id for each in sorted(found, key=lambda each: (each.resource_class, each.id))]
-    chosen = taking.details(session, ids)
+    chosen = taking.details(session, ids, ctxt.project_id or '')
     taken = taking.take(session, ctxt, uuid, profile, chosen, after=outbox.TELL)
     allocating.store(session, allocating.row_of(ctxt, uuid, request, profile, digest), taken)
     return uuid, sorted(taken.providers)

@@ -92,9 +92,10 @@ def create(
         number, chosen = found
         profile = wanted.profiles[number]
         of_set = wanted.sets[number], chosen, rank, lease, choice.allowed, choice.cut
-        shown = taking.confirm(session, kinds, *of_set)
+        shown = taking.confirm(session, kinds, project, *of_set)
         try:
-            taken = taking.take(session, ctxt, uuid, profile, shown, after=outbox.TELL)
+            noted = outbox.TELL, choice.counted
+            taken = taking.take(session, ctxt, uuid, profile, shown, *noted)
         except exception.OverQuota as error:
             # It was exceeded meanwhile. Another alternative may be within it.
             chooser.over[number] = error

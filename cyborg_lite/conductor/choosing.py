@@ -45,6 +45,8 @@ class Choice(typing.NamedTuple):
     ahead: int = 0
     #: whether hosts may have more than was read of them
     cut: bool = False
+    #: whether it was counted that what is found is within the quota
+    counted: bool = False
 
 
 class _Before(typing.NamedTuple):
@@ -154,8 +156,9 @@ class Chooser:
         while found and refused and (refusal := refused[found[0]]):
             self.over[found[0]] = refusal
             found = self._first(free, tried)
+        counted = bool(refused)
         if found is None or not before.waiting:
-            return Choice(found, free)
+            return Choice(found, free, counted=counted)
         left: list[placing.Candidate] = []
         reserved: set[int] = set()
         for part in serving.parts(before.waiting, self._kinds, before.refused):
@@ -165,4 +168,4 @@ class Chooser:
             capacity = serving.capacity(self._session, part)
             left = self._fit(backfill.unreserved(part.entries, there, capacity, reserved))
         allowed, count = frozenset(each.handle for each in left), len(before.waiting)
-        return Choice(self._first(left, tried), [], allowed, count)
+        return Choice(self._first(left, tried), [], allowed, count, counted=counted)

@@ -215,7 +215,7 @@ class Manager:
             self.limits = limits.Limits(keystone.Limits(conf), conf.quota.cache_time)
         self._database = database
         self._write: Transact = functools.partial(_within, self.outbox.session)
-        if database.has_one_writer:
+        if engine.has_one_writer(database.engine):
             self._write = group_commit.GroupCommit(self.outbox.session).run
         self._probing = threading.Lock()
         self._probed = -FRESH

@@ -13,6 +13,7 @@ from sqlalchemy import orm
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
+from cyborg_lite.db import engine
 from cyborg_lite.db import queue
 
 #: There is one message: its sender looks at all queues.
@@ -45,9 +46,9 @@ def look_again(session: orm.Session) -> None:
     """Have a conductor look once more for what has joined.
 
     A transaction that frees something and has not seen that anybody waits may be committed after
-    the first look. SQLite has one writer at a time, and no such race.
+    the first look. With one writer at a time there is no such race.
     """
-    if session.get_bind().dialect.name != 'sqlite':
+    if not engine.has_one_writer(session.get_bind()):
         outbox.put(session, outbox.QUEUE, AGAIN, AFTER)
 
 

@@ -25,14 +25,21 @@ Alternatives = collections.abc.Iterable[collections.abc.Mapping[str, int]]
 Key = typing.TypeVar('Key')
 
 
-def claim(session: orm.Session, project: str, asked: collections.abc.Mapping[str, int]) -> None:
+def claim(
+    session: orm.Session,
+    project: str,
+    asked: collections.abc.Mapping[str, int],
+    has_row: bool | None = None,
+) -> None:
     """Return if the project may have so many requests more, by resource class.
 
     Until the transaction ends, nothing else is counted for the project.
 
+    :param has_row: whether the project has a row, if a statement before has locked it.
     :raises cyborg_lite.exception.OverQuota: otherwise.
     """
-    has_row = _lock_row(session, project)
+    if has_row is None:
+        has_row = _lock_row(session, project)
     # Under the lock: both may have changed until it was had.
     account = quotas.accounts(session, [project]).get(project)
     if account and not has_row:

@@ -278,7 +278,8 @@ def start(
         return
     number, chosen = found
     profile = serving.profile(session, row.wish, number)
-    shown = taking.details(session, [each.handle for each in chosen])
+    handles = [each.handle for each in chosen]
+    shown = taking.details(session, handles, row.project_id or '')
     try:
         taken = taking.take(session, serving.owner(row), row.uuid, profile, shown)
     except exception.OverQuota as error:

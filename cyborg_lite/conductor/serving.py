@@ -249,7 +249,7 @@ def serve(
         if grant := next(grants, None):
             row = rows[grant.entry.id]
             try:
-                _give(session, row, grant, part.kinds, rank)
+                _give(session, row, grant, part.kinds, rank, _key(row) in refused)
             except exception.OverQuota as error:
                 over[_key(row)] = error.message
                 return True
@@ -271,13 +271,14 @@ def _give(
     grant: backfill.Grant,
     kinds: taking.Kinds,
     rank: placing.Rank,
+    counted: bool,
 ) -> None:
     wish: Wish = row.wish
-    chosen = taking.confirm(
-        session, kinds, grant.wanted, grant.chosen, rank, row.lease, grant.allowed
-    )
+    project = row.project_id or ''
+    of_set = grant.wanted, grant.chosen, rank, row.lease, grant.allowed
+    chosen = taking.confirm(session, kinds, project, *of_set)
     own = profile(session, wish, grant.number)
-    taken = taking.take(session, owner(row), row.uuid, own, chosen)
+    taken = taking.take(session, owner(row), row.uuid, own, chosen, counted=counted)
     _move(
         session,
         row.id,

@@ -28,6 +28,7 @@ from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import topology
 from cyborg_lite.db import candidates
+from cyborg_lite.db import engine
 from cyborg_lite.model import device as devices
 
 #: What an allocation notes of an accelerator, beside its request and its ids.
@@ -170,6 +171,7 @@ def candidate(row: sa.Row[typing.Any], number: int | None = None) -> placing.Can
 def confirm(
     session: orm.Session,
     kinds: Kinds,
+    owner: str,
     wanted: placing.Wanted,
     chosen: placing.Chosen,
     rank: placing.Rank,
@@ -181,6 +183,7 @@ def confirm(
 
     What was chosen is taken if it is still free, or else the best of what is free there now.
 
+    :param owner: the project whose limits are locked with it.
     :param lease: for how many seconds they are wanted; None without an end.
     :param allowed: the ids of the handles to choose from; None for all.
     :param cut: whether it was chosen from a part of what these hosts have: a host may have a better
@@ -191,7 +194,9 @@ def confirm(
     """
     locked = lock(session, chosen)
     for among in (None,) if cut else ([each.handle for each in chosen], None):
-        rows = candidates.free(session, list(kinds), locked, told='details', among=among)
+        rows = candidates.free(
+            session, list(kinds), locked, told='details', among=among, owner=owner
+        )
         found = [each for each in _spared(rows, kinds) if each.fits(lease)]
         if allowed is not None:
             found = [each for each in found if each.handle in allowed]
@@ -203,7 +208,10 @@ def confirm(
 
 def lock(session: orm.Session, chosen: placing.Chosen) -> list[str]:
     """Lock the hosts of these accelerators; returns their names."""
-    return hosts.lock(session, _NAMED, names={each.host for each in chosen})
+    names = {each.host for each in chosen}
+    if engine.has_one_writer(session.get_bind()):
+        return sorted(names)
+    return hosts.lock(session, _NAMED, names=names)
 
 
 def take(
@@ -213,19 +221,24 @@ def take(
     profile: model.DeviceProfile,
     chosen: Rows,
     after: float = 0,
+    counted: bool = False,
 ) -> Taken:
     """Create the requests of an allocation, each bound, on hosts that are locked.
 
     :param profile: a private one is stored now.
     :param chosen: what is shown of each accelerator: see confirm() and details().
     :param after: as for :func:`outbox.put`.
+    :param counted: whether this transaction has counted that it is within the quota.
     :raises cyborg_lite.exception.OverQuota: when it exceeds the quota of the project; nothing
         was written then.
     """
+    # With one writer what this transaction has counted holds until it ends.
+    counts = not (counted and engine.has_one_writer(session.get_bind()))
     # As the rows were read under the lock: limits may have been set while it was waited for.
-    if quotas.may_be(session, bool(chosen[0].limited)):
+    if counts and quotas.may_be(session, bool(chosen[0].limited)):
         # Before anything is written: it may be refused.
-        quotas.claim(session, ctxt.project_id or '', asked(profile))
+        has_row = chosen[0].quota is not None
+        quotas.claim(session, ctxt.project_id or '', asked(profile), has_row)
     profile.limited = False
     if profile.private:
         profile.name = private(uuid)
@@ -274,9 +287,12 @@ def _moves(
     return model.ARQ().moved('Bound', None, ctxt.request_id, at, **place)
 
 
-def details(session: orm.Session, handles: list[int]) -> Rows:
-    """What is shown of these accelerators, in order."""
-    found = {row.id: row for row in candidates.details(session, handles)}
+def details(session: orm.Session, handles: list[int], owner: str) -> Rows:
+    """What is shown of these accelerators, in order.
+
+    :param owner: the project whose limits are locked with it.
+    """
+    found = {row.id: row for row in candidates.details(session, handles, owner)}
     return [found[id] for id in handles]
 
 

@@ -73,7 +73,8 @@ _TOPOLOGY = sa.cast(_device.topology, sa.Text)
 _AMONG = _handle.id.in_(sa.bindparam('handles', expanding=True))
 
 #: What free() can tell beside: nothing, whether anything waits or is limited, or what a holder is
-#: shown, with whether anything is limited.
+#: shown, with whether anything is limited. The last locks the row of the owner's limits, too: the
+#: hosts are locked before, as everywhere.
 _TOLD: dict[str, tuple[typing.Any, ...]] = {
     '': (),
     'others': (queue.ANY.label('waits'), quotas.ANY.label('limited')),
@@ -81,7 +82,7 @@ _TOLD: dict[str, tuple[typing.Any, ...]] = {
         _handle.uuid, _handle.attach_type, _handle.attach_info, _part.rp_uuid,
         _part.driver_name.label('driver'), _device.uuid.label('device_uuid'), _device.type,
         _device.model, _device.vendor_board, _class.value.label('resource_class'),
-        quotas.ANY.label('limited'),
+        quotas.ANY.label('limited'), quotas.LOCKED.label('quota'),
     ),
 }  # fmt: skip
 
@@ -161,6 +162,7 @@ def free(
     only: collections.abc.Collection[int] | None = None,
     told: str = '',
     among: collections.abc.Collection[int] | None = None,
+    owner: str = '',
 ) -> list[sa.Row[typing.Any]]:
     """The free accelerators of these kinds, in a fixed order.
 
@@ -171,18 +173,19 @@ def free(
     :param only: the numbers of the kinds of which one has to match; None for any.
     :param told: what else is told: ``others``, or ``details``.
     :param among: the ids of the handles to look at; None for all.
+    :param owner: the project whose limits are locked with ``details``.
     """
     terms = sum(1 + len(each.required) + len(each.forbidden) for each in kinds)
     statement = _free if terms <= TERMS else _free.__wrapped__
     matching = None if only is None else frozenset(only)
     given = [each is not None for each in (hosts, limit, among)]
     query = statement(tuple(kinds), *given, matching, told)
-    return _run(session, query, hosts, most=limit, handles=[*(among or ())])
+    return _run(session, query, hosts, most=limit, handles=[*(among or ())], owner=owner)
 
 
-def details(session: orm.Session, handles: list[int]) -> list[sa.Row[typing.Any]]:
+def details(session: orm.Session, handles: list[int], owner: str) -> list[sa.Row[typing.Any]]:
     """What a holder is shown of these accelerators, as free() tells it."""
-    return list(queries.run(session, _DETAILS, {'handles': handles}))
+    return list(queries.run(session, _DETAILS, {'handles': handles, 'owner': owner}))
 
 
 def of_cards(

@@ -140,11 +140,6 @@ class Database:
             session.connection(execution_options={'writes': True})
             yield session
 
-    @property
-    def has_one_writer(self) -> bool:
-        """Whether a transaction that writes waits until no other one does."""
-        return self.engine.dialect.name == 'sqlite'
-
     def probe(self) -> None:
         """Write something and commit it, so that it leaves nothing behind.
 
@@ -170,6 +165,11 @@ class Database:
         if self._open is not None:
             self._open.close()
         self.engine.dispose()
+
+
+def has_one_writer(bind: sa.Engine | sa.Connection) -> bool:
+    """Whether a transaction that writes waits until no other one does: then it has locked all."""
+    return bind.dialect.name == 'sqlite'
 
 
 class Savepoint:

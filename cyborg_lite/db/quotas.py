@@ -42,6 +42,15 @@ _ACCOUNTS = sa.union_all(
     ).where(_limited),
     _USED.where(sa.exists(sa.select(model.Quota.id).where(_limited))),
 )
+#: The id of the row of an owner in our table; null if there is none. What reads it locks the row
+#: until the transaction ends. A statement sees no changes that it waits for: what the owner uses is
+#: counted by a later one.
+LOCKED = (
+    sa.select(model.Quota.id)
+    .where(model.Quota.project_id == sa.bindparam('owner'))
+    .with_for_update()
+    .scalar_subquery()
+)
 #: The key of a session's info: what knows the limits, if Keystone keeps them and not our table.
 ELSEWHERE = 'cyborg_lite.quotas.elsewhere'
 

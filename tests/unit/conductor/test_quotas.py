@@ -7,8 +7,12 @@ from sqlalchemy.dialects import postgresql
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import allocating
 from cyborg_lite.conductor import quotas
+from cyborg_lite.db import engine
 from cyborg_lite.db import quotas as counts
+from tests import support
+from tests.unit.conductor import direct
 
 P = {'project_id': 'p'}
 
@@ -17,6 +21,7 @@ P = {'project_id': 'p'}
 def sent(service):
     """A session of a project with a limit, and the statements as PostgreSQL would be sent them."""
     service.profile()
+    service.report(support.card())
     service.api.patch('/v2/quotas/p', {'limits': {'total': 1}})
     seen = []
     with service.database.writer() as session:
@@ -40,6 +45,18 @@ def test_the_project_is_locked_before_it_is_counted(sent):
     assert min(after) > lock
     # Limits count as they are once the lock is had.
     assert any('quotas.limits' in text for text in seen[lock + 1 :])
+
+
+def test_an_allocation_locks_its_host_then_its_project_and_counts_after_that(sent, monkeypatch):
+    monkeypatch.setattr(engine, 'has_one_writer', lambda _: False)
+    session, seen = sent
+    request = {'profile': 'profile-1', 'alternatives': [], 'same_host': True}
+    request |= {'same_numa': 'prefer', 'hosts': None}
+    allocating.create(session, direct.member('p'), request, 'binpack')
+    host, project = [n for n, text in enumerate(seen) if 'FOR UPDATE' in text]
+    assert 'FROM hosts' in seen[host]
+    assert 'FROM quotas' in seen[project]
+    assert max(n for n, text in enumerate(seen) if 'UNION ALL' in text) > project
 
 
 def test_the_first_request_of_a_project_makes_the_row_that_is_locked(sent):
