@@ -84,6 +84,11 @@ class OverQuota(CyborgError):
         'Quota exceeded for {resource}: the limit is {limit}, {used} used, and {asked} asked for.'
     )
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether more is asked for than the limit itself, so that it helps nothing to wait."""
+        return bool(self.kwargs['asked'] > self.kwargs['limit'])
+
 
 class NotFound(CyborgError):
     code = 404

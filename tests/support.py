@@ -10,6 +10,7 @@ import itertools
 import json
 import select
 import threading
+import time
 import typing
 import unittest.mock
 import uuid
@@ -85,6 +86,19 @@ class Service:
             'drivers': {'fake': {'state': 'ok', 'reason': '', 'devices': len(facts)}},
         }
         self.conductor.report(**(report | more))
+
+    @property
+    def manager(self) -> typing.Any:
+        """The manager of the conductor."""
+        return self.embedded._services[0].manager
+
+    def settle(self) -> None:
+        """Wait until all messages were sent."""
+        send(self.manager.outbox)
+        end = time.monotonic() + 30
+        while self.rows(model.Message):
+            assert time.monotonic() < end, self.rows(model.Message)
+            time.sleep(0.01)
 
     def rows(self, kind: type[model.Base]) -> list[typing.Any]:
         with self.database.reader() as session:

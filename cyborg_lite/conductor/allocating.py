@@ -151,10 +151,12 @@ def _refusal(
 
     :raises cyborg_lite.exception.OverQuota, cyborg_lite.exception.CannotAllocate: when it does not.
     """
-    first = next(iter(chooser.over.values()), None)
-    if first is not None and request.get('queue'):
+    lasting = chooser.lasting() if request.get('queue') else {}
+    over = lasting or chooser.over
+    first = next(iter(over.values()), None)
+    if first is not None and request.get('queue') and not lasting:
         return first.message
-    explanation = _explain(session, wanted, request, choice, chooser.over)
+    explanation = _explain(session, wanted, request, choice, over)
     if first is not None:
         raise exception.OverQuota(**first.kwargs, explanation=explanation)
     if not request.get('queue'):
@@ -178,7 +180,7 @@ def _explain(
     if chosen is None and choice.ahead:
         for each in explanation['alternatives']:
             each['reason'] += f', and {choice.ahead} allocations wait for what is free'
-    if chosen is None:
+    if chosen is None and len(over) < len(wanted.sets):
         reasons.name_reservation(session, wanted, of_hosts, explanation)
     return explanation
 

@@ -7,6 +7,7 @@ A choice looks at some of what is free, and at more only where that does not do.
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import typing
 
@@ -16,6 +17,7 @@ from sqlalchemy import orm
 from cyborg_lite import exception
 from cyborg_lite.conductor import backfill
 from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
@@ -24,9 +26,6 @@ from cyborg_lite.db import candidates
 #: How many free accelerators are looked at first, and then, beside MORE for each of a request. At
 #: last all are.
 WINDOWS, MORE = (256, 4096), 8
-#: What names the request itself among those that wait.
-_OWN = ''
-
 #: The alternatives that exceed a quota, by their numbers.
 Over = dict[int, exception.OverQuota]
 #: The first alternative that can be had, by its number, and its accelerators.
@@ -54,7 +53,7 @@ class _Before(typing.NamedTuple):
 
     #: the allocations that wait for accelerators of the same classes
     waiting: list[sa.Row[typing.Any]]
-    #: of those, and of the request, the alternatives that a quota refuses now
+    #: of those, the alternatives that a quota refuses now
     refused: serving.Refusals
 
 
@@ -77,6 +76,8 @@ class Chooser:
         """
         #: alternatives that are not looked at; choose() adds those that only a quota refuses
         self.over: Over = {}
+        #: of each alternative the limit that it exceeds, or None; nothing if it was not counted
+        self._refused: collections.abc.Sequence[exception.OverQuota | None] = ()
         #: whether there may be a quota of the project, as the last choice has seen
         self._limited = False
         self._session, self._project, self._wanted, self._kinds = session, project, wanted, kinds
@@ -86,6 +87,17 @@ class Chooser:
     def within(self) -> list[placing.Wanted | None]:
         """The alternatives, with None for those that exceed a quota."""
         return self._only(range(len(self._wanted.sets)))
+
+    def lasting(self) -> Over:
+        """The alternatives, if each is more than a limit itself: it helps nothing to wait."""
+        refused = self._refused or quotas.beyond_limits(self._session, self._project, self._asked)
+        found = {number: each for number, each in enumerate(refused) if each and each.is_lasting}
+        return found if len(found) == len(refused) else {}
+
+    @property
+    def _asked(self) -> list[collections.Counter[str]]:
+        """How many of each resource class the alternatives ask for."""
+        return [taking.asked(each) for each in self._wanted.profiles]
 
     def choose(self) -> Choice:
         """Choose for the first alternative for which there is enough."""
@@ -137,11 +149,14 @@ class Chooser:
         return [each for each in free if each.fits(self._lease)]
 
     def _look_before(self, waits: bool) -> _Before:
-        waiting = serving.ahead(self._session, self._kinds) if waits else []
-        asked = [taking.asked(each) for each in self._wanted.profiles] if self._limited else []
-        own = {_OWN: (self._project, asked)} if asked else {}
-        refused = serving.refusals(self._session, waiting, more=own)
-        return _Before(waiting, refused)
+        counted: quotas.Counted = {}
+        if self._limited:
+            own = {None: (self._project, self._asked)}
+            self._refused = quotas.refusals(self._session, own, counted).get(None, ())
+        if not waits or quotas.first_if_all(self._refused):
+            return _Before([], {})
+        waiting = serving.ahead(self._session, self._kinds)
+        return _Before(waiting, serving.refusals(self._session, waiting, counted=counted))
 
     def _after(
         self,
@@ -152,11 +167,10 @@ class Chooser:
         window: int | None,
     ) -> Choice:
         """Choose what is left by those before; note the alternatives that a quota refuses."""
-        refused = before.refused.get(_OWN, ())
-        while found and refused and (refusal := refused[found[0]]):
+        while found and self._refused and (refusal := self._refused[found[0]]):
             self.over[found[0]] = refusal
             found = self._first(free, tried)
-        counted = bool(refused)
+        counted = bool(self._refused)
         if found is None or not before.waiting:
             return Choice(found, free, counted=counted)
         left: list[placing.Candidate] = []

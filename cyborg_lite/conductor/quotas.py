@@ -23,6 +23,8 @@ MOST = 1000
 #: What is asked for, one way or another: how many accelerators, by resource class.
 Alternatives = collections.abc.Iterable[collections.abc.Mapping[str, int]]
 Key = typing.TypeVar('Key')
+#: By project what is limited of it, and what it uses; None for a project without limits.
+Counted = dict[str, quotas.Account | None]
 
 
 def claim(
@@ -59,10 +61,16 @@ def refuse_more_than_limit(
 
     :raises cyborg_lite.exception.OverQuota: otherwise.
     """
-    account = quotas.Account(quotas.limits(session, project), collections.Counter())
-    refused = [_beyond(account, asked) for asked in alternatives]
-    if refusal := first_if_all(refused):
+    if refusal := first_if_all(beyond_limits(session, project, alternatives)):
         raise refusal
+
+
+def beyond_limits(
+    session: orm.Session, project: str, alternatives: Alternatives
+) -> list[exception.OverQuota | None]:
+    """For each alternative of these the limit that it would exceed if the project had nothing."""
+    account = quotas.Account(quotas.limits(session, project), collections.Counter())
+    return [_beyond(account, asked) for asked in alternatives]
 
 
 def first_if_all(
@@ -73,7 +81,9 @@ def first_if_all(
 
 
 def refusals(
-    session: orm.Session, wishes: collections.abc.Mapping[Key, tuple[str, Alternatives]]
+    session: orm.Session,
+    wishes: collections.abc.Mapping[Key, tuple[str, Alternatives]],
+    counted: Counted | None = None,
 ) -> dict[Key, list[exception.OverQuota | None]]:
     """For each alternative of these the limit that it would exceed now; None for none.
 
@@ -81,27 +91,32 @@ def refusals(
 
     :param wishes: by whatever names them, the project and its alternatives by resource class; what
         is of a project without limits is not in the answer.
+    :param counted: what this transaction has counted; what is counted now is added.
     """
-    projects = {project for project, _ in wishes.values()}
-    accounts = quotas.accounts(session, projects)
+    counted = {} if counted is None else counted
+    if projects := {project for project, _ in wishes.values()} - counted.keys():
+        found = quotas.accounts(session, projects)
+        counted |= {project: found.get(project) for project in projects}
     return {
-        name: [_beyond(accounts[project], each) for each in alternatives]
+        name: [_beyond(account, each) for each in alternatives]
         for name, (project, alternatives) in wishes.items()
-        if project in accounts
+        if (account := counted[project])
     }
 
 
 def _beyond(
     account: quotas.Account, asked: collections.abc.Mapping[str, int]
 ) -> exception.OverQuota | None:
-    """The first limit that would be exceeded; None if none would."""
+    """The limit that would be exceeded, at first one for good; None if none would."""
     limits, used = account
     wanted = {**asked, model.Quota.TOTAL: sum(asked.values())}
+    exceeded = []
     for name, count in sorted(wanted.items()):
         limit = limits.get(name, model.Quota.UNLIMITED)
         if limit != model.Quota.UNLIMITED and used[name] + count > limit:
-            return exception.OverQuota(resource=name, limit=limit, used=used[name], asked=count)
-    return None
+            told = {'resource': name, 'limit': limit, 'used': used[name], 'asked': count}
+            exceeded.append(exception.OverQuota(**told))
+    return min(exceeded, key=lambda each: not each.is_lasting, default=None)
 
 
 def claim_moved(session: orm.Session, moved: collections.abc.Iterable[tuple[str, str]]) -> None:

@@ -61,8 +61,6 @@ class Wish(typing.TypedDict):
 #: How many hosts are named in a statement.
 NAMED = 1000
 
-#: A project, and what it asks for, one way or another.
-Asked = tuple[str, quotas.Alternatives]
 #: By the key of an allocation, the limit that each of its alternatives would exceed, or None.
 Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
 
@@ -109,12 +107,12 @@ def refusals(
     session: orm.Session,
     rows: collections.abc.Iterable[sa.Row[typing.Any]],
     known: collections.abc.Container[str] = (),
-    more: collections.abc.Mapping[str, Asked] = types.MappingProxyType({}),
+    counted: quotas.Counted | None = None,
 ) -> Refusals:
     """The alternatives that a quota refuses now: no free accelerator is reserved for them.
 
     :param known: the keys whose refusals are known already.
-    :param more: by further keys, the project and the alternatives of what does not wait.
+    :param counted: as for quotas.refusals.
     """
     keys = {
         key: row
@@ -125,7 +123,7 @@ def refusals(
         key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
         for key, row in keys.items()
     }
-    return quotas.refusals(session, {**asked, **more}) if asked or more else {}
+    return quotas.refusals(session, asked, counted)
 
 
 def parts(
@@ -194,7 +192,6 @@ def join(
 
     :param row: its other columns.
     :raises cyborg_lite.exception.Conflict: when too many allocations of the project are queued.
-    :raises cyborg_lite.exception.OverQuota: when it exceeds the limit of the project itself.
     """
     mine = model.Allocation.state == 'queued', model.Allocation.project_id == ctxt.project_id
     count = session.scalar(sa.select(sa.func.count(model.Allocation.id)).where(*mine))
@@ -203,7 +200,6 @@ def join(
             reason=f'{count} allocations of the project wait: expected fewer than {MOST}.'
         )
     amounts = [_amounts(groups) for groups in wish['alternatives']]
-    quotas.refuse_more_than_limit(session, ctxt.project_id or '', amounts)
     [(first, _), *_] = amounts[0].most_common(1)
     waits = {'state': 'queued', 'queue': first, 'amount': amounts[0].total()}
     waits |= {'wish': wish, 'over_quota': over_quota, 'accelerators': []}

@@ -14,8 +14,8 @@ from cyborg_lite import model
 from cyborg_lite.api import app
 from cyborg_lite.conductor import choosing
 from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import quotas
 from cyborg_lite.conductor import releasing
-from cyborg_lite.conductor import serving
 from cyborg_lite.model import base
 from tests import support
 
@@ -674,7 +674,7 @@ def test_the_quota_is_checked_under_its_lock(service, monkeypatch):
     eight(service)
     project = app.ALONE['X-Project-Id']
     service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 1})
-    monkeypatch.setattr(serving, 'refusals', lambda *_, **__: {})
+    monkeypatch.setattr(quotas, 'refusals', lambda *_: {})
     assert 'CUSTOM_NPU' in refused(allocate(service, {'groups': groups(2)}), 403)
     body = {'groups': groups(2), 'alternatives': [groups(1)]}
     assert len(allocate(service, body).json['accelerators']) == 1

@@ -381,6 +381,7 @@ def wait(service):
     for amount in (1, 8, 8):
         body = {'groups': [{'resources': {'FPGA': amount}}], 'hosts': ['host-0'], 'queue': True}
         assert service.api.post('/v2/allocations', body).status_int == 201
+    service.settle()
 
 
 @pytest.mark.parametrize('count', [1, 2, 8])
@@ -441,6 +442,31 @@ def test_a_refusal_by_a_quota_takes_six_statements_and_one_call(service, limits,
     }  # fmt: skip
     with service.statements(but='outbox') as statements, calls() as made:
         assert service.api.post('/v2/allocations', wanted | more).status_int == 403
+    assert made == ['create_allocation']
+    assert len(sent(statements)) <= 6, sent(statements)
+
+
+@pytest.mark.parametrize('by', ['profile', 'groups'])
+@pytest.mark.parametrize('waits', [False, True])
+@pytest.mark.parametrize('amount', [91, 1000])
+def test_more_than_a_limit_is_not_queued_and_takes_six_statements(service, by, waits, amount):
+    """Of 91 it is known that they are free: then the limits were read before."""
+    hosts_of_eight(service, 14)
+    limit(service, 'own')
+    if waits:
+        wait(service)
+    service.profile(FPGA=amount)
+    wanted = {'groups': [{'resources': {'FPGA': amount}}]} if by == 'groups' else {
+        'profile': 'profile-1'
+    }  # fmt: skip
+    wanted |= {'same_host': False, 'name': 'a', 'queue': True}
+    with service.statements(but='outbox') as statements, calls() as made:
+        answer = service.api.post('/v2/allocations', wanted)
+    assert answer.status_int == 403
+    [told] = answer.json['errors'][0]['explanation']['alternatives']
+    [asked] = told['requests']
+    assert (asked['amount'], asked['left'], told['fits']) == (amount, 0, False)
+    assert 'the limit is 90' in told['reason']
     assert made == ['create_allocation']
     assert len(sent(statements)) <= 6, sent(statements)
 

@@ -62,7 +62,6 @@ def source():
 @pytest.fixture
 def service(database_url, source, clock):
     made = support.Service(database_url, quota__driver='keystone')
-    made.manager = made.embedded._services[0].manager
     made.manager.limits = limits.Limits(source, SECONDS)
     made.profile()
     yield made

@@ -60,20 +60,7 @@ def state(service, uuid):
 def release(service, *uuids):
     for uuid in uuids:
         assert service.api.delete(f'{PATH}/{uuid}').status_int == 204
-    settle(service)
-
-
-def manager(service):
-    return service.embedded._services[0].manager
-
-
-def settle(service):
-    """Wait until the messages of released accelerators were processed."""
-    support.send(manager(service).outbox)
-    end = time.monotonic() + 30
-    while service.rows(model.Message):
-        assert time.monotonic() < end, service.rows(model.Message)
-        time.sleep(0.01)
+    service.settle()
 
 
 def active(service, *uuids):
@@ -309,9 +296,9 @@ def test_requests_of_many_kinds_block_no_others(service):
     npus(service, 1)
     for number in range(6):
         assert service.api.post(PATH, nonsense(number)).status_int == 201
-    settle(service)
+    service.settle()
     mine = ask(service)
-    settle(service)
+    service.settle()
     assert state(service, mine) == 'active'
     behind = ask(service)
     release(service, mine)
@@ -325,7 +312,7 @@ def test_kept_accelerators_stay_kept_beyond_many_kinds(service):
     for number in range(6):
         assert service.api.post(PATH, nonsense(number, priority=0)).status_int == 201
     last = ask(service, priority=-1)
-    settle(service)
+    service.settle()
     assert (state(service, first), state(service, last)) == ('queued', 'queued')
     answer = service.api.post(PATH, body())
     assert answer.status_int == 409, answer.text
@@ -337,7 +324,7 @@ def test_a_request_of_many_kinds_keeps_its_place(service):
     npus(service, 2)
     ask(service)
     first = ask(service, 2)
-    settle(service)
+    service.settle()
     alternatives = [nonsense(0, 15)['groups']]
     answer = service.api.post(PATH, body() | {'alternatives': alternatives})
     assert answer.status_int == 409, answer.text
@@ -402,7 +389,7 @@ def test_a_long_wait_goes_first(service, member):
 
 def limit(service, project=ALONE, **limits):
     assert service.api.patch(f'/v2/quotas/{project}', {'limits': limits}).status_int == 200
-    settle(service)
+    service.settle()
 
 
 def test_the_quota_counts_when_an_allocation_is_served(service, member):
@@ -458,7 +445,7 @@ def test_an_alternative_that_a_quota_refuses_is_passed_over(service):
     npus(service, 4)
     limit(service, CUSTOM_NPU=2)
     made = ask(service, 3, alternatives=[[{'resources': {'CUSTOM_NPU': 1}}]])
-    settle(service)
+    service.settle()
     shown = show(service, made)
     assert (shown['state'], len(shown['accelerators'])) == ('active', 1)
 
@@ -470,7 +457,7 @@ def test_nothing_is_kept_for_an_alternative_that_a_quota_refuses(service, member
     ask(service)
     member(ALONE, 'admin,member,reader')
     waits = ask(service, 3, alternatives=[[{'resources': {'CUSTOM_OTHER': 1}}]])
-    settle(service)
+    service.settle()
     member('other', 'admin,member,reader')
     assert service.api.post(PATH, body()).status_int == 201
     member(ALONE, 'admin,member,reader')
@@ -487,9 +474,35 @@ def test_an_allocation_waits_for_an_exhausted_quota(service):
     assert state(service, waits) == 'queued'
     answer = service.api.post(PATH, body(2, queue=True))
     assert (answer.status_int, 'limit is 1' in support.fault(answer)) == (403, True)
+    [told] = answer.json['errors'][0]['explanation']['alternatives']
+    assert told['reason'].startswith('Quota exceeded for CUSTOM_NPU: the limit is 1')
     assert service.api.delete(f'/v2/quotas/{ALONE}').status_int == 204
-    settle(service)
+    service.settle()
     assert state(service, waits) == 'active'
+
+
+def test_an_alternative_within_the_limit_waits(service):
+    """None of the alternatives can be had, and the first one never."""
+    npus(service, 1)
+    limit(service, CUSTOM_NPU=1, total=3)
+    ask(service)
+    within = [[{'resources': {'CUSTOM_NPU': 1}}]]
+    assert state(service, ask(service, 2, alternatives=within)) == 'queued'
+    never = [[{'resources': {'CUSTOM_OTHER': 4}}]]
+    answer = service.api.post(PATH, body(2, queue=True, alternatives=never))
+    assert answer.status_int == 403
+    first, second = answer.json['errors'][0]['explanation']['alternatives']
+    assert 'for CUSTOM_NPU: the limit is 1' in first['reason']
+    assert 'for total: the limit is 3' in second['reason']
+
+
+def test_the_limit_that_is_exceeded_for_good_is_named(service):
+    npus(service, 5)
+    limit(service, CUSTOM_NPU=3, total=2)
+    ask(service)
+    for wanted in body(3), body(3, queue=True):
+        answer = service.api.post(PATH, wanted)
+        assert (answer.status_int, 'for total: ' in support.fault(answer)) == (403, True)
 
 
 def test_an_allocation_waits_for_requests_that_hold_nothing(service):
@@ -501,7 +514,7 @@ def test_an_allocation_waits_for_requests_that_hold_nothing(service):
     waits = ask(service)
     assert state(service, waits) == 'queued'
     assert service.api.delete(f'/v2/accelerator_requests/{arq}').status_int == 204
-    settle(service)
+    service.settle()
     assert state(service, waits) == 'active'
 
 
@@ -516,7 +529,7 @@ def test_an_allocation_waits_for_a_request_that_gets_another_project(service):
     patch.append({'op': 'add', 'path': '/project_id', 'value': 'p'})
     moved = service.api.at('2.1').patch('/v2/accelerator_requests', {arq: patch})
     assert moved.status_int == 202
-    settle(service)
+    service.settle()
     assert state(service, waits) == 'active'
 
 
@@ -535,7 +548,7 @@ def test_each_release_serves_the_queue(service):
 
     def then(answer, status=204):
         assert answer.status_int == status, answer.text
-        settle(service)
+        service.settle()
         assert state(service, waits) == 'active'
         release(service, waits)
         return ask(service)
@@ -556,7 +569,7 @@ def test_each_release_serves_the_queue(service):
     waits = then(service.api.post(f'/v2/devices/{disabled.uuid}/enable'))
     held, waits = waits, ask(service)
     npus(service, 1, 'host-2')
-    settle(service)
+    service.settle()
     assert state(service, waits) == 'active'
     new = ask(service, traits={'CUSTOM_NEW': 'required'})
     attribute = {'deployable_id': last.id, 'key': 'trait7', 'value': 'CUSTOM_NEW'}
@@ -566,8 +579,8 @@ def test_each_release_serves_the_queue(service):
     with service.database.writer() as session:
         leased = sa.update(model.Allocation).where(model.Allocation.lease.is_not(None))
         session.execute(leased.values(lease_ends_at=datetime.datetime(2000, 1, 1)))
-    manager(service).healer.expire()
-    settle(service)
+    service.manager.healer.expire()
+    service.settle()
     assert state(service, new) == 'active'
 
 
@@ -578,8 +591,8 @@ def test_a_host_that_is_up_again(service):
     waits = ask(service)
     npus(service, 1)
     # It was late, but not marked as down: the healer checks this, too.
-    manager(service).healer._wake()
-    settle(service)
+    service.manager.healer._wake()
+    service.settle()
     assert state(service, waits) == 'active'
 
 
@@ -587,15 +600,15 @@ def test_a_conductor_that_dies_loses_nothing(service):
     """Its messages are sent again."""
     npus(service, 1)
     held, waits = ask(service), ask(service)
-    settle(service)
-    sender = manager(service).outbox
+    service.settle()
+    sender = service.manager.outbox
     with unittest.mock.patch.object(sender, '_wake'):
         assert service.api.delete(f'{PATH}/{held}').status_int == 204
     [message] = support.take(sender, 'queue')
     assert support.take(sender, 'queue') == []
     with service.database.writer() as session:
         session.execute(sa.update(model.Message).values(due_at=message.created_at))
-    settle(service)
+    service.settle()
     assert state(service, waits) == 'active'
 
 
@@ -603,10 +616,10 @@ def test_two_conductors_that_serve_at_once_serve_once(service):
     npus(service, 3)
     held = [ask(service) for _ in range(3)]
     waits = [ask(service) for _ in range(4)]
-    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+    with unittest.mock.patch.object(service.manager.outbox, '_wake'):
         for each in held:
             assert service.api.delete(f'{PATH}/{each}').status_int == 204
-    threads = [threading.Thread(target=manager(service)._serve_all) for _ in range(3)]
+    threads = [threading.Thread(target=service.manager._serve_all) for _ in range(3)]
     for each in threads:
         each.start()
     for each in threads:
@@ -614,12 +627,12 @@ def test_two_conductors_that_serve_at_once_serve_once(service):
     assert active(service, *waits) == waits[:3]
     handles = [arq.attach_handle_id for arq in service.rows(model.ARQ)]
     assert len(set(handles)) == len(handles) == 3
-    settle(service)
+    service.settle()
 
 
 def test_an_allocation_is_served_or_deleted_once(service):
     ask(service)
-    settle(service)
+    service.settle()
     with service.database.writer() as session:
         allocation = session.scalars(sa.select(model.Allocation)).one()
         serving.leave(session, allocation, 'It was deleted.')
@@ -684,24 +697,24 @@ def test_a_step_takes_eight_statements_for_each_device(service, waiting, by, lim
     wanted = {'profile': 'profile-1'} if by == 'profile' else body()
     for _ in range(waiting):
         assert service.api.post(PATH, wanted | {'queue': True}).json['state'] == 'queued'
-    settle(service)
-    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+    service.settle()
+    with unittest.mock.patch.object(service.manager.outbox, '_wake'):
         assert service.api.delete(f'{PATH}/{held}').status_int == 204
     with service.statements() as statements:
-        manager(service)._serve_all()
+        service.manager._serve_all()
     left = [each for each in service.rows(model.Allocation) if each.state == 'queued']
     assert len(left) == waiting - 1 + behind
     assert len(sent(statements)) <= 8 + more, sent(statements)
-    settle(service)
+    service.settle()
     with service.statements() as statements:
-        manager(service)._serve_all()
+        service.manager._serve_all()
     assert len(sent(statements)) <= (3 if limited else 2), sent(statements)
 
 
 def test_to_join_takes_twelve_statements_and_to_look_two(service):
     npus(service, 1)
     ask(service)
-    sender = manager(service).outbox
+    sender = service.manager.outbox
     with unittest.mock.patch.object(sender, '_wake'), service.statements() as statements:
         waits = ask(service, name='a')
     assert len(sent(statements)) <= 12, sent(statements)
@@ -709,7 +722,7 @@ def test_to_join_takes_twelve_statements_and_to_look_two(service):
         with service.statements() as statements:
             service.api.get(path)
         assert len(sent(statements)) <= 2, sent(statements)
-    settle(service)
+    service.settle()
 
 
 @contextlib.contextmanager
