@@ -171,12 +171,15 @@ class Allocations(rest.Controller):
         return row
 
     def _placed(self, rows: list[dict[str, typing.Any]]) -> list[dict[str, typing.Any]]:
-        """Add the position in the queue to each allocation that is queued."""
+        """Add its position, and what it waits for, to each allocation that is queued."""
         if any(row['state'] == 'queued' for row in rows):
             with rest.call().database.reader() as session:
-                positions = db_queue.positions(session)
+                places = db_queue.places(session)
             for row in rows:
-                row['position'] = positions.get(row['uuid'])
+                if place := places.get(row['uuid']):
+                    row['position'] = place.position
+                    if place.coming:
+                        row['reason'] = f'{row["reason"].removesuffix(".")}; {place.coming}.'
         return rows
 
     @rest.expose(wtypes.text, types.seconds)

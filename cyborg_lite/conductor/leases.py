@@ -261,11 +261,11 @@ def rows(
         )
     ).all()
     waits = any(each.state == 'queued' for each in found)
-    positions = db_queue.positions(session) if waits else {}
+    places = db_queue.places(session) if waits else {}
     return [
         {name: getattr(each, name) for name in columns}
         | {
-            'position': positions.get(each.uuid),
+            'position': places[each.uuid].position if each.uuid in places else None,
             'created_at': each.created_at.isoformat(),
             'starts_at': each.starts_at and each.starts_at.isoformat(),
             'lease_ends_at': each.lease_ends_at and each.lease_ends_at.isoformat(),

@@ -275,9 +275,22 @@ def test_a_refusal_says_when_leases_end(service):
         assert (expected in said) == (at is not None)
         dry = allocate(service, body, '?dry_run=true').json
         assert dry['alternatives'][0]['fits_at'] == (at and base.iso(at))
-    # It waits for what is held, and its reason does not age.
+    # It waits for what is held, and its reason is that of the moment.
     queued = allocate(service, {'groups': groups(), 'queue': True}).json
-    assert 'when leases end' not in queued['reason']
+    first, second, _ = sorted(
+        (each for each in service.rows(model.Allocation) if each.lease_ends_at),
+        key=lambda each: each.lease_ends_at,
+    )
+    for lease in first, second:
+        coming = f'lease {lease.uuid} ends at {base.iso(lease.lease_ends_at)}.'
+        for path in f'{PATH}/{queued["uuid"]}', f'{PATH}?state=queued':
+            found = service.api.get(path).json
+            [shown] = found.get('allocations', [found])
+            assert shown['reason'].startswith('It waits: needs 1 of ')
+            assert shown['reason'].endswith(f'; 1 of CUSTOM_NPU comes free when {coming}')
+        service.api.patch(f'{PATH}/{lease.uuid}', {'lease': 7200})
+    assert service.api.patch(f'{PATH}/{first.uuid}', {'lease': 60}).status_int == 200
+    ends[0] = min(a.lease_ends_at for a in service.rows(model.Allocation) if a.lease_ends_at)
     [alternative] = allocate(service, None, '?dry_run=true').json['alternatives']
     assert alternative['fits_at'] == base.iso(ends[0])
 
