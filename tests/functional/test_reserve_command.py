@@ -69,6 +69,17 @@ def test_scenario_14_ahead_of_time(machine):
     assert machine.run('run', '-n', 8, '--nonblock', '--', 'true')[0] == 0
 
 
+def test_a_reservation_says_whose_it_is_and_what_for(machine):
+    """The agent and the API show both."""
+    window = '--at', 'tomorrow 09:00', '--for', '3h'
+    uuid, _ = reserve(machine, '-n', 8, *window, '--as', 'jane', '--note', 'ablation 3')
+    [lease] = machine.leases()
+    labels = {'claimed_name': 'jane', 'note': 'ablation 3'}
+    assert {field: lease[field] for field in labels} == labels
+    shown = machine.service.api.get(f'/v2/allocations/{uuid}').json
+    assert {field: shown[field] for field in labels} == labels
+
+
 def test_more_than_the_machine_has_is_refused_for_that(machine):
     """Another time would not help, whatever overlaps."""
     window = '--at', 'tomorrow 09:00', '--for', '3h'

@@ -326,6 +326,27 @@ def test_a_device_that_two_users_use_is_leased_to_neither(box):
     assert machine.lease(bob.pid)['user'] == f'uid-{BOB}'
 
 
+def test_a_lease_is_not_released_while_its_device_is_open(box):
+    """Its next holder would share the device with the process."""
+    machine = box('advisory')
+    script = 'exec 3<>"$0$BOX_VISIBLE_DEVICES"; echo; read word; exec 3>&-; echo; read word'
+    with test_leases.opened(machine):
+        words = ['run', '--name', 'mine', '--', 'sh', '-c', script]
+        made = machine.as_(JANE, *words, machine.nodes[0].removesuffix('0'))
+        made.stdout.readline()
+        uuid = machine.lease(made.pid)['uuid']
+        status, _, err = machine.says(JANE, 'release', 'mine')
+        busy = f'cyborg-lite: lease {uuid} is in use: end process {made.pid} (sh) first\n'
+        assert (status, err) == (1, busy)
+        assert machine.held() == 1
+        made.stdin.write('\n')
+        made.stdin.flush()
+        made.stdout.readline()
+        status, _, err = machine.says(JANE, 'release', 'mine')
+        assert (status, err) == (0, f'cyborg-lite: {uuid} is released\n')
+        assert (machine.held(), made.poll()) == (0, None)
+
+
 def test_processes_of_leases_are_no_rogues(box):
     """Not on other cards either: software of some vendors opens all."""
     machine = box('advisory')

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an agent does with its leases, without a conductor and without processes."""
 
+import dataclasses
 import datetime
+import os
 import threading
 import types
 import unittest.mock
@@ -94,6 +96,38 @@ def test_a_reservation_and_what_is_leased_from_it_have_one_node(served):
         assert '/dev/nvidia0' in served.opening(reservation)
         take(served, instance(2))
         assert '/dev/nvidia0' not in served.opening(child)
+
+
+def test_a_process_that_starts_during_a_search_keeps_the_lease(served, monkeypatch):
+    """A process ended after it had started another, which the search had passed by then."""
+    child = dataclasses.replace(JANE, pid=8)
+    searches = [[], [child]]
+
+    def watch(process):
+        if process is JANE:
+            raise processes.Gone('process 7 has ended')
+        return os.eventfd(0)
+
+    monkeypatch.setattr(processes, 'using', lambda *_: searches.pop(0))
+    monkeypatch.setattr(processes, 'watch', watch)
+    monkeypatch.setattr(processes, 'container', lambda pid: None)
+    lease = take(served)
+    assert served._look(lease)
+    assert ([*lease.watched.values()], lease.over) == ([child], None)
+
+
+def test_a_lease_whose_processes_have_ended_is_over(served, monkeypatch):
+    """After two searches that found none."""
+    searches = [[], []]
+
+    def watch(process):
+        raise processes.Gone(f'process {process.pid} has ended')
+
+    monkeypatch.setattr(processes, 'using', lambda *_: searches.pop(0))
+    monkeypatch.setattr(processes, 'watch', watch)
+    lease = take(served)
+    assert served._look(lease)
+    assert (searches, lease.over) == ([], 'Its process ended.')
 
 
 def test_a_lease_that_is_made_during_a_comparison_stays_known(served, conductor):

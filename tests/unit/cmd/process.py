@@ -17,6 +17,10 @@ import time
 COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
 #: The timeout of each step, in seconds; none comes near it.
 BOUND = 60
+#: Modules that take long to load, which simple commands do without.
+HEAVY = {
+    'sqlalchemy', 'oslo_config', 'oslo_messaging', 'oslo_utils', 'webob', 'requests', 'logging',
+}  # fmt: skip
 #: The environment without the machine's proxy.
 ENVIRONMENT = os.environ | {'no_proxy': '127.0.0.1', 'NO_PROXY': '127.0.0.1'}
 

@@ -155,9 +155,7 @@ def test_simple_commands_load_no_service(arguments):
         'import sys; from cyborg_lite.cmd import entry\n'
         'try: entry.main()\n'
         'except SystemExit: pass\n'
-        'heavy = {"sqlalchemy", "oslo_config", "oslo_messaging", "oslo_utils", "webob", "requests",'
-        ' "logging"} & set(sys.modules)\n'
-        'print("loaded:", *heavy)'
+        f'print("loaded:", *{process.HEAVY} & set(sys.modules))'
     )
     run = [sys.executable, '-c', code, *arguments]
     found = subprocess.run(run, capture_output=True, text=True, check=True)
