@@ -24,6 +24,7 @@ from cyborg_lite import worker
 from cyborg_lite.agent import access
 from cyborg_lite.agent import drivers
 from cyborg_lite.agent import idling
+from cyborg_lite.agent import leases
 from cyborg_lite.agent import nodes
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import secret
@@ -72,8 +73,11 @@ class Manager:
         self.finding = nodes.Finding()
         #: returns who uses which card without a lease, by its address: see leases.rogues
         self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
+        #: returns the leases of this host
+        self.leases: collections.abc.Callable[[], list[leases.Lease]] = list
         self._known_rogues: dict[str, str] = {}
         self._notices = terminals.Notices()
+        self._reminders = terminals.Reminders()
         self._idling = idling.Idling()
         # Serializes periodic and requested reports.
         self._reporting = threading.Lock()
@@ -92,7 +96,7 @@ class Manager:
             findings = self._drivers.discover(anew)
             finding = [name for name, state in findings.drivers.items() if state.devices]
             self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
-            self._look_for_rogues()
+            self._look_at_processes()
             for device in findings.devices:
                 device.rogue = self._known_rogues.get(device.address)
             idle_after = self._conf.agent.idle_after
@@ -121,14 +125,18 @@ class Manager:
             )
             return typing.cast('dict[str, typing.Any]', content['drivers'])
 
-    def _look_for_rogues(self) -> None:
-        """Update who uses which card without a lease; after a failure the last answer stays."""
+    def _look_at_processes(self) -> None:
+        """Update who uses which card without a lease, and tell users on their terminals.
+
+        After a failure the last answer stays.
+        """
         try:
             found = self.rogues(self.finding) if self._conf.agent.withhold_rogues else {}
             self._known_rogues = {
                 address: processes.listed([*uses]) for address, uses in found.items()
             }
             self._notices.look(found if self._conf.agent.tell_rogues else {})
+            self._reminders.look(self.leases())
         except Exception:
             # The devices are reported nevertheless.
             LOG.exception('The processes of host %s cannot be seen', self.host.name)

@@ -20,6 +20,7 @@ import stat
 from oslo_log import log
 
 from cyborg_lite import client
+from cyborg_lite.agent import leases as leases_
 from cyborg_lite.agent import processes
 
 LOG = log.getLogger(__name__)
@@ -28,8 +29,8 @@ LOG = log.getLogger(__name__)
 PLACE = '/dev/pts'
 #: The major number of pseudo-terminals: UNIX98_PTY_SLAVE_MAJOR.
 MAJOR = 136
-#: The maximum length of a message, in bytes.
-LONGEST = 400
+#: The maximum length of a message, in bytes, and of the name of a lease in it.
+LONGEST, MOST = 400, 64
 
 #: Of some addresses, who uses each without a lease.
 Rogues = collections.abc.Mapping[str, collections.abc.Collection[processes.Use]]
@@ -71,6 +72,38 @@ class Notices:
             key: each for key, each in living if key in told and _terminal(each) is not None
         }
         self._seen = set(found)
+
+
+class Reminders:
+    """Tells the user of each idle lease so, once, on the terminal of a process of the lease.
+
+    Conductors decide whether users are told, and what.
+    """
+
+    def __init__(self) -> None:
+        #: what was told of each lease, by its uuid
+        self._told: dict[str, str] = {}
+
+    def look(self, leases: collections.abc.Iterable[leases_.Lease]) -> None:
+        idle = {each.uuid: each for each in leases if each.row.get('idleness')}
+        for uuid, lease in idle.items():
+            if self._told.get(uuid) != lease.row['idleness'] and _remind(lease):
+                LOG.info('User %s was told of the idle lease %s', lease.process.user, uuid)
+        self._told = {uuid: lease.row['idleness'] for uuid, lease in idle.items()}
+
+
+def _remind(lease: leases_.Lease) -> bool:
+    """Tell the first process of a lease that has a terminal; returns whether one was told."""
+    name = lease.row['name'] or ''
+    name = name if 0 < len(name) <= MOST else lease.uuid
+    for process in (lease.process, *list(lease.watched.values())):
+        text = (
+            f'cyborg-lite: lease {name} of process {process.pid} ({process.command}): '
+            f'{lease.row["idleness"]} End it if it is done, or "cyborg-lite release {name}".'
+        )
+        if (terminal := _terminal(process)) and tell(process, terminal, text):
+            return True
+    return False
 
 
 def _terminal(process: processes.Process) -> int | None:

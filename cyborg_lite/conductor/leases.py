@@ -252,7 +252,7 @@ def rows(
     _refuse_stranger(session, host, agent)
     columns = (
         *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators'),
-        *('reservation_uuid', 'amount', 'container'),
+        *('idleness', 'reservation_uuid', 'amount', 'container'),
         *model.Allocation.LABELS,
     )
     found = session.scalars(

@@ -77,7 +77,11 @@ OPTS = [
         mutable=True,
         choices=[
             ('nothing', 'It is only shown: see ``[agent] idle_after``.'),
-            ('tell', 'It is logged once, and the ``reason`` of the allocation tells the holder.'),
+            (
+                'tell',
+                'It is logged once, the ``reason`` of the allocation tells the holder, and the '
+                'agent writes it once to the terminal of a process that holds it.',
+            ),
             (
                 'release',
                 'The holder is told, and after ``idle_grace`` the allocation is released if no '

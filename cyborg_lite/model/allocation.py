@@ -19,8 +19,12 @@ from cyborg_lite.model.host import Host
 from cyborg_lite.model.promise import Promise
 
 
-def _idle(since: datetime.datetime, until: datetime.datetime | None) -> str:
-    """What the holder of an idle allocation is told."""
+def _idle(
+    told: bool, since: datetime.datetime | None, until: datetime.datetime | None
+) -> str | None:
+    """What the holder of an idle allocation is told; None if nothing is told."""
+    if not told or since is None:
+        return None
     then = f', and is released at {base.iso(until)} unless it is used' if until else ''
     return f'It has done no work since {base.iso(since)}{then}.'
 
@@ -174,7 +178,7 @@ class Allocation(base.Base):
         'idle_since',
         'idle_until',
         make=lambda cause, trouble, needed_at, told, since, until: (
-            _reason(cause, trouble, needed_at) or (_idle(since, until) if told and since else None)
+            _reason(cause, trouble, needed_at) or _idle(told, since, until)
         ),
         nullable=True,
         doc='The reason why it waits, was released, has an unusable accelerator, or may hold one '
@@ -197,6 +201,11 @@ class Allocation(base.Base):
         doc='The user of the accelerators: an object of ``type`` and ``id``; null if none was '
         'named.',
     )
+
+    @property
+    def idleness(self) -> str | None:
+        """What its holder is told while it is idle; None if nothing is told."""
+        return _idle(self.idle_told, self.idle_since, self.idle_until)
 
     @classmethod
     def wrong_label(cls, given: dict[str, typing.Any]) -> str | None:

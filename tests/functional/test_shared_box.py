@@ -450,6 +450,31 @@ def test_scenario_13_an_idle_lease_is_shown_and_nothing_is_killed(box, monkeypat
         assert made.poll() is None
 
 
+@pytest.mark.parametrize('action', ['nothing', 'tell', 'release'])
+def test_scenario_13_the_owner_is_told_once(box, monkeypatch, action):
+    """On the terminal of a process of the lease."""
+    monkeypatch.setattr(boxes.Npus, 'utilization', 0)
+    machine = box('advisory', conductor__idle_leases=action)
+    bob = test_terminals.Terminal(BOB, BOB)
+    try:
+        with test_leases.opened(machine):
+            words = ['alloc', '--pid', str(bob.process.pid), '--name', 'notebook']
+            assert machine.says(BOB, *words)[0] == 0
+        idle_for(machine, 31)
+        for _ in range(3):
+            assert machine.served._compare()
+            machine.agent.report()
+        said = bob.read() if action != 'nothing' else ''
+        assert bob.read(0) == ''
+        told = rf'cyborg-lite: lease notebook of process {bob.process.pid} \(python.*\): It has '
+        then = ', and is released at .* unless it is used' if action == 'release' else '[^,]*'
+        told += rf'done no work since \S+{then}\. End it'
+        assert bool(re.search(told, said)) == (action != 'nothing'), said
+        assert ('or "cyborg-lite release notebook".' in said) == (action != 'nothing')
+    finally:
+        bob.close()
+
+
 def test_a_mark_of_another_user_does_not_hide_a_rogue(box):
     """The environment of a process is its own choice."""
     machine = box('advisory')
