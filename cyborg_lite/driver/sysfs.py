@@ -27,6 +27,11 @@ BDF = re.compile(
 )
 #: The directory in which the kernel lists the functions.
 DEVICES = pathlib.PurePath('sys/bus/pci/devices')
+#: The directories of classes of which each device has a link to its function.
+CLASSES = tuple(
+    pathlib.PurePath('sys/class', name)
+    for name in ('accel', 'drm', 'fpga_region', 'habanalabs', 'net', 'nvme')
+)
 #: The names of kernel drivers for passthrough to guests, such as vfio-pci and mlx5_vfio_pci.
 #: Source: drivers/vfio/pci and drivers/pci/pci-stub.c of Linux.
 PASSED_THROUGH = re.compile(r'pci-stub|([\w-]*[_-])?vfio[_-]pci')
@@ -158,16 +163,30 @@ class Tree:
             return []
 
     def functions(self) -> list[Function]:
-        """All PCI functions, in order of their addresses."""
+        """All PCI functions, in order of their addresses.
+
+        Where the bus is not shown, as in a container, they are those of the devices of classes.
+        """
         scan = self._scan
         with self._lock:
             if scan:
                 return [*scan]
             listed = map(self.function, self.names(self.root / DEVICES))
-            found = [function for function in listed if function]
+            found = [function for function in listed if function] or self._of_classes()
             if scan is not None:
                 scan.extend(found)
             return found
+
+    def _of_classes(self) -> list[Function]:
+        """The functions of the devices of classes, if the bus is not shown."""
+        if self.inside(self.root / DEVICES):
+            return []
+        links = (
+            home / name / 'device' for home in CLASSES for name in self.names(self.root / home)
+        )
+        places = {real for link in links if (real := self.inside(self.root / link))}
+        known = {place.name: place for place in places if BDF.fullmatch(place.name)}
+        return [Function(self, known[bdf], bdf) for bdf in sorted(known)]
 
     def function(self, bdf: str) -> Function | None:
         """The function at an address; None if there is none."""

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +20,9 @@ from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite import drivers
 from cyborg_lite.driver import host as hosts
+from cyborg_lite.driver import recording
 from cyborg_lite.driver import testing
+from tests.unit.drivers import captures
 
 
 def shipped() -> list[type[driver.Driver]]:
@@ -135,6 +138,75 @@ def test_all_drivers_of_a_scan_read_each_function_once(tmp_path, conf, opened):
         kind(host, conf).discover()
     # And one of them the number of enabled virtual functions.
     assert len(opened) <= 4.1 * 500
+
+
+def hide_the_bus(host: driver.Host) -> None:
+    """As where only classes of devices are shown: those in the directories of the functions."""
+    for function in host.tree.functions():
+        for kind in function.path.iterdir():
+            for device in kind.iterdir() if kind.is_dir() else ():
+                home = host.root / 'sys/class' / kind.name
+                home.mkdir(parents=True, exist_ok=True)
+                (device / 'device').symlink_to(f'../../../{function.bdf}')
+                (home / device.name).symlink_to(os.path.relpath(device, home))
+    shutil.rmtree(host.root / 'sys/bus')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'ids', 'pci_class', 'device'),
+    [
+        ('amd_gpu', '1002:74a1', '120000', 'drm/renderD12'),
+        ('intel_fpga', '8086:bcce', '120000', 'fpga_region/region'),
+        ('intel_gaudi', '1da3:1060', '120000', 'accel/accel'),
+        ('intel_gaudi', '1da3:1020', '120000', 'habanalabs/hl'),
+        ('intel_gpu', '8086:0bd5', '038000', 'drm/card'),
+        ('nic', '15b3:a2dc', '020000', 'net/ens3f'),
+        ('nvidia_gpu', '10de:2330', '030200', 'drm/renderD12'),
+        ('nvme_ssd', '144d:a80a', '010802', 'nvme/nvme'),
+    ],
+)
+def test_a_host_that_hides_the_bus(tmp_path, conf, kind, ids, pci_class, device):
+    functions = [
+        captures.function(bdf, ids, pci_class, files={f'{device}{number}/dev': '261:3'})
+        for number, bdf in enumerate(('0000:3b:00.0', '0000:5e:00.0'))
+    ]
+    host = captures.host(tmp_path, functions)
+    before = [each.facts() for each in devices(host, conf)]
+    assert [each['deployables'][0]['driver_name'] for each in before] == [kind] * 2
+    hide_the_bus(host)
+    assert [each.facts() for each in devices(host, conf)] == before
+    recording.record(host, tmp_path / 'copy.tar.gz', with_serials=True)
+    copy = hosts.find(str(tmp_path / 'copy.tar.gz'), tmp_path)
+    assert [each.facts() for each in devices(copy, conf)] == before
+
+
+def test_devices_of_classes_that_are_no_functions_are_no_cards(tmp_path, conf):
+    """A platform's device, one that is gone, one without ids, one elsewhere; and nodes of KFD."""
+    root = tmp_path / 'host'
+    for number, target in enumerate(
+        ('sys/devices/platform/gpu', 'sys/devices/0000:3b:00.0/gone', 'sys/devices/0000:5e:00.0')
+    ):
+        device = root / f'sys/devices/virtual/accel{number}'
+        device.mkdir(parents=True)
+        (device / 'device').symlink_to(root / target)
+        for name in ('accel', 'drm', 'nvme'):
+            home = root / 'sys/class' / name
+            home.mkdir(parents=True, exist_ok=True)
+            (home / device.name).symlink_to(device)
+    for place in ('platform/gpu', '0000:5e:00.0'):
+        (root / 'sys/devices' / place).mkdir(parents=True)
+    elsewhere = tmp_path / '0000:af:00.0'
+    elsewhere.mkdir()
+    for name, text in {'vendor': '0x1da3', 'device': '0x1020', 'class': '0x120000'}.items():
+        (elsewhere / name).write_text(text)
+    (root / 'sys/class/habanalabs/hl0').mkdir(parents=True)
+    (root / 'sys/class/habanalabs/hl0/device').symlink_to(elsewhere)
+    node = root / captures.NODES / '1'
+    node.mkdir(parents=True)
+    (node / 'properties').write_text('simd_count 1216\nvendor_id 4098\ndevice_id 29857\n')
+    host = driver.Host('host', root)
+    assert [function.bdf for function in host.tree.functions()] == ['0000:5e:00.0']
+    assert devices(host, conf) == []
 
 
 #: Scans a host in a process of its own, and prints what that took.
