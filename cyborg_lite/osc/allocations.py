@@ -75,6 +75,14 @@ class CreateAllocation(osc.Command, command.ShowOne):
             help='Trait that each accelerator must have, or must not have; used with --resource '
             '(repeat for several traits)',
         )
+        parser.add_argument(
+            '--alternative',
+            metavar='<class>=<amount>[,<trait>[=required|forbidden]]',
+            action='append',
+            type=_alternative,
+            help='What is taken if nothing before it can be had: classes with amounts and traits, '
+            'separated by commas (repeat for several alternatives, in the order of preference)',
+        )
         parser.add_argument('--name', metavar='<name>', help='Name of the allocation')
         parser.add_argument(
             '--claimed-name',
@@ -291,6 +299,25 @@ def _amount(text: str) -> tuple[str, int]:
     return name, int(amount)
 
 
+def _alternative(text: str) -> dict[str, dict[str, typing.Any]]:
+    """A group of resources and traits."""
+    group: dict[str, dict[str, typing.Any]] = {'resources': {}, 'traits': {}}
+    for each in text.split(','):
+        name, separator, value = each.partition('=')
+        if name and (not separator or value in ('required', 'forbidden')):
+            group['traits'][name] = value or 'required'
+        elif name and value.isascii() and value.isdigit():
+            group['resources'][name] = int(value)
+        else:
+            group['resources'].clear()
+            break
+    if not group['resources']:
+        raise argparse.ArgumentTypeError(
+            f'expected <class>=<amount>[,<trait>[=required|forbidden]], got {text!r}'
+        )
+    return group
+
+
 def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
     """The body of the request."""
     body: dict[str, typing.Any] = {'same_host': not given.any_host}
@@ -303,6 +330,8 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
         group = {'resources': dict(given.resource)}
         group['traits'] = {name: value or 'required' for name, _, value in traits}
         body['groups'] = [group]
+    if given.alternative:
+        body['alternatives'] = [[group] for group in given.alternative]
     if given.same_numa:
         body['same_numa'] = 'require'
     if given.linked:

@@ -18,6 +18,28 @@ def test_links_are_required(run):
         run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=2', '--linked')
 
 
+@pytest.mark.parametrize('first', [('--profile', 'profile-1'), ('--resource', 'CUSTOM_NONE=1')])
+def test_the_first_alternative_that_can_be_had_is_taken(run, service, first):
+    service.report(support.card('3b', traits=['CUSTOM_A']), support.card('4c'))
+    service.profile(CUSTOM_NONE=1)
+    alternatives = 'CUSTOM_NONE=1,CUSTOM_A', 'FPGA=1,CUSTOM_A=forbidden', 'FPGA=2'
+    words = [word for each in alternatives for word in ('--alternative', each)]
+    run(allocations.CreateAllocation, *first, *words)
+    [made] = service.rows(model.Allocation)
+    traits = {'CUSTOM_A': 'forbidden'}
+    assert made.groups == [{'resources': {'FPGA': 1}, 'traits': traits}]
+    assert [each['address'] for each in made.accelerators] == ['0000:4c:00.0']
+
+
+@pytest.mark.parametrize('text', ['', 'CUSTOM_A', 'FPGA=', 'FPGA=x', 'FPGA=1,', 'FPGA=1,=2', '=1'])
+def test_an_alternative_that_is_none_is_refused(run, capsys, text):
+    words = '--resource', 'CUSTOM_NONE=1', '--alternative', text
+    with pytest.raises(SystemExit):
+        run(allocations.CreateAllocation, *words)
+    assert f'expected <class>=<amount>[,<trait>[=required|forbidden]], got {text!r}' in \
+        capsys.readouterr().err  # fmt: skip
+
+
 def test_an_allocation_has_a_claimed_name_and_a_note(run, service):
     service.report(support.card('3b'))
     labels = {'claimed_name': 'jane', 'note': 'ablation 3'}

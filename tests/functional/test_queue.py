@@ -503,7 +503,7 @@ def test_what_a_quota_holds_up_is_told_of_no_lease_that_ends(service):
     lease = service.api.post(PATH, body(2, lease=60)).json['uuid']
     waits = ask(service)
     service.settle()
-    assert 'comes free' not in show(service, waits)['reason']
+    assert 'free when lease' not in show(service, waits)['reason']
     assert show(service, waits)['position'] == 1
     limit(service, CUSTOM_NPU=9)
     service.settle()
