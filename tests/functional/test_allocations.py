@@ -732,6 +732,44 @@ def test_a_dry_run_takes_nothing(service):
     assert allocate(service, None, '?dry_run=maybe').status_int == 400
 
 
+def test_the_owner_is_told_that_the_agent_has_fallen_silent(service, member, monkeypatch):
+    service.report(npu('01'))
+    member('p')
+    made = got(service)
+    # For a day this conductor was there to take a report.
+    change(service, model.Host, seen_at=timeutils.utcnow() - datetime.timedelta(days=1))
+    monkeypatch.setattr(service.manager.healer, '_watching', datetime.datetime.min)
+    heal(service)
+    shown = service.api.get(f'{PATH}/{made["uuid"]}').json
+    assert (shown['state'], shown['accelerators']) == ('active', made['accelerators'])
+    where = f'Accelerator {made["accelerators"][0]["uuid"]} cannot be used: its device is in host-1'
+    assert shown['reason'] == f'{where}, which is down.'
+    [listed] = service.api.get(PATH).json['allocations']
+    assert listed['reason'] == shown['reason']
+    service.report(npu('01'), sequence=99)
+    assert service.api.get(f'{PATH}/{made["uuid"]}').json['reason'] is None
+
+
+def test_a_profile_is_checked_for_hosts(service):
+    """Those of other hosts are counted, and not named."""
+    for number in range(3):
+        service.report(npu('01'), npu('02'), host=f'host-{number}')
+    service.profile(CUSTOM_NPU=2)
+    body = {'profile': 'profile-1', 'hosts': ['host-1']}
+    found = allocate(service, body, '?dry_run=true').json
+    [request] = found['alternatives'][0]['requests']
+    assert (found['fits'], request['left'], request['removed']['hosts']) == (True, 2, 4)
+    got(service, hosts=['host-1'])
+    found = allocate(service, body, '?dry_run=true').json
+    [request] = found['alternatives'][0]['requests']
+    assert (found['fits'], request['removed']['hosts'], request['removed']['held']) == (False, 4, 1)
+    assert 'host-' not in found['alternatives'][0]['reason']
+    # Without hosts all are candidates.
+    found = service.api.post('/v2/device_profiles/profile-1/check').json
+    [request] = found['alternatives'][0]['requests']
+    assert (found['fits'], request['removed']['hosts'], request['left']) == (True, 0, 5)
+
+
 def test_a_profile_can_be_checked(service):
     eight(service)
     service.profile(CUSTOM_NPU=2)

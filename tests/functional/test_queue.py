@@ -415,6 +415,24 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
     assert len(service.rows(model.ARQ)) == 3
 
 
+def test_what_a_quota_holds_up_comes_last(service, member):
+    npus(service, 2)
+    held = [ask(service) for _ in range(2)]
+    first = ask(service)
+    limit(service, CUSTOM_NPU=1)
+    member('other', 'admin,member,reader')
+    later = [ask(service) for _ in range(2)]
+    service.settle()
+    positions = {each['uuid']: each['position'] for each in
+                 service.api.get(f'{PATH}?state=queued').json['allocations']}  # fmt: skip
+    assert positions == {first: 3, later[0]: 1, later[1]: 2}
+    assert show(service, first)['position'] == 3
+    member(ALONE, 'admin,member,reader')
+    release(service, held[0])
+    assert active(service, first, *later) == later[:1]
+    assert show(service, first)['position'] == 2
+
+
 def test_the_quota_is_checked_under_its_lock(service, monkeypatch):
     """The check before it reads without a lock: another request may come in between."""
     npus(service, 3)

@@ -227,6 +227,24 @@ def test_the_services_meet_in_rpc_alone():
     assert 'drivers' not in set().union(*ROOMS.values())
 
 
+#: Modules of plain data in, plain data out; and the libraries that they need for that.
+PURE = {f'cyborg_lite.conductor.{each}' for each in ('backfill', 'placing', 'topology')}
+PLAIN = {
+    '__future__', 'collections', 'dataclasses', 'functools', 'itertools', 'json', 'stevedore',
+    'typing',
+}  # fmt: skip
+INPUT = {'open', 'input', 'print', 'exec', 'eval', '__import__'}
+
+
+@pytest.mark.parametrize('module', sorted(PURE))
+def test_what_chooses_accelerators_reads_and_writes_nothing(module):
+    [file] = [each for each in FILES if name(each) == module]
+    for each in imports(file):
+        assert each in PURE or each.partition('.')[0] in PLAIN, each
+    names = {n.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
+    assert not names & INPUT
+
+
 def test_only_the_conductor_writes():
     for file in FILES:
         if room(name(file)) not in ('conductor', 'db'):
