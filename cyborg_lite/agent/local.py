@@ -228,6 +228,9 @@ def _lease(
     request = {} if request is None else request
     if not isinstance(request, dict):
         raise Refused('expected "request" to be an object')
+    if 'addresses' in request:
+        # Whoever named cards would get those that others wait for, or use.
+        raise Refused('"addresses" cannot be asked for: the agent sees what a process uses')
     process = _holder(asking, of)
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')

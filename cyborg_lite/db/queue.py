@@ -33,7 +33,9 @@ _ENDING = (
     .join(model.ARQ, model.ARQ.allocation_uuid == model.Allocation.uuid)
     .where(
         model.Allocation.lease_ends_at.is_not(None),
-        model.ARQ.resource_class.in_(sa.select(model.Allocation.queue).where(_waits).correlate(None)),
+        model.ARQ.resource_class.in_(
+            sa.select(model.Allocation.queue).where(_waits).correlate(None)
+        ),
     )
     .group_by(model.ARQ.resource_class, model.Allocation.uuid, model.Allocation.lease_ends_at)
     .order_by(model.Allocation.lease_ends_at, model.Allocation.uuid)

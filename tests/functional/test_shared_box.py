@@ -310,6 +310,20 @@ def test_a_running_job_can_lease_nothing_but_what_it_uses(box, asked):
     assert not machine.held()
 
 
+@pytest.mark.parametrize('of', ['self', 'parent', 'time'])
+def test_a_client_does_not_say_which_devices_are_used(box, of):
+    """They would be those that others use, or wait for."""
+    machine = box('advisory')
+    machine.opening(BOB, machine.nodes[2])
+    assert [*rogues(machine)] == [2]
+    for number in (1, 2):
+        asked = {'addresses': [f'0000:3{number}:00.0'], 'seconds': 60}
+        with test_leases.opened(machine):
+            answer = test_leases.as_nobody(machine, do='lease', of=of, request=asked)
+        assert '"addresses" cannot be asked for' in answer['error']
+    assert not machine.held()
+
+
 def test_a_device_that_two_users_use_is_leased_to_neither(box):
     machine = box('advisory')
     bob, _ = machine.opening(BOB, machine.nodes[2])
