@@ -108,7 +108,7 @@ class PciDriver(driver.Driver):
             ports = [list(functions) for _, functions in slots]
             self._ports = {functions[0].bdf: functions for functions in ports}
             cards = [functions[0] for functions in ports]
-        self._serials = collections.Counter(map(self._told_serial, cards))
+        self._serials = collections.Counter(map(self.told_serial, cards))
         return cards
 
     def ports(self, card: sysfs.Function) -> list[sysfs.Function]:
@@ -210,10 +210,11 @@ class PciDriver(driver.Driver):
 
         Here it is that of ``serial_files``; a number that several cards have identifies none.
         """
-        number = self._told_serial(card)
+        number = self.told_serial(card)
         return number if self._serials[number] == 1 else None
 
-    def _told_serial(self, card: sysfs.Function) -> str | None:
+    def told_serial(self, card: sysfs.Function) -> str | None:
+        """The serial number that the card tells, which others may have, too."""
         return versions.line(card.told(*self.serial_files))
 
     def health(self, card: sysfs.Function) -> driver.Health | None:

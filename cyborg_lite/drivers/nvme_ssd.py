@@ -78,7 +78,7 @@ class NvmeSsd(pci.PciDriver):
         controller = card.find('nvme/nvme*')
         if controller is None:
             return None
-        return card.bdf, controller.rpartition('/')[2], self._told_serial(card)
+        return card.bdf, controller.rpartition('/')[2], self.told_serial(card)
 
     def _ask(self, keys: list[Key]) -> None:
         """Read the SMART data of these SSDs, within the time limit; the oldest comes first.
