@@ -286,7 +286,9 @@ class HuaweiAscend(pci.PciDriver):
         return super().unusable(card)
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
-        """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``."""
+        """``CUSTOM_NPU_910B`` and, if known, ``CUSTOM_NPU_910B3``; of a 950 also that of the chip
+        without its variant.
+        """
         family = FAMILIES[card.ids[1]]
         yield driver.trait('NPU', family)
         if family == '910_93':
@@ -294,6 +296,8 @@ class HuaweiAscend(pci.PciDriver):
             yield driver.trait('NPU', '910C')
         if chip := self._chip(card):
             yield driver.trait('NPU', chip)
+            if family == '950' and '_' in chip:
+                yield driver.trait('NPU', chip.partition('_')[0])
 
     def _chip(self, card: sysfs.Function) -> str | None:
         """The full name of the chip, if npu-smi prints one of the card's family.
@@ -465,7 +469,7 @@ class HuaweiAscend(pci.PciDriver):
         serial = _serial_in(board.get('Serial Number', ''))
         several = len(self._at(number)) > 1
         for npu in self._at(number):
-            npu.named = _chip_in(npu, board) or npu.named
+            npu.named = npu_smi.chip_name(board, FAMILIES[npu.ids[1]]) or npu.named
             npu.firmware = board.get('Firmware Version') or npu.firmware
             npu.identify('serial', f'{serial}/{npu.chip}' if serial and several else serial)
             if re.fullmatch('0x[0-9a-fA-F]{1,8}', board.get('Board ID', '')):
@@ -475,21 +479,10 @@ class HuaweiAscend(pci.PciDriver):
     def _take_die(self, number: int, chip: int, board: dict[str, str]) -> None:
         for npu in self._at(number):
             if npu.chip == chip:
-                npu.named = _chip_in(npu, board) or npu.named
+                npu.named = npu_smi.chip_name(board, FAMILIES[npu.ids[1]]) or npu.named
                 npu.identify('die', _serial_in('-'.join(board.get('VDie ID', '').split())))
 
 
 def _serial_in(text: str) -> str | None:
     """The text as a serial number; None if it is not one."""
     return text if SERIAL.fullmatch(text) else None
-
-
-def _chip_in(npu: Npu, board: dict[str, str]) -> str | None:
-    """The name of the chip from its board: ``910_9392`` of an A3, ``950PR`` of a 950.
-
-    Source: npu-smi, ``info -t board``: Chip Name, and NPU Name.
-    """
-    chip, sub = (board.get(k, '').removeprefix('Ascend').strip() for k in ('Chip Name', 'NPU Name'))
-    if FAMILIES[npu.ids[1]] == '910_93':
-        return f'910_{sub}' if re.fullmatch('93[0-9A-Z]{2,6}', sub) else sub or None
-    return chip or None

@@ -137,10 +137,28 @@ def parse_mapping(text: str) -> list[Facts]:
     return rows
 
 
+#: The words for an unknown value, or one that the user may not read.
+ABSENT = ('NA', 'N/A', '-')
+
+
 def parse_board(text: str) -> dict[str, str]:
-    """The lines ``key : value`` of ``npu-smi info -t board -i N``."""
-    pairs = (line.partition(':') for line in text.splitlines())
-    return {key.strip(): value.strip() for key, colon, value in pairs if colon}
+    """The lines ``key : value`` of ``npu-smi info -t board -i N``, without absent values."""
+    lines = (line.partition(':') for line in text.splitlines())
+    pairs = ((key.strip(), value.strip()) for key, colon, value in lines if colon)
+    return {key: value for key, value in pairs if value not in ABSENT}
+
+
+def chip_name(board: dict[str, str], family: str) -> str | None:
+    """The name of a board's chip, as CANN has it: ``910_9392`` of an A3, ``950PR_9579``.
+
+    Source: npu-smi, ``info -t board``: Chip Name, and NPU Name, which other families do not have.
+    """
+    chip, sub = (board.get(k, '').removeprefix('Ascend').strip() for k in ('Chip Name', 'NPU Name'))
+    if family == '910_93':
+        return f'910_{sub}' if re.fullmatch('93[0-9A-Z]{2,6}', sub) else sub or None
+    if family == '950' and chip and re.fullmatch('95[0-9A-Z]{2,6}', sub):
+        return f'{chip}_{sub}'
+    return chip or None
 
 
 def parse_errors(text: str) -> list[str]:

@@ -841,6 +841,45 @@ def test_a3_has_its_name_on_the_chip(tmp_path):
     }
 
 
+@pytest.mark.evidence('huawei_ascend', 'excerpt', 'npu-smi 25.7.rc1.6 of a 950PR', 'Ascend 950')
+@pytest.mark.parametrize(
+    ('chip', 'sub', 'model', 'traits'),
+    [
+        ('Ascend950PR', '9579', 'Ascend 950PR_9579', ['CUSTOM_NPU_950PR', 'CUSTOM_NPU_950PR_9579']),
+        ('Ascend950PR', 'NA', 'Ascend 950PR', ['CUSTOM_NPU_950PR']),
+        ('Ascend950PR', '9579; rm', 'Ascend 950PR', ['CUSTOM_NPU_950PR']),
+        ('NA', '9579', 'Ascend 950PR', ['CUSTOM_NPU_950PR']),
+        ('910B3', '9579', 'Ascend 950PR', ['CUSTOM_NPU_950PR']),
+    ],
+)
+def test_950_has_its_variant_on_the_board(tmp_path, chip, sub, model, traits):
+    table = (
+        '| NPU ID | Name        | Health       | Power(W)    Temp(C)  Hugepages-Usage(page) |\n'
+        '|        |             | Bus-Id       | NPU Util(%) Memory-Usage(MB) HBM-Usage(MB) |\n'
+        '| 0      | Ascend950PR | OK           | 195.6       56              0     / 0      |\n'
+        '|        |             | 0000:61:00.0 | 0           0 / 0           5239  / 131072 |\n'
+    )
+    board = (
+        f'NPU ID : 0\nNPU Name : {sub}\nChip Name : {chip}\nSerial Number : 10264L500001\n'
+        'Firmware Version : 9.0.0.105.229\nBoard ID : 0x1a\nPCIe Bus Info : 0000:61:00.0\n'
+    )
+    said = {'npu-smi': {'info': table, 'info -t board -i 0': board}}
+    function = captures.function('0000:61:00.0', '19e5:d806')
+    [card] = discover(captures.host(tmp_path, [function], said))
+    assert (card.model, card.serial) == (model, '10264L500001')
+    assert card.vendor_board['chips'] == [{'memory_mb': 131072}]
+    assert card.vendor_board['firmware_version'] == '9.0.0.105.229'
+    told = [each for each in card.deployables[0].traits if each.startswith('CUSTOM_NPU')]
+    assert told == ['CUSTOM_NPU_950', *traits]
+
+
+def test_a_firmware_that_the_user_may_not_read_is_none(atlas):
+    tell(atlas, BOARDS[0], 'Firmware Version : NA')
+    for card in subject_of(atlas).discover():
+        assert 'firmware_version' not in card.vendor_board
+        assert not any('FIRMWARE' in each for each in card.deployables[0].traits)
+
+
 def test_a3_tells_the_links_of_dies(tmp_path):
     topology = (
         '           Phy-ID8    Phy-ID9    Phy-ID10   CPU Affinity\n'
@@ -924,6 +963,21 @@ def test_the_controller_of_a_board_is_no_chip():
         '1       1        7              Mcu\n'
     )
     assert [row['chip_id'] for row in printed.parse_mapping(text)] == [0]
+
+
+def test_the_controller_of_a_board_is_no_chip_where_no_table_names_it(tmp_path):
+    """The chips are then those of the mapping, and the boards have the addresses."""
+    mapping = (
+        'NPU ID  Chip ID  Chip Logic ID  Chip Name\n'
+        '1       0        0              Ascend 310P3\n'
+        '1       1        1              Ascend 310P3\n'
+        '1       2        7              Mcu\n'
+    )
+    said = {'info -m': mapping, 'info -t board -i 1': 'NPU ID : 1\nPCIe Bus Info : 0000:01:00.0\n'}
+    function = captures.function('0000:01:00.0', '19e5:d500')
+    [card] = discover(captures.host(tmp_path, [function], {'npu-smi': said}))
+    assert card.model == 'Ascend 310P3'
+    assert card.vendor_board['chips'] == [{'chip_id': n, 'logic_id': n} for n in (0, 1)]
 
 
 def _with_nodes(host, *nodes):
