@@ -71,7 +71,9 @@ class NvmeSsd(pci.PciDriver):
         said = [STATES.get(state, driver.Health())] if state else []
         said += [ALARMS.get(alarm, driver.Health())] if alarm else []
         key = self._key(card)
-        return driver.worst(super().health(card), *said, *(self._smart[key] if key else ()))
+        # The SSD may be another one than when it was asked.
+        smart = self._smart.get(key, UNREAD) if key else ()
+        return driver.worst(super().health(card), *said, *smart)
 
     def _key(self, card: sysfs.Function) -> Key | None:
         """The address, the node and the serial number of an SSD that the host uses."""

@@ -188,6 +188,19 @@ def test_what_was_read_stays_known_and_is_not_of_another_ssd(tmp_path):
     assert [health(card)[0] for card in subject.look()[0]] == ['unknown', 'unknown', 'ok']
 
 
+def test_an_ssd_that_is_replaced_during_a_scan_has_unknown_health(tmp_path, monkeypatch):
+    host = several(tmp_path, 2)
+    run, serial = host.run, host.root / 'sys/bus/pci/devices/0000:01:00.0/nvme/nvme1/serial'
+
+    def replace(*args: str, **more: float) -> str | None:
+        serial.write_text('another')
+        return run(*args, **more)
+
+    monkeypatch.setattr(host, 'run', replace)
+    cards, notes = nvme_ssd.NvmeSsd(host, None).look()
+    assert ([card.health for card in cards], notes) == (['ok', 'unknown'], [])
+
+
 @hypothesis.given(
     st.text()
     | st.recursive(
