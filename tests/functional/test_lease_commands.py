@@ -22,6 +22,15 @@ BOUND = test_leases.BOUND
 SHOW = ('printenv', 'CYBORG_DEVICES')
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP ends a program, also where nohup has started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures('hangup')
 def test_scenario_3_a_terminal_that_is_closed(machine):
     """Its devices are free with a job that dies, and held with one that ignores SIGHUP."""
     ignoring = 'trap "" HUP; exec "$0" run -n 2 -- sh -c "sleep 600 & echo; wait"'
@@ -152,6 +161,7 @@ def test_commands_that_lease_load_no_service(machine, words):
          'from cyborg_lite.cmd import entry; raise SystemExit(entry.main())', *words],
         stderr=subprocess.PIPE,
         text=True,
+        timeout=BOUND,
         env=os.environ | {client.VARIABLE: machine.socket},
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
