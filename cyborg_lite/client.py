@@ -456,6 +456,8 @@ def _conversation(
             raise TimedOut('it was not free in time') from None
         except OSError as error:
             raise Error(f'the agent at {path} is gone: {error.strerror or error}') from None
+        except (ValueError, TypeError):
+            raise Error(f'{path} is no socket of an agent: that is {SOCKET}') from None
 
 
 def _unreachable(error: OSError) -> str:
@@ -487,7 +489,7 @@ def _answers(
         *lines, text = text.split(b'\n')
         for line in lines:
             answer = json.loads(line)
-            if 'error' in answer:
+            if 'error' in {**answer}:
                 raise Error(str(answer['error']), int(answer.get('code', 400)))
             due = end
             yield answer

@@ -18,6 +18,10 @@ DESCRIPTION = (
     'gives them back.'
 )
 
+#: What a shell evaluates after an error: it has to fail, so that no program starts that would see
+#: all devices.
+EVALUATED = 'false'
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     leasing.add_arguments(parser)
@@ -49,9 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     status, lease = leasing.attempt(arguments, of, seconds=arguments.seconds)
     if lease is None:
         if arguments.format == 'shell':
-            # The evaluated text fails in the shell, so that no program starts that would see all
-            # devices.
-            print('false')
+            print(EVALUATED)
         return status
     if arguments.format == 'json':
         shown = {'uuid': lease.uuid, 'name': lease.name, 'host': lease.host, 'env': lease.env}

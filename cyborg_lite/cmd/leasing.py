@@ -153,7 +153,8 @@ def _refusal(error: client.Error, arguments: argparse.Namespace) -> str:
     text = str(error)
     busy = text.startswith(TOO_FEW) and not _is_never(text)
     holders = _holders(client.find(arguments.socket), arguments.host) if busy else ''
-    return advised(f'{text.rstrip(".")}: {holders}' if holders else text)
+    # What others write of themselves gives no advice.
+    return advised(text, holders)
 
 
 def _is_never(text: str) -> bool:
@@ -161,10 +162,11 @@ def _is_never(text: str) -> bool:
     return any(each in text for each in NEVER)
 
 
-def advised(text: str) -> str:
-    """A refusal, and what to type, if that is known."""
+def advised(text: str, holders: str = '') -> str:
+    """A refusal, the holders, and what to type, if that is known."""
     advice = next((words for known, words in ADVICE.items() if known in text), None)
-    return f'{text.rstrip(".")}. {advice}.' if advice else text
+    said = f'{text.rstrip(".")}: {holders}' if holders else text
+    return f'{said.rstrip(".")}. {advice}.' if advice else said
 
 
 def take(

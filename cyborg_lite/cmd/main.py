@@ -43,6 +43,8 @@ class _Command(argparse.ArgumentParser):
     def __init__(self, module: str, **more: typing.Any) -> None:
         super().__init__(**more)
         self._module = module
+        #: what a shell that evaluates the output gets in place of it
+        self._evaluated = ''
 
     def parse_known_args(self, *arguments: typing.Any) -> typing.Any:  # type: ignore[override]
         # What modules define stays: to look for garbage among it is a fifth of the time of a start.
@@ -52,12 +54,18 @@ class _Command(argparse.ArgumentParser):
         gc.enable()
         self.description = module.DESCRIPTION
         self.epilog = getattr(module, 'EPILOG', None)
+        self._evaluated = getattr(module, 'EVALUATED', '')
         module.add_arguments(self)
         found, unknown = super().parse_known_args(*arguments)
         if unknown:
             # The parser of all commands would show its own usage.
             self.error(f'unrecognized arguments: {" ".join(unknown)}')
         return found, unknown
+
+    def error(self, message: str) -> typing.NoReturn:
+        if self._evaluated:
+            print(self._evaluated)
+        super().error(message)
 
 
 @output.prepared
