@@ -212,7 +212,6 @@ class Leases:
 
     @property
     def access(self) -> str:
-        """Whether the kernel keeps other users from what a lease holds: see accesses.shown."""
         return accesses.shown(self._access)
 
     def guard(self, timeout: float = 0.0) -> None:
@@ -248,10 +247,9 @@ class Leases:
     def rogues(self, finding: nodes.Finding | None = None) -> dict[str, list[processes.Use]]:
         """By the address of a card, who uses it without a lease.
 
-        Processes of a lease are left out, also on cards of others: software of some vendors opens
-        all cards. Of cards that are held, a conductor decides. Where a driver lists the processes,
-        a listed one must have the node open nevertheless: its pid may be used again, or be that of
-        another pid namespace.
+        Processes of a lease are left out, also on cards of others: some software opens all cards.
+        Of cards that are held, a conductor decides. Where a driver lists pids, one must have the
+        node open, too: it may be used again.
         """
         found: dict[str, list[processes.Use]] = {}
         leased, finding = self._processes(), finding or self._finding()
@@ -263,6 +261,10 @@ class Leases:
                 if process.pid in finding.listed.get(address, (process.pid,)):
                     found.setdefault(address, []).append(use)
         return found
+
+    def opened(self) -> dict[str, list[processes.Use]]:
+        """Like rogues(), also where a driver that lists the processes has not listed them."""
+        return self.rogues(self._finding()._replace(listed={}))
 
     def _processes(self) -> set[tuple[int, int]]:
         """The known processes of all leases."""

@@ -29,6 +29,7 @@ from cyborg_lite import delivery
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite import unix
+from cyborg_lite.agent import adopting
 from cyborg_lite.agent import drawing
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
@@ -46,9 +47,6 @@ LIMITS = {'reading': (256, 64), 'lease': (256, 64), 'other': (64, 16)}
 PAUSE = 0.2
 #: The maximum number of clients that wait to be accepted.
 BACKLOG = 256
-
-#: What may be asked for a process that uses accelerators already.
-ADOPTING = {'count', 'seconds', 'name', 'queue', *model.Allocation.LABELS}
 
 Words = dict[str, typing.Any]
 
@@ -225,17 +223,10 @@ def _lease(
     command: typing.Any = None,
 ) -> None:
     """Lease for a process, and send the client each change until the lease is active."""
-    request = {} if request is None else request
-    if not isinstance(request, dict):
-        raise Refused('expected "request" to be an object')
-    if 'addresses' in request:
-        # Whoever named cards would get those that others wait for, or use.
-        raise Refused('"addresses" cannot be asked for: the agent sees what a process uses')
+    request = _checked({} if request is None else request, of)
     process = _holder(asking, of)
-    if of == 'time' and 'seconds' not in request:
-        raise Refused('a lease of no process needs an end: expected "seconds" in the request')
     if isinstance(of, int):
-        request = _with_used(served, process, request)
+        request = adopting.request(served, process, request)
     if isinstance(command, str):
         process = dataclasses.replace(process, command=client.plain(command[:64]))
     if 'reservation' in request and request.get('queue'):
@@ -245,8 +236,25 @@ def _lease(
     try:
         _deliver(served, asking, lease)
     except BaseException:
-        served.end(lease, 'It was cancelled.')
+        # What a process uses must be given to nobody else, whether or not its client has heard.
+        if 'addresses' not in request:
+            served.end(lease, 'It was cancelled.')
         raise
+
+
+def _checked(request: typing.Any, of: typing.Any) -> leases.Row:
+    """The request of a client, as far as the agent has to look at it.
+
+    :raises Refused: when it is not valid.
+    """
+    if not isinstance(request, dict):
+        raise Refused('expected "request" to be an object')
+    if 'addresses' in request:
+        # Whoever named cards would get those that others wait for, or use.
+        raise Refused('"addresses" cannot be asked for: the agent sees what a process uses')
+    if of == 'time' and 'seconds' not in request:
+        raise Refused('a lease of no process needs an end: expected "seconds" in the request')
+    return request
 
 
 def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None:
@@ -273,36 +281,6 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
     asking.send(_shown(served, lease, row) | {'views': views})
     if not asking.has_taken():
         raise _HungUp
-
-
-def _with_used(
-    served: leases.Leases, process: processes.Process, request: leases.Row
-) -> leases.Row:
-    """The request of a process; that for the cards that it uses already, itself or by a child.
-
-    It would be given others else, and what it uses would be given to somebody else.
-
-    :raises Refused: when it asks for others, or a process of another user uses one, too.
-    """
-    rogues = served.rogues()
-    used = sorted(
-        address
-        for address, uses in rogues.items()
-        if any(processes.is_below(use.process.pid, process.pid) for use in uses)
-    )
-    if not used:
-        return request
-    said = f'process {process.pid} uses {processes.shortened(used)} without a lease'
-    if request.keys() - ADOPTING or request.get('count', len(used)) != len(used):
-        raise Refused(
-            f'{said}, and can lease nothing else: "cyborg-lite alloc --pid {process.pid}" without '
-            'a number and kind of accelerators leases what it uses',
-            409,
-        )
-    others = [use for address in used for use in rogues[address] if use.process.uid != process.uid]
-    if others:
-        raise Refused(f'{said}, and so does {processes.listed(others)}: end one of them first', 409)
-    return {name: value for name, value in request.items() if name != 'count'} | {'addresses': used}
 
 
 def _holder(asking: Client, of: typing.Any) -> processes.Process:

@@ -86,10 +86,12 @@ class Reminders:
 
     def look(self, leases: collections.abc.Iterable[leases_.Lease]) -> None:
         idle = {each.uuid: each for each in leases if each.row.get('idleness')}
+        told = {uuid: text for uuid, text in self._told.items() if uuid in idle}
         for uuid, lease in idle.items():
-            if self._told.get(uuid) != lease.row['idleness'] and _remind(lease):
+            if told.get(uuid) != lease.row['idleness'] and _remind(lease):
+                told[uuid] = lease.row['idleness']
                 LOG.info('User %s was told of the idle lease %s', lease.process.user, uuid)
-        self._told = {uuid: lease.row['idleness'] for uuid, lease in idle.items()}
+        self._told = told
 
 
 def _remind(lease: leases_.Lease) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adopt a process: lease to it the very cards that it uses already, without a lease.
 
-Nobody waits for them: while a process uses a card without a lease, the card is ``rogue``.  So no
-line is looked at, and nothing is chosen.
+Nobody waits for a card that is ``rogue``, since it is given to nobody: so nothing is chosen.  What
+no report has told as used is leased only while nobody waits in line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import allocating
-from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import taking
 from cyborg_lite.db import candidates
 from cyborg_lite.db import query
+from cyborg_lite.db import queue
 
 
 def adopt(
@@ -32,21 +32,26 @@ def adopt(
     request: allocating.Request,
     uuid: str,
 ) -> tuple[str, list[str]]:
-    """Allocate these cards of a host, all or none, although processes use them.
+    """Allocate these cards of a host that is locked, all or none, although processes use them.
 
     :param addresses: of the cards; the agent has seen that the process uses them, and that no
         process of another user does.
     :param request: without groups: what is allocated follows from the cards.
     :returns: as allocating.create does.
     :raises cyborg_lite.exception.Conflict: when a card is not of the host, is in several parts, or
-        could not be allocated if it were not used.
+        could not be allocated if it were not used; when no report has told of its use, and others
+        wait in line.
     :raises cyborg_lite.exception.OverQuota: when it exceeds the quota of the project.
     """
     digest = allocating.digest_of(request)
     if same := allocating.earlier(session, ctxt, request, digest):
         return same, []
-    hosts.lock(session, hosts.NAMED, name=host)
-    _forget_use(session, host, addresses)
+    known = _forget_use(session, host, addresses)
+    if known < len(addresses) and session.scalar(sa.select(queue.ANY)):
+        raise exception.Conflict(
+            reason=f'Host {host} has not reported yet that processes use {", ".join(addresses)}, '
+            'and others wait in line: try again after its next report'
+        )
     found = candidates.of_cards(session, host, addresses, request.get('lease'))
     for address in addresses:
         _refuse_unfit(host, address, [each.state for each in found if each.address == address])
@@ -61,17 +66,17 @@ def adopt(
     return uuid, sorted(taken.providers)
 
 
-def _forget_use(
-    session: orm.Session, host: str, addresses: collections.abc.Collection[str]
-) -> None:
-    """Forget that processes use these cards, so that it keeps nobody from them.
+def _forget_use(session: orm.Session, host: str, addresses: collections.abc.Collection[str]) -> int:
+    """Forget that processes use these cards, so that it keeps nobody from them; returns of how many
+    it was known.
 
     The next report is looked at even if it is equal to the last: once the lease has ended, the use
     counts again.
     """
-    cards = model.Device.hostname == host, model.Device.address.in_(addresses)
-    query.matched(session, sa.update(model.Device).where(*cards).values(rogue=None))
+    device = model.Device
+    cards = device.hostname == host, device.address.in_(addresses), device.rogue.is_not(None)
     query.matched(session, sa.update(model.Host).where(model.Host.name == host).values(digest=None))
+    return query.matched(session, sa.update(device).where(*cards).values(rogue=None))
 
 
 def _refuse_unfit(host: str, address: str, states: list[str]) -> None:

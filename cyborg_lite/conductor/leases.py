@@ -23,6 +23,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import adopting
 from cyborg_lite.conductor import allocating
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import requesting
@@ -220,6 +221,10 @@ def _adopt(
             'most a name and an end.'
         )
     wanted = requesting.bare(host, process, request)
+    hosts.lock(session, hosts.NAMED, name=host)
+    # While this request waited for the lock, the first of two may have been carried out.
+    if uuid is not None and _is_made(session, uuid, requesting.consumer(host, process)):
+        return uuid, []
     uuid = uuid or str(uuidlib.uuid4())
     return adopting.adopt(session, caller, host, request['addresses'], wanted, uuid)
 

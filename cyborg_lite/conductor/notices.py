@@ -2,7 +2,8 @@
 """Notifications of a cloud: the health of a device that somebody holds has other effects.
 
 They go over the notifications of oslo.messaging, which other services listen to: what acts on them
-is theirs.  The event is ``device.health``.
+is theirs.  The event is ``device.health``.  oslo.messaging drops what it cannot send after some
+tries, without an error.
 """
 
 from __future__ import annotations

@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import re
+import subprocess
 import uuid
 
 import pytest
 
+from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite.agent import access
 from cyborg_lite.agent import processes
@@ -294,6 +296,71 @@ def test_a_running_job_is_adopted_with_the_devices_that_it_uses(box, count):
         bob.wait()
         machine.until(lambda: not machine.held())
     assert rogues(machine) == {}
+
+
+def test_what_a_child_uses_is_adopted_with_its_parent(box):
+    machine = box('advisory')
+    script = f'exec 3<>{machine.nodes[2]}; echo; read word'
+    words = ['sh', '-c', f"sh -c '{script}'; true"]
+    parent = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    machine.started.append(parent)
+    parent.stdout.readline()
+    assert [*rogues(machine)] == [2]
+    assert machine.run('alloc', '--pid', parent.pid)[0] == 0
+    assert [each['address'] for each in machine.lease(parent.pid)['accelerators']] == [
+        '0000:32:00.0'
+    ]
+    # It has a lease of what it uses: which other one should it be?
+    status, _, err = machine.run('alloc', '--pid', parent.pid)
+    assert (status, 'has a lease of what it uses: "-n 1" leases one more' in err) == (1, True)
+    assert machine.run('alloc', '--pid', parent.pid, '-n', '1')[0] == 0
+    parent.communicate()
+
+
+def test_a_job_that_opens_what_others_have_leased_is_adopted_with_the_rest(box):
+    """Some software opens all devices."""
+    machine = box('advisory')
+    with test_leases.opened(machine):
+        _, lease = hold(machine, JANE)
+        theirs = machine.node_of(lease)
+        bob, _ = machine.opening(BOB, theirs, machine.nodes[3])
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid))
+        assert status == 0, err
+        [held] = machine.lease(bob.pid)['accelerators']
+    assert held['address'] == '0000:33:00.0'
+
+
+def test_a_job_that_is_not_listed_yet_is_given_no_other_device(box, monkeypatch):
+    """The driver has not looked since it began; it may also be a tool that only looks."""
+    machine = box('advisory')
+    monkeypatch.setitem(needs.of_driver('box'), 'use', 'listed')
+    listed = [(), (), (), ()]
+    monkeypatch.setattr(boxes.Npus, 'listed', listed)
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    assert rogues(machine) == {}
+    with test_leases.opened(machine):
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid))
+        assert (status, 'try again after the next report' in err) == (1, True), err
+        assert not machine.held()
+        listed[2] = (bob.pid,)
+        assert [*rogues(machine)] == [2]
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid))
+        assert status == 0, err
+    [held] = machine.lease(bob.pid)['accelerators']
+    assert held['address'] == '0000:32:00.0'
+
+
+def test_a_client_that_leaves_gives_away_nothing_that_its_process_uses(box):
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    assert [*rogues(machine)] == [2]
+    with client.connect(machine.socket) as leaving:
+        leaving.sendall(json.dumps({'do': 'lease', 'of': bob.pid}).encode() + b'\n')
+    machine.until(machine.held)
+    assert [each['address'] for each in machine.lease(bob.pid)['accelerators']] == ['0000:32:00.0']
+    with test_leases.opened(machine):
+        assert machine.says(JANE, 'run', '--nonblock', '-n', '4', '--', 'true')[0] == 1
+    assert machine.lease(bob.pid)['state'] == 'active'
 
 
 @pytest.mark.parametrize('asked', [['-n', '2'], ['--class', 'npu'], ['--same-numa']])

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import leases as leases_
 from cyborg_lite.db import accelerators
 from tests import support
 from tests.unit.conductor import direct
@@ -451,3 +452,46 @@ def test_nothing_else_is_asked_for_with_what_a_process_uses(conductor, agent, mo
 def test_addresses_that_are_none_are_refused(conductor, agent, addresses):
     with pytest.raises(exception.Invalid, match='Invalid addresses'):
         lease(conductor, agent, addresses=addresses)
+
+
+def test_what_no_report_has_told_is_leased_only_while_nobody_waits(conductor, agent):
+    """Whoever opens a free device must not get it before those in line."""
+    used(conductor, ONE)
+    waiting = lease(conductor, agent, {'pid': 8}, count=2, queue=True)
+    assert waiting['state'] == 'queued'
+    with pytest.raises(exception.Conflict, match='others wait in line: try again after its next'):
+        lease(conductor, agent, addresses=[TWO])
+    with pytest.raises(exception.Conflict, match='others wait in line'):
+        lease(conductor, agent, addresses=[ONE, TWO])
+    assert states(conductor) == {ONE: 'rogue', TWO: 'free'}
+    assert lease(conductor, agent, addresses=[ONE])['state'] == 'active'
+    end(conductor, agent, waiting)
+    assert lease(conductor, agent, {'pid': 9}, addresses=[TWO])['state'] == 'active'
+
+
+def test_the_use_of_a_card_of_another_host_is_kept(conductor, agent):
+    card = support.card('3b')
+    card.rogue = '9 bob (python)'
+    conductor.report(card, host='other', agent='agent-2')
+    used(conductor, ONE)
+    lease(conductor, agent, addresses=[ONE])
+    found = {each.host: each.state for each in conductor.rows(accelerators.Accelerator)}
+    assert found['other'] == 'rogue'
+
+
+def test_a_second_request_waits_for_the_first_and_is_answered_like_it(
+    conductor, agent, monkeypatch
+):
+    """It looked for the lease before the first one was committed."""
+    used(conductor, ONE)
+    uuid = str(uuidlib.uuid4())
+    row = lease(conductor, agent, uuid=uuid, addresses=[ONE])
+    real, looks = leases_._is_made, []
+
+    def is_made(*asked):
+        looks.append(asked)
+        return len(looks) > 1 and real(*asked)
+
+    monkeypatch.setattr(leases_, '_is_made', is_made)
+    assert lease(conductor, agent, uuid=uuid, addresses=[ONE])['uuid'] == row['uuid']
+    assert len(looks) == 2
