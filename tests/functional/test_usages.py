@@ -19,7 +19,6 @@ from cyborg_lite import model
 from cyborg_lite.osc import usages as commands
 from tests import support
 from tests.functional import test_fuzz
-from tests.functional import test_queue
 from tests.functional import test_sdk
 
 PATH = '/v2/usages'
@@ -119,7 +118,7 @@ def test_each_way_to_free_a_request_ends_its_usage(service, clock, card, free):
 def test_an_instance_that_an_administrator_frees_ends_its_usage(service, clock, card, monkeypatch):
     """Nova does not know the instance any more."""
     arq = bound(service, card)
-    monkeypatch.setattr(test_queue.manager(service).outbox, 'knows', lambda instance: False)
+    monkeypatch.setattr(service.manager.outbox, 'knows', lambda instance: False)
     clock.advance_time_seconds(100)
     answer = service.api.delete(f'/v2/instances/{support.INSTANCE}')
     assert answer.status_int == 204, answer.text
@@ -167,7 +166,7 @@ def release(service, allocation):
 
 
 def expire(service, _allocation):
-    test_queue.manager(service).healer.heal()
+    service.manager.healer.heal()
 
 
 @pytest.mark.parametrize('free', [release, expire])
@@ -187,7 +186,7 @@ def test_a_queued_allocation_counts_from_its_service(service, clock, card):
     clock.advance_time_seconds(10)
     release(service, first)
     # While the clock stands still no message becomes due.
-    test_queue.manager(service)._serve_all()
+    service.manager._serve_all()
     assert len(service.rows(model.ARQ)) == 1
     clock.advance_time_seconds(5)
     assert seconds(service) == 4 * 10 + 5
