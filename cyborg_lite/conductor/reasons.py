@@ -242,41 +242,15 @@ def amounts(rows: Rows, kinds: list[candidates.Kind]) -> dict[int, collections.C
 
 
 def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, could: bool) -> str:
-    free = ', '.join(_free(rows, kinds, kind) for kind in dict.fromkeys(wanted.kinds))
-    never = '' if could else f', and even if all were free {_at_most(rows, kinds, wanted)}'
-    if wanted.linked and not any(each.place.links for each in all_free(rows, kinds, wanted)):
-        never = ', and no links between cards are known'
-    return f'{_needs(kinds, wanted)}: {free}{never}'
-
-
-def now(
-    kinds: list[candidates.Kind],
-    wanted: placing.Wanted,
-    free: collections.abc.Iterable[placing.Candidate],
-) -> str:
-    """What a set needs, and how many of these are free for it: the begin of its reason."""
-    by_kind: dict[int, collections.Counter[str]] = {
-        kind: collections.Counter() for kind in wanted.kinds
-    }
-    for each in free:
-        for kind in each.kinds & by_kind.keys():
-            by_kind[kind][each.host] += 1
-    there = (_there(kinds[kind], by_host) for kind, by_host in by_kind.items())
-    return f'{_needs(kinds, wanted)}: {", ".join(there)}'
-
-
-def says(cause: str, said: collections.abc.Iterable[str]) -> bool:
-    """Whether a reason says this of now(), and maybe more that was read for it."""
-    cause = cause.replace(' is known', ' is free')
-    return all(each in cause for each in said)
-
-
-def _needs(kinds: list[candidates.Kind], wanted: placing.Wanted) -> str:
     amounts = collections.Counter(wanted.kinds)
     needs = ' and '.join(f'{n} of {_named(kinds[kind])}' for kind, n in amounts.items())
     where = ' in one NUMA node' if wanted.same_numa else ' on one host' if wanted.together else ''
     where += ' and in a ring of links' if wanted.linked else ''
-    return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}'
+    free = ', '.join(_free(rows, kinds, kind) for kind in amounts)
+    never = '' if could else f', and even if all were free {_at_most(rows, kinds, wanted)}'
+    if wanted.linked and not any(each.place.links for each in all_free(rows, kinds, wanted)):
+        never = ', and no links between cards are known'
+    return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}: {free}{never}'
 
 
 def _at_most(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted) -> str:
@@ -304,16 +278,10 @@ def _free(rows: Rows, kinds: list[candidates.Kind], kind: int) -> str:
     for row in rows:
         if row.amount and _filter(row, kinds, kind) == 'left':
             by_host[row.hostname] += row.amount
-    # Waiting does not help where no card has the class or the traits.
-    if not any(_filter(row, kinds, kind) not in ('class', 'trait') for row in rows):
-        return f'no {_named(kinds[kind])} is known'
-    return _there(kinds[kind], by_host)
-
-
-def _there(kind: candidates.Kind, by_host: collections.Counter[str]) -> str:
-    """How many of a kind are free, by their numbers on each host."""
     if not by_host:
-        return f'no {_named(kind)} is free'
+        # Waiting does not help where no card has the class or the traits.
+        fit = any(_filter(row, kinds, kind) not in ('class', 'trait') for row in rows)
+        return f'no {_named(kinds[kind])} {"is free" if fit else "is known"}'
     most, total = max(by_host.values()), sum(by_host.values())
     on = f'on {len(by_host)} host{"s" if len(by_host) > 1 else ""}'
-    return f'{total} of {kind.resource_class} free {on}, at most {most} on one'
+    return f'{total} of {kinds[kind].resource_class} free {on}, at most {most} on one'

@@ -61,8 +61,6 @@ class Wish(typing.TypedDict):
 #: How many hosts are named in a statement.
 NAMED = 1000
 
-#: By queue the id of its first allocation, and why that cannot be served.
-Heads = dict[str, tuple[int, str]]
 #: By the key of an allocation, the limit that each of its alternatives would exceed, or None.
 Refusals = collections.abc.Mapping[str, collections.abc.Sequence[exception.OverQuota | None]]
 
@@ -241,7 +239,6 @@ def serve(
     served = [row for row in rows.values() if _key(row) not in over]
     rank = placing.policy(policy)
     reserved: set[int] = set()
-    heads: Heads = {}
     for part in parts(served, {}, refused):
         free = taking.free(session, part.kinds, part.hosts)
         grants = backfill.grants(part.entries, free, capacity(session, part), rank, reserved)
@@ -254,33 +251,8 @@ def serve(
                 return True
             more = len(part.entries) < len(served) or next(grants, None) is not None
             return more or bool(over) or any(each.over_quota for each in rows.values())
-        _look_at_heads(heads, part, rows, free, refused)
-    _note(session, rows.values(), over, dict(heads.values()))
+    _note(session, rows.values(), over)
     return False
-
-
-def _look_at_heads(
-    heads: Heads,
-    part: Part,
-    rows: collections.abc.Mapping[int, sa.Row[typing.Any]],
-    free: placing.Chosen,
-    refused: Refusals,
-) -> None:
-    """Add the first allocation of each queue, which cannot be served, if it is in this part.
-
-    It is told what is free for it now. Nothing more is read for that.
-    """
-    for entry_ in part.entries:
-        row = rows[entry_.id]
-        if row.queue in heads:
-            continue
-        fit, kinds = entry_.fit(free), list(part.kinds)
-        said = [
-            reasons.now(kinds, wanted, fit) if wanted else str(refusal).removesuffix('.')
-            for wanted, refusal in itertools.zip_longest(entry_.sets, refused.get(_key(row), ()))
-        ]
-        known = row.cause if reasons.says(row.cause or '', said) else None
-        heads[row.queue] = row.id, known or f'It waits: {"; or ".join(said)}.'[:255]
 
 
 def _key(row: sa.Row[typing.Any]) -> str:
@@ -343,23 +315,16 @@ def _move(session: orm.Session, id: int, **values: typing.Any) -> None:
 
 
 def _note(
-    session: orm.Session,
-    rows: collections.abc.Iterable[sa.Row[typing.Any]],
-    over: dict[str, str],
-    heads: dict[int, str],
+    session: orm.Session, rows: collections.abc.Iterable[sa.Row[typing.Any]], over: dict[str, str]
 ) -> None:
-    """Store which allocations a quota holds up, and the reasons, where this has changed.
-
-    :param heads: by the id of the first allocation of each queue its reason.
-    """
-    changed: dict[tuple[bool, str], list[int]] = collections.defaultdict(list)
+    """Store which allocations a quota holds up, and the reason, where this has changed."""
+    changed: dict[str | None, list[int]] = collections.defaultdict(list)
     for row in rows:
-        over_quota = _key(row) in over
-        kept = 'It waits for its turn.' if row.over_quota else row.cause
-        cause = over[_key(row)][:255] if over_quota else heads.get(row.id, kept)
-        if (over_quota, cause) != (row.over_quota, row.cause):
-            changed[over_quota, cause].append(row.id)
-    for (over_quota, cause), ids in changed.items():
+        reason = over[_key(row)][:255] if _key(row) in over else None
+        if row.over_quota != (reason is not None) or (reason and reason != row.cause):
+            changed[reason].append(row.id)
+    for reason, ids in changed.items():
         same = model.Allocation.id.in_(ids), model.Allocation.state == 'queued'
-        values = {'over_quota': over_quota, 'cause': cause}
+        cause = reason or 'It waits for its turn.'
+        values = {'over_quota': reason is not None, 'cause': cause}
         query.matched(session, sa.update(model.Allocation).where(*same).values(**values))

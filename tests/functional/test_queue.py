@@ -392,50 +392,6 @@ def limit(service, project=ALONE, **limits):
     service.settle()
 
 
-def test_the_first_of_a_queue_is_told_what_is_free_now(service):
-    npus(service, 3)
-    held = [ask(service) for _ in range(3)]
-    first, second = ask(service, 3), ask(service, 2)
-    needs = 'It waits: needs {} of CUSTOM_NPU on one host: '
-    assert show(service, first)['reason'] == needs.format(3) + 'no CUSTOM_NPU is free.'
-    for amount in 1, 2:
-        release(service, held.pop())
-        free = f'{amount} of CUSTOM_NPU free on 1 host, at most {amount} on one.'
-        assert show(service, first)['reason'] == needs.format(3) + free
-    assert show(service, second)['reason'] == needs.format(2) + 'no CUSTOM_NPU is free.'
-    npus(service, 1, 'host-2')
-    service.manager._serve_all()
-    free = '3 of CUSTOM_NPU free on 2 hosts, at most 2 on one.'
-    assert show(service, first)['reason'] == needs.format(3) + free
-    release(service, first)
-    assert active(service, second) == [second]
-
-
-def test_what_is_known_of_a_request_stays_in_its_reason(service):
-    """To look whether it is still so would take another statement at each look."""
-    npus(service, 1)
-    ask(service)
-    never, unknown = ask(service, 2), ask(service, resource_class='CUSTOM_NONE')
-    said = [show(service, each)['reason'] for each in (never, unknown)]
-    assert 'even if all were free there would be 1 on one host' in said[0]
-    assert said[1].startswith('It waits: needs 1 of CUSTOM_NONE: no CUSTOM_NONE is known, ')
-    service.manager._serve_all()
-    assert [show(service, each)['reason'] for each in (never, unknown)] == said
-
-
-def test_the_first_of_a_queue_is_told_which_alternative_a_quota_refuses(service):
-    npus(service, 3)
-    limit(service, CUSTOM_NPU=2)
-    ask(service)
-    waits = ask(service, 2, alternatives=[[{'resources': {'CUSTOM_NONE': 1}}]])
-    service.settle()
-    service.manager._serve_all()
-    assert show(service, waits)['reason'] == (
-        'It waits: Quota exceeded for CUSTOM_NPU: the limit is 2, 1 used, and 2 asked for; or '
-        'needs 1 of CUSTOM_NONE: no CUSTOM_NONE is free.'
-    )
-
-
 def test_the_quota_counts_when_an_allocation_is_served(service, member):
     npus(service, 3)
     held = [ask(service) for _ in range(3)]
