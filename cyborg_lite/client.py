@@ -488,8 +488,9 @@ def _answers(
             raise Error('the agent sends an answer without an end')
         *lines, text = text.split(b'\n')
         for line in lines:
-            answer = json.loads(line)
-            if 'error' in {**answer}:
+            # Raises a TypeError if it is no object.
+            answer = {**json.loads(line)}
+            if 'error' in answer:
                 raise Error(str(answer['error']), int(answer.get('code', 400)))
             due = end
             yield answer

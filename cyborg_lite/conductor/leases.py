@@ -186,6 +186,12 @@ _OF_RESERVATION = {'reservation', 'count', 'name', 'queue', *model.Allocation.LA
 _OF_CARDS = {'addresses', 'seconds', 'name', 'queue', *model.Allocation.LABELS}
 
 
+def _refuse_more(request: Row, allowed: set[str], said: str) -> None:
+    """Refuse what selects accelerators, where it is settled which they are."""
+    if given := sorted(request.keys() - allowed):
+        raise exception.Invalid(reason=f'Invalid {given[0]}: {said}')
+
+
 def _draw(
     session: orm.Session,
     caller: context.RequestContext,
@@ -195,11 +201,11 @@ def _draw(
     uuid: str | None,
 ) -> str:
     """Lease from a reservation; what the reservation has is settled."""
-    if given := sorted(request.keys() - _OF_RESERVATION):
-        raise exception.Invalid(
-            reason=f'Invalid {given[0]}: a reservation has its accelerators already; expected at '
-            'most a count and a name.'
-        )
+    _refuse_more(
+        request,
+        _OF_RESERVATION,
+        'a reservation has its accelerators already; expected at most a count and a name.',
+    )
     wanted = requesting.bare(host, process, request)
     uuid = uuid or str(uuidlib.uuid4())
     reservation, count = request['reservation'], request.get('count')
@@ -215,11 +221,11 @@ def _adopt(
     uuid: str | None,
 ) -> tuple[str, list[str]]:
     """Lease the cards that a process uses."""
-    if given := sorted(request.keys() - _OF_CARDS):
-        raise exception.Invalid(
-            reason=f'Invalid {given[0]}: the process has its accelerators already; expected at '
-            'most a name and an end.'
-        )
+    _refuse_more(
+        request,
+        _OF_CARDS,
+        'the process has its accelerators already; expected at most a name and an end.',
+    )
     wanted = requesting.bare(host, process, request)
     hosts.lock(session, hosts.NAMED, name=host)
     # While this request waited for the lock, the first of two may have been carried out.
