@@ -59,7 +59,7 @@ def held(service):
 
 
 def heal(service):
-    service.embedded._services[0].manager.healer.heal()
+    service.manager.healer.heal()
 
 
 def change(service, kind, **values):

@@ -300,7 +300,7 @@ def test_an_allocation_that_is_whole_at_the_second_look_is_left(alone, audit):
 def test_what_mends_an_allocation_looks_once_more(alone, kind):
     """In its own transaction: this one is whole by then."""
     uuid_ = allocated(alone)
-    sender = alone.embedded._services[0].manager.outbox
+    sender = alone.manager.outbox
     auditor = auditing.Auditor(alone.conf, alone.database, sender)
     auditor.mend(auditing.Finding(kind, uuid_, 'it was not whole'))
     assert alone.api.get(f'/v2/allocations/{uuid_}').json['state'] == 'active'

@@ -144,7 +144,7 @@ def test_a_queued_allocation_gets_a_card_that_comes_back(service):
     assert waiting['state'] == 'queued'
     for _ in range(3):
         service.report(well())
-    support.send(service.embedded._services[0].manager.outbox)
+    support.send(service.manager.outbox)
     end = time.monotonic() + 30
     while service.rows(model.Message):
         assert time.monotonic() < end

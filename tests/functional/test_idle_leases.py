@@ -176,7 +176,7 @@ GRACE = 600
 
 
 def heal(service):
-    service.embedded._services[0].manager.healer.heal()
+    service.manager.healer.heal()
 
 
 def choose(service, action):

@@ -391,7 +391,7 @@ def test_a_lease_is_renewed_or_ends(service, race):
     with service.database.writer() as session:
         past = datetime.datetime(2000, 1, 1)
         session.execute(sa.update(model.Allocation).values(lease_ends_at=past))
-    healers = [service.embedded._services[0].manager.healer] * 2
+    healers = [service.manager.healer] * 2
     race(
         *(lambda _, healer=healer: healer.expire() for healer in healers),
         *(lambda api, each=each: api.delete(f'/v2/allocations/{each}') for each in made),

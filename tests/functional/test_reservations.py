@@ -90,16 +90,12 @@ def release(service, id):
     assert service.api.delete(f'{PATH}/{id}').status_int == 204
 
 
-def manager(service):
-    return service.embedded._services[0].manager
-
-
 def serve(service):
-    manager(service)._serve_queue({'late': True})
+    service.manager._serve_queue({'late': True})
 
 
 def heal(service):
-    manager(service).healer.heal()
+    service.manager.healer.heal()
 
 
 def limit(service, project, most):
@@ -143,7 +139,7 @@ def test_the_queue_looks_at_the_moment_of_the_start(service, clock):
     [message] = [each for each in service.rows(model.Message) if each.key == 'start']
     assert message.due_at == NOW + datetime.timedelta(seconds=30)
     clock.advance(30)
-    support.send(manager(service).outbox)
+    support.send(service.manager.outbox)
     [found] = service.rows(model.Allocation)
     assert found.state == 'active'
 
@@ -260,11 +256,11 @@ def test_it_starts_when_something_comes_free(service, clock):
     serve(service)
     with service.database.writer() as session:
         session.execute(sa.delete(model.Message))
-    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+    with unittest.mock.patch.object(service.manager.outbox, '_wake'):
         release(service, endless['uuid'])
     [message] = [each for each in service.rows(model.Message) if each.kind == 'queue']
     assert message.payload == {'late': True}
-    support.send(manager(service).outbox)
+    support.send(service.manager.outbox)
     assert show(service, mine['uuid'])['state'] == 'active'
 
 
@@ -280,9 +276,9 @@ def test_it_starts_when_a_request_that_its_quota_counts_is_deleted(service, cloc
     assert show(service, mine['uuid'])['state'] == 'reserved'
     with service.database.writer() as session:
         session.execute(sa.delete(model.Message))
-    with unittest.mock.patch.object(manager(service).outbox, '_wake'):
+    with unittest.mock.patch.object(service.manager.outbox, '_wake'):
         assert service.api.delete(f'/v2/accelerator_requests?arqs={arq}').status_int == 204
-    support.send(manager(service).outbox)
+    support.send(service.manager.outbox)
     assert show(service, mine['uuid'])['state'] == 'active'
 
 
@@ -492,7 +488,7 @@ def draw(service, reservation, count=None, project=None, number=1):
     [row] = [each for each in service.rows(model.Allocation) if each.uuid == reservation]
     ctxt = context.RequestContext(project_id=project or row.project_id, overwrite=False)
     request = {'consumer': {'type': model.Allocation.PROCESS, 'id': f'host-1/b/{number}/0/0/u/c'}}
-    with manager(service).outbox.session() as session:
+    with service.manager.outbox.session() as session:
         child = str(uuid.UUID(int=number))
         return reserving.draw(session, ctxt, reservation, count, request, 'host-1', child)
 
@@ -544,7 +540,7 @@ def test_an_audit_finds_nothing_wrong_with_it(service, clock):
     with service.database.reader() as session:
         assert not auditing._short(session)
         assert not auditing._left(session)
-    with manager(service).outbox.session() as session:
+    with service.manager.outbox.session() as session:
         releasing.end_short(session, child)
     assert show(service, child)['state'] == 'active'
 
@@ -641,7 +637,7 @@ def test_another_conductor_starts_what_one_has_reserved(database_url, clock):
     clock.advance(30)
     second = support.Service(database_url)
     try:
-        support.send(manager(second).outbox)
+        support.send(second.manager.outbox)
         serve(second)
         assert show(second, mine['uuid'])['state'] == 'active'
     finally:

@@ -45,7 +45,7 @@ def start(machine, ago=1):
             session.execute(
                 sa.update(kind).where(kind.starts_at.is_not(None)).values(starts_at=now)
             )
-    machine.service.embedded._services[0].manager._serve_queue({'late': True})
+    machine.service.manager._serve_queue({'late': True})
 
 
 def test_scenario_14_ahead_of_time(machine):

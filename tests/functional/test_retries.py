@@ -304,7 +304,7 @@ class Away:
 @pytest.mark.parametrize('act', ACTS)
 def test_each_call_is_told_that_the_database_of_the_conductor_is_away(service, act, monkeypatch):
     things = Things(service)
-    manager = service.embedded._services[0].manager
+    manager = service.manager
     # It is tried again, and waits before.
     monkeypatch.setattr(db_api.time, 'sleep', lambda _: None)
     for each in (manager, manager.outbox):
@@ -370,10 +370,10 @@ def test_a_refused_call_stays_refused(service, fault):
 def test_answers_are_deleted_after_an_hour(service):
     service.profile()
     assert service.rows(model.Call)
-    service.embedded._services[0].manager.healer.heal()
+    service.manager.healer.heal()
     assert service.rows(model.Call)
     with service.database.writer() as session:
         for call in session.query(model.Call):
             call.created_at -= model.Call.KEPT
-    service.embedded._services[0].manager.healer.heal()
+    service.manager.healer.heal()
     assert service.rows(model.Call) == []

@@ -167,7 +167,7 @@ def test_a_node_that_is_made_anew_is_closed_in_a_while(box, place, monkeypatch):
 def test_a_device_is_closed_before_it_is_free(box, monkeypatch):
     """Otherwise its last user could open it once more, beside the next."""
     machine, seen = box(), []
-    conductor = machine.service.embedded._services[0].manager
+    conductor = machine.service.manager
     calls = conductor.leases._calls
 
     def end(*args, **more):
@@ -496,7 +496,7 @@ def idle_for(machine, minutes):
         for arq in session.query(model.ARQ):
             arq.held_since -= past
     machine.agent.report()
-    machine.service.embedded._services[0].manager.healer.heal()
+    machine.service.manager.healer.heal()
     return machine.accelerators(), [ps._states(each) for each in machine.accelerators()]
 
 
@@ -525,7 +525,7 @@ def test_scenario_13_an_idle_lease_is_shown_and_nothing_is_killed(box, monkeypat
         # The process goes on to live, and has let go of the device.
         monkeypatch.setattr(processes, 'uses', lambda nodes: [])
         idle_for(machine, 2)
-        machine.service.embedded._services[0].manager.healer.heal()
+        machine.service.manager.healer.heal()
         allocation = machine.service.api.get(f'/v2/allocations/{lease["uuid"]}').json
         assert (allocation['state'] == 'released') == (action == 'release')
         assert made.poll() is None
