@@ -14,6 +14,8 @@ from tests.integration import process
 
 #: The local user whose processes lease.
 USER = pwd.getpwuid(os.getuid()).pw_name
+#: What a process executes while it holds its lease.
+COMMAND = ['sleep', '3600']
 
 
 class Holder:
@@ -25,7 +27,7 @@ class Holder:
 
     def __init__(self, deployment: deployment_.Deployment, socket: pathlib.Path) -> None:
         self._deployment = deployment
-        run = ['run', '--quiet', '--socket', socket, '--class', 'FPGA', '--', 'sleep', '3600']
+        run = ['run', '--quiet', '--socket', socket, '--class', 'FPGA', '--', *COMMAND]
         self._command = [process.BIN / 'cyborg-lite', *run]
         self._start()
 
@@ -39,13 +41,20 @@ class Holder:
         )
 
     def until(self, state: str) -> None:
-        """Wait until its lease is in this state."""
+        """Wait until its lease is in this state; of an active one the process has been told."""
         process.until(lambda: self._is(state))
 
     def _is(self, state: str) -> bool:
         if self._process.poll() is not None:
             self._start()
-        return self.lease is not None and self.lease.state == state
+        if self.lease is None or self.lease.state != state:
+            return False
+        # The agent may die between the start of the lease and its answer to the process.
+        return state != 'active' or self._runs()
+
+    def _runs(self) -> bool:
+        """Whether the process executes its command, as it does once it has the lease."""
+        return pathlib.Path(f'/proc/{self._process.pid}/comm').read_text().strip() == COMMAND[0]
 
     @property
     def lease(self) -> model.Allocation | None:
