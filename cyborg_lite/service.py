@@ -142,7 +142,7 @@ def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
         *(bus, agent.host, agent.id, agent.reported, lambda: agent.finding),
         *(agent.access, agent.specifications),
     )
-    agent.rogues, agent.leases = made.rogues, made.all
+    agent.rogues, agent.leases, agent.held = made.rogues, made.all, made.held_by_others
     return made
 
 

@@ -24,9 +24,12 @@ def request(served: leases.Leases, process: processes.Process, asked: leases.Row
     rogues, known = served.rogues(), served.all()
     # Some software opens all cards, also those that others have leased.
     leased = {each['address'] for lease in known for each in lease.row['accelerators'] or ()}
-    used = _of(rogues, process, leased)
+    seen = _of(rogues, process, leased)
+    held = served.held_by_others() if seen else set()
+    used = [address for address in seen if address not in held]
     if not used:
         if not asked.keys() - LABELS:
+            _refuse_held(process, seen)
             _refuse_unseen(served, process, leased)
         return asked
     said = f'process {process.pid} uses {processes.shortened(used)} without a lease'
@@ -53,6 +56,15 @@ def _of(
         if address not in leased
         and any(processes.is_below(use.process.pid, process.pid) for use in of_card)
     )
+
+
+def _refuse_held(process: processes.Process, held: list[str]) -> None:
+    """Refuse a process that uses cards which are all held already."""
+    if held:
+        raise exception.Conflict(
+            reason=f'process {process.pid} uses {processes.shortened(held)}, which an instance or '
+            'an allocation of the API holds: "-n 1" leases another one'
+        )
 
 
 def _refuse_unseen(served: leases.Leases, process: processes.Process, leased: set[str]) -> None:

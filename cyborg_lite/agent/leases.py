@@ -202,9 +202,14 @@ class Leases:
         with self._changed:
             return set(self._known)
 
-    def others(self) -> list[Row]:
+    def others(self, timeout: int = TIMEOUT) -> list[Row]:
         """Who holds accelerators of this host without a lease: see db.leases.others."""
-        return typing.cast('list[Row]', self._conductor().holders(**self._me()))
+        return typing.cast('list[Row]', self._conductor(timeout).holders(**self._me()))
+
+    def held_by_others(self, timeout: int = TIMEOUT) -> set[str]:
+        """The addresses of the cards that are held without a lease."""
+        # Conductors of the release before do not say them.
+        return {card for row in self.others(timeout) for card in row.get('addresses', ())}
 
     def resources(self) -> list[str]:
         """The names of the resources of this host for Spark."""
@@ -312,8 +317,8 @@ class Leases:
     def _me(self) -> dict[str, str]:
         return {'host': self.host.name, 'agent': self._agent}
 
-    def _conductor(self) -> rpc.Peer:
-        return self._bus.leases(context.service(), timeout=TIMEOUT)
+    def _conductor(self, timeout: int = TIMEOUT) -> rpc.Peer:
+        return self._bus.leases(context.service(), timeout=timeout)
 
     def _work(self) -> float:
         """Do one round; returns the time until the next, which waits for events itself."""
@@ -400,7 +405,7 @@ class Leases:
 
     def _found(self, row: Row) -> Lease:
         """A lease that a conductor has and this agent did not know."""
-        lease = Lease(row['uuid'], _process(row['consumer_id'], self.host), row)
+        lease = Lease(row['uuid'], processes.of(row['consumer_id'], self.host.name), row)
         if lease.queued:
             lease.over = 'Its client is gone.'
         elif lease.uuid in self._unanswered:
@@ -492,9 +497,3 @@ def _is_of(one: Lease, other: Lease) -> bool:
     """Whether two leases are one, or one of them is leased from the other."""
     reservations = one.row.get('reservation_uuid'), other.row.get('reservation_uuid')
     return one is other or one.uuid == reservations[1] or other.uuid == reservations[0]
-
-
-def _process(consumer: str, host: driver.Host) -> processes.Process:
-    """The process that a conductor names as a consumer: see cyborg_lite.conductor.requesting."""
-    boot, pid, started, uid, user, command = consumer.removeprefix(f'{host.name}/').split('/', 5)
-    return processes.Process(boot, int(pid), int(started), int(uid), user, command)

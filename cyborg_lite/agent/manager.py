@@ -75,6 +75,8 @@ class Manager:
         self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
         #: returns the leases of this host
         self.leases: collections.abc.Callable[[], list[leases.Lease]] = list
+        #: returns the addresses of the cards that others than leases hold, within a timeout
+        self.held: terminals.Held = lambda _: frozenset()
         self._known_rogues: dict[str, str] = {}
         self._notices = terminals.Notices()
         self._reminders = terminals.Reminders()
@@ -96,7 +98,7 @@ class Manager:
             findings = self._drivers.discover(anew)
             finding = [name for name, state in findings.drivers.items() if state.devices]
             self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
-            self._look_at_processes()
+            rogues = self._look_at_processes()
             for device in findings.devices:
                 device.rogue = self._known_rogues.get(device.address)
             idle_after = self._conf.agent.idle_after
@@ -123,23 +125,35 @@ class Manager:
                 looks=findings.looks,
                 **content,
             )
+            # Afterwards: the conductor knows the agent by now.
+            self._tell_users(rogues)
             return typing.cast('dict[str, typing.Any]', content['drivers'])
 
-    def _look_at_processes(self) -> None:
-        """Update who uses which card without a lease, and tell users on their terminals.
+    def _look_at_processes(self) -> terminals.Rogues:
+        """Update who uses which card without a lease, which is returned.
 
-        After a failure the last answer stays.
+        After a failure the last answer stays, and nothing is returned.
         """
         try:
             found = self.rogues(self.finding) if self._conf.agent.withhold_rogues else {}
             self._known_rogues = {
                 address: processes.listed([*uses]) for address, uses in found.items()
             }
-            self._notices.look(found if self._conf.agent.tell_rogues else {})
-            self._reminders.look(self.leases())
         except Exception:
             # The devices are reported nevertheless.
             LOG.exception('The processes of host %s cannot be seen', self.host.name)
+            return {}
+        return found
+
+    def _tell_users(self, rogues: terminals.Rogues) -> None:
+        """Tell users on their terminals; a failure does not affect the report."""
+        try:
+            self._reminders.look(self.leases())
+            self._notices.look(rogues if self._conf.agent.tell_rogues else {}, self.held)
+        except (*AWAY, exception.CyborgError) as error:
+            LOG.info('Users of host %s are told at a later report: %s', self.host.name, error)
+        except Exception:
+            LOG.exception('The users of host %s cannot be told', self.host.name)
 
     def start(self) -> None:
         self._worker.start()

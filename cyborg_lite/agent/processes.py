@@ -102,6 +102,12 @@ def find(pid: int) -> Process:
         return Process(boot_digest(), pid, _started(pid), uid, accounts.name(uid), _command(pid))
 
 
+def of(consumer: str, host: str) -> Process:
+    """The process that a conductor names as a consumer: see cyborg_lite.conductor.requesting."""
+    boot, pid, started, uid, user, command = consumer.removeprefix(f'{host}/').split('/', 5)
+    return Process(boot, int(pid), int(started), int(uid), user, command)
+
+
 def command(process: Process) -> str:
     """The command that a process runs now: it may have started another since it was found.
 

@@ -29,11 +29,15 @@ LOG = log.getLogger(__name__)
 PLACE = '/dev/pts'
 #: The major number of pseudo-terminals: UNIX98_PTY_SLAVE_MAJOR.
 MAJOR = 136
+#: The timeout of the call for those who hold cards, in seconds: the next report waits for it.
+TIMEOUT = 5
 #: The maximum length of a message, in bytes, and of the name of a lease in it.
 LONGEST, MOST = 400, 64
 
 #: Of some addresses, who uses each without a lease.
 Rogues = collections.abc.Mapping[str, collections.abc.Collection[processes.Use]]
+#: Returns what leases.Leases.held_by_others does, within a timeout in seconds.
+Held = collections.abc.Callable[[int], collections.abc.Set[str]]
 #: See processes.Process.key.
 Key = tuple[int, int]
 
@@ -42,7 +46,8 @@ class Notices:
     """Tells each process that uses a card without a lease so, once, on its terminal.
 
     A process is told when it is seen for the second time: a tool that looks at the cards has ended
-    by then. Processes of one terminal are told together.
+    by then. Processes of one terminal are told together. A card that an instance or an allocation
+    of the API holds does not count: its user may be the holder.
     """
 
     def __init__(self) -> None:
@@ -51,15 +56,23 @@ class Notices:
         #: those that have been told, while they live
         self._told: dict[Key, processes.Process] = {}
 
-    def look(self, rogues: Rogues) -> None:
+    def look(self, rogues: Rogues, held: Held) -> None:
+        """
+        :param held: called if somebody is to be told; after an error nothing is changed.
+        """
         found = {use.process.key: use.process for uses in rogues.values() for use in uses}
         cards: dict[Key, set[str]] = collections.defaultdict(set)
         for address, uses in rogues.items():
             for use in uses:
                 cards[use.process.key].add(address)
+        again = found.keys() & self._seen
+        places = {key: _terminal(found[key]) for key in again - self._told.keys()}
+        if any(places.values()):
+            others = held(TIMEOUT)
+            cards = {key: used - others for key, used in cards.items()}
         due: dict[tuple[int, int], list[processes.Process]] = collections.defaultdict(list)
-        for key in (found.keys() & self._seen) - self._told.keys():
-            if terminal := _terminal(found[key]):
+        for key, terminal in places.items():
+            if terminal and cards[key]:
                 due[found[key].uid, terminal].append(found[key])
         for (_, terminal), those in due.items():
             addresses = sorted(set().union(*(cards[each.key] for each in those)))
@@ -67,7 +80,7 @@ class Notices:
             if tell(those[0], terminal, _text(those, addresses)):
                 LOG.info('User %s was told of process %d', those[0].user, those[0].pid)
         living = (self._told | found).items()
-        told = self._told.keys() | (found.keys() & self._seen)
+        told = self._told.keys() | {key for key in again if cards[key]}
         self._told = {
             key: each for key, each in living if key in told and _terminal(each) is not None
         }

@@ -29,33 +29,44 @@ def of(host: str) -> list[sa.ColumnElement[bool]]:
 
 
 def others(session: orm.Session, host: str) -> list[dict[str, typing.Any]]:
-    """Who holds accelerators of a host by an instance or an allocation of the API, and how many.
+    """Who holds accelerators of a host by an instance or an allocation of the API.
 
+    Of each it is told how many, and the addresses of their cards.
     A user is named, or a project where no user is known. No id is told: all users of the host see
     it.
     """
-    arq = model.ARQ
+    arq, handle, part = model.ARQ, model.AttachHandle, model.Deployable
     labels = [getattr(_KIND, field) for field in _KIND.LABELS]
     shown = [_KIND.user_name, arq.project_id, _KIND.lease_ends_at, *labels]
+    holder = [arq.allocation_uuid, arq.instance_uuid, *shown]
     query = (
-        sa.select(*shown, sa.func.count(arq.id).label('amount'))
+        sa.select(*holder, model.Device.address, sa.func.count(arq.id).label('amount'))
+        .join(handle, handle.id == arq.attach_handle_id)
+        .join(part, part.id == handle.deployable_id)
+        .join(model.Device, model.Device.id == part.device_id)
         .outerjoin(_KIND, _KIND.uuid == arq.allocation_uuid)
         .where(
             arq.hostname == host,
-            arq.attach_handle_id.is_not(None),
             sa.or_(_KIND.consumer_type.is_(None), _KIND.consumer_type != _KIND.PROCESS),
         )
-        .group_by(arq.allocation_uuid, arq.instance_uuid, *shown)
+        .group_by(*holder, model.Device.address)
         .order_by(sa.func.min(arq.id))
     )
-    return [
-        {field: getattr(row, field) for field in ('amount', *_KIND.LABELS)}
-        | {
-            'user': row.user_name or f'project {row.project_id}',
-            'ends': row.lease_ends_at and row.lease_ends_at.isoformat(),
-        }
-        for row in session.execute(query)
-    ]
+    found: dict[tuple[typing.Any, ...], dict[str, typing.Any]] = {}
+    for row in session.execute(query):
+        held = found.setdefault(
+            (row.allocation_uuid, row.instance_uuid, row.project_id),
+            {field: getattr(row, field) for field in _KIND.LABELS}
+            | {
+                'user': row.user_name or f'project {row.project_id}',
+                'ends': row.lease_ends_at and row.lease_ends_at.isoformat(),
+                'amount': 0,
+                'addresses': [],
+            },
+        )
+        held['amount'] += row.amount
+        held['addresses'].append(row.address)
+    return list(found.values())
 
 
 def rename(session: orm.Session, old: str, new: str) -> None:

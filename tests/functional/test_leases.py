@@ -943,7 +943,7 @@ def test_a_consumer_is_read_back():
     told = process(user='a/b', command='x/y\n')
     text = requesting.consumer('host-1', told)
     host = type('Host', (), {'name': 'host-1'})
-    read = leases._process(text, host)
+    read = leases.processes.of(text, host.name)
     assert dataclasses.asdict(read) == told | {'user': 'a?b', 'command': 'x?y?'}
     with pytest.raises(leases.exception.Invalid, match='shorter name'):
         requesting.consumer('h' * 250, told)

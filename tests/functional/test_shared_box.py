@@ -270,6 +270,25 @@ def test_scenario_8_the_user_is_told_once(box, tells):
         bob.close()
 
 
+def test_the_holder_of_an_allocation_of_the_api_is_not_told(box):
+    """Until it is freed: the agent does not know whose it is."""
+    machine = box('advisory')
+    api = machine.service.api
+    made = api.post('/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}).json
+    opens = f"os.open({machine.node_of(made)!r}, os.O_RDWR); print('opened', flush=True)"
+    bob = test_terminals.Terminal(BOB, BOB, then=opens)
+    try:
+        assert bob.process.stdout.readline() == b'opened\n'
+        for _ in range(3):
+            assert rogues(machine) == {}
+        assert bob.read(0) == ''
+        api.delete(f'/v2/allocations/{made["uuid"]}')
+        assert rogues(machine)
+        assert 'without a lease' in bob.read()
+    finally:
+        bob.close()
+
+
 @pytest.mark.parametrize('count', [None, 2])
 def test_a_running_job_is_adopted_with_the_devices_that_it_uses(box, count):
     """Neither others are leased, nor are its own given out."""
@@ -328,6 +347,30 @@ def test_a_job_that_opens_what_others_have_leased_is_adopted_with_the_rest(box):
         assert status == 0, err
         [held] = machine.lease(bob.pid)['accelerators']
     assert held['address'] == '0000:33:00.0'
+
+
+def test_a_job_that_opens_what_the_api_has_allocated_is_adopted_with_the_rest(box):
+    machine = box('advisory')
+    api = machine.service.api
+    made = api.post('/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}).json
+    theirs = machine.node_of(made)
+    bob, _ = machine.opening(BOB, theirs, machine.nodes[3])
+    only, _ = machine.opening(BOB, theirs)
+    with test_leases.opened(machine):
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(bob.pid))
+        assert status == 0, err
+        [held] = machine.lease(bob.pid)['accelerators']
+        assert held['address'] == '0000:33:00.0'
+        # It has nothing to adopt, and may have another one.
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(only.pid))
+        said = 'which an instance or an allocation of the API holds: "-n 1" leases another one'
+        assert (status, said in err) == (1, True), err
+        assert machine.says(BOB, 'alloc', '--pid', str(only.pid), '-n', '1')[0] == 0
+    for each in (bob, only):
+        each.kill()
+        each.wait()
+    machine.until(lambda: machine.held() == 1)
+    api.delete(f'/v2/allocations/{made["uuid"]}')
 
 
 def test_a_job_that_is_not_listed_yet_is_given_no_other_device(box, monkeypatch):

@@ -91,12 +91,28 @@ def test_rogues_are_looked_for_if_it_is_configured(agent, bus):
 
 def test_users_of_rogues_are_told_if_it_is_configured(agent, bus, monkeypatch):
     looks = []
-    monkeypatch.setattr(agent._notices, 'look', looks.append)
+
+    def look(found, held):
+        assert held is agent.held
+        # The conductor knows what it is asked about.
+        looks.append((found, len(bus.reports)))
+
+    monkeypatch.setattr(agent._notices, 'look', look)
     agent.rogues = rogues
     for tells in (True, False):
         agent._conf.agent.tell_rogues = tells
         agent.report()
-    assert looks == [{'0000:3b:00.0': [USE]}, {}]
+    assert looks == [({'0000:3b:00.0': [USE]}, 1), ({}, 2)]
+
+
+@pytest.mark.parametrize('error', [messaging.MessagingTimeout('no answer'), OSError('no file')])
+def test_users_that_cannot_be_told_do_not_fail_the_report(agent, bus, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(agent._notices, 'look', fail)
+    assert agent.report()
+    assert len(bus.reports) == 1
 
 
 def test_a_requested_report_has_the_callers_context(agent, bus):

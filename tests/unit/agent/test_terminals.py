@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tty
 
+import oslo_messaging as messaging
 import pytest
 
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import terminals
 from tests import support
 
-CARD = '0000:3b:00.0'
+CARD, OTHER = '0000:3b:00.0', '0000:5e:00.0'
 JANE, BOB = 4201, 4202
 #: A process that has a terminal of its own, which belongs to a user, and says where it is.
 SHELL = """
@@ -199,13 +200,18 @@ def test_a_process_that_has_ended_is_not_told(terminal):
         processes.terminal(process)
 
 
+def look(notices, rogues, *held):
+    """A look while somebody holds these cards without a lease."""
+    notices.look(rogues, lambda _: {*held})
+
+
 def test_each_is_told_once_at_the_second_look(terminal):
     bob, jane = terminal(), terminal(JANE, JANE)
     notices = terminals.Notices()
     rogues = {CARD: [bob.use(), jane.use()]}
-    notices.look(rogues)
+    look(notices, rogues)
     assert (bob.read(0), jane.read(0)) == ('', '')
-    notices.look(rogues)
+    look(notices, rogues)
     for each in (bob, jane):
         said = each.read()
         assert f'cyborg-lite: process {each.process.pid} (python' in said
@@ -213,7 +219,7 @@ def test_each_is_told_once_at_the_second_look(terminal):
         assert 'start it with "cyborg-lite run"' in said
     # Nor if it lets go of the device meanwhile.
     for found in (rogues, {}, rogues, rogues):
-        notices.look(found)
+        look(notices, found)
     assert (bob.read(0), jane.read(0)) == ('', '')
 
 
@@ -221,8 +227,50 @@ def test_what_has_gone_at_the_second_look_is_told_nothing(terminal):
     bob = terminal()
     notices = terminals.Notices()
     for found in ({CARD: [bob.use()]}, {}, {CARD: [bob.use()]}):
-        notices.look(found)
+        look(notices, found)
     assert bob.read(0) == ''
+
+
+def test_a_user_of_what_the_api_has_allocated_is_told_once_it_is_freed(terminal):
+    """It may be the holder: of such cards only conductors know that they are held."""
+    bob = terminal()
+    notices = terminals.Notices()
+    for _ in range(3):
+        look(notices, {CARD: [bob.use()]}, CARD)
+    assert bob.read(0) == ''
+    look(notices, {CARD: [bob.use()]}, OTHER)
+    assert f'uses {CARD} without a lease' in bob.read()
+
+
+def test_a_user_is_told_of_the_cards_that_nobody_holds(terminal):
+    bob = terminal()
+    notices = terminals.Notices()
+    for _ in range(2):
+        look(notices, {CARD: [bob.use()], OTHER: [bob.use()]}, CARD)
+    assert f'uses {OTHER} without a lease' in bob.read()
+
+
+def test_without_an_answer_nobody_is_told_before_the_next_look(terminal):
+    bob = terminal()
+    notices = terminals.Notices()
+
+    def fail(_):
+        raise messaging.MessagingTimeout('no answer')
+
+    look(notices, {CARD: [bob.use()]})
+    with pytest.raises(messaging.MessagingTimeout):
+        notices.look({CARD: [bob.use()]}, fail)
+    assert bob.read(0) == ''
+    look(notices, {CARD: [bob.use()]})
+    assert f'uses {CARD} without a lease' in bob.read()
+
+
+def test_conductors_are_asked_only_if_somebody_is_to_be_told(terminal):
+    bob, asked = terminal(), []
+    notices = terminals.Notices()
+    for _ in range(3):
+        notices.look({CARD: [bob.use()]}, lambda timeout: asked.append(timeout) or set())
+    assert asked == [terminals.TIMEOUT]
 
 
 def test_processes_of_one_terminal_are_told_together(terminal):
@@ -233,12 +281,12 @@ def test_processes_of_one_terminal_are_told_together(terminal):
     notices = terminals.Notices()
     try:
         for _ in range(2):
-            notices.look({CARD: uses, '0000:5e:00.0': [bob.use()], '0000:7a:00.0': uses[:1]})
+            look(notices, {CARD: uses, OTHER: [bob.use()], '0000:7a:00.0': uses[:1]})
         said = bob.read()
     finally:
         os.kill(child, signal.SIGKILL)
     assert f'process {bob.process.pid} (python' in said
-    assert f' and 1 more uses {CARD}, 0000:5e:00.0 and 1 more without' in said
+    assert f' and 1 more uses {CARD}, {OTHER} and 1 more without' in said
     assert bob.read(0) == ''
 
 
@@ -250,7 +298,7 @@ def test_a_process_without_a_terminal_is_told_nothing():
         assert processes.terminal(process) == 0
         notices = terminals.Notices()
         for _ in range(2):
-            notices.look({CARD: [processes.Use(process, frozenset(), None, None)]})
+            look(notices, {CARD: [processes.Use(process, frozenset(), None, None)]})
         made.kill()
 
 

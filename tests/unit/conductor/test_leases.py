@@ -144,6 +144,23 @@ def test_containers_that_are_none_are_refused(conductor, agent, containers):
         contain(conductor, agent, containers)
 
 
+def test_what_is_held_without_a_lease_is_told_with_its_cards(conductor, agent):
+    """One row for each holder, in the order in which they came."""
+    conductor.report(*map(support.card, ('3b', '5e', '7a')), agent='agent-1')
+    lease(conductor, agent)
+    request = {
+        'profile': None, 'alternatives': [[{'resources:FPGA': '2'}]], 'same_host': True,
+        'same_numa': 'prefer', 'hosts': None, 'note': 'of the API',
+    }  # fmt: skip
+    made = conductor.create_allocation(direct.member(), request=request)
+    with conductor.database.reader() as session:
+        statement = sa.select(model.Allocation).where(model.Allocation.uuid == made)
+        held = [each['address'] for each in session.scalars(statement).one().accelerators]
+    [told] = ask(conductor, 'holders', **agent)
+    assert (told['amount'], sorted(told['addresses'])) == (2, sorted(held))
+    assert (told['note'], told['ends']) == ('of the API', None)
+
+
 def test_an_end_is_idempotent(conductor, agent):
     row = lease(conductor, agent)
     end(conductor, agent, row)
