@@ -7,6 +7,7 @@ one who wants many accelerators gets them before those who came later.
 
 from __future__ import annotations
 
+import math
 import time
 import typing
 
@@ -53,7 +54,7 @@ def take(
     waited = False
     with served.lines.joined(process.uid, str(request['reservation'])) as (line, ticket):
         while True:
-            waited |= _wait_for_turn(asking, line, ticket, waits)
+            waited |= _wait_for_turn(asking, line, ticket, waits, request.get('count') or 1)
             before = served.uuids()
             try:
                 return served.take(process, request)
@@ -62,6 +63,8 @@ def take(
                     raise
                 told = {name: error.kwargs.get(name) for name in ('in_use', 'reservation')}
                 line.shown = {'reason': error.message} | told
+                # Conductors of the release before do not say it.
+                line.has = error.kwargs.get('has', math.inf)
                 left = terms.until(error.kwargs['starts_at'])
                 # The longer ago it was to start, the rarer the questions.
                 away = min(max(SOON, abs(left)), LATER if left > 0 else BUSY)
@@ -80,10 +83,15 @@ def take(
             _pause(served, asking, before, away)
 
 
-def _wait_for_turn(asking: Client, line: lines.Line, ticket: object, waits: Words) -> bool:
-    """Wait until a client is the first of its line; returns whether others were before it."""
+def _wait_for_turn(
+    asking: Client, line: lines.Line, ticket: object, waits: Words, count: int
+) -> bool:
+    """Wait until a client is the first of its line; returns whether others were before it.
+
+    One that asks for more than there is has no turn to wait for: it is refused.
+    """
     told: Words = {}
-    while (place := line.place(ticket)) > 1:
+    while (place := line.place(ticket)) > 1 and count <= line.has:
         if told != (now := waits | line.shown | {'position': place}):
             asking.send(now)
             told = now

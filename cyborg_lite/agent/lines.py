@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import math
 import threading
 import typing
 
@@ -16,6 +17,8 @@ class Line:
         self.tickets: list[object] = []
         #: what the first of them waits for, for all of them
         self.shown: dict[str, typing.Any] = {'reason': 'It waits behind others.'}
+        #: how many accelerators the reservation has, as far as it is known
+        self.has: float = math.inf
 
     def place(self, ticket: object) -> int:
         """The place of a client: 1 if it is the first."""

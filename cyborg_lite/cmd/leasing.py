@@ -33,6 +33,7 @@ ADVICE = {
     'ps" shows all cards',
     'not free in time': 'Ask for fewer with -n, or wait longer; "cyborg-lite ps" shows all cards',
     'Device profile': '"openstack accelerator device profile list" lists them',
+    'it cannot give': 'Ask for fewer with -n: "cyborg-lite reserve --list" lists them',
     'Reservation': '"cyborg-lite reserve --list" lists them',
     'overlaps with': 'Choose another --at, or fewer with -n: "cyborg-lite reserve --list" lists '
     'the times',

@@ -438,7 +438,7 @@ def draw(
         return same
     columns = _kind.id, _kind.uuid, _kind.state, _kind.starts_at, _kind.cause, _kind.groups
     found = session.execute(
-        sa.select(*columns, _kind.accelerators, _kind.profile)
+        sa.select(*columns, _kind.accelerators, _kind.profile, _kind.wish)
         .where(
             _kind.project_id == ctxt.project_id,
             sa.or_(_kind.uuid == reservation, _kind.active_name == reservation),
@@ -449,28 +449,35 @@ def draw(
     ).one_or_none()
     if found is None:
         raise exception.NotFound(what='Reservation', id=reservation)
+    here = [each for each in found.accelerators if each['host'] == host]
+    has = _most(found.wish) if found.state == 'reserved' else len(here)
+    if (wanted := count or 1) > has:
+        raise exception.Conflict(
+            reason=f'Reservation {found.uuid} has only {has} accelerators on host {host}: it '
+            f'cannot give {wanted}'
+        )
+    # By its start an agent knows when to ask again.
+    waits = {'starts_at': found.starts_at.isoformat(), 'has': has}
     if found.state == 'reserved':
         why = found.cause or f'It starts at {base.iso(found.starts_at)}.'
-        # By its start an agent knows when to ask again.
         raise exception.Conflict(
             reason=f'Reservation {found.uuid} holds nothing yet: {why}',
-            starts_at=found.starts_at.isoformat(),
             in_use=found.cause == WAITS,
+            **waits,
         )
     drawn = sa.select(_kind.accelerators).where(
         _kind.reservation_uuid == found.uuid, _kind.state == 'active'
     )
     taken = {each['uuid'] for held in session.scalars(drawn) for each in held}
-    here = [each for each in found.accelerators if each['host'] == host]
     left = [each for each in here if each['uuid'] not in taken]
-    if len(left) < (wanted := count or 1):
+    if len(left) < wanted:
         # What others use comes free: an agent asks again, as before the start.
-        start = found.starts_at.isoformat()
-        waits = {'starts_at': start, 'in_use': True, 'reservation': found.uuid}
         raise exception.Conflict(
-            reason=f'Reservation {found.uuid} has {len(here)} accelerators on host {host}, and '
+            reason=f'Reservation {found.uuid} has {has} accelerators on host {host}, and '
             f'{len(left)} are left: expected at least {wanted}.',
-            **(waits if len(here) >= wanted else {}),
+            in_use=True,
+            reservation=found.uuid,
+            **waits,
         )
     profile = model.DeviceProfile(groups=[], private=True)
     row = allocating.row_of(ctxt, uuid, request, profile, digest) | {
@@ -483,3 +490,9 @@ def draw(
     session.execute(sa.insert(_kind), [row])
     query.matched(session, sa.update(_kind).where(_kind.id == found.id).values(claim_by=None))
     return uuid
+
+
+def _most(wish: serving.Wish) -> int:
+    """The most accelerators that a reservation may have: at its start one alternative is chosen."""
+    groups = [[sum(profiles.resources(x).values()) for x in each] for each in wish['alternatives']]
+    return max(map(sum, groups))

@@ -109,8 +109,6 @@ def test_a_run_uses_a_reservation(machine):
     assert rows == []
     assert machine.run('release', lease['uuid'])[0] == 0
     machine.until(lambda: len(machine.leases()) == 1)
-    status, _, err = machine.run('run', '--reservation', 'night', '-n', 5, '--', 'true')
-    assert (status, '4 are left' in err) == (1, True)
     status, _, err = machine.run('run', '--reservation', 'other', '--', 'true')
     assert (status, 'Reservation other not found' in err) == (1, True)
     said = machine.run('run', '--reservation', 'night', '--class', 'npu', '--', 'true')[2]
@@ -201,6 +199,24 @@ def test_a_run_waits_for_what_others_use_of_its_reservation(machine, monkeypatch
     assert (many.returncode, len(out.split(','))) == (0, 4), err
     machine.until(lambda: machine.lease(few.pid))
     assert machine.lease(few.pid)['reservation'] == mine
+
+
+def test_a_run_for_more_than_its_reservation_has_is_refused(machine, monkeypatch):
+    """It would wait for ever: before the start, after it, and behind others."""
+    monkeypatch.setattr(drawing, 'LATER', 0.05)
+    mine, _ = reserve(machine, '-n', 4, '--at', 'tomorrow 09:00', '--for', '3h')
+    many = 'run', '--reservation', mine, '-n', 5, '--', 'true'
+    said = (
+        f'cyborg-lite: Reservation {mine} has only 4 accelerators on host atlas-800t-a2: it cannot '
+        'give 5. Ask for fewer with -n: "cyborg-lite reserve --list" lists them.\n'
+    )
+    assert machine.run(*many) == (1, '', said)
+    first = machine.command('run', '--reservation', mine, '-n', 4, '--', 'sleep', '600')
+    assert 'waiting at place 1: Reservation' in first.stderr.readline()
+    assert machine.run(*many) == (1, '', said)
+    start(machine)
+    machine.until(lambda: machine.lease(first.pid))
+    assert machine.run(*many) == (1, '', said)
 
 
 def test_a_run_ends_if_what_it_waits_for_ends(machine, monkeypatch):
