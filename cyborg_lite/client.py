@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
-import datetime
 import errno
 import json
 import os
@@ -382,50 +381,6 @@ def _connect(connection: socket.socket, path: str) -> None:
 def plain(text: str) -> str:
     """A text on one line, without characters that are not printable."""
     return ''.join(each if each.isprintable() else '?' for each in text)
-
-
-_UNITS = {'s': 1, 'm': 60, 'min': 60, 'h': 3600, 'd': 86400}
-
-
-def seconds(text: str) -> float:
-    """A time such as ``90``, ``30s``, ``30m``, ``2h`` or ``1d``, in seconds.
-
-    :raises ValueError: when it is not a time.
-    """
-    found = re.fullmatch(r'([0-9]{1,8}(?:\.[0-9]{1,3})?)\s?(s|m|min|h|d)?', text)
-    if not found or float(found[1]) <= 0:
-        raise ValueError(f'expected a time such as 90, 30m or 2h, not {text!r:.80}')
-    return float(found[1]) * _UNITS[found[2] or 's']
-
-
-#: The forms of a time that a person types.
-TIMES = '09:00, "tomorrow 09:00", 2026-11-28T09:00 or 2026-11-28T09:00+01:00'
-
-
-def moment(text: str, now: datetime.datetime | None = None) -> datetime.datetime:
-    """A time that a person types, in UTC: of the local time zone, unless it names another.
-
-    A time without a day is the next one of that time.
-
-    :param now: the time now, in the local time zone and without it.
-    :raises ValueError: when it is not a time.
-    """
-    now = now or datetime.datetime.now()  # noqa: DTZ005
-    wrong = ValueError(f'expected a time such as {TIMES}, not {text!r:.80}')
-    found = re.fullmatch(r'(?:(today|tomorrow)\s+)?([0-9]{1,2}):([0-9]{2})', text.strip().lower())
-    try:
-        if found is None:
-            if not re.match('[0-9]{4}-', text.strip()):
-                raise wrong
-            when = datetime.datetime.fromisoformat(text.strip())
-        else:
-            time_ = datetime.time(int(found[2]), int(found[3]))
-            when = datetime.datetime.combine(now.date(), time_)
-            if found[1] == 'tomorrow' or (found[1] is None and when <= now):
-                when = datetime.datetime.combine(now.date() + datetime.timedelta(1), time_)
-        return when.astimezone(datetime.timezone.utc).replace(tzinfo=None)  # noqa: UP017
-    except (ValueError, OverflowError, OSError):
-        raise wrong from None
 
 
 def _conversation(

@@ -9,6 +9,7 @@ import shlex
 
 from cyborg_lite import client
 from cyborg_lite.cmd import leasing
+from cyborg_lite.cmd import times
 
 DESCRIPTION = (
     'Asks the agent of this machine for accelerators, and prints the variables by which the '
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     holder.add_argument(
         '--for',
         dest='seconds',
-        type=leasing.seconds,
+        type=times.seconds,
         metavar='TIME',
         help='hold them for this time, such as 2h, whichever processes end',
     )

@@ -15,6 +15,7 @@ from cyborg_lite import client
 from cyborg_lite.agent import processes
 from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import main as command
+from cyborg_lite.cmd import times
 
 DESCRIPTION = (
     'Prints accelerators as a discovery script of Spark does: {"name": "npu", "addresses": ["0"]}. '
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--wait',
-        type=leasing.seconds,
+        type=times.seconds,
         metavar='TIME',
         help='wait so long, such as 30s, if they are not free (not at all)',
     )

@@ -10,6 +10,7 @@ import time
 import typing
 
 from cyborg_lite import client
+from cyborg_lite.cmd import times
 
 #: The status of a command that timed out, as in timeout(1).
 LATE = 124
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     waiting.add_argument(
         '--wait',
-        type=seconds,
+        type=times.seconds,
         metavar='TIME',
         help=f'wait at most this time, such as 30m, then exit with status {LATE} (no limit)',
     )
@@ -126,13 +127,6 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= 1000 and len(text) < 5):
         raise argparse.ArgumentTypeError(f'expected a number from 1 to 1000, not {text!r:.80}')
     return int(text)
-
-
-def seconds(text: str) -> float:
-    try:
-        return client.seconds(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def attempt(
@@ -292,7 +286,7 @@ def _holder(held: dict[str, typing.Any]) -> str:
     # Agents of the release before do not say it.
     found = sorted({p['container'] for p in held.get('processes', ()) if p.get('container')})
     inside = f'in container {", ".join(found)}' if found else ''
-    ends = f' until {_moment(held).isoformat(timespec="seconds")} UTC' if held.get('ends') else ''
+    ends = f' until {times.local(held["ends"])}' if held.get('ends') else ''
     note = held.get('note') or ''
     said = f', "{note[:NOTE]}{"…" if len(note) > NOTE else ""}"' if note else ''
     amount = len(held['accelerators']) if 'accelerators' in held else held['amount']
@@ -306,5 +300,5 @@ def _moment(held: dict[str, typing.Any]) -> datetime.datetime:
 
 
 def say(text: str) -> None:
-    """Print one line to the terminal, without characters that are not printable."""
-    print('cyborg-lite:', client.plain(text), file=sys.stderr)
+    """Print one line to the terminal, in local time, without characters that are not printable."""
+    print('cyborg-lite:', client.plain(times.localized(text)), file=sys.stderr)

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import typing
 
 from cyborg_lite import client
 from cyborg_lite.cmd import leasing
+from cyborg_lite.cmd import times
 
 DESCRIPTION = (
     'Keeps accelerators of this machine from a time on: until then they are leased only for a time '
     'that ends before. "cyborg-lite run --reservation ID -- COMMAND" uses them, and "cyborg-lite '
     'release ID" cancels all of it. If nobody has used them in time, they are released.'
 )
-#: How times are printed: in the local time zone.
-FORM = '%Y-%m-%d %H:%M'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,28 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         '--at',
-        type=_moment,
+        type=times.moment,
         metavar='TIME',
-        help=f'from when on, in local time: {client.TIMES}',
+        help=f'from when on, in local time: {times.TIMES}',
     )
     what.add_argument('--list', action='store_true', help='list the reservations of this machine')
     parser.add_argument(
         '--for',
         dest='seconds',
-        type=leasing.seconds,
+        type=times.seconds,
         metavar='TIME',
         help='for how long, such as 3h',
     )
     leasing.add_labels(parser, 'reservation')
     leasing.add_agent(parser)
     parser.set_defaults(run=run)
-
-
-def _moment(text: str) -> datetime.datetime:
-    try:
-        return client.moment(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,10 +59,8 @@ def _reserve(arguments: argparse.Namespace) -> int:
     words = {'do': 'lease', 'of': 'time', 'request': request, 'host': arguments.host}
     made = client.ask(client.find(arguments.socket), words)
     print(made['uuid'])
-    leasing.say(
-        f'{made["amount"]} of host {made["host"]} are reserved from {_local(made["starts"])} to '
-        f'{_local(made["ends"])}'
-    )
+    start, end = times.local(made['starts']), times.local(made['ends'])
+    leasing.say(f'{made["amount"]} of host {made["host"]} are reserved from {start} to {end}')
     return 0
 
 
@@ -86,10 +75,5 @@ def _list(arguments: argparse.Namespace) -> int:
 def _cells(row: dict[str, typing.Any]) -> tuple[typing.Any, ...]:
     """From when to when, how many, of whom, in which state; its id if it may be changed."""
     id = row['name'] or row['uuid'] or ''
-    times = _local(row['starts']), _local(row['ends'])
-    return (*times, row['amount'], row['user'], row['state'], id)
-
-
-def _local(text: str) -> str:
-    moment = datetime.datetime.fromisoformat(text).replace(tzinfo=datetime.timezone.utc)  # noqa: UP017
-    return moment.astimezone().strftime(FORM)
+    window = times.local(row['starts']), times.local(row['ends'])
+    return (*window, row['amount'], row['user'], row['state'], id)

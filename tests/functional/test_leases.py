@@ -268,8 +268,9 @@ def test_all_holders_are_named(machine):
     machine.hold(5)
     asked = {'groups': [{'resources': {'CUSTOM_NPU': 1}}], 'note': 'of the API', 'lease': 3600}
     made = machine.service.api.post('/v2/allocations', asked).json
-    status, _, err = machine.run('run', '--nonblock', '--', 'true')
-    moment = r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d UTC'
+    utc = {'TZ': 'UTC'}
+    status, _, err = machine.run('run', '--nonblock', '--', 'true', env=utc)
+    moment = r'\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)? UTC'
     assert re.search(rf'held by {user} \(2 until {moment}\), {user} \d+ sleep \(5\), ', err), err
     assert re.search(rf', \S[^,]* \(1 until {moment}, "of the API"\)\. ', err), err
     with machine.service.database.writer() as session:

@@ -52,7 +52,9 @@ def test_scenario_14_ahead_of_time(machine):
     """Overlaps are refused with what clashes, runs that could overrun are told, one id cancels."""
     four, err = reserve(machine, '-n', 4, '--at', 'tomorrow 09:00', '--for', '3h')
     tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # noqa: DTZ011
-    assert f'4 of host atlas-800t-a2 are reserved from {tomorrow} 09:00 to {tomorrow} 12:00' in err
+    zones = [datetime.datetime.combine(tomorrow, datetime.time(n)).astimezone() for n in (9, 12)]
+    start_, end = (when.strftime('%Y-%m-%d %H:%M %Z') for when in zones)
+    assert f'4 of host atlas-800t-a2 are reserved from {start_} to {end}\n' in err
     status, _, err = machine.run('reserve', '-n', 5, '--at', 'tomorrow 11:00', '--for', '1h')
     assert (status, f'overlaps with reservation {four}' in err) == (1, True)
     assert ': "cyborg-lite reserve --list" lists the times.' in err
@@ -62,7 +64,7 @@ def test_scenario_14_ahead_of_time(machine):
     # Nothing is in the way of the other four.
     assert machine.run('run', '-n', 4, '--nonblock', '--', 'true')[0] == 0
     shown = machine.run('reserve', '--list')[1]
-    assert shown.startswith(f'{tomorrow} 09:00  {tomorrow} 12:00  4  ')
+    assert shown.startswith(f'{start_}  {end}  4  ')
     assert shown.endswith(f'reserved  {four}\n')
     assert machine.run('release', four)[0] == 0
     assert machine.run('reserve', '--list')[1] == ''
@@ -123,7 +125,9 @@ def test_a_run_waits_for_the_start(machine, monkeypatch):
     made = machine.command('run', *night, '--', *SHOW)
     said = made.stderr.readline()
     assert said.startswith('cyborg-lite: waiting at place 1: Reservation ')
-    assert 'It starts at' in said
+    # As it was typed.
+    tomorrow = datetime.date.today() + datetime.timedelta(days=1)  # noqa: DTZ011
+    assert f'It starts at {tomorrow} 09:00 ' in said
     interrupted = machine.command('run', *night, '--', 'sleep', '600')
     assert interrupted.stderr.readline() == said.replace('place 1', 'place 2')
     interrupted.send_signal(signal.SIGINT)
@@ -268,9 +272,15 @@ def test_what_runs_ends_with_its_reservation(machine):
     assert not machine.held()
 
 
+def test_a_reservation_for_now(machine):
+    mine, _ = reserve(machine, '-n', 4, '--at', 'now', '--for', '3h')
+    start(machine)
+    assert machine.run('run', '--reservation', mine, '--', 'true')[0] == 0
+
+
 def test_the_forms_of_times_are_told(machine):
     status, _, err = machine.run('reserve', '--at', 'soon', '--for', '3h')
-    assert (status, 'expected a time such as 09:00, "tomorrow 09:00"' in err) == (2, True)
+    assert (status, 'expected a time such as now, 09:00, "tomorrow 09:00"' in err) == (2, True)
     status, _, err = machine.run('reserve', '--at', '09:00')
     assert (status, 'expected for how long' in err) == (2, True)
     status, _, err = machine.run('reserve', '--at', '2020-01-01T09:00', '--for', '3h')

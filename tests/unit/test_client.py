@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a client waits for an agent."""
 
-import datetime
 import json
 import platform
 import socket
@@ -180,42 +179,6 @@ def test_labels_have_the_lengths_of_the_service():
     """The client imports nothing of the service."""
     schemas = model.Allocation.LABELS
     assert {field: each['maxLength'] for field, each in schemas.items()} == client.LABELS
-
-
-@pytest.fixture
-def in_shanghai(monkeypatch):
-    monkeypatch.setenv('TZ', 'Asia/Shanghai')
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
-
-
-@pytest.mark.parametrize(
-    ('text', 'expected'),
-    [
-        ('09:00', '2026-11-28 01:00'),
-        ('19:30', '2026-11-27 11:30'),
-        ('18:00', '2026-11-28 10:00'),
-        ('today 09:00', '2026-11-27 01:00'),
-        ('Tomorrow  9:05', '2026-11-28 01:05'),
-        ('2026-12-01T09:00', '2026-12-01 01:00'),
-        ('2026-12-01 09:00', '2026-12-01 01:00'),
-        ('2026-12-01T09:00+01:00', '2026-12-01 08:00'),
-        ('2026-12-01T09:00Z', '2026-12-01 09:00'),
-    ],
-)
-def test_times_that_people_type(in_shanghai, text, expected):
-    """At six in the evening in Shanghai; the answer is in UTC."""
-    found = client.moment(text, datetime.datetime(2026, 11, 27, 18))
-    assert found == datetime.datetime.fromisoformat(expected)
-
-
-@pytest.mark.parametrize('text', ['', '9', '25:00', '09:60', 'noon', '2026-13-01T09:00', '20260101',
-                                  '9999-12-31T23:59-12:00', '09:00\n09:00'])  # fmt: skip
-def test_no_time(in_shanghai, text):
-    with pytest.raises(ValueError, match='expected a time such as 09:00'):
-        client.moment(text, datetime.datetime(2026, 11, 27, 18))
 
 
 def test_the_package_shows_what_is_for_programs():
