@@ -27,6 +27,7 @@ from cyborg_lite import service as services
 from cyborg_lite import unix
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
+from cyborg_lite.cmd import reading
 from tests import support
 from tests.unit import test_server
 from tests.unit.cmd import process
@@ -114,7 +115,7 @@ def test_a_unix_socket_is_asked(at_socket, run):
 
 def test_a_socket_is_preferred_to_the_port(at_socket, tmp_path, run, monkeypatch):
     """Where credentials are given, the port is meant."""
-    monkeypatch.setattr(ps, 'LOCAL', 'http://127.0.0.1:1')
+    monkeypatch.setattr(reading, 'LOCAL', 'http://127.0.0.1:1')
     monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'nowhere')
     monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
     assert run()[0] == 0
