@@ -15,12 +15,15 @@ import collections.abc
 import contextlib
 import dataclasses
 import errno
+import grp
 import json
 import os
 import pathlib
 import platform
+import pwd
 import re
 import socket
+import stat
 import time
 import types
 import typing
@@ -299,6 +302,35 @@ def find_api() -> str | None:
     return _found(API_SOCKET, os.W_OK)
 
 
+def barred_api() -> str | None:
+    """The path of the first socket of the API, if there is none that this user may use."""
+    return None if find_api() else _found(API_SOCKET)
+
+
+def barred(path: str) -> str:
+    """Why this user may not use a socket, and what to type, by what its file says."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return f'this user may not look there: {error.strerror}'
+    owner = _named(pwd.getpwuid, found.st_uid)
+    if not found.st_mode & stat.S_IWGRP:
+        return f'it is there, and only user {owner} may use it: ask them to set socket_group'
+    group, me = _named(grp.getgrgid, found.st_gid), _named(pwd.getpwuid, os.geteuid())
+    return (
+        f'it is there, and only user {owner} and group {group} may use it: ask for "usermod -aG '
+        f'{group} {me}", and log in again'
+    )
+
+
+def _named(find: collections.abc.Callable[[int], tuple[typing.Any, ...]], id: int) -> str:
+    """The name of a user or group; the number if it has none."""
+    try:
+        return str(find(id)[0])
+    except KeyError:
+        return str(id)
+
+
 def _found(name: str, mode: int = os.F_OK) -> str | None:
     """The path of the first socket of this name that this user may use; None if there is none.
 
@@ -395,7 +427,7 @@ def _conversation(
     try:
         connection = connect(path)
     except OSError as error:
-        raise Error(f'{path}: {_unreachable(error)}') from None
+        raise Error(f'{path}: {_unreachable(path, error)}') from None
     with connection:
         try:
             connection.sendall(json.dumps(words).encode() + b'\n')
@@ -415,11 +447,12 @@ def _conversation(
             raise Error(f'{path} is no socket of an agent: that is {SOCKET}') from None
 
 
-def _unreachable(error: OSError) -> str:
+def _unreachable(path: str, error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return barred(path)
     words = {
         errno.ENOENT: 'no agent listens here: start one with "cyborg-lite up"',
         errno.ECONNREFUSED: 'its agent has ended: start it again',
-        errno.EACCES: 'you may not use this agent: ask for membership in [agent] socket_group',
     }
     return words.get(error.errno or 0, error.strerror or str(error))
 

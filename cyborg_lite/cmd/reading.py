@@ -144,11 +144,11 @@ class Service:
                 f'--url {self._root.replace("http:", "https:", 1)}'
             )
         if isinstance(cause, PermissionError) and self._local:
-            return f'you may not use {url}: ask for membership in [api] socket_group'
-        return (
-            f'no service answers at {url} ({cause}): start one with "cyborg-lite up", or say with '
-            '--url where it is'
-        )
+            return f'{self._root}: {client.barred(_path(self._root))}'
+        said = f'no service answers at {url} ({cause})'
+        if self._root == LOCAL and (path := client.barred_api()):
+            return f'{said}, and of {path} this user may make no use: {client.barred(path)}'
+        return f'{said}: start one with "cyborg-lite up", or say with --url where it is'
 
 
 class _SocketHandler(urllib.request.HTTPHandler):

@@ -692,7 +692,8 @@ def test_other_users(machine):
     """The socket is only for its group; leases of other users cannot be changed."""
     mine = machine.hold(1, '--name', 'mine')
     with opened(machine, to_socket=0):
-        assert 'you may not use this agent' in as_nobody(machine, do='list')['error']
+        said = f'{machine.socket}: it is there, and only user root may use it: ask them to set '
+        assert said in as_nobody(machine, do='list')['error']
     with opened(machine):
         [shown] = as_nobody(machine, do='list')['leases']
         assert (shown['uuid'], shown['name'], shown['pid']) == (None, None, mine.pid)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a client waits for an agent."""
 
+import errno
+import grp
 import json
+import os
 import platform
 import socket
 import threading
@@ -10,6 +13,7 @@ import time
 import pytest
 
 import cyborg_lite
+from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import model
 
@@ -173,6 +177,37 @@ def test_the_agent_of_another_machine_is_not_asked(tmp_path, monkeypatch, url, m
         client.find()
     far = '' if machine is None else f'. {client.URL} names {machine}, but {client.OWN}'
     assert str(told.value).endswith(f'in {client.VARIABLE}{far}')
+
+
+def test_a_socket_says_which_group_to_join(tmp_path, monkeypatch):
+    path = tmp_path / 'agent.sock'
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    user, group = accounts.name(os.getuid()), grp.getgrgid(path.stat().st_gid).gr_name
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(client, 'connect', refuse)
+    for mode, said in (
+        (0o600, f'it is there, and only user {user} may use it: ask them to set socket_group'),
+        (
+            0o660,
+            f'it is there, and only user {user} and group {group} may use it: ask for "usermod -aG '
+            f'{group} {user}", and log in again',
+        ),
+    ):
+        path.chmod(mode)
+        with pytest.raises(client.Error) as told:
+            client.ask(str(path), {'do': 'list'})
+        assert str(told.value) == f'{path}: {said}'
+    path.unlink()
+    with pytest.raises(client.Error, match='this user may not look there: No such file'):
+        client.ask(str(path), {'do': 'list'})
+
+
+def test_a_user_without_a_name_has_a_number():
+    assert client._named(grp.getgrgid, 2**31 - 7) == str(2**31 - 7)
 
 
 def test_labels_have_the_lengths_of_the_service():

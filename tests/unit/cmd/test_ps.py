@@ -4,6 +4,7 @@ import datetime
 import getpass
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ import wsgiref.simple_server
 import pytest
 import trustme
 
+from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import model
@@ -145,12 +147,22 @@ def test_a_unix_socket_that_cannot_be_asked(run, arguments, said):
     assert said in err
 
 
-def test_a_socket_that_this_user_may_not_use(run, monkeypatch):
-    monkeypatch.setattr(socket.socket, 'connect', lambda *_: refuse())
-    assert 'ask for membership in [api] socket_group' in run('--url', 'unix:///tmp/a.sock')[2]
+def test_a_socket_that_this_user_may_not_use(at_socket, tmp_path, run, monkeypatch):
+    """Also if it is looked for: nothing answers at the port, and the socket is named."""
+    user = accounts.name(os.getuid())
+    said = f'it is there, and only user {user} may use it: ask them to set socket_group\n'
+    monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'nowhere')
+    monkeypatch.setattr(reading, 'LOCAL', 'http://127.0.0.1:1')
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    monkeypatch.setattr(os, 'access', lambda _, mode: mode == os.F_OK)
+    found = run()[2]
+    assert 'no service answers at http://127.0.0.1:1/' in found
+    assert found.endswith(f', and of {at_socket} this user may make no use: {said}')
+    monkeypatch.setattr(client, 'connect', refuse)
+    assert run('--url', f'unix://{at_socket}')[2] == f'cyborg-lite: unix://{at_socket}: {said}'
 
 
-def refuse():
+def refuse(*_):
     raise PermissionError(13, 'Permission denied')
 
 
