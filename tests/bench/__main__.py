@@ -12,10 +12,12 @@ import time
 
 import requests
 
+from cyborg_lite import client
 from tests import support
 from tests.bench import alone
 from tests.bench import cloud
 from tests.bench import hosts
+from tests.bench import leases
 from tests.bench import measure
 from tests.bench.measure import Figure
 from tests.integration import process
@@ -30,6 +32,9 @@ def main() -> None:
     parser.add_argument(
         '--hosts', type=int, help='measure only how long so many hosts take to be known'
     )
+    parser.add_argument(
+        '--leases', type=int, help='measure only what is left of so many killed processes'
+    )
     arguments = parser.parse_args()
     if arguments.hosts:
         hosts.run(arguments.hosts)
@@ -41,9 +46,12 @@ def main() -> None:
     print(f'{"":52} {"is":>10} {"":9} {"aim":>10}')
     with tempfile.TemporaryDirectory() as directory:
         place = pathlib.Path(directory)
-        _tell(_commands(place))
-        _tell(alone.figures(place))
-        if not arguments.alone:
+        if arguments.leases:
+            _tell(leases.killed(place, arguments.leases))
+        else:
+            _tell(_commands(place))
+            _tell(alone.figures(place))
+        if not (arguments.alone or arguments.leases):
             # Servers of databases refuse to run as root: their directories are open to others.
             place.chmod(0o755)
             _tell(cloud.figures(place))
@@ -61,7 +69,8 @@ def _commands(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
     host = ('--host', 'hgx-8gpu')
     with up_.Up(place, *host) as up:
         ps = measure.command(COMMAND, 'ps', '--url', up.url)
-    yield Figure('cyborg-lite ps, CPU', ps, 's', 0.25)
+        yield Figure('cyborg-lite ps, CPU', ps, 's', 0.25)
+        yield from leases.commands(up, place / 'state' / client.SOCKET)
     # Its database is there now.
     begun = time.monotonic()
     with up_.Up(place, *host) as up:

@@ -19,7 +19,7 @@ class Figure(typing.NamedTuple):
     what: str
     value: float
     unit: str
-    #: the target; None for a figure of the machine itself
+    #: the target; None for a figure of the machine itself, or if there is none
     aim: float | None = None
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ def command(*words: str | pathlib.Path) -> float:
     took = []
     for _ in range(3):
         before = _children()
-        subprocess.run(words, capture_output=True, check=False)
+        subprocess.run(words, capture_output=True, check=True)
         took.append(_children() - before)
     return min(took)
 
