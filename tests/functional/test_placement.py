@@ -23,6 +23,7 @@ from cyborg_lite.db import engine
 from cyborg_lite.db import migration
 from tests import support
 from tests.functional import test_retries
+from tests.unit.conductor import test_leases
 
 CARD = support.card(handles=16)
 NAME = 'host-1_0000:3b:00.0'
@@ -61,12 +62,13 @@ class Cloud:
 
         ours._call = watched
 
-    def report(self, *devices):
+    def report(self, *devices, agent=None):
         self._sequence += 1
         facts = [device.facts() for device in devices]
         self.manager.report(
             context.service(),
             host='host-1',
+            agent=agent,
             boot_id='boot-1',
             sequence=self._sequence,
             interval=3600,
@@ -484,6 +486,37 @@ def test_a_disabled_device_is_reserved_before_the_answer_though_another_has_the_
     assert support.take(known.manager.outbox, outbox.PROVIDER)
     known.manager.set_device_status(context.service(), uuid=known.device(), status='maintaining')
     assert known.inventory()['FPGA']['reserved'] == 15
+
+
+@pytest.fixture
+def adopted(cloud, monkeypatch):
+    """Adopt a card that a process uses; returns whether a thread could send it meanwhile."""
+    cloud.add_root()
+    cloud.report(support.card(), agent='agent-1')
+    cloud.send()
+    told, sent = cloud.manager.outbox.tell, []
+
+    def tell(providers):
+        sent.append(support.take(cloud.manager.outbox, outbox.PROVIDER))
+        told(providers)
+
+    calls = cloud.manager.leases._calls._replace(tell=tell)
+    monkeypatch.setattr(cloud.manager.leases, '_calls', calls)
+    cloud.manager.leases.lease(
+        context.service(),
+        host='host-1',
+        agent='agent-1',
+        process=test_leases.PROCESS,
+        request={'addresses': ['0000:3b:00.0']},
+    )
+    return sent
+
+
+def test_what_a_process_adopts_is_reserved_before_the_answer(cloud, adopted):
+    """By the thread that answers: the others leave it to that one for a while."""
+    assert cloud.inventory()['FPGA']['reserved'] == 1
+    assert not cloud.waiting()
+    assert adopted == [[]]
 
 
 def test_a_repeated_disable_waits_for_placement(known, monkeypatch):

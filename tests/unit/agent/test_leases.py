@@ -130,6 +130,55 @@ def test_a_lease_whose_processes_have_ended_is_over(served, monkeypatch):
     assert (searches, lease.over) == ([], 'Its process ended.')
 
 
+def test_a_process_that_has_a_device_of_a_lease_open_keeps_it(served, monkeypatch):
+    """Also without the mark: a program may clear its environment."""
+    child = dataclasses.replace(JANE, pid=8)
+
+    def using(holder, nodes, mark):
+        return [child] if holder is JANE and '/dev/nvidia0' in nodes else []
+
+    def watch(process):
+        if process is JANE:
+            raise processes.Gone('process 7 has ended')
+        return os.eventfd(0)
+
+    monkeypatch.setattr(processes, 'using', using)
+    monkeypatch.setattr(processes, 'watch', watch)
+    monkeypatch.setattr(processes, 'container', lambda pid: None)
+    lease = take(served, instance(1))
+    assert served._look(lease)
+    assert ([*lease.watched.values()], lease.over) == ([child], None)
+
+
+CARD = '0000:3b:00.0'
+
+
+def rogues(served, monkeypatch, uid=1000, mark=None):
+    """The cards that are rogue while a process of a user has one open."""
+    use = processes.Use(
+        dataclasses.replace(JANE, pid=99, uid=uid), frozenset({'/dev/npu0'}), mark, None
+    )
+    monkeypatch.setattr(processes, 'uses', lambda nodes: [use])
+    return [*served.rogues(nodes.Finding(used={'/dev/npu0': CARD}))]
+
+
+def test_a_process_with_a_mark_is_no_rogue_before_the_earlier_leases_are_known(served, monkeypatch):
+    mark = str(uuid.uuid4())
+    assert rogues(served, monkeypatch, mark=mark) == []
+    assert rogues(served, monkeypatch) == [CARD]
+    assert served._compare()
+    assert rogues(served, monkeypatch, mark=mark) == [CARD]
+
+
+def test_root_is_no_rogue_in_a_lease_that_it_names(served, monkeypatch):
+    """As a program that its user has started by sudo."""
+    assert served._compare()
+    mark = take(served).uuid
+    assert rogues(served, monkeypatch, uid=0, mark=mark) == []
+    assert rogues(served, monkeypatch, uid=0) == [CARD]
+    assert rogues(served, monkeypatch, uid=1001, mark=mark) == [CARD]
+
+
 def test_a_lease_that_is_made_during_a_comparison_stays_known(served, conductor):
     """The answer was given before it was made."""
     conductor.meanwhile = lambda: take(served)

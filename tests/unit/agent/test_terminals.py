@@ -14,6 +14,7 @@ import tty
 import oslo_messaging as messaging
 import pytest
 
+from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import terminals
 from tests import support
@@ -101,6 +102,15 @@ def test_nothing_that_a_terminal_would_obey_is_written(terminal):
     bob = terminal()
     assert tell(bob, 'a\x1b]0;x\x07b\nc\u202e')
     assert bob.read() == '\r\na?]0;x?b?c?\r\n'
+
+
+def test_a_message_that_is_written_in_part_is_not_told(terminal, monkeypatch):
+    """A terminal may have room for less."""
+    bob, write = terminal(), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'write', lambda descriptor, line: write(descriptor, line[:-2]))
+        assert not tell(bob)
+    assert tell(bob)
 
 
 def test_a_message_is_short(terminal):
@@ -288,6 +298,37 @@ def test_processes_of_one_terminal_are_told_together(terminal):
     assert f'process {bob.process.pid} (python' in said
     assert f' and 1 more uses {CARD}, {OTHER} and 1 more without' in said
     assert bob.read(0) == ''
+
+
+def idle(process, *watched, name='notebook', said='It has done no work since 09:00.'):
+    row = {'name': name, 'idleness': said}
+    return leases.Lease('uuid-1', process, row, dict(enumerate(watched)))
+
+
+def test_the_user_of_an_idle_lease_is_told_where_a_process_of_it_has_a_terminal(terminal):
+    """The one that it was made for may have ended, or have none."""
+    gone, bob = terminal(), terminal()
+    process = gone.found
+    gone.close()
+    reminders = terminals.Reminders()
+    for _ in range(2):
+        reminders.look([idle(process, bob.found)])
+    said = bob.read()
+    assert f'lease notebook of process {bob.process.pid} (python' in said
+    assert bob.read(0) == ''
+    # If more is said, or it was busy meanwhile.
+    reminders.look([idle(process, bob.found, said='It is released soon.')])
+    assert 'It is released soon.' in bob.read()
+    for said in (None, 'It is released soon.'):
+        reminders.look([idle(process, bob.found, said=said)])
+    assert 'It is released soon.' in bob.read()
+
+
+@pytest.mark.parametrize('name', [None, '', 'x' * (terminals.MOST + 1)])
+def test_a_lease_without_a_short_name_has_its_uuid(terminal, name):
+    bob = terminal()
+    terminals.Reminders().look([idle(bob.found, name=name)])
+    assert '"cyborg-lite release uuid-1".' in bob.read()
 
 
 def test_a_process_without_a_terminal_is_told_nothing():

@@ -2,6 +2,7 @@
 """What agents may ask for processes of their hosts, on every database."""
 
 import datetime
+import itertools
 import uuid as uuidlib
 
 import oslo_messaging as messaging
@@ -407,6 +408,30 @@ def test_all_that_a_process_uses_or_nothing_is_leased_to_it(conductor, agent):
     assert [each['address'] for each in row['accelerators']] == [ONE, TWO]
     with pytest.raises(exception.Conflict, match=f'Card {ONE} .*it is held'):
         lease(conductor, agent, {'pid': 8}, addresses=[ONE])
+
+
+def test_each_card_that_a_process_uses_is_of_the_group_of_its_class(conductor, agent):
+    """Whatever the order in which they came, and in which the agent names them."""
+    kinds = {ONE: 'FPGA', TWO: 'CUSTOM_NPU', '0000:7a:00.0': 'CUSTOM_NPU'}
+    cards = [support.card(each[5:7], resource_class=kind) for each, kind in kinds.items()]
+    conductor.report(*cards, agent='agent-1')
+    for addresses in itertools.permutations(kinds):
+        row = lease(conductor, agent, addresses=[*addresses])
+        classes = {each['arq_uuid']: kinds[each['address']] for each in row['accelerators']}
+        found = conductor.rows(model.ARQ)
+        [profile] = [each for each in conductor.rows(model.DeviceProfile) if each.private]
+        asked = [profile.groups[each.device_profile_group_id] for each in found]
+        assert [[*each] for each in asked] == [[f'resources:{classes[x.uuid]}'] for x in found]
+        assert profile.groups == [{'resources:CUSTOM_NPU': '2'}, {'resources:FPGA': '1'}]
+        end(conductor, agent, row)
+
+
+def test_the_name_of_another_lease_is_refused_to_a_process(conductor, agent):
+    used(conductor, ONE)
+    lease(conductor, agent, {'pid': 8}, name='job')
+    with pytest.raises(exception.Duplicate):
+        lease(conductor, agent, addresses=[ONE], name='job')
+    assert states(conductor) == {ONE: 'rogue', TWO: 'held'}
 
 
 def test_a_card_that_others_must_not_have_is_not_leased_to_its_user(conductor, agent):

@@ -10,9 +10,11 @@ import pytest
 from cyborg_lite import conf as options
 from cyborg_lite import model
 from cyborg_lite import rpc
+from cyborg_lite.conductor import health
 from cyborg_lite.conductor import manager
 from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import outbox
+from cyborg_lite.db import accelerators
 from tests import support
 from tests.unit.conductor import test_leases
 
@@ -100,6 +102,64 @@ def test_the_holder_of_a_faulty_device_is_notified_at_both_ends(conductor, told)
     assert (level, payload['device']['effects']) == ('info', [])
 
 
+def test_holders_of_other_devices_are_not_named(conductor, told):
+    def report(*health):
+        faulty = support.card('3b')
+        faulty.health, faulty.health_reason = health
+        conductor.report(support.card('5e'), faulty, agent='agent-1')
+
+    report('ok', None)
+    for pid in (7, 8):
+        test_leases.lease(conductor, AGENT, {'pid': pid})
+    for _ in range(3):
+        report('critical', 'xid_79')
+    assert support.send_batch(conductor._manager.outbox, outbox.NOTICE)
+    payload = told.get(timeout=BOUND)[3]
+    [accelerator] = [
+        each.uuid
+        for each in conductor.rows(accelerators.Accelerator)
+        if each.address == payload['device']['address']
+    ]
+    assert [each['accelerator_uuid'] for each in payload['holders']] == [accelerator]
+    assert told.empty()
+
+
+def notices_due(conductor):
+    return [each for each in conductor.rows(model.Message) if each.kind == outbox.NOTICE]
+
+
+@pytest.mark.parametrize(
+    ('text', 'next_'),
+    [
+        # Another fault with the same effects.
+        ('', ('critical', 'xid_48')),
+        # The same effect for holders, but the device is given out again.
+        ('xid_48 = "tell"\n', ('critical', 'xid_48')),
+    ],
+)
+def test_a_fault_that_turns_into_another_is_notified(conductor, listened, tmp_path, text, next_):
+    policy = tmp_path / 'policy.toml'
+    policy.write_text(text)
+    conductor.conf.set_override('health_policy', str(policy), group='conductor')
+    conductor._manager = manager.Manager(conductor.conf, conductor.database, listened[1].notifier())
+    report(conductor)
+    test_leases.lease(conductor, AGENT)
+    report(conductor, 'critical', 'xid_79', times=3)
+    assert support.send_batch(conductor._manager.outbox, outbox.NOTICE)
+    report(conductor, *next_, times=3)
+    assert len(notices_due(conductor)) == 1
+
+
+def test_a_fault_with_other_effects_by_another_policy_is_notified(conductor, told):
+    report(conductor)
+    test_leases.lease(conductor, AGENT)
+    report(conductor, 'critical', 'xid_79', times=3)
+    assert support.send_batch(conductor._manager.outbox, outbox.NOTICE)
+    conductor._manager.reports._policy = health.Policy((('critical', frozenset({'tell'})),))
+    report(conductor, 'critical', 'xid_79')
+    assert len(notices_due(conductor)) == 1
+
+
 def test_nobody_is_notified_of_a_free_device(conductor, told):
     report(conductor)
     report(conductor, 'critical', 'xid_79', times=3)
@@ -126,14 +186,14 @@ def test_a_policy_that_tells_nobody_notifies_nobody(conductor, listened, tmp_pat
     report(conductor)
     test_leases.lease(conductor, AGENT)
     report(conductor, 'critical', 'xid_79', times=3)
-    assert [each for each in conductor.rows(model.Message) if each.kind == outbox.NOTICE] == []
+    assert notices_due(conductor) == []
 
 
 def test_without_a_driver_nothing_is_noted(conductor):
     report(conductor)
     test_leases.lease(conductor, AGENT)
     report(conductor, 'critical', 'xid_79', times=3)
-    assert [each for each in conductor.rows(model.Message) if each.kind == outbox.NOTICE] == []
+    assert notices_due(conductor) == []
 
 
 def test_in_one_process_there_is_nobody_to_notify():
