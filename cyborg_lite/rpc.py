@@ -21,6 +21,7 @@ from kombu.transport import pyamqp
 from oslo_config import cfg
 from oslo_log import log
 import oslo_messaging as messaging
+from oslo_messaging import opts as messaging_options
 from oslo_serialization import jsonutils
 from oslo_utils import versionutils
 
@@ -193,11 +194,13 @@ class Bus:
 
         Where the retries have no end by default, there are a few: a conductor must be able to stop.
         """
-        transport = messaging.get_notification_transport(self._conf, url=self._url)
-        self._transports.append(transport)
+        for group, opts in messaging_options.list_opts():
+            self._conf.register_opts(opts, group=group)
         options = self._conf.oslo_messaging_notifications
         if not set(options.driver) - {'', 'noop'}:
             return None
+        transport = messaging.get_notification_transport(self._conf, url=self._url)
+        self._transports.append(transport)
         retry = RETRIES if options.retry < 0 else None
         return messaging.Notifier(transport, f'accelerator.{self._conf.host}', retry=retry)
 

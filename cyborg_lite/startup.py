@@ -235,7 +235,50 @@ def bus(conf: cfg.ConfigOpts) -> None:
     # oslo.messaging would wait for a broker on this host.
     if not conf.transport_url or (where and where.location is cfg.Locations.opt_default):
         raise exception.Refused(f'[DEFAULT] transport_url is not set ({_sources(conf)})')
-    url = messaging.TransportURL.parse(conf)
+    _broker(conf, '[DEFAULT] transport_url', conf.transport_url)
+
+
+def notifications(conf: cfg.ConfigOpts) -> None:
+    """Check the drivers of notifications, and their broker if they have one of their own.
+
+    oslo.messaging ignores a driver that does not exist.
+    """
+    given = conf.oslo_messaging_notifications
+    known = metadata.entry_points(group='oslo.messaging.notify.drivers').names
+    for name in filter(None, given.driver):
+        if name not in known:
+            raise exception.Refused(
+                f'[oslo_messaging_notifications] driver: expected one of '
+                f'{", ".join(sorted(known))}, not {name!r}'
+            )
+    if given.transport_url:
+        _broker(conf, '[oslo_messaging_notifications] transport_url', given.transport_url)
+
+
+def _transport(conf: cfg.ConfigOpts, option: str, text: str) -> messaging.TransportURL:
+    """The URL of a transport, whose driver is installed."""
+    try:
+        url = messaging.TransportURL.parse(conf, text)
+        drivers = metadata.entry_points(group='oslo.messaging.drivers')
+        if url.transport not in drivers.names:
+            raise ValueError
+        drivers[url.transport].load()
+    except (messaging.InvalidTransportURL, ValueError):
+        # The value is not shown: it has a password.
+        raise exception.Refused(
+            f'{option}: expected a URL such as rabbit://USER:PASSWORD@HOST:5672/VHOST, with %2F in '
+            'place of a slash in the password'
+        ) from None
+    except ImportError as error:
+        raise exception.Refused(
+            f'{option}: the driver {url.transport} is not installed ({error})'
+        ) from None
+    return url
+
+
+def _broker(conf: cfg.ConfigOpts, option: str, text: str) -> None:
+    """Check that a broker accepts this service's credentials."""
+    url = _transport(conf, option, text)
     for host in url.hosts if url.transport in ('rabbit', 'kombu') else ():
         place = f'{host.hostname}:{host.port or 5672}'
         name, vhost = host.username or 'guest', url.virtual_host or '/'
@@ -244,7 +287,7 @@ def bus(conf: cfg.ConfigOpts) -> None:
         except amqp.AccessRefused as error:
             raise exception.Refused(
                 f'the broker at {place} refuses user {name} for virtual host {vhost} '
-                f'({exception.line(error)}): check the password in [DEFAULT] transport_url with '
+                f'({exception.line(error)}): check the password in {option} with '
                 f'rabbitmqctl authenticate_user {name}'
             ) from None
         except amqp.NotAllowed as error:

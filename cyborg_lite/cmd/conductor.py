@@ -16,7 +16,8 @@ def main() -> int:
     return daemon.run(
         'cyborg-lite-conductor',
         _make,
-        *(startup.database, startup.bus, startup.placing, startup.quota, startup.peers),
+        *(startup.database, startup.bus, startup.notifications),
+        *(startup.placing, startup.quota, startup.peers),
     )
 
 

@@ -402,6 +402,46 @@ def test_the_broker_is_asked_over_tls(conf, monkeypatch):
     assert broker.asked[0]['login_method'] == 'PLAIN'
 
 
+FORM = 'expected a URL such as rabbit://USER:PASSWORD@HOST:5672/VHOST, with %2F in place of a slash'
+
+
+@pytest.mark.parametrize('section', ['DEFAULT', 'oslo_messaging_notifications'])
+@pytest.mark.parametrize(
+    ('url', 'said'),
+    [
+        ('secret', FORM),
+        ('foo://ann:secret@one', FORM),
+        ('rabbit://ann:se/cret@one/things', FORM),
+        ('rabbit://ann:secret@[::1/', FORM),
+        ('rabbit://ann:secret@one:0x1628', FORM),
+        ('kafka://ann:secret@one', 'the driver kafka is not installed (import of confluent_kafka'),
+    ],
+)
+def test_an_invalid_url_of_a_transport(refused, monkeypatch, section, url, said):
+    monkeypatch.setitem(sys.modules, 'confluent_kafka', None)
+    monkeypatch.delitem(sys.modules, 'oslo_messaging._drivers.impl_kafka', raising=False)
+    check = startup.bus if section == 'DEFAULT' else startup.notifications
+    found = refused(f'[{section}]\ntransport_url = {url}\n', check)
+    assert found.startswith(f'[{section}] transport_url: {said}')
+    assert not [each for each in ('ann', 'cret', 'se/') if each in found]
+
+
+def test_a_driver_of_notifications_that_does_not_exist(refused, conf):
+    found = refused('[oslo_messaging_notifications]\ndriver = email\n', startup.notifications)
+    said = "expected one of log, messaging, messagingv2, noop, routing, test, not 'email'"
+    assert found == f'[oslo_messaging_notifications] driver: {said}'
+    for text in ('', 'driver =\n', 'driver = noop\ndriver = messagingv2\n'):
+        startup.check(conf(f'[oslo_messaging_notifications]\n{text}'), startup.notifications)
+
+
+def test_a_broker_of_notifications_that_refuses_the_conductor(refused, monkeypatch):
+    Broker(monkeypatch, DENIED)
+    text = URL.replace('DEFAULT', 'oslo_messaging_notifications')
+    said = refused(text, startup.notifications)
+    assert 'the password in [oslo_messaging_notifications] transport_url with rabbitmqctl' in said
+    assert 'secret' not in said
+
+
 def run(command, *words, file=None):
     more = ['--config-file', str(file)] if file else []
     return subprocess.run(
@@ -428,6 +468,20 @@ def test_a_conductor_with_half_a_peer_ends_with_one_line(tmp_path):
     done = run('cyborg-lite-conductor', file=file)
     assert done.returncode == 1
     assert '[nova] cannot be used' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_conductor_with_a_wrong_url_of_notifications_ends_with_one_line(tmp_path):
+    stamp(tmp_path / 'a', migration.head())
+    file = tmp_path / 'service.conf'
+    file.write_text(
+        f'[DEFAULT]\ntransport_url = fake:/\n{in_file(tmp_path / "a")}'
+        '[oslo_messaging_notifications]\ndriver = messagingv2\ntransport_url = nonsense\n'
+    )
+    done = run('cyborg-lite-conductor', file=file)
+    assert done.returncode == 1
+    said = '[oslo_messaging_notifications] transport_url: expected a URL'
+    assert said in done.stderr.splitlines()[-1]
     assert 'Traceback' not in done.stderr
 
 

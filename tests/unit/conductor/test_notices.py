@@ -200,6 +200,30 @@ def test_in_one_process_there_is_nobody_to_notify():
     assert rpc.Local().notifier() is None
 
 
+@pytest.mark.parametrize('drivers', [[], [''], ['noop'], ['', 'noop']])
+def test_without_a_driver_no_transport_is_made(drivers):
+    """Its URL may be that of a cloud without notifications."""
+    conf = options.load(files=[])
+    bus = rpc.Bus(conf, 'fake://')
+    assert bus.notifier() is None
+    for option, value in {'driver': drivers, 'transport_url': 'nonsense'}.items():
+        conf.set_override(option, value, group='oslo_messaging_notifications')
+    bus._url = None
+    assert bus.notifier() is None
+    conf.set_override('driver', ['noop', 'messaging'], group='oslo_messaging_notifications')
+    with pytest.raises(messaging.InvalidTransportURL):
+        bus.notifier()
+    bus.close()
+
+
+def test_a_bus_closes_the_transport_of_its_notifications(listened, monkeypatch):
+    closed = []
+    transport = listened[1].notifier().transport
+    monkeypatch.setattr(transport, 'cleanup', lambda: closed.append(transport))
+    listened[1].close()
+    assert closed == [transport]
+
+
 @pytest.mark.parametrize(('given', 'used'), [(-1, rpc.RETRIES), (0, 0), (7, 7)])
 def test_the_retries_have_an_end(given, used):
     """A conductor must be able to stop while the broker is away."""
