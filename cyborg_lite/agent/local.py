@@ -252,6 +252,9 @@ def _checked(request: typing.Any, of: typing.Any) -> leases.Row:
     if 'addresses' in request:
         # Whoever named cards would get those that others wait for, or use.
         raise Refused('"addresses" cannot be asked for: the agent sees what a process uses')
+    # Before it is compared with another number: True is 1.
+    if 'count' in request and type(request['count']) is not int:
+        raise Refused(f'expected "count" to be a whole number, not {request["count"]!r:.80}')
     if of == 'time' and 'seconds' not in request:
         raise Refused('a lease of no process needs an end: expected "seconds" in the request')
     return request

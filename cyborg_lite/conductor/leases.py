@@ -47,9 +47,9 @@ CONTAINERS: dict[str, typing.Any] = {
 ASKED: dict[str, typing.Any] = {
     'type': 'object',
     'properties': {
-        'host': {'type': 'string', 'maxLength': 255},
-        'agent': {'type': 'string', 'maxLength': 36},
-        'uuid': {'type': 'string', 'maxLength': 36},
+        'host': requesting.NAME,
+        'agent': requesting.NAME | {'maxLength': 36},
+        'uuid': requesting.NAME | {'maxLength': 36},
         'cause': {'type': 'string', 'maxLength': 1024},
     },
 }

@@ -23,8 +23,10 @@ MOST = 1000
 #: The longest lease that has an end, in seconds: a year.
 LONGEST = 366 * 24 * 3600
 
-# Without control characters, and halves of characters, which no database takes.
-_NAME = {'type': 'string', 'pattern': r'^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z'}
+#: A text without control characters, and halves of characters, which no database takes.
+NAME: dict[str, typing.Any] = {
+    'type': 'string', 'pattern': r'^[^\x00-\x1f\x7f\ud800-\udfff]{1,255}\Z',
+}  # fmt: skip
 _UUID = re.compile('[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}', re.I)
 #: A UUID as this release writes it.
 CANONICAL = {
@@ -41,7 +43,7 @@ REQUEST: dict[str, typing.Any] = {
     'additionalProperties': False,
     'properties': {
         'resource_class': _WORD,
-        'profile': _NAME,
+        'profile': NAME,
         'count': {'type': 'integer', 'minimum': 1, 'maximum': MOST},
         'traits': {
             'type': 'object',
@@ -56,10 +58,10 @@ REQUEST: dict[str, typing.Any] = {
         'queue': {'type': 'boolean'},
         'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
         'starts_at': {'type': 'string', 'pattern': _MOMENT},
-        'reservation': _NAME,
+        'reservation': NAME,
         'addresses': {
             'type': 'array',
-            'items': {'type': 'string', 'minLength': 1, 'maxLength': 255},
+            'items': NAME,
             'minItems': 1,
             'maxItems': MOST,
             'uniqueItems': True,
@@ -77,7 +79,7 @@ CONSUMER: dict[str, typing.Any] = {
         'pid': _NUMBER,
         'started': _NUMBER,
         'uid': _NUMBER,
-        'user': {'type': 'string', 'maxLength': 64},
+        'user': NAME | {'maxLength': 64},
         'command': {'type': 'string', 'maxLength': 64},
     },
 }

@@ -420,6 +420,18 @@ def test_a_running_job_can_lease_nothing_but_what_it_uses(box, asked):
     assert not machine.held()
 
 
+@pytest.mark.parametrize('count', [True, 1.0, '1', None])
+def test_a_number_of_devices_that_is_none_is_refused(box, count):
+    """The first two are equal to 1."""
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    assert [*rogues(machine)] == [2]
+    for of in ('self', bob.pid):
+        with pytest.raises(client.Error, match=f'"count" to be a whole number, not {count!r}'):
+            client.ask(machine.socket, {'do': 'lease', 'of': of, 'request': {'count': count}}, 10)
+    assert not machine.held()
+
+
 @pytest.mark.parametrize('of', ['self', 'parent', 'time'])
 def test_a_client_does_not_say_which_devices_are_used(box, of):
     """They would be those that others use, or wait for."""

@@ -489,11 +489,22 @@ def test_nothing_else_is_asked_for_with_what_a_process_uses(conductor, agent, mo
 
 
 @pytest.mark.parametrize(
-    'addresses', [[], [ONE, ONE], [1], ['x' * 256], [''], ONE, None, [ONE] * 2000]
+    'addresses',
+    [[], [ONE, ONE], [1], ['x' * 256], [''], ['\ud800'], ['\0'], ONE, None, [ONE] * 2000],
 )
 def test_addresses_that_are_none_are_refused(conductor, agent, addresses):
     with pytest.raises(exception.Invalid, match='Invalid addresses'):
         lease(conductor, agent, addresses=addresses)
+
+
+@pytest.mark.parametrize('text', ['\ud800', 'a\0', '\n', '', 'x' * 300])
+def test_texts_that_no_database_takes_are_refused(conductor, agent, text):
+    with pytest.raises(exception.Invalid, match='Invalid user'):
+        lease(conductor, agent, {'user': text})
+    for field in ('host', 'agent', 'uuid'):
+        asked = agent | {'uuid': ANY, 'cause': '\ud800\0', field: text}
+        with pytest.raises(exception.Invalid, match=f'Invalid {field}'):
+            ask(conductor, 'end_lease', **asked)
 
 
 def test_what_no_report_has_told_is_leased_only_while_nobody_waits(conductor, agent):
