@@ -522,6 +522,27 @@ def test_release_says_whose_leases_a_shell_has(machine):
     assert machine.run('release')[0] == 0
 
 
+def test_release_without_an_id_is_of_what_alloc_has_set(machine):
+    """Also where no process, or another one, holds it; not what is of another name, or has ended."""
+    made = {}
+    for name, words in {'timed': ['--for', '2h'], 'jane': ['--as', 'jane'], 'shell': []}.items():
+        out = machine.run('alloc', '--name', name, *words)[1]
+        made[name] = re.search('export CYBORG_ALLOCATION=(.*)', out)[1]
+
+    def release(name, *arguments):
+        status, _, err = machine.run(
+            'release', *arguments, env={client.ALLOCATION: made.get(name, name)}
+        )
+        assert status == 0, err
+        return {each['name'] for each in machine.leases()}
+
+    assert release('timed') == {'jane', 'shell'}
+    assert release('jane') == {'jane'}
+    assert release('jane', '--as', 'jane') == set()
+    assert machine.run('alloc', '--name', 'again')[0] == 0
+    assert release('jane') == set()
+
+
 def test_a_command_and_its_children_know_the_claimed_name(machine, monkeypatch):
     script = 'echo $CYBORG_LITE_AS'
     assert machine.run('run', '--as', 'jane', '--', 'sh', '-c', script)[1] == 'jane\n'
