@@ -97,6 +97,8 @@ class Lease:
     socket: str
     #: ``acl`` if the kernel keeps users without a lease from devices, or ``advisory``
     access: str = 'advisory'
+    #: whether its process used them already; None from an agent that does not say it
+    adopted: bool | None = None
 
     @property
     def env(self) -> dict[str, str]:
@@ -240,7 +242,7 @@ def lease(
             found = Lease(
                 *(answer['uuid'], answer['name'], answer['host']),
                 *(answer['accelerators'], answer['views'], path),
-                answer.get('access', 'advisory'),
+                *(answer.get('access', 'advisory'), answer.get('adopted')),
             )
             _refuse_unnamed(found)
             return found

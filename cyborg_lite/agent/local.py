@@ -234,7 +234,7 @@ def _lease(
     else:
         lease = served.take(process, request)
     try:
-        _deliver(served, asking, lease)
+        _deliver(served, asking, lease, adopted='addresses' in request)
     except BaseException:
         # What a process uses must be given to nobody else, whether or not its client has heard.
         if 'addresses' not in request:
@@ -260,9 +260,10 @@ def _checked(request: typing.Any, of: typing.Any) -> leases.Row:
     return request
 
 
-def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None:
+def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease, *, adopted: bool) -> None:
     """Send the client the state of its lease until the lease is active and confirmed, or reserved.
 
+    :param adopted: whether its process used the accelerators already.
     :raises _HungUp: when the client has disconnected.
     """
     row: leases.Row | None = lease.row
@@ -281,7 +282,7 @@ def _deliver(served: leases.Leases, asking: Client, lease: leases.Lease) -> None
     served.specify(lease)
     document = served.document(lease)
     views = {view: delivery.render(document, view) for view in delivery.VIEWS}
-    asking.send(_shown(served, lease, row) | {'views': views})
+    asking.send(_shown(served, lease, row) | {'views': views, 'adopted': adopted})
     if not asking.has_taken():
         raise _HungUp
 

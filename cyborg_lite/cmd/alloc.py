@@ -56,6 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.format == 'shell':
             print(EVALUATED)
         return status
+    if arguments.pid and lease.adopted is not None:
+        new = 'new ones, as it uses none without a lease'
+        what = 'what it uses already' if lease.adopted else new
+        leased = ', '.join(lease.addresses)
+        leasing.say(f'process {arguments.pid} leases {what}: {leased} ({lease.uuid})')
     if arguments.format == 'json':
         shown = {'uuid': lease.uuid, 'name': lease.name, 'host': lease.host, 'env': lease.env}
         print(json.dumps(shown | {'accelerators': lease.accelerators}))

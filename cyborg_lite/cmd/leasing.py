@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import collections.abc
 import datetime
+import re
 import sys
 import time
 import typing
@@ -38,10 +40,38 @@ ADVICE = {
     'Reservation': '"cyborg-lite reserve --list" lists them',
     'overlaps with': 'Choose another --at, or fewer with -n: "cyborg-lite reserve --list" lists '
     'the times',
+    'belongs to another user': 'Name a process of your own: "ps -u $USER" lists them',
+    'cannot be leased': '"cyborg-lite ps" shows the state of each card and its holder',
+    'no lease of': '"cyborg-lite ps" shows who holds what, and "cyborg-lite reserve --list" for '
+    'when something is reserved',
     'already exists': 'Choose another --name, or release that first with "cyborg-lite release"',
 }
 #: The maximum number of holders that are named, and of characters of a note.
 NAMED, NOTE = 4, 40
+
+
+def fitting(pattern: str, expected: str) -> collections.abc.Callable[[str], str]:
+    """Check an argument as the service does, whose error would name no option."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f'expected {expected}, not {text!r:.80}')
+        return text
+
+    return check
+
+
+#: The words of a request as the service takes them, by its names for them.
+WORDS = {
+    'resource_class': (r'[A-Za-z0-9_.:-]{1,255}', 'a resource class, such as npu'),
+    'profile': (r'[^\x00-\x1f\x7f\ud800-\udfff]{1,255}', 'the name of a device profile'),
+    'reservation': (r'[^\x00-\x1f\x7f\ud800-\udfff]{1,255}', 'the uuid or name of a reservation'),
+    'name': (
+        r'[A-Za-z0-9][A-Za-z0-9_.-]{0,254}',
+        'up to 255 letters, digits, "_", "." and "-", beginning with a letter or a digit',
+    ),
+    'traits': (r'!?[A-Z0-9_]{1,255}', 'capital letters, digits and "_", such as CUSTOM_FAST'),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_labels(parser, 'lease')
     parser.add_argument(
         '--reservation',
+        type=fitting(*WORDS['reservation']),
         metavar='ID',
         help='take them from this reservation of yours, by its uuid or name, once it has started: '
         'all that are left of it, or -n',
@@ -68,7 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_labels(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the arguments that say what a lease or reservation is called, whose it is, and why."""
-    parser.add_argument('--name', metavar='NAME', help=f'a name for the {what}')
+    parser.add_argument(
+        '--name', type=fitting(*WORDS['name']), metavar='NAME', help=f'a name for the {what}'
+    )
     add_claimed_name(parser)
     parser.add_argument('--note', metavar='TEXT', help='what it is for; others see it')
 
@@ -88,15 +121,22 @@ def add_wanted(parser: argparse.ArgumentParser) -> None:
     kind.add_argument(
         '--class',
         dest='resource_class',
+        type=fitting(*WORDS['resource_class']),
         metavar='CLASS',
         help='their resource class, such as npu, gpu or CUSTOM_NPU (the only one of this machine)',
     )
-    kind.add_argument('--profile', metavar='NAME', help='the accelerators of a device profile')
+    kind.add_argument(
+        '--profile',
+        type=fitting(*WORDS['profile']),
+        metavar='NAME',
+        help='the accelerators of a device profile',
+    )
     parser.add_argument('-n', dest='count', type=count, metavar='N', help='how many (1)')
     parser.add_argument(
         '--trait',
         action='append',
         default=[],
+        type=fitting(*WORDS['traits']),
         metavar='TRAIT',
         help='a trait that each has to have, or with ! before it must not have; can be given many '
         'times',

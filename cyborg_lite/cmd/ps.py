@@ -38,6 +38,8 @@ MORE = {'LEFT': 6, 'COMMAND': 15, 'CONTAINER': 12}
 NOTE, WIDEST = 12, 512
 #: The states of health that the table shows for held cards.
 NOT_WELL = ('warning', 'critical')
+#: The longest time between two lists, in seconds: a day.
+LONGEST = 86400
 CLEAR = '\x1b[2J\x1b[H'
 
 
@@ -76,8 +78,10 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0
-    if not 0 < seconds < 10**6:
-        raise argparse.ArgumentTypeError(f'expected a number above 0, not {text!r}')
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(
+            f'expected a number of seconds above 0, and at most {LONGEST}, not {text!r:.80}'
+        )
     return seconds
 
 

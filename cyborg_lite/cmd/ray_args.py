@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         if lease is None:
             raise client.Error(f'no lease of yours is active: {id_:.80}', 404)
     except client.Error as error:
-        leasing.say(str(error))
+        leasing.say(leasing.advised(str(error)))
         return 1
     _print(lease.views['ray'], arguments.format or ('shell' if sys.stdout.isatty() else 'words'))
     return 0

@@ -11,8 +11,8 @@ from cyborg_lite.cmd import leasing
 
 DESCRIPTION = (
     'Releases the accelerators of a lease, or cancels a reservation. Without an id it is the lease '
-    f'in {client.ALLOCATION}, which "alloc" sets, or else that of this shell: with --as one of this '
-    'name, and without it one without a name. It is refused while a process has one of their '
+    f'in {client.ALLOCATION}, which "alloc" sets, or else that of this shell: with --as one of '
+    'this name, and without it one without a name. It is refused while a process has one of their '
     'devices open.'
 )
 

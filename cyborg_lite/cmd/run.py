@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     command = arguments.command[arguments.command[:1] == ['--'] :]
-    if not command:
-        leasing.say('expected a command: cyborg-lite run -n 2 -- python train.py')
+    if not command or not command[0]:
+        leasing.say('expected a command after "--": cyborg-lite run -n 2 -- python train.py')
         return 2
     path = shutil.which(command[0])
     if path is None:

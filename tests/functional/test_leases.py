@@ -37,6 +37,11 @@ COMMAND = pathlib.Path(sys.executable).with_name('cyborg-lite')
 #: The timeout of each step, in seconds; none comes near it.
 BOUND = 30
 HOST = 'atlas-800t-a2'
+#: What to type if there is no lease of that name.
+NOTHING = (
+    '"cyborg-lite ps" shows who holds what, and "cyborg-lite reserve --list" for when something is '
+    'reserved.'
+)
 NOBODY = 65534
 
 
@@ -514,7 +519,7 @@ def test_release_says_whose_leases_a_shell_has(machine):
     assert (status, err) == (
         1,
         "cyborg-lite: no lease of this shell as 'bob', but there are some as 'jane', as nobody in "
-        'particular\n',
+        f'particular. {NOTHING}\n',
     )
     # An id names any lease of the login.
     [lease] = [each for each in machine.leases() if each['claimed_name']]
@@ -523,7 +528,7 @@ def test_release_says_whose_leases_a_shell_has(machine):
 
 
 def test_release_without_an_id_is_of_what_alloc_has_set(machine):
-    """Also where no process, or another one, holds it; not what is of another name, or has ended."""
+    """Also where no process holds it; not what is of another name, or has ended."""
     made = {}
     for name, words in {'timed': ['--for', '2h'], 'jane': ['--as', 'jane'], 'shell': []}.items():
         out = machine.run('alloc', '--name', name, *words)[1]
@@ -601,7 +606,7 @@ def test_a_label_of_a_megabyte_is_refused(machine):
 
 def test_release_of_nothing(machine):
     status, _, err = machine.run('release', 'nothing')
-    assert (status, err) == (1, "cyborg-lite: no lease of 'nothing'\n")
+    assert (status, err) == (1, f"cyborg-lite: no lease of 'nothing'. {NOTHING}\n")
 
 
 def test_from_python(machine, monkeypatch):

@@ -67,7 +67,8 @@ def test_no_lease(lease, said, monkeypatch):
     assert said() == (
         1, '', 'cyborg-lite: expected a lease: begin with "cyborg-lite run -n 2 -- bash"\n',
     )  # fmt: skip
-    assert said('other') == (1, '', 'cyborg-lite: no lease of yours is active: other\n')
+    told = f'cyborg-lite: no lease of yours is active: other. {test_leases.NOTHING}\n'
+    assert said('other') == (1, '', told)
 
 
 def test_a_command_that_run_starts(machine):

@@ -301,6 +301,8 @@ def test_a_running_job_is_adopted_with_the_devices_that_it_uses(box, count):
         assert (status, 'BOX_VISIBLE_DEVICES=1,2' in out) == (0, True), (out, err)
         assert rogues(machine) == {}
         lease = machine.lease(bob.pid)
+        said = f'process {bob.pid} leases what it uses already: 1, 2 ({lease["uuid"]})'
+        assert err == f'cyborg-lite: {said}\n'
         assert [each['address'] for each in lease['accelerators']] == [
             '0000:31:00.0', '0000:32:00.0',
         ]  # fmt: skip
@@ -365,7 +367,9 @@ def test_a_job_that_opens_what_the_api_has_allocated_is_adopted_with_the_rest(bo
         status, _, err = machine.says(BOB, 'alloc', '--pid', str(only.pid))
         said = 'which an instance or an allocation of the API holds: "-n 1" leases another one'
         assert (status, said in err) == (1, True), err
-        assert machine.says(BOB, 'alloc', '--pid', str(only.pid), '-n', '1')[0] == 0
+        status, _, err = machine.says(BOB, 'alloc', '--pid', str(only.pid), '-n', '1')
+        said = f'process {only.pid} leases new ones, as it uses none without a lease: '
+        assert (status, said in err) == (0, True), err
     for each in (bob, only):
         each.kill()
         each.wait()

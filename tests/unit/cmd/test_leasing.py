@@ -7,7 +7,9 @@ import threading
 import pytest
 
 from cyborg_lite import client
+from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import main
+from cyborg_lite.conductor import requesting
 
 COMMANDS = [
     ['run', '--', 'true'],
@@ -38,6 +40,44 @@ def test_a_shell_that_evaluates_a_wrong_command_fails(capsys, words):
     with pytest.raises(SystemExit) as ended:
         main.parser().parse_args(['alloc', *words])
     assert (ended.value.code, capsys.readouterr().out) == (2, 'false\n')
+
+
+@pytest.mark.parametrize(
+    ('words', 'said'),
+    [
+        (['run', '--name', ''], 'argument --name: expected up to 255 letters, digits, "_", '),
+        (['run', '--name', 'a b'], 'argument --name: expected up to 255 letters'),
+        (['alloc', '--class', ''], 'argument --class: expected a resource class, such as npu, not'),
+        (['run', '--profile', ''], 'argument --profile: expected the name of a device profile'),
+        (['run', '--reservation', ''], 'argument --reservation: expected the uuid or name of a'),
+        (['run', '--trait', 'fast'], 'argument --trait: expected capital letters, digits and "_"'),
+        (['alloc', '--for', '1000000h'], 'argument --for: expected at most 366d'),
+        (['reserve', '--for', '1000000h'], 'argument --for: expected at most 366d'),
+        (['ps', '--watch', '99999999'], 'argument --watch: expected a number of seconds above 0, '),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_by_its_option(capsys, words, said):
+    """The API knows neither the options nor what was typed."""
+    with pytest.raises(SystemExit):
+        main.parser().parse_args(words)
+    assert f'cyborg-lite {words[0]}: error: {said}' in capsys.readouterr().err
+
+
+def test_words_are_checked_as_the_service_checks_them():
+    fields = requesting.REQUEST['properties']
+    for name, (pattern, _) in leasing.WORDS.items():
+        if name == 'traits':
+            served, pattern = fields[name]['propertyNames'], pattern.removeprefix('!?')
+        else:
+            served = fields[name]
+        assert served['pattern'] == f'^{pattern}\\Z'
+
+
+def test_an_empty_command(capsys):
+    arguments = main.parser().parse_args(['run', '--', ''])
+    assert arguments.run(arguments) == 2
+    assert 'expected a command after "--": cyborg-lite run' in capsys.readouterr().err
 
 
 def test_other_commands_print_nothing_for_a_shell(capsys):
