@@ -81,8 +81,13 @@ class OverQuota(CyborgError):
 
     code = 403
     template = (
-        'Quota exceeded for {resource}: the limit is {limit}, {used} used, and {asked} asked for.'
+        'Quota exceeded for {resource}: the limit is {limit}, {used} used, and {asked} asked for'
+        '{whose}.'
     )
+
+    def __init__(self, whose: str = '', **kwargs: typing.Any) -> None:
+        """:param whose: the project; the previous release omits it."""
+        super().__init__(whose=whose, **kwargs)
 
     @property
     def is_lasting(self) -> bool:

@@ -47,7 +47,7 @@ def claim(
     if account and not has_row:
         _add_row(session, project)
         account = quotas.accounts(session, [project])[project]
-    if account and (refusal := _beyond(account, asked)):
+    if account and (refusal := _beyond(project, account, asked)):
         raise refusal
 
 
@@ -69,8 +69,10 @@ def beyond_limits(
     session: orm.Session, project: str, alternatives: Alternatives
 ) -> list[exception.OverQuota | None]:
     """For each alternative of these the limit that it would exceed if the project had nothing."""
-    account = quotas.Account(quotas.limits(session, project), collections.Counter())
-    return [_beyond(account, asked) for asked in alternatives]
+    # What the project has changes nothing, but the refusal tells it.
+    account = quotas.accounts(session, [project]).get(project)
+    found = [account and _beyond(project, account, asked) for asked in alternatives]
+    return [each if each and each.is_lasting else None for each in found]
 
 
 def first_if_all(
@@ -98,14 +100,14 @@ def refusals(
         found = quotas.accounts(session, projects)
         counted |= {project: found.get(project) for project in projects}
     return {
-        name: [_beyond(account, each) for each in alternatives]
+        name: [_beyond(project, account, each) for each in alternatives]
         for name, (project, alternatives) in wishes.items()
         if (account := counted[project])
     }
 
 
 def _beyond(
-    account: quotas.Account, asked: collections.abc.Mapping[str, int]
+    project: str, account: quotas.Account, asked: collections.abc.Mapping[str, int]
 ) -> exception.OverQuota | None:
     """The limit that would be exceeded, at first one for good; None if none would."""
     limits, used = account
@@ -115,7 +117,7 @@ def _beyond(
         limit = limits.get(name, model.Quota.UNLIMITED)
         if limit != model.Quota.UNLIMITED and used[name] + count > limit:
             told = {'resource': name, 'limit': limit, 'used': used[name], 'asked': count}
-            exceeded.append(exception.OverQuota(**told))
+            exceeded.append(exception.OverQuota(**told, whose=f' in project {project}'))
     return min(exceeded, key=lambda each: not each.is_lasting, default=None)
 
 

@@ -304,8 +304,9 @@ def test_a_dry_run_counts_the_quota(service):
     body = {'groups': groups(2), 'alternatives': [groups(3)]}
     found = allocate(service, body, '?dry_run=true').json
     alternative, other = found['alternatives']
-    assert other['reason'].endswith('2 used, and 3 asked for')
-    quota = 'Quota exceeded for CUSTOM_NPU: the limit is 3, 2 used, and 2 asked for'
+    whose = f'asked for in project {project}'
+    assert other['reason'].endswith(f'2 used, and 3 {whose}')
+    quota = f'Quota exceeded for CUSTOM_NPU: the limit is 3, 2 used, and 2 {whose}'
     assert (found['fits'], alternative['fits'], alternative['reason']) == (False, False, quota)
     assert alternative['fits_if_all_were_free'] is True
     [request] = alternative['requests']

@@ -220,7 +220,8 @@ def test_a_wait_for_a_quota_says_at_its_end_what_to_type(machine):
     machine.service.conductor.delete_quota(project=project)
     assert (status, 'held by' in err) == (124, False)
     said = (
-        'not free in time: Quota exceeded for CUSTOM_NPU: the limit is 2, 1 used, and 2 asked for. '
+        'not free in time: Quota exceeded for CUSTOM_NPU: the limit is 2, 1 used, and 2 asked for '
+        f'in project {project}. '
     )
     assert f'{said}Ask for fewer with -n, or ask an administrator for more: "openstack acc' in err
 
@@ -690,7 +691,20 @@ def test_quota_counts(alone):
     machine.hold(2)
     status, _, err = machine.run('run', '--nonblock', '--', 'true')
     assert status == 1
-    assert 'the limit is 2, 2 used, and 1 asked for' in err
+    assert 'the limit is 2, 2 used, and 1 asked for in project lab' in err
+
+
+def test_a_refusal_for_good_says_what_is_used(alone):
+    """It is found from the limit alone, and said that nothing was used."""
+    machine = alone(conductor__user_projects={'root': 'lab'})
+    project = accounts.project(os.getuid(), accounts.name(os.getuid()), {'root': 'lab'})
+    machine.service.conductor.update_quota(project=project, limits={'CUSTOM_NPU': 1})
+    machine.hold(1)
+    # Two are free, and eight are not.
+    for count in (2, 8):
+        status, _, err = machine.run('run', '-n', count, '--', 'true')
+        said = f'limit is 1, 1 used, and {count} asked for in project {project}. Ask for fewer with'
+        assert (status, said in err) == (1, True), err
 
 
 AS_NOBODY = """

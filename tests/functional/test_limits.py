@@ -71,7 +71,9 @@ def service(database_url, source, clock):
 def test_a_request_beyond_a_limit_is_refused(service, source):
     assert [post(service.api).status_int for _ in range(3)] == [201, 201, 403]
     said = support.fault(post(service.api))
-    assert said == 'Quota exceeded for total: the limit is 2, 2 used, and 1 asked for.'
+    said, _, project = said.partition(' in project ')
+    assert said == 'Quota exceeded for total: the limit is 2, 2 used, and 1 asked for'
+    assert project == f'{service.rows(model.ARQ)[0].project_id}.'
 
 
 def test_a_limit_of_a_project_precedes_the_registered_one(service, source):

@@ -401,8 +401,10 @@ def test_the_quota_counts_when_an_allocation_is_served(service, member):
     assert active(service, *waits) == []
     for each in waits:
         shown = show(service, each)
-        assert shown['reason'] == \
-            'Quota exceeded for CUSTOM_NPU: the limit is 2, 2 used, and 1 asked for.'  # fmt: skip
+        assert shown['reason'] == (
+            'Quota exceeded for CUSTOM_NPU: the limit is 2, 2 used, and 1 asked for in project '
+            f'{shown["project_id"]}.'
+        )
     # Accelerators beyond their quota are free for others.
     member('other', 'admin,member,reader')
     assert (other := service.api.post(PATH, body())).status_int == 201

@@ -142,13 +142,14 @@ def test_nothing_is_limited_until_a_limit_is_set(service):
 
 
 @pytest.mark.parametrize('resource', ['FPGA', 'total'])
-def test_a_refusal_names_class_limit_used_and_asked(service, resource):
+def test_a_refusal_names_class_limit_used_asked_and_project(service, resource):
     service.profile(FPGA=2)
     set_(service.api, **{resource: 5})
     assert [post(service.api).status_int for _ in range(3)] == [201, 201, 403]
     refused = post(service.api)
     assert support.fault(refused) == (
-        f'Quota exceeded for {resource}: the limit is 5, 4 used, and 2 asked for.'
+        f'Quota exceeded for {resource}: the limit is 5, 4 used, and 2 asked for in project '
+        f'{service.rows(model.ARQ)[0].project_id}.'
     )
     assert len(service.rows(model.ARQ)) == 4
 
