@@ -22,6 +22,7 @@ import socket
 from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import unix
+from cyborg_lite.agent import runtimes
 
 #: The file system of processes.
 PROC = pathlib.Path('/proc')
@@ -260,7 +261,10 @@ class Use:
     def __str__(self) -> str:
         process = self.process
         told = f'{process.pid} {process.user} ({process.command}) since {_begun(process)}'
-        return f'{told} in container {self.container}' if self.container else told
+        if not self.container:
+            return told
+        names = ', '.join(runtimes.names(self.container))
+        return f'{told} in container {self.container}' + (f' ({names})' if names else '')
 
 
 def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
@@ -282,7 +286,8 @@ def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
 def listed(uses: collections.abc.Sequence[Use]) -> str:
     """A text of some uses, which a report can hold."""
     more = f'; and {len(uses) - 2} more' if len(uses) > 2 else ''
-    return '; '.join(client.plain(str(use))[:115] for use in uses[:2]) + more
+    room = 115 if len(uses) > 1 else 232
+    return '; '.join(client.plain(str(use))[:room] for use in uses[:2]) + more
 
 
 def shortened(addresses: collections.abc.Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import uuid
 
@@ -15,6 +16,7 @@ from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite.agent import access
 from cyborg_lite.agent import processes
+from cyborg_lite.agent import runtimes
 from cyborg_lite.cmd import ps
 from cyborg_lite.delivery import cdi
 from cyborg_lite.delivery import needs
@@ -249,6 +251,25 @@ def test_scenario_8_a_device_in_use_without_a_lease_is_not_given_out(box):
     bob.kill()
     bob.wait()
     assert rogues(machine) == {}
+
+
+def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatch):
+    machine = box('advisory')
+    place = tmp_path / 'docker' / ('0123456789ab' + 'f' * 52)
+    place.mkdir(parents=True)
+    about = {'Name': '/jane-train', 'Config': {'Image': 'nvcr.io/nvidia/pytorch:25.01'}}
+    (place / 'config.v2.json').write_text(json.dumps(about))
+    monkeypatch.setattr(runtimes, 'DOCKER', place.parent)
+    monkeypatch.setattr(processes, 'container', lambda pid: '0123456789ab')
+    made, _ = machine.opening(0, machine.nodes[2])
+    inside = ' in container 0123456789ab (jane-train, pytorch:25.01)'
+    assert rogues(machine)[2].endswith(inside)
+    made.kill()
+    made.wait()
+    shutil.rmtree(place)
+    machine.opening(0, machine.nodes[2])
+    # Never without its id.
+    assert rogues(machine)[2].endswith(' in container 0123456789ab')
 
 
 @pytest.mark.parametrize('tells', [True, False])

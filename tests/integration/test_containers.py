@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pathlib
 import shutil
 import stat
 import subprocess
+import tarfile
 import tempfile
 import uuid
 
 import pytest
 
 from cyborg_lite import delivery
+from cyborg_lite.agent import processes
+from cyborg_lite.agent import runtimes
 from cyborg_lite.delivery import cdi
 from cyborg_lite.delivery import views
 from tests import devices
@@ -39,27 +44,63 @@ def nodes():
         os.unlink(path)
 
 
+class Podman:
+    """Podman with a state of its own, and a root file system."""
+
+    def __init__(self, place: pathlib.Path, state: str) -> None:
+        self.root, self.storage, self.state = place / 'root', place / 'storage', pathlib.Path(state)
+        for name in ('usr', 'proc', 'sys', 'dev', 'etc', 'run', 'tmp'):
+            (self.root / name).mkdir(parents=True)
+        for name in ('bin', 'lib', 'lib64'):
+            (self.root / name).symlink_to(f'usr/{name}')
+
+    def command(self, *words: str) -> list[str]:
+        places = f'--root={self.storage}', f'--runroot={self.state}'
+        return ['podman', *places, *STORAGE, *words]
+
+    def __call__(self, option: str, line: str) -> list[str]:
+        """The command that runs a shell line in a container with this option."""
+        return self.command(*OPTIONS, option, '--rootfs', str(self.root), 'sh', '-c', line)
+
+
 @pytest.fixture
 def podman(tmp_path):
-    """The command that runs a shell line in a container with this option."""
     if shutil.which('podman') is None or os.geteuid():
         pytest.skip('podman is not installed, or the user is not root: see bindep.txt')
-    root = tmp_path / 'root'
-    for name in ('usr', 'proc', 'sys', 'dev', 'etc', 'run', 'tmp'):
-        (root / name).mkdir(parents=True)
-    for name in ('bin', 'lib', 'lib64'):
-        (root / name).symlink_to(f'usr/{name}')
     # podman refuses a long path for its state.
-    state = tempfile.TemporaryDirectory(prefix='podman')
-    places = (f'--root={tmp_path / "storage"}', f'--runroot={state.name}')
+    with tempfile.TemporaryDirectory(prefix='podman') as state:
+        yield Podman(tmp_path, state)
 
-    def command(option: str, line: str) -> list[str]:
-        return [
-            'podman', *places, *STORAGE, *OPTIONS, option, '--rootfs', str(root), 'sh', '-c', line
-        ]  # fmt: skip
 
-    with state:
-        yield command
+def test_a_container_is_named_by_what_podman_wrote(podman, tmp_path, monkeypatch):
+    """Of a root file system, which has no name of an image, and of an image."""
+    monkeypatch.setattr(runtimes, 'PODMAN', (podman.storage, podman.state))
+    image = 'localhost/team/jane:1'
+    archive = tmp_path / 'root.tar'
+    with tarfile.open(archive, 'w') as file:
+        file.add(podman.root, '.')
+    assert run(podman.command('import', str(archive), image)).returncode == 0
+    root = '--rootfs', str(podman.root)
+    for source, names in (root, ['by-root']), ((image,), ['by-image', 'jane:1']):
+        line = f'echo ready; read word; : {uuid.uuid4()}'
+        options = *OPTIONS, '--interactive', f'--name={names[0]}', *source, 'sh', '-c', line
+        with subprocess.Popen(
+            podman.command(*options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as made:
+            try:
+                assert made.stdout.readline() == 'ready\n'
+                assert runtimes.names(container_of(line)) == names
+            finally:
+                made.communicate('\n', timeout=60)
+
+
+def container_of(line: str) -> str | None:
+    """The id of the container in which a shell carries out a line."""
+    for place in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            if place.read_text() == f'sh\0-c\0{line}\0':
+                return processes.container(int(place.parent.name))
+    return None
 
 
 @pytest.fixture
