@@ -277,18 +277,18 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
 
 def _holders(path: str, host: str | None, reservation: str | None = None) -> str:
     """Who holds accelerators of a host, or uses those of a reservation; empty if not known."""
-    leases = _listed(path, host, 'list', 'leases')
+    leases = listed(path, host, 'list', 'leases')
     # What is leased from a reservation is held by the reservation.
     held = [x for x in leases if x['state'] == 'active' and x.get('reservation') == reservation]
     # A conductor may not have ended what is over.
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)  # noqa: UP017
-    held += [] if reservation else _listed(path, host, 'others', 'others')
+    held += [] if reservation else listed(path, host, 'others', 'others')
     holders = [_holder(each) for each in held if not each.get('ends') or _moment(each) > now]
     more = f' and {len(holders) - NAMED} more' if len(holders) > NAMED else ''
     return f'held by {", ".join(holders[:NAMED])}{more}' if holders else ''
 
 
-def _listed(path: str, host: str | None, what: str, named: str) -> list[dict[str, typing.Any]]:
+def listed(path: str, host: str | None, what: str, named: str) -> list[dict[str, typing.Any]]:
     """What an agent lists; nothing if it does not answer in time, or is of the release before."""
     try:
         found = client.ask(path, {'do': what, 'host': host}, PATIENCE)[named]

@@ -20,6 +20,7 @@ import prettytable
 import wcwidth
 
 from cyborg_lite import client
+from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import reading
 
 Row = reading.Row
@@ -33,7 +34,7 @@ CSV = (
 )  # fmt: skip
 #: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
 #: keeps 15 characters of a command.
-MORE = {'LEFT': 6, 'COMMAND': 15, 'CONTAINER': 12}
+MORE = {'LEFT': 6, 'NAME': 12, 'COMMAND': 15, 'CONTAINER': 12}
 #: The width from which on notes are shown, and the widest, if the output is not a terminal.
 NOTE, WIDEST = 12, 512
 #: The states of health that the table shows for held cards.
@@ -92,8 +93,9 @@ def run(arguments: argparse.Namespace) -> None:
         while True:
             rows = service.all('accelerators', sort_key='host')
             table = arguments.format == 'table'
-            if table:
-                service.understood(functools.partial(_name_holders, service), rows)
+            service.understood(functools.partial(_name_holders, service), rows)
+            if table and not service.tells_users:
+                rows = [row | {'user_name': None} for row in rows]
             text = _nothing(service) if table and not rows else service.understood(show, rows)
             if arguments.watch and table and sys.stdout.isatty():
                 text = CLEAR + text
@@ -106,16 +108,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _name_holders(service: reading.Service, rows: list[Row]) -> None:
-    """Add to each accelerator that an allocation holds its name, process and container.
-
-    The name of a user that tells nobody from others is left out.
-    """
-    if not service.tells_users:
-        for row in rows:
-            row['user_name'] = None
-    if not any(row.get('allocation_uuid') for row in rows):
-        return
-    found = {each['uuid']: each for each in service.all('allocations', state='active')}
+    """Add to each accelerator the name, the process and the end of the allocation that holds it."""
+    held = any(row.get('allocation_uuid') for row in rows)
+    active = service.all('allocations', state='active') if held else ()
+    found = {each['uuid']: each for each in active}
     # What is leased from a reservation: the reservation holds it, and a process uses it.
     drawn = {
         held['uuid']: each
@@ -124,12 +120,30 @@ def _name_holders(service: reading.Service, rows: list[Row]) -> None:
         for held in each['accelerators']
     }
     for row in rows:
-        holder = found.get(row.get('allocation_uuid'))
-        if allocation := drawn.get(row.get('uuid')) or holder:
-            row['process'], row['command'] = _process(allocation)
+        holder = found.get(row.get('allocation_uuid'), {})
+        allocation = drawn.get(row.get('uuid')) or holder
+        row |= _process(allocation)
+        row['allocation_name'] = allocation.get('name')
+        row['lease_ends_at'] = allocation.get('lease_ends_at')
+        if allocation:
             row['container'] = allocation.get('container')
-            row['allocation_name'] = allocation['name']
-            row['left'] = _left(allocation.get('lease_ends_at'))
+    if service.is_local and any(row['state'] == 'held' and not row['process'] for row in rows):
+        _name_processes(rows)
+
+
+def _name_processes(rows: list[Row]) -> None:
+    """Add the processes of other users, which the agent of this machine shows to its users."""
+    try:
+        leases = leasing.listed(client.find(), None, 'list', 'leases')
+    except client.Error:
+        return
+    # The processes of a reservation have leases of their own.
+    alive = [each for each in leases if each['pid'] and each['state'] == 'active']
+    held = {held['uuid']: each for each in alive for held in each['accelerators']}
+    for row in rows:
+        lease = held.get(row.get('uuid'))
+        if lease and not row['process']:
+            row |= _told(lease['pid'], lease['user'], lease['command'])
 
 
 def _nothing(service: reading.Service) -> str:
@@ -140,6 +154,7 @@ def _nothing(service: reading.Service) -> str:
 
 
 def _table(rows: list[Row]) -> str:
+    rows = [row | _more(row) for row in rows]
     widths = WIDTHS | _more_widths(rows)
     table = prettytable.PrettyTable(list(widths), align='l', border=False)
     table.left_padding_width, table.right_padding_width = 0, 2
@@ -180,17 +195,29 @@ def _access(rows: list[Row]) -> list[str]:
     return [f'Access is {", ".join(words)}.'] if words else []
 
 
-def _process(allocation: Row) -> tuple[str, str] | tuple[None, None]:
-    """The pid and the user of the process that holds an allocation, and its command."""
+def _more(row: Row) -> Row:
+    """The columns of MORE that no field has; the name of a lease where HOLDER has its process."""
+    name = row.get('allocation_name') if row.get('process') else None
+    return {'left': _left(row.get('lease_ends_at')), 'name': name}
+
+
+def _process(allocation: Row) -> Row:
+    """The process that holds an allocation."""
     try:
         # Consumers of other types are what a client says.
         if allocation['consumer']['type'] != 'local_process':
-            return None, None
+            return _told()
         # The format is that of cyborg_lite.conductor.requesting.
         _host, _boot, pid, _started, _uid, user, command = allocation['consumer']['id'].split('/')
+        return _told(int(pid), user, command)
     except (KeyError, TypeError, ValueError, AttributeError):
-        return None, None
-    return f'{pid} {user}' if pid != '0' else str(user), str(command)
+        return _told()
+
+
+def _told(pid: int = 0, user: str | None = None, command: str | None = None) -> Row:
+    """A process as fields of a row; a lease of no process has a user alone."""
+    process = f'{pid} {user}' if pid else user
+    return {'pid': pid or None, 'process': process, 'command': command}
 
 
 def _holder(row: Row) -> str:

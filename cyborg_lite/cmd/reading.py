@@ -59,6 +59,11 @@ class Service:
             self._opener.add_handler(handler)
 
     @property
+    def is_local(self) -> bool:
+        """Whether it answers at a socket of this machine."""
+        return self._local
+
+    @property
     def tells_users(self) -> bool:
         """Whether it tells users apart: without authentication all have one name."""
         return bool(self._headers or self._local)

@@ -27,6 +27,7 @@ from cyborg_lite import model
 from cyborg_lite import rpc
 from cyborg_lite import service as services
 from cyborg_lite import unix
+from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
 from cyborg_lite.cmd import reading
@@ -229,7 +230,9 @@ def test_a_service_of_the_release_before_tells_of_no_idle_holder():
     assert ps._states({'state': 'held', 'states': ['held']}) == 'held'
 
 
-@pytest.mark.parametrize(('columns', 'more'), [(80, 0), (87, 1), (104, 2), (118, 3), (None, 3)])
+@pytest.mark.parametrize(
+    ('columns', 'more'), [(80, 0), (87, 1), (101, 2), (118, 3), (132, 4), (None, 4)]
+)
 def test_a_process_is_a_holder(database_url, served, run, monkeypatch, columns, more):
     if columns:
         monkeypatch.setattr('sys.stdout.isatty', lambda: True)
@@ -242,20 +245,24 @@ def test_a_process_is_a_holder(database_url, served, run, monkeypatch, columns, 
         made.report(support.card('3b'), agent='agent-1')
         agent = made.embedded.bus.leases(context.service())
         about = {'host': support.HOST, 'agent': 'agent-1'}
-        row = agent.lease(process=process, request={'seconds': 10000}, **about)
+        row = agent.lease(process=process, request={'seconds': 10000, 'name': 'job'}, **about)
         agent = made.embedded.bus.leases(context.service(), version=rpc.CONTAINERS)
         agent.contain(containers={row['uuid']: '0123456789ab'}, **about)
         url = served(made.embedded.application)
         status, out, _ = run('--url', url)
         [row] = csv.DictReader(io.StringIO(run('--url', url, '-f', 'csv')[1]))
+        [told] = json.loads(run('--url', url, '-f', 'json')[1])
     finally:
         made.stop()
     assert status == 0
     assert ' held   4711 jane  ' in out
     assert all(len(line) <= (columns or 999) for line in out.splitlines())
     heading, shown, *_ = out.splitlines()
-    assert heading.split()[6:] == ['LEFT', 'COMMAND', 'CONTAINER'][:more]
-    assert re.split('  +', shown)[6:] == ['2 h', 'sh', '0123456789ab'][:more]
+    assert heading.split()[6:] == ['LEFT', 'NAME', 'COMMAND', 'CONTAINER'][:more]
+    assert re.split('  +', shown)[6:] == ['2 h', 'job', 'sh', '0123456789ab'][:more]
+    fields = 'pid', 'process', 'command', 'allocation_name', 'user_name'
+    assert [told[name] for name in fields] == [4711, '4711 jane', 'sh', 'job', 'jane']
+    assert told['lease_ends_at']
     assert row['container'] == '0123456789ab'
 
 
@@ -338,6 +345,21 @@ def test_an_allocation_is_a_holder(service, served, run):
     assert made['uuid'][:8] in out
     assert named['uuid'][:8] not in out
     assert ' train-7 ' in out
+
+
+def test_the_process_of_another_user_is_told_by_the_agent(at_socket, service, run, monkeypatch):
+    """The API tells it nobody of another project; what has no process has its user."""
+    [row] = service.api.get('/v2/accelerators?state=held').json['accelerators']
+    lease = {'state': 'active', 'user': 'bob', 'command': 'train', 'accelerators': [row]}
+    leases = [lease | {'pid': 4711}, lease | {'pid': 0}]
+    monkeypatch.setattr(client, 'find', lambda: 'agent.sock')
+    monkeypatch.setattr(leasing, 'listed', lambda *_: leases)
+    status, out, _ = run('--url', f'unix://{at_socket}')
+    assert (status, ' held   4711 bob  ' in out, ' train' in out) == (0, True, True), out
+    rows = json.loads(run('--url', f'unix://{at_socket}', '-f', 'json')[1])
+    assert [each['pid'] for each in rows if each['state'] == 'held'] == [4711]
+    monkeypatch.setattr(leasing, 'listed', lambda *_: [])
+    assert '4711' not in run('--url', f'unix://{at_socket}')[1]
 
 
 @pytest.mark.parametrize(
