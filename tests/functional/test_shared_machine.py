@@ -155,7 +155,7 @@ def test_from_limits_to_a_reservation(blocks, lab, service):
     assert 'is released' in lab.types(blocks['cyborg-lite release notebook'])
     assert lab.types(blocks['CYBORG_LITE_AS=li']).count('devices ') == 1
     shown = lab.types(blocks['cyborg-lite reserve'])
-    assert re.search(r'09:00  \S+ 12:00  4  \S+  reserved  morning\n', shown)
+    assert re.search(r'09:00 \S+  \S+ 12:00 \S+  4  \S+  reserved  morning\n', shown)
     assert shown.endswith('is released\n')
 
 
