@@ -358,6 +358,9 @@ def _wrong(error: jsonschema.ValidationError) -> str:
     if error.validator in ('maxItems', 'maxProperties'):
         # jsonschema's message has the whole value but not the limit.
         return f'{len(error.instance)} entries, expected {error.validator_value} at most'
+    if error.validator == 'pattern' and 'description' in error.schema:
+        # The description says it in words.
+        return f'{repr(error.instance)[:300]} is not valid'
     return error.message[:300]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
 
 from osc_lib import exceptions
@@ -58,7 +59,16 @@ class SetQuota(osc.Command, command.Lister):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         body = {'limits': dict(parsed_args.limits)}
-        return COLUMNS, _rows(self.call('PATCH', _named(parsed_args), json=body).json())
+        answer = self.call('PATCH', _named(parsed_args), json=body).json()
+        if parsed_args.project and not any(each['used'] for each in answer['quotas']):
+            # Where the service has no list of projects it takes any id.
+            project = parsed_args.project
+            print(
+                f'Project {project} has no accelerators now: if its id is wrong, "openstack '
+                f'accelerator quota delete {project}" takes the limits back.',
+                file=sys.stderr,
+            )
+        return COLUMNS, _rows(answer)
 
 
 class DeleteQuota(osc.Command):

@@ -45,6 +45,20 @@ def test_limits_are_set_shown_and_listed(run):
     assert run(quotas.ShowQuota) == [('total', 8, 0, HERE)]
 
 
+def test_a_project_without_accelerators_may_be_a_mistake(run, service, capsys):
+    run(quotas.SetQuota, '--default', '--limit', 'total=8')
+    assert capsys.readouterr().err == ''
+    run(quotas.SetQuota, 'vison', '--limit', 'total=8')
+    said = 'Project vison has no accelerators now: if its id is wrong, "openstack accelerator '
+    assert capsys.readouterr().err == f'{said}quota delete vison" takes the limits back.\n'
+    run(quotas.DeleteQuota, 'vison')
+    service.profile(FPGA=1)
+    answer = service.api.post('/v2/accelerator_requests', {'device_profile_name': 'profile-1'})
+    assert answer.status_int == 201
+    run(quotas.SetQuota, OWN, '--limit', 'total=8')
+    assert capsys.readouterr().err == ''
+
+
 @pytest.mark.parametrize('words', [[], ['p'], ['p', '--limit', 'total'], ['--limit', 'total=x']])
 def test_words_that_cannot_be_understood(run, words, capsys):
     with pytest.raises(SystemExit):
@@ -59,7 +73,8 @@ def test_a_change_names_its_project(run):
 
 
 def test_a_refusal_of_the_service_is_shown(run):
-    with pytest.raises(exceptions.CommandError, match='NPU.*"total" or a resource class'):
+    said = """^Invalid limits: 'NPU' is not valid .expected "total" or a resource class: """
+    with pytest.raises(exceptions.CommandError, match=said):
         run(quotas.SetQuota, 'p', '--limit', 'NPU=1')
     with pytest.raises(exceptions.CommandError, match='Quota of project p not found'):
         run(quotas.DeleteQuota, 'p')

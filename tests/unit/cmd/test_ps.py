@@ -167,6 +167,23 @@ def refuse(*_):
     raise PermissionError(13, 'Permission denied')
 
 
+def test_scenario_15_a_pipe(at_socket, tmp_path, run, monkeypatch):
+    """Lines of 80 columns, no control characters, the same fields in each row; nobody blocks it."""
+    url = f'unix://{at_socket}'
+    with socket.socket(socket.AF_UNIX) as hung:
+        # An agent that does not answer.
+        hung.bind(str(tmp_path / 'agent.sock'))
+        hung.listen()
+        monkeypatch.setenv(client.VARIABLE, str(tmp_path / 'agent.sock'))
+        monkeypatch.setattr(leasing, 'PATIENCE', 0.05)
+        status, out, err = run('--url', url)
+        rows = json.loads(run('--url', url, '-f', 'json')[1])
+    assert (status, err, '\x1b' in out) == (0, '', False)
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert len({tuple(each) for each in rows}) == 1
+    assert {each['state'] for each in rows} == {'free', 'held'}
+
+
 @pytest.mark.parametrize('form', ['json', 'csv'])
 def test_formats_for_programs(service, served, run, form):
     status, out, _ = run('--url', served(service.embedded.application), '-f', form)
