@@ -39,7 +39,8 @@ def docker(places, told):
 
 
 @pytest.mark.parametrize(
-    'file', ['lib/overlay-containers/containers.json', 'run/vfs-containers/volatile-containers.json']
+    'file',
+    ['lib/overlay-containers/containers.json', 'run/vfs-containers/volatile-containers.json'],
 )
 def test_a_container_of_podman(places, file):
     write(places / file, [podman(OTHER, {'name': 'other'}), podman()])
@@ -48,7 +49,9 @@ def test_a_container_of_podman(places, file):
 
 
 def test_a_container_of_docker(places):
-    docker(places, {'ID': ID, 'Name': '/bob', 'Config': {'Image': 'nvcr.io/nvidia/pytorch:25.01-py3'}})
+    docker(
+        places, {'ID': ID, 'Name': '/bob', 'Config': {'Image': 'nvcr.io/nvidia/pytorch:25.01-py3'}}
+    )
     assert runtimes.names(ID[:12]) == ['bob', 'pytorch:25.01-py3']
 
 
