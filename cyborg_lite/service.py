@@ -143,6 +143,7 @@ def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
         *(agent.access, agent.specifications),
     )
     agent.rogues, agent.leases, agent.held = made.rogues, made.all, made.held_by_others
+    agent.compared = lambda: made.compared
     return made
 
 

@@ -112,8 +112,8 @@ class Leases:
         self._specifications = specifications
         # Serializes the changes of access.
         self._guarding = threading.Lock()
-        # Whether the leases of an earlier start of the agent are known.
-        self._compared = False
+        #: whether the leases of an earlier start of the agent are known
+        self.compared = False
         self.host = host
         #: the clients that wait until others release parts of the same reservation
         self.lines = lines.Lines()
@@ -229,7 +229,7 @@ class Leases:
         if self._access is None:
             return
         with self._changed:
-            if not self._changed.wait_for(lambda: self._compared, timeout):
+            if not self._changed.wait_for(lambda: self.compared, timeout):
                 return
         with self._guarding:
             self._access.enforce(self._users(), self._finding().shared)
@@ -243,7 +243,7 @@ class Leases:
             return
         with self._changed:
             known = [each for each in self._known.values() if not each.over and each.active]
-            compared = self._compared
+            compared = self.compared
         found = {each.uuid: functools.partial(self.document, each) for each in known}
         if lease is not None:
             found = {uuid: made for uuid, made in found.items() if uuid == lease.uuid}
@@ -278,7 +278,7 @@ class Leases:
 
     def _is_of_lease(self, use: processes.Use) -> bool:
         """Whether the user of a process has a lease that the process names, or of its node."""
-        if use.mark and not self._compared:
+        if use.mark and not self.compared:
             return True
         mine = [each for each in self.all() if use.process.uid in (each.process.uid, 0)]
         named = any(lease.uuid == use.mark for lease in mine)
@@ -397,7 +397,7 @@ class Leases:
                     self._known[uuid] = self._found(row)
             # A lease that was made meanwhile may be absent from the answer.
             gone = [self._known.pop(uuid) for uuid in before - found.keys()]
-            self._compared = True
+            self.compared = True
             self._changed.notify_all()
         for lease in gone:
             self._unwatch(lease)

@@ -75,6 +75,8 @@ class Manager:
         self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
         #: returns the leases of this host
         self.leases: collections.abc.Callable[[], list[leases.Lease]] = list
+        #: returns whether the leases of an earlier start of the agent are known
+        self.compared: collections.abc.Callable[[], bool] = lambda: True
         #: returns the addresses of the cards that others than leases hold, within a timeout
         self.held: terminals.Held = lambda _: frozenset()
         self._known_rogues: dict[str, str] = {}
@@ -149,7 +151,9 @@ class Manager:
         """Tell users on their terminals; a failure does not affect the report."""
         try:
             self._reminders.look(self.leases())
-            self._notices.look(rogues if self._conf.agent.tell_rogues else {}, self.held)
+            # Before, a process of such a lease looks like a rogue.
+            tells = self._conf.agent.tell_rogues and self.compared()
+            self._notices.look(rogues if tells else {}, self.held)
         except (*AWAY, exception.CyborgError) as error:
             LOG.info('Users of host %s are told at a later report: %s', self.host.name, error)
         except Exception:

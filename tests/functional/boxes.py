@@ -90,7 +90,7 @@ class Box(test_leases.Machine):
 
     def has_looked(self):
         """Have the agent do a round of its work."""
-        self.until(lambda: self.served._compared)
+        self.until(lambda: self.served.compared)
         self.served.guard()
 
     def as_(self, uid, *arguments, **more):

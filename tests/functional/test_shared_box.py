@@ -15,6 +15,7 @@ import pytest
 from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite.agent import access
+from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import runtimes
 from cyborg_lite.cmd import ps
@@ -277,6 +278,7 @@ def test_scenario_8_the_user_is_told_once(box, tells):
     """On the terminal of the process."""
     machine = box('advisory', agent__tell_rogues=tells)
     opens = f"os.open({machine.nodes[2]!r}, os.O_RDWR); print('opened', flush=True)"
+    machine.has_looked()
     bob = test_terminals.Terminal(BOB, BOB, then=opens)
     try:
         assert bob.process.stdout.readline() == b'opened\n'
@@ -297,6 +299,7 @@ def test_the_holder_of_an_allocation_of_the_api_is_not_told(box):
     api = machine.service.api
     made = api.post('/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}).json
     opens = f"os.open({machine.node_of(made)!r}, os.O_RDWR); print('opened', flush=True)"
+    machine.has_looked()
     bob = test_terminals.Terminal(BOB, BOB, then=opens)
     try:
         assert bob.process.stdout.readline() == b'opened\n'
@@ -306,6 +309,28 @@ def test_the_holder_of_an_allocation_of_the_api_is_not_told(box):
         api.delete(f'/v2/allocations/{made["uuid"]}')
         assert rogues(machine)
         assert 'without a lease' in bob.read()
+    finally:
+        bob.close()
+
+
+def test_a_process_of_an_earlier_lease_is_not_told(box, monkeypatch):
+    """It is adopted, and so does not name its lease; conductors do not tell the leases yet."""
+    machine = box('advisory')
+    opens = f"os.open({machine.nodes[2]!r}, os.O_RDWR); print('opened', flush=True)"
+    bob = test_terminals.Terminal(BOB, BOB, then=opens)
+    try:
+        assert bob.process.stdout.readline() == b'opened\n'
+        assert machine.run('alloc', '--pid', bob.process.pid)[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(leases.Leases, '_compare', lambda self: False)
+            machine.stop()
+            machine.start()
+            for _ in range(3):
+                machine.agent.report()
+        machine.has_looked()
+        for _ in range(3):
+            assert rogues(machine) == {}
+        assert bob.read(0) == ''
     finally:
         bob.close()
 
@@ -639,7 +664,7 @@ def test_scenario_13_the_owner_is_told_once(box, monkeypatch, action):
 def test_a_mark_of_another_user_does_not_hide_a_rogue(box):
     """The environment of a process is its own choice."""
     machine = box('advisory')
-    machine.until(lambda: machine.served._compared)
+    machine.until(lambda: machine.served.compared)
     with test_leases.opened(machine):
         _, lease = hold(machine, JANE)
         mine = machine.node_of(lease)

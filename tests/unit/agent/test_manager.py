@@ -102,7 +102,9 @@ def test_users_of_rogues_are_told_if_it_is_configured(agent, bus, monkeypatch):
     for tells in (True, False):
         agent._conf.agent.tell_rogues = tells
         agent.report()
-    assert looks == [({'0000:3b:00.0': [USE]}, 1), ({}, 2)]
+    agent._conf.agent.tell_rogues, agent.compared = True, lambda: False
+    agent.report()
+    assert looks == [({'0000:3b:00.0': [USE]}, 1), ({}, 2), ({}, 3)]
 
 
 @pytest.mark.parametrize('error', [messaging.MessagingTimeout('no answer'), OSError('no file')])
