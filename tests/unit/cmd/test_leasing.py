@@ -74,6 +74,18 @@ def test_words_are_checked_as_the_service_checks_them():
         assert served['pattern'] == f'^{pattern}\\Z'
 
 
+@pytest.mark.parametrize(
+    ('text', 'advice'),
+    [
+        ('process 7 belongs to another user', 'Name a process of your own: "ps -u $USER" lists'),
+        ('Card 0000:3b:00.0 of host h cannot be leased: it is held', '"cyborg-lite ps" shows the'),
+        ("no lease of 'job'", '"cyborg-lite ps" shows who holds what, and "cyborg-lite reserve '),
+    ],
+)
+def test_a_refusal_says_what_to_type(text, advice):
+    assert leasing.advised(text).startswith(f'{text}. {advice}')
+
+
 def test_an_empty_command(capsys):
     arguments = main.parser().parse_args(['run', '--', ''])
     assert arguments.run(arguments) == 2
