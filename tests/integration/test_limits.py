@@ -78,7 +78,8 @@ def test_limits_of_keystone_hold(limited):
     assert [limited.create().status_code for _ in range(3)] == [201, 201, 403]
     assert [limited.create('b').status_code for _ in range(2)] == [201, 403]
     said = limited.create('b').text
-    assert 'Quota exceeded for total: the limit is 1, 1 used, and 1 asked for in project b.' in said
+    whose = f'asked for in project {limited.cloud.projects["b"]}.'
+    assert f'Quota exceeded for total: the limit is 1, 1 used, and 1 {whose}' in said
 
 
 def test_limits_of_keystone_are_shown_and_not_set(limited):
