@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import typing
 
+from oslo_log import log
+import oslo_messaging as messaging
 import sqlalchemy as sa
 from wsme import types as wtypes
 
@@ -17,6 +19,17 @@ from cyborg_lite.api import types
 from cyborg_lite.api import waiting
 from cyborg_lite.db import queue as db_queue
 from cyborg_lite.model import queue
+
+LOG = log.getLogger(__name__)
+
+#: How long a conductor may take to explain why an allocation waits, in seconds; and the errors
+#: after which its stored reason is shown.
+PATIENCE = 5
+UNEXPLAINED = (
+    exception.CyborgError,
+    messaging.MessagingException,
+    messaging.MessageUndeliverable,
+)
 
 #: The header that makes a request idempotent, and the maximum length of its value.
 #: Source: draft-ietf-httpapi-idempotency-key-header.
@@ -187,7 +200,21 @@ class Allocations(rest.Controller):
         rest.call().context.can('cyborg:allocation:get_one')
         uuid = self._uuid(id)
         self._wait(uuid, wait)
-        return self.fetch(uuid)
+        [row] = self._placed([self._explained(super().fetch(uuid))])
+        return row
+
+    def _explained(self, row: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """With the reason of this moment, if it waits; the stored one if no conductor tells it.
+
+        Conductors of the release before do not know the method.
+        """
+        if row['state'] == 'queued':
+            conductor = rest.call().bus.conductor(rest.call().context, timeout=PATIENCE)
+            try:
+                row['reason'] = conductor.explain_waiting(uuid=row['uuid']) or row['reason']
+            except UNEXPLAINED as error:
+                LOG.info('The reason of allocation %s is the stored one: %s', row['uuid'], error)
+        return row
 
     @rest.expose(wtypes.text, wtypes.text, wtypes.text, shows=DELIVERIES)
     def deliveries(self, id, view=None, host=None):

@@ -28,6 +28,7 @@ from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import requesting
 from cyborg_lite.conductor import reserving
+from cyborg_lite.conductor import waiting
 from cyborg_lite.db import leases as db_leases
 from cyborg_lite.db import query
 from cyborg_lite.db import queue as db_queue
@@ -262,7 +263,7 @@ def rows(
     """The leases of a host, or the one with this uuid."""
     _refuse_stranger(session, host, agent)
     columns = (
-        *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'reason', 'accelerators'),
+        *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'accelerators'),
         *('idleness', 'reservation_uuid', 'amount', 'container'),
         *model.Allocation.LABELS,
     )
@@ -271,11 +272,13 @@ def rows(
             _kind.uuid == uuid if uuid else _kind.state.in_(ALIVE), *db_leases.of(host)
         )
     ).all()
-    waits = any(each.state == 'queued' for each in found)
+    waits = {each.uuid for each in found if each.state == 'queued'}
     places = db_queue.places(session) if waits else {}
+    explained = waiting.explain_first(session, waits) if waits else {}
     return [
         {name: getattr(each, name) for name in columns}
         | {
+            'reason': explained.get(each.uuid, each.reason),
             'position': places[each.uuid].position if each.uuid in places else None,
             'created_at': each.created_at.isoformat(),
             'starts_at': each.starts_at and each.starts_at.isoformat(),

@@ -45,6 +45,7 @@ from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reports
 from cyborg_lite.conductor import reserving
 from cyborg_lite.conductor import serving
+from cyborg_lite.conductor import waiting
 from cyborg_lite.db import engine
 from cyborg_lite.db import query
 from cyborg_lite.db import quotas as quotas_
@@ -352,10 +353,18 @@ class Manager:
     ) -> reasons.Explanation:
         policy = self.conf.conductor.placing
         check = reserving.check if 'starts_at' in request else allocating.check
-        return self.with_limits(
-            functools.partial(_within, self._database.reader),
-            lambda session: check(session, ctxt, request, policy),
-        )
+        return self._look(lambda session: check(session, ctxt, request, policy))
+
+    @messaging.expose
+    @messaging.expected_exceptions(exception.CyborgError)
+    @_named
+    def explain_waiting(self, ctxt: context.RequestContext, uuid: str) -> str | None:
+        """Why an allocation waits now; None where its stored reason says so."""
+        return self._look(lambda session: waiting.explain(session, uuid))
+
+    def _look(self, work: collections.abc.Callable[[orm.Session], Answer]) -> Answer:
+        """The answer of work that writes nothing."""
+        return self.with_limits(functools.partial(_within, self._database.reader), work)
 
     @messaging.expose
     def report(self, ctxt: context.RequestContext, **report: typing.Any) -> None:

@@ -54,16 +54,18 @@ def explain(
     chosen: int | None,
     lease: int | None = None,
     over: collections.abc.Mapping[int, exception.OverQuota] = types.MappingProxyType({}),
+    near: bool = False,
 ) -> Explanation:
     """What the filters leave of all accelerators, for each alternative.
 
     :param chosen: the number of the alternative that can be allocated now; None if none can.
     :param lease: for how many seconds they are wanted; None without an end.
     :param over: by the number of an alternative the quota that it exceeds.
+    :param near: as for candidates.counted.
     """
     tried = wanted.sets if chosen is None else wanted.sets[: chosen + 1]
     linked = any(each.linked for each in tried)
-    rows = candidates.counted(session, wanted.kinds, hosts, by_device=linked, lease=lease)
+    rows = candidates.counted(session, wanted.kinds, hosts, linked, lease, near)
     alternatives = [
         _alternative(rows, wanted.kinds, each, number == chosen or number in over)
         for number, each in enumerate(tried)

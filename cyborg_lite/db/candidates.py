@@ -351,6 +351,7 @@ def counted(
     hosts: Hosts,
     by_device: bool = False,
     lease: int | None = None,
+    near: bool = False,
 ) -> list[sa.Row[typing.Any]]:
     """The numbers of accelerators, by all facts that decide whether they can be allocated.
 
@@ -360,19 +361,23 @@ def counted(
     :param by_device: count those of each device by themselves, and tell where it is.
     :param lease: for how many seconds they are wanted, None without an end: what is free and kept
         for a reservation that starts earlier is ``reserved``.
+    :param near: count those on the hosts only: it takes as long as there are on these.
     """
     named = _class.value.in_({kind.resource_class for kind in kinds})
+    on_hosts = sa.true() if hosts is None else _device.hostname.in_(hosts)
     columns: dict[str, typing.Any] = {
         'resource_class': _class.value,
-        'state': _state_for(lease),
+        # The state takes longest to find.
+        'state': sa.case((on_hosts, _state_for(lease))),
         'hostname': _device.hostname,
         'numa_node': _device.numa_node,
-        'on_hosts': sa.true() if hosts is None else _device.hostname.in_(hosts),
+        'on_hosts': on_hosts,
     } | {f'traits{number}': _traits(kind) for number, kind in enumerate(kinds)}
     if by_device:
         columns |= {'device': _device.id, 'address': _device.address, 'topology': _TOPOLOGY}
     shown = [sa.case((named, column)).label(name) for name, column in columns.items()]
     rows = _joined(sa.select(_handle.id, *shown), outer=True)
+    rows = rows.where(on_hosts) if near else rows
     each = rows.outerjoin(model.ARQ, model.ARQ.attach_handle_id == _handle.id).subquery('each')
     id, *alike = each.columns
     query = sa.select(*alike, sa.func.count(id).label('amount'))

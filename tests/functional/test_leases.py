@@ -258,6 +258,22 @@ def test_killed_process_frees_at_once_and_the_next_starts(machine):
     assert f' {first.pid} sleep (8)' in said
 
 
+def test_the_first_in_line_is_told_what_is_free_now(machine):
+    machine.hold(5)
+    two = machine.hold(2)
+    first = machine.command('run', '-n', 8, '--', 'true')
+    machine.until(lambda: machine.lease(first.pid, 'queued'))
+    second = machine.command('run', '-n', 7, '--', 'true')
+    reason = machine.until(lambda: machine.lease(second.pid, 'queued'))['reason']
+    two.kill()
+    free = ': 3 of CUSTOM_NPU free on 1 host, at most 3 on one.'
+    machine.until(lambda: free in machine.lease(first.pid, 'queued')['reason'])
+    # The second keeps the reason of when it joined: its holders are named anyway.
+    assert machine.lease(second.pid, 'queued')['reason'] == reason
+    for each in first, second:
+        each.kill()
+
+
 def test_without_waiting(machine):
     machine.hold(7)
     status, _, err = machine.run('run', '--nonblock', '-n', 2, '--', 'true')

@@ -8,6 +8,7 @@ import time
 import unittest.mock
 
 from oslo_db import exception as db_exception
+import oslo_messaging as messaging
 from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
@@ -16,11 +17,13 @@ from sqlalchemy.orm import exc as orm_exception
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite import rpc
 from cyborg_lite.api import allocations
 from cyborg_lite.api import app
 from cyborg_lite.api import waiting
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
+from cyborg_lite.conductor import waiting as waiting_
 from cyborg_lite.db import engine
 from cyborg_lite.model import queue
 from tests import support
@@ -392,6 +395,113 @@ def limit(service, project=ALONE, **limits):
     service.settle()
 
 
+NEEDS = 'It waits: needs {} of CUSTOM_NPU on one host: '
+
+
+def test_the_first_of_a_queue_is_told_what_is_free_now(service):
+    npus(service, 3)
+    held = [ask(service) for _ in range(3)]
+    first = ask(service, 3)
+    assert show(service, first)['reason'] == NEEDS.format(3) + 'no CUSTOM_NPU is free.'
+    for amount in 1, 2:
+        release(service, held.pop())
+        free = f'{amount} of CUSTOM_NPU free on 1 host, at most {amount} on one.'
+        assert show(service, first)['reason'] == NEEDS.format(3) + free
+    npus(service, 1, 'host-2')
+    free = '3 of CUSTOM_NPU free on 2 hosts, at most 2 on one.'
+    assert show(service, first)['reason'] == NEEDS.format(3) + free
+    release(service, *held)
+    assert show(service, first)['reason'] is None
+
+
+def test_whether_it_could_ever_be_served_is_told_as_it_is_now(service):
+    npus(service, 1)
+    ask(service)
+    never, unknown = ask(service, 2), ask(service, resource_class='CUSTOM_NONE')
+    said = [show(service, each)['reason'] for each in (never, unknown)]
+    assert 'even if all were free there would be 1 on one host' in said[0]
+    assert said[1].startswith('It waits: needs 1 of CUSTOM_NONE: no CUSTOM_NONE is known, ')
+    npus(service, 2)
+    free = '1 of CUSTOM_NPU free on 1 host, at most 1 on one.'
+    assert show(service, never)['reason'] == NEEDS.format(2) + free
+
+
+def test_those_behind_are_told_what_the_first_waits_for(service, member):
+    npus(service, 4)
+    held = ask(service, 3, lease=60)
+    ends = show(service, held)['lease_ends_at']
+    first = ask(service, 2, traits={'CUSTOM_A': 'required'}, hosts=['host-1'], priority=1)
+    member('other')
+    second, third = ask(service), ask(service)
+    free = '1 of CUSTOM_NPU free on 1 host, at most 1 on one'
+    own = f'It waits: needs 1 of CUSTOM_NPU: {free}; '
+    before = f'needs 2 of CUSTOM_NPU with CUSTOM_A on one host: {free}'
+    comes = f'; 3 of CUSTOM_NPU come free when lease {held} ends at {ends}.'
+    reasons = [show(service, each)['reason'] for each in (second, third)]
+    assert reasons == [
+        f'{own}1 allocation comes before it, which {before}{comes}',
+        f'{own}2 allocations come before it, the first {before}{comes}',
+    ]
+    assert service.api.get(f'{PATH}/{first}').status_int == 404
+
+
+def test_what_is_over_its_quota_does_not_come_before(service, member):
+    npus(service, 2)
+    held = ask(service, 2)
+    limit(service, CUSTOM_NPU=2)
+    over = ask(service)
+    member('other')
+    later = ask(service, 2)
+    assert show(service, later)['reason'] == NEEDS.format(2) + 'no CUSTOM_NPU is free.'
+    member(ALONE, 'admin,member,reader')
+    quota = 'Quota exceeded for CUSTOM_NPU: the limit is 2, 2 used, and 1 asked for'
+    assert show(service, over)['reason'] == f'{quota} in project {ALONE}.'
+    assert state(service, held) == 'active'
+
+
+def test_what_waits_is_told_which_alternative_its_quota_refuses(service, member):
+    npus(service, 3)
+    limit(service, CUSTOM_NPU=2)
+    ask(service)
+    waits = ask(service, 2, alternatives=[[{'resources': {'CUSTOM_NONE': 1}}]])
+    none = 'needs 1 of CUSTOM_NONE: no CUSTOM_NONE is known, and even if all were free there ' \
+        'would be none on one host'  # fmt: skip
+    quota = 'Quota exceeded for CUSTOM_NPU: the limit is 2, {} used, and 2 asked for in ' \
+        f'project {ALONE}'  # fmt: skip
+    assert show(service, waits)['reason'] == f'It waits: {quota.format(1)}; or {none}.'
+    ask(service)
+    assert show(service, waits)['reason'] == f'It waits: {quota.format(2)}; or {none}.'
+    # Others are not told of it.
+    member('other')
+    told = show(service, ask(service, 4, priority=-1))['reason']
+    assert ('Quota' in told, 'which needs 2 of CUSTOM_NPU on one host: ' in told) == (False, True)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        messaging.MessagingTimeout(),
+        messaging.MessageUndeliverable(None, None, 'topic', {}),
+        messaging.RemoteError('NoSuchMethod', 'explain_waiting'),
+        exception.LimitsAway(reason='Keystone is away'),
+        exception.DatabaseAway(reason='a conductor cannot reach it'),
+    ],
+    ids=type,
+)
+def test_the_stored_reason_is_shown_if_no_conductor_explains_it(service, monkeypatch, error):
+    npus(service, 2)
+    waits = ask(service, 3)
+    stored = show(service, waits)['reason']
+    npus(service, 1, 'host-2')
+    assert show(service, waits)['reason'] != stored
+
+    def call(*_, **__):
+        raise error
+
+    monkeypatch.setattr(rpc.Peer, '_call', call)
+    assert show(service, waits)['reason'] == stored
+
+
 def test_the_quota_counts_when_an_allocation_is_served(service, member):
     npus(service, 3)
     held = [ask(service) for _ in range(3)]
@@ -753,13 +863,55 @@ def test_to_join_takes_twelve_statements_and_to_look_three(service):
     ask(service)
     sender = service.manager.outbox
     with unittest.mock.patch.object(sender, '_wake'), service.statements() as statements:
-        waits = ask(service, name='a')
+        ask(service, name='a')
     assert len(sent(statements)) <= 12, sent(statements)
-    for path in f'{PATH}/{waits}', f'{PATH}?state=queued':
-        with service.statements() as statements:
-            service.api.get(path)
-        assert len(sent(statements)) <= 3, sent(statements)
+    with service.statements() as statements:
+        service.api.get(f'{PATH}?state=queued')
+    assert len(sent(statements)) <= 3, sent(statements)
     service.settle()
+
+
+@pytest.mark.parametrize('limited', [False, True])
+@pytest.mark.parametrize('reserved', [False, True])
+def test_to_explain_takes_a_few_statements_and_writes_nothing(service, limited, reserved):
+    """Five for the first of its queue, and one more for another; more if there are limits, and to
+    name reservations.
+    """
+    npus(service, 2)
+    ask(service)
+    if reserved:
+        at = timeutils.utcnow() + datetime.timedelta(seconds=1000)
+        kept = body(starts_at=at.isoformat(), lease=60)
+        assert service.api.post(PATH, kept).status_int == 201
+    if limited:
+        limit(service, CUSTOM_NPU=90)
+    first, *behind = [ask(service, 2) for _ in range(4)]
+    service.settle()
+    for uuids, most in ([first], 5), (behind, 6):
+        more = (limited and 2) + (reserved and most - 4)
+        for uuid in uuids:
+            with service.statements(but='outbox') as statements:
+                assert show(service, uuid)['state'] == 'queued'
+            assert len(sent(statements)) <= most + more, sent(statements)
+            assert {each.split()[0] for each in sent(statements)} == {'SELECT'}
+
+
+def test_an_agent_asks_only_of_its_host(service):
+    """Of those that wait there the first is explained, in two statements."""
+    npus(service, 2)
+    npus(service, 3, 'host-2')
+    ask(service, hosts=['host-1'])
+    waits = [ask(service, amount, hosts=['host-1']) for amount in (2, 3)]
+    statements = service.statements(but='outbox')
+    with service.database.reader() as session, statements as seen:
+        found = waiting_.explain_first(session, {*waits})
+    free = '1 of CUSTOM_NPU free on 1 host, at most 1 on one.'
+    assert found == {waits[0]: NEEDS.format(2) + free}
+    _, counts = sent(seen)
+    assert 'hostname IN' in counts.partition('GROUP BY')[0].rpartition('WHERE')[2]
+    release(service, *waits)
+    with service.database.reader() as session:
+        assert waiting_.explain_first(session, {*waits}) == {}
 
 
 @contextlib.contextmanager

@@ -100,6 +100,7 @@ def test_methods_that_can_be_called_over_rpc():
         'bind', 'check_allocation', 'create_allocation', 'create_arqs', 'create_attribute',
         'create_device_profile', 'create_reservation', 'delete_arqs', 'delete_arqs_of',
         'delete_attribute', 'delete_device', 'delete_device_profile', 'delete_host',
-        'delete_quota', 'free_instance', 'probe', 'release_allocation', 'rename_host',
-        'renew_allocation', 'report', 'set_device_status', 'show_limits', 'unbind', 'update_quota',
+        'delete_quota', 'explain_waiting', 'free_instance', 'probe', 'release_allocation',
+        'rename_host', 'renew_allocation', 'report', 'set_device_status', 'show_limits', 'unbind',
+        'update_quota',
     }  # fmt: skip

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why an allocation waits, at the moment when somebody asks.
+
+Nothing is written: the reason that is stored stays that of the moment when it joined the queue.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc
+import typing
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from cyborg_lite import exception
+from cyborg_lite.conductor import reasons
+from cyborg_lite.conductor import serving
+from cyborg_lite.conductor import taking
+
+Row = sa.Row[typing.Any]
+
+
+def explain(session: orm.Session, uuid: str) -> str | None:
+    """What a queued allocation needs, and what is free for it; and the same of the first of its
+    queue, if that is another one.
+
+    None if it does not wait, or if a quota holds it up: then the stored reason names the quota.
+    """
+    queues: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in serving.waiting(session):
+        if not row.over_quota:
+            queues[row.queue].append(row)
+    for rows in queues.values():
+        for before, row in enumerate(rows):
+            if row.uuid == uuid:
+                refused = next(iter(serving.refusals(session, [row]).values()), ())
+                own = _needs(session, row, refused)
+                return f'It waits: {own}{_behind(session, rows[:before])}.'
+    return None
+
+
+def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) -> dict[str, str]:
+    """The same of the first of these alone, without quotas: agents ask twice a second.
+
+    They name their host, and it takes as long as there are accelerators on that.
+    """
+    for row in serving.waiting(session):
+        if row.uuid in uuids and not row.over_quota:
+            return {row.uuid: f'It waits: {_needs(session, row, near=True)}.'}
+    return {}
+
+
+def _behind(session: orm.Session, before: list[Row]) -> str:
+    """How many come first, and what the first of them waits for: numbers only, and no quota."""
+    if not before:
+        return ''
+    first = _needs(session, before[0])
+    if len(before) == 1:
+        return f'; 1 allocation comes before it, which {first}'
+    return f'; {len(before)} allocations come before it, the first {first}'
+
+
+def _needs(
+    session: orm.Session,
+    row: Row,
+    refused: collections.abc.Iterable[exception.OverQuota | None] = (),
+    near: bool = False,
+) -> str:
+    """What an allocation needs, and what is free for it now.
+
+    :param refused: for each alternative the limit that it would exceed, or None.
+    :param near: as for reasons.explain.
+    """
+    kinds: taking.Kinds = {}
+    sets = [wanted for wanted in serving.entry(row, kinds).sets if wanted]
+    over = {number: each for number, each in enumerate(refused) if each}
+    wanted, of_hosts = reasons.Wanted([], list(kinds), sets), row.wish['hosts']
+    explanation = reasons.explain(session, wanted, of_hosts, None, row.lease, over, near)
+    reasons.name_reservation(session, wanted, of_hosts, explanation)
+    return reasons.said(explanation)
