@@ -94,13 +94,18 @@ def create(
         raise _refusal(session, ctxt, request, wanted, (start, end), explanation)
     number, chosen = found
     names = taking.lock(session, chosen)
+    profile = wanted.profiles[number]
+    try:
+        _refuse_over_quota(session, ctxt.project_id or '', profile.groups, start, end)
+    except exception.OverQuota as error:
+        over = {number: error}
+        explanation = reasons.explain(session, wanted, request['hosts'], None, over=over)
+        raise exception.OverQuota(**error.kwargs, explanation=explanation) from None
     # What was read before the lock may be stale.
     again = _choose(session, kinds, [wanted.sets[number]], names, (start, end), rank)
     if again is None:
         raise orm_exception.StaleDataError
-    profile = wanted.profiles[number]
     _refuse_many(session, ctxt.project_id or '')
-    _refuse_over_quota(session, ctxt.project_id or '', profile.groups, start, end)
     uuid = uuid or str(uuidlib.uuid4())
     row = allocating.row_of(ctxt, uuid, request, profile, digest) | {
         'state': 'reserved',
@@ -127,9 +132,7 @@ def check(
     found = _choose(session, kinds, wanted.sets, request['hosts'], window, rank)
     explanation = reasons.explain(session, wanted, request['hosts'], found and found[0])
     if found is None:
-        refusal = _refusal(session, ctxt, request, wanted, window, explanation)
-        for each in explanation['alternatives']:
-            each['fits'], each['reason'] = False, refusal.message
+        _refusal(session, ctxt, request, wanted, window, explanation)
     return explanation
 
 
@@ -178,7 +181,10 @@ def _refusal(
     window: tuple[datetime.datetime, datetime.datetime],
     explanation: reasons.Explanation,
 ) -> exception.CyborgError:
-    """The error that names what overlaps with such a reservation, if it could be kept at all."""
+    """The error that names what overlaps with such a reservation, if it could be kept at all.
+
+    :param explanation: that of the present, which gets the reasons of the error.
+    """
     rows = candidates.clashes(session, wanted.kinds, request['hosts'], *window)
     # What could not be kept at any time is not prevented by what overlaps.
     if not rows or not reasons.could_fit(explanation):
@@ -186,10 +192,13 @@ def _refusal(
     first = [_in_words(row, ctxt.project_id) for row in rows[:NAMED]]
     more = f' and {len(rows) - NAMED} more' if len(rows) > NAMED else ''
     start, end = map(base.iso, window)
-    return exception.Conflict(
-        reason=f'Too few accelerators are left from {start} to {end}: it overlaps with '
-        f'{", ".join(first)}{more}.'
+    reason = (
+        f'Too few accelerators are left from {start} to {end}: it overlaps with '
+        f'{", ".join(first)}{more}'
     )
+    for each in explanation['alternatives']:
+        each['fits'], each['reason'] = False, reason
+    return exception.Conflict(reason=f'{reason}.', explanation=explanation)
 
 
 def _in_words(row: sa.Row[typing.Any], project: str | None) -> str:

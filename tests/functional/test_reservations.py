@@ -628,6 +628,34 @@ def test_a_reservation_takes_few_statements(service, clock):
     assert len(made) <= 14, made
 
 
+@pytest.mark.parametrize('by', ['profile', 'groups'])
+@pytest.mark.parametrize('reason', ['overlap', 'quota', 'never'])
+def test_a_refusal_is_explained_in_six_statements(service, clock, by, reason):
+    npus(service, 8)
+    mine = reserve(service, 6, hosts=['host-1'])
+    if reason == 'quota':
+        limit(service, mine['project_id'], 7)
+    amount, status = {'overlap': (3, 409), 'quota': (2, 403), 'never': (9, 409)}[reason]
+    service.profile(CUSTOM_NPU=amount)
+    wanted = body(amount) if by == 'groups' else {'profile': 'profile-1'}
+    with service.statements(but='outbox') as made:
+        answer = service.api.post(PATH, wanted | {'starts_at': at(HOUR), 'lease': HOUR})
+    assert answer.status_int == status, answer.text
+    explanation = answer.json['errors'][0]['explanation']
+    [told] = explanation['alternatives']
+    assert (explanation['fits'], told['fits']) == (False, False)
+    assert told['fits_if_all_were_free'] == (reason != 'never')
+    assert told['reason'] in support.fault(answer)
+    words = {'overlap': f'it overlaps with reservation {mine["uuid"]}',
+             'quota': 'the limit is 7', 'never': 'even if all were free'}  # fmt: skip
+    assert words[reason] in told['reason']
+    [asked] = told['requests']
+    assert (asked['amount'], asked['candidates']) == (amount, 8)
+    assert asked['removed']['quota'] == (2 if reason == 'quota' else 0)
+    sent = [each for each in made if not each.startswith('BEGIN')]
+    assert len(sent) <= 6, sent
+
+
 def test_another_conductor_starts_what_one_has_reserved(database_url, clock):
     """All that has to be done is in the database: the first one has ended."""
     first = support.Service(database_url)
