@@ -93,7 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
         while True:
             rows = service.all('accelerators', sort_key='host')
             table = arguments.format == 'table'
-            service.understood(functools.partial(_name_holders, service), rows)
+            if arguments.format != 'csv':
+                service.understood(functools.partial(_name_holders, service), rows)
             if table and not service.tells_users:
                 rows = [row | {'user_name': None} for row in rows]
             text = _nothing(service) if table and not rows else service.understood(show, rows)
