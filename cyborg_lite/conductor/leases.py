@@ -23,6 +23,7 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import adopting
 from cyborg_lite.conductor import allocating
+from cyborg_lite.conductor import drawing
 from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import releasing
@@ -210,7 +211,7 @@ def _draw(
     wanted = requesting.bare(host, process, request)
     uuid = uuid or str(uuidlib.uuid4())
     reservation, count = request['reservation'], request.get('count')
-    return reserving.draw(session, caller, reservation, count, wanted, host, uuid)
+    return drawing.draw(session, caller, reservation, count, wanted, host, uuid)
 
 
 def _adopt(

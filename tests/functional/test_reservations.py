@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from cyborg_lite import context
 from cyborg_lite import model
 from cyborg_lite.conductor import auditing
+from cyborg_lite.conductor import drawing
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reserving
 from cyborg_lite.conductor import taking
@@ -490,7 +491,7 @@ def draw(service, reservation, count=None, project=None, number=1):
     request = {'consumer': {'type': model.Allocation.PROCESS, 'id': f'host-1/b/{number}/0/0/u/c'}}
     with service.manager.outbox.session() as session:
         child = str(uuid.UUID(int=number))
-        return reserving.draw(session, ctxt, reservation, count, request, 'host-1', child)
+        return drawing.draw(session, ctxt, reservation, count, request, 'host-1', child)
 
 
 def test_processes_lease_from_a_reservation(service, clock):
