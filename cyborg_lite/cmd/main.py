@@ -9,6 +9,7 @@ import importlib
 import sys
 import typing
 
+from cyborg_lite import client
 from cyborg_lite import exception
 from cyborg_lite.cmd import output
 
@@ -75,7 +76,7 @@ def main() -> int:
         return int(arguments.run(arguments) or 0)
     except BrokenPipeError:
         raise
-    except (exception.Refused, OSError) as error:
+    except (client.Error, exception.Refused, OSError) as error:
         return _fail(error)
     except _unusable() as error:
         return _fail(error)

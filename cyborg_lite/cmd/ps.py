@@ -20,6 +20,7 @@ import prettytable
 import wcwidth
 
 from cyborg_lite import client
+from cyborg_lite import remote
 from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import reading
 
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--url',
         default=os.environ.get(client.URL),
         help='where the service answers: http://, https://, or unix:// and the path of its socket '
-        f'({client.URL}, or the socket of this machine, or {reading.LOCAL})',
+        f'({client.URL}, or the socket of this machine, or {remote.LOCAL})',
     )
     parser.add_argument('--user', metavar='NAME', help='the user, with http_basic')
     parser.add_argument('--cacert', metavar='FILE', help='the authority to trust, with HTTPS (PEM)')

@@ -35,6 +35,7 @@ ROOMS = {
     'contract': {'model'},
     'delivery': set(),
     'osc': {'client'},
+    'remote': {'client'},
     'server': {'unix'},
     'unix': {'client'},
     'rpc': {'context', 'exception', 'shims'},
@@ -61,7 +62,7 @@ ROOMS = {
     },
     'cmd': {
         'agent', 'client', 'conductor', 'conf', 'db', 'delivery', 'driver', 'exception', 'model',
-        'rpc', 'server', 'service', 'startup', 'unix',
+        'remote', 'rpc', 'server', 'service', 'startup', 'unix',
     },
     'wsgi': {'api', 'cmd', 'conf', 'db', 'exception', 'rpc', 'service', 'startup'},
 }  # fmt: skip

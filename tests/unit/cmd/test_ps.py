@@ -24,13 +24,13 @@ from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import context
 from cyborg_lite import model
+from cyborg_lite import remote
 from cyborg_lite import rpc
 from cyborg_lite import service as services
 from cyborg_lite import unix
 from cyborg_lite.cmd import leasing
 from cyborg_lite.cmd import main
 from cyborg_lite.cmd import ps
-from cyborg_lite.cmd import reading
 from tests import support
 from tests.unit import test_server
 from tests.unit.cmd import process
@@ -118,7 +118,7 @@ def test_a_unix_socket_is_asked(at_socket, run):
 
 def test_a_socket_is_preferred_to_the_port(at_socket, tmp_path, run, monkeypatch):
     """Where credentials are given, the port is meant."""
-    monkeypatch.setattr(reading, 'LOCAL', 'http://127.0.0.1:1')
+    monkeypatch.setattr(remote, 'LOCAL', 'http://127.0.0.1:1')
     monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'nowhere')
     monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
     assert run()[0] == 0
@@ -153,7 +153,7 @@ def test_a_socket_that_this_user_may_not_use(at_socket, tmp_path, run, monkeypat
     user = accounts.name(os.getuid())
     said = f'it is there, and only user {user} may use it: ask them to set socket_group\n'
     monkeypatch.setattr(client, 'SYSTEM', tmp_path / 'nowhere')
-    monkeypatch.setattr(reading, 'LOCAL', 'http://127.0.0.1:1')
+    monkeypatch.setattr(remote, 'LOCAL', 'http://127.0.0.1:1')
     monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
     monkeypatch.setattr(os, 'access', lambda _, mode: mode == os.F_OK)
     found = run()[2]
