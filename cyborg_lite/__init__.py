@@ -10,16 +10,16 @@ __all__ = 'allocate', 'allocation'
 # before Ctrl-C ends them without a traceback.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cyborg_lite.client import allocate as allocate
-    from cyborg_lite.client import allocation as allocation
+    from cyborg_lite.door import allocate as allocate
+    from cyborg_lite.door import allocation as allocation
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from cyborg_lite import client
+    from cyborg_lite import door
 
-    return getattr(client, name)
+    return getattr(door, name)
 
 
 def __dir__() -> list[str]:

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accelerators for this process, from the agent of this machine::
-
-    import cyborg_lite
-
-    with cyborg_lite.allocate('npu', 2) as devices:
-        print(devices.addresses, devices.env)
+"""Accelerators for a process, from the agent of this machine.
 
 It uses only the standard library, so that any program can import it.
 """
@@ -136,49 +131,6 @@ class Lease:
         self.release()
 
 
-def allocate(
-    resource_class: str | None = None,
-    count: int = 1,
-    *,
-    profile: str | None = None,
-    traits: collections.abc.Iterable[str] = (),
-    same_numa: bool = False,
-    linked: bool = False,
-    name: str | None = None,
-    claimed_name: str | None = None,
-    note: str | None = None,
-    wait: float | None = None,
-    socket: str | None = None,
-) -> Lease:
-    """Lease accelerators for this process; a ``with`` block releases them at its end.
-
-    :param resource_class: such as ``npu``, ``gpu`` or ``CUSTOM_NPU``; by default the only one of
-        this machine.
-    :param profile: a device profile, in place of a class, a count and traits.
-    :param traits: the traits that each accelerator must have.
-    :param same_numa: whether all must be on one NUMA node.
-    :param linked: whether their cards must form a ring of direct links, such as HCCS or NVLink.
-    :param claimed_name: who you are, where people share a login; CYBORG_LITE_AS by default. It
-        proves nothing, and gives no rights.
-    :param note: what it is for; others see it.
-    :param wait: the timeout of the wait in the queue, in seconds; 0 to fail at once if too few are
-        free, None to wait without a limit.
-    :param socket: the socket of the agent; by default the usual places are searched.
-    :raises Error: when the request is refused.
-    :raises TimedOut: when too few were free until the timeout.
-    """
-    words: Words = {'count': count} if profile is None else {'profile': profile}
-    words |= {'resource_class': resource_class} if resource_class else {}
-    words |= {'traits': dict.fromkeys(traits, 'required')} if traits else {}
-    words |= {'same_numa': 'require'} if same_numa else {}
-    words |= {'link': 'require'} if linked else {}
-    words |= {'name': name} if name else {}
-    words |= labels(claimed_name, note)
-    words['queue'] = wait is None or wait > 0
-    end = None if wait is None else time.monotonic() + wait
-    return lease(find(socket), words, end=end)
-
-
 def labels(claimed_name: str | None, note: str | None) -> dict[str, str]:
     """The texts that a request adds to a lease; empty ones are left out.
 
@@ -195,23 +147,6 @@ def labels(claimed_name: str | None, note: str | None) -> dict[str, str]:
                 400,
             )
     return found
-
-
-def allocation() -> Lease | None:
-    """The lease that ``cyborg-lite run`` gave to this process or to an ancestor of it."""
-    uuid, text = os.environ.get(ALLOCATION), os.environ.get(DEVICES)
-    if not uuid or not text:
-        return None
-    try:
-        devices = [dict(each) for each in json.loads(text)]
-    except (ValueError, TypeError):
-        raise Error(f'{DEVICES} is no list of objects', 400) from None
-    names = [each.get('name') or each.get('id') for each in devices]
-    views = {
-        'process': {'env': {ALLOCATION: uuid, DEVICES: text}},
-        'spark': {'resources': [{'name': None, 'addresses': names}]},
-    }
-    return Lease(uuid, None, platform.node(), devices, views, os.environ.get(VARIABLE, ''))
 
 
 def lease(
@@ -244,7 +179,7 @@ def lease(
                 *(answer['accelerators'], answer['views'], path),
                 *(answer.get('access', 'advisory'), answer.get('adopted')),
             )
-            _refuse_unnamed(found)
+            refuse_unnamed(found)
             return found
         told(answer)
         queued = True
@@ -256,7 +191,7 @@ def lease(
     raise Error('the agent ended the conversation without an answer')
 
 
-def _refuse_unnamed(found: Lease) -> None:
+def refuse_unnamed(found: Lease) -> None:
     """Give back what no variable names: the program would see all cards of the machine."""
     if found.views['process'].get('unnamed'):
         with contextlib.suppress(Error):

@@ -7,6 +7,7 @@ import threading
 import oslo_messaging as messaging
 import pytest
 
+import cyborg_lite
 from cyborg_lite import client
 from cyborg_lite import exception
 from cyborg_lite import rpc
@@ -69,7 +70,7 @@ ERRORS = [
 
 def test_a_lease_whose_answer_is_lost_is_given_on_a_retry(machine, losses):
     losses('lease', lose(UNANSWERED))
-    with client.allocate('npu', 2, socket=machine.socket):
+    with cyborg_lite.allocate('npu', 2, socket=machine.socket):
         [lease] = machine.leases()
         assert (machine.held(), lease['state']) == (2, 'active')
 
@@ -79,19 +80,19 @@ def test_a_lease_that_is_not_answered_is_freed(machine, losses, error):
     """Its process is this one, and lives on."""
     spoiled = losses('lease', *[lose(error)] * 2)
     with pytest.raises(client.Error) as told:
-        client.allocate('npu', 2, socket=machine.socket)
+        cyborg_lite.allocate('npu', 2, socket=machine.socket)
     assert told.value.code == 503
     spoiled.faults.clear()
     machine.until(lambda: not machine.held())
-    with client.allocate('npu', 8, socket=machine.socket):
+    with cyborg_lite.allocate('npu', 8, socket=machine.socket):
         assert machine.held() == 8
 
 
 def test_a_lease_that_waits_and_is_not_answered_leaves_the_queue(machine, losses):
-    with client.allocate('npu', 8, socket=machine.socket) as held:
+    with cyborg_lite.allocate('npu', 8, socket=machine.socket) as held:
         losses('lease', *[lose(UNANSWERED)] * 2)
         with pytest.raises(client.Error, match='no conductor answers'):
-            client.allocate('npu', 1, socket=machine.socket)
+            cyborg_lite.allocate('npu', 1, socket=machine.socket)
         path = '/v2/allocations?state=queued'
         machine.until(lambda: not machine.service.api.get(path).json['allocations'])
         assert [each['uuid'] for each in machine.leases()] == [held.uuid]
@@ -102,7 +103,7 @@ def test_a_lease_that_is_made_after_its_agent_gave_up_is_freed(machine, losses):
     spoiled = losses('lease')
     spoiled.faults += [spoiled.delay] * 2
     with pytest.raises(client.Error):
-        client.allocate('npu', 2, socket=machine.socket)
+        cyborg_lite.allocate('npu', 2, socket=machine.socket)
     compare(machine)()
     for carry_out in spoiled.late:
         # The second is answered as the first.
@@ -149,7 +150,7 @@ def test_an_answer_that_is_lost_during_a_comparison(alone, losses):
     assert read.wait(BOUND)
     spoiled = losses('lease', *[lose(UNANSWERED)] * 2)
     with pytest.raises(client.Error):
-        client.allocate('npu', 2, socket=machine.socket)
+        cyborg_lite.allocate('npu', 2, socket=machine.socket)
     assert not spoiled.faults
     assert machine.held() == 2
     go_on.set()
@@ -159,7 +160,7 @@ def test_an_answer_that_is_lost_during_a_comparison(alone, losses):
 
 def test_a_comparison_during_a_request_leaves_its_lease_to_the_client(machine, losses):
     """A waiting lease without a client would be released."""
-    held = client.allocate('npu', 8, socket=machine.socket)
+    held = cyborg_lite.allocate('npu', 8, socket=machine.socket)
 
     def compared_meanwhile(carry_out):
         row = carry_out()
@@ -169,7 +170,7 @@ def test_a_comparison_during_a_request_leaves_its_lease_to_the_client(machine, l
         return row
 
     losses('lease', compared_meanwhile)
-    with client.allocate('npu', 2, socket=machine.socket) as lease:
+    with cyborg_lite.allocate('npu', 2, socket=machine.socket) as lease:
         assert [each['uuid'] for each in machine.leases()] == [lease.uuid]
 
 
@@ -182,5 +183,5 @@ def test_a_refused_lease_is_not_asked_for_again(machine, losses):
 
     losses('lease', count, count)
     with contextlib.suppress(client.Error):
-        client.allocate('gpu', socket=machine.socket)
+        cyborg_lite.allocate('gpu', socket=machine.socket)
     assert asked == [1]

@@ -50,7 +50,8 @@ BLOCKS = [
     'cyborg-lite reserve',
     'device_access = acl',
     'idle_leases = tell',
-    'cyborg_lite.allocate',
+    'wait=3600',
+    'url=url',
 ]
 TRAIN = """
 import json, os
@@ -177,8 +178,15 @@ def wait_in_line(blocks, lab):
 def test_a_program_that_leases_for_itself(blocks, lab, service, monkeypatch):
     monkeypatch.setenv(client.VARIABLE, str(lab.run / client.SOCKET))
     names = {}
-    exec(blocks['cyborg_lite.allocate'].text, names)
+    exec(blocks['wait=3600'].text, names)
     assert len(names['train']()) == 2
+
+
+def test_a_program_that_leases_over_http(blocks, lab, service, monkeypatch):
+    monkeypatch.setenv(client.URL, f'{client.UNIX}{lab.run / client.API_SOCKET}')
+    names = {}
+    exec(blocks['url=url'].text, names)
+    assert len(names['train_in_a_container']()) == 2
 
 
 def test_the_unit_starts_what_the_guide_installs(blocks):

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases over HTTP while their service is away, or ends them."""
+
+import time
+import warnings
+
+import pytest
+
+from cyborg_lite import client
+from cyborg_lite import renewing
+
+UUID = 'a1b2c3d4-0000-4000-8000-000000000000'
+ACTIVE = {'uuid': UUID, 'name': None, 'state': 'active', 'accelerators': []}
+QUEUED, RELEASED = ({'uuid': UUID, 'state': state} for state in ('queued', 'released'))
+DELIVERY = {'deliveries': [{'delivery': {}}]}
+AWAY, REFUSED = client.Error('away'), client.Error('it is released', 409)
+
+
+class Service:
+    """A service that gives these answers, and then what it always gives."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.asked = []
+
+    def ask(self, method, path, body=None, **headers):
+        self.asked.append((method, path.partition('/')[2], body, headers))
+        if 'deliveries' in path:
+            return DELIVERY
+        if method == 'DELETE':
+            return {}
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def methods(self):
+        return [method for method, path, _, _ in self.asked if 'deliveries' not in path]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No pause, and no renewal at once."""
+    monkeypatch.setattr(renewing, 'PAUSE', 0)
+
+
+def lease(service, end=None):
+    found = renewing.lease(service, {'resource_class': 'npu', 'count': 1}, 'host-1', end)
+    found.over.set()
+    return found
+
+
+def test_a_request_without_an_answer_is_sent_again():
+    """By its key the service knows it again."""
+    service = Service(AWAY, QUEUED, ACTIVE)
+    assert lease(service).uuid == UUID
+    [first, second] = service.asked[:2]
+    assert first == second
+    assert (first[0], len(first[3]['Idempotency_Key'])) == ('POST', 36)
+
+
+@pytest.mark.parametrize(('answers', 'asked'), [([REFUSED], 1), ([AWAY, AWAY], 2)])
+def test_a_request_that_fails_is_an_error(answers, asked):
+    service = Service(*answers)
+    with pytest.raises(client.Error, match=str(answers[0])):
+        lease(service)
+    assert service.methods() == ['POST'] * asked
+
+
+def test_an_outage_ends_no_wait():
+    service = Service(QUEUED, QUEUED, AWAY, QUEUED, ACTIVE)
+    assert lease(service).uuid == UUID
+    paths = [path for _, path, _, _ in service.asked[1:5]]
+    assert paths == [f'{UUID}?wait={seconds}' for seconds in (0, 20, 20, 20)]
+
+
+def test_a_wait_in_the_queue_has_an_end():
+    service = Service(QUEUED, QUEUED)
+    with pytest.raises(client.TimedOut):
+        lease(service, time.monotonic())
+    assert service.methods() == ['POST', 'GET', 'DELETE']
+
+
+@pytest.mark.parametrize('answer', [RELEASED, KeyboardInterrupt()])
+def test_a_wait_that_ends_otherwise_leaves_the_queue(answer):
+    service = Service(QUEUED, QUEUED, answer)
+    with pytest.raises(KeyboardInterrupt if answer is not RELEASED else client.Error):
+        lease(service)
+    assert service.methods() == ['POST', 'GET', 'GET', 'DELETE']
+
+
+def held(service):
+    return renewing.Lease(UUID, None, 'host-1', [], {}, '', service=service)
+
+
+def test_a_lease_that_has_ended_is_told(monkeypatch):
+    """An outage before ends no lease."""
+    monkeypatch.setattr(renewing, 'EVERY', 0)
+    service = Service({}, AWAY, {}, REFUSED)
+    with pytest.warns(UserWarning, match='The lease of accelerators ends: it is released'):
+        held(service).renew()
+    assert service.asked == [('PATCH', UUID, {'lease': renewing.LEASE}, {})] * 4
+
+
+def test_a_released_lease_is_not_renewed():
+    service = Service()
+    with held(service) as lease, warnings.catch_warnings():
+        warnings.simplefilter('error')
+    lease.renew()
+    assert service.methods() == ['DELETE']
+
+
+def test_what_no_variable_names_is_given_back(monkeypatch):
+    """The program would see all cards of the machine."""
+    unnamed = {'unnamed': ['b'], 'problems': ['Accelerator b has no uuid.']}
+    monkeypatch.setitem(DELIVERY, 'deliveries', [{'delivery': unnamed}])
+    service = Service(QUEUED, ACTIVE)
+    with pytest.raises(client.Error, match='would see all cards of host-1'):
+        lease(service)
+    assert service.methods()[-1] == 'DELETE'
