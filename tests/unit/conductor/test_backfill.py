@@ -4,10 +4,13 @@
 import collections
 
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
+import pytest
 
 from cyborg_lite.conductor import backfill
 from cyborg_lite.conductor import placing
+from cyborg_lite.conductor import topology
 
 
 def card(handle, host='a', kind=0, node=0):
@@ -127,16 +130,48 @@ ENTRIES = st.lists(
 ).map(lambda found: [each._replace(id=n) for n, each in enumerate(found)])
 
 
+TIMES = st.sampled_from([None, 10, 20])
+#: what an entry may need beside the accelerators; its lease has an end if it needs a time
+TERMS = {'numa': {'same_numa': True}, 'link': {'linked': True}, 'time': {}, 'nothing': {}}
+
+
+def needing(entry, term):
+    """The entry with one of TERMS."""
+    sets = tuple(wanted._replace(**TERMS[term]) for wanted in entry.sets)
+    return entry._replace(sets=sets, lease=10 if term == 'time' else None)
+
+
+@st.composite
+def machines(draw):
+    """Cards with their nodes and links, of which reservations need some later."""
+    number = draw(st.integers(1, 8))
+    pairs = [draw(st.frozensets(st.integers(0, 7))) for _ in range(number)]
+
+    def made(n):
+        near = {str(m): 1 for m in range(number) if m in pairs[n] or n in pairs[m]}
+        place = topology.Place(str(n), (), near)
+        where = draw(st.sampled_from('aab')), draw(st.sampled_from([0, 0, 1]))
+        one = card(n, *where, node=draw(st.sampled_from([0, 0, 1])))
+        return one._replace(place=place, spare=draw(TIMES))
+
+    return [made(n) for n in range(number)]
+
+
+@pytest.mark.parametrize('term', TERMS)
+@settings(max_examples=300)
 @given(
     entries=ENTRIES,
-    places=st.lists(st.tuples(HOSTS, st.integers(0, 1)), min_size=1, max_size=8),
+    terms=st.lists(st.sampled_from([*TERMS]), min_size=4, max_size=4),
+    cards=machines(),
     freed=st.permutations(range(8)),
 )
-def test_nothing_behind_the_first_delays_it(entries, places, freed):
+def test_nothing_behind_the_first_delays_it(term, entries, terms, cards, freed):
     """Cards come free one after the other, and served entries keep theirs: the first entry is
     served as early as if it were alone.
+
+    :param term: what the first needs; those behind it need others.
     """
-    cards = [card(n, host, kind) for n, (host, kind) in enumerate(places)]
+    entries = [needing(*each) for each in zip(entries, [term, *terms], strict=False)]
     first, *behind = entries
 
     def moment(waiting):
