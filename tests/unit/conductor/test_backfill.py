@@ -61,6 +61,14 @@ def test_accelerators_are_reserved_for_each_that_can_use_them():
     assert served(entries, [cards[0], *cards[2:]], cards) == {2: [3, 4]}
 
 
+def test_accelerators_are_reserved_for_a_node_and_for_links():
+    known = [
+        card(n)._replace(place=topology.Place(str(n), (), {str(m): 1})) for n, m in ((1, 2), (2, 1))
+    ]
+    for term in 'same_numa', 'linked':
+        assert served([entry(1, 2, **{term: True}), entry(2)], known[:1], known) == {}
+
+
 def test_accelerators_of_no_use_to_the_first_go_on():
     small, other = card(3, 'b'), card(4, 'a', kind=1)
     known = [card(1), card(2), small, other]
