@@ -80,6 +80,8 @@ class Manager:
         #: returns the addresses of the cards that others than leases hold, within a timeout
         self.held: terminals.Held = lambda _: frozenset()
         self._known_rogues: dict[str, str] = {}
+        # The leases whose processes are not among the rogues; None if that is not known.
+        self._left_out: list[str] | None = None
         self._notices = terminals.Notices()
         self._reminders = terminals.Reminders()
         self._idling = idling.Idling()
@@ -125,6 +127,7 @@ class Manager:
                 interval=interval,
                 digest=hashlib.sha256(text).hexdigest(),
                 looks=findings.looks,
+                leases=self._left_out,
                 **content,
             )
             # Afterwards: the conductor knows the agent by now.
@@ -136,16 +139,28 @@ class Manager:
 
         After a failure the last answer stays, and nothing is returned.
         """
+        withheld = self._conf.agent.withhold_rogues
         try:
-            found = self.rogues(self.finding) if self._conf.agent.withhold_rogues else {}
+            # Before the look: one that ends meanwhile is left out by the next.
+            left_out = self._known_leases() if withheld else []
+            found = self.rogues(self.finding) if withheld else {}
             self._known_rogues = {
                 address: processes.listed([*uses]) for address, uses in found.items()
             }
         except Exception:
             # The devices are reported nevertheless.
             LOG.exception('The processes of host %s cannot be seen', self.host.name)
+            self._left_out = None
             return {}
+        self._left_out = left_out
         return found
+
+    def _known_leases(self) -> list[str] | None:
+        """The uuids of the leases of this host, and of the reservations that they are of."""
+        if not self.compared():
+            return None
+        named = [(each.uuid, each.row.get('reservation_uuid')) for each in self.leases()]
+        return sorted({uuid for pair in named for uuid in pair if uuid})
 
     def _tell_users(self, rogues: terminals.Rogues) -> None:
         """Tell users on their terminals; a failure does not affect the report."""

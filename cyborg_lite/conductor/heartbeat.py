@@ -43,6 +43,9 @@ class Frame(typing.TypedDict):
     access: typing.NotRequired[str | None]
     #: see model.Host; 0 if the host never says that a card is idle
     idle_after: typing.NotRequired[int]
+    #: the uuids of the leases whose processes the agent left out when it looked who uses which card
+    #: without a lease; None if it does not know; an agent of the release before does not say
+    leases: typing.NotRequired[list[str] | None]
 
 
 _NOTE = (

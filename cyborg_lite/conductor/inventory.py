@@ -20,6 +20,7 @@ from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
+from cyborg_lite.db import leases
 from cyborg_lite.db import query
 from cyborg_lite.model import pci
 
@@ -100,6 +101,8 @@ def _reconcile(
             if found.rogue and hosts.is_held(same, held):
                 # An agent does not know who holds it, unless it is a lease.
                 found.rogue, ignored = None, True
+            elif leases.is_leaving(same.rogue, report.get('leases', ())):
+                found.rogue, ignored = found.rogue or same.rogue, True
             news[same] = health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
             _tell_moved(same, found)
             _move_lost(same, found)

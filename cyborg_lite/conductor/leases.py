@@ -326,7 +326,7 @@ def end(
         sa.select(_kind).where(_kind.uuid == uuid, *db_leases.of(host))
     ).one_or_none()
     if lease is not None:
-        releasing.end(session, lease, journal.plain(cause)[:255])
+        releasing.end(session, lease, journal.plain(cause)[:255], closed=True)
 
 
 @messaging.expected_exceptions(exception.CyborgError)

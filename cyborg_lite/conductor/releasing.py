@@ -21,6 +21,7 @@ from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
+from cyborg_lite.db import leases
 from cyborg_lite.db import promises
 from cyborg_lite.db import query
 
@@ -36,6 +37,12 @@ _HOSTS = (
     .join(model.Deployable)
     .join(model.Device)
     .join(model.Host, model.Host.name == model.Device.hostname)
+    .where(_OF_ALLOCATION)
+)
+_CARDS = (
+    sa.select(model.Deployable.device_id)
+    .join(model.AttachHandle, model.AttachHandle.deployable_id == model.Deployable.id)
+    .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
     .where(_OF_ALLOCATION)
 )
 #: What keeps an allocation from being renewed, by its state.
@@ -73,15 +80,20 @@ def release(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> No
     end(session, allocation, 'It was deleted.')
 
 
-def end(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
-    """Free what an allocation holds, or take it from the queue; nothing if it is released."""
+def end(
+    session: orm.Session, allocation: model.Allocation, cause: str, closed: bool = False
+) -> None:
+    """Free what an allocation holds, or take it from the queue; nothing if it is released.
+
+    :param closed: whether the agent of its host has seen that no process of it has a card open.
+    """
     if allocation.state == 'queued':
         serving.leave(session, allocation, cause)
         queue.wake(session)
     elif allocation.state == 'reserved':
         _cancel(session, allocation, cause)
     else:
-        _release(session, allocation, cause)
+        _release(session, allocation, cause, closed=closed)
 
 
 def _cancel(session: orm.Session, allocation: model.Allocation, cause: str) -> None:
@@ -178,6 +190,7 @@ def _release(
     allocation: model.Allocation,
     cause: str,
     *conditions: sa.ColumnElement[bool],
+    closed: bool = False,
 ) -> bool:
     """Move an allocation to ``released`` if it is active; whether it was.
 
@@ -192,13 +205,30 @@ def _release(
     )
     if not query.matched(session, move.values(_released(cause))):
         return False
+    used = allocation.consumer_type == model.Allocation.PROCESS
     if allocation.starts_at is not None:
         # What processes have leased from a reservation ends with it.
         drawn = model.Allocation.reservation_uuid == uuid, model.Allocation.state == 'active'
         ended = _released('Its reservation ended.')
-        query.matched(session, sa.update(model.Allocation).where(*drawn).values(ended))
+        used = query.matched(session, sa.update(model.Allocation).where(*drawn).values(ended)) > 0
+    if used and not closed:
+        _keep_until_closed(session, uuid, names)
     _free(session, uuid, names, private=profile is None)
     return True
+
+
+def _keep_until_closed(session: orm.Session, uuid: str, names: list[str]) -> None:
+    """Give the cards of a lease to nobody before its agent has seen whether processes of it have
+    them open.
+
+    :param names: its hosts, which are locked: their next reports are looked at even if they say
+        what the last ones said.
+    """
+    cards = model.Device.id.in_(_CARDS), model.Device.rogue.is_(None)
+    noted = sa.update(model.Device).where(*cards).values(rogue=leases.leaving(uuid))
+    query.matched(session, noted, {'allocation': uuid})
+    anew = sa.update(model.Host).where(model.Host.name.in_(names)).values(digest=None)
+    query.matched(session, anew)
 
 
 def _free(session: orm.Session, uuid: str, names: list[str], private: bool = True) -> None:

@@ -36,6 +36,8 @@ SIZE = 8 << 20
 PARTS = {'deployables': 16384, 'attach_handles': 16384, 'attributes': 65536}
 #: What is known of a driver.
 STATE = ('state', 'reason', 'devices', 'complete')
+#: The most leases that a host may have.
+LEASES = 65536
 #: The most drivers that a host may have, and the longest reason that one may give.
 DRIVERS, REASON = 256, 4096
 
@@ -160,6 +162,8 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     _check_drivers(report['drivers'])
     if 'looks' in report:
         _check_looks(report['looks'])
+    if report.get('leases') is not None:
+        _check_leases(report['leases'])
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
     _check_size(report)
@@ -212,6 +216,13 @@ def _check_looks(looks: typing.Any) -> None:
         if not _is_text(name, 255):
             raise ValueError('looks: expected names of up to 255 printable characters')
         _number(looks, name, 0, 2**63 - 1)
+
+
+def _check_leases(leases: typing.Any) -> None:
+    if not isinstance(leases, list) or len(leases) > LEASES:
+        raise ValueError(f'leases: expected a list of up to {LEASES}')
+    if not all(_is_text(each, 36) for each in leases):
+        raise ValueError('leases: expected texts of up to 36 printable characters')
 
 
 def _check_state(state: dict[str, typing.Any]) -> None:

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import subprocess
+import unittest.mock
 import uuid
 
+from oslo_utils import timeutils
 import pytest
 
 from cyborg_lite import client
@@ -659,6 +661,56 @@ def test_scenario_13_the_owner_is_told_once(box, monkeypatch, action):
         assert ('or "cyborg-lite release notebook".' in said) == (action != 'nothing')
     finally:
         bob.close()
+
+
+@pytest.mark.parametrize('how', ['deleted', 'over'])
+def test_what_a_process_still_has_open_is_given_to_nobody(box, how):
+    """Its lease ended otherwise than with it: the card is free once the agent has seen it closed.
+
+    The agent may not know yet that the lease has ended, or anything of leases.
+    """
+    machine = box('advisory')
+    api = machine.service.api
+    machine.until(lambda: machine.served.compared)
+    with test_leases.opened(machine):
+        shell, lease = hold(machine, JANE)
+        number = machine.nodes.index(machine.node_of(lease))
+        user, said = machine.opening(JANE, machine.nodes[number])
+        assert (said, rogues(machine)) == ('opened', {})
+        wanted = {'groups': [{'resources': {'CUSTOM_NPU': 3}}]}
+        others = f'/v2/allocations/{api.post("/v2/allocations", wanted).json["uuid"]}'
+        wanted = {'groups': [{'resources': {'CUSTOM_NPU': 1}}], 'queue': True}
+        waits = f'/v2/allocations/{api.post("/v2/allocations", wanted).json["uuid"]}'
+        # No round of the agent's own between here and there.
+        with unittest.mock.patch.object(machine.served, '_compare', return_value=False) as compare:
+            if how == 'deleted':
+                assert api.delete(f'/v2/allocations/{lease["uuid"]}').status_int == 204
+            else:
+                with machine.service.database.writer() as session:
+                    [held] = session.query(model.Allocation).filter_by(uuid=lease['uuid'])
+                    held.lease_ends_at = timeutils.utcnow()
+                machine.service.manager.healer.heal()
+            machine.service.settle()
+            use = machine.accelerators()[number]['rogue']
+            assert use == f'whoever had lease {lease["uuid"]}, until its host has looked'
+            assert rogues(machine) == {number: use}
+            anew = {'leases': list, 'compared': lambda: False}
+            with unittest.mock.patch.multiple(machine.agent, **anew):
+                assert rogues(machine) == {number: use}
+        assert compare.call_count < 10
+        assert machine.served._compare()
+        [shown] = [rogues(machine)[number]]
+        assert str(user.pid) in shown
+        machine.service.settle()
+        assert api.get(waits).json['state'] == 'queued'
+        for each in (user, shell):
+            each.kill()
+            each.wait()
+        assert rogues(machine) == {}
+        machine.service.settle()
+        assert api.get(waits).json['state'] == 'active'
+        for each in (others, waits):
+            assert api.delete(each).status_int == 204
 
 
 def test_a_mark_of_another_user_does_not_hide_a_rogue(box):
