@@ -98,11 +98,7 @@ def _reconcile(
             session.add(found)
             known.append(found)
         else:
-            if found.rogue and hosts.is_held(same, held):
-                # An agent does not know who holds it, unless it is a lease.
-                found.rogue, ignored = None, True
-            elif leases.is_leaving(same.rogue, report.get('leases', ())):
-                found.rogue, ignored = found.rogue or same.rogue, True
+            ignored |= _keep_use(found, same, held, report)
             news[same] = health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
             _tell_moved(same, found)
             _move_lost(same, found)
@@ -116,6 +112,21 @@ def _reconcile(
     _tell(session, parts, before)
     notices.put(session, [each for each in news if news[each] and hosts.is_held(each, held)])
     return not (waiting or ignored) and not any(_waits(device, held, absences) for device in known)
+
+
+def _keep_use(found: model.Device, same: model.Device, held: set[int], report: Report) -> bool:
+    """Whether the report does not say who uses a device: then it is known otherwise, and stays.
+
+    :param found: as it was reported.
+    """
+    if hosts.is_held(same, held):
+        # An agent does not know who holds it, unless it is a lease.
+        ignored, found.rogue = bool(found.rogue), None
+        return ignored
+    if leases.is_leaving(same.rogue, report.get('leases', ())):
+        found.rogue = found.rogue or same.rogue
+        return True
+    return False
 
 
 def _tell(

@@ -162,8 +162,7 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     _check_drivers(report['drivers'])
     if 'looks' in report:
         _check_looks(report['looks'])
-    if report.get('leases') is not None:
-        _check_leases(report['leases'])
+    _check_leases(report.get('leases') or [])
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
     _check_size(report)

@@ -34,7 +34,7 @@ BAD = [
     ({'sequence': '1'}, 'sequence'),
     ({'sequence': True}, 'sequence'),
     ({'sequence': 1.5}, 'sequence'),
-    ({'leases': {}}, 'leases'),
+    ({'leases': {'a': 1}}, 'leases'),
     ({'leases': [1]}, 'leases'),
     ({'leases': ['a' * 37]}, 'leases'),
     ({'leases': ['a'] * 65537}, 'leases'),
