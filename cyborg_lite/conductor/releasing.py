@@ -27,7 +27,8 @@ from cyborg_lite.db import query
 
 LOG = log.getLogger(__name__)
 
-_OF_ALLOCATION = model.ARQ.allocation_uuid == sa.bindparam('allocation')
+_ALLOCATION: sa.BindParameter[str] = sa.bindparam('allocation')
+_OF_ALLOCATION = model.ARQ.allocation_uuid == _ALLOCATION
 _END = holding.Ending(sa.delete(model.ARQ).where(_OF_ALLOCATION))
 #: The hosts of what an allocation holds, by the names under which they report.
 _HOSTS = (
@@ -39,11 +40,15 @@ _HOSTS = (
     .join(model.Host, model.Host.name == model.Device.hostname)
     .where(_OF_ALLOCATION)
 )
-_CARDS = (
+_HELD = (
     sa.select(model.Deployable.device_id)
     .join(model.AttachHandle, model.AttachHandle.deployable_id == model.Deployable.id)
     .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
-    .where(_OF_ALLOCATION)
+)
+#: The cards of which an allocation holds a part, and nobody else does.
+_CARDS = sa.and_(
+    model.Device.id.in_(_HELD.where(_OF_ALLOCATION)),
+    model.Device.id.not_in(_HELD.where(model.ARQ.allocation_uuid.is_distinct_from(_ALLOCATION))),
 )
 #: What keeps an allocation from being renewed, by its state.
 _NOT_RENEWED = {'queued': 'waits in the queue', 'reserved': 'has not started'}
@@ -221,11 +226,13 @@ def _keep_until_closed(session: orm.Session, uuid: str, names: list[str]) -> Non
     """Give the cards of a lease to nobody before its agent has seen whether processes of it have
     them open.
 
+    It is not known of the parts of a card who has which open: those that others hold are left out.
+
     :param names: its hosts, which are locked: their next reports are looked at even if they say
         what the last ones said.
     """
-    cards = model.Device.id.in_(_CARDS), model.Device.rogue.is_(None)
-    noted = sa.update(model.Device).where(*cards).values(rogue=leases.leaving(uuid))
+    noted = sa.update(model.Device).where(_CARDS, model.Device.rogue.is_(None))
+    noted = noted.values(rogue=leases.leaving(uuid))
     query.matched(session, noted, {'allocation': uuid})
     anew = sa.update(model.Host).where(model.Host.name.in_(names)).values(digest=None)
     query.matched(session, anew)

@@ -14,6 +14,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import leases as leases_
+from cyborg_lite.conductor import releasing
 from cyborg_lite.db import accelerators
 from tests import support
 from tests.unit.conductor import direct
@@ -70,6 +71,19 @@ def test_one_waits_until_another_ends(conductor, agent):
     [row] = leases(conductor, agent)
     assert (row['uuid'], row['state']) == (second['uuid'], 'active')
     assert len(row['accelerators']) == 1
+
+
+@pytest.mark.parametrize('others', [0, 1])
+def test_only_a_card_that_nobody_else_holds_is_kept_until_it_is_closed(conductor, others):
+    """A holder of another part is told of no lease of others."""
+    conductor.report(support.card('3b', handles=2), agent='agent-1')
+    agent = {'host': HOST, 'agent': 'agent-1'}
+    row, *_ = [lease(conductor, agent) for _ in range(1 + others)]
+    with conductor.database.writer() as session:
+        [allocation] = session.query(model.Allocation).filter_by(uuid=row['uuid'])
+        releasing.end(session, allocation, 'It was deleted.')
+    noted = None if others else f'whoever had lease {row["uuid"]}, until its host has looked'
+    assert [each.rogue for each in conductor.rows(model.Device)] == [noted]
 
 
 def test_links_can_be_required(conductor, agent):
