@@ -451,7 +451,7 @@ def test_a_client_that_leaves_gives_away_nothing_that_its_process_uses(box):
     assert [*rogues(machine)] == [2]
     with client.connect(machine.socket) as leaving:
         leaving.sendall(json.dumps({'do': 'lease', 'of': bob.pid}).encode() + b'\n')
-    machine.until(machine.held)
+    machine.until(lambda: machine.lease(bob.pid))
     assert [each['address'] for each in machine.lease(bob.pid)['accelerators']] == ['0000:32:00.0']
     with test_leases.opened(machine):
         assert machine.says(JANE, 'run', '--nonblock', '-n', '4', '--', 'true')[0] == 1
