@@ -67,7 +67,8 @@ ALLOCATIONS = sa.select(
 HANDLES = sa.select(model.AttachHandle.id, model.AttachHandle.attach_info)
 DEVICES = (
     sa.select(
-        model.Device.address, model.Device.uuid, model.Device.status, model.Deployable.rp_uuid
+        *(model.Device.address, model.Device.uuid, model.Device.status, model.Device.rogue),
+        model.Deployable.rp_uuid,
     )
     .select_from(model.Device)
     .join(model.Deployable)

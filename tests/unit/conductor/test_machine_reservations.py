@@ -210,6 +210,9 @@ class Reservations(queue.Queue):
             session.execute(sa.update(model.Host).values(seen_at=self.now))
         self._surely(lambda: self.conductor._manager.healer.heal())
         self._look()
+        if self._close():
+            self._surely(lambda: self.conductor._manager.healer.heal())
+            self._look()
         for uuid, row in before.allocations.items():
             ended = row.lease_ends_at is not None and row.lease_ends_at <= self.now
             missed = row.claim_by is not None and row.claim_by <= self.now
@@ -225,7 +228,24 @@ class Reservations(queue.Queue):
                 window = max(row.starts_at, self.now), row.lease_ends_at
                 assert len(self._keepable(window, uuid)) < self._amount(uuid), 'not mended'
 
+    def _close(self):
+        """Processes close what their leases had, and the agent tells so: returns whether there was
+        anything to close.
+        """
+        left = {bus for bus, card in self.cards.items() if not card.absences}
+        noted = {row.rogue for row in self.rows.devices.values()} - {None}
+        if noted and left:
+            self.report(left)
+            self._look()
+        return bool(noted)
+
     # What holds whatever happened
+
+    @stateful.invariant()
+    def all_holds(self):
+        self._look()
+        self._close()
+        super().all_holds()
 
     def _look(self):
         super()._look()
