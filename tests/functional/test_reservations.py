@@ -17,6 +17,7 @@ from cyborg_lite.conductor import drawing
 from cyborg_lite.conductor import releasing
 from cyborg_lite.conductor import reserving
 from cyborg_lite.conductor import taking
+from cyborg_lite.db import engine
 from cyborg_lite.db import exclusion
 from cyborg_lite.db import promises
 from cyborg_lite.model import base
@@ -657,7 +658,9 @@ def test_a_refusal_is_explained_in_six_statements(service, clock, by, reason):
     assert (asked['amount'], asked['candidates']) == (amount, 8)
     assert asked['removed']['quota'] == (2 if reason == 'quota' else 0)
     sent = [each for each in made if not each.startswith('BEGIN')]
-    assert len(sent) <= 6, sent
+    # A server locks the host before it counts what is reserved.
+    locks = reason == 'quota' and not engine.has_one_writer(service.database.engine)
+    assert len(sent) <= 6 + locks, sent
 
 
 def test_another_conductor_starts_what_one_has_reserved(database_url, clock):
