@@ -130,6 +130,8 @@ REQUESTS = {
 #: The methods by which agents call conductors: by ``leases`` one adopts those of its earlier start,
 #: and by ``holders`` it tells a client who else holds what.
 OF_AGENTS = ['report', 'leases', 'holders', *public(leases.Leases)]
+#: Calls without points: whether one is made may depend on the moment.
+POINTLESS = TRACELESS - {*OF_AGENTS}
 
 
 def _points() -> collections.abc.Iterator[str]:
@@ -230,6 +232,9 @@ class Points:
         calling, dispatch = rpc.Peer.__getattr__, dispatcher.RPCDispatcher.dispatch
 
         def call(peer: rpc.Peer, method: str) -> typing.Any:
+            if method in POINTLESS:
+                return calling(peer, method)
+
             def watched(**kwargs: typing.Any) -> typing.Any:
                 with self.around('call', method):
                     return calling(peer, method)(**kwargs)
@@ -238,6 +243,8 @@ class Points:
 
         def answer(self_: typing.Any, incoming: typing.Any) -> typing.Any:
             method = incoming.message['method']
+            if method in POINTLESS:
+                return dispatch(self_, incoming)
             self.reach('answer', method, 'before')
             try:
                 return dispatch(self_, incoming)
