@@ -124,7 +124,8 @@ def _keep_use(found: model.Device, same: model.Device, held: set[int], report: R
         ignored, found.rogue = bool(found.rogue), None
         return ignored
     if leases.is_leaving(same.rogue, report.get('leases', ())):
-        found.rogue = found.rogue or same.rogue
+        # Whoever else has it open may close it before the agent knows.
+        found.rogue = same.rogue
         return True
     return False
 

@@ -693,6 +693,10 @@ def test_what_a_process_still_has_open_is_given_to_nobody(box, how):
             machine.service.settle()
             use = machine.accelerators()[number]['rogue']
             assert use == f'whoever had lease {lease["uuid"]}, until its host has looked'
+            other, _ = machine.opening(BOB, machine.nodes[number])
+            assert rogues(machine) == {number: use}
+            other.kill()
+            other.wait()
             assert rogues(machine) == {number: use}
             anew = {'leases': list, 'compared': lambda: False}
             with unittest.mock.patch.multiple(machine.agent, **anew):
