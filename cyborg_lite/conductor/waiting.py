@@ -6,7 +6,6 @@ Nothing is written: the reason that is stored stays that of the moment when it j
 
 from __future__ import annotations
 
-import collections
 import collections.abc
 import typing
 
@@ -27,17 +26,13 @@ def explain(session: orm.Session, uuid: str) -> str | None:
 
     None if it does not wait, or if a quota holds it up: then the stored reason names the quota.
     """
-    queues: dict[str, list[Row]] = collections.defaultdict(list)
-    for row in serving.waiting(session):
-        if not row.over_quota:
-            queues[row.queue].append(row)
-    for rows in queues.values():
-        for before, row in enumerate(rows):
-            if row.uuid == uuid:
-                refused = next(iter(serving.refusals(session, [row]).values()), ())
-                own = _needs(session, row, refused)
-                return f'It waits: {own}{_behind(session, rows[:before])}.'
-    return None
+    rows = [row for row in serving.waiting(session) if not row.over_quota]
+    own = next((row for row in rows if row.uuid == uuid), None)
+    if own is None:
+        return None
+    before = [row for row in rows[: rows.index(own)] if row.queue == own.queue]
+    refused = next(iter(serving.refusals(session, [own]).values()), ())
+    return f'It waits: {_needs(session, own, refused)}{_behind(session, before)}.'
 
 
 def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) -> dict[str, str]:
@@ -52,7 +47,7 @@ def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) 
 
 
 def _behind(session: orm.Session, before: list[Row]) -> str:
-    """How many come first, and what the first of them waits for: numbers only, and no quota."""
+    """How many come first, and what the first of them waits for: no host, holder or quota of it."""
     if not before:
         return ''
     first = _needs(session, before[0])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One shared machine: what the kernel enforces, with real device nodes and real users."""
 
+import contextlib
 import datetime
 import errno
 import json
@@ -225,6 +226,19 @@ def test_containers_are_given_a_lease_by_its_cdi_name_while_it_is_active(box, tm
     assert (seen[0], os.listdir(place)) == ([], [])
 
 
+@contextlib.contextmanager
+def using(machine, node):
+    """The terminal of a process of Bob that has a node open."""
+    machine.has_looked()
+    opens = f"os.open({node!r}, os.O_RDWR); print('opened', flush=True)"
+    bob = test_terminals.Terminal(BOB, BOB, then=opens)
+    try:
+        assert bob.process.stdout.readline() == b'opened\n'
+        yield bob
+    finally:
+        bob.close()
+
+
 def rogues(machine):
     """Have the agent report: by the number of a device, who uses it without a lease."""
     machine.agent.report()
@@ -279,11 +293,7 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
 def test_scenario_8_the_user_is_told_once(box, tells):
     """On the terminal of the process."""
     machine = box('advisory', agent__tell_rogues=tells)
-    opens = f"os.open({machine.nodes[2]!r}, os.O_RDWR); print('opened', flush=True)"
-    machine.has_looked()
-    bob = test_terminals.Terminal(BOB, BOB, then=opens)
-    try:
-        assert bob.process.stdout.readline() == b'opened\n'
+    with using(machine, machine.nodes[2]) as bob:
         for _ in range(3):
             assert [*rogues(machine)] == [2]
         said = bob.read() if tells else ''
@@ -291,8 +301,6 @@ def test_scenario_8_the_user_is_told_once(box, tells):
         assert bob.read(0) == ''
         if tells:
             assert f'"cyborg-lite alloc --pid {bob.process.pid}"' in said
-    finally:
-        bob.close()
 
 
 def test_the_holder_of_an_allocation_of_the_api_is_not_told(box):
@@ -300,19 +308,13 @@ def test_the_holder_of_an_allocation_of_the_api_is_not_told(box):
     machine = box('advisory')
     api = machine.service.api
     made = api.post('/v2/allocations', {'groups': [{'resources': {'CUSTOM_NPU': 1}}]}).json
-    opens = f"os.open({machine.node_of(made)!r}, os.O_RDWR); print('opened', flush=True)"
-    machine.has_looked()
-    bob = test_terminals.Terminal(BOB, BOB, then=opens)
-    try:
-        assert bob.process.stdout.readline() == b'opened\n'
+    with using(machine, machine.node_of(made)) as bob:
         for _ in range(3):
             assert rogues(machine) == {}
         assert bob.read(0) == ''
         api.delete(f'/v2/allocations/{made["uuid"]}')
         assert rogues(machine)
         assert 'without a lease' in bob.read()
-    finally:
-        bob.close()
 
 
 def test_a_process_of_an_earlier_lease_is_not_told(box, monkeypatch):
