@@ -202,11 +202,11 @@ class Leases:
         with self._changed:
             return set(self._known)
 
-    def others(self, timeout: int = TIMEOUT) -> list[Row]:
+    def others(self, timeout: int | None = None) -> list[Row]:
         """Who holds accelerators of this host without a lease: see db.leases.others."""
         return typing.cast('list[Row]', self._conductor(timeout).holders(**self._me()))
 
-    def held_by_others(self, timeout: int = TIMEOUT) -> set[str]:
+    def held_by_others(self, timeout: int | None = None) -> set[str]:
         """The addresses of the cards that are held without a lease."""
         # Conductors of the release before do not say them.
         return {card for row in self.others(timeout) for card in row.get('addresses', ())}
@@ -317,8 +317,8 @@ class Leases:
     def _me(self) -> dict[str, str]:
         return {'host': self.host.name, 'agent': self._agent}
 
-    def _conductor(self, timeout: int = TIMEOUT) -> rpc.Peer:
-        return self._bus.leases(context.service(), timeout=timeout)
+    def _conductor(self, timeout: int | None = None) -> rpc.Peer:
+        return self._bus.leases(context.service(), timeout=timeout or TIMEOUT)
 
     def _work(self) -> float:
         """Do one round; returns the time until the next, which waits for events itself."""

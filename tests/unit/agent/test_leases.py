@@ -150,6 +150,18 @@ def test_a_process_that_has_a_device_of_a_lease_open_keeps_it(served, monkeypatc
     assert ([*lease.watched.values()], lease.over) == ([child], None)
 
 
+def test_a_changed_timeout_holds_for_the_next_call(monkeypatch):
+    """The tests that kill conductors make it short: see tests/integration/failpoints.py."""
+    bus = unittest.mock.Mock()
+    served = leases.Leases(
+        bus, driver.Host.local('host-1'), 'agent-1', threading.Event(), nodes.Finding
+    )
+    monkeypatch.setattr(leases, 'TIMEOUT', 4)
+    served.others()
+    served.others(timeout=5)
+    assert [call.kwargs['timeout'] for call in bus.leases.call_args_list] == [4, 5]
+
+
 CARD = '0000:3b:00.0'
 
 
