@@ -51,8 +51,7 @@ class Service:
             raise client.Error(f'{option}user is for http and https: {url} knows its users', 400)
         self._user = user
         self._option = option
-        # At a socket the kernel tells who the caller is.
-        self._headers = {} if self._local else _credentials(user)
+        self._basic = _basic(user) if user else {}
         # Proxies are ignored, as the service is usually on this machine. Redirects are not
         # followed: the credentials are for the named service only.
         self._opener = urllib.request.OpenerDirector()
@@ -74,7 +73,7 @@ class Service:
     @property
     def tells_users(self) -> bool:
         """Whether it tells users apart: without authentication all have one name."""
-        return bool(self._headers or self._local)
+        return bool(self._credentials() or self._local)
 
     def ask(
         self, method: str, path: str, body: client.Words | None = None, **headers: str
@@ -91,7 +90,7 @@ class Service:
         try:
             # The opener only knows HTTP and HTTPS.
             request = urllib.request.Request(  # noqa: S310
-                f'{root}/v2/{path}', sent, self._headers | more, method=method
+                f'{root}/v2/{path}', sent, self._credentials() | more, method=method
             )
             with self._opener.open(request, timeout=TIMEOUT) as answer:
                 said = answer.read()
@@ -111,6 +110,12 @@ class Service:
         if path:
             return client.Error(f'{self._url(path)} is not answered as by this service', 502)
         return client.Error(f'{self._root} does not answer as this service', 502)
+
+    def _credentials(self) -> dict[str, str]:
+        """The headers that authenticate the caller: a token expires, and there may be a new one."""
+        # At a socket the kernel tells who the caller is.
+        token = None if self._user or self._local else os.environ.get('OS_TOKEN')
+        return {'X-Auth-Token': token} if token else self._basic
 
     def _url(self, path: str) -> str:
         return f'{self._root}/v2/{path.partition("?")[0]}'
@@ -152,7 +157,8 @@ class Service:
             if self._user:
                 return ' The name or the password is wrong.'
             return f' Give the name of a user with {self._option}user.'
-        wrong = ' The token is wrong, or has expired.' if 'X-Auth-Token' in self._headers else ''
+        given = 'X-Auth-Token' in self._credentials()
+        wrong = ' The token is wrong, or has expired.' if given else ''
         return (
             f'{wrong} Put a token into OS_TOKEN: "openstack token issue -f value -c id" prints one.'
         )
@@ -198,15 +204,11 @@ class _SocketHandler(urllib.request.HTTPHandler):
         return self.do_open(Connection, request)
 
 
-def _credentials(user: str | None) -> dict[str, str]:
-    """The headers that authenticate the caller."""
-    if user:
-        password = os.environ.get('CYBORG_LITE_PASSWORD') or _ask()
-        encoded = base64.b64encode(f'{user}:{password}'.encode(errors='surrogateescape')).decode()
-        return {'Authorization': f'Basic {encoded}'}
-    if token := os.environ.get('OS_TOKEN'):
-        return {'X-Auth-Token': token}
-    return {}
+def _basic(user: str) -> dict[str, str]:
+    """The headers that authenticate a user by a password."""
+    password = os.environ.get('CYBORG_LITE_PASSWORD') or _ask()
+    encoded = base64.b64encode(f'{user}:{password}'.encode(errors='surrogateescape')).decode()
+    return {'Authorization': f'Basic {encoded}'}
 
 
 def _ask() -> str:

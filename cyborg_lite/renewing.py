@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases that a service gives over HTTP for a time, and that a thread of their holder renews.
 
-If the holder ends without a release, nobody renews its lease, and it ends soon.
+If the holder ends without a release, nobody renews its lease, and it ends soon.  What is given to
+one that was killed in the queue ends sooner.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import threading
@@ -20,8 +22,14 @@ from cyborg_lite import remote
 
 #: The time of a lease, and between two renewals, in seconds: a restart of the service is shorter.
 LEASE, EVERY = 120, 30.0
+#: The time of a lease that its holder has not seen yet, in seconds: longer than it waits for it.
+FIRST = 40
 #: The longest wait for one answer, and the least time between two questions, in seconds.
 TURN, PAUSE = 20, 1.0
+#: The statuses of a renewal if the lease has ended, or is not to be renewed.
+ENDED = 404, 409
+#: The statuses beside those of the service's own errors that say nothing of the request itself.
+PASSING = 408, 429
 #: The views of a delivery that a lease has.
 VIEWS = ('process', 'container', 'spark', 'ray', 'json')
 #: The resource classes whose names do not begin with CUSTOM_.
@@ -46,18 +54,20 @@ class Lease(client.Lease):
         self.service.ask('DELETE', f'allocations/{self.uuid}')
 
     def renew(self) -> None:
-        """Renew the lease until it is over."""
-        pause = EVERY
+        """Renew the lease until it is over; what fails is tried again while it lasts."""
+        pause, end = EVERY, time.monotonic() + LEASE
         while not self.over.wait(pause):
-            pause = EVERY
+            asked = time.monotonic()
             try:
                 self.service.ask('PATCH', f'allocations/{self.uuid}', {'lease': LEASE})
             except client.Error as error:
-                if error.code >= 500:
+                if error.code not in ENDED and time.monotonic() < end:
                     pause = PAUSE
                 elif not self.over.is_set():
                     warnings.warn(f'The lease of accelerators ends: {error}', stacklevel=2)
                     return
+            else:
+                pause, end = EVERY, asked + LEASE
 
 
 def lease(
@@ -73,7 +83,9 @@ def lease(
     """
     uuid = _created(service, _body(request, host))['uuid']
     try:
-        found = _lease(service, _active(service, uuid, end), host)
+        given = _active(service, uuid, end)
+        service.ask('PATCH', f'allocations/{uuid}', {'lease': LEASE})
+        found = _lease(service, given, host)
     except BaseException:
         with contextlib.suppress(client.Error):
             service.ask('DELETE', f'allocations/{uuid}')
@@ -97,19 +109,35 @@ def _body(request: client.Words, host: str) -> client.Words:
         name = name if name in STANDARD or name.startswith('CUSTOM_') else f'CUSTOM_{name}'
         group = {'resources': {name: request['count']}, 'traits': request.get('traits', {})}
         body['groups'] = [group]
-    return body | {'hosts': [host], 'lease': LEASE}
+    return body | {'hosts': [host], 'lease': FIRST}
 
 
 def _created(service: remote.Service, body: client.Words) -> client.Words:
-    """The allocation; if there was no answer, the same request is sent again."""
+    """The allocation; if there was no answer, the same request is sent again.
+
+    By its key the service answers the same request with the same allocation: if that is given up,
+    it is found so, and deleted.
+    """
     key = {'Idempotency_Key': str(uuidlib.uuid4())}
+    post = functools.partial(service.ask, 'POST', 'allocations', body, **key)
     try:
-        return service.ask('POST', 'allocations', body, **key)
-    except client.Error as error:
-        if error.code < 500:
-            raise
-    time.sleep(PAUSE)
-    return service.ask('POST', 'allocations', body, **key)
+        try:
+            return post()
+        except client.Error as error:
+            if not _is_passing(error):
+                raise
+        time.sleep(PAUSE)
+        return post()
+    except BaseException as error:
+        if not isinstance(error, client.Error) or _is_passing(error):
+            with contextlib.suppress(client.Error):
+                service.ask('DELETE', f'allocations/{post()["uuid"]}')
+        raise
+
+
+def _is_passing(error: client.Error) -> bool:
+    """Whether an error says nothing of the request itself, which may be sent again."""
+    return error.code >= 500 or error.code in PASSING
 
 
 def _active(service: remote.Service, uuid: str, end: float | None) -> client.Words:
@@ -124,7 +152,7 @@ def _active(service: remote.Service, uuid: str, end: float | None) -> client.Wor
             if found['state'] != 'queued':
                 raise client.Error(f'allocation {uuid} is {found["state"]}', 409)
         except client.Error as error:
-            if error.code < 500:
+            if not _is_passing(error):
                 raise
         left = math.inf if end is None else end - time.monotonic()
         if left <= 0:

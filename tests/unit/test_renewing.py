@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases over HTTP while their service is away, or ends them."""
 
+import itertools
 import time
+import types
 import warnings
 
 import pytest
@@ -14,6 +16,7 @@ ACTIVE = {'uuid': UUID, 'name': None, 'state': 'active', 'accelerators': []}
 QUEUED, RELEASED = ({'uuid': UUID, 'state': state} for state in ('queued', 'released'))
 DELIVERY = {'deliveries': [{'delivery': {}}]}
 AWAY, REFUSED = client.Error('away'), client.Error('it is released', 409)
+EXPIRED, LIMITED = client.Error('the token has expired', 401), client.Error('too many', 429)
 
 
 class Service:
@@ -52,26 +55,52 @@ def lease(service, end=None):
 
 def test_a_request_without_an_answer_is_sent_again():
     """By its key the service knows it again."""
-    service = Service(AWAY, QUEUED, ACTIVE)
+    service = Service(AWAY, QUEUED, ACTIVE, {})
     assert lease(service).uuid == UUID
     [first, second] = service.asked[:2]
     assert first == second
     assert (first[0], len(first[3]['Idempotency_Key'])) == ('POST', 36)
 
 
-@pytest.mark.parametrize(('answers', 'asked'), [([REFUSED], 1), ([AWAY, AWAY], 2)])
-def test_a_request_that_fails_is_an_error(answers, asked):
-    service = Service(*answers)
-    with pytest.raises(client.Error, match=str(answers[0])):
+def test_a_request_that_is_refused_is_an_error():
+    service = Service(REFUSED)
+    with pytest.raises(client.Error, match=str(REFUSED)):
         lease(service)
-    assert service.methods() == ['POST'] * asked
+    assert service.methods() == ['POST']
+
+
+@pytest.mark.parametrize('answers', [[AWAY, AWAY], [KeyboardInterrupt()], [AWAY, OSError()]])
+def test_a_request_that_is_given_up_leaves_no_allocation(answers):
+    """The service may have made it before the answer was lost: it is found by the key."""
+    service = Service(*answers, QUEUED)
+    with pytest.raises(type(answers[-1])):
+        lease(service)
+    *posts, (method, path, _, _) = service.asked
+    assert posts == [posts[0]] * (len(answers) + 1)
+    assert (method, path) == ('DELETE', UUID)
+
+
+def test_a_request_that_is_given_up_during_an_outage_is_an_error():
+    service = Service(AWAY, AWAY, AWAY)
+    with pytest.raises(client.Error, match='away'):
+        lease(service)
+    assert service.methods() == ['POST'] * 3
+
+
+def test_what_nobody_waits_for_any_more_ends_sooner():
+    """The holder of a lease renews it at once; one that was killed in the queue does not."""
+    service = Service(QUEUED, ACTIVE, {})
+    lease(service)
+    assert service.methods() == ['POST', 'GET', 'PATCH']
+    first, _, patch, *_ = (body for _, _, body, _ in service.asked)
+    assert renewing.TURN < first['lease'] < patch['lease'] == renewing.LEASE
 
 
 def test_an_outage_ends_no_wait():
-    service = Service(QUEUED, QUEUED, AWAY, QUEUED, ACTIVE)
+    service = Service(QUEUED, QUEUED, AWAY, QUEUED, LIMITED, ACTIVE, {})
     assert lease(service).uuid == UUID
-    paths = [path for _, path, _, _ in service.asked[1:5]]
-    assert paths == [f'{UUID}?wait={seconds}' for seconds in (0, 20, 20, 20)]
+    paths = [path for _, path, _, _ in service.asked[1:6]]
+    assert paths == [f'{UUID}?wait={seconds}' for seconds in (0, 20, 20, 20, 20)]
 
 
 def test_a_wait_in_the_queue_has_an_end():
@@ -94,12 +123,26 @@ def held(service):
 
 
 def test_a_lease_that_has_ended_is_told(monkeypatch):
-    """An outage before ends no lease."""
+    """What fails otherwise ends no lease: the next renewal may have a new token."""
     monkeypatch.setattr(renewing, 'EVERY', 0)
-    service = Service({}, AWAY, {}, REFUSED)
+    service = Service({}, AWAY, EXPIRED, LIMITED, {}, REFUSED)
     with pytest.warns(UserWarning, match='The lease of accelerators ends: it is released'):
         held(service).renew()
-    assert service.asked == [('PATCH', UUID, {'lease': renewing.LEASE}, {})] * 4
+    assert service.asked == [('PATCH', UUID, {'lease': renewing.LEASE}, {})] * 6
+
+
+@pytest.mark.parametrize('error', [AWAY, EXPIRED, LIMITED])
+def test_a_lease_whose_time_is_over_is_told(monkeypatch, error):
+    """With what failed last."""
+    monkeypatch.setattr(renewing, 'EVERY', 0)
+    # The clock is read before each renewal, and after those that fail: the lease ends at 150.
+    now = itertools.count(0.0, renewing.LEASE / 4)
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(renewing, 'time', clock)
+    service = Service({}, LIMITED, error)
+    with pytest.warns(UserWarning, match=f'The lease of accelerators ends: {error}'):
+        held(service).renew()
+    assert not service.answers
 
 
 def test_a_released_lease_is_not_renewed():
@@ -114,7 +157,7 @@ def test_what_no_variable_names_is_given_back(monkeypatch):
     """The program would see all cards of the machine."""
     unnamed = {'unnamed': ['b'], 'problems': ['Accelerator b has no uuid.']}
     monkeypatch.setitem(DELIVERY, 'deliveries', [{'delivery': unnamed}])
-    service = Service(QUEUED, ACTIVE)
+    service = Service(QUEUED, ACTIVE, {})
     with pytest.raises(client.Error, match='would see all cards of host-1'):
         lease(service)
     assert service.methods()[-1] == 'DELETE'

@@ -500,6 +500,23 @@ def test_credentials_are_sent(served, run, monkeypatch):
     assert asked[::2] == [(None, None), (None, 'secret'), ('Basic YW5uOnNlY3JldA==', None)]
 
 
+def test_a_new_token_is_sent_once_it_is_there(served, monkeypatch):
+    """A program that renews a lease runs longer than a token lasts."""
+    asked = []
+
+    def application(environ, start_response):
+        asked.append(environ.get('HTTP_X_AUTH_TOKEN'))
+        start_response('200 OK', [('Content-Type', 'application/json')])
+        return [b'{}']
+
+    monkeypatch.setenv('OS_TOKEN', 'first')
+    service = remote.Service(served(application))
+    service.ask('GET', 'allocations')
+    monkeypatch.setenv('OS_TOKEN', 'second')
+    service.ask('GET', 'allocations')
+    assert asked == ['first', 'second']
+
+
 NO_PASSWORD = (
     'cyborg-lite: the password cannot be read from the terminal: put it into CYBORG_LITE_PASSWORD\n'
 )
