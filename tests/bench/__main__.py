@@ -15,6 +15,7 @@ import requests
 from cyborg_lite import client
 from tests import support
 from tests.bench import alone
+from tests.bench import choices
 from tests.bench import cloud
 from tests.bench import hosts
 from tests.bench import leases
@@ -51,6 +52,7 @@ def main() -> None:
         else:
             _tell(_commands(place))
             _tell(alone.figures(place))
+            _tell(choices.figures(place))
         if not (arguments.alone or arguments.leases):
             # Servers of databases refuse to run as root: their directories are open to others.
             place.chmod(0o755)

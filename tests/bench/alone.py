@@ -119,7 +119,15 @@ def figures(place: pathlib.Path) -> collections.abc.Iterator[Figure]:
 @contextlib.contextmanager
 def _service(place: pathlib.Path, rows: int) -> collections.abc.Iterator[support.Service]:
     """A service that has so many rows of each kind."""
-    directory = place / str(rows)
+    with opened(place / str(rows)) as service:
+        _fill(service, rows)
+        service_.spare_garbage_collection()
+        yield service
+
+
+@contextlib.contextmanager
+def opened(directory: pathlib.Path) -> collections.abc.Iterator[support.Service]:
+    """A service whose database is in a new directory."""
     directory.mkdir()
     with databases.Files().empty() as url:
         file = pathlib.Path(url.removeprefix('sqlite:///'))
@@ -127,8 +135,6 @@ def _service(place: pathlib.Path, rows: int) -> collections.abc.Iterator[support
         shutil.copy(file, directory)
         service = support.Service(f'sqlite:///{directory / file.name}')
         try:
-            _fill(service, rows)
-            service_.spare_garbage_collection()
             yield service
         finally:
             service.stop()
