@@ -360,7 +360,7 @@ class Manager:
     @_named
     def explain_waiting(self, ctxt: context.RequestContext, uuid: str) -> str | None:
         """Why an allocation waits now; None where its stored reason says so."""
-        return self._look(lambda session: waiting.explain(session, uuid))
+        return self._look(lambda session: waiting.explain(session, ctxt, uuid))
 
     def _look(self, work: collections.abc.Callable[[orm.Session], Answer]) -> Answer:
         """The answer of work that writes nothing."""

@@ -12,6 +12,7 @@ import typing
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite.conductor import reasons
 from cyborg_lite.conductor import serving
@@ -20,9 +21,9 @@ from cyborg_lite.conductor import taking
 Row = sa.Row[typing.Any]
 
 
-def explain(session: orm.Session, uuid: str) -> str | None:
+def explain(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> str | None:
     """What a queued allocation needs, and what is free for it; and the same of the first of its
-    queue, if that is another one.
+    queue, if that is another one that the caller may see.
 
     None if it does not wait, or if a quota holds it up: then the stored reason names the quota.
     """
@@ -32,7 +33,7 @@ def explain(session: orm.Session, uuid: str) -> str | None:
         return None
     before = [row for row in rows[: rows.index(own)] if row.queue == own.queue]
     refused = next(iter(serving.refusals(session, [own]).values()), ())
-    return f'It waits: {_needs(session, own, refused)}{_behind(session, before)}.'
+    return f'It waits: {_needs(session, own, refused)}{_behind(session, ctxt, before)}.'
 
 
 def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) -> dict[str, str]:
@@ -46,14 +47,19 @@ def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) 
     return {}
 
 
-def _behind(session: orm.Session, before: list[Row]) -> str:
-    """How many come first, and what the first of them waits for: no host, holder or quota of it."""
+def _behind(session: orm.Session, ctxt: context.RequestContext, before: list[Row]) -> str:
+    """How many come first, and what the first of them waits for: no host, holder or quota of it.
+
+    What another project asks for, or the reservation that it names, is no business of the caller.
+    """
     if not before:
         return ''
-    first = _needs(session, before[0])
-    if len(before) == 1:
-        return f'; 1 allocation comes before it, which {first}'
-    return f'; {len(before)} allocations come before it, the first {first}'
+    one = len(before) == 1
+    count = '1 allocation comes' if one else f'{len(before)} allocations come'
+    if ctxt.scope not in (None, before[0].project_id):
+        return f'; {count} before it'
+    which = 'which' if one else 'the first'
+    return f'; {count} before it, {which} {_needs(session, before[0])}'
 
 
 def _needs(

@@ -437,12 +437,19 @@ def test_those_behind_are_told_what_the_first_waits_for(service, member):
     own = f'It waits: needs 1 of CUSTOM_NPU: {free}; '
     before = f'needs 2 of CUSTOM_NPU with CUSTOM_A on one host: {free}'
     comes = f'; 3 of CUSTOM_NPU come free when lease {held} ends at {ends}.'
+    # Another project is not told what the first asks for.
+    numbers = ['1 allocation comes before it', '2 allocations come before it']
     reasons = [show(service, each)['reason'] for each in (second, third)]
-    assert reasons == [
-        f'{own}1 allocation comes before it, which {before}{comes}',
-        f'{own}2 allocations come before it, the first {before}{comes}',
-    ]
+    assert reasons == [f'{own}{each}{comes}' for each in numbers]
     assert service.api.get(f'{PATH}/{first}').status_int == 404
+    member(ALONE, 'admin,member,reader')
+    reasons = [show(service, each)['reason'] for each in (second, third)]
+    whats = [f', which {before}', f', the first {before}']
+    full = [f'{own}{each}{what}{comes}' for each, what in zip(numbers, whats, strict=True)]
+    assert reasons == full
+    member(ALONE)
+    mine = ask(service)
+    assert show(service, mine)['reason'] == full[1].replace('2 allocations', '3 allocations')
 
 
 def test_what_is_over_its_quota_does_not_come_before(service, member):
@@ -471,9 +478,11 @@ def test_what_waits_is_told_which_alternative_its_quota_refuses(service, member)
     assert show(service, waits)['reason'] == f'It waits: {quota.format(1)}; or {none}.'
     ask(service)
     assert show(service, waits)['reason'] == f'It waits: {quota.format(2)}; or {none}.'
-    # Others are not told of it.
+    # Those behind are not told of it.
     member('other')
-    told = show(service, ask(service, 4, priority=-1))['reason']
+    behind = ask(service, 4, priority=-1)
+    member(ALONE, 'admin,member,reader')
+    told = show(service, behind)['reason']
     assert ('Quota' in told, 'which needs 2 of CUSTOM_NPU on one host: ' in told) == (False, True)
 
 
