@@ -37,9 +37,13 @@ ENVIRONMENT = 8 << 20
 #: The file systems that have device nodes on a usual machine; a user cannot make any elsewhere.
 DEVICE_FILE_SYSTEMS = ('devtmpfs', 'tmpfs')
 
-#: The id of a container in the name of a control group, of which the beginning tells it apart.
-#: Source: docker, podman, containerd and CRI-O name the group of a container by its id.
-CONTAINER = re.compile('[/:-]([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])')
+#: The id of a container in the name of a control group, of which the beginning tells it apart. If it
+#: is below the slice of a user, that user may have made it, and named it after any container.
+#: Source: docker, podman, containerd and CRI-O name the group of a container by its id; systemd
+#: lets users make groups below user-UID.slice.
+CONTAINER = re.compile(
+    '(?P<own>/user-[1-9][0-9]*[.]slice/.*?)?[/:-](?P<id>[0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])'
+)
 
 #: Errors for a process that has ended, or that this user may not read.
 _ENDED = (ProcessLookupError, FileNotFoundError)
@@ -257,13 +261,17 @@ class Use:
     mark: str | None
     #: the id of its container; None if it is in none
     container: str | None
+    #: whether its user may have made that up
+    claimed: bool = False
 
     def __str__(self) -> str:
         process = self.process
         told = f'{process.pid} {process.user} ({process.command}) since {_begun(process)}'
         if not self.container:
             return told
-        names = ', '.join(runtimes.names(self.container))
+        # The runtimes of root put no container below the slice of a user.
+        about = ['as its user says'] if self.claimed else runtimes.names(self.container)
+        names = ', '.join(about)
         return f'{told} in container {self.container}' + (f' ({names})' if names else '')
 
 
@@ -279,7 +287,8 @@ def uses(nodes: collections.abc.Collection[str]) -> list[Use]:
             if (pid := int(name)) != os.getpid():
                 home = _home(pid)
                 if opened := frozenset(_opened(home, nodes)):
-                    found.append(Use(find(pid), opened, _mark(home), container(pid)))
+                    inside = container(pid), is_claimed(pid)
+                    found.append(Use(find(pid), opened, _mark(home), *inside))
     return found
 
 
@@ -306,12 +315,21 @@ def _begun(process: Process) -> str:
 
 def container(pid: int) -> str | None:
     """The id of the container of a process, as runtimes name its control group."""
+    found = _group(pid)
+    return found['id'] if found else None
+
+
+def is_claimed(pid: int) -> bool:
+    """Whether the user of a process may have named its control group after a container."""
+    found = _group(pid)
+    return bool(found and found['own'])
+
+
+def _group(pid: int) -> re.Match[str] | None:
     try:
-        text = (PROC / str(pid) / 'cgroup').read_text(errors='replace')
+        return CONTAINER.search((PROC / str(pid) / 'cgroup').read_text(errors='replace'))
     except _HIDDEN:
         return None
-    found = CONTAINER.search(text)
-    return found[1] if found else None
 
 
 def _mark(home: pathlib.Path) -> str | None:

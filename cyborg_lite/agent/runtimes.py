@@ -35,10 +35,12 @@ def names(container: str) -> list[str]:
 
     :param container: its id, or the beginning of it.
     """
-    with contextlib.suppress(OSError):
-        for found in (*_of_podman(container), *_of_docker(container)):
-            texts = [each for each in found if isinstance(each, str) and each]
-            return [client.plain(each.rpartition('/')[2])[:LONGEST] for each in texts]
+    for written in (_of_podman, _of_docker):
+        # The files of one say nothing of those of the other.
+        with contextlib.suppress(OSError):
+            for found in written(container):
+                texts = [each for each in found if isinstance(each, str) and each]
+                return [client.plain(each.rpartition('/')[2])[:LONGEST] for each in texts]
     return []
 
 

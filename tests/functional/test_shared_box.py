@@ -278,6 +278,7 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
     (place / 'config.v2.json').write_text(json.dumps(about))
     monkeypatch.setattr(runtimes, 'DOCKER', place.parent)
     monkeypatch.setattr(processes, 'container', lambda pid: '0123456789ab')
+    monkeypatch.setattr(processes, 'is_claimed', lambda pid: False)
     made, _ = machine.opening(0, machine.nodes[2])
     inside = ' in container 0123456789ab (jane-train, pytorch:25.01)'
     assert rogues(machine)[2].endswith(inside)

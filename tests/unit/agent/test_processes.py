@@ -281,6 +281,28 @@ def test_the_container_of_a_process(tmp_path, monkeypatch, group, id):
     assert processes.container(8) is None
 
 
+@pytest.mark.parametrize(
+    ('group', 'claimed'),
+    [
+        ('/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{}.scope', True),
+        ('/user.slice/user-1000.slice/user@1000.service/x/docker-{}.scope/libpod-{}.scope', True),
+        ('/user.slice/user-0.slice/user@0.service/user.slice/libpod-{}.scope', False),
+        ('/machine.slice/libpod-{}.scope/user.slice/user-1000.slice/libpod-{}.scope', False),
+        ('/user.slice/user-1000.slice/session-3.scope', False), ('/docker/{}', False),
+    ],
+)  # fmt: skip
+def test_a_user_may_name_a_group_after_a_container(tmp_path, monkeypatch, group, claimed):
+    """Below the own slice, which systemd gives to the user."""
+    (tmp_path / '7').mkdir()
+    lines = f'3:devices:/user.slice/user-1000.slice\n0::{group}\n'
+    ids = '0123456789ab' + 'c' * 52, 'f' * 64
+    (tmp_path / '7/cgroup').write_text(lines.format(*ids))
+    monkeypatch.setattr(processes, 'PROC', tmp_path)
+    assert processes.is_claimed(7) == claimed
+    assert processes.container(7) == ('0123456789ab' if '{}' in group else None)
+    assert not processes.is_claimed(8)
+
+
 @pytest.mark.parametrize(('minor', 'there'), [(25, False), (26, True), (27, False)])
 def test_only_the_last_mount_at_a_place_is_there(tmp_path, monkeypatch, minor, there):
     """A user may hide the terminals of the machine behind others in a mount namespace."""

@@ -55,6 +55,12 @@ def test_a_container_of_docker(places):
     assert runtimes.names(ID[:12]) == ['bob', 'pytorch:25.01-py3']
 
 
+def test_files_of_podman_that_cannot_be_read_hide_no_container_of_docker(places, monkeypatch):
+    monkeypatch.setattr(runtimes, 'PODMAN', (places / ('x' * 300),))
+    docker(places, {'Name': '/bob'})
+    assert runtimes.names(ID[:12]) == ['bob']
+
+
 def test_without_a_runtime_nothing_is_known(places):
     assert runtimes.names(ID[:12]) == []
 
@@ -123,6 +129,9 @@ def test_a_use_in_a_container_has_its_names(places):
     use = processes.Use(process, frozenset(), None, ID[:12])
     assert str(use).endswith(f' in container {ID[:12]}')
     docker(places, {'Name': '/n' + 'x' * 30, 'Config': {'Image': 'i' * 40}})
+    # Its user may have chosen the id of another's container.
+    claimed = processes.Use(process, frozenset(), None, ID[:12], claimed=True)
+    assert str(claimed).endswith(f' in container {ID[:12]} (as its user says)')
     inside = f' in container {ID[:12]} (n{"x" * 30}, {"i" * 32})'
     assert str(use).endswith(inside)
     assert processes.listed([use]).endswith(inside)
