@@ -5,6 +5,7 @@ import contextlib
 import threading
 import unittest.mock
 
+from oslo_db import api as db_api
 from oslo_db import exception as db_exception
 import oslo_messaging as messaging
 import pytest
@@ -88,7 +89,8 @@ def test_a_disk_that_is_full(sqlite):
         (sa.exc.ResourceClosedError('secret'), 'The database cannot be'),
     ],
 )
-def test_a_database_that_cannot_be_written(service, error, text):
+def test_a_database_that_cannot_be_written(service, monkeypatch, error, text):
+    monkeypatch.setattr(db_api, 'time', unittest.mock.Mock())  # no wait between the retries
     with unittest.mock.patch.object(type(service.database), 'writer', side_effect=error):
         answers = [
             service.api.get('/healthcheck'),
