@@ -289,10 +289,10 @@ class Control:
         self._armed.mkdir(parents=True)
 
     def arm(self, *points: str) -> None:
-        for number, point in enumerate(points):
+        for point in points:
             new = self.place / 'new'
             new.write_text(point)
-            new.rename(self._armed / str(number))
+            new.rename(self._armed / str(POINTS.index(point)))
 
     def disarm(self) -> None:
         for left in self._armed.iterdir():
@@ -302,8 +302,9 @@ class Control:
         """Whether a process has died at each point that was armed."""
         return not any(self._armed.iterdir())
 
-    def reached(self) -> set[str]:
-        return set((self.place / 'reached').read_text().splitlines())
+    def reached(self) -> list[str]:
+        """The points that were reached, in this order."""
+        return (self.place / 'reached').read_text().splitlines()
 
 
 def main() -> int:
