@@ -66,7 +66,7 @@ DATABASES = os.environ.get('CYBORG_LITE_CRASH_DATABASES', 'postgresql').split()
 #: cycle takes seconds, and the points that lie beside others are left to the night; at night each
 #: has one death. Others take over the work of a dead service only after a while: so the points of
 #: one cycle are far apart.
-DEATHS = int(os.environ.get('CYBORG_LITE_CRASH_DEATHS', '4'))
+DEATHS = int(os.environ.get('CYBORG_LITE_CRASH_DEATHS', '6'))
 POINTS = [each for each in failpoints.POINTS if DEATHS == 1 or each not in failpoints.BESIDE]
 CYCLES = -(-len(POINTS) // DEATHS)
 TOGETHER = [POINTS[i::CYCLES] for i in range(CYCLES)]
