@@ -140,13 +140,17 @@ def labels(claimed_name: str | None, note: str | None) -> dict[str, str]:
     claimed = os.environ.get(CLAIMED) if claimed_name is None else claimed_name
     found = {name: text for name, text in (('claimed_name', claimed), ('note', note)) if text}
     for field, text in found.items():
-        if len(text) > LABELS[field] or not text.isprintable() or text != text.strip():
-            raise Error(
-                f'Invalid {field}: expected 1 to {LABELS[field]} printable characters, with no '
-                'blank at either end',
-                400,
-            )
+        if expected := unfit(field, text):
+            told = CLAIMED if claimed_name is None and field == 'claimed_name' else field
+            raise Error(f'Invalid {told}: {expected}', 400)
     return found
+
+
+def unfit(field: str, text: str) -> str:
+    """What is expected of a text that a user adds to a lease; empty if it is as expected."""
+    if text.isprintable() and text == text.strip() and len(text) <= LABELS[field]:
+        return ''
+    return f'expected 1 to {LABELS[field]} printable characters, with no blank at either end'
 
 
 def lease(
@@ -224,14 +228,22 @@ def find(path: str | None = None) -> str:
     if found := _found(SOCKET):
         return found
     own, system = _places(SOCKET)
-    url = re.match(r'https?://(?:[^@/]*@)?(\[[^]/]*\]|[^:/[]*)', os.environ.get(URL, ''))
-    machine = url[1] if url else ''
-    here = machine in ('', 'localhost', '127.0.0.1', '[::1]', platform.node())
+    far = elsewhere()
     raise Error(
         f'no agent listens on this machine: neither {own} nor {system} is a socket. Start one with '
-        f'"cyborg-lite up", or name its socket in {VARIABLE}'
-        + ('' if here else f'. {URL} names {machine:.80}, but {OWN}')
+        f'"cyborg-lite up", or name its socket in {VARIABLE}' + (f'. {far}' if far else '')
     )
+
+
+def elsewhere() -> str:
+    """What to say if CYBORG_LITE_URL names another machine, whose agent is not asked; or empty."""
+    url = re.match(r'https?://(?:[^@/]*@)?(\[[^]/]*\]|[^:/[]*)', os.environ.get(URL, ''))
+    machine = url[1] if url else ''
+    # Its name may be given with its domain, or without.
+    names = '', 'localhost', platform.node().partition('.')[0]
+    if machine in ('127.0.0.1', '[::1]') or machine.partition('.')[0] in names:
+        return ''
+    return f'{URL} names {machine:.80}, but {OWN}'
 
 
 def find_api() -> str | None:

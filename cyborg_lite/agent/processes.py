@@ -37,8 +37,8 @@ ENVIRONMENT = 8 << 20
 #: The file systems that have device nodes on a usual machine; a user cannot make any elsewhere.
 DEVICE_FILE_SYSTEMS = ('devtmpfs', 'tmpfs')
 
-#: The id of a container in the name of a control group, of which the beginning tells it apart. If it
-#: is below the slice of a user, that user may have made it, and named it after any container.
+#: The id of a container in the name of a control group, of which the beginning tells it apart. If
+#: that is below the slice of a user, the user may have made it, and named it after any container.
 #: Source: docker, podman, containerd and CRI-O name the group of a container by its id; systemd
 #: lets users make groups below user-UID.slice.
 CONTAINER = re.compile(

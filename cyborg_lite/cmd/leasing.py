@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import collections.abc
 import datetime
+import os
 import re
 import sys
 import time
@@ -61,6 +62,17 @@ def fitting(pattern: str, expected: str) -> collections.abc.Callable[[str], str]
     return check
 
 
+def label(field: str) -> collections.abc.Callable[[str], str]:
+    """Check a text that a user adds to a lease; an empty one stands for none."""
+
+    def check(text: str) -> str:
+        if text and (expected := client.unfit(field, text)):
+            raise argparse.ArgumentTypeError(f'{expected}, not {text!r:.80}')
+        return text
+
+    return check
+
+
 #: The words of a request as the service takes them, by its names for them.
 WORDS = {
     'resource_class': (r'[A-Za-z0-9_.:-]{1,255}', 'a resource class, such as npu'),
@@ -103,13 +115,16 @@ def add_labels(parser: argparse.ArgumentParser, what: str) -> None:
         '--name', type=fitting(*WORDS['name']), metavar='NAME', help=f'a name for the {what}'
     )
     add_claimed_name(parser)
-    parser.add_argument('--note', metavar='TEXT', help='what it is for; others see it')
+    parser.add_argument(
+        '--note', type=label('note'), metavar='TEXT', help='what it is for; others see it'
+    )
 
 
 def add_claimed_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--as',
         dest='claimed_name',
+        type=label('claimed_name'),
         metavar='NAME',
         help=f'who you are, where people share a login; it proves nothing ({client.CLAIMED})',
     )
@@ -215,6 +230,9 @@ def take(
     :raises cyborg_lite.client.Error: when it is refused.
     """
     path = client.find(arguments.socket)
+    named = arguments.socket or os.environ.get(client.VARIABLE)
+    if not named and (far := client.elsewhere()):
+        say(far)
     end = None if arguments.wait is None else time.monotonic() + arguments.wait
     told = _Waiting(path)
     try:

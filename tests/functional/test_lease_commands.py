@@ -130,6 +130,22 @@ def test_accelerators_with_traits(machine):
         assert (status, f'needs 1 of CUSTOM_NPU {said}: ' in err) == (1, True), err
 
 
+@pytest.mark.parametrize(
+    'words', [['run', '--', 'true'], ['reserve', '--at', '09:00', '--for', '3h']], ids=' '.join
+)
+def test_a_name_that_a_lease_has_is_refused_with_what_to_type(machine, words):
+    holder = machine.hold(1, '--name', 'job')
+    status, _, err = machine.run(words[0], '--name', 'job', *words[1:])
+    said = 'Active allocation with name job already exists. Choose another --name, or release that '
+    assert (status, err) == (1, f'cyborg-lite: {said}first with "cyborg-lite release".\n')
+    holder.kill()
+    holder.wait(BOUND)
+    machine.until(lambda: not machine.held())
+    assert machine.run(words[0], '--name', 'job', *words[1:])[0] == 0
+    if words[0] == 'reserve':
+        assert machine.run('release', 'job')[0] == 0
+
+
 def test_a_pid_of_another_namespace_is_refused(machine, monkeypatch):
     """Here it is another process, or none."""
     monkeypatch.setattr(processes, 'namespace', lambda pid: f'pid:[{pid == os.getpid()}]')

@@ -617,8 +617,11 @@ def test_a_label_of_a_megabyte_is_refused(machine):
     answer = machine.service.api.post('/v2/allocations', body)
     assert answer.status_int in (400, 413)
     status, _, err = machine.run('run', '--note', huge[:100_000], '--', 'true')
-    assert (status, err.count('\n'), len(err) < 200) == (1, 1, True)
-    assert 'Invalid note: expected' in err
+    said = 'argument --note: expected 1 to 255 printable characters, with no blank at either end, '
+    assert (status, said in err, len(err) < 2000) == (2, True, True), err
+    status, _, err = machine.run('run', '--', 'true', env={client.CLAIMED: ' li'})
+    assert (status, err.count('\n')) == (1, 1)
+    assert f'cyborg-lite: Invalid {client.CLAIMED}: expected 1 to 64 printable' in err
 
 
 def test_release_of_nothing(machine):

@@ -162,6 +162,7 @@ def test_a_socket_that_was_left_hides_no_other(tmp_path, monkeypatch, name, find
         ('http://127.0.0.1:6666', None),
         ('https://[::1]/', None),
         (f'http://{platform.node()}:6666', None),
+        (f'http://{platform.node().partition(".")[0]}.example:6666', None),
         ('unix:///run/elsewhere/api.sock', None),
         ('http://[', None),
         ('', None),

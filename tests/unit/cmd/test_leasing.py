@@ -3,6 +3,7 @@
 
 import socket
 import threading
+from unittest import mock
 
 import pytest
 
@@ -34,6 +35,30 @@ def test_a_command_for_another_machine_says_where_to_type_it(tmp_path, monkeypat
     assert (said.count('\n'), f'names head, but {client.OWN}\n' in said) == (1, True), said
 
 
+@pytest.mark.parametrize('words', [['run', '--', 'true'], ['alloc']], ids=' '.join)
+@pytest.mark.parametrize('named', [None, 'variable', 'option'])
+def test_that_another_machine_is_not_asked_is_said(tmp_path, monkeypatch, capsys, words, named):
+    """Unless somebody has named the socket of the agent."""
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    monkeypatch.delenv(client.VARIABLE, raising=False)
+    monkeypatch.setenv(client.URL, 'http://head:6666')
+    path = tmp_path / 'cyborg-lite' / client.SOCKET
+    path.parent.mkdir()
+    if named == 'variable':
+        monkeypatch.setenv(client.VARIABLE, str(path))
+    elif named == 'option':
+        words = [words[0], '--socket', str(path), *words[1:]]
+    monkeypatch.setattr(client, 'lease', mock.Mock(side_effect=client.Error('asked')))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        arguments = main.parser().parse_args(words)
+        assert arguments.run(arguments) == 1
+    assert client.lease.call_args.args[0] == str(path)
+    far = '' if named else f'cyborg-lite: {client.URL} names head, but {client.OWN}\n'
+    assert capsys.readouterr().err == f'{far}cyborg-lite: asked\n'
+
+
 @pytest.mark.parametrize('words', [['-n', '0'], ['--bogus'], ['--pid', '1', '--for', '1m']])
 def test_a_shell_that_evaluates_a_wrong_command_fails(capsys, words):
     """Otherwise a program would start that sees all devices."""
@@ -51,6 +76,9 @@ def test_a_shell_that_evaluates_a_wrong_command_fails(capsys, words):
         (['run', '--profile', ''], 'argument --profile: expected the name of a device profile'),
         (['run', '--reservation', ''], 'argument --reservation: expected the uuid or name of a'),
         (['run', '--trait', 'fast'], 'argument --trait: expected capital letters, digits and "_"'),
+        (['run', '--as', ' li'], 'argument --as: expected 1 to 64 printable characters, with no'),
+        (['release', '--as', 'x' * 65], 'argument --as: expected 1 to 64 printable characters'),
+        (['reserve', '--note', 'a\nb'], 'argument --note: expected 1 to 255 printable characters'),
         (['alloc', '--for', '1000000h'], 'argument --for: expected at most 366d'),
         (['reserve', '--for', '1000000h'], 'argument --for: expected at most 366d'),
         (['ps', '--watch', '99999999'], 'argument --watch: expected a number of seconds above 0, '),
@@ -79,11 +107,15 @@ def test_words_are_checked_as_the_service_checks_them():
     [
         ('process 7 belongs to another user', 'Name a process of your own: "ps -u $USER" lists'),
         ('Card 0000:3b:00.0 of host h cannot be leased: it is held', '"cyborg-lite ps" shows the'),
+        (
+            'Active allocation with name job already exists.',
+            'Choose another --name, or release that first with "cyborg-lite release"',
+        ),
         ("no lease of 'job'", '"cyborg-lite ps" shows who holds what, and "cyborg-lite reserve '),
     ],
 )
 def test_a_refusal_says_what_to_type(text, advice):
-    assert leasing.advised(text).startswith(f'{text}. {advice}')
+    assert leasing.advised(text).startswith(f'{text.rstrip(".")}. {advice}')
 
 
 def test_an_empty_command(capsys):
