@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 from importlib import metadata
 import math
-import threading
 import time
 import typing
 
@@ -20,6 +19,7 @@ from stevedore import named
 from cyborg_lite import contract
 from cyborg_lite import driver
 from cyborg_lite import model
+from cyborg_lite.driver import threads
 
 LOG = log.getLogger(__name__)
 
@@ -104,7 +104,10 @@ class Scanner:
         """Start a scan, unless one is running or the driver pauses: a hang costs one thread."""
         if self._future is None and time.monotonic() >= self._paused_until:
             self.begun = time.monotonic()
-            self._future = _ask(self.name, self._driver)
+            self._future = threads.call(f'discover-{self.name}', self._look)
+
+    def _look(self) -> Answer:
+        return (*self._driver.look(), self._driver.complete)
 
     def leave(self) -> None:
         """Mark the scan as late: the answer then causes a report of its own."""
@@ -330,20 +333,6 @@ class Drivers:
         reason = '; '.join(filter(None, (lack, found.reason)))
         complete = found.complete or found.state == 'ok'
         return dataclasses.replace(found, state='degraded', reason=reason, complete=complete)
-
-
-def _ask(name: str, each: driver.Driver) -> concurrent.futures.Future[Answer]:
-    """Run discover() in a daemon thread: a pool would wait for a hung thread at exit."""
-    future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result((*each.look(), each.complete))
-        except BaseException as error:  # SystemExit must end only the driver's thread
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=f'discover-{name}', daemon=True).start()
-    return future
 
 
 def _tell(error: BaseException) -> str:

@@ -16,6 +16,8 @@ An entry point in the group ``cyborg_lite.drivers`` registers it with the agent.
 from __future__ import annotations
 
 import abc
+import concurrent.futures
+import functools
 import re
 
 import os_traits
@@ -23,6 +25,7 @@ from oslo_config import cfg
 
 from cyborg_lite import contract
 from cyborg_lite.driver import sysfs
+from cyborg_lite.driver import threads
 from cyborg_lite.driver.description import HEALTH
 from cyborg_lite.driver.description import HostError
 from cyborg_lite.driver.host import Host
@@ -54,6 +57,8 @@ __all__ = (
 
 #: The maximum number of notes of one scan, and of characters in each.
 NOTES, NOTE = 16, 200
+#: How long one scan waits for trials of cards, in seconds.
+TRIALS = 5.0
 
 
 class Driver(abc.ABC):
@@ -68,6 +73,8 @@ class Driver(abc.ABC):
         self._notes: list[str] = []
         # The addresses of cards that were critical and have not passed validate() since.
         self._doubted: set[str] = set()
+        # The last trial of each of them.
+        self._trials: dict[str, concurrent.futures.Future[str | None]] = {}
         #: whether the last scan looked at all cards, so that an unreported card is absent
         self.complete = True
 
@@ -100,49 +107,73 @@ class Driver(abc.ABC):
         """The result and the notes of ``discover()``: the agent calls this."""
         self._notes, self.complete = [], True
         found = self.discover()
-        for device in found if isinstance(found, list) else ():
-            if isinstance(device, Device):
-                if self.host.recorded:
-                    self._describe(device)
-                self._judge(device)
+        listed = found if isinstance(found, list) else ()
+        devices = [device for device in listed if isinstance(device, Device)]
+        self._judge([device for device in devices if not self._describe(device)])
         return found, self._notes
 
     def validate(self, device: Device) -> str | None:
         """Try a card that was critical and looks well again; None if it may come back.
 
         It is called in each scan that finds such a card well, until it returns None: till then the
-        card stays critical, with the returned reason.  The time that it takes counts as that of the
-        scan.  A tenant may still hold the card, so a trial must not disturb one.  What was critical
-        before the agent started is not known here.
+        card stays critical, with the returned reason.  It runs in a thread of its own, and all
+        trials of a scan have 5 s together: the reason of one that has not ended by then is
+        ``validation_timeout``, and the card is not tried again before it ends.  A tenant may still
+        hold the card, so a trial only reads, and must not disturb one.  What was critical before
+        the agent started is not known here.
 
         :returns: a reason, words of a-z and 0-9 with one ``_`` between two.  If it raises, the
             reason is ``validation_failed``, and the driver is shown as degraded with the error.
         """
         return None
 
-    def _judge(self, device: Device) -> None:
-        """Keep a device critical that was, until it passes :meth:`validate`."""
-        address = str(device.address)
-        if device.health == CRITICAL:
-            self._doubted.add(address)
-        elif address in self._doubted and device.health in (OK, WARNING):
-            try:
-                reason = self.validate(device)
-            except Exception as error:
-                reason = 'validation_failed'
-                self.note(f'validate() of {address} failed: {error!r}')
+    def _judge(self, devices: list[Device]) -> None:
+        """Keep devices critical that were, until they pass :meth:`validate`."""
+        trials = {}
+        for device in devices:
+            address = str(device.address)
+            if device.health == CRITICAL:
+                self._doubted.add(address)
+            elif address in self._doubted and device.health in (OK, WARNING):
+                trials[address] = device
+        begun = {address: self._begin(address, device) for address, device in trials.items()}
+        concurrent.futures.wait([trial for trial in begun.values() if trial], TRIALS)
+        for address, trial in begun.items():
+            reason = self._outcome(address, trial)
             if reason is None:
                 self._doubted.discard(address)
             else:
-                device.health, device.health_reason = CRITICAL, reason
+                trials[address].health, trials[address].health_reason = CRITICAL, reason
 
-    def _describe(self, device: Device) -> None:
-        """Give a device the health that the description of its host has for it."""
-        if not sysfs.BDF.fullmatch(str(device.address)):
-            return
+    def _begin(self, address: str, device: Device) -> concurrent.futures.Future[str | None] | None:
+        """Begin a trial; None while the last one of this card runs, whose outcome will be stale."""
+        last = self._trials.get(address)
+        if last and not last.done():
+            return None
+        trial = functools.partial(self.validate, device)
+        self._trials[address] = threads.call(f'validate-{address}', trial)
+        return self._trials[address]
+
+    def _outcome(
+        self, address: str, trial: concurrent.futures.Future[str | None] | None
+    ) -> str | None:
+        """Why a card has not passed its trial; None if it has."""
+        if trial is None or not trial.done():
+            return 'validation_timeout'
+        try:
+            return trial.result()
+        except BaseException as error:
+            self.note(f'validate() of {address} failed: {error!r}')
+            return 'validation_failed'
+
+    def _describe(self, device: Device) -> bool:
+        """Give a device the health that the description of its host has for it, if it has one."""
+        if not self.host.recorded or not sysfs.BDF.fullmatch(str(device.address)):
+            return False
         level, _, reason = (self.host.tree.text(HEALTH / device.address) or '').partition(' ')
         if level in LEVELS:
             device.health, device.health_reason = level, reason or None
+        return level in LEVELS
 
 
 def trait(*words: str) -> str | None:

@@ -51,6 +51,8 @@ ABSENT = ('NVMLError_LibraryNotFound', 'NVMLError_DriverNotLoaded')
 #: The errors of an unusable GPU, and the reasons in its health: it has fallen off the bus, or
 #: needs a reset. Source: NVML, NVML_ERROR_GPU_IS_LOST and NVML_ERROR_RESET_REQUIRED.
 BROKEN = {'NVMLError_GpuIsLost': 'gpu_lost', 'NVMLError_ResetRequired': 'gpu_reset_required'}
+#: The reason of a GPU of which NVML does not tell what its trial asks.
+NO_ANSWER = 'gpu_no_answer'
 #: The errors of a card, or of a release of NVML, that does not have a value.
 SILENT = ('NVMLError_NotSupported', 'NVMLError_FunctionNotFound', 'AttributeError')
 
@@ -62,21 +64,47 @@ def ask(addresses: collections.abc.Collection[str], known: bool, note: Note) -> 
     :param known: whether NVML reported a GPU before, so that no report now is a fault
     :param note: called with a text for each failure
     """
-    try:
-        import pynvml
+    with contextlib.ExitStack() as stack:
+        try:
+            nvml = stack.enter_context(_library())
+        except Exception as error:  # package, library or driver is absent, or of another release
+            LOG.info('NVML does not load, so only sysfs is read: %s', error)
+            if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
+                note(f'NVML does not load: {error}')
+            return None
+        return _ask_each(nvml, addresses, note)
 
-        pynvml.nvmlInit()
-    except Exception as error:  # package, library or driver is absent, or of another release
-        LOG.info('NVML does not load, so only sysfs is read: %s', error)
-        if known or not isinstance(error, ImportError) and type(error).__name__ not in ABSENT:
-            note(f'NVML does not load: {error}')
-        return None
+
+@contextlib.contextmanager
+def _library() -> collections.abc.Iterator[typing.Any]:
+    import pynvml
+
+    pynvml.nvmlInit()
     try:
-        return _ask_each(pynvml, addresses, note)
+        yield pynvml
     finally:
         # An error of the shutdown does not invalidate the answers.
         with contextlib.suppress(Exception):
             pynvml.nvmlShutdown()
+
+
+def trial(address: str) -> str | None:
+    """Why the GPU at an address, which was critical, may not be used again; None if it may.
+
+    It can be opened, and has none of the symptoms: also none for which another GPU would only get a
+    warning, since each of them waits for a reset.
+    """
+    try:
+        with _library() as nvml:
+            if reason := _broken(nvml, address):
+                return reason
+            gpu = nvml.nvmlDeviceGetHandleByPciBusId(address.encode())
+            said = [_asked(ask, nvml, gpu) for ask in SYMPTOMS]
+    except Exception as error:
+        LOG.info('The trial of the GPU %s failed: %s', address, error)
+        return NO_ANSWER
+    health = driver.worst(*said) or driver.Health()
+    return None if health.level == 'ok' else health.reason or NO_ANSWER
 
 
 def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note: Note) -> Answers:

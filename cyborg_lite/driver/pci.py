@@ -22,6 +22,8 @@ MODULES = pathlib.PurePath('sys/module')
 #: The maximum number of functions of a card whose VFIO nodes are reported: a board has room for so
 #: many.
 BOUND = 400
+#: The reason of a card that does not answer on its bus.
+NO_ANSWER = 'pci_no_answer'
 #: Why a card of ``used_by_host`` is not allocated.
 IN_USE = 'the host uses it: bind it to vfio-pci to have it allocated'
 
@@ -61,6 +63,9 @@ class PciDriver(driver.Driver):
 
     #: the number of PCIe lanes of a card by its ids, if its chip reports more
     lanes: collections.abc.Mapping[tuple[str, ...], int] = {}
+    #: whether a kernel driver tells what makes a card critical: without that driver nothing can
+    #: say that the card is well again
+    kernel_tells = False
 
     #: virtual functions without a link yet, by the address of their physical function
     unlinked: typing.Mapping[str, list[sysfs.Function]] = {}
@@ -228,6 +233,22 @@ class PciDriver(driver.Driver):
             return None
         narrow = width < min(widest, self.lanes.get(card.ids, widest))
         return driver.Health('warning', 'pcie_width') if narrow else driver.Health('ok')
+
+    def validate(self, device: driver.Device) -> str | None:
+        """The outcome of :meth:`trial`; a device that is no PCI function has none."""
+        found = (self.trial(f) for f in self.host.tree.functions() if f.bdf == device.address)
+        return next(found, None)
+
+    def trial(self, card: sysfs.Function) -> str | None:
+        """Why a card that was critical may not come back yet; None if it may: see
+        :meth:`~cyborg_lite.driver.Driver.validate`.
+
+        Here it has to answer on its bus.  A driver that tries more returns
+        ``super().trial(card) or ...``.
+        """
+        if self.kernel_tells and (card.passed_through or not card.driver):
+            return 'pci_no_driver'
+        return NO_ANSWER if any(port.is_gone for port in self.ports(card)) else None
 
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         """The pids of the processes that compute on the card; None if nothing lists them."""

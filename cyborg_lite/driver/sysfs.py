@@ -366,6 +366,16 @@ class Function:
         return bool(PASSED_THROUGH.fullmatch(self.driver or ''))
 
     @property
+    def is_gone(self) -> bool:
+        """Whether it does not answer on its bus: all bits of its ids are read as ones.
+
+        One that is kept for guests may sleep, and is not read.
+
+        Source: pci_device_is_present() in drivers/pci/pci.c of Linux.
+        """
+        return not self.passed_through and _load(self.path / 'config', 4) == b'\xff' * 4
+
+    @property
     def iommu_group(self) -> str | None:
         """The number of the IOMMU group; None without an IOMMU.
 

@@ -41,6 +41,7 @@ class AmdGpu(pci.PciDriver):
     virtual_class = 'VGPU'
     #: MI50 to MI200 are display controllers, later ones processing accelerators
     classes = ('0380', '12')
+    kernel_tells = True
     models = {
         # A graphics card, the Radeon Pro VII, has the same id and another class.
         ('1002', '66a1'): 'AMD Instinct MI50/MI60',
@@ -108,9 +109,17 @@ class AmdGpu(pci.PciDriver):
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The worst of the PCIe link and of the errors of each block of the chip."""
+        return driver.worst(super().health(card), *self._blocks(card))
+
+    def _blocks(self, card: sysfs.Function) -> list[driver.Health]:
         names = [name for name in card.entries('ras') if name.endswith('_err_count')]
-        blocks = [read_errors(card.read(f'ras/{name}') or '') for name in names]
-        return driver.worst(super().health(card), *blocks)
+        return [read_errors(card.read(f'ras/{name}') or '') for name in names]
+
+    def trial(self, card: sysfs.Function) -> str | None:
+        """It answers on its bus, with its kernel driver, which counts no error of any block."""
+        told = driver.worst(*self._blocks(card)) or driver.Health()
+        well = None if told.level == 'ok' else told.reason or 'amd_no_answer'
+        return super().trial(card) or well
 
     def utilization(self, card: sysfs.Function) -> int | None:
         """The load of all blocks of the chip, as the firmware computes it.

@@ -26,6 +26,7 @@ from cyborg_lite import driver
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
 from cyborg_lite.drivers.tools import ascend_nodes
+from cyborg_lite.drivers.tools import ascend_trial
 from cyborg_lite.drivers.tools import cann
 from cyborg_lite.drivers.tools import npu_smi
 
@@ -259,6 +260,13 @@ class HuaweiAscend(pci.PciDriver):
         if len(told) < len(npu.facts.get('chips', ())) or (not told and self._is_silent(card)):
             told.append(driver.Health())
         return driver.worst(super().health(card), *told)
+
+    def trial(self, card: sysfs.Function) -> str | None:
+        """It answers on its bus, its chips have their nodes, and npu-smi says OK of each chip."""
+        npu = self._known[card.bdf]
+        chips = npu.facts.get('chips', ())
+        asked = [_about('health', npu.number or 0, chip.get('chip_id')) for chip in chips]
+        return super().trial(card) or ascend_trial.outcome(self.host, chips, asked)
 
     def utilization(self, card: sysfs.Function) -> int | None:
         """That of its busiest chip; None unless npu-smi tells it of all of them."""

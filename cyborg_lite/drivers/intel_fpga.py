@@ -34,6 +34,7 @@ class IntelFpga(pci.PciDriver):
 
     name, type, resource_class = 'intel_fpga', 'FPGA', 'FPGA'
     classes = ('12',)
+    kernel_tells = True
     one_per_slot = True
     models = {
         ('8086', '09c4'): 'Intel PAC Arria 10 GX',

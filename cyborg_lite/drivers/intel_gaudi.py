@@ -29,6 +29,7 @@ class IntelGaudi(pci.PciDriver):
 
     name, type, resource_class = 'intel_gaudi', 'AICHIP', 'CUSTOM_HPU'
     classes = ('12',)
+    kernel_tells = True
     models = {
         ('1da3', '0001'): 'Habana Goya',
         ('1da3', '0030'): 'Habana Greco',
@@ -46,9 +47,17 @@ class IntelGaudi(pci.PciDriver):
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The worst of the PCIe link and of the status that the kernel driver tells."""
+        return driver.worst(super().health(card), self._status(card))
+
+    def _status(self, card: sysfs.Function) -> driver.Health | None:
         status = card.told('status', *(f'{directory}/*/status' for directory in NODES))
-        told = STATUS.get(status.lower(), driver.Health()) if status else None
-        return driver.worst(super().health(card), told)
+        return STATUS.get(status.lower(), driver.Health()) if status else None
+
+    def trial(self, card: sysfs.Function) -> str | None:
+        """It answers on its bus, and its kernel driver says that it is operational."""
+        told = self._status(card) or driver.Health()
+        well = None if told.level == 'ok' else told.reason or 'gaudi_no_answer'
+        return super().trial(card) or well
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The numbers of the card's nodes in /dev and of its module.

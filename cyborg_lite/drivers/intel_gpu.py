@@ -23,6 +23,7 @@ class IntelGpu(pci.PciDriver):
     name, type, resource_class = 'intel_gpu', 'GPU', 'PGPU'
     virtual_class = 'VGPU'
     classes = ('0300', '0380')
+    kernel_tells = True
     models = {
         ('8086', '0bd5'): 'Intel Data Center GPU Max 1550',
         ('8086', '0bd6'): 'Intel Data Center GPU Max 1550',

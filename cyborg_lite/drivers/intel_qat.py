@@ -18,6 +18,7 @@ class IntelQat(pci.PciDriver):
 
     name, type, resource_class = 'intel_qat', 'QAT', 'CUSTOM_QAT'
     classes = ('0b40',)
+    kernel_tells = True
     models = {
         ('8086', '0434'): 'DH89xxCC',
         ('8086', '0435'): 'DH895xCC',

@@ -229,6 +229,11 @@ class NvidiaGpu(pci.PciDriver):
             told = driver.Health()
         return driver.worst(super().health(card), told, self._logged(card))
 
+    def trial(self, card: sysfs.Function) -> str | None:
+        """It answers on its bus, and NVML, asked anew, knows nothing that a reset has to mend."""
+        reason = super().trial(card)
+        return reason if reason or self.host.recorded else nvml.trial(card.bdf)
+
     def _logged(self, card: sysfs.Function) -> driver.Health | None:
         """The health of a card by the log of the kernel; None if that has no recent error.
 

@@ -48,6 +48,7 @@ class NvmeSsd(pci.PciDriver):
 
     name, type, resource_class = 'nvme_ssd', 'SSD', 'CUSTOM_SSD'
     classes, vendors, used_by_host = ('0108',), None, True
+    kernel_tells = True
     board_files = {'product': ('nvme/nvme*/model',)}
     firmware_files = ('nvme/nvme*/firmware_rev',)
     serial_files = ('nvme/nvme*/serial',)
@@ -67,13 +68,40 @@ class NvmeSsd(pci.PciDriver):
 
     def health(self, card: sysfs.Function) -> driver.Health | None:
         """The worst of the PCIe link, the controller's state, its alarm and its SMART data."""
-        state, alarm = card.told('nvme/nvme*/state'), card.told('nvme/nvme*/hwmon*/temp1_alarm')
-        said = [STATES.get(state, driver.Health())] if state else []
-        said += [ALARMS.get(alarm, driver.Health())] if alarm else []
         key = self._key(card)
         # The SSD may be another one than when it was asked.
         smart = self._smart.get(key, UNREAD) if key else ()
-        return driver.worst(super().health(card), *said, *smart)
+        return driver.worst(super().health(card), *self._said(card), *smart)
+
+    def _said(self, card: sysfs.Function) -> list[driver.Health]:
+        """The health by the kernel."""
+        state, alarm = card.told('nvme/nvme*/state'), card.told('nvme/nvme*/hwmon*/temp1_alarm')
+        said = [STATES.get(state, driver.Health())] if state else []
+        return said + ([ALARMS.get(alarm, driver.Health())] if alarm else [])
+
+    def trial(self, card: sysfs.Function) -> str | None:
+        """It answers on its bus, its controller is live, and it has no alarm or critical warning.
+
+        Without the tool the kernel alone is asked.
+        """
+        if reason := super().trial(card):
+            return reason
+        key = self._key(card)
+        try:
+            smart = self._smart_log(key[1]) if key else UNREAD
+        except driver.ToolError:
+            smart = UNREAD
+        told = driver.worst(*self._said(card), *smart) or driver.Health()
+        return None if told.level == 'ok' else told.reason or 'nvme_no_answer'
+
+    def _smart_log(self, controller: str) -> list[driver.Health]:
+        """The health by the SMART data of an SSD; none if the host has no tool.
+
+        :raises ToolError: when the tool fails.
+        """
+        node = f'/dev/{controller}'
+        text = self.host.run('nvme', 'smart-log', node, '-o', 'json', timeout=TIMEOUT)
+        return [] if text is None else read_smart(text)
 
     def _key(self, card: sysfs.Function) -> Key | None:
         """The address, the node and the serial number of an SSD that the host uses."""
@@ -96,16 +124,14 @@ class NvmeSsd(pci.PciDriver):
                 if UNREAD in self._smart.values():
                     self.note('nvme is slow: the next scan reads the rest')
                 break
-            node = f'/dev/{key[1]}'
             del self._smart[key]
             try:
-                text = self.host.run('nvme', 'smart-log', node, '-o', 'json', timeout=TIMEOUT)
+                self._smart[key] = self._smart_log(key[1])
             except driver.ToolError as error:
                 self._smart[key] = UNREAD
                 self.note(str(error))
                 # A tool that hangs for one SSD may hang for each.
                 break
-            self._smart[key] = [] if text is None else read_smart(text)
 
 
 def read_smart(text: str) -> list[driver.Health]:

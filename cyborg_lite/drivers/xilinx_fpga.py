@@ -22,6 +22,7 @@ FIREWALL = 'firewall.m.*/status'
 class XilinxFpga(pci.PciDriver):
     name, type, resource_class = 'xilinx_fpga', 'FPGA', 'FPGA'
     classes = ('12',)
+    kernel_tells = True
     models = {
         ('10ee', '5000'): 'Alveo U200',
         ('10ee', '5004'): 'Alveo U250',

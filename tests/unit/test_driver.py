@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from cyborg_lite import driver
+from cyborg_lite.driver import description
 
 ADDRESS = '0000:3b:00.0'
 
@@ -80,3 +83,34 @@ def test_what_is_no_device_is_left_to_the_contract(acme):
     assert acme.look() == ([7, None], [])
     acme.discover = lambda: 'x'
     assert acme.look() == ('x', [])
+
+
+def test_a_trial_that_hangs_costs_one_scan_a_wait_and_no_other_card(acme, monkeypatch):
+    """While it runs, the card is not tried again; what it returns later is not believed."""
+    monkeypatch.setattr(driver, 'TRIALS', 0.01)
+    ended = threading.Event()
+    begun = []
+
+    def hang(device):
+        begun.append(device)
+        return None if ended.wait(60) else 'acme_trial'
+
+    acme.seen('critical')
+    acme.validate = hang
+    assert [acme.seen('ok') for _ in range(3)] == [('critical', 'validation_timeout')] * 3
+    assert len(begun) == 1
+    ended.set()
+    acme._trials[ADDRESS].result(60)
+    acme.validate = lambda device: 'acme_trial'
+    monkeypatch.setattr(driver, 'TRIALS', 60)
+    assert acme.seen('ok') == ('critical', 'acme_trial')
+
+
+def test_what_the_description_of_a_host_says_of_a_card_is_not_tried(acme):
+    place = acme.host.root / description.HEALTH / ADDRESS
+    place.parent.mkdir(parents=True)
+    for told in ('critical acme_fan', 'ok'):
+        place.write_text(told)
+        [device] = acme.look()[0]
+        assert device.health == told.split()[0]
+    assert acme.trials == 0

@@ -22,10 +22,15 @@ from cyborg_lite.drivers.tools import npu_smi
 NODE = re.compile('davinci([0-9]{1,2})')
 
 
+def nodes(host: driver.Host) -> list[int]:
+    """The physical ids of the chips that have a node, sorted."""
+    found = map(NODE.fullmatch, host.tree.names(host.root / 'dev'))
+    return sorted(int(match[1]) for match in found if match)
+
+
 def numbers(host: driver.Host) -> list[int]:
     """The physical ids of the NPUs, sorted; empty if one may be a PCI function."""
-    nodes = map(NODE.fullmatch, host.tree.names(host.root / 'dev'))
-    found = sorted(int(match[1]) for match in nodes if match)
+    found = nodes(host)
     # A function whose class cannot be read may be the card of a node.
     classes = [function.pci_class for function in host.tree.functions()] if found else []
     return found if all(each and not each.startswith('12') for each in classes) else []

@@ -161,6 +161,11 @@ def chip_name(board: dict[str, str], family: str) -> str | None:
     return chip or None
 
 
+def parse_health(text: str) -> driver.Health:
+    """The health of the chip in ``npu-smi info -t health -i N -c C``."""
+    return HEALTH.get(parse_board(text).get('Health Status', '').lower(), driver.Health())
+
+
 def parse_errors(text: str) -> list[str]:
     """The error codes in ``npu-smi info -t health``, such as ``80e01801``, in their order."""
     codes = parse_board(text).get('Error Code', '').lower().replace(',', ' ').split()

@@ -794,6 +794,18 @@ def test_health_by_nvml(nvml, local, values, level, reason):
     assert health(discover(local)) == [(level, reason), ('ok', None)]
 
 
+def recover(nvml, action: int, result: int = 0) -> None:
+    """Set the recovery that NVML says the first GPU needs, or its error."""
+    nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.NVML_SUCCESS = 230, 0
+    nvml.nvmlDeviceGetFieldValues = lambda gpu, fields: [
+        types.SimpleNamespace(
+            nvmlReturn=0 if gpu else result,
+            value=types.SimpleNamespace(uiVal=0 if gpu else action),
+        )
+        for _ in fields
+    ]
+
+
 @pytest.mark.parametrize(
     ('action', 'error', 'level', 'reason'),
     [
@@ -812,14 +824,7 @@ def test_health_by_nvml(nvml, local, values, level, reason):
     ],
 )
 def test_health_by_the_recovery_that_a_gpu_needs(nvml, local, action, error, level, reason):
-    nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvml.NVML_SUCCESS = 230, 0
-    nvml.nvmlDeviceGetFieldValues = lambda gpu, fields: [
-        types.SimpleNamespace(
-            nvmlReturn=0 if gpu else error,
-            value=types.SimpleNamespace(uiVal=0 if gpu else action),
-        )
-        for _ in fields
-    ]
+    recover(nvml, action, error)
     assert health(discover(local)) == [(level, reason), ('ok', None)]
 
 
@@ -877,6 +882,77 @@ def test_a_card_that_nvml_does_not_report_has_unknown_health(nvml, local):
             (card.path / name).write_text('16')
     nvml.nvmlDeviceGetCount = lambda: 1
     assert health(discover(local)) == [('ok', None), ('unknown', None)]
+
+
+@pytest.fixture
+def tried(nvml, local):
+    """A driver of which the first GPU was critical, and a function that looks at it again."""
+    sick(nvml, ecc=1)
+    nvml.nvmlDeviceGetHandleByPciBusId = {b'0000:0a:00.0': 0, b'0001:0a:00.0': 1}.__getitem__
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    assert health(subject.look()[0])[0] == ('critical', 'ecc_uncorrectable')
+    sick(nvml)
+    return lambda: health(subject.look()[0])[0]
+
+
+def test_a_gpu_comes_back_if_nvml_knows_nothing_against_it(tried):
+    assert tried() == ('ok', None)
+
+
+@pytest.mark.parametrize(
+    ('values', 'reason'),
+    [
+        ({'remapped': (0, 1, 1, 0)}, 'row_remap_pending'),
+        ({'retiring': 1}, 'page_retirement'),
+    ],
+)
+def test_a_gpu_that_still_waits_for_a_reset_does_not_come_back(nvml, tried, values, reason):
+    """By its health alone it would: that is only a warning."""
+    sick(nvml, **values)
+    assert tried() == ('critical', reason)
+    sick(nvml)
+    assert tried() == ('ok', None)
+
+
+def test_a_gpu_that_should_be_drained_does_not_come_back(nvml, tried):
+    recover(nvml, 4)
+    assert tried() == ('critical', 'gpu_drain')
+    recover(nvml, 0)
+    assert tried() == ('ok', None)
+
+
+@pytest.mark.parametrize(
+    ('error', 'reason'),
+    [
+        (NVMLError_GpuIsLost, 'gpu_lost'),
+        (NVMLError_ResetRequired, 'gpu_reset_required'),
+        (NVMLError, 'gpu_no_answer'),
+        (KeyError, 'gpu_no_answer'),
+    ],
+)
+def test_a_gpu_that_cannot_be_opened_by_its_address_does_not_come_back(nvml, tried, error, reason):
+    nvml.nvmlDeviceGetHandleByPciBusId = refuse(error)
+    assert tried() == ('critical', reason)
+
+
+@pytest.mark.parametrize(
+    ('call', 'fault', 'expected'),
+    [
+        ('nvmlInit', NVMLError, 'gpu_no_answer'),
+        ('nvmlShutdown', NVMLError, None),
+        ('nvmlDeviceGetRemappedRows', NVMLError, 'gpu_no_answer'),
+        ('nvmlDeviceGetRemappedRows', NVMLError_NotSupported, None),
+    ],
+)
+def test_a_trial_whose_questions_fail(nvml, tried, call, fault, expected):
+    setattr(nvml, call, refuse(fault))
+    assert library.trial('0000:0a:00.0') == expected
+
+
+def test_a_gpu_that_has_left_its_bus_does_not_come_back(local, tried):
+    first, _ = local.tree.functions()
+    (first.path / 'config').write_bytes(b'\xff' * 64)
+    assert tried() == ('critical', 'pci_no_answer')
 
 
 def test_an_a2_has_fewer_lanes_than_its_chip_says(tmp_path):
