@@ -16,7 +16,7 @@ from cyborg_lite.agent import processes
 from tests.functional import test_leases
 from tests.unit.cmd import process
 
-shared, machine = test_leases.shared, test_leases.machine
+shared, machine, alone = test_leases.shared, test_leases.machine, test_leases.alone
 BOUND = test_leases.BOUND
 #: A program that prints the devices that it was given.
 SHOW = ('printenv', 'CYBORG_DEVICES')
@@ -78,6 +78,53 @@ def test_scenario_6_one_is_free_and_two_are_asked_for(machine):
     holder.kill()
     out, _ = waiting.communicate(timeout=BOUND)
     assert (waiting.returncode, len(json.loads(out))) == (0, 2)
+
+
+def queued(machine, count, *arguments):
+    """So many programs that wait for one device each, and then keep it until they are killed."""
+    made = [machine.command('run', *arguments, '--', 'sleep', '600') for _ in range(count)]
+    for each in made:
+        machine.until(lambda each=each: machine.lease(each.pid, 'queued'))
+    return made
+
+
+def test_scenario_7_small_ones_do_not_keep_a_large_one_out(machine):
+    """Each of them would have a free device at once, and the large one never four."""
+    holders = [machine.hold() for _ in range(5)]
+    large = machine.command('run', '-n', 4, '--', *SHOW)
+    machine.until(lambda: machine.lease(large.pid, 'queued'))
+    # Three are free.
+    small = queued(machine, 3)
+    assert machine.run('run', '--nonblock', '--', 'true')[0] == 1
+    assert machine.held() == 5
+    holders[0].kill()
+    out, err = large.communicate(timeout=BOUND)
+    assert (large.returncode, len(json.loads(out))) == (0, 4), err
+    machine.until(lambda: all(machine.lease(each.pid) for each in small))
+    assert machine.held() == 7
+
+
+def test_scenario_7_small_ones_that_delay_nobody_pass(alone):
+    """They take devices that the large one cannot use."""
+    machine = alone()
+    api = machine.service.api
+    for row in api.get('/v2/deployables').json['deployables'][:4]:
+        fast = {'deployable_id': row['uuid'], 'key': 'trait-fast', 'value': 'CUSTOM_FAST'}
+        assert api.post('/v2/attributes', fast).status_int == 201
+    fast = '--trait', 'CUSTOM_FAST'
+    holder = machine.hold(1, *fast)
+    large = machine.command('run', '-n', 4, *fast, '--', *SHOW)
+    machine.until(lambda: machine.lease(large.pid, 'queued'))
+    [behind] = queued(machine, 1, *fast)
+    for _ in range(4):
+        machine.hold()
+    # The fifth would take one of the three that the large one needs.
+    fifth = queued(machine, 1)
+    assert machine.held() == 5
+    holder.kill()
+    out, err = large.communicate(timeout=BOUND)
+    assert (large.returncode, len(json.loads(out))) == (0, 4), err
+    machine.until(lambda: all(machine.lease(each.pid) for each in (behind, *fifth)))
 
 
 def given(machine, *arguments):
