@@ -444,8 +444,8 @@ def test_those_behind_are_told_what_the_first_waits_for(service, member):
     assert service.api.get(f'{PATH}/{first}').status_int == 404
     member(ALONE, 'admin,member,reader')
     reasons = [show(service, each)['reason'] for each in (second, third)]
-    whats = [f', which {before}', f', the first {before}']
-    full = [f'{own}{each}{what}{comes}' for each, what in zip(numbers, whats, strict=True)]
+    needs = [f', which {before}', f', the first {before}']
+    full = [f'{own}{each}{need}{comes}' for each, need in zip(numbers, needs, strict=True)]
     assert reasons == full
     member(ALONE)
     mine = ask(service)
