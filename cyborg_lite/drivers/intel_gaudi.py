@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intel Gaudi accelerators, formerly of Habana Labs."""
+"""Intel Gaudi accelerators, formerly of Habana Labs.
+
+Sysfs alone finds the cards.  pyhlml and Intel's library HLML, if they load, add the
+utilization, and errors of the memory.
+"""
 
 from __future__ import annotations
 
 import re
 import typing
 
+from oslo_config import cfg
+
 from cyborg_lite import driver
+from cyborg_lite.driver import nvml
 from cyborg_lite.driver import pci
 from cyborg_lite.driver import sysfs
+from cyborg_lite.drivers.tools import hlml
 
 #: The directories of sysfs that list the nodes of a card.
 NODES = ('accel', 'habanalabs')
@@ -45,9 +53,43 @@ class IntelGaudi(pci.PciDriver):
         f'{directory}/*/{name}' for directory in NODES for name in ('cpucp_ver', 'armcp_ver')
     )
 
+    def __init__(self, host: driver.Host, conf: cfg.ConfigOpts) -> None:
+        super().__init__(host, conf)
+        # What HLML tells in this scan, and the health of each card of which it has told at all.
+        self._told: nvml.Answers = {}
+        self._said: dict[str, driver.Health] = {}
+
+    def discover(self) -> list[driver.Device]:
+        cards = self.cards()
+        # HLML does not see cards of guests.
+        ours = {card.bdf for card in cards if not card.passed_through}
+        told = self._ask(ours) if ours else None
+        known = told if isinstance(told, dict) else {}
+        self._told = {bdf: nvml.sound(known[bdf]) for bdf in ours & known.keys()}
+        # Of a card of which HLML has told before, and does not now, it is unknown.
+        self._said = {bdf: driver.Health() for bdf in self._said if bdf in ours}
+        for bdf, facts in self._told.items():
+            if 'health' in facts:
+                self._said[bdf] = driver.Health(*facts['health'])
+        return [self.device(card) for card in cards]
+
+    def _ask(self, ours: set[str]) -> typing.Any:
+        try:
+            return self.host.ask(
+                'hlml', 'cards', lambda: hlml.ask(ours, bool(self._said), self.note)
+            )
+        except driver.ToolError as error:
+            self.note(f'HLML does not answer: {error}')
+            return None
+
     def health(self, card: sysfs.Function) -> driver.Health | None:
-        """The worst of the PCIe link and of the status that the kernel driver tells."""
-        return driver.worst(super().health(card), self._status(card))
+        """The worst of the PCIe link, of the status by the kernel driver, and of HLML."""
+        said = self._said.get(card.bdf)
+        return driver.worst(super().health(card), self._status(card), said)
+
+    def utilization(self, card: sysfs.Function) -> int | None:
+        told: int | None = self._told.get(card.bdf, {}).get('utilization')
+        return told
 
     def _status(self, card: sysfs.Function) -> driver.Health | None:
         status = card.told('status', *(f'{directory}/*/status' for directory in NODES))

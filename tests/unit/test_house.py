@@ -95,6 +95,7 @@ MORE = {
     'conductor/test_yardstick',
     'drivers/test_captures',
     'drivers/test_every_driver',
+    'drivers/test_trials',
     'drivers/test_support',
 }
 ENTRY_POINTS = [

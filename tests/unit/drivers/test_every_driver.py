@@ -180,6 +180,19 @@ def test_a_host_that_hides_the_bus(tmp_path, conf, kind, ids, pci_class, device)
     assert [each.facts() for each in devices(copy, conf)] == before
 
 
+def test_an_alveo_card_is_not_found_by_its_function_for_users_alone(tmp_path, conf):
+    """So the guide says: a class may have that function, and none has the one that manages."""
+    pair = [
+        captures.function('0000:3b:00.0', '10ee:5000'),
+        captures.function('0000:3b:00.1', '10ee:5001', files={'drm/renderD128/dev': '226:128'}),
+    ]
+    host = captures.host(tmp_path, pair)
+    assert len(devices(host, conf)) == 1
+    hide_the_bus(host)
+    assert [function.bdf for function in host.tree.functions()] == ['0000:3b:00.1']
+    assert devices(host, conf) == []
+
+
 def test_devices_of_classes_that_are_no_functions_are_no_cards(tmp_path, conf):
     """A platform's device, one that is gone, one without ids, one elsewhere; and nodes of KFD."""
     root = tmp_path / 'host'
