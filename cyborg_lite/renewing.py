@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leases that a service gives over HTTP for a time, and that a thread of their holder renews.
 
-If the holder ends without a release, nobody renews its lease, and it ends soon.  What is given to
-one that was killed in the queue ends sooner.
+If the holder ends without a release, nobody renews its lease, and it ends soon.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from cyborg_lite import remote
 
 #: The time of a lease, and between two renewals, in seconds: a restart of the service is shorter.
 LEASE, EVERY = 120, 30.0
-#: The time of a lease that its holder has not seen yet, in seconds: longer than it waits for it.
-FIRST = 40
 #: The longest wait for one answer, and the least time between two questions, in seconds.
 TURN, PAUSE = 20, 1.0
 #: The statuses of a renewal if the lease has ended, or is not to be renewed.
@@ -83,9 +80,7 @@ def lease(
     """
     uuid = _created(service, _body(request, host))['uuid']
     try:
-        given = _active(service, uuid, end)
-        service.ask('PATCH', f'allocations/{uuid}', {'lease': LEASE})
-        found = _lease(service, given, host)
+        found = _lease(service, _active(service, uuid, end), host)
     except BaseException:
         with contextlib.suppress(client.Error):
             service.ask('DELETE', f'allocations/{uuid}')
@@ -109,7 +104,7 @@ def _body(request: client.Words, host: str) -> client.Words:
         name = name if name in STANDARD or name.startswith('CUSTOM_') else f'CUSTOM_{name}'
         group = {'resources': {name: request['count']}, 'traits': request.get('traits', {})}
         body['groups'] = [group]
-    return body | {'hosts': [host], 'lease': FIRST}
+    return body | {'hosts': [host], 'lease': LEASE}
 
 
 def _created(service: remote.Service, body: client.Words) -> client.Words:

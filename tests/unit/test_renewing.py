@@ -55,7 +55,7 @@ def lease(service, end=None):
 
 def test_a_request_without_an_answer_is_sent_again():
     """By its key the service knows it again."""
-    service = Service(AWAY, QUEUED, ACTIVE, {})
+    service = Service(AWAY, QUEUED, ACTIVE)
     assert lease(service).uuid == UUID
     [first, second] = service.asked[:2]
     assert first == second
@@ -87,17 +87,8 @@ def test_a_request_that_is_given_up_during_an_outage_is_an_error():
     assert service.methods() == ['POST'] * 3
 
 
-def test_what_nobody_waits_for_any_more_ends_sooner():
-    """The holder of a lease renews it at once; one that was killed in the queue does not."""
-    service = Service(QUEUED, ACTIVE, {})
-    lease(service)
-    assert service.methods() == ['POST', 'GET', 'PATCH']
-    first, _, patch, *_ = (body for _, _, body, _ in service.asked)
-    assert renewing.TURN < first['lease'] < patch['lease'] == renewing.LEASE
-
-
 def test_an_outage_ends_no_wait():
-    service = Service(QUEUED, QUEUED, AWAY, QUEUED, LIMITED, ACTIVE, {})
+    service = Service(QUEUED, QUEUED, AWAY, QUEUED, LIMITED, ACTIVE)
     assert lease(service).uuid == UUID
     paths = [path for _, path, _, _ in service.asked[1:6]]
     assert paths == [f'{UUID}?wait={seconds}' for seconds in (0, 20, 20, 20, 20)]
@@ -157,7 +148,7 @@ def test_what_no_variable_names_is_given_back(monkeypatch):
     """The program would see all cards of the machine."""
     unnamed = {'unnamed': ['b'], 'problems': ['Accelerator b has no uuid.']}
     monkeypatch.setitem(DELIVERY, 'deliveries', [{'delivery': unnamed}])
-    service = Service(QUEUED, ACTIVE, {})
+    service = Service(QUEUED, ACTIVE)
     with pytest.raises(client.Error, match='would see all cards of host-1'):
         lease(service)
     assert service.methods()[-1] == 'DELETE'
