@@ -53,6 +53,8 @@ class XilinxFpga(pci.PciDriver):
         ('10ee', 'd020'): 'Alveo U50 (golden)',
         ('10ee', 'd03c'): 'Alveo U30 (golden)',
         ('10ee', 'd04c'): 'Alveo U25 (golden)',
+        ('10ee', 'e098'): 'VCK190 (golden)',
+        ('10ee', 'e987'): 'SmartSSD (golden)',
     }
 
     def is_card(self, function: sysfs.Function) -> bool:

@@ -52,6 +52,23 @@ capture of it, without serial numbers, and a capture is welcome.
 """
 
 
+#: What a family lacks, by its driver.
+LACKS = {
+    'amd_gpu': 'Errors of blocks, utilization and processes are tested with written files.',
+    'huawei_ascend': 'The two dies of an Ascend 910_93 (Atlas A3) are two devices: see '
+    ':doc:`index`.',
+    'intel_gaudi': 'HLML is tested with a written library that has its documented calls.',
+    'intel_gpu': 'There is no captured tree of the kernel drivers xe or i915: the ids are from '
+    'pci.ids, and the files are written as the sources of the kernel have them.',
+    'intel_qat': 'Where a host hides its PCI bus, no QAT device is found.',
+    'nvidia_gpu': 'No card in MIG mode was used: NVML is tested with a written library that has '
+    'the data of the captures. Mediated devices are not offered: see :doc:`index`.',
+    'xilinx_fpga': 'The ids are compared with the table of XRT, of which all 43 functions that '
+    'manage a card are found with their function for users, but not the boards of Advantech '
+    '(vendor 13fe). Where a host hides its PCI bus, no card is found.',
+}
+
+
 class Evidence(typing.NamedTuple):
     """The content of one mark."""
 
@@ -101,6 +118,8 @@ def page(kinds: collections.abc.Iterable[type], found: set[Evidence]) -> str:
         if issubclass(kind, pci.PciDriver):
             shown = {model for each in mine for model in each.models}
             text += _rest(sorted({*kind.models.values()} - shown))
+        if kind.name in LACKS:
+            text += '\n' + textwrap.fill(LACKS[kind.name], 96) + '\n'
     return text
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import sys
 import types
+import xml.etree.ElementTree
 
 import hypothesis
 from hypothesis import strategies as st
@@ -712,6 +714,89 @@ def test_real_cards_with_instances(nvml, tmp_path):
         assert found == sorted(each['uuid'] for each in parts[gpu['index']])
     assert parts_of(cards[0]).keys() == {'CUSTOM_MIG_1G_10GB', 'CUSTOM_MIG_1G_20GB'}
     assert parts_of(cards[3]).keys() == {'CUSTOM_MIG_1C_3G_40GB'}
+
+
+def _recorded_h200() -> dict[int, tuple]:
+    """The instances of an H200: names and UUIDs of ``-L``, and ids of the table."""
+    text = captures.text('nvidia/capture-h200-mig__590.48.01.txt')
+    told = re.findall(r'^  MIG (\S+) +Device +([0-9]+): \(UUID: (\S+)\)$', text, re.MULTILINE)
+    rows = re.findall(r'^\|  0 +([0-9]+) +([0-9]+) +([0-9]+)  \|', text, re.MULTILINE)
+    ids = {device: (gpu, compute) for gpu, compute, device in rows}
+    return {int(n): (f'NVIDIA H200 MIG {name}', *map(int, ids[n]), uuid) for name, n, uuid in told}
+
+
+def _recorded_a100() -> dict[int, tuple]:
+    """The instances of an A100: nvidia-smi -q -x has their ids, and neither name nor UUID.
+
+    14 multiprocessors are one slice, and 19968 MiB two slices of memory: so each is 1g.20gb.
+    """
+    root = xml.etree.ElementTree.fromstring(captures.text('nvidia/nvidia-smi-qx-a100-sxm4-v12.xml'))
+    found = {}
+    for each in root.find('gpu').iter('mig_device'):
+        assert each.findtext('.//multiprocessor_count') == '14'
+        assert each.findtext('fb_memory_usage/total') == '19968 MiB'
+        number = int(each.findtext('index'))
+        ids = (int(each.findtext(f'{kind}_instance_id')) for kind in ('gpu', 'compute'))
+        found[number] = ('NVIDIA A100-SXM4-80GB MIG 1g.20gb', *ids, f'MIG-{number}')
+    return found
+
+
+#: Four instances as the MIG user guide lets them be, of the sizes of a sample.
+H100 = {
+    number: (f'NVIDIA H100 80GB HBM3 MIG {size}', gpu, 0, f'MIG-{number}')
+    for number, (size, gpu) in enumerate(
+        [('3g.40gb', 2), ('1g.20gb', 6), ('1g.10gb', 11), ('1g.10gb', 12)]
+    )
+}
+
+
+@pytest.mark.parametrize(
+    ('recorded_as', 'parts'),
+    [
+        pytest.param(
+            _recorded_a100,
+            {'CUSTOM_MIG_1G_20GB': 4},
+            marks=pytest.mark.evidence(
+                'nvidia_gpu', 'real capture', 'nvidia-smi -q -x of four MIG instances',
+                'NVIDIA A100-SXM4-80GB',
+            ),
+        ),
+        pytest.param(
+            _recorded_h200,
+            {
+                'CUSTOM_MIG_1C_3G_71GB': 1,
+                'CUSTOM_MIG_1G_18GB': 2,
+                'CUSTOM_MIG_2C_3G_71GB': 1,
+                'CUSTOM_MIG_2G_35GB': 1,
+            },
+            marks=pytest.mark.evidence(
+                'nvidia_gpu', 'real capture', 'nvidia-smi of five MIG instances', 'NVIDIA H200'
+            ),
+        ),
+        (
+            lambda: H100,
+            {'CUSTOM_MIG_1G_10GB': 2, 'CUSTOM_MIG_1G_20GB': 1, 'CUSTOM_MIG_3G_40GB': 1},
+        ),
+    ],
+)  # fmt: skip
+def test_each_instance_of_a_card_is_one_part(mig, local, monkeypatch, recorded_as, parts):
+    instances = recorded_as()
+    monkeypatch.setattr(sys.modules[__name__], 'INSTANCES', instances)
+    monkeypatch.setattr(mig, 'nvmlDeviceGetUUID', lambda gpu: (
+        instances[gpu[1]][3] if isinstance(gpu, tuple) else f'GPU-{gpu}'
+    ))  # fmt: skip
+    for call, place in (('GpuInstanceId', 1), ('ComputeInstanceId', 2), ('Name', 0)):
+        monkeypatch.setattr(mig, f'nvmlDeviceGet{call}', lambda gpu, place=place: (
+            instances[gpu[1]][place] if isinstance(gpu, tuple) else 'NVIDIA'
+        ))  # fmt: skip
+    split, whole = discover(local)
+    assert {kind: len(uuids) for kind, uuids in parts_of(split).items()} == parts
+    handles = [each for part in split.deployables for each in part.attach_handles]
+    assert {tuple(each.attach_info.values()) for each in handles} == {
+        (uuid, str(gpu), str(compute)) for _, gpu, compute, uuid in instances.values()
+    }
+    assert len(handles) == len(instances)
+    assert (split.unusable, parts_of(whole)) == (None, {'PGPU': [None]})
 
 
 def test_a_card_that_a_guest_has_is_whole(mig, local):

@@ -28,6 +28,12 @@ def test_evidence_is_of_drivers_and_models_that_there_are():
         assert {*each.models} <= models[each.driver], each
 
 
+def test_what_is_lacking_is_of_drivers_that_there_are(monkeypatch):
+    assert support.LACKS.keys() <= {kind.name for kind in support.shipped()}
+    monkeypatch.setitem(support.LACKS, 'acme', 'No Acme card was used.')
+    assert support.page([Acme], set()).endswith('\nNo Acme card was used.\n')
+
+
 def test_a_driver_is_described_only_as_far_as_no_test_shows_more():
     shown = support.Evidence('acme', 'real capture', 'a server', ('Acme Two',))
     text = support.page([Acme], {shown})
