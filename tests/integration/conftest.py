@@ -16,7 +16,10 @@ from tests.integration import peers as peers_
 from tests.integration import process
 
 #: The slowest files. They come first: otherwise one process may run one of them alone at the end.
-LONG = ('test_crashes', 'test_nova_boot', 'test_messages', 'test_processes', 'test_tempest')
+LONG = (
+    *('test_crashes', 'test_nova_boot', 'test_messages', 'test_processes', 'test_outages'),
+    *('test_takeover', 'test_tempest'),
+)
 #: One FPGA with sixteen accelerators, as in Cyborg's fake driver, and a host with two cards.
 DRIVERS = '[agent]\nenabled_drivers = fake, intel_qat, xilinx_fpga\n'
 HOST = 'mixed-alveo-qat'
