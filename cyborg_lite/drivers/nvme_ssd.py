@@ -71,7 +71,9 @@ class NvmeSsd(pci.PciDriver):
         key = self._key(card)
         # The SSD may be another one than when it was asked.
         smart = self._smart.get(key, UNREAD) if key else ()
-        return driver.worst(super().health(card), *self._said(card), *smart)
+        # A good PCIe link of the SSD of a guest is not sufficient.
+        said = UNREAD if card.passed_through else self._said(card)
+        return driver.worst(super().health(card), *said, *smart)
 
     def _said(self, card: sysfs.Function) -> list[driver.Health]:
         """The health by the kernel."""

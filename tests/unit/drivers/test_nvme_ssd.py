@@ -62,6 +62,12 @@ def test_an_ssd_that_the_host_has_released_is_given_out(tmp_path, bound):
     assert (part.resource_class, len(part.attach_handles)) == ('CUSTOM_SSD', 1)
 
 
+def test_the_link_of_a_guests_ssd_does_not_make_it_healthy(tmp_path):
+    link = {'current_link_width': '4', 'max_link_width': '4'}
+    [card] = discover(tmp_path, driver='vfio-pci', files=link)
+    assert health(card) == ('unknown', None)
+
+
 def test_released_virtual_functions_of_an_ssd_are_given_out(tmp_path):
     virtual = {'id': IDS, 'total': '4', 'enabled': '2'}
     host = captures.host(
