@@ -261,7 +261,7 @@ def held(arguments: argparse.Namespace, id: str) -> client.Lease | None:
     from cyborg_lite import delivery
 
     path = client.find(arguments.socket)
-    for row in client.ask(path, {'do': 'list', 'host': arguments.host}, PATIENCE)['leases']:
+    for row in leases(path, arguments.host):
         if row['state'] == 'active' and id in (row['uuid'], row['name']):
             document = delivery.document(row['uuid'], row['host'], row['accelerators'])
             views = {view: delivery.render(document, view) for view in delivery.VIEWS}
@@ -295,9 +295,9 @@ def request(arguments: argparse.Namespace, seconds: float | None = None) -> dict
 
 def _holders(path: str, host: str | None, reservation: str | None = None) -> str:
     """Who holds accelerators of a host, or uses those of a reservation; empty if not known."""
-    leases = listed(path, host, 'list', 'leases')
+    found = listed(path, host, 'list', 'leases')
     # What is leased from a reservation is held by the reservation.
-    held = [x for x in leases if x['state'] == 'active' and x.get('reservation') == reservation]
+    held = [x for x in found if x['state'] == 'active' and x.get('reservation') == reservation]
     # A conductor may not have ended what is over.
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)  # noqa: UP017
     held += [] if reservation else listed(path, host, 'others', 'others')
@@ -306,12 +306,24 @@ def _holders(path: str, host: str | None, reservation: str | None = None) -> str
     return f'held by {", ".join(holders[:NAMED])}{more}' if holders else ''
 
 
+def leases(path: str, host: str | None) -> list[dict[str, typing.Any]]:
+    """All leases of a host.
+
+    :raises cyborg_lite.client.Error: when no agent answers in time.
+    """
+    return _listed(path, host, 'list', 'leases')
+
+
 def listed(path: str, host: str | None, what: str, named: str) -> list[dict[str, typing.Any]]:
     """What an agent lists; nothing if it does not answer in time, or is of the release before."""
     try:
-        found = client.ask(path, {'do': what, 'host': host}, PATIENCE)[named]
+        return _listed(path, host, what, named)
     except (client.Error, KeyError):
         return []
+
+
+def _listed(path: str, host: str | None, what: str, named: str) -> list[dict[str, typing.Any]]:
+    found = client.ask(path, {'do': what, 'host': host}, PATIENCE)[named]
     return typing.cast('list[dict[str, typing.Any]]', found)
 
 

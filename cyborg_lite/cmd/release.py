@@ -43,6 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _of_shell(path: str, host: str | None, claimed_name: str | None) -> str | None:
     """The lease that the environment names; None if it has ended, or is of another name."""
     uuid = os.environ.get(client.ALLOCATION)
-    rows = client.ask(path, {'do': 'list', 'host': host})['leases'] if uuid else ()
+    rows = leasing.leases(path, host) if uuid else ()
     mine = [x for x in rows if x['uuid'] == uuid and x.get('claimed_name') == claimed_name]
     return uuid if mine else None

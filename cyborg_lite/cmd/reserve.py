@@ -65,8 +65,7 @@ def _reserve(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    words = {'do': 'list', 'host': arguments.host}
-    found = client.ask(client.find(arguments.socket), words)['leases']
+    found = leasing.leases(client.find(arguments.socket), arguments.host)
     for each in sorted((x for x in found if x.get('starts')), key=lambda x: str(x['starts'])):
         print(client.plain('  '.join(map(str, _cells(each)))))
     return 0

@@ -59,6 +59,20 @@ def test_that_another_machine_is_not_asked_is_said(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err == f'{far}cyborg-lite: asked\n'
 
 
+@pytest.mark.parametrize('words', [['reserve', '--list'], ['release']], ids=' '.join)
+def test_an_agent_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, capsys, words):
+    path = str(tmp_path / 'agent.sock')
+    monkeypatch.setenv(client.VARIABLE, path)
+    monkeypatch.setenv(client.ALLOCATION, 'lease')
+    monkeypatch.setattr(leasing, 'PATIENCE', 0.05)
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(path)
+        hung.listen()
+        arguments = main.parser().parse_args(words)
+        assert arguments.run(arguments) == 1
+    assert capsys.readouterr().err == f'cyborg-lite: the agent at {path} does not answer\n'
+
+
 @pytest.mark.parametrize('words', [['-n', '0'], ['--bogus'], ['--pid', '1', '--for', '1m']])
 def test_a_shell_that_evaluates_a_wrong_command_fails(capsys, words):
     """Otherwise a program would start that sees all devices."""
