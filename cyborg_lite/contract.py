@@ -41,6 +41,8 @@ BRIDGES, PEERS, LINKS = 16, 64, 64
 #: The maximum number of processes that a driver lists of a device, and the highest pid.
 #: Source: proc(5), /proc/sys/kernel/pid_max.
 PROCESSES, PID = 1024, 1 << 22
+#: The maximum memory that a process has of a device, in MiB.
+MEMORY = 1 << 30
 #: The maximum number of accelerators of a device.
 HANDLES = 4096
 #: The maximum length of a deployable's name, before which the service puts the host's name.
@@ -92,8 +94,8 @@ def _device(device: typing.Any, seen: Seen) -> tuple[Seen, list[str]]:
         raise ValueError(f'expected up to {HANDLES} attach handles')
     taken: Seen = set()
     _take(taken, seen, 'address', device.address)
-    dropped = _health(device) + _topology(device) + _processes(device) + _utilization(device)
-    dropped += _idleness(device)
+    dropped = _health(device) + _topology(device) + _processes(device) + _memory(device)
+    dropped += _utilization(device) + _idleness(device)
     for deployable in device.deployables:
         dropped += _deployable(deployable, taken, seen)
     return taken, dropped
@@ -127,6 +129,20 @@ def _processes(device: model.Device) -> list[str]:
     if not all(type(pid) is int and 0 < pid <= PID for pid in told):
         return [f'processes: expected pids from 1 to {PID}, not {told!r:.64}']
     device.processes = told
+    return []
+
+
+def _memory(device: model.Device) -> list[str]:
+    """Drop an invalid memory of processes, and complain: the card stays."""
+    told, device.memory = device.memory, None
+    if told is None:
+        return []
+    if not isinstance(told, dict) or len(told) > PROCESSES:
+        return [f'memory: expected a mapping of up to {PROCESSES} pids, not {told!r:.64}']
+    for pid, size in told.items():
+        if not (type(pid) is int and 0 < pid <= PID and type(size) is int and 0 <= size <= MEMORY):
+            return [f'memory: expected up to {MEMORY} MiB by pid, not {pid!r:.32}: {size!r:.32}']
+    device.memory = told
     return []
 
 

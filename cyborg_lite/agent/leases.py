@@ -264,7 +264,8 @@ class Leases:
                 continue
             for address in sorted({finding.used[node] for node in use.nodes}):
                 if process.pid in finding.listed.get(address, (process.pid,)):
-                    found.setdefault(address, []).append(use)
+                    memory = finding.memory.get(address, {}).get(process.pid)
+                    found.setdefault(address, []).append(dataclasses.replace(use, memory_mb=memory))
         return found
 
     def opened(self) -> dict[str, list[processes.Use]]:

@@ -31,8 +31,10 @@ from cyborg_lite import model
 from cyborg_lite import unix
 from cyborg_lite.agent import adopting
 from cyborg_lite.agent import drawing
+from cyborg_lite.agent import launching
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
+from cyborg_lite.agent import runtimes
 
 LOG = log.getLogger(__name__)
 
@@ -169,7 +171,13 @@ class Server:
                     404,
                 )
             served = self._served[name]
-        acts = {'lease': _lease, 'list': _list, 'others': _others, 'release': _release}
+        acts = {
+            'lease': _lease,
+            'list': _list,
+            'others': _others,
+            'rogues': _rogues,
+            'release': _release,
+        }
         act = acts.get(str(words.pop('do', None)))
         if act is None:
             raise Refused(f'expected "do" to be one of {", ".join(acts)}')
@@ -331,6 +339,18 @@ def _others(served: leases.Leases, asking: Client) -> None:
     asking.send({'others': served.others()})
 
 
+def _rogues(served: leases.Leases, asking: Client) -> None:
+    """List who uses cards of the host without a lease, with the memory that the driver tells."""
+    found = [
+        _described(use.process)
+        | {'host': served.host.name, 'address': address, 'user': use.process.user}
+        | {'since': processes.begun(use.process), 'memory_mb': use.memory_mb}
+        for address, uses in served.rogues().items()
+        for use in uses
+    ]
+    asking.send({'rogues': found})
+
+
 def _hidden(shown: Words) -> Words:
     """A lease without the ids by which it could be changed."""
     held = [each | {'arq_uuid': None} for each in shown['accelerators'] or ()]
@@ -394,16 +414,25 @@ def _shown(served: leases.Leases, lease: leases.Lease, row: leases.Row) -> Words
         'user': process.user,
         'pid': process.pid,
         'command': process.command,
-        'processes': [
-            {
-                'pid': each.pid,
-                'command': processes.command(each),
-                'container': processes.container(each.pid),
-            }
-            for each in list(lease.watched.values())
-        ],
+        'processes': [_described(each) for each in list(lease.watched.values())],
         'accelerators': row['accelerators'],
         'access': served.access,
+    }
+
+
+def _described(process: processes.Process) -> Words:
+    """A process in the form for clients, with its container and who launched it."""
+    container = processes.container(process.pid)
+    # The user of a process may have made up an id that is claimed: the names are of another's.
+    named = container if container and not processes.is_claimed(process.pid) else None
+    names = runtimes.names(named) if named else runtimes.Names()
+    return {
+        'pid': process.pid,
+        'command': processes.command(process),
+        'launcher': launching.launcher(process.pid, process.uid),
+        'container': container,
+        'container_name': names.name,
+        'image': names.image,
     }
 
 

@@ -24,6 +24,8 @@ class Finding(typing.NamedTuple):
     used: dict[str, str] = {}
     #: by the address of each card whose node others have open, too, the pids of those that use it
     listed: dict[str, frozenset[int]] = {}
+    #: by the address of a card, how much of its memory each process has, in MiB, by its pid
+    memory: dict[str, dict[int, int]] = {}
 
 
 def find(
@@ -38,17 +40,19 @@ def find(
     shared: set[str] = set()
     used: dict[str, str] = {}
     listed: dict[str, frozenset[int]] = {}
+    memory: dict[str, dict[int, int]] = {}
     for device in found:
         # The host itself may use such a card: it may show the console.
         if device.unusable:
             continue
+        memory[device.address] = device.memory or {}
         told = [delivery.nodes(each) for each in _accelerators(device)]
         nodes[device.address] = frozenset(node for each in told for node in each.own)
         shared.update(node for each in told for node in each.shared)
         used |= {node: device.address for each in told for node in each.used}
         if any(each.listed for each in told):
             listed[device.address] = device.processes or frozenset()
-    return Finding(frozenset(drivers), nodes, frozenset(shared), used, listed)
+    return Finding(frozenset(drivers), nodes, frozenset(shared), used, listed, memory)
 
 
 def _accelerators(device: model.Device) -> collections.abc.Iterator[dict[str, typing.Any]]:

@@ -22,6 +22,7 @@ import socket
 from cyborg_lite import accounts
 from cyborg_lite import client
 from cyborg_lite import unix
+from cyborg_lite.agent import launching
 from cyborg_lite.agent import runtimes
 
 #: The file system of processes.
@@ -263,15 +264,19 @@ class Use:
     container: str | None
     #: whether its user may have made that up
     claimed: bool = False
+    #: how much memory of a card it has, in MiB; None if the driver does not tell it
+    memory_mb: int | None = None
 
     def __str__(self) -> str:
         process = self.process
-        told = f'{process.pid} {process.user} ({process.command}) since {_begun(process)}'
+        told = f'{process.pid} {process.user} ({process.command}) since {begun(process)}'
+        if launcher := launching.launcher(process.pid, process.uid):
+            told += f' started by {launcher}'
         if not self.container:
             return told
         # The runtimes of root put no container below the slice of a user.
         about = ['as its user says'] if self.claimed else runtimes.names(self.container)
-        names = ', '.join(about)
+        names = ', '.join(filter(None, about))
         return f'{told} in container {self.container}' + (f' ({names})' if names else '')
 
 
@@ -305,7 +310,7 @@ def shortened(addresses: collections.abc.Sequence[str]) -> str:
     return ', '.join(addresses[:2]) + more
 
 
-def _begun(process: Process) -> str:
+def begun(process: Process) -> str:
     """When a process began, ISO 8601, UTC, in minutes."""
     text = (PROC / 'stat').read_text()
     boot = int(text.partition('\nbtime ')[2].split(None, 1)[0])

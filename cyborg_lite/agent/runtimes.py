@@ -30,7 +30,14 @@ SIZE = 4 << 20
 LONGEST = 32
 
 
-def names(container: str) -> list[str]:
+class Names(typing.NamedTuple):
+    """What people call a container and its image; None if it is unknown."""
+
+    name: str | None = None
+    image: str | None = None
+
+
+def names(container: str) -> Names:
     """The name of a container and that of its image, as far as they are known.
 
     :param container: its id, or the beginning of it.
@@ -39,9 +46,14 @@ def names(container: str) -> list[str]:
         # The files of one say nothing of those of the other.
         with contextlib.suppress(OSError):
             for found in written(container):
-                texts = [each for each in found if isinstance(each, str) and each]
-                return [client.plain(each.rpartition('/')[2])[:LONGEST] for each in texts]
-    return []
+                return Names(*map(_plain, found))
+    return Names()
+
+
+def _plain(text: object) -> str | None:
+    """The last part of a name, as it can be shown."""
+    last = text.rpartition('/')[2] if isinstance(text, str) else ''
+    return client.plain(last)[:LONGEST] or None
 
 
 def _of_podman(container: str) -> collections.abc.Iterator[tuple[object, object]]:

@@ -353,8 +353,8 @@ class _Waiting:
 def _holder(held: dict[str, typing.Any]) -> str:
     """A lease, or what another holder has: that has no process."""
     claimed = f'({held["claimed_name"]})' if held.get('claimed_name') else ''
-    # Agents of the release before do not say it.
-    found = sorted({p['container'] for p in held.get('processes', ()) if p.get('container')})
+    # Agents of the release before do not say them.
+    found = sorted({_container(p) for p in held.get('processes', ()) if p.get('container')})
     inside = f'in container {", ".join(found)}' if found else ''
     ends = f' until {times.local(held["ends"])}' if held.get('ends') else ''
     note = held.get('note') or ''
@@ -362,6 +362,12 @@ def _holder(held: dict[str, typing.Any]) -> str:
     amount = len(held['accelerators']) if 'accelerators' in held else held['amount']
     words = held['user'], claimed, held.get('pid'), held.get('command'), inside
     return f'{" ".join(str(each) for each in words if each)} ({amount}{ends}{said})'
+
+
+def _container(process: dict[str, typing.Any]) -> str:
+    """The container of a process, with its name and image where they are known."""
+    names = filter(None, map(process.get, ('container_name', 'image')))
+    return f'{process["container"]} ({", ".join(names)})'.removesuffix(' ()')
 
 
 def _moment(held: dict[str, typing.Any]) -> datetime.datetime:

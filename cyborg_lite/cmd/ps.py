@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import csv
 import datetime
 import functools
@@ -35,7 +36,11 @@ CSV = (
 )  # fmt: skip
 #: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
 #: keeps 15 characters of a command.
-MORE = {'LEFT': 6, 'NAME': 12, 'COMMAND': 15, 'CONTAINER': 12}
+MORE = {
+    'LEFT': 6, 'NAME': 12, 'COMMAND': 15, 'MEMORY': 8, 'CONTAINER': 12, 'IMAGE': 14, 'LAUNCHER': 8,
+}  # fmt: skip
+#: What the agent of this machine tells of the process that has an accelerator.
+TOLD = ('container_name', 'image', 'launcher', 'memory_mb')
 #: The width from which on notes are shown, and the widest, if the output is not a terminal.
 NOTE, WIDEST = 12, 512
 #: The states of health that the table shows for held cards.
@@ -129,16 +134,20 @@ def _name_holders(service: reading.Service, rows: list[Row]) -> None:
         row['lease_ends_at'] = allocation.get('lease_ends_at')
         if allocation:
             row['container'] = allocation.get('container')
-    if service.is_local and any(row['state'] == 'held' and not row['process'] for row in rows):
-        _name_processes(rows)
+        row |= dict.fromkeys(TOLD) | {'rogues': []}
+    if service.is_local:
+        with contextlib.suppress(client.Error):
+            agent = client.find()
+            _name_processes(agent, [row for row in rows if row['state'] == 'held'])
+            _name_rogues(agent, [row for row in rows if row.get('rogue')])
 
 
-def _name_processes(rows: list[Row]) -> None:
-    """Add the processes of other users, which the agent of this machine shows to its users."""
-    try:
-        leases = leasing.listed(client.find(), None, 'list', 'leases')
-    except client.Error:
-        return
+def _name_processes(agent: str, rows: list[Row]) -> None:
+    """Add the processes of other users, which the agent of this machine shows to its users.
+
+    Of each process it knows the names of its container, and who launched it.
+    """
+    leases = leasing.listed(agent, None, 'list', 'leases') if rows else ()
     # The processes of a reservation have leases of their own.
     alive = [each for each in leases if each['pid'] and each['state'] == 'active']
     held = {held['uuid']: each for each in alive for held in each['accelerators']}
@@ -146,6 +155,20 @@ def _name_processes(rows: list[Row]) -> None:
         lease = held.get(row.get('uuid'))
         if lease and not row['process']:
             row |= _told(lease['pid'], lease['user'], lease['command'])
+        for each in lease.get('processes', ()) if lease else ():
+            # Agents of the release before tell less.
+            row |= {name: each[name] for name in TOLD if each.get(name) and not row[name]}
+
+
+def _name_rogues(agent: str, rows: list[Row]) -> None:
+    """Add who uses devices without a lease: the first of them is shown in place of a holder."""
+    found = leasing.listed(agent, None, 'rogues', 'rogues') if rows else ()
+    for row in rows:
+        place = row['host'], row['address']
+        row['rogues'] = [each for each in found if (each['host'], each['address']) == place]
+        for each in row['rogues'][:1] if row['state'] == 'rogue' else ():
+            row |= _told(each['pid'], each['user'], each['command'])
+            row |= {name: each[name] for name in ('container', *TOLD)}
 
 
 def _nothing(service: reading.Service) -> str:
@@ -163,7 +186,7 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         cells = (
             row['host'], row['model'], _place(row), _states(row), _holder(row),
-            _since(row['held_since']),
+            _since(row['held_since'] or _used_since(row)),
         )  # fmt: skip
         more = (row.get(column.lower()) or '' for column in list(widths)[len(WIDTHS) :])
         shown = zip(widths.items(), map(str, (*cells, *more)), strict=True)
@@ -199,8 +222,25 @@ def _access(rows: list[Row]) -> list[str]:
 
 def _more(row: Row) -> Row:
     """The columns of MORE that no field has; the name of a lease where HOLDER has its process."""
-    name = row.get('allocation_name') if row.get('process') else None
-    return {'left': _left(row.get('lease_ends_at')), 'name': name}
+    return {
+        'left': _left(row.get('lease_ends_at')),
+        'name': row.get('allocation_name') if row.get('process') else None,
+        'memory': _size(row.get('memory_mb')),
+        'container': row.get('container_name') or row.get('container'),
+    }
+
+
+def _size(mebibytes: int | None) -> str:
+    """So many MiB in the largest unit that fits; empty if it is unknown."""
+    if mebibytes is None:
+        return ''
+    return f'{mebibytes} MiB' if mebibytes < 1024 else f'{mebibytes / 1024:.1f} GiB'
+
+
+def _used_since(row: Row) -> str | None:
+    """When the process that uses a device without a lease began."""
+    uses = row.get('rogues') or [{}]
+    return uses[0].get('since')
 
 
 def _process(allocation: Row) -> Row:

@@ -128,6 +128,9 @@ class Device(base.Base):
     #: The pids of the processes that compute on it, as its driver lists them in a scan; None if it
     #: does not.  They are not reported, and not stored.
     processes = typing.cast('frozenset[int] | None', None)
+    #: How much of its memory each process has, in MiB, by its pid, as its driver tells it in a
+    #: scan; None if it does not.  It differs in each scan, so it is not reported, and not stored.
+    memory = typing.cast('dict[int, int] | None', None)
     #: How busy it was in a scan, in percent; None if it does not tell.  It is not reported, and not
     #: stored.
     utilization = typing.cast('int | None', None)

@@ -7,12 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import unittest.mock
 
 from stevedore import extension
 
 from cyborg_lite import client
 from cyborg_lite import driver
+from cyborg_lite import service as services
+from cyborg_lite import unix
 from cyborg_lite.agent import drivers
 from cyborg_lite.delivery import needs
 from tests import devices
@@ -47,6 +50,8 @@ class Npus(driver.Driver):
     name = 'box'
     #: the pids that it lists for the card with each number; None if it lists none
     listed = None
+    #: how much memory of the card with each number a process has, in MiB, by its pid
+    memory: dict[int, dict[int, int]] = {}
     #: how busy each card is, in percent; None if they do not tell
     utilization = None
 
@@ -57,6 +62,7 @@ class Npus(driver.Driver):
         about = {'type': 'AICHIP', 'resource_class': 'CUSTOM_NPU', 'model': 'Box NPU'}
         card = support.card(f'3{number}', vendor_board={'index': number}, **about)
         card.processes = None if self.listed is None else frozenset(self.listed[number])
+        card.memory = self.memory.get(number)
         card.utilization = self.utilization
         [part] = card.deployables
         part.driver_name = self.name
@@ -102,6 +108,26 @@ class Box(test_leases.Machine):
         made = self.as_(uid, *arguments)
         out, err = made.communicate(timeout=BOUND)
         return made.returncode, out, err
+
+    @contextlib.contextmanager
+    def listing(self):
+        """A function that runs ``cyborg-lite ps`` at a socket of the API: its output."""
+        path = f'{self.socket}.api'
+        listener = unix.listen(path, None, services.BACKLOG)
+        server = services.server.Server(self.service.embedded.application, listener)
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+
+        def ps(*arguments):
+            status, out, err = self.run('ps', '--url', f'{client.UNIX}{path}', *arguments)
+            assert (status, err) == (0, '')
+            return out
+
+        try:
+            yield ps
+        finally:
+            server.stop()
+            thread.join()
 
     def opening(self, uid, *paths):
         """A process of a user that has tried to open nodes, and what it said."""

@@ -4,6 +4,7 @@
 import contextlib
 import datetime
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite.agent import access
+from cyborg_lite.agent import launching
 from cyborg_lite.agent import leases
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import runtimes
@@ -270,7 +272,34 @@ def test_scenario_8_a_device_in_use_without_a_lease_is_not_given_out(box):
     assert rogues(machine) == {}
 
 
+def test_scenario_8_ps_has_the_memory_of_a_rogue(box, monkeypatch):
+    """As of the last scan, and only where the driver tells it: no report is written for it."""
+    machine = box('advisory')
+    bob, _ = machine.opening(BOB, machine.nodes[2])
+    told = []
+    monkeypatch.setattr(
+        hashlib, 'sha256', lambda text, real=hashlib.sha256: told.append(text) or real(text)
+    )
+    with machine.listing() as ps:
+        for memory, shown in ({}, None), ({2: {bob.pid: 30780}}, 30780), ({2: {bob.pid: 9}}, 9):
+            monkeypatch.setattr(boxes.Npus, 'memory', memory)
+            assert [*rogues(machine)] == [2]
+            [row] = [each for each in json.loads(ps('-f', 'json')) if each['state'] == 'rogue']
+            assert (row['pid'], row['process']) == (bob.pid, f'{bob.pid} uid-{BOB}')
+            assert row['memory_mb'] == shown
+            [use] = row['rogues']
+            assert (use['pid'], use['memory_mb'], use['address']) == (
+                *(bob.pid, shown), row['address'],
+            )  # fmt: skip
+            [line] = [each for each in ps().splitlines() if ' rogue ' in each]
+            assert (' MiB' in line or ' GiB' in line) == (shown is not None)
+            assert re.search(rf'rogue +{bob.pid} .* +\d+ (s|min) +python', line)
+    reports = [text for text in told if text.startswith(b'{"access"')]
+    assert (len(reports), len(set(reports))) == (3, 1)
+
+
 def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatch):
+    """With its image, and who launched it."""
     machine = box('advisory')
     place = tmp_path / 'docker' / ('0123456789ab' + 'f' * 52)
     place.mkdir(parents=True)
@@ -279,9 +308,31 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
     monkeypatch.setattr(runtimes, 'DOCKER', place.parent)
     monkeypatch.setattr(processes, 'container', lambda pid: '0123456789ab')
     monkeypatch.setattr(processes, 'is_claimed', lambda pid: False)
+    launched = {}
+    monkeypatch.setattr(launching, 'launcher', lambda pid, uid: launched.get((pid, uid)))
     made, _ = machine.opening(0, machine.nodes[2])
     inside = ' in container 0123456789ab (jane-train, pytorch:25.01)'
-    assert rogues(machine)[2].endswith(inside)
+    assert rogues(machine)[2].endswith(f'Z{inside}')
+    launched[made.pid, 0] = 'jane'
+    assert rogues(machine)[2].endswith(f'Z started by jane{inside}')
+    holder = machine.hold()
+    launched[holder.pid, 0] = 'bob'
+    with machine.listing() as ps:
+        rows = json.loads(ps('-f', 'json'))
+        lines = ps().splitlines()
+    for state, pid, launcher in ('rogue', made.pid, 'jane'), ('held', holder.pid, 'bob'):
+        [row] = [each for each in rows if each['state'] == state]
+        names = [row[name] for name in ('container', 'container_name', 'image', 'launcher')]
+        assert names == ['0123456789ab', 'jane-train', 'pytorch:25.01', launcher]
+        [line] = [each for each in lines if f' {state} ' in each]
+        assert line.split()[-3:] == ['jane-train', 'pytorch:25.01', launcher]
+        assert f' {pid} root ' in line
+    assert {len(row) for row in rows} == {len(rows[0])}
+    [lease] = machine.leases()
+    assert {each['image'] for each in lease['processes']} == {'pytorch:25.01'}
+    status, _, err = machine.run('run', '--nonblock', '-n', '4', '--', 'true')
+    assert (status, f'{inside} (1)' in err) == (1, True), err
+    holder.kill()
     made.kill()
     made.wait()
     shutil.rmtree(place)

@@ -410,6 +410,32 @@ def test_an_invalid_utilization_does_not_drop_the_card(told, kept):
     ('told', 'kept'),
     [
         (None, True),
+        ({}, True),
+        ({7: 0, contract.PID: contract.MEMORY}, True),
+        ([(7, 1)], False),
+        ({7: contract.MEMORY + 1}, False),
+        ({7: -1}, False),
+        ({7: 1.5}, False),
+        ({7: None}, False),
+        ({'7': 1}, False),
+        ({0: 1}, False),
+        ({pid: 1 for pid in range(1, contract.PROCESSES + 2)}, False),
+    ],
+    ids=lambda each: str(each)[:40],
+)
+def test_invalid_memory_does_not_drop_the_card(told, kept):
+    subject = device(1, memory=told)
+    good, complaints = contract.check([subject])
+    assert (good, subject.memory) == ([subject], told if kept else None)
+    assert [each.split('expected')[0] for each in complaints] == (
+        [] if kept else ['device 0 (0000:01:00.0): memory: ']
+    )
+
+
+@pytest.mark.parametrize(
+    ('told', 'kept'),
+    [
+        (None, True),
         (frozenset(), True),
         (frozenset({1, 1 << 22}), True),
         ([7], False),

@@ -327,7 +327,7 @@ def test_uses_of_nodes(tmp_path):
     with opening(nodes[1]) as made:
         [use] = processes.uses(nodes)
     assert (use.process.pid, use.nodes, use.mark) == (made.pid, {nodes[1]}, None)
-    begun = processes._begun(use.process)
+    begun = processes.begun(use.process)
     assert str(use).startswith(f'{made.pid} {accounts.name(os.getuid())} (python')
     assert f') since {begun}' in str(use)
     assert processes.uses([]) == []

@@ -6,11 +6,16 @@ import os
 
 import pytest
 
+from cyborg_lite.agent import launching
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import runtimes
 
 ID = '888235fd9dfe375854226ee3eefa381c39a1d792b7878ac078e8648b1203405c'
 OTHER = '0123456789abcdef' * 4
+
+
+def told(container):
+    return [each for each in runtimes.names(container) if each]
 
 
 @pytest.fixture
@@ -44,34 +49,34 @@ def docker(places, told):
 )
 def test_a_container_of_podman(places, file):
     write(places / file, [podman(OTHER, {'name': 'other'}), podman()])
-    assert runtimes.names(ID[:12]) == ['jane-train', 'jane:1']
-    assert runtimes.names('f' * 12) == []
+    assert told(ID[:12]) == ['jane-train', 'jane:1']
+    assert told('f' * 12) == []
 
 
 def test_a_container_of_docker(places):
     docker(
         places, {'ID': ID, 'Name': '/bob', 'Config': {'Image': 'nvcr.io/nvidia/pytorch:25.01-py3'}}
     )
-    assert runtimes.names(ID[:12]) == ['bob', 'pytorch:25.01-py3']
+    assert told(ID[:12]) == ['bob', 'pytorch:25.01-py3']
 
 
 def test_files_of_podman_that_cannot_be_read_hide_no_container_of_docker(places, monkeypatch):
     monkeypatch.setattr(runtimes, 'PODMAN', (places / ('x' * 300),))
     docker(places, {'Name': '/bob'})
-    assert runtimes.names(ID[:12]) == ['bob']
+    assert told(ID[:12]) == ['bob']
 
 
 def test_without_a_runtime_nothing_is_known(places):
-    assert runtimes.names(ID[:12]) == []
+    assert told(ID[:12]) == []
 
 
 def test_texts_are_plain_and_short(places):
     docker(places, {'Name': '/a\x1b[2J\u202e', 'Config': {'Image': 'x' * 5000}})
-    assert runtimes.names(ID[:12]) == ['a?[2J?', 'x' * 32]
+    assert told(ID[:12]) == ['a?[2J?', 'x' * 32]
 
 
 @pytest.mark.parametrize(
-    ('file', 'told', 'names'),
+    ('file', 'content', 'names'),
     [
         ('lib/overlay-containers/containers.json', told, names)
         for told, names in (
@@ -99,15 +104,15 @@ def test_texts_are_plain_and_short(places):
         )
     ],
 )  # fmt: skip
-def test_what_a_file_may_say(places, file, told, names):
-    write(places / file, told)
-    assert runtimes.names(ID[:12]) == names
+def test_what_a_file_may_say(places, file, content, names):
+    write(places / file, content)
+    assert told(ID[:12]) == names
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='it needs two users')
 def test_a_file_of_another_user_is_not_believed(places):
     os.chown(docker(places, {'Name': 'root-job'}), 4202, -1)
-    assert runtimes.names(ID[:12]) == []
+    assert told(ID[:12]) == []
 
 
 @pytest.mark.parametrize('kind', ['link', 'pipe', 'directory'])
@@ -120,11 +125,12 @@ def test_what_is_no_file_is_not_read(places, kind):
         os.mkfifo(path)
     else:
         path.mkdir()
-    assert runtimes.names(ID[:12]) == []
+    assert told(ID[:12]) == []
 
 
-def test_a_use_in_a_container_has_its_names(places):
+def test_a_use_in_a_container_has_its_names(places, monkeypatch):
     """As much of them as a report has room for."""
+    monkeypatch.setattr(launching, 'launcher', lambda *_: None)
     process = processes.find(os.getpid())
     use = processes.Use(process, frozenset(), None, ID[:12])
     assert str(use).endswith(f' in container {ID[:12]}')
