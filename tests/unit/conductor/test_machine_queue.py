@@ -15,6 +15,7 @@ import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
 from oslo_db import exception as db_exception
+from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
 
@@ -23,10 +24,12 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import quotas
+from cyborg_lite.db import usages
 from tests import support
 from tests.unit.conductor import direct
 from tests.unit.conductor import faulty
 from tests.unit.conductor import search
+from tests.unit.conductor import spans
 
 #: The runs are split, so that several processes can share them: 200 in all, of 50 steps each, half
 #: of them in test_machine_reservations.
@@ -40,6 +43,7 @@ AGENT = 'agent-1'
 ABSENCES = 3
 UNLIMITED = 99
 PROJECTS = st.sampled_from(['p1', 'p2'])
+BEGIN = datetime.datetime(2026, 11, 27, 18)
 #: In seconds. A minute ends before all that starts at a full hour.
 LEASES = st.sampled_from([None, 60, 5400])
 #: The ways to ask for one accelerator at once.
@@ -54,6 +58,7 @@ ARQS = sa.select(
     model.ARQ.allocation_uuid,
     model.ARQ.attach_handle_id,
     model.ARQ.device_profile_id,
+    model.ARQ.moves,
 )
 ALLOCATIONS = sa.select(
     model.Allocation.uuid,
@@ -142,10 +147,15 @@ class Queue(stateful.RuleBasedStateMachine):
     requests = stateful.Bundle('requests')
 
     ROWS = Rows
+    #: How long a step takes. All that have a lease of a minute have it until they expire.
+    STEP = datetime.timedelta(seconds=1.1)
 
     def __init__(self, databases):
         super().__init__()
-        self.cleanup = contextlib.ExitStack()
+        self.now, self.cleanup = BEGIN, contextlib.ExitStack()
+        self.cleanup.enter_context(
+            unittest.mock.patch.object(timeutils, 'utcnow', lambda: self.now)
+        )
         self.url = self.cleanup.enter_context(databases.empty())
         self.conductor = faulty.Mortal(self.url)
         self.cleanup.callback(lambda: self.conductor.close())
@@ -159,14 +169,16 @@ class Queue(stateful.RuleBasedStateMachine):
         self.wanted: dict[str, Wanted] = {}
         #: the limits of projects, and the default one
         self.limits: dict[str, int] = {}
-        #: the requests that have held something
-        self.holders: set[str] = set()
+        #: when each request held something
+        self.spans = spans.Spans()
         self._look()
         self.report(set(BUSES))
 
     def _look(self):
         with self.rival.database.reader() as session:
             self.rows = self.ROWS(session)
+        arqs = self.rows.arqs
+        self.spans.see({uuid: arqs[uuid].project_id for uuid in self.rows.buses}, self.now)
 
     def teardown(self):
         self.cleanup.close()
@@ -438,6 +450,7 @@ class Queue(stateful.RuleBasedStateMachine):
         assert {address: row.status for address, row in self.rows.devices.items()} == {
             direct.address(bus): status[card.enabled] for bus, card in self.cards.items()
         }
+        self.now += self.STEP
 
     def _told(self) -> list[dict[str, object]]:
         """What a conductor is told to do now."""
@@ -540,9 +553,23 @@ class Queue(stateful.RuleBasedStateMachine):
         assert of == {uuid: self.wanted[uuid].amount for uuid in alone}
 
     def _check_usage(self):
-        """Each holding that is over was counted, once, and no other."""
-        self.holders |= self.rows.buses.keys()
-        assert sorted(self.rows.usages) == sorted(self.holders - self.rows.buses.keys())
+        """Each holding was counted, once, for as long as it was seen: for the project, the class
+        and the host of today.
+        """
+        assert sorted(self.rows.usages) == sorted(self.spans.over())
+        with self.rival.database.reader() as session:
+            # The end of a period is not part of it.
+            period = usages.Period(BEGIN, self.now + datetime.timedelta(seconds=1))
+            found = usages.total(session, period, [*model.Usage.KEYS], [], 9)
+        assert {tuple(row.values()) for row in found if row['device_seconds']} == {
+            (project, 'FPGA', self.name, seconds)
+            for project, seconds in self.spans.seconds(self.now).items()
+        }
+        for uuid, row in self.rows.arqs.items():
+            moves = row.moves or []
+            # Older moves are not kept.
+            if len(moves) < model.ARQ.REMEMBERED:
+                assert _turns(moves) == self.spans.turns(uuid), 'its history differs'
 
     def _limit(self, project):
         return self.limits.get(project, self.limits.get(model.Quota.DEFAULTS, UNLIMITED))
@@ -560,6 +587,15 @@ class Queue(stateful.RuleBasedStateMachine):
 
     def _holds(self) -> collections.Counter[str]:
         return collections.Counter(self.rows.arqs[uuid].project_id for uuid in self.rows.buses)
+
+
+def _turns(moves):
+    """When a request began to hold something, and when it ended that, by its history."""
+    return [
+        move['at']
+        for before, move in itertools.pairwise([{'state': 'Initial'}, *moves])
+        if (before['state'] == 'Bound') != (move['state'] == 'Bound')
+    ]
 
 
 def _wish(amount, priority, waits, lease):

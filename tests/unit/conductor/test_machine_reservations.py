@@ -6,15 +6,12 @@ other reservation for that time; nor does a project get beyond its quota by one.
 """
 
 import collections
-import contextlib
 import datetime
 import math
-import unittest.mock
 
 import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
-from oslo_utils import timeutils
 import pytest
 import sqlalchemy as sa
 
@@ -22,7 +19,6 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from tests.unit.conductor import test_machine_queue as queue
 
-BEGIN = datetime.datetime(2026, 11, 27, 18)
 HOUR = datetime.timedelta(hours=1)
 #: An hour has passed since an allocation came: it waits before all that came later.
 PATIENCE = HOUR
@@ -71,13 +67,12 @@ class Reservations(queue.Queue):
     reserved = stateful.Bundle('reserved')
 
     ROWS = Rows
+    # Only hours pass: reservations start and end at whole ones.
+    STEP = datetime.timedelta(0)
     # The other machine does these, which leaves more steps to reservations.
     hold_twice = race = unbind = None
 
     def __init__(self, databases):
-        self.now = BEGIN
-        clock = contextlib.ExitStack()
-        clock.enter_context(unittest.mock.patch.object(timeutils, 'utcnow', lambda: self.now))
         #: when each allocation came
         self.since: dict[str, datetime.datetime] = {}
         #: the reservations from which a process has leased
@@ -86,7 +81,6 @@ class Reservations(queue.Queue):
         self.harms: set[tuple[str, str]] = set()
         self.seen: dict[str, str] = {}
         super().__init__(databases)
-        self.cleanup.push(clock)
 
     @stateful.initialize(target=made)
     def begin(self):
