@@ -15,9 +15,10 @@ from cyborg_lite.model import base
 class Usage(base.Base):
     """A finished interval in which a request held an accelerator.
 
-    A row is written once, in the transaction that frees the accelerator. It has no links to other
-    rows, as they may be deleted earlier. An open interval is not stored: it follows from the
-    request.
+    A row is written once, in the transaction that frees the accelerator. Only the name of its
+    host changes, when that is renamed: another machine may get the old name. It has no links to
+    other rows, as they may be deleted earlier. An open interval is not stored: it follows from
+    the request.
     """
 
     __tablename__ = 'usages'

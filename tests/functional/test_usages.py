@@ -277,6 +277,27 @@ def test_a_host_that_is_renamed_takes_its_usage_along(service, clock, card):
     assert accelerator['held_since'] == '2026-11-10T12:00:10+00:00'
 
 
+def test_the_old_name_of_a_host_may_be_another_machines(service, clock, card):
+    """A rename changes the name in what is over, and nothing else: usage is never mixed."""
+    delete(service, bound(service, card))
+    arq = bound(service, card)
+    clock.advance_time_seconds(10)
+    delete(service, arq)
+    before = intervals(service)
+    down(service)
+    assert service.api.patch('/v2/hosts/host-1', {'name': 'host-2'}).status_int == 200
+    assert intervals(service) == [row | {'host': 'host-2'} for row in before]
+    service.report(support.card('4b'), host='host-1')
+    allocated(service, hosts=['host-1'])
+    clock.advance_time_seconds(5)
+    assert rows(service, 'host') == {('host-2',): 10, ('host-1',): 5}
+
+
+def intervals(service):
+    with service.database.reader() as session:
+        return [dict(row) for row in session.execute(sa.select(model.Usage.__table__)).mappings()]
+
+
 def test_the_class_is_that_at_which_it_was_bound(service, clock, card):
     arq = bound(service, card)
     clock.advance_time_seconds(10)
