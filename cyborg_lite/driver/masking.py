@@ -42,8 +42,8 @@ PROCESS_COLUMN = re.compile(
 )
 #: The XML tags around lists of processes.
 PROCESS_TAG = re.compile(r'<(/?)(?:processes|process_info|accounted_processes)>', re.IGNORECASE)
-#: The list of processes in an answer of NVML; what follows its begin is left out.
-PROCESS_LIST = re.compile(r'("pids": \[)[^]]*')
+#: The lists of processes in an answer of NVML; what follows their begin is left out.
+PROCESS_LIST = re.compile(r'("pids": \[|"pid_memory": \{)[^]}]*')
 #: The heading of an indented section of processes.
 PROCESS_SECTION = re.compile(r'(?P<indent>\s*)(?:accounted )?processes\s*(?::.*)?', re.IGNORECASE)
 #: A word that may be a serial number, and the length from which it is distinctive.

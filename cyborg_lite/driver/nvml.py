@@ -158,6 +158,7 @@ QUESTIONS: dict[str, collections.abc.Callable[[typing.Any, typing.Any], typing.A
     'mig': lambda nvml, gpu: _mig(nvml, gpu),
     'nvlinks': lambda nvml, gpu: _nvlinks(nvml, gpu),
     'pids': lambda nvml, gpu: _pids(nvml, gpu),
+    'pid_memory': lambda nvml, gpu: _memory(nvml, gpu),
     'utilization': lambda nvml, gpu: _utilization(nvml, gpu),
     'cuda': lambda nvml, gpu: _cuda(nvml),
 }
@@ -324,15 +325,37 @@ def _pids(nvml: typing.Any, gpu: typing.Any) -> list[int]:
     A process that only draws is not among them: each display server would be.  A pid that NVML
     cannot translate to the pid namespace of the agent is 0.
     """
-    found = set()
+    found = {int(each.pid) for each in _computing(nvml, gpu)}
+    return [pid for pid in sorted(found) if 0 < pid <= contract.PID][: contract.PROCESSES]
+
+
+def _computing(nvml: typing.Any, gpu: typing.Any) -> collections.abc.Iterator[typing.Any]:
     for name in TABLES:
         try:
-            found |= {int(each.pid) for each in getattr(nvml, name)(gpu)}
+            yield from getattr(nvml, name)(gpu)
         except Exception as error:
             # Only root may see all instances of a GPU in MIG mode.
             if type(error).__name__ not in (*SILENT, 'NVMLError_NoPermission'):
                 raise
-    return [pid for pid in sorted(found) if 0 < pid <= contract.PID][: contract.PROCESSES]
+
+
+def _memory(nvml: typing.Any, gpu: typing.Any) -> dict[str, int]:
+    """How much memory of a GPU each process has, in MiB, by its pid.
+
+    A process of several MIG instances is listed for each of them. What NVML does not tell is left
+    out.
+
+    Source: NVML, nvmlProcessInfo_t: usedGpuMemory is in bytes, and None in Python if it is not
+    available.
+    """
+    found: collections.Counter[int] = collections.Counter()
+    # If the tables cannot be read, that is said of the pids.
+    with contextlib.suppress(Exception):
+        for each in _computing(nvml, gpu):
+            if each.usedGpuMemory is not None and 0 < int(each.pid) <= contract.PID:
+                found[int(each.pid)] += int(each.usedGpuMemory)
+    sizes = sorted(found.items())[: contract.PROCESSES]
+    return {str(pid): size >> 20 for pid, size in sizes}
 
 
 def _utilization(nvml: typing.Any, gpu: typing.Any) -> int | None:
@@ -408,6 +431,13 @@ def _are_pids(told: typing.Any) -> bool:
     return sound and len(pids) <= contract.PROCESSES
 
 
+def _is_memory(told: typing.Any) -> bool:
+    if not isinstance(told, dict) or not all(re.fullmatch('[0-9]{1,7}', pid) for pid in told):
+        return False
+    sizes = all(type(size) is int and 0 <= size <= contract.MEMORY for size in told.values())
+    return sizes and _are_pids([*map(int, told)])
+
+
 def _is_utilization(told: typing.Any) -> bool:
     return told is None or type(told) is int and 0 <= told <= 100
 
@@ -427,6 +457,7 @@ FORMS: dict[str, collections.abc.Callable[[typing.Any], bool]] = {
     'mig': _are_instances,
     'nvlinks': _are_nvlinks,
     'pids': _are_pids,
+    'pid_memory': _is_memory,
     'utilization': _is_utilization,
     'cuda': lambda told: told is None or isinstance(told, str) and bool(CUDA.fullmatch(told)),
     'health': _is_health,

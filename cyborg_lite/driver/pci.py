@@ -148,6 +148,7 @@ class PciDriver(driver.Driver):
             health=health.level,
             health_reason=health.reason,
             processes=self.processes(card),
+            memory=self.memory(card),
             utilization=self.utilization(card),
             deployables=self.deployables(card),
         )
@@ -252,6 +253,13 @@ class PciDriver(driver.Driver):
 
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         """The pids of the processes that compute on the card; None if nothing lists them."""
+        return None
+
+    def memory(self, card: sysfs.Function) -> dict[int, int] | None:
+        """How much memory of the card each process has, in MiB, by its pid; None if it is unknown.
+
+        A process whose memory is unknown is left out.
+        """
         return None
 
     def utilization(self, card: sysfs.Function) -> int | None:

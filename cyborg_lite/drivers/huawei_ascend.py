@@ -24,6 +24,7 @@ from oslo_config import cfg
 
 from cyborg_lite import driver
 from cyborg_lite.driver import pci
+from cyborg_lite.driver import pids
 from cyborg_lite.driver import sysfs
 from cyborg_lite.drivers.tools import ascend_nodes
 from cyborg_lite.drivers.tools import ascend_trial
@@ -113,6 +114,8 @@ class Npu:
     errors: dict[int | None, str] = dataclasses.field(default_factory=dict)
     #: the utilization of its chips in the last scan, in percent; None of a chip that tells none
     loads: dict[int | None, int | None] = dataclasses.field(default_factory=dict)
+    #: how much memory each process had in the last scan, in MB, by its pid
+    memory: dict[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def number(self) -> int | None:
@@ -200,6 +203,7 @@ class HuaweiAscend(pci.PciDriver):
         for npu in self._known.values():
             npu.said.clear()
             npu.loads.clear()
+            npu.memory = {}
         # npu-smi does not see cards of guests.
         ours = [card for card in cards if not card.passed_through]
         if ours:
@@ -274,6 +278,10 @@ class HuaweiAscend(pci.PciDriver):
         told = [load for load in npu.loads.values() if load is not None]
         return max(told) if told and len(told) >= len(npu.facts.get('chips', ())) else None
 
+    def memory(self, card: sysfs.Function) -> dict[int, int] | None:
+        """Also of the other function of a card with two dies, which has the same number."""
+        return self._known[card.bdf].memory or None
+
     def _is_silent(self, card: sysfs.Function) -> bool:
         """Whether npu-smi should know a card but did not report it."""
         passed = card.passed_through
@@ -327,8 +335,13 @@ class HuaweiAscend(pci.PciDriver):
         known = {card.bdf for card in cards if card.driver or self._known[card.bdf].facts}
         if text:
             self._release = npu_smi.parse_release(text)
+            # Another pid namespace has other pids.
+            ours = self.host.recorded or pids.are_global()
+            told = npu_smi.parse_processes(text) if ours else {}
             for bdf in sorted(known - self._take_table(npu_smi.parse_info(text))):
                 self.note(f'npu-smi info does not list {bdf}')
+            for npu in self._known.values():
+                npu.memory = told.get(npu.number, {}) if npu.number is not None else {}
             self._ask_errors(begun)
         elif text == '' and any(npu.facts for npu in self._known.values()):
             self.note('npu-smi is not there any more')

@@ -130,7 +130,7 @@ class NvidiaGpu(pci.PciDriver):
             # If NVML reported the card before and does not now, the health is unknown.
             gpu.health = driver.Health() if gpu.health else None
             # They hold only for a moment: a pid of the last scan may be used again.
-            for key in ('pids', 'utilization'):
+            for key in ('pids', 'pid_memory', 'utilization'):
                 gpu.facts.pop(key, None)
         if cards:
             self._read_log()
@@ -246,6 +246,10 @@ class NvidiaGpu(pci.PciDriver):
     def processes(self, card: sysfs.Function) -> frozenset[int] | None:
         pids = self._known[card.bdf].facts.get('pids')
         return None if pids is None else frozenset(pids)
+
+    def memory(self, card: sysfs.Function) -> dict[int, int] | None:
+        told = self._known[card.bdf].facts.get('pid_memory')
+        return None if told is None else {int(pid): size for pid, size in told.items()}
 
     def utilization(self, card: sysfs.Function) -> int | None:
         told = self._known[card.bdf].facts.get('utilization')

@@ -6,6 +6,7 @@ Source: hicann/driver, npu_info_print.c for the tables, npu_common.c for the val
 
 from __future__ import annotations
 
+import collections
 import collections.abc
 import re
 import typing
@@ -73,6 +74,26 @@ def parse_info(text: str) -> list[Facts]:
                 chips.append(found | {'utilization': _percent(next(cells, ''))})
         above = row
     return chips
+
+
+#: A row of the table of processes: the number of the card, the pid, and at the end the memory.
+PROCESS = re.compile(
+    r'^\|\s*([0-9]{1,6})\s[^|\n]*\|\s*([0-9]{1,7})\s*\|.*\s([0-9]{1,8})\s*\|\s*$', re.MULTILINE
+)
+
+
+def parse_processes(text: str) -> dict[int, dict[int, int]]:
+    """How much memory each process has, in MB, by the number of the card and its pid.
+
+    One of several chips of a card is listed for each of them.
+    """
+    found: dict[int, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    _, _, table = text.partition('| Process id ')
+    for row in PROCESS.findall(table):
+        card, pid, size = map(int, row)
+        if 0 < pid <= driver.contract.PID:
+            found[card][pid] += size
+    return {card: dict(sizes) for card, sizes in found.items()}
 
 
 def parse_release(text: str) -> str | None:

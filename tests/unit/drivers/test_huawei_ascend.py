@@ -1144,6 +1144,27 @@ def test_absent_health_is_unknown(atlas, failure):
     assert {card.health for card in subject.discover()} == {'unknown'}
 
 
+@pytest.mark.parametrize('chip', [False, True])
+def test_memory_of_the_processes_of_real_cards(tmp_path, chip):
+    """By pid; a second chip of the card is added, and what is no pid is left out."""
+    text = captures.text('ascend/910-8card-processes-23.0.rc3.txt')
+    buses = {found.lower() for found in re.findall(r'[0-9A-Fa-f:]{10}\.0', text)}
+    [row] = [line for line in text.splitlines() if ' 139667 ' in line]
+    if chip:
+        more = row.replace('0       0', '0       1').replace('30780', '12   ')
+        text = text.replace(row, f'{row}\n{more}\n{row.replace("139667", "9999999")}')
+    functions = [captures.function(bus, '19e5:d802') for bus in sorted(buses)]
+    cards = discover(captures.host(tmp_path, functions, {'npu-smi': {'info': text}}))
+    told = {card.vendor_board['npu_id']: card.memory for card in cards}
+    assert told[0] == {139667: 30792 if chip else 30780}
+    assert (told[1], told[7], len(told)) == ({139577: 30782}, {139090: 30780}, 8)
+    assert all('memory' not in card.facts() for card in cards)
+
+
+def test_cards_without_processes_tell_no_memory(atlas):
+    assert {card.memory for card in subject_of(atlas).discover()} == {None}
+
+
 @pytest.mark.parametrize(
     ('capture', 'ids', 'busy'),
     [

@@ -329,6 +329,31 @@ def test_processes_that_are_not_listed(nvml, local, error):
     assert ([card.processes for card in cards], notes) == ([{7}] * 2, [])
 
 
+def test_memory_of_processes(nvml, local):
+    """What NVML does not tell is left out; of several instances it is the sum."""
+    table = [(7, 3 << 30), (7, 1 << 20), (8, None), (0, 5 << 20)]
+    told = [types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in table]
+    run_on(nvml)
+    nvml.nvmlDeviceGetComputeRunningProcesses = lambda gpu: told
+    subject = nvidia_gpu.NvidiaGpu(local, None)
+    cards = subject.look()[0]
+    assert [card.memory for card in cards] == [{7: 3073}] * 2
+    assert all('memory' not in card.facts() for card in cards)
+    nvml.nvmlInit = refuse()
+    assert [card.memory for card in subject.look()[0]] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    'told',
+    [7, [[7, 1]], {'x': 1}, {'': 1}, {'7': -1}, {'7': None}, {'0': 1}, {'7': 1 << 31}],
+    ids=str,
+)
+def test_invalid_memory_of_a_recording(recorded, told):
+    for value, found in (told, None), ({'7': 1}, {7: 1}):
+        recorded.tools['nvml'] = json.dumps({CARDS[0]: {'pid_memory': value}})
+        assert discover(recorded)[0].memory == found
+
+
 def test_processes_do_not_outlive_a_scan(nvml, local):
     """The pid may be used again."""
     subject = nvidia_gpu.NvidiaGpu(local, None)
@@ -1102,7 +1127,8 @@ NONE = type(None)
 #: The type of each fact of a card.
 TYPES = {
     'name': str, 'uuid': str, 'index': int, 'memory_mb': int, 'mig': (list, NONE), 'nvlinks': dict,
-    'pids': list, 'utilization': (int, NONE), 'cuda': (str, NONE), 'health': list,
+    'pids': list, 'pid_memory': dict, 'utilization': (int, NONE), 'cuda': (str, NONE),
+    'health': list,
 }  # fmt: skip
 
 
