@@ -1161,6 +1161,21 @@ def test_memory_of_the_processes_of_real_cards(tmp_path, chip):
     assert all('memory' not in card.facts() for card in cards)
 
 
+def test_the_table_of_processes():
+    """Of each card, all chips together; rows above the heading are of other things."""
+    rows = (
+        '| 5 0 | 7 | python | 9 |',
+        '| NPU     Chip | Process id | Process name             Process memory(MB) |',
+        '| 0       0 | 139667 | python | 30780 |',
+        '| 0       1 | 139667 | python 3.11 12 |',
+        '| 1       0 | 9999999 | python | 1 |',
+        '| 1       0 | 0 | python | 1 |',
+        '| No running processes found in NPU 7 |',
+    )
+    assert printed.parse_processes('\n'.join(rows)) == {0: {139667: 30792}}
+    assert printed.parse_processes(rows[0]) == {}
+
+
 def test_cards_without_processes_tell_no_memory(atlas):
     assert {card.memory for card in subject_of(atlas).discover()} == {None}
 

@@ -331,13 +331,13 @@ def test_processes_that_are_not_listed(nvml, local, error):
 
 def test_memory_of_processes(nvml, local):
     """What NVML does not tell is left out; of several instances it is the sum."""
-    table = [(7, 3 << 30), (7, 1 << 20), (8, None), (0, 5 << 20)]
+    table = [(7, 3 << 30), (7, 1 << 20), (8, None), (0, 5 << 20), (9, 0)]
     told = [types.SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in table]
     run_on(nvml)
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda gpu: told
     subject = nvidia_gpu.NvidiaGpu(local, None)
     cards = subject.look()[0]
-    assert [card.memory for card in cards] == [{7: 3073}] * 2
+    assert [card.memory for card in cards] == [{7: 3073, 9: 0}] * 2
     assert all('memory' not in card.facts() for card in cards)
     nvml.nvmlInit = refuse()
     assert [card.memory for card in subject.look()[0]] == [None] * 2
