@@ -89,7 +89,7 @@ def test_a_container_is_named_by_what_podman_wrote(podman, tmp_path, monkeypatch
         ) as made:
             try:
                 assert made.stdout.readline() == 'ready\n'
-                assert [*runtimes.names(container_of(line))] == names
+                assert [*filter(None, runtimes.names(container_of(line)))] == names
             finally:
                 made.communicate('\n', timeout=60)
 
