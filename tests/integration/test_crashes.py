@@ -109,7 +109,8 @@ def region(request, place, bus, cloud, peers, placement):
         running.rehearse()
         running.rest()
         yield running
-        running.leave()
+    # Conductors that still ran would make some of its providers again.
+    running.leave()
 
 
 @contextlib.contextmanager
