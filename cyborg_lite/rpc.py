@@ -44,6 +44,9 @@ LEASES = '1.3'
 #: The version in which agents tell the containers of leases: only conductors are asked that show
 #: these.
 CONTAINERS = '1.4'
+#: The version in which agents tell whether the cards of a lease that ends are closed: only
+#: conductors are told that ask for it.
+CLOSED = '1.5'
 #: The number of retries while the broker is unreachable before the caller gets an error: 9 seconds
 #: with the defaults of ``[oslo_messaging_rabbit]``.
 RETRIES = 3

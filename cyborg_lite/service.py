@@ -16,11 +16,13 @@ import typing
 
 from oslo_config import cfg
 from oslo_log import log
+import oslo_messaging as messaging
 from oslo_reports import guru_meditation_report
 from oslo_reports.generators import conf as generator
 from oslo_service import service
 
 from cyborg_lite import conf as options
+from cyborg_lite import context
 from cyborg_lite import driver
 from cyborg_lite import exception
 from cyborg_lite import rpc
@@ -41,6 +43,8 @@ LOG = log.getLogger(__name__)
 
 #: The maximum number of clients that wait to be accepted.
 BACKLOG = 512
+#: The timeout of a call of an agent, in seconds.
+TIMEOUT = 10
 #: The thresholds of the garbage collector, see gc.set_threshold().
 GARBAGE = (50_000, 20, 20)
 is_loopback = origin.is_loopback
@@ -63,7 +67,7 @@ class Conductor:
         self._conf = conf
         self._bus = bus
         self._servers: list[rpc.Server] = []
-        self.manager = manager.Manager(conf, database, bus.notifier())
+        self.manager = manager.Manager(conf, database, bus.notifier(), self._look)
 
     def start(self) -> None:
         LOG.info('Conductor %s starts on host %s', options.VERSION, self._conf.host)
@@ -81,6 +85,14 @@ class Conductor:
         rpc.stop(*self._servers)
         self.manager.healer.stop()
         self.manager.outbox.stop()
+
+    def _look(self, message: dict[str, typing.Any]) -> None:
+        """Have the agent of a host look at its processes; its next reports tell the same."""
+        name = message['name']
+        try:
+            self._bus.agent(context.service(), name, timeout=TIMEOUT).look()
+        except (messaging.MessagingException, exception.CyborgError) as error:
+            LOG.info('The agent of host %s looks with its next reports: %s', name, error)
 
 
 class Agent:
@@ -143,7 +155,8 @@ def _leases(bus: rpc.Peers, agent: agent_manager.Manager) -> leases.Leases:
         *(agent.access, agent.specifications),
     )
     agent.rogues, agent.leases, agent.held = made.rogues, made.all, made.held_by_others
-    agent.compared = lambda: made.compared
+    agent.compared, agent.compare = lambda: made.compared, made.look_again
+    agent.observes, made.left = not agent.host.recorded, agent.look_soon
     return made
 
 

@@ -21,7 +21,9 @@ def request(served: leases.Leases, process: processes.Process, asked: leases.Row
     :raises cyborg_lite.exception.Conflict: when it asks for others, or may use cards that cannot be
         told; when a process of another user uses one, too.
     """
-    rogues, known = served.rogues(), served.all()
+    # First: the processes of a lease that ends meanwhile are seen, and its cards are not adopted.
+    known = served.all()
+    rogues = served.rogues()
     # Some software opens all cards, also those that others have leased.
     leased = {each['address'] for lease in known for each in lease.row['accelerators'] or ()}
     seen = _of(rogues, process, leased)

@@ -31,6 +31,7 @@ from cyborg_lite.agent import access as accesses
 from cyborg_lite.agent import containers
 from cyborg_lite.agent import lines
 from cyborg_lite.agent import nodes
+from cyborg_lite.agent import observing
 from cyborg_lite.agent import processes
 from cyborg_lite.agent import specifications as specifications_
 from cyborg_lite.agent import terms
@@ -84,6 +85,15 @@ class Lease:
     def active(self) -> bool:
         return bool(self.row['state'] == 'active')
 
+    def nodes(self) -> set[str]:
+        """The device nodes of its cards; of shared nodes it has none."""
+        held = () if self.queued else self.row['accelerators'] or ()
+        return {node for each in held for node in delivery.nodes(each).own}
+
+    def identities(self) -> set[tuple[int, int]]:
+        """What tells its known processes from others."""
+        return {each.key for each in (self.process, *self.watched.values())}
+
 
 class Leases:
     """The leases of the processes of one host."""
@@ -115,6 +125,8 @@ class Leases:
         #: whether the leases of an earlier start of the agent are known
         self.compared = False
         self.host = host
+        #: called when conductors have ended leases: their processes may go on
+        self.left: collections.abc.Callable[[], None] = lambda: None
         #: the clients that wait until others release parts of the same reservation
         self.lines = lines.Lines()
         self._worker = worker.Worker(f'leases-{host.name}', self._work)
@@ -157,7 +169,7 @@ class Leases:
                 self._unanswered.extend([uuid] if unknown else [])
             if unknown:
                 # The lease may exist, or be made later: comparisons find it, and end it.
-                self._look_again()
+                self.look_again()
             raise
         lease = Lease(uuid, process, row)
         with self._changed:
@@ -256,35 +268,11 @@ class Leases:
         Of cards that are held, a conductor decides. Where a driver lists pids, one must have the
         node open, too: it may be used again.
         """
-        found: dict[str, list[processes.Use]] = {}
-        leased, finding = self._processes(), finding or self._finding()
-        for use in processes.uses(finding.used) if finding.used else ():
-            process = use.process
-            if process.key in leased or self._is_of_lease(use):
-                continue
-            for address in sorted({finding.used[node] for node in use.nodes}):
-                if process.pid in finding.listed.get(address, (process.pid,)):
-                    memory = finding.memory.get(address, {}).get(process.pid)
-                    found.setdefault(address, []).append(dataclasses.replace(use, memory_mb=memory))
-        return found
+        return observing.rogues(finding or self._finding(), self.all(), self.compared)
 
     def opened(self) -> dict[str, list[processes.Use]]:
         """Like rogues(), also where a driver that lists the processes has not listed them."""
         return self.rogues(self._finding()._replace(listed={}))
-
-    def _processes(self) -> set[tuple[int, int]]:
-        """The known processes of all leases."""
-        watched = [p for lease in self.all() for p in [lease.process, *lease.watched.values()]]
-        return {process.key for process in watched}
-
-    def _is_of_lease(self, use: processes.Use) -> bool:
-        """Whether the user of a process has a lease that the process names, or of its node."""
-        if use.mark and not self.compared:
-            return True
-        mine = [each for each in self.all() if use.process.uid in (each.process.uid, 0)]
-        named = any(lease.uuid == use.mark for lease in mine)
-        same = [each for each in mine if each.process.uid == use.process.uid and not each.queued]
-        return named or any(use.nodes & self._all_nodes(lease) for lease in same)
 
     def _users(self) -> dict[str, set[int]]:
         """By device node, the users with a lease of it."""
@@ -292,7 +280,7 @@ class Leases:
             node: set() for own in self._finding().nodes.values() for node in own
         }
         for lease in self.all():
-            for node in [] if lease.queued else self._all_nodes(lease):
+            for node in lease.nodes():
                 found.setdefault(node, set()).add(lease.process.uid)
         return found
 
@@ -305,7 +293,7 @@ class Leases:
         """The visible processes that have a device of a lease open."""
         return processes.using(lease.process, self._nodes(lease))
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
         """Compare the leases with those of conductors soon, after a comparison in progress."""
         with self._changed:
             self._due = 0.0
@@ -318,8 +306,8 @@ class Leases:
     def _me(self) -> dict[str, str]:
         return {'host': self.host.name, 'agent': self._agent}
 
-    def _conductor(self, timeout: int | None = None) -> rpc.Peer:
-        return self._bus.leases(context.service(), timeout=timeout or TIMEOUT)
+    def _conductor(self, timeout: int | None = None, version: str = rpc.LEASES) -> rpc.Peer:
+        return self._bus.leases(context.service(), timeout=timeout or TIMEOUT, version=version)
 
     def _work(self) -> float:
         """Do one round; returns the time until the next, which waits for events itself."""
@@ -327,7 +315,7 @@ class Leases:
             return POLL
         now = time.monotonic()
         if now >= self._due:
-            # First: a call of _look_again() during the comparison asks for another one.
+            # First: a call of look_again() during the comparison asks for another one.
             self._due = now + RESYNC
             if not self._compare():
                 self._bring_forward(now + RETRY)
@@ -402,6 +390,8 @@ class Leases:
             self._changed.notify_all()
         for lease in gone:
             self._unwatch(lease)
+        if gone:
+            self.left()
         return True
 
     def _found(self, row: Row) -> Lease:
@@ -463,12 +453,8 @@ class Leases:
             return set()
         with self._changed:
             others = [each for each in self._known.values() if not _is_of(each, lease)]
-        mine = self._all_nodes(lease)
-        return mine.difference(*map(self._all_nodes, others)) if mine else mine
-
-    def _all_nodes(self, lease: Lease) -> set[str]:
-        held = lease.row['accelerators'] or ()
-        return {node for each in held for node in delivery.nodes(each).own}
+        mine = lease.nodes()
+        return mine.difference(*(each.nodes() for each in others)) if mine else mine
 
     def document(self, lease: Lease) -> dict[str, typing.Any]:
         """What a process needs to use the accelerators of a lease on this machine."""
@@ -477,8 +463,14 @@ class Leases:
 
     def _end(self, lease: Lease) -> bool:
         """Release an ended lease; returns whether a conductor accepted this."""
+        words: Row = {'uuid': lease.uuid, 'cause': lease.over, **self._me()}
+        version = rpc.LEASES
+        if lease.row.get('observed'):
+            others = [each for each in self.all() if not _is_of(each, lease)]
+            closed = observing.is_closed(lease, self._nodes(lease), others, self.compared)
+            version, words['closed'] = rpc.CLOSED, closed
         try:
-            self._conductor().end_lease(uuid=lease.uuid, cause=lease.over, **self._me())
+            self._conductor(version=version).end_lease(**words)
         except (messaging.MessagingException, exception.CyborgError) as error:
             LOG.warning('Lease %s cannot be ended yet: %s', lease.uuid, error)
             return False
@@ -488,7 +480,7 @@ class Leases:
             self._changed.notify_all()
         if drawn:
             # What was leased from it has ended, too.
-            self._look_again()
+            self.look_again()
         self._unwatch(lease)
         LOG.info('Lease %s of process %d ended: %s', lease.uuid, lease.process.pid, lease.over)
         return True

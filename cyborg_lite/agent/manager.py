@@ -73,6 +73,10 @@ class Manager:
         self.finding = nodes.Finding()
         #: returns who uses which card without a lease, by its address: see leases.rogues
         self.rogues: collections.abc.Callable[[nodes.Finding], terminals.Rogues] = lambda _: {}
+        #: whether it is known which processes have leases: see leases.Leases
+        self.observes = False
+        #: compares the leases of this host with those of conductors soon
+        self.compare: collections.abc.Callable[[], None] = lambda: None
         #: returns the leases of this host
         self.leases: collections.abc.Callable[[], list[leases.Lease]] = list
         #: returns whether the leases of an earlier start of the agent are known
@@ -82,6 +86,10 @@ class Manager:
         self._known_rogues: dict[str, str] = {}
         # The leases whose processes are not among the rogues; None if that is not known.
         self._left_out: list[str] | None = None
+        # The sequence of the last report that was accepted, or the moment of a later call of
+        # look(); and what it was when the look began of which is reported.
+        self._heard = self._looked_after = 0
+        self._asked = threading.Event()
         self._notices = terminals.Notices()
         self._reminders = terminals.Reminders()
         self._idling = idling.Idling()
@@ -97,8 +105,23 @@ class Manager:
         """Scan the host and report it; returns the state of each driver."""
         return self._report(ctxt or context.service(), anew=True)
 
+    @messaging.expose
+    def look(self, ctxt: context.RequestContext | None = None) -> None:
+        """Report soon who uses which card, as seen after this call."""
+        self.compare()
+        self.look_soon()
+
+    def look_soon(self) -> None:
+        """Scan and report the host soon."""
+        self._heard = max(self._heard, _sequence())
+        self._asked.set()
+        self._worker.wake()
+
     def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
         with self._reporting:
+            if anew:
+                # Some drivers list the processes of a card in their scan.
+                self._looked_after = self._heard
             findings = self._drivers.discover(anew)
             finding = [name for name, state in findings.drivers.items() if state.devices]
             self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
@@ -112,24 +135,28 @@ class Manager:
                 'drivers': {n: s.facts() for n, s in findings.drivers.items()},
                 'access': access.shown(self.access),
                 'idle_after': idle_after,
+                'observes': self.observes and self._conf.agent.withhold_rogues,
             }
             text = json.dumps(content, sort_keys=True).encode()
             interval = self._conf.agent.report_interval
             # If no answer comes, the next report still comes in time to keep the host up.
             conductor = self._bus.receiver(ctxt, timeout=interval)
+            sequence = _sequence()
             conductor.report(
                 host=self.host.name,
                 machine=self.host.machine,
                 agent=self.id,
                 secret=self._secret,
                 boot_id=self._boot_id,
-                sequence=_sequence(),
+                sequence=sequence,
                 interval=interval,
                 digest=hashlib.sha256(text).hexdigest(),
                 looks=findings.looks,
                 leases=self._left_out,
+                looked_after=self._looked_after,
                 **content,
             )
+            self._heard = max(self._heard, sequence)
             # Afterwards: the conductor knows the agent by now.
             self._tell_users(rogues)
             return typing.cast('dict[str, typing.Any]', content['drivers'])
@@ -189,7 +216,8 @@ class Manager:
         accepted the last report.
         """
         begun = time.monotonic()
-        anew = begun >= self._due
+        anew = begun >= self._due or self._asked.is_set()
+        self._asked.clear()
         if anew:
             # Counted from the start: a slow or lost report does not delay the next.
             self._due = begun + self._conf.agent.report_interval

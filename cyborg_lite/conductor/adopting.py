@@ -76,7 +76,8 @@ def _forget_use(session: orm.Session, host: str, addresses: collections.abc.Coll
     device = model.Device
     cards = device.hostname == host, device.address.in_(addresses), device.rogue.is_not(None)
     query.matched(session, sa.update(model.Host).where(model.Host.name == host).values(digest=None))
-    return query.matched(session, sa.update(device).where(*cards).values(rogue=None))
+    forget = sa.update(device).where(*cards).values(rogue=None, left_after=None)
+    return query.matched(session, forget)
 
 
 def _refuse_unfit(host: str, address: str, states: list[str]) -> None:

@@ -75,7 +75,15 @@ def draw(
         _kind.reservation_uuid == found.uuid, _kind.state == 'active'
     )
     taken = {each['uuid'] for held in session.scalars(drawn) for each in held}
-    left = [each for each in here if each['uuid'] not in taken]
+    # Whoever had a lease of it before may still have it open: see leaving.
+    open_ = set(
+        session.scalars(
+            sa.select(model.Device.address).where(
+                model.Device.hostname == host, model.Device.rogue.is_not(None)
+            )
+        )
+    )
+    left = [x for x in here if x['uuid'] not in taken and x['address'] not in open_]
     if len(left) < wanted:
         # What others use comes free: an agent asks again, as before the start.
         raise exception.Conflict(

@@ -46,6 +46,10 @@ class Frame(typing.TypedDict):
     #: the uuids of the leases whose processes the agent left out when it looked who uses which card
     #: without a lease; None if it does not know; an agent of the release before does not say
     leases: typing.NotRequired[list[str] | None]
+    #: whether the agent looks which processes use its cards; if not, it says nothing of use
+    observes: typing.NotRequired[bool]
+    #: the sequence of a report that had been accepted when that look began; 0 for none
+    looked_after: typing.NotRequired[int]
 
 
 _NOTE = (

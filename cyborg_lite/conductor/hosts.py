@@ -59,12 +59,20 @@ def lock(session: orm.Session, hostnames: sa.Select[typing.Any], **values: typin
     :param hostnames: a statement that is made once, with parameters.
     :param values: the values of its parameters.
     """
-    return list(query.run(session, _locking(hostnames), values).scalars())
+    return [name for name, _ in locked(session, hostnames, **values)]
+
+
+def locked(
+    session: orm.Session, hostnames: sa.Select[typing.Any], **values: typing.Any
+) -> list[tuple[str, bool]]:
+    """Lock hosts as :func:`lock` does; returns the name of each, and whether it observes."""
+    return [(x.name, x.observes) for x in query.run(session, _locking(hostnames), values)]
 
 
 @functools.cache
 def _locking(hostnames: sa.Select[typing.Any]) -> sa.Select[typing.Any]:
-    hosts = sa.select(model.Host.name).where(model.Host.name.in_(hostnames))
+    columns: list[typing.Any] = [model.Host.name, model.Host.observes]
+    hosts = sa.select(*columns).where(model.Host.name.in_(hostnames))
     return hosts.order_by(model.Host.id).with_for_update()
 
 
@@ -155,6 +163,7 @@ def _note(host: model.Host, report: trust.Claim, machine: str | None) -> None:
     host.drivers, host.interval, host.silent = report['drivers'], report['interval'], False
     host.access = report.get('access')
     host.idle_after = report.get('idle_after') or None
+    host.observes = bool(report.get('observes'))
 
 
 def _recognise(

@@ -15,12 +15,12 @@ from cyborg_lite import model
 from cyborg_lite.conductor import health
 from cyborg_lite.conductor import heartbeat
 from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import leaving
 from cyborg_lite.conductor import matching
 from cyborg_lite.conductor import naming
 from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
-from cyborg_lite.db import leases
 from cyborg_lite.db import query
 from cyborg_lite.model import pci
 
@@ -98,8 +98,9 @@ def _reconcile(
             session.add(found)
             known.append(found)
         else:
-            ignored |= _keep_use(found, same, held, report)
-            news[same] = health.weigh(same, found, policy, fresh=bool(_drivers(found) & looked))
+            fresh = bool(_drivers(found) & looked)
+            ignored |= _keep_use(found, same, held, report, fresh)
+            news[same] = health.weigh(same, found, policy, fresh=fresh)
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)
@@ -114,20 +115,22 @@ def _reconcile(
     return not (waiting or ignored) and not any(_waits(device, held, absences) for device in known)
 
 
-def _keep_use(found: model.Device, same: model.Device, held: set[int], report: Report) -> bool:
+def _keep_use(
+    found: model.Device, same: model.Device, held: set[int], report: Report, fresh: bool
+) -> bool:
     """Whether the report does not say who uses a device: then it is known otherwise, and stays.
 
     :param found: as it was reported.
+    :param fresh: whether its driver has looked since the last report.
     """
-    if hosts.is_held(same, held):
-        # An agent does not know who holds it, unless it is a lease.
-        ignored, found.rogue = bool(found.rogue), None
-        return ignored
-    if leases.is_leaving(same.rogue, report.get('leases', ())):
-        # Whoever else has it open may close it before the agent knows.
-        found.rogue = same.rogue
-        return True
-    return False
+    is_held = hosts.is_held(same, held)
+    if same.left_after is not None:
+        return leaving.keep(found, same, report, is_held, fresh)
+    # An agent does not know who holds it, unless it is a lease.
+    ignored = is_held and bool(found.rogue)
+    if is_held:
+        found.rogue = None
+    return ignored
 
 
 def _tell(

@@ -53,6 +53,7 @@ ASKED: dict[str, typing.Any] = {
         'agent': requesting.NAME | {'maxLength': 36},
         'uuid': requesting.NAME | {'maxLength': 36},
         'cause': {'type': 'string', 'maxLength': 1024},
+        'closed': {'type': 'boolean'},
     },
 }
 
@@ -75,7 +76,7 @@ class Calls(typing.NamedTuple):
 class Leases:
     """What an agent may ask of a conductor beside taking its reports."""
 
-    target = messaging.Target(version='1.4')
+    target = messaging.Target(version='1.5')
 
     def __init__(self, conf: cfg.ConfigOpts, calls: Calls) -> None:
         self._conf = conf
@@ -136,11 +137,21 @@ class Leases:
     @messaging.expose
     @journal.logged('End lease {uuid} on host {host}: {cause}')
     def end_lease(
-        self, ctxt: context.RequestContext, host: str, agent: str, uuid: str, cause: str
+        self,
+        ctxt: context.RequestContext,
+        host: str,
+        agent: str,
+        uuid: str,
+        cause: str,
+        closed: bool = True,
     ) -> None:
-        """Free what a lease holds, or take it from the queue; a second time nothing is done."""
-        _check_asked(host=host, agent=agent, uuid=uuid, cause=cause)
-        self._calls.end(ctxt, host=host, agent=agent, uuid=uuid, cause=cause)
+        """Free what a lease holds, or take it from the queue; a second time nothing is done.
+
+        :param closed: whether the agent has seen that nobody has its cards open; agents of the
+            release before do not say.
+        """
+        _check_asked(host=host, agent=agent, uuid=uuid, cause=cause, closed=closed)
+        self._calls.end(ctxt, host=host, agent=agent, uuid=uuid, cause=cause, closed=closed)
 
 
 def create(
@@ -262,7 +273,7 @@ def rows(
     uuid: str | None = None,
 ) -> list[Row]:
     """The leases of a host, or the one with this uuid."""
-    _refuse_stranger(session, host, agent)
+    observed = _refuse_stranger(session, host, agent)
     columns = (
         *('uuid', 'state', 'name', 'project_id', 'consumer_id', 'accelerators'),
         *('idleness', 'reservation_uuid', 'amount', 'container'),
@@ -284,6 +295,8 @@ def rows(
             'created_at': each.created_at.isoformat(),
             'starts_at': each.starts_at and each.starts_at.isoformat(),
             'lease_ends_at': each.lease_ends_at and each.lease_ends_at.isoformat(),
+            # Conductors of the release before do not ask whether cards are closed.
+            'observed': observed,
         }
         for each in found
     ]
@@ -319,6 +332,7 @@ def end(
     agent: str,
     uuid: str,
     cause: str,
+    closed: bool,
 ) -> None:
     """Release a lease of a host, unless that is done."""
     _refuse_stranger(session, host, agent)
@@ -326,7 +340,7 @@ def end(
         sa.select(_kind).where(_kind.uuid == uuid, *db_leases.of(host))
     ).one_or_none()
     if lease is not None:
-        releasing.end(session, lease, journal.plain(cause)[:255], closed=True)
+        releasing.end(session, lease, journal.plain(cause)[:255], closed=closed)
 
 
 @messaging.expected_exceptions(exception.CyborgError)
@@ -334,12 +348,14 @@ def _check_asked(**asked: typing.Any) -> None:
     requesting.check('call', asked, ASKED)
 
 
-def _refuse_stranger(session: orm.Session, host: str, agent: str) -> None:
-    """Refuse an agent that does not report this host.
+def _refuse_stranger(session: orm.Session, host: str, agent: str) -> bool:
+    """Refuse an agent that does not report this host; returns whether it looks at processes.
 
     Each start of an agent has a new id, which only the agent and conductors know: see
     cyborg_lite.conductor.trust for whose report may bring one.
     """
     reports = model.Host.name == host, model.Host.agent == agent, model.Host.renamed_to.is_(None)
-    if session.scalar(sa.select(model.Host.id).where(*reports)) is None:
+    observes = session.scalar(sa.select(model.Host.observes).where(*reports))
+    if observes is None:
         raise exception.Conflict(reason=f'Host {host} is not reported by this agent')
+    return observes

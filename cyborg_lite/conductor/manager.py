@@ -198,11 +198,15 @@ class Manager:
         conf: cfg.ConfigOpts,
         database: engine.Database,
         notifier: messaging.Notifier | None = None,
+        look: collections.abc.Callable[[model.Facts], None] | None = None,
     ) -> None:
-        """:param notifier: sends notifications; None if nobody is to be notified."""
+        """
+        :param notifier: sends notifications; None if nobody is to be notified.
+        :param look: has the agent of a host look at its processes: see outbox.Sender.
+        """
         self.conf = conf
         notify = None if notifier is None else notices.Sender(notifier, database).send
-        self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue, notify)
+        self.outbox = outbox.Sender(conf, database, hosts.announce, self._serve_queue, notify, look)
         self.healer = healing.Healer(conf, self.outbox)
         self.reports = reports.Reports(conf, self._is_unchanged, self._receive)
         calls = leases.Calls(

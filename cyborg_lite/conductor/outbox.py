@@ -53,11 +53,12 @@ TELL = 5
 TELLERS = 8
 
 #: The kinds: a provider for Placement, the requests of an instance for Nova, a host to reconcile,
-#: or a device whose holders are notified.
+#: a device whose holders are notified, or a host whose agent is to look at its processes.
 PROVIDER = 'provider'
 EVENT = 'event'
 HOST = 'host'
 NOTICE = 'notice'
+LOOK = 'look'
 #: Serve the queue of allocations.
 QUEUE = 'queue'
 #: The entry of a provider's message beside traits, whose names are in capitals.
@@ -227,12 +228,15 @@ class Sender:
         announce: collections.abc.Callable[[orm.Session, str], None],
         serve: collections.abc.Callable[[model.Facts], None],
         notify: collections.abc.Callable[[str], None] | None = None,
+        look: collections.abc.Callable[[model.Facts], None] | None = None,
     ) -> None:
         """
         :param announce: sends a host's changes to Placement: see hosts.announce.
         :param serve: serves the requests that wait for accelerators: see manager.Manager.
         :param notify: notifies the holders of a device: see notices.Sender; None if nobody is
             to be notified.
+        :param look: has the agent of a host look at its processes; None if agents cannot be
+            called.
         """
         self._database, self._announce = database, announce
         self._send: dict[str, collections.abc.Callable[[str, model.Facts], None]] = {}
@@ -246,6 +250,8 @@ class Sender:
             self._send[EVENT] = self._nova.notify
         if notify is not None:
             self._send[NOTICE] = lambda device, _: notify(device)
+        if look is not None:
+            self._send[LOOK] = lambda _, message: look(message)
         self._interval = conf.conductor.outbox_interval
         # The healer puts its message as often: see healing.Healer.
         self._intervals = {QUEUE: conf.conductor.healing_interval}

@@ -17,11 +17,11 @@ from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import holding
 from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import leaving
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.conductor import serving
 from cyborg_lite.conductor import taking
-from cyborg_lite.db import leases
 from cyborg_lite.db import promises
 from cyborg_lite.db import query
 
@@ -39,16 +39,6 @@ _HOSTS = (
     .join(model.Device)
     .join(model.Host, model.Host.name == model.Device.hostname)
     .where(_OF_ALLOCATION)
-)
-_HELD = (
-    sa.select(model.Deployable.device_id)
-    .join(model.AttachHandle, model.AttachHandle.deployable_id == model.Deployable.id)
-    .join(model.ARQ, model.ARQ.attach_handle_id == model.AttachHandle.id)
-)
-#: The cards of which an allocation holds a part, and nobody else does.
-_CARDS = sa.and_(
-    model.Device.id.in_(_HELD.where(_OF_ALLOCATION)),
-    model.Device.id.not_in(_HELD.where(model.ARQ.allocation_uuid.is_distinct_from(_ALLOCATION))),
 )
 #: What keeps an allocation from being renewed, by its state.
 _NOT_RENEWED = {'queued': 'waits in the queue', 'reserved': 'has not started'}
@@ -204,38 +194,24 @@ def _release(
     if allocation.state != 'active':
         return False
     uuid, profile = allocation.uuid, allocation.profile
-    names = hosts.lock(session, _HOSTS, allocation=uuid)
+    # What is leased from a reservation holds no request of its own.
+    drawn = allocation.reservation_uuid is not None
+    found = hosts.locked(session, _HOSTS, allocation=allocation.reservation_uuid or uuid)
     move = sa.update(model.Allocation).where(
         model.Allocation.id == allocation.id, model.Allocation.state == 'active', *conditions
     )
     if not query.matched(session, move.values(_released(cause))):
         return False
-    used = allocation.consumer_type == model.Allocation.PROCESS
     if allocation.starts_at is not None:
         # What processes have leased from a reservation ends with it.
-        drawn = model.Allocation.reservation_uuid == uuid, model.Allocation.state == 'active'
+        leased = model.Allocation.reservation_uuid == uuid, model.Allocation.state == 'active'
         ended = _released('Its reservation ended.')
-        used = query.matched(session, sa.update(model.Allocation).where(*drawn).values(ended)) > 0
-    if used and not closed:
-        _keep_until_closed(session, uuid, names)
+        query.matched(session, sa.update(model.Allocation).where(*leased).values(ended))
+    if not closed:
+        leaving.note(session, allocation, [name for name, observes in found if observes])
+    names = [] if drawn else [name for name, _ in found]
     _free(session, uuid, names, private=profile is None)
     return True
-
-
-def _keep_until_closed(session: orm.Session, uuid: str, names: list[str]) -> None:
-    """Give the cards of a lease to nobody before its agent has seen whether processes of it have
-    them open.
-
-    It is not known of the parts of a card who has which open: those that others hold are left out.
-
-    :param names: its hosts, which are locked: their next reports are looked at even if they say
-        what the last ones said.
-    """
-    noted = sa.update(model.Device).where(_CARDS, model.Device.rogue.is_(None))
-    noted = noted.values(rogue=leases.leaving(uuid))
-    query.matched(session, noted, {'allocation': uuid})
-    anew = sa.update(model.Host).where(model.Host.name.in_(names)).values(digest=None)
-    query.matched(session, anew)
 
 
 def _free(session: orm.Session, uuid: str, names: list[str], private: bool = True) -> None:

@@ -162,7 +162,7 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     _check_drivers(report['drivers'])
     if 'looks' in report:
         _check_looks(report['looks'])
-    _check_leases(report.get('leases') or [])
+    _check_look(report)
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
     _check_size(report)
@@ -215,6 +215,15 @@ def _check_looks(looks: typing.Any) -> None:
         if not _is_text(name, 255):
             raise ValueError('looks: expected names of up to 255 printable characters')
         _number(looks, name, 0, 2**63 - 1)
+
+
+def _check_look(report: dict[str, typing.Any]) -> None:
+    """Check what is said of the look at processes."""
+    if not isinstance(report.get('observes', False), bool):
+        raise ValueError('observes: expected true or false')
+    if 'looked_after' in report:
+        _number(report, 'looked_after', 0, 2**63 - 1)
+    _check_leases(report.get('leases') or [])
 
 
 def _check_leases(leases: typing.Any) -> None:

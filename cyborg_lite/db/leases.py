@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections.abc
 import typing
 
 from oslo_log import log
@@ -17,7 +16,6 @@ LOG = log.getLogger(__name__)
 _KIND = model.Allocation
 #: The separators in the id of a process, after the name of the host.
 SEPARATORS = 5
-_LEAVING = 'whoever had lease '
 
 
 def of(host: str) -> list[sa.ColumnElement[bool]]:
@@ -28,23 +26,6 @@ def of(host: str) -> list[sa.ColumnElement[bool]]:
     begins = f'{host}/'
     same = sa.func.substr(_KIND.consumer_id, 1, len(begins)) == begins
     return [_KIND.consumer_type == _KIND.PROCESS, same]
-
-
-def leaving(uuid: str) -> str:
-    """What is noted of a card as its use, until its agent has seen whether the processes of this
-    lease have it open: the lease ended otherwise than with them.
-    """
-    return f'{_LEAVING}{uuid}, until its host has looked'
-
-
-def is_leaving(use: str | None, known: collections.abc.Collection[str] | None) -> bool:
-    """Whether this is noted of a card, and the agent has not looked since.
-
-    :param known: the leases whose processes it left out when it looked; None if it does not know.
-    """
-    if use is None or not use.startswith(_LEAVING):
-        return False
-    return known is None or any(leaving(uuid) == use for uuid in known)
 
 
 def others(session: orm.Session, host: str) -> list[dict[str, typing.Any]]:

@@ -71,6 +71,9 @@ class Device(base.Base):
     unusable: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
     # The processes that use the card without a lease, as a text; null if there are none.
     rogue: orm.Mapped[str | None] = base.fact(sa.String(255), hidden=True)
+    # The boot of its host and the last report before an allocation left it, as BOOT SEQUENCE, until
+    # its host has looked who has it open: see cyborg_lite.conductor.leaving.
+    left_after: orm.Mapped[str | None] = base.own(sa.String(64), hidden=True)
     # Since when it has told in every look that it does no work; null unless that has been so for
     # long: see Host.idle_after.
     idle_since: orm.Mapped[datetime.datetime | None] = base.fact(base.Moment, hidden=True)

@@ -72,6 +72,10 @@ class Host(base.Base):
     # host does not.
     idle_after: orm.Mapped[int | None] = base.own(sa.Integer, hidden=True)
 
+    # Whether its agent looks which processes have devices open.
+    observes: orm.Mapped[bool] = base.own(
+        sa.Boolean, server_default=sa.false(), default=False, hidden=True
+    )
     # The last scan of each driver in a report: a later report may repeat it.
     looks: orm.Mapped[dict[str, typing.Any] | None] = base.own(
         sa.JSON(none_as_null=True), hidden=True

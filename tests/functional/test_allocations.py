@@ -486,9 +486,9 @@ def test_a_lease_that_is_renewed_before_its_end_is_written_does_not_end(service)
         session.execute(later.execution_options(synchronize_session=False))
         return lock(session, names, **values)
 
-    lock = hosts.lock
+    lock = hosts.locked
     with (
-        unittest.mock.patch.object(hosts, 'lock', renew),
+        unittest.mock.patch.object(hosts, 'locked', renew),
         service.database.writer() as session,
     ):
         releasing.expire(session, row.id)

@@ -321,7 +321,7 @@ def test_what_comes_between_keeps_it(clock, service, leased, event):
     choose(service, 'release')
     leased(AFTER)
     clock.advance_time_seconds(GRACE)
-    lock = hosts.lock
+    lock = hosts.locked
     steps = {
         'busy': sa.update(model.Device).where(model.Device.address == '0000:5e:00.0').values(
             idle_since=None),
@@ -336,7 +336,7 @@ def test_what_comes_between_keeps_it(clock, service, leased, event):
         session.execute(steps[event].execution_options(synchronize_session=False))
         return lock(session, names, **values)
 
-    with unittest.mock.patch.object(hosts, 'lock', between):
+    with unittest.mock.patch.object(hosts, 'locked', between):
         with service.database.writer() as session:
             [(id, since)] = idling.due(session, 10)
         with service.database.writer() as session:

@@ -393,7 +393,7 @@ def test_released_over_the_api(machine):
     uuid = machine.lease(made.pid)['uuid']
     machine.service.api.delete(f'/v2/allocations/{uuid}')
     monitor = machine.service.embedded._services[1]._local._default
-    monitor._look_again()
+    monitor.look_again()
     machine.until(lambda: not machine.leases())
 
 
@@ -953,7 +953,7 @@ def test_after_a_comparison_that_failed_there_is_another(machine, monkeypatch):
         return len(asked) > 3
 
     with unittest.mock.patch.object(monitor, '_compare', compare):
-        monitor._look_again()
+        monitor.look_again()
         machine.until(lambda: len(asked) > 3)
 
 

@@ -125,7 +125,7 @@ def compare(machine):
             ended.set()
 
     monitor._compare = seen
-    monitor._look_again()
+    monitor.look_again()
 
     def wait():
         assert ended.wait(BOUND)

@@ -521,9 +521,6 @@ def test_processes_lease_from_a_reservation(service, clock):
     release(service, mine['uuid'])
     states = {each.state for each in service.rows(model.Allocation)}
     assert states == {'released'}
-    # The host has not told yet whether the processes have closed them.
-    refused(service)
-    npus(service, 4)
     allocate(service, 4)
 
 

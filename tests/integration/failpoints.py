@@ -54,6 +54,7 @@ STATUS = 77
 #: Methods that write nothing; and one that writes a column, which agents tell until it is written.
 TRACELESS = {
     'probe', 'check_allocation', 'explain_waiting', 'show_limits', 'leases', 'holders', 'contain',
+    'look',
 }  # fmt: skip
 #: Transactions of the healer that the cycle does not reach: it has no card that is idle for long.
 #: Each is one conditional UPDATE, or the release of an allocation, as by the end of a lease.

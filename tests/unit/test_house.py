@@ -59,8 +59,8 @@ ROOMS = {
     # what puts them together
     'startup': {'clients', 'conf', 'db', 'exception'},
     'service': {
-        'agent', 'api', 'conductor', 'conf', 'db', 'driver', 'exception', 'rpc', 'server', 'shims',
-        'unix',
+        'agent', 'api', 'conductor', 'conf', 'context', 'db', 'driver', 'exception', 'rpc',
+        'server', 'shims', 'unix',
     },
     'cmd': {
         'agent', 'client', 'conductor', 'conf', 'db', 'delivery', 'driver', 'exception', 'model',

@@ -72,7 +72,7 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
             'unbind', 'update_quota',
         },
         rpc.REPORTS: {'contain', 'end_lease', 'holders', 'lease', 'leases', 'report'},
-        rpc.AGENT: {'report'},
+        rpc.AGENT: {'look', 'report'},
     }  # fmt: skip
     managers = served[topic]
     dispatch = dispatcher.RPCDispatcher(managers, None, messaging.ExplicitRPCAccessPolicy).dispatch
@@ -90,7 +90,7 @@ def test_only_what_is_named_can_be_called(conf, tmp_path, topic):
             reached.add(name)
     assert reached == named[topic]
     versions = [manager.target.version for manager in managers]
-    assert versions == [rpc.VERSION, rpc.CONTAINERS][: len(managers)]
+    assert versions == [rpc.VERSION, rpc.CLOSED][: len(managers)]
     embedded.stop()
 
 

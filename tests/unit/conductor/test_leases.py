@@ -76,7 +76,7 @@ def test_one_waits_until_another_ends(conductor, agent):
 @pytest.mark.parametrize('others', [0, 1])
 def test_only_a_card_that_nobody_else_holds_is_kept_until_it_is_closed(conductor, others):
     """A holder of another part is told of no lease of others."""
-    conductor.report(support.card('3b', handles=2), agent='agent-1')
+    conductor.report(support.card('3b', handles=2), agent='agent-1', observes=True)
     agent = {'host': HOST, 'agent': 'agent-1'}
     row, *_ = [lease(conductor, agent) for _ in range(1 + others)]
     with conductor.database.writer() as session:

@@ -39,7 +39,8 @@ def make_sender(database_url, tmp_path):
 
     def make(outbox_interval):
         conf = options.load(files=[str(file)], conductor__outbox_interval=outbox_interval)
-        made.append(outbox.Sender(conf, conductor.database, hosts.announce, lambda _: None))
+        others = [lambda _: None] * 3
+        made.append(outbox.Sender(conf, conductor.database, hosts.announce, *others))
         return made[-1]
 
     yield make
