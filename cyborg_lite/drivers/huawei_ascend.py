@@ -71,14 +71,10 @@ SIGNS = {
 BOARD_SIGN = re.compile(
     r'^\s*(NPU ID|Board ID|PCIe Bus Info|Health Status|Error Code)\s*:', re.MULTILINE
 )
-#: The answer of npu-smi if a card or a release does not support a query: it is not repeated.
-UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
 #: The device node of a vNPU, and the first of their numbers: 16 numbers for each physical id.
 #: Source: Huawei, npu-smi set -t create-vnpu, vnpu_id.
 VNPU = re.compile('vdavinci([0-9]{3,6})')
 VNPUS, EACH = 100, 16
-#: A serial number; NA, -, 0000 and the like stand for none.
-SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
 
 
 def _about(what: str, number: int, chip: int | None = None) -> Question:
@@ -388,11 +384,11 @@ class HuaweiAscend(pci.PciDriver):
         try:
             text = self.host.run('npu-smi', *question)
         except driver.ToolError as error:
-            if UNSUPPORTED.search(str(error)):
+            if npu_smi.UNSUPPORTED.search(str(error)):
                 return ''
             self.note(str(error))
             return None
-        if text is None or not sign.search(text) and UNSUPPORTED.search(text):
+        if text is None or not sign.search(text) and npu_smi.UNSUPPORTED.search(text):
             return ''
         if not sign.search(text):
             self.note(f'npu-smi {" ".join(question)}: no answer to the question')
@@ -487,7 +483,7 @@ class HuaweiAscend(pci.PciDriver):
                 npu.place(number, row['chip_name'])
                 npu.add({'chip_id': row['chip_id']})
                 self._take_row(row)
-        serial = _serial_in(board.get('Serial Number', ''))
+        serial = npu_smi.serial(board.get('Serial Number', ''))
         several = len(self._at(number)) > 1
         for npu in self._at(number):
             npu.named = npu_smi.chip_name(board, FAMILIES[npu.ids[1]]) or npu.named
@@ -501,9 +497,4 @@ class HuaweiAscend(pci.PciDriver):
         for npu in self._at(number):
             if npu.chip == chip:
                 npu.named = npu_smi.chip_name(board, FAMILIES[npu.ids[1]]) or npu.named
-                npu.identify('die', _serial_in('-'.join(board.get('VDie ID', '').split())))
-
-
-def _serial_in(text: str) -> str | None:
-    """The text as a serial number; None if it is not one."""
-    return text if SERIAL.fullmatch(text) else None
+                npu.identify('die', npu_smi.serial('-'.join(board.get('VDie ID', '').split())))

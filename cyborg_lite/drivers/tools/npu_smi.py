@@ -30,6 +30,10 @@ HEALTH = {
 LOADS = ('NPU Util(%)', 'AICore(%)')
 #: The versions above the table: that of npu-smi, and that of the driver.
 RELEASE = re.compile(r'^\|\s*npu-smi\s+\S+\s+Version:\s*([\w.+-]{1,64})\s', re.MULTILINE | re.ASCII)
+#: The answer of npu-smi if a card or a release does not support a query: it is not repeated.
+UNSUPPORTED = re.compile(r'(not |un)support', re.IGNORECASE)
+#: A serial number; NA, -, 0000 and the like stand for none.
+SERIAL = re.compile(r'(?!(.)\1*$)(?!N/?A$)[\w./ -]{4,64}', re.ASCII)
 #: An error code: hexadecimal, with or without 0x.
 ERROR = re.compile('(?:0x)?([0-9a-f]{4,16})')
 
@@ -224,3 +228,8 @@ def parse_topology(text: str) -> dict[tuple[str, int], dict[int, str]]:
 def _node(word: str) -> tuple[str, int] | None:
     match = re.fullmatch('(NPU|Phy-ID)([0-9]{1,4})', word)
     return (match[1], int(match[2])) if match else None
+
+
+def serial(text: str) -> str | None:
+    """The text as a serial number; None if it is not one."""
+    return text if SERIAL.fullmatch(text) else None
