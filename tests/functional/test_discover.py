@@ -195,9 +195,9 @@ def test_the_only_class_of_a_machine_is_meant(machine, monkeypatch, capsys):
 def test_it_loads_no_service(machine):
     """It is started for each executor: the standard library, and what is named here, load fast."""
     ours = [
-        '', '.accounts', '.agent', '.agent.processes', '.agent.runtimes', '.client', '.cmd',
-        '.cmd.discover', '.cmd.leasing', '.cmd.main', '.cmd.output', '.cmd.times', '.exception',
-        '.unix',
+        '', '.accounts', '.agent', '.agent.launching', '.agent.processes', '.agent.runtimes',
+        '.client', '.cmd', '.cmd.discover', '.cmd.leasing', '.cmd.main', '.cmd.output',
+        '.cmd.times', '.exception', '.unix',
     ]  # fmt: skip
     jvm = Jvm(machine)
     assert _loaded(jvm) == {f'cyborg_lite{each}' for each in ours}

@@ -213,6 +213,12 @@ def fill_2d6f8b1e9c47(connection, tables):
     connection.execute(sa.update(tables['allocations']).values(container='3f1c9ab27d04'))
 
 
+def fill_8a4f1d6c3b97(connection, tables):
+    """A card that an allocation has left, of a host that looks at processes."""
+    connection.execute(sa.update(tables['hosts']).values(observes=True))
+    connection.execute(sa.update(tables['devices']).values(left_after=f'{"b" * 36} {2**63 - 1}'))
+
+
 #: By revision, the function that adds rows for it: each new revision needs one.
 FILL = {
     'b754f9f71354': fill_b754f9f71354,
@@ -241,6 +247,7 @@ FILL = {
     '8b3e6f1d2c97': fill_8b3e6f1d2c97,
     '5c9e27f4d1a8': fill_5c9e27f4d1a8,
     '2d6f8b1e9c47': fill_2d6f8b1e9c47,
+    '8a4f1d6c3b97': fill_8a4f1d6c3b97,
 }
 
 

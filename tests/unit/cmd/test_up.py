@@ -457,8 +457,8 @@ endpoint_override = http://127.0.0.1:1
 """
 
 
-#: Those of the agent, its leases, the healer, and the senders of three kinds of messages.
-WORKERS = 6
+#: Those of the agent, its leases, the healer, and the senders of four kinds of messages.
+WORKERS = 7
 
 
 @pytest.mark.parametrize('place', ['logs', 'state'])
