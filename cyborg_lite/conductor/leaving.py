@@ -43,7 +43,7 @@ _MINE = sa.and_(_HOST.name == _DEVICE.hostname, _HOST.observes)
 _SEEN = sa.select(_HOST.boot_id + ' ' + sa.cast(_HOST.sequence, sa.String(20))).where(_MINE)
 _NOTE = (
     sa.update(_DEVICE)
-    .where(sa.exists().where(_MINE), _DEVICE.rogue.is_(None))
+    .where(sa.exists().where(_MINE))
     .values(rogue=sa.bindparam('use'), left_after=_SEEN.scalar_subquery())
 )
 
@@ -108,7 +108,7 @@ def keep(
         known from it.
     :returns: whether the next report has to look at it, even if it says the same.
     """
-    if not (fresh and _has_looked(known, report)):
+    if not _has_looked(known, report, fresh):
         # Whoever else has it open may close it before the agent knows.
         found.rogue = known.rogue
         return True
@@ -117,7 +117,7 @@ def keep(
     return False
 
 
-def _has_looked(card: model.Device, report: heartbeat.Frame) -> bool:
+def _has_looked(card: model.Device, report: heartbeat.Frame, fresh: bool) -> bool:
     """Whether the agent has looked who has a card open, after it was noted."""
     if not report.get('observes'):
         # Nobody looks any more.
@@ -127,6 +127,6 @@ def _has_looked(card: model.Device, report: heartbeat.Frame) -> bool:
         # No process has outlived it.
         return True
     known = report.get('leases')
-    if known is None or report.get('looked_after', 0) <= int(before):
+    if not fresh or known is None or report.get('looked_after', 0) <= int(before):
         return False
     return all(use(uuid) != card.rogue for uuid in known)

@@ -4,6 +4,7 @@
 import pytest
 
 from cyborg_lite import model
+from cyborg_lite.conductor import leaving
 from tests import support
 from tests.unit.conductor import test_leases
 
@@ -78,6 +79,23 @@ def test_a_driver_has_to_look_too(conductor, left):
     report(conductor, looks={'fake': 1})
     assert report(conductor, looks={'fake': 1}, looked_after=2) == used(left)
     assert report(conductor, looks={'fake': 2}, looked_after=2) is None
+
+
+def test_a_driver_that_never_answers_keeps_no_card_where_nobody_looks(conductor, left):
+    report(conductor, looks={'fake': 1})
+    assert report(conductor, looks={'fake': 1}, observes=False) is None
+
+
+def test_each_end_is_noted_anew(conductor):
+    """A look that was under way when a reservation ended left out the processes of its others."""
+    report(conductor)
+    row = test_leases.lease(conductor, AGENT)
+    with conductor.database.writer() as session:
+        # What a lease from it has left, and somebody has open.
+        session.query(model.Device).update({'rogue': '4711 bob', 'left_after': 'boot-1 0'})
+        leaving.note(session, session.query(model.Allocation).one(), [HOST])
+    [device] = conductor.rows(model.Device)
+    assert (device.rogue, device.left_after) == (used(row['uuid']), 'boot-1 1')
 
 
 def test_the_next_user_is_named_in_place_of_the_last(conductor, left):
