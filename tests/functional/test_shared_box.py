@@ -317,6 +317,9 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
     assert rogues(machine)[2].endswith(f'Z started by jane{inside}')
     holder = machine.hold()
     launched[holder.pid, 0] = 'bob'
+    lease = f'/v2/allocations/{machine.lease(holder.pid)["uuid"]}'
+    # The agent has found the process, and told its container.
+    machine.until(lambda: machine.service.api.get(lease).json['container'])
     with machine.listing() as ps:
         rows = json.loads(ps('-f', 'json'))
         lines = ps().splitlines()
