@@ -38,6 +38,7 @@ from cyborg_lite.model.health import Health
 from cyborg_lite.model.health import LEVELS
 from cyborg_lite.model.health import OK
 from cyborg_lite.model.health import WARNING
+from cyborg_lite.model.health import why_not_ok
 from cyborg_lite.model.health import worst
 
 __all__ = (
@@ -51,6 +52,7 @@ __all__ = (
     'ToolError',
     'contract',
     'trait',
+    'why_not_ok',
     'worst',
 )
 

@@ -103,8 +103,7 @@ def trial(address: str) -> str | None:
     except Exception as error:
         LOG.info('The trial of the GPU %s failed: %s', address, error)
         return NO_ANSWER
-    health = driver.worst(*said) or driver.Health()
-    return None if health.level == 'ok' else health.reason or NO_ANSWER
+    return driver.why_not_ok(driver.worst(*said), NO_ANSWER)
 
 
 def _ask_each(nvml: typing.Any, addresses: collections.abc.Collection[str], note: Note) -> Answers:

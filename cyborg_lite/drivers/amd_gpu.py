@@ -117,9 +117,8 @@ class AmdGpu(pci.PciDriver):
 
     def trial(self, card: sysfs.Function) -> str | None:
         """It answers on its bus, with its kernel driver, which counts no error of any block."""
-        told = driver.worst(*self._blocks(card)) or driver.Health()
-        well = None if told.level == 'ok' else told.reason or 'amd_no_answer'
-        return super().trial(card) or well
+        told = driver.worst(*self._blocks(card))
+        return super().trial(card) or driver.why_not_ok(told, 'amd_no_answer')
 
     def utilization(self, card: sysfs.Function) -> int | None:
         """The load of all blocks of the chip, as the firmware computes it.

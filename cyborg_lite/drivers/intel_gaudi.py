@@ -97,9 +97,7 @@ class IntelGaudi(pci.PciDriver):
 
     def trial(self, card: sysfs.Function) -> str | None:
         """It answers on its bus, and its kernel driver says that it is operational."""
-        told = self._status(card) or driver.Health()
-        well = None if told.level == 'ok' else told.reason or 'gaudi_no_answer'
-        return super().trial(card) or well
+        return super().trial(card) or driver.why_not_ok(self._status(card), 'gaudi_no_answer')
 
     def vendor_board(self, card: sysfs.Function) -> dict[str, typing.Any]:
         """The numbers of the card's nodes in /dev and of its module.

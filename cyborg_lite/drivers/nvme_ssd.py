@@ -93,8 +93,7 @@ class NvmeSsd(pci.PciDriver):
             smart = self._smart_log(key[1]) if key else UNREAD
         except driver.ToolError:
             smart = UNREAD
-        told = driver.worst(*self._said(card), *smart) or driver.Health()
-        return None if told.level == 'ok' else told.reason or 'nvme_no_answer'
+        return driver.why_not_ok(driver.worst(*self._said(card), *smart), 'nvme_no_answer')
 
     def _smart_log(self, controller: str) -> list[driver.Health]:
         """The health by the SMART data of an SSD; none if the host has no tool.

@@ -32,6 +32,16 @@ def worst(*said: Health | None) -> Health | None:
     return max(given, key=lambda each: LEVELS.index(each.level), default=None)
 
 
+def why_not_ok(found: Health | None, unknown: str) -> str | None:
+    """The reason why a device is not ok; None if it is.
+
+    :param unknown: the reason where nothing tells one.
+    """
+    if found is not None and found.level == OK:
+        return None
+    return (found.reason if found else None) or unknown
+
+
 def is_code(text: object) -> bool:
     """Whether a text can be a reason."""
     return isinstance(text, str) and len(text) <= LONGEST and bool(CODE.fullmatch(text))

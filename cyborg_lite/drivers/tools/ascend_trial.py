@@ -38,4 +38,4 @@ def outcome(
     except driver.ToolError:
         return NO_ANSWER
     health = driver.worst(*(npu_smi.parse_health(text or '') for text in texts))
-    return None if health == driver.Health('ok') else health and health.reason or NO_ANSWER
+    return driver.why_not_ok(health, NO_ANSWER)
