@@ -256,8 +256,13 @@ def changed(names: collections.abc.Iterable[str]) -> dict[str, dict[str, model.F
     It costs this one little, and it need not lock the hosts: they are locked before what is held
     of them, never after.
     """
+    return {outbox.HOST: messages(names)}
+
+
+def messages(names: collections.abc.Iterable[str]) -> dict[str, model.Facts]:
+    """A message for each of these hosts, by its key."""
     # A name may be longer than a key.
-    return {outbox.HOST: {naming.uuid_of(name): {'name': name} for name in sorted(names)}}
+    return {naming.uuid_of(name): {'name': name} for name in sorted(names)}
 
 
 def announce(session: orm.Session, name: str) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite.conductor import heartbeat
-from cyborg_lite.conductor import naming
+from cyborg_lite.conductor import hosts
 from cyborg_lite.conductor import outbox
 from cyborg_lite.db import query
 
@@ -46,6 +46,8 @@ _NOTE = (
     .where(sa.exists().where(_MINE))
     .values(rogue=sa.bindparam('use'), left_after=_SEEN.scalar_subquery())
 )
+#: Made once: most allocations that end hold requests of their own.
+_NOTE_HELD = _NOTE.where(_CARDS)
 
 
 def use(uuid: str) -> str:
@@ -53,24 +55,24 @@ def use(uuid: str) -> str:
     return f'whoever had lease {uuid}, until its host has looked'
 
 
-def note(session: orm.Session, allocation: model.Allocation, hosts: list[str]) -> None:
+def note(session: orm.Session, allocation: model.Allocation, names: list[str]) -> None:
     """Note of the cards of an active allocation that it leaves them.
 
     It is not known of the parts of a card who has which open: cards of which others hold parts are
     left out.
 
-    :param hosts: those of them whose agents look at processes, which are locked: their next
+    :param names: the hosts of them whose agents look at processes, which are locked: their next
         reports are looked at even if they say what the last ones said.
     """
-    if not hosts:
+    if not names:
         return
     values = {'allocation': allocation.uuid, 'use': use(allocation.uuid)}
-    cards = _CARDS if allocation.reservation_uuid is None else _drawn(session, allocation)
-    if query.matched(session, _NOTE.where(cards), values):
-        anew = sa.update(_HOST).where(_HOST.name.in_(hosts)).values(digest=None)
+    drawn = allocation.reservation_uuid is not None
+    noted = _NOTE.where(_drawn(session, allocation)) if drawn else _NOTE_HELD
+    if query.matched(session, noted, values):
+        anew = sa.update(_HOST).where(_HOST.name.in_(names)).values(digest=None)
         query.matched(session, anew)
-        found = {naming.uuid_of(name): {'name': name} for name in sorted(hosts)}
-        outbox.put(session, outbox.LOOK, found)
+        outbox.put(session, outbox.LOOK, hosts.messages(names))
 
 
 def _drawn(session: orm.Session, lease: model.Allocation) -> sa.ColumnElement[bool]:
