@@ -35,6 +35,16 @@ OPTS = [
         '``huawei_ascend:8,intel_qat:2``. A driver that finds fewer is degraded, and the reason '
         'has the number of absent devices. By default nothing is expected.',
     ),
+    cfg.ListOpt(
+        'vgpu_types',
+        default=[],
+        mutable=True,
+        help='The NVIDIA GPUs that are given to guests as mediated devices (mdev), each as '
+        '``ADDRESS=TYPE``, such as ``0000:3b:00.0=nvidia-223``. TYPE is a directory of '
+        '``mdev_supported_types`` of the GPU or of its virtual functions; ADDRESS is that of '
+        'the GPU. Nova creates the devices. An invalid value does not affect the others: the '
+        'driver is degraded and names it. By default no GPU is split so.',
+    ),
     cfg.IntOpt(
         'report_interval',
         default=20,

@@ -291,8 +291,8 @@ class _Takeover:
         part.attach_handles.append(handle)
         self._handles[row['id']] = handle
         if kind == 'MDEV':
-            # Our driver reports the whole GPU, under which they would be in use still.
-            self._disable(part.device, 'its mediated devices are of no driver of ours')
+            handle.form = 'mdev'  # as the driver reports it: while it is held, its form stays
+            self._disable(part.device, 'its type has to be in [agent] vgpu_types of its host')
 
     def _add_profile(self, row: Row) -> None:
         groups = (_object(row['profile_json']) or {}).get('groups')

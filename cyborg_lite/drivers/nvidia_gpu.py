@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NVIDIA GPUs: whole ones, virtual functions with a vGPU type, and MIG instances.
+"""NVIDIA GPUs: whole ones, vGPUs of a chosen type, and MIG instances.
 
 Sysfs alone finds the cards.  nvidia-ml-py and NVIDIA's driver, if they load, add the product's
 name, the UUID, the memory and the MIG instances; a recording has their answers.  Each value is
@@ -22,12 +22,15 @@ from cyborg_lite.driver import pci
 from cyborg_lite.driver import pci_ids
 from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import xid
+from cyborg_lite.drivers.tools import mdev
 
 Facts = dict[str, typing.Any]
 
+#: The name of a vGPU type, without the brand.
+VGPU_NAME = re.compile(r'\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
 #: A line of creatable_vgpu_types: number and name of a type; it does not match headings.
 #: Source: NVIDIA vGPU software user guide, "Creating an NVIDIA vGPU on a Linux with KVM host".
-VGPU_TYPE = re.compile(r'\s*[0-9]+\s*:\s*(?:NVIDIA|GRID)?\s*(\S.{0,63}?)\s*')
+VGPU_TYPE = re.compile(rf'\s*[0-9]+\s*:{VGPU_NAME.pattern}')
 #: The directory in which the kernel driver lists the cards and the nodes that processes open.
 #: Source: NVIDIA MIG user guide, "Device Nodes and Capabilities".
 PROC = pathlib.PurePath('proc/driver/nvidia')
@@ -69,7 +72,7 @@ class Gpu:
 
 class NvidiaGpu(pci.PciDriver):
     name, type, resource_class = 'nvidia_gpu', 'GPU', 'PGPU'
-    virtual_class = 'VGPU'
+    virtual_class: str = 'VGPU'
     #: VGA and 3D controllers; NVSwitch (0680) and the audio of a card (0403) are not GPUs
     classes = ('0300', '0302')
     vendors = ('10de',)
@@ -119,9 +122,12 @@ class NvidiaGpu(pci.PciDriver):
         self._known: dict[str, Gpu] = {}
         # The answer of xid.recent().
         self._xids: typing.Any = None
+        # The type of mediated devices by the address of a card.
+        self._vgpus: dict[str, str] = {}
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
+        self._choose({card.bdf for card in cards})
         # A new card at a known address does not inherit the facts of the old one.
         fresh = {card.bdf: Gpu(card.identity) for card in cards}
         same = {b: g for b, g in self._known.items() if b in fresh and g.ids == fresh[b].ids}
@@ -139,6 +145,13 @@ class NvidiaGpu(pci.PciDriver):
         if ours:
             self._ask(ours)
         return [self.device(card) for card in cards]
+
+    def _choose(self, addresses: set[str]) -> None:
+        """Read which cards are split into mediated devices, and of which type."""
+        agent = getattr(self.conf, 'agent', None)
+        self._vgpus = mdev.choices(getattr(agent, 'vgpu_types', ()), self.note)
+        for bdf in sorted(self._vgpus.keys() - addresses):
+            self.note(f'[agent] vgpu_types: there is no NVIDIA GPU at {bdf}')
 
     def _read_log(self) -> None:
         try:
@@ -257,6 +270,10 @@ class NvidiaGpu(pci.PciDriver):
         return None if self._instances(card) is not None else told
 
     def unusable(self, card: sysfs.Function) -> str | None:
+        if kind := self._vgpus.get(card.bdf):
+            if mdev.handles(self._parents(card), kind):
+                return None
+            return f'it has no room for a vGPU of type {kind}: see [agent] vgpu_types'
         reason = super().unusable(card)
         if reason:
             return reason
@@ -299,7 +316,15 @@ class NvidiaGpu(pci.PciDriver):
             return functions
         return [f for f in functions if re.fullmatch('0*[1-9][0-9]{0,8}', types[f.bdf] or '')]
 
+    def _parents(self, card: sysfs.Function) -> list[sysfs.Function]:
+        """The functions that can have mediated devices."""
+        return list(card.virtual_functions) or [card]
+
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
+        if kind := self._vgpus.get(card.bdf):
+            part = self.deployable(card, [], self.virtual_class)
+            part.attach_handles = mdev.handles(self._parents(card), kind)
+            return [part]
         instances = None if self.is_split(card) else self._instances(card)
         if instances is None:
             return super().deployables(card)
@@ -326,9 +351,15 @@ class NvidiaGpu(pci.PciDriver):
         return deployable
 
     def traits(self, card: sysfs.Function) -> collections.abc.Iterator[str | None]:
-        """Cyborg's ``CUSTOM_NVIDIA_1EB8``, also with each vGPU type that can be created."""
+        """Cyborg's ``CUSTOM_NVIDIA_1EB8``, also with the chosen vGPU type, or else with each that
+        can be created.
+        """
         product = card.ids[1]
         yield driver.trait('NVIDIA', product)
+        if kind := self._vgpus.get(card.bdf):
+            match = VGPU_NAME.fullmatch(mdev.name(self._parents(card), kind) or '')
+            yield driver.trait('NVIDIA', product, match[1]) if match else None
+            return
         for function in card.virtual_functions:
             for line in (function.read('nvidia/creatable_vgpu_types') or '').splitlines():
                 if match := VGPU_TYPE.fullmatch(line):

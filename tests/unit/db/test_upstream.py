@@ -9,16 +9,19 @@ import uuid
 import pytest
 import sqlalchemy as sa
 
+from cyborg_lite import conf
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.agent import drivers
 from cyborg_lite.db import upstream
 from cyborg_lite.driver import host as hosts
+from cyborg_lite.drivers import nvidia_gpu
 from tests import databases
 from tests.unit.conductor import direct
 from tests.unit.db import cyborg as cyborg_
 
 CARD = '0000:3b:00.0'
+FIXTURES = pathlib.Path(__file__).parents[2] / 'fixtures'
 
 
 @pytest.fixture
@@ -572,13 +575,34 @@ def test_mediated_devices(cyborg, conductor, take_over):
     cyborg.change('attach_handles', card.handle, attach_type='MDEV', attach_info=json.dumps(info))
     arq = cyborg.bound(cyborg.profile(), card)
     [note] = take_over().notes
-    assert 'mediated' in note
+    assert 'vgpu_types' in note
     for _ in range(4):
         conductor.report(gpu())
     assert conductor.arq(arq.uuid).attach_handle.attach_info == info
     [other] = conductor.arqs(PGPU=1)
     with pytest.raises(exception.ProviderUnfit, match='maintaining'):
         conductor.bind(wishes=[conductor.wish(other, device_rp_uuid=card.part.rp_uuid)])
+
+
+def test_a_driver_that_reports_mediated_devices_keeps_the_attach_handle(
+    cyborg, conductor, take_over, tmp_path
+):
+    """Its UUID is that of the device, which Nova has made: a guest goes on with it."""
+    card = cyborg.gpu()
+    info = json.loads(cyborg_.slot(CARD)) | {
+        'asked_type': 'nvidia-223',
+        'vgpu_mark': 'nvidia-223_0',
+    }
+    cyborg.change('attach_handles', card.handle, attach_type='MDEV', attach_info=json.dumps(info))
+    arq = cyborg.bound(cyborg.profile(), card)
+    take_over()
+    before = conductor.arq(arq.uuid).attach_handle.uuid
+    host = hosts.find(str(FIXTURES / 'vgpu-t4.yaml'), tmp_path)
+    chosen = conf.new(agent__vgpu_types=[f'{CARD}=nvidia-223'])
+    conductor.report(*nvidia_gpu.NvidiaGpu(host, chosen).look()[0])
+    held = conductor.arq(arq.uuid).attach_handle
+    assert (held.uuid, held.form, held.lost) == (before, 'mdev', False)
+    assert [each.form for each in conductor.rows(model.AttachHandle)] == ['mdev'] * 8
 
 
 def test_device_that_has_no_address(cyborg, conductor, take_over):

@@ -62,7 +62,8 @@ LACKS = {
     'pci.ids, and the files are written as the sources of the kernel have them.',
     'intel_qat': 'Where a host hides its PCI bus, no QAT device is found.',
     'nvidia_gpu': 'No card in MIG mode was used: NVML is tested with a written library that has '
-    'the data of the captures. Mediated devices are not offered: see :doc:`index`.',
+    'the data of the captures. No capture has the directory mdev_supported_types: mediated '
+    'devices are tested with files as in the guide of NVIDIA, on the functions of the A2.',
     'xilinx_fpga': 'The ids are compared with the table of XRT, of which all 43 functions that '
     'manage a card are found with their function for users, but not the boards of Advantech '
     '(vendor 13fe). Where a host hides its PCI bus, no card is found.',
