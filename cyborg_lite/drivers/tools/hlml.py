@@ -26,8 +26,8 @@ LIBRARY = '/usr/lib/habanalabs/libhlml.so'
 #: reset of the card or load of its driver.
 UNCORRECTED, VOLATILE = 1, 0
 #: The errors of HLML, by their numbers: the kernel driver is not loaded; the card or the release
-#: does not have a value; the card is lost.
-NOT_LOADED, SILENT, LOST = 9, (3, 21), 15
+#: does not have a value, and pyhlml's 2 is that the library does not have a call; the card is lost.
+NOT_LOADED, SILENT, LOST = 9, (2, 3, 21), 15
 
 
 def ask(

@@ -97,7 +97,7 @@ class HLMLError(Exception):
         self.value = value
 
 
-NOT_SUPPORTED, NOT_FOUND, NOT_LOADED, LOST, NO_DATA, UNKNOWN = 3, 6, 9, 15, 21, 49
+NO_CALL, NOT_SUPPORTED, NOT_FOUND, NOT_LOADED, LOST, NO_DATA, UNKNOWN = 2, 3, 6, 9, 15, 21, 49
 
 
 def refuse(error):
@@ -186,6 +186,21 @@ def test_health_by_hlml(hlml, local, call, answer, expected):
     setattr(hlml, call, on_first(answer))
     found = seen(intel_gaudi.IntelGaudi(local, None))
     assert [each[:2] for each in found] == [expected, ('ok', None)]
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        'hlmlDeviceGetUtilizationRates',
+        'hlmlDeviceGetTotalECCErrors',
+        'hlmlDeviceGetReplacedRowsPendingStatus',
+    ],
+)
+def test_a_library_without_a_call_tells_what_it_has(hlml, local, call):
+    """An older libhlml: pyhlml raises so where it does not find the symbol."""
+    setattr(hlml, call, refuse(HLMLError(NO_CALL)))
+    cards, notes = intel_gaudi.IntelGaudi(local, None).look()
+    assert ([card.health for card in cards], notes) == (['ok', 'ok'], [])
 
 
 def test_only_errors_of_this_load_that_were_not_corrected_count(hlml, local):
