@@ -104,7 +104,7 @@ def _body(request: client.Words, host: str) -> client.Words:
         name = name if name in STANDARD or name.startswith('CUSTOM_') else f'CUSTOM_{name}'
         group = {'resources': {name: request['count']}, 'traits': request.get('traits', {})}
         body['groups'] = [group]
-    return body | {'hosts': [host], 'lease': LEASE}
+    return body | {'hosts': [host], 'lease': LEASE, 'possible': True}
 
 
 def _created(service: remote.Service, body: client.Words) -> client.Words:

@@ -104,6 +104,7 @@ CREATE: types.Schema = {
             'description': 'a time in ISO 8601, UTC if it names no zone',
         },
         'queue': {'type': 'boolean'},
+        'possible': {'type': 'boolean'},
         'priority': {
             'type': 'integer',
             'minimum': queue.LOWEST,
@@ -356,7 +357,7 @@ def _added(body: dict[str, typing.Any]) -> dict[str, typing.Any]:
     found |= {field: body[field] for field in model.Allocation.LABELS if field in body}
     found |= {'starts_at': _start(body)} if 'starts_at' in body else {}
     found |= {'priority': int(body['priority'])} if 'priority' in body else {}
-    return found | ({'queue': True} if body.get('queue') else {})
+    return found | {field: True for field in ('queue', 'possible') if body.get(field)}
 
 
 def _start(body: dict[str, typing.Any]) -> str:

@@ -120,6 +120,11 @@ class CreateAllocation(osc.Command, command.ShowOne):
             '--queue', action='store_true', help='Wait in the queue if too few are free'
         )
         parser.add_argument(
+            '--possible',
+            action='store_true',
+            help='Fail, and do not wait, if it could not be served even if all were free',
+        )
+        parser.add_argument(
             '--priority',
             metavar='<priority>',
             type=int,
@@ -338,8 +343,7 @@ def _body(given: argparse.Namespace) -> dict[str, typing.Any]:
         body['link'] = 'require'
     if given.consumer_type is not None or given.consumer_id is not None:
         body['consumer'] = {'type': given.consumer_type, 'id': given.consumer_id}
-    if given.queue:
-        body['queue'] = True
+    body |= {name: True for name in ('queue', 'possible') if getattr(given, name)}
     more = {'name': given.name, 'hosts': given.host, 'lease': given.lease}
     more |= {'priority': given.priority, 'starts_at': given.at}
     more |= {'claimed_name': given.claimed_name, 'note': given.note}

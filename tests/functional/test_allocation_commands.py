@@ -100,6 +100,12 @@ def test_the_accelerators_of_an_allocation_are_lines(run, service):
     assert [each['host'] for each in accelerators.machine_readable()] == ['host-1'] * 2
 
 
+def test_what_must_be_possible_is_refused(run, service):
+    with pytest.raises(exceptions.CommandError, match='even if all were free'):
+        run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=1', '--queue', '--possible')
+    assert not service.rows(model.Allocation)
+
+
 def test_an_interrupted_wait_says_that_it_stays_queued(run, service, monkeypatch, capsys):
     def interrupted(_command, path, **_arguments):
         raise KeyboardInterrupt(path)

@@ -425,12 +425,13 @@ def test_an_allocation_takes_ten_statements_and_two_for_each_and_one_call(
 
 @pytest.mark.parametrize('limits', ['none', *LIMITS])
 @pytest.mark.parametrize('waits', [False, True])
-def test_a_refused_allocation_takes_six_statements_and_one_call(service, limits, waits):
+@pytest.mark.parametrize('more', [{}, {'queue': True, 'possible': True}], ids=['', 'possible'])
+def test_a_refused_allocation_takes_six_statements_and_one_call(service, limits, waits, more):
     hosts_of_eight(service, 40)
     limit(service, limits)
     if waits:
         wait(service)
-    body = {'groups': [{'resources': {'FPGA': 9}}], 'name': 'a'}
+    body = {'groups': [{'resources': {'FPGA': 9}}], 'name': 'a'} | more
     body['alternatives'] = [[{'resources': {'FPGA': n}}] for n in range(10, 18)]
     with service.statements(but='outbox') as statements, calls() as made:
         assert service.api.post('/v2/allocations', body).status_int == 409

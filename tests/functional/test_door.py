@@ -15,6 +15,8 @@ from cyborg_lite import renewing
 from tests.unit.cmd import process
 
 HOST = 'atlas-800t-a2'
+#: A wait that has an end, so that a test of what is not to wait fails.
+WAIT = {'wait': process.BOUND}
 #: A program that holds a lease until it is killed, and says which.
 HOLDER = """
 import sys, time, cyborg_lite
@@ -95,6 +97,8 @@ def test_what_is_not_free_is_refused_as_by_an_agent(up, allocate):
     ('wanted', 'code', 'said'),
     [
         ({'resource_class': 'npu', 'host': 'elsewhere', 'wait': 0}, 409, 'be none on one host'),
+        ({'resource_class': 'npu', 'host': 'elsewhere'} | WAIT, 409, 'be none on one host'),
+        ({'resource_class': 'npu', 'count': 9} | WAIT, 409, 'there would be 8 on one host'),
         ({'profile': 'nope'}, 404, 'Device profile nope not found'),
         ({'profile': 'nope', 'resource_class': 'npu'}, 400, 'expected a profile, or a resource'),
         ({}, 400, 'expected a profile, or a resource class'),

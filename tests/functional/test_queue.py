@@ -426,6 +426,24 @@ def test_whether_it_could_ever_be_served_is_told_as_it_is_now(service):
     assert show(service, never)['reason'] == NEEDS.format(2) + free
 
 
+def test_what_must_be_possible_waits_only_if_it_could_be_served(service):
+    npus(service, 2)
+    held = ask(service)
+    assert state(service, ask(service, 2, possible=True)) == 'queued'
+    for wanted in {'amount': 3}, {'resource_class': 'CUSTOM_NONE'}, {'hosts': ['host-9']}:
+        answer = service.api.post(PATH, body(**wanted, queue=True, possible=True))
+        assert answer.status_int == 409
+        [found] = answer.json['errors'][0]['explanation']['alternatives']
+        assert not found['fits_if_all_were_free']
+        assert state(service, ask(service, **wanted)) == 'queued'
+    # One alternative is enough, and so is what is over the quota.
+    served = [[{'resources': {'CUSTOM_NPU': 2}}]]
+    assert state(service, ask(service, 3, possible=True, alternatives=served)) == 'queued'
+    limit(service, CUSTOM_NPU=1)
+    assert state(service, ask(service, possible=True)) == 'queued'
+    assert state(service, held) == 'active'
+
+
 def test_those_behind_are_told_what_the_first_waits_for(service, member):
     npus(service, 4)
     held = ask(service, 3, lease=60)
