@@ -37,6 +37,8 @@ class State:
     devices: int = 0
     #: whether a degraded driver looked at all cards, so that a card it did not report is absent
     complete: bool = False
+    #: how long it was waited for without an answer, in seconds; 0 if it answered
+    waited: int = 0
 
     @property
     def words(self) -> str:
@@ -48,9 +50,7 @@ class State:
     def facts(self) -> dict[str, typing.Any]:
         """The state in a report; an ``ok`` driver has always looked at all cards."""
         facts = dataclasses.asdict(self)
-        if not self.complete:
-            del facts['complete']
-        return facts
+        return {k: v for k, v in facts.items() if v or k not in ('complete', 'waited')}
 
 
 @dataclasses.dataclass
@@ -215,8 +215,8 @@ class Drivers:
     def _refuse(self, _manager: object, entry_point: typing.Any, error: BaseException) -> None:
         self._degrade(entry_point.name, f'it does not load: {_tell(error)}')
 
-    def _degrade(self, name: str, reason: str) -> None:
-        self._set(name, State('degraded', reason))
+    def _degrade(self, name: str, reason: str, waited: float = 0) -> None:
+        self._set(name, State('degraded', reason, waited=math.ceil(waited)))
 
     def _set(self, name: str, state: State) -> None:
         state.reason = state.reason[:1000]
@@ -285,22 +285,22 @@ class Drivers:
         """
         if scanner.pending:
             scanner.leave()
-        reason = self._delay(scanner, patience)
-        if reason:
-            self._degrade(scanner.name, reason)
+        waited = self._delay(scanner, patience)
+        if waited is not None:
+            self._degrade(scanner.name, f'no answer within {waited:g} s', waited)
             kept: list[model.Device] = []
         else:
             kept = self._share(scanner, owners)
         owners.update(dict.fromkeys(scanner.claims - owners.keys(), scanner.name))
         return kept
 
-    def _delay(self, scanner: Scanner, patience: float) -> str:
-        """Why a driver counts as late; empty if it does not."""
+    def _delay(self, scanner: Scanner, patience: float) -> float | None:
+        """How long a late driver was waited for, in seconds; None if it does not count as late."""
         if not scanner.pending:
-            return ''
+            return None
         if time.monotonic() - scanner.begun >= self._limit:
-            return f'no answer within {self._limit:g} s'
-        return '' if scanner.answered else f'no answer within {patience:g} s'
+            return self._limit
+        return None if scanner.answered else patience
 
     def _share(self, scanner: Scanner, owners: dict[tuple[str, str], str]) -> list[model.Device]:
         """The devices of a driver that no earlier driver claims."""

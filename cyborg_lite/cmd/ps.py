@@ -191,7 +191,7 @@ def _table(rows: list[Row]) -> str:
         more = (row.get(column.lower()) or '' for column in list(widths)[len(WIDTHS) :])
         shown = zip(widths.items(), map(str, (*cells, *more)), strict=True)
         table.add_row([_cut(column, cell, width) for (column, width), cell in shown])
-    lines = [*table.get_string().splitlines(), *_access(rows)]
+    lines = [*table.get_string().splitlines(), *_unknown(rows), *_access(rows)]
     return '\n'.join(line.rstrip() for line in lines)
 
 
@@ -208,6 +208,23 @@ def _more_widths(rows: list[Row]) -> dict[str, int]:
             found[column] = MORE.get(column, room)
             room -= found[column] + 2
     return found
+
+
+def _unknown(rows: list[Row]) -> list[str]:
+    """A line for each reason why the health of cards is unknown."""
+    told = {(row['host'], row['address'], why) for row in rows if (why := _why_unknown(row))}
+    cards = collections.Counter(why for _, _, why in told)
+    return [
+        f'Health of {number} card{"s"[: number > 1]} is unknown ({why}).'
+        for why, number in sorted(cards.items())
+    ]
+
+
+def _why_unknown(row: Row) -> str | None:
+    """Why the health of a card is unknown, in words; None if that is not told."""
+    if row.get('health') != 'unknown' or not row.get('health_reason'):
+        return None
+    return client.plain(str(row['health_reason']).replace('_', ' '))
 
 
 def _access(rows: list[Row]) -> list[str]:
@@ -291,9 +308,11 @@ def _states(row: Row) -> str:
     """The states of a row, without "held" beside others: the column HOLDER shows the holder.
 
     For a held accelerator of a card with bad health, the health is shown; for an idle one, how long
-    it is idle.
+    it is idle. If a reason is known why the health is unknown, that is shown also for a free one.
     """
     states = row.get('states', [row['state']])
+    if states in (['free'], ['held']) and _why_unknown(row):
+        return 'unknown'
     if states == ['held'] and row.get('health') in NOT_WELL:
         return str(row['health'])
     if states == ['held'] and row.get('idle_since'):

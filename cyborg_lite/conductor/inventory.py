@@ -68,13 +68,13 @@ def _reconcile(
     pairs = [
         (found, device)
         for found, device in matching.pair(known, list(_found(report)))
-        if device is None or not silent & _drivers(device) - _drivers(found)
+        if device is None or not silent.keys() & _drivers(device) - _drivers(found)
     ]
     present = {id(device) for _, device in pairs}
     gone = [
         device
         for device in known
-        if id(device) not in present and not _stays(device, silent, held, absences)
+        if id(device) not in present and not _stays(device, silent, held, absences, policy)
     ]
     for device in gone:
         known.remove(device)
@@ -290,12 +290,14 @@ def _is_kept(row: model.Base, held: set[int]) -> bool:
     return decided or added or any(_is_kept(child, held) for child in _children(row))
 
 
-def _silent(report: Report) -> set[str]:
+def _silent(report: Report) -> dict[str, int]:
     """The drivers that could not look, which says nothing of their devices: neither that one is
     gone, nor that one which another driver finds in its place is another.
+
+    :returns: for how many seconds each was waited for; 0 if it answered, or does not say.
     """
     return {
-        name
+        name: driver.get('waited', 0)
         for name, driver in report['drivers'].items()
         if driver['state'] != 'ok' and not driver.get('complete')
     }
@@ -317,7 +319,13 @@ def _drivers(device: model.Device) -> set[str]:
     return {part.driver_name for part in device.deployables}
 
 
-def _stays(device: model.Device, silent: set[str], held: set[int], absences: int) -> bool:
+def _stays(
+    device: model.Device,
+    silent: dict[str, int],
+    held: set[int],
+    absences: int,
+    policy: health.Policy,
+) -> bool:
     """Note that a report lacks the device; False when that has been so for long enough.
 
     What a request holds stays, and so does what an operator has decided of the device: it has to
@@ -325,7 +333,8 @@ def _stays(device: model.Device, silent: set[str], held: set[int], absences: int
     """
     # Nobody looks at it now: it is not known to be idle.
     device.idle_since = device.used = None
-    if silent & _drivers(device):
+    if mute := silent.keys() & _drivers(device):
+        health.silence(device, max(silent[name] for name in mute), policy)
         return True
     device.absences = min(device.absences + 1, absences)
     if device.absences < absences or _is_kept(device, held):

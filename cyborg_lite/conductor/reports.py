@@ -35,7 +35,7 @@ SIZE = 8 << 20
 #: The most parts of each kind that the devices of a host may have together.
 PARTS = {'deployables': 16384, 'attach_handles': 16384, 'attributes': 65536}
 #: What is known of a driver.
-STATE = ('state', 'reason', 'devices', 'complete')
+STATE = ('state', 'reason', 'devices', 'complete', 'waited')
 #: The most leases that a host may have.
 LEASES = 65536
 #: The most drivers that a host may have, and the longest reason that one may give.
@@ -241,6 +241,8 @@ def _check_state(state: dict[str, typing.Any]) -> None:
         raise ValueError(f'reason: expected up to {REASON} characters')
     if 'devices' in state:
         _number(state, 'devices', 0, 2**31 - 1)
+    if 'waited' in state:
+        _number(state, 'waited', 0, 2**31 - 1)
     if not isinstance(state.get('complete', False), bool):
         raise ValueError('complete: expected true or false')
 

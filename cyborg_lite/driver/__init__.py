@@ -29,6 +29,7 @@ from cyborg_lite.driver import threads
 from cyborg_lite.driver.description import HEALTH
 from cyborg_lite.driver.description import HostError
 from cyborg_lite.driver.host import Host
+from cyborg_lite.driver.host import NoAnswer
 from cyborg_lite.driver.host import ToolError
 from cyborg_lite.model import AttachHandle
 from cyborg_lite.model import Deployable
@@ -37,6 +38,7 @@ from cyborg_lite.model.health import CRITICAL
 from cyborg_lite.model.health import Health
 from cyborg_lite.model.health import LEVELS
 from cyborg_lite.model.health import OK
+from cyborg_lite.model.health import unanswered
 from cyborg_lite.model.health import WARNING
 from cyborg_lite.model.health import why_not_ok
 from cyborg_lite.model.health import worst
@@ -73,6 +75,8 @@ class Driver(abc.ABC):
         self.host = host
         self.conf = conf
         self._notes: list[str] = []
+        #: the health of a device of which no tool tells it in this scan: a reason if one hangs
+        self.untold = Health()
         # The addresses of cards that were critical and have not passed validate() since.
         self._doubted: set[str] = set()
         # The last trial of each of them.
@@ -90,24 +94,28 @@ class Driver(abc.ABC):
         not be read, use :meth:`note`.
         """
 
-    def note(self, text: str, complete: bool = True) -> None:
+    def note(self, text: str | ToolError, complete: bool = True) -> None:
         """Report what ``discover()`` could not read, while it still returns the devices.
 
         The driver is shown as degraded, with the text as the reason.  Its devices are reported,
         and a device that is not among them counts as absent.  Use the same words each time:
-        another text is another report.
+        another text is another report.  If it is the error of a tool that did not answer in time,
+        this is the reason of each unknown health in this scan.
 
+        :param text: what could not be read, or the error of a tool
         :param complete: False if some cards could not be searched for: then no card counts as
             absent
         """
         self.complete = self.complete and complete
-        text = text[:NOTE]
+        if isinstance(text, NoAnswer):
+            self.untold = unanswered(text.seconds)
+        text = str(text)[:NOTE]
         if text not in self._notes and len(self._notes) < NOTES:
             self._notes.append(text)
 
     def look(self) -> tuple[list[Device], list[str]]:
         """The result and the notes of ``discover()``: the agent calls this."""
-        self._notes, self.complete = [], True
+        self._notes, self.complete, self.untold = [], True, Health()
         found = self.discover()
         listed = found if isinstance(found, list) else ()
         devices = [device for device in listed if isinstance(device, Device)]

@@ -45,6 +45,14 @@ class ToolError(Exception):
     """A vendor's tool exists but failed: the message names it and its error."""
 
 
+class NoAnswer(ToolError):
+    """A vendor's tool did not answer in time."""
+
+    def __init__(self, asked: str, seconds: float) -> None:
+        super().__init__(f'{asked}: no answer within {seconds:g} s')
+        self.seconds = seconds
+
+
 class Host:
     """A machine for its drivers: files below a root, and tools that print text."""
 
@@ -225,7 +233,7 @@ def _run(argv: list[str], timeout: float) -> str:
             if isinstance(error, ToolError):
                 raise ToolError(f'{command}: {error}') from None
             if isinstance(error, TimeoutError | subprocess.TimeoutExpired):
-                raise ToolError(f'{command}: no answer within {timeout:g} s') from None
+                raise NoAnswer(command, timeout) from None
             raise
     if process.returncode:
         said = (errors.strip() or output.strip())[-256:]

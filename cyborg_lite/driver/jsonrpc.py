@@ -16,6 +16,7 @@ import time
 import typing
 
 from cyborg_lite import unix
+from cyborg_lite.driver.host import NoAnswer
 from cyborg_lite.driver.host import ToolError
 
 #: The maximum size of an answer, in bytes.
@@ -42,7 +43,7 @@ def call(path: str, method: str, timeout: float = 5.0) -> typing.Any:
     except (FileNotFoundError, ConnectionRefusedError):
         return None
     except TimeoutError:
-        raise ToolError(f'{path}: {method}: no answer within {timeout:g} s') from None
+        raise NoAnswer(f'{path}: {method}', timeout) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ToolError(f'{path}: {method}: {error}') from error
 

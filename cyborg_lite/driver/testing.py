@@ -66,7 +66,7 @@ class Fault(enum.Enum):
     #: it exits with an error status
     FAILS = 'exit status 1: {said!r}'
     #: it does not end: the driver gets the timeout error at once
-    HANGS = 'no answer within {timeout:g} s'
+    HANGS = 'no answer'
     #: it prints nothing
     SILENT = ''
     #: it prints an invalid answer
@@ -92,9 +92,10 @@ class Host(driver.Host):
             return super().run(tool, *args, timeout=timeout)
         if isinstance(told, driver.ToolError):
             raise told
-        if told in (Fault.FAILS, Fault.HANGS):
-            words = Fault(told).value.format(timeout=timeout, said='no device')
-            raise driver.ToolError(f'{command}: {words}')
+        if told is Fault.HANGS:
+            raise hosts_.NoAnswer(command, timeout)
+        if told is Fault.FAILS:
+            raise driver.ToolError(f'{command}: {told.value.format(said="no device")}')
         if told is Fault.MISSING:
             return None
         self.outputs[tool, *args] = text = told.value if isinstance(told, Fault) else told

@@ -386,7 +386,7 @@ class HuaweiAscend(pci.PciDriver):
         except driver.ToolError as error:
             if npu_smi.UNSUPPORTED.search(str(error)):
                 return ''
-            self.note(str(error))
+            self.note(error)
             return None
         if text is None or not sign.search(text) and npu_smi.UNSUPPORTED.search(text):
             return ''

@@ -130,7 +130,7 @@ class NvmeSsd(pci.PciDriver):
                 self._smart[key] = self._smart_log(key[1])
             except driver.ToolError as error:
                 self._smart[key] = UNREAD
-                self.note(str(error))
+                self.note(error)
                 # A tool that hangs for one SSD may hang for each.
                 break
 

@@ -54,7 +54,7 @@ class Spdk(driver.Driver):
         try:
             told = self.host.ask('spdk', VERSION, lambda: jsonrpc.call(path, VERSION))
         except driver.ToolError as error:
-            self.note(str(error))
+            self.note(error)
             return None
         return _text(told, 'version', RELEASE) if isinstance(told, dict) else None
 

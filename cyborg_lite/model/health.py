@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 
@@ -24,6 +25,11 @@ class Health(typing.NamedTuple):
     level: str = UNKNOWN
     #: a code such as ``xid_79``; None for a healthy device
     reason: str | None = None
+
+
+def unanswered(seconds: float) -> Health:
+    """The health of a device of which nothing was told within so many seconds."""
+    return Health(UNKNOWN, f'no_answer_in_{max(1, math.ceil(seconds))}_s')
 
 
 def worst(*said: Health | None) -> Health | None:

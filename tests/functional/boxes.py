@@ -54,8 +54,18 @@ class Npus(driver.Driver):
     memory: dict[int, dict[int, int]] = {}
     #: how busy each card is, in percent; None if they do not tell
     utilization = None
+    #: the tool that tells the health of the cards; None if there is none
+    tool = None
+    #: what a scan waits for
+    free = threading.Event()
+    free.set()
 
     def discover(self):
+        self.free.wait(test_leases.BOUND)
+        try:
+            self.host.run(self.tool or 'true', timeout=0.1)
+        except driver.ToolError as error:
+            self.note(error)
         return [self._card(number) for number in range(len(devices.NUMBERS))]
 
     def _card(self, number):
@@ -64,6 +74,7 @@ class Npus(driver.Driver):
         card.processes = None if self.listed is None else frozenset(self.listed[number])
         card.memory = self.memory.get(number)
         card.utilization = self.utilization
+        card.health, card.health_reason = self.untold
         [part] = card.deployables
         part.driver_name = self.name
         part.attach_handles[0].form = 'whole'

@@ -46,6 +46,7 @@ def shown(service, *names, bus='3b'):
     return value
 
 
+FAULTY = 'its device is faulty (critical: xid_79)'
 HEALTH = ('health', 'health_reason', 'health_since')
 
 
@@ -75,6 +76,25 @@ def test_accelerators_are_found_by_health(service):
     ):
         answer = service.api.get(f'/v2/accelerators?{name}={value}')
         assert [row['address'] for row in answer.json['accelerators']] == found
+
+
+def test_the_health_is_unknown_while_the_driver_does_not_answer(service, clock):
+    """Effects stay; of a driver that has failed, the last health stays."""
+    failed = {'fake': {'state': 'degraded', 'reason': 'it raised', 'devices': 0}}
+    late = {'fake': failed['fake'] | {'reason': 'no answer', 'waited': 20}}
+    service.report(sick())
+    began = clock()
+    service.report(drivers=failed, digest='1')
+    assert shown(service, *HEALTH) == ('critical', 'xid_79', began)
+    clock(20)
+    since = clock()
+    for digest in '23':
+        service.report(drivers=late, digest=digest)
+        assert shown(service, *HEALTH) == ('unknown', 'no_answer_in_20_s', since)
+        assert shown(service, 'state', 'reason') == ('faulty', FAULTY)
+        clock(20)
+    service.report(sick())
+    assert shown(service, *HEALTH) == ('critical', 'xid_79', clock())
 
 
 def test_an_invalid_health_does_not_drop_the_card(service):

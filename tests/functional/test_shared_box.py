@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import unittest.mock
 import uuid
 
@@ -342,6 +343,55 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
     machine.opening(0, machine.nodes[2])
     # Never without its id.
     assert rogues(machine)[2].endswith(' in container 0123456789ab')
+
+
+def states(machine):
+    """The states and the last lines of ps."""
+    with machine.listing() as ps:
+        lines = ps().splitlines()[1:]
+        health = {(row['health'], row['health_reason']) for row in json.loads(ps('-f', 'json'))}
+    [health] = health
+    return [line.split()[4] for line in lines[:4]], lines[4:], health
+
+
+def test_scenario_15_a_tool_that_hangs(box, tmp_path, monkeypatch):
+    """It is said at each card, and everything else works."""
+    tool = tmp_path / 'box-smi'
+    tool.write_text('#!/bin/sh\nexec sleep 600\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    monkeypatch.setattr(boxes.Npus, 'tool', tool.name)
+    machine = box('advisory')
+    machine.hold()
+    said = ['Health of 4 cards is unknown (no answer in 1 s).', 'Access is advisory.']
+    assert states(machine) == (['unknown'] * 4, said, ('unknown', 'no_answer_in_1_s'))
+    assert machine.run('run', '--nonblock', '-n', '3', '--', 'true')[0] == 0
+    monkeypatch.setattr(boxes.Npus, 'tool', None)
+    machine.agent.report()
+    found, lines, health = states(machine)
+    assert (sorted(found), lines, health) == (
+        ['free', 'free', 'free', 'held'], said[1:], ('unknown', None),
+    )  # fmt: skip
+
+
+def test_scenario_15_a_driver_that_hangs(box, monkeypatch):
+    """Its cards stay, also after the agent was restarted; it has not looked."""
+    machine = box('advisory', agent__driver_timeout=1)
+    machine.hold()
+    said = ['Health of 4 cards is unknown (no answer in 1 s).', 'Access is advisory.']
+    free = threading.Event()
+    monkeypatch.setattr(boxes.Npus, 'free', free)
+    try:
+        for _ in range(2):
+            state = machine.agent.report()['box']
+            assert (state['state'], state['waited']) == ('degraded', 1)
+            assert states(machine) == (['unknown'] * 4, said, ('unknown', 'no_answer_in_1_s'))
+            machine.stop()
+            machine.start()
+        assert machine.run('run', '--nonblock', '-n', '3', '--', 'true')[0] == 0
+    finally:
+        free.set()
+    machine.until(lambda: states(machine)[2] == ('unknown', None))
 
 
 @pytest.mark.parametrize('tells', [True, False])

@@ -282,7 +282,8 @@ def test_slow_driver_is_well_until_its_time_is_over(load, let_go, monkeypatch):
     assert loaded.deadline == pytest.approx(clock.begun + 0.4)
     clock.now += 0.2
     late = loaded.discover()
-    assert late.drivers['hanging'] == drivers.State('degraded', 'no answer within 0.4 s')
+    said = 'no answer within 0.4 s'
+    assert late.drivers['hanging'] == drivers.State('degraded', said, waited=1)
     assert buses(late) == ['3b']
     assert loaded.deadline == pytest.approx(clock.begun + 30)
 

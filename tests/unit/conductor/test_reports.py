@@ -65,6 +65,7 @@ BAD = [
     ({'drivers': {'fake': {'state': 'ok', 'devices': -1}}}, 'devices'),
     ({'drivers': {'fake': {'state': 'ok', 'devices': True}}}, 'devices'),
     ({'drivers': {'fake': {'state': 'degraded', 'complete': 'yes'}}}, 'complete'),
+    ({'drivers': {'fake': {'state': 'degraded', 'waited': -1}}}, 'waited'),
     ({'devices': {}}, 'devices'),
     ({'devices': None}, 'devices'),
     ({'devices': [{}] * 4097}, 'devices'),
@@ -206,6 +207,7 @@ def test_a_bad_device_is_not_gone_though_its_driver_has_looked_at_all(conductor)
 
 def test_only_fields_known_of_a_driver_are_kept(conductor):
     state = {'state': 'degraded', 'reason': 'a\nb\x00', 'devices': 1, 'complete': True}
+    state['waited'] = 20
     conductor.report(card(), drivers={'fake': state | {'more': 'x' * 1_000_000}})
     [host] = conductor.rows(model.Host)
     assert host.drivers == {'fake': state | {'reason': 'a?b?'}}

@@ -125,15 +125,18 @@ def test_health_by_smart_data(tmp_path, told, expected):
     assert health(card) == expected
 
 
-def several(tmp_path: pathlib.Path, count: int) -> testing.Host:
-    """A host with so many SSDs that are well by what the kernel and the tool tell."""
+def several(tmp_path: pathlib.Path, count: int, guests: int = 0) -> testing.Host:
+    """A host with so many SSDs that are well by what the kernel and the tool tell.
+
+    :param guests: how many of them are guests'.
+    """
     functions = [
         captures.function(
             f'0000:{n:02x}:00.0',
             IDS,
             '010802',
-            driver='nvme',
-            files={f'nvme/nvme{n}/state': 'live'},
+            driver='vfio-pci' if n < guests else 'nvme',
+            files={} if n < guests else {f'nvme/nvme{n}/state': 'live'},
         )
         for n in range(count)
     ]
@@ -149,9 +152,20 @@ def test_a_tool_that_hangs_is_asked_once_in_a_scan(tmp_path):
     for _ in range(2):
         host.runs.clear()
         cards, notes = subject.look()
-        assert [health(card) for card in cards] == [('unknown', None)] * 3
+        assert [health(card) for card in cards] == [('unknown', 'no_answer_in_5_s')] * 3
         asked = [run for run in host.runs if run.startswith('nvme ')]
         assert (len(asked), len(notes), subject.complete) == (1, 1, True)
+
+
+def test_a_tool_that_hangs_says_nothing_of_the_ssd_of_a_guest(tmp_path):
+    host = several(tmp_path, 2, guests=1)
+    host.tools['nvme'] = testing.Fault.HANGS
+    subject = nvme_ssd.NvmeSsd(host, None)
+    late = [('unknown', None), ('unknown', 'no_answer_in_5_s')]
+    assert [health(card) for card in subject.look()[0]] == late
+    # Another failure is no lack of an answer.
+    host.tools['nvme'] = testing.Fault.FAILS
+    assert [health(card) for card in subject.look()[0]] == [('unknown', None)] * 2
 
 
 def test_an_ssd_for_which_the_tool_hangs_costs_no_other_its_health(tmp_path):
@@ -189,7 +203,8 @@ def test_what_was_read_stays_known_and_is_not_of_another_ssd(tmp_path):
     well = [('ok', None), ('critical', 'nvme_read_only'), ('ok', None)]
     assert [health(card) for card in subject.look()[0]] == well
     host.tools = {'nvme': testing.Fault.HANGS}
-    assert [health(card) for card in subject.look()[0]] == [('unknown', None), *well[1:]]
+    late = ('unknown', 'no_answer_in_5_s')
+    assert [health(card) for card in subject.look()[0]] == [late, *well[1:]]
     (host.root / 'sys/bus/pci/devices/0000:01:00.0/nvme/nvme1/serial').write_text('another')
     assert [health(card)[0] for card in subject.look()[0]] == ['unknown', 'unknown', 'ok']
 

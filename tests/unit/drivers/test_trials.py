@@ -155,7 +155,7 @@ def test_a_gaudi_that_tells_no_status_does_not_come_back(tmp_path, text):
         ({'critical_warning': 8}, ('critical', 'nvme_read_only')),
         # It is unknown, so no trial.
         ('rubbish', ('unknown', None)),
-        (testing.Fault.HANGS, ('unknown', None)),
+        (testing.Fault.HANGS, ('unknown', 'no_answer_in_5_s')),
         (testing.Fault.MISSING, ('ok', None)),
     ],
 )
