@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import abc
 import concurrent.futures
+import dataclasses
 import functools
 import re
 
@@ -65,6 +66,15 @@ NOTES, NOTE = 16, 200
 TRIALS = 5.0
 
 
+@dataclasses.dataclass
+class Trial:
+    """A call of :meth:`Driver.validate` whose outcome no scan has taken yet."""
+
+    future: concurrent.futures.Future[str | None]
+    #: whether the card has looked well in each scan since
+    valid: bool = True
+
+
 class Driver(abc.ABC):
     """Finds the accelerators of one kind in a host."""
 
@@ -79,8 +89,8 @@ class Driver(abc.ABC):
         self.untold = Health()
         # The addresses of cards that were critical and have not passed validate() since.
         self._doubted: set[str] = set()
-        # The last trial of each of them.
-        self._trials: dict[str, concurrent.futures.Future[str | None]] = {}
+        # The trial of each of them whose outcome is still to come.
+        self._trials: dict[str, Trial] = {}
         #: whether the last scan looked at all cards, so that an unreported card is absent
         self.complete = True
 
@@ -126,11 +136,12 @@ class Driver(abc.ABC):
         """Try a card that was critical and looks well again; None if it may come back.
 
         It is called in each scan that finds such a card well, until it returns None: till then the
-        card stays critical, with the returned reason.  It runs in a thread of its own, and all
-        trials of a scan have 5 s together: the reason of one that has not ended by then is
-        ``validation_timeout``, and the card is not tried again before it ends.  A tenant may still
-        hold the card, so a trial only reads, and must not disturb one.  What was critical before
-        the agent started is not known here.
+        card stays critical, with the returned reason.  It runs in a thread of its own, and a scan
+        waits 5 s for all of them: the reason of one that has not ended by then is
+        ``validation_timeout``, and the card is not tried again before it ends.  The next scan takes
+        its outcome, if all scans since it began found the card well.  A tenant may still hold the
+        card, so a trial only reads, and must not disturb one.  What was critical before the agent
+        started is not known here.
 
         :returns: a reason, words of a-z and 0-9 with one ``_`` between two.  If it raises, the
             reason is ``validation_failed``, and the driver is shown as degraded with the error.
@@ -146,32 +157,37 @@ class Driver(abc.ABC):
                 self._doubted.add(address)
             elif address in self._doubted and device.health in (OK, WARNING):
                 trials[address] = device
-        begun = {address: self._begin(address, device) for address, device in trials.items()}
-        concurrent.futures.wait([trial for trial in begun.values() if trial], TRIALS)
-        for address, trial in begun.items():
-            reason = self._outcome(address, trial)
+        for address in self._trials.keys() - trials.keys():
+            self._trials[address].valid = False
+        # One that runs since an earlier scan is not waited for again.
+        begun = [self._begin(trials[address]) for address in trials if self._is_over(address)]
+        concurrent.futures.wait(begun, TRIALS)
+        for address in trials:
+            reason = self._outcome(address)
             if reason is None:
                 self._doubted.discard(address)
             else:
                 trials[address].health, trials[address].health_reason = CRITICAL, reason
 
-    def _begin(self, address: str, device: Device) -> concurrent.futures.Future[str | None] | None:
-        """Begin a trial; None while the last one of this card runs, whose outcome will be stale."""
+    def _is_over(self, address: str) -> bool:
+        """Whether no trial of a card runs or has an outcome for this scan."""
         last = self._trials.get(address)
-        if last and not last.done():
-            return None
-        trial = functools.partial(self.validate, device)
-        self._trials[address] = threads.call(f'validate-{address}', trial)
-        return self._trials[address]
+        return last is None or last.future.done() and not last.valid
 
-    def _outcome(
-        self, address: str, trial: concurrent.futures.Future[str | None] | None
-    ) -> str | None:
+    def _begin(self, device: Device) -> concurrent.futures.Future[str | None]:
+        validate = functools.partial(self.validate, device)
+        trial = Trial(threads.call(f'validate-{device.address}', validate))
+        self._trials[str(device.address)] = trial
+        return trial.future
+
+    def _outcome(self, address: str) -> str | None:
         """Why a card has not passed its trial; None if it has."""
-        if trial is None or not trial.done():
+        trial = self._trials[address]
+        if not (trial.future.done() and trial.valid):
             return 'validation_timeout'
+        del self._trials[address]
         try:
-            return trial.result()
+            return trial.future.result()
         except BaseException as error:
             self.note(f'validate() of {address} failed: {error!r}')
             return 'validation_failed'

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 
 import pytest
@@ -85,25 +86,68 @@ def test_what_is_no_device_is_left_to_the_contract(acme):
     assert acme.look() == ('x', [])
 
 
-def test_a_trial_that_hangs_costs_one_scan_a_wait_and_no_other_card(acme, monkeypatch):
-    """While it runs, the card is not tried again; what it returns later is not believed."""
-    monkeypatch.setattr(driver, 'TRIALS', 0.01)
-    ended = threading.Event()
-    begun = []
+class Slow:
+    """A trial of Acme that takes longer than scans wait, until a test ends it."""
 
-    def hang(device):
-        begun.append(device)
-        return None if ended.wait(60) else 'acme_trial'
+    def __init__(self, acme: Acme, monkeypatch) -> None:
+        self.acme, self.begun, self.ended = acme, [], threading.Event()
+        monkeypatch.setattr(driver, 'TRIALS', 0.01)
+        self.patch = monkeypatch
+        acme.seen('critical')
+        acme.validate = self.hang
 
-    acme.seen('critical')
-    acme.validate = hang
+    def hang(self, device) -> str | None:
+        self.begun.append(device)
+        assert self.ended.wait(60)
+        return self.acme.outcome
+
+    def end(self) -> None:
+        """It ends; a later trial is waited for."""
+        self.ended.set()
+        self.acme._trials[ADDRESS].future.result(60)
+        self.patch.setattr(driver, 'TRIALS', 60)
+
+
+@pytest.fixture
+def slow(acme, monkeypatch):
+    made = Slow(acme, monkeypatch)
+    yield made
+    made.ended.set()
+
+
+@pytest.mark.parametrize(
+    ('outcome', 'seen'), [(None, ('ok', None)), ('acme_trial', ('critical', 'acme_trial'))]
+)
+def test_the_next_scan_takes_the_outcome_of_a_slow_trial(slow, acme, outcome, seen):
+    """As of a card with two chips whose tool takes seconds for each."""
+    acme.outcome = outcome
     assert [acme.seen('ok') for _ in range(3)] == [('critical', 'validation_timeout')] * 3
-    assert len(begun) == 1
-    ended.set()
-    acme._trials[ADDRESS].result(60)
-    acme.validate = lambda device: 'acme_trial'
-    monkeypatch.setattr(driver, 'TRIALS', 60)
+    slow.end()
+    assert acme.seen('warning') == (seen if outcome else ('warning', None))
+    assert len(slow.begun) == 1
+    # It is taken once: a card that failed is tried anew.
+    assert acme.seen('ok') == seen
+    assert len(slow.begun) == (2 if outcome else 1)
+
+
+@pytest.mark.parametrize('level', ['critical', 'unknown'])
+def test_an_outcome_from_before_another_bad_scan_does_not_count(slow, acme, level):
+    assert acme.seen('ok') == ('critical', 'validation_timeout')
+    acme.seen(level)
+    slow.end()
+    acme.outcome = 'acme_trial'
     assert acme.seen('ok') == ('critical', 'acme_trial')
+    assert len(slow.begun) == 2
+
+
+def test_a_trial_that_hangs_costs_one_scan_a_wait(slow, acme, monkeypatch):
+    acme.seen('ok')
+    waited = []
+    monkeypatch.setattr(concurrent.futures, 'wait', lambda found, time: waited.append(found))
+    assert acme.seen('ok') == ('critical', 'validation_timeout')
+    acme.seen('critical')
+    assert acme.seen('ok') == ('critical', 'validation_timeout')
+    assert (waited[:2], len(slow.begun)) == ([[], []], 1)
 
 
 def test_what_the_description_of_a_host_says_of_a_card_is_not_tried(acme):

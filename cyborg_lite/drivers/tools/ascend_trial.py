@@ -10,8 +10,6 @@ from cyborg_lite import driver
 from cyborg_lite.drivers.tools import ascend_nodes
 from cyborg_lite.drivers.tools import npu_smi
 
-#: The maximum time of the query of one chip, in seconds.
-TIMEOUT = 4.0
 #: The reason of a card of which npu-smi does not tell the health of each chip.
 NO_ANSWER = 'ascend_no_answer'
 
@@ -34,7 +32,7 @@ def outcome(
     if not numbers.issubset(nodes) and (nodes or not host.recorded):
         return 'ascend_no_node'
     try:
-        texts = [host.run('npu-smi', *question, timeout=TIMEOUT) for question in asked]
+        texts = [host.run('npu-smi', *question) for question in asked]
     except driver.ToolError:
         return NO_ANSWER
     health = driver.worst(*(npu_smi.parse_health(text or '') for text in texts))
