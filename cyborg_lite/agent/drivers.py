@@ -59,8 +59,10 @@ class Findings:
 
     devices: list[model.Device]
     drivers: dict[str, State]
-    #: how many scans each driver has made: a health that is reported again is the same sample
+    #: how many scans each driver has made
     looks: dict[str, int]
+    #: and how many of these are samples of health: see Scanner.take
+    samples: dict[str, int]
 
 
 #: The devices of a driver, its errors, and whether it looked at all cards.
@@ -79,12 +81,13 @@ class Scanner:
         """
         self.name = name
         self.answered = False
-        self.looks = 0
+        self.looks = self.samples = 0
         self.devices: list[model.Device] = []
         #: the devices of this driver's last complete scan: other drivers do not report them
         self.claims: contract.Seen = set()
         self.state = State()
         self.begun = 0.0
+        self._sampled = -math.inf
         self._driver = asked
         self._woken = woken
         self._future: concurrent.futures.Future[Answer] | None = None
@@ -118,7 +121,10 @@ class Scanner:
     def take(self, pause: float) -> None:
         """Store the answer, if there is one.
 
-        :param pause: the pause of the driver after a late answer, in seconds.
+        A scan that was asked for soon after the last one is no further sample of health: several
+        in a row have to show a fault that lasts.
+
+        :param pause: the pause of the driver after a late answer, in seconds: an interval.
         """
         future = self._future
         if future is None or not future.done():
@@ -127,6 +133,8 @@ class Scanner:
             self._paused_until = time.monotonic() + pause
         self._future, self._late, self.answered = None, False, True
         self.looks += 1
+        if self.begun - self._sampled >= pause / 2:
+            self.samples, self._sampled = self.samples + 1, self.begun
         if error := future.exception():
             self.devices = []
             self.state = State('degraded', f'discover() failed: {_tell(error)}')
@@ -273,8 +281,10 @@ class Drivers:
             if name in self._scanners:
                 self._scanners[name].take(interval)
                 devices += self._answer(self._scanners[name], owners, patience)
+        states = {name: self._states[name] for name in names}
         looks = {name: scanner.looks for name, scanner in self._scanners.items()}
-        return Findings(devices, {name: self._states[name] for name in names}, looks)
+        samples = {name: scanner.samples for name, scanner in self._scanners.items()}
+        return Findings(devices, states, looks, samples)
 
     def _answer(
         self, scanner: Scanner, owners: dict[tuple[str, str], str], patience: float

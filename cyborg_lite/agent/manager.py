@@ -152,6 +152,7 @@ class Manager:
                 interval=interval,
                 digest=hashlib.sha256(text).hexdigest(),
                 looks=findings.looks,
+                samples=findings.samples,
                 leases=self._left_out,
                 looked_after=self._looked_after,
                 **content,

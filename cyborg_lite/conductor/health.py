@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What follows from the health of a device, by a policy of the operator.
 
-A sample is what one look of a driver says of a device.  So many bad samples in a row have the
-policy applied, so many good ones in a row end that.  What all of these samples show is applied.  A
-sample that is unknown counts neither way.
+A sample is what one look of a driver says of a device, unless it was asked for soon after another.
+So many bad samples in a row have the policy applied, so many good ones in a row end that.  What all
+of these samples show is applied.  A sample that is unknown counts neither way.
 A new device has no good samples to weigh against: its first sample decides.
 
 The count is in the row, as that of absences is: it survives a restart of agents and conductors, and
@@ -129,7 +129,7 @@ def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool
     whether its holders have to be told.
 
     :param device: the row, whose health is still that of the report before.
-    :param fresh: whether the driver has looked since that report: else it says the same again.
+    :param fresh: whether it is a sample: whether the driver has looked since the last one.
     """
     before = device.health, device.health_reason, device.effects
     fault = _alert(device)
@@ -164,9 +164,12 @@ def _alert(device: model.Device) -> tuple[str | None, bool] | None:
     return (device.fault, bool(device.withheld)) if device.alerted else None
 
 
-def counts(device: model.Device) -> bool:
+def counts(device: model.Device, policy: Policy) -> bool:
     """Whether the next report must be processed even if it is equal: it is one more sample."""
-    return bool(device.streak) and device.health != healths.UNKNOWN
+    if device.health == healths.UNKNOWN:
+        return False
+    # What only a look showed that is no sample is still to be counted.
+    return bool(device.streak or _step(device, device.health, device.health_reason, policy))
 
 
 def inherit(device: model.Device, twin: model.Device) -> None:

@@ -39,6 +39,8 @@ class Frame(typing.TypedDict):
     drivers: dict[str, model.Facts]
     #: per driver how often it has looked; an agent of the release before does not say
     looks: typing.NotRequired[dict[str, int]]
+    #: and how many of these are samples of health; an agent of the release before does not say
+    samples: typing.NotRequired[dict[str, int]]
     #: see model.Host; an agent of the release before does not say
     access: typing.NotRequired[str | None]
     #: see model.Host; 0 if the host never says that a card is idle

@@ -64,7 +64,7 @@ def _reconcile(
     known = hosts.devices(session, host.name)
     held = hosts.held(session, host.name) if known else set()
     before = {part.rp_uuid: part.announced for device in known for part in device.deployables}
-    silent, looked = _silent(report), _looked(host, report)
+    silent, (looked, sampled) = _silent(report), _looked(host, report)
     pairs = [
         (found, device)
         for found, device in matching.pair(known, list(_found(report)))
@@ -100,6 +100,7 @@ def _reconcile(
         else:
             fresh = bool(_drivers(found) & looked)
             ignored |= _keep_use(found, same, held, report, fresh)
+            fresh = bool(_drivers(found) & sampled)
             news[same] = health.weigh(same, found, policy, fresh=fresh)
             _tell_moved(same, found)
             _move_lost(same, found)
@@ -112,7 +113,9 @@ def _reconcile(
         orm.attributes.set_committed_value(device, 'host', host)
     _tell(session, parts, before)
     notices.put(session, [each for each in news if news[each] and hosts.is_held(each, held)])
-    return not (waiting or ignored) and not any(_waits(device, held, absences) for device in known)
+    return not (waiting or ignored) and not any(
+        _waits(device, held, absences, policy) for device in known
+    )
 
 
 def _keep_use(
@@ -151,14 +154,14 @@ def _tell(
     outbox.put(session, outbox.PROVIDER, {each: outbox.retired(before[each]) for each in gone})
 
 
-def _waits(device: model.Device, held: set[int], absences: int) -> bool:
+def _waits(device: model.Device, held: set[int], absences: int, policy: health.Policy) -> bool:
     """Whether the next report has to look at this device, even if it says the same.
 
     A device that stays because an operator has decided something of it waits for another order.
     """
     if device.absences >= absences:
         return hosts.is_held(device, held)
-    return _is_missing(device) or health.counts(device)
+    return _is_missing(device) or health.counts(device, policy)
 
 
 def _is_missing(row: model.Base) -> bool:
@@ -303,16 +306,19 @@ def _silent(report: Report) -> dict[str, int]:
     }
 
 
-def _looked(host: model.Host, report: Report) -> set[str]:
-    """The drivers that have looked since the last report that was read; notes their looks.
+def _looked(host: model.Host, report: Report) -> tuple[set[str], set[str]]:
+    """The drivers that have looked since the last report that was read, and those of them whose
+    looks are samples of health; notes their looks.
 
     A report that is sent again, or early because one driver was late, tells of old looks.
     """
     if 'looks' not in report:
-        return set(report['drivers'])
-    looks = {name: [report.get('agent'), number] for name, number in report['looks'].items()}
+        return set(report['drivers']), set(report['drivers'])
+    agent, samples = report.get('agent'), report.get('samples', {})
+    looks = {name: [agent, n, samples.get(name, n)] for name, n in report['looks'].items()}
     known, host.looks = host.looks or {}, looks
-    return {name for name, look in looks.items() if look != known.get(name)}
+    looked = {name for name, look in looks.items() if look[:2] != known.get(name, [])[:2]}
+    return looked, {name for name in looked if looks[name][::2] != known.get(name, [])[::2]}
 
 
 def _drivers(device: model.Device) -> set[str]:

@@ -160,8 +160,8 @@ def _check_frame(report: dict[str, typing.Any]) -> None:
     if 'idle_after' in report:
         _number(report, 'idle_after', 0, 2**31 - 1)
     _check_drivers(report['drivers'])
-    if 'looks' in report:
-        _check_looks(report['looks'])
+    _check_counts('looks', report.get('looks', {}))
+    _check_counts('samples', report.get('samples', {}))
     _check_look(report)
     if not isinstance(report['devices'], list) or len(report['devices']) > DEVICES:
         raise ValueError(f'devices: expected a list of up to {DEVICES}')
@@ -208,13 +208,13 @@ def _check_drivers(drivers: typing.Any) -> None:
             raise ValueError(f'drivers: {name}: {error}') from error
 
 
-def _check_looks(looks: typing.Any) -> None:
-    if not isinstance(looks, dict) or len(looks) > DRIVERS:
-        raise ValueError(f'looks: expected a mapping of up to {DRIVERS}')
-    for name in looks:
+def _check_counts(field: str, counts: typing.Any) -> None:
+    if not isinstance(counts, dict) or len(counts) > DRIVERS:
+        raise ValueError(f'{field}: expected a mapping of up to {DRIVERS}')
+    for name in counts:
         if not _is_text(name, 255):
-            raise ValueError('looks: expected names of up to 255 printable characters')
-        _number(looks, name, 0, 2**63 - 1)
+            raise ValueError(f'{field}: expected names of up to 255 printable characters')
+        _number(counts, name, 0, 2**63 - 1)
 
 
 def _check_look(report: dict[str, typing.Any]) -> None:

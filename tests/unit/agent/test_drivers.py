@@ -323,6 +323,17 @@ def test_looks_are_counted_and_reports_are_not(load):
     assert looks == [{'good': 1}, {'good': 1}, {'good': 1}, {'good': 2}]
 
 
+def test_a_scan_soon_after_another_is_no_sample_of_health(load, monkeypatch):
+    """Three allocations that end in a second do not make a fault of one bad scan."""
+    loaded, clock = load(cards.Good), Clock(monkeypatch)
+    found = []
+    for later in (0, 1, 1, 1797, 1, 3600):
+        clock.now += later
+        findings = loaded.discover()
+        found.append((findings.looks['good'], findings.samples['good']))
+    assert found == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 3)]
+
+
 def test_findings_of_a_driver_are_logged_when_they_change(load, monkeypatch, caplog):
     caplog.set_level('INFO', 'cyborg_lite.agent.drivers')
     loaded = load(cards.Moody, cards.Raising)

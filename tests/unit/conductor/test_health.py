@@ -165,12 +165,38 @@ def test_a_look_that_is_reported_again_counts_once(conductor):
     assert conductor.device().withheld
 
 
+def test_a_look_that_is_no_sample_is_shown_and_does_not_count(conductor):
+    """An agent looks early when an allocation ends: what it sees has to last."""
+    sample(conductor, 'g', looks={'fake': 1}, samples={'fake': 1}, agent='a')
+    for look in (2, 3, 4, 5):
+        sample(conductor, 'b', looks={'fake': look}, samples={'fake': 1}, agent='a')
+        assert (conductor.device().health, conductor.device().streak) == ('critical', 0)
+    # The next ones count although they say the same.
+    for count in (2, 3, 4):
+        sample(conductor, 'b', looks={'fake': count + 4}, samples={'fake': count}, agent='a')
+    assert conductor.device().withheld
+    for look in (9, 10, 11):
+        sample(conductor, 'g', looks={'fake': look}, samples={'fake': 4}, agent='a')
+    assert conductor.device().withheld
+    for count in (5, 6, 7):
+        sample(conductor, 'g', looks={'fake': count + 7}, samples={'fake': count}, agent='a')
+    assert not conductor.device().withheld
+
+
+def test_a_good_look_that_is_no_sample_does_not_end_a_row_of_bad_ones(conductor):
+    sample(conductor, 'g', looks={'fake': 1}, samples={'fake': 1}, agent='a')
+    for look, (letter, count) in enumerate([('b', 2), ('b', 3), ('g', 3), ('b', 4)], 2):
+        sample(conductor, letter, looks={'fake': look}, samples={'fake': count}, agent='a')
+    assert conductor.device().withheld
+
+
+@pytest.mark.parametrize('field', ['looks', 'samples'])
 @pytest.mark.parametrize(
     'looks', [3, ['fake'], {'fake': -1}, {'fake': '1'}, {'fake': True}, {'': 1}, {'x' * 256: 1}]
 )
-def test_invalid_looks_are_refused(conductor, looks):
-    with pytest.raises(Exception, match='looks|expected a whole number'):
-        sample(conductor, 'g', looks=looks)
+def test_invalid_looks_are_refused(conductor, field, looks):
+    with pytest.raises(Exception, match=f'{field}|expected a whole number'):
+        sample(conductor, 'g', **{field: looks})
 
 
 def test_a_card_that_goes_missing_while_it_is_faulty_is_so_when_it_comes_back(conductor):
