@@ -185,15 +185,12 @@ class Allocations(rest.Controller):
         return row
 
     def _placed(self, rows: list[dict[str, typing.Any]]) -> list[dict[str, typing.Any]]:
-        """Add its position, and what it waits for, to each allocation that is queued."""
+        """Add its position to each allocation that is queued."""
         if any(row['state'] == 'queued' for row in rows):
             with rest.call().database.reader() as session:
-                places = db_queue.places(session)
+                positions = db_queue.positions(session)
             for row in rows:
-                if place := places.get(row['uuid']):
-                    row['position'] = place.position
-                    if place.coming:
-                        row['reason'] = f'{row["reason"].removesuffix(".")}; {place.coming}.'
+                row['position'] = positions.get(row['uuid'])
         return rows
 
     @rest.expose(wtypes.text, types.seconds)

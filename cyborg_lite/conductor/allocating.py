@@ -102,7 +102,7 @@ def create(
         else:
             store(session, row_of(ctxt, uuid, request, profile, digest), taken)
             return uuid, sorted(taken.providers)
-    reason = _refusal(session, wanted, request, choice, chooser)
+    reason = _refusal(session, ctxt, wanted, request, choice, chooser)
     row = row_of(ctxt, uuid, request, wanted.profiles[0], digest) | {'cause': reason[:255]}
     over_quota = len(chooser.over) == len(wanted.sets)
     serving.join(session, ctxt, wish_of(ctxt, request, wanted), row, over_quota)
@@ -135,13 +135,14 @@ def check(
     rank, lease, project = placing.policy(policy), request.get('lease'), ctxt.project_id or ''
     chooser = choosing.Chooser(session, project, wanted, kinds, request['hosts'], lease, rank)
     choice = chooser.choose()
-    explanation = _explain(session, wanted, request, choice, chooser.over)
+    explanation = _explain(session, ctxt, wanted, request, choice, chooser.over)
     _look_ahead(session, explanation, wanted, request, choice, chooser)
     return explanation
 
 
 def _refusal(
     session: orm.Session,
+    ctxt: context.RequestContext,
     wanted: reasons.Wanted,
     request: Request,
     choice: choosing.Choice,
@@ -156,7 +157,7 @@ def _refusal(
     first = next(iter(over.values()), None)
     if first is not None and request.get('queue') and not lasting:
         return first.message
-    explanation = _explain(session, wanted, request, choice, over)
+    explanation = _explain(session, ctxt, wanted, request, choice, over)
     if first is not None:
         raise exception.OverQuota(**first.kwargs, explanation=explanation)
     if not request.get('queue'):
@@ -169,6 +170,7 @@ def _refusal(
 
 def _explain(
     session: orm.Session,
+    ctxt: context.RequestContext,
     wanted: reasons.Wanted,
     request: Request,
     choice: choosing.Choice,
@@ -181,7 +183,7 @@ def _explain(
         for each in explanation['alternatives']:
             each['reason'] += f', and {choice.ahead} allocations wait for what is free'
     if chosen is None and len(over) < len(wanted.sets):
-        reasons.name_reservation(session, wanted, of_hosts, explanation)
+        reasons.name_reservation(session, wanted, of_hosts, explanation, ctxt.project_id)
     return explanation
 
 

@@ -285,13 +285,13 @@ def rows(
         )
     ).all()
     waits = {each.uuid for each in found if each.state == 'queued'}
-    places = db_queue.places(session) if waits else {}
+    positions = db_queue.positions(session) if waits else {}
     explained = waiting.explain_first(session, waits) if waits else {}
     return [
         {name: getattr(each, name) for name in columns}
         | {
             'reason': explained.get(each.uuid, each.reason),
-            'position': places[each.uuid].position if each.uuid in places else None,
+            'position': positions.get(each.uuid),
             'created_at': each.created_at.isoformat(),
             'starts_at': each.starts_at and each.starts_at.isoformat(),
             'lease_ends_at': each.lease_ends_at and each.lease_ends_at.isoformat(),

@@ -115,11 +115,17 @@ def _refuse(alternative: Explanation, over: str) -> None:
 
 
 def name_reservation(
-    session: orm.Session, wanted: Wanted, hosts: candidates.Hosts, explanation: Explanation
+    session: orm.Session,
+    wanted: Wanted,
+    hosts: candidates.Hosts,
+    explanation: Explanation,
+    project: str | None,
 ) -> None:
     """Say in the reasons which reservation comes first, if any keeps something from them.
 
     A lease that ends before may have it.
+
+    :param project: as for called().
     """
     short = [
         each
@@ -130,9 +136,45 @@ def name_reservation(
     if first is not None:
         for each in short:
             each['reason'] += (
-                f', and some are kept for reservation {first.allocation_uuid} from '
+                f', and some are kept for reservation {called(first, project)} from '
                 f'{base.iso(first.starts_at)}: a lease that ends before may have them'
             )
+
+
+def ending(
+    session: orm.Session,
+    wanted: Wanted,
+    hosts: candidates.Hosts,
+    explanation: Explanation,
+    over: collections.abc.Container[int],
+    project: str | None,
+) -> str:
+    """Which lease frees first what one of the alternatives can use; empty if none does.
+
+    An alternative that would not fit if all were free, or that a quota refuses, can use nothing.
+
+    :param over: the numbers of the alternatives that a quota refuses.
+    :param project: as for called().
+    """
+    useful = {
+        kind
+        for number, told in enumerate(explanation['alternatives'])
+        if told['fits_if_all_were_free'] and number not in over
+        for kind in wanted.sets[number].kinds
+    }
+    kinds = [wanted.kinds[kind] for kind in sorted(useful)]
+    first = candidates.first_ending(session, kinds, hosts) if kinds else None
+    if first is None:
+        return ''
+    return (
+        f'{first.amount} of {first.resource_class} {"comes" if first.amount == 1 else "come"} free '
+        f'when lease {called(first, project)} ends at {base.iso(first.lease_ends_at)}'
+    )
+
+
+def called(row: sa.Row[typing.Any], project: str | None) -> str:
+    """What an allocation is called: its uuid, and its name for those of its own project."""
+    return f'{row.uuid} {row.name}' if row.name and row.project_id == project else str(row.uuid)
 
 
 def said(explanation: Explanation) -> str:

@@ -202,11 +202,14 @@ def _refusal(
 
 
 def _in_words(row: sa.Row[typing.Any], project: str | None) -> str:
-    """An allocation in words; others than its project learn no name."""
-    named = f' {row.name}' if row.name and row.project_id == project else ''
+    """An allocation in words.
+
+    :param project: as for reasons.called().
+    """
     begins = f'from {base.iso(row.starts_at)} ' if row.state == 'reserved' else ''
     what = 'reservation' if row.starts_at else 'allocation'
-    return f'{what} {row.uuid}{named} ({row.amount} {begins}until {base.iso(row.lease_ends_at)})'
+    named = reasons.called(row, project)
+    return f'{what} {named} ({row.amount} {begins}until {base.iso(row.lease_ends_at)})'
 
 
 def _refuse_many(session: orm.Session, project: str) -> None:

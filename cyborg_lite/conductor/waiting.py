@@ -22,8 +22,8 @@ Row = sa.Row[typing.Any]
 
 
 def explain(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> str | None:
-    """What a queued allocation needs, and what is free for it; and the same of the first of its
-    queue, if that is another one that the caller may see.
+    """What a queued allocation needs, what is free for it, and which lease frees more of it first;
+    and what the first of its queue needs, if that is another one that the caller may see.
 
     None if it does not wait, or if a quota holds it up: then the stored reason names the quota.
     """
@@ -33,7 +33,11 @@ def explain(session: orm.Session, ctxt: context.RequestContext, uuid: str) -> st
         return None
     before = [row for row in rows[: rows.index(own)] if row.queue == own.queue]
     refused = next(iter(serving.refusals(session, [own]).values()), ())
-    return f'It waits: {_needs(session, own, refused)}{_behind(session, ctxt, before)}.'
+    wanted, over, explanation = _explained(session, own, refused)
+    hosts, project = own.wish['hosts'], own.project_id
+    ending = reasons.ending(session, wanted, hosts, explanation, over, project)
+    comes = f'; {ending}' if ending else ''
+    return f'It waits: {reasons.said(explanation)}{_behind(session, ctxt, before)}{comes}.'
 
 
 def explain_first(session: orm.Session, uuids: collections.abc.Collection[str]) -> dict[str, str]:
@@ -68,7 +72,19 @@ def _needs(
     refused: collections.abc.Iterable[exception.OverQuota | None] = (),
     near: bool = False,
 ) -> str:
-    """What an allocation needs, and what is free for it now.
+    """What an allocation needs, and what is free for it now: see _explained()."""
+    _, _, explanation = _explained(session, row, refused, near)
+    return reasons.said(explanation)
+
+
+def _explained(
+    session: orm.Session,
+    row: Row,
+    refused: collections.abc.Iterable[exception.OverQuota | None],
+    near: bool = False,
+) -> tuple[reasons.Wanted, dict[int, exception.OverQuota], reasons.Explanation]:
+    """What an allocation asks for, the limits that its alternatives would exceed, by their numbers,
+    and what is free for it now.
 
     :param refused: for each alternative the limit that it would exceed, or None.
     :param near: as for reasons.explain.
@@ -78,5 +94,5 @@ def _needs(
     over = {number: each for number, each in enumerate(refused) if each}
     wanted, of_hosts = reasons.Wanted([], list(kinds), sets), row.wish['hosts']
     explanation = reasons.explain(session, wanted, of_hosts, None, row.lease, over, near)
-    reasons.name_reservation(session, wanted, of_hosts, explanation)
-    return reasons.said(explanation)
+    reasons.name_reservation(session, wanted, of_hosts, explanation, row.project_id)
+    return wanted, over, explanation

@@ -288,10 +288,26 @@ def _matching(
 
 
 def first_kept(session: orm.Session, kinds: list[Kind], hosts: Hosts) -> sa.Row[typing.Any] | None:
-    """The first reservation that needs accelerators of these kinds: its uuid, and its start."""
-    named = [_promise.allocation_uuid, _promise.starts_at]
+    """The first reservation that needs accelerators of these kinds: its names, and its start."""
+    kind = model.Allocation
+    named = [kind.uuid, kind.name, kind.project_id, _promise.starts_at]
     query = _of_kinds(named, kinds, hosts).join(_promise, promises.CONCERNED)
+    query = query.join(kind, kind.uuid == _promise.allocation_uuid)
     query = query.order_by(_promise.starts_at, _promise.id)
+    return session.execute(query.limit(1)).one_or_none()
+
+
+def first_ending(
+    session: orm.Session, kinds: list[Kind], hosts: Hosts
+) -> sa.Row[typing.Any] | None:
+    """The lease whose end frees accelerators of these kinds first: its names, its end, and how many
+    of which class it frees.
+    """
+    kind, by = model.Allocation, _class.value.label('resource_class')
+    named = [kind.uuid, kind.name, kind.project_id, kind.lease_ends_at, by]
+    query = _held([*named, sa.func.count(_handle.id).label('amount')], kinds, hosts)
+    query = query.where(kind.lease_ends_at.is_not(None), *_USABLE).group_by(*named)
+    query = query.order_by(kind.lease_ends_at, kind.uuid, by)
     return session.execute(query.limit(1)).one_or_none()
 
 
@@ -313,10 +329,7 @@ def clashes(
     kept = _of_kinds(named, kinds, hosts).join(_promise, promises.CONCERNED)
     kept = kept.join(kind, kind.uuid == _promise.allocation_uuid)
     kept = kept.where(_promise.starts_at < end, _promise.ends_at > start)
-    held = _of_kinds(named, kinds, hosts)
-    held = held.join(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
-    held = held.join(kind, kind.uuid == model.ARQ.allocation_uuid)
-    held = held.where(kind.lease_ends_at > start)
+    held = _held(named, kinds, hosts).where(kind.lease_ends_at > start)
     found = [each for query in (kept, held) for each in session.execute(query.group_by(*shown))]
     return sorted(found, key=lambda row: (row.lease_ends_at, row.uuid))
 
@@ -343,6 +356,13 @@ def _of_kinds(columns: list[typing.Any], kinds: list[Kind], hosts: Hosts) -> sa.
     """These columns of the accelerators that match any of these kinds, on the hosts."""
     query = _joined(sa.select(*columns)).where(sa.or_(*map(_fits, kinds)))
     return query if hosts is None else query.where(_device.hostname.in_(hosts))
+
+
+def _held(columns: list[typing.Any], kinds: list[Kind], hosts: Hosts) -> sa.Select[typing.Any]:
+    """The same of those that an allocation holds, with columns of this."""
+    query = _of_kinds(columns, kinds, hosts)
+    query = query.join(model.ARQ, model.ARQ.attach_handle_id == _handle.id)
+    return query.join(model.Allocation, model.Allocation.uuid == model.ARQ.allocation_uuid)
 
 
 def counted(

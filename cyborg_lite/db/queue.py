@@ -13,7 +13,6 @@ from sqlalchemy import orm
 
 from cyborg_lite import model
 from cyborg_lite.db import query as queries
-from cyborg_lite.model import base
 from cyborg_lite.model import queue
 
 _waits = model.Allocation.state == 'queued'
@@ -22,25 +21,6 @@ _late = sa.and_(
 )
 #: Whether an allocation waits.
 ANY = sa.exists().where(_waits)
-#: How many leases are looked at.
-LEASES = 4096
-#: The leases that free accelerators of classes for which an allocation waits, by their ends.
-_ENDING = (
-    sa.select(
-        *(model.ARQ.resource_class, model.Allocation.uuid, model.Allocation.lease_ends_at),
-        sa.func.count(model.ARQ.id).label('amount'),
-    )
-    .join(model.ARQ, model.ARQ.allocation_uuid == model.Allocation.uuid)
-    .where(
-        model.Allocation.lease_ends_at.is_not(None),
-        model.ARQ.resource_class.in_(
-            sa.select(model.Allocation.queue).where(_waits).correlate(None)
-        ),
-    )
-    .group_by(model.ARQ.resource_class, model.Allocation.uuid, model.Allocation.lease_ends_at)
-    .order_by(model.Allocation.lease_ends_at, model.Allocation.uuid)
-    .limit(LEASES)
-)
 _ANY = sa.select(ANY.label('queued'), sa.exists().where(_late).label('late'))
 
 
@@ -109,36 +89,14 @@ def in_turn(rows: list[sa.Row[typing.Any]]) -> list[sa.Row[typing.Any]]:
     return [by_id[turn.id] for turn in turns]
 
 
-class Place(typing.NamedTuple):
-    """The place of an allocation that waits."""
-
-    #: in its queue, from 1
-    position: int
-    #: which lease frees accelerators of its class first, in words; None if no lease does, or if a
-    #: quota holds it up
-    coming: str | None
-
-
-def places(session: orm.Session) -> dict[str, Place]:
-    """By its uuid, the place of each allocation that waits.
+def positions(session: orm.Session) -> dict[str, int]:
+    """By its uuid, the position in its queue of each allocation that waits, from 1.
 
     What its quota holds up lets others pass: it comes last.
     """
-    turns = in_turn(waiting(session))
-    ends = {row.resource_class: row for row in reversed(queries.run(session, _ENDING).all())}
-    coming = {name: _in_words(row) for name, row in ends.items()}
-    found: dict[str, Place] = {}
+    found: dict[str, int] = {}
     counts: collections.Counter[str] = collections.Counter()
-    for row in sorted(turns, key=lambda row: row.over_quota):
+    for row in sorted(in_turn(waiting(session)), key=lambda row: row.over_quota):
         counts[row.queue] += 1
-        helps = None if row.over_quota else coming.get(row.queue)
-        found[row.uuid] = Place(counts[row.queue], helps)
+        found[row.uuid] = counts[row.queue]
     return found
-
-
-def _in_words(row: sa.Row[typing.Any]) -> str:
-    come = 'comes' if row.amount == 1 else 'come'
-    return (
-        f'{row.amount} of {row.resource_class} {come} free when lease {row.uuid} ends at '
-        f'{base.iso(row.lease_ends_at)}'
-    )

@@ -475,6 +475,7 @@ def test_what_is_over_its_quota_does_not_come_before(service, member):
     held = ask(service, 2)
     limit(service, CUSTOM_NPU=2)
     over = ask(service)
+    service.settle()
     member('other')
     later = ask(service, 2)
     assert show(service, later)['reason'] == NEEDS.format(2) + 'no CUSTOM_NPU is free.'
@@ -668,6 +669,37 @@ def test_what_a_quota_holds_up_is_told_of_no_lease_that_ends(service):
     waits = ask(service, 4)
     assert f'; 2 of CUSTOM_NPU come free when lease {lease} ends at ' in \
         show(service, waits)['reason']  # fmt: skip
+
+
+def test_only_a_lease_that_helps_is_named(service, member):
+    """Its accelerators are of the class, the traits and the hosts; others learn no name."""
+    npus(service, 1)
+    npus(service, 1, 'host-2', traits=['CUSTOM_B'])
+    held = [
+        service.api.post(PATH, body(hosts=[host], lease=lease, name=f'{host}-x')).json
+        for host, lease in (('host-1', 60), ('host-2', 7200))
+    ]
+    first, second = (f'lease {each["uuid"]} {each["name"]} ends at' for each in held)
+    other = [[{'resources': {'CUSTOM_NPU': 1}}]]
+    for wanted, named in (
+        ({}, first),
+        ({'hosts': ['host-2']}, second),
+        ({'traits': {'CUSTOM_B': 'required'}}, second),
+        ({'amount': 2, 'same_host': False}, first),
+        # None of them could be served if all were free.
+        ({'amount': 2}, None),
+        ({'resource_class': 'CUSTOM_NONE'}, None),
+        ({'hosts': ['host-9']}, None),
+        ({'resource_class': 'CUSTOM_NONE', 'alternatives': other}, first),
+    ):
+        said = show(service, ask(service, **wanted))['reason']
+        assert ('ends at' in said, (named or '') in said) == (named is not None, True), said
+    [device] = [each.uuid for each in service.rows(model.Device) if each.hostname == 'host-1']
+    assert service.api.post(f'/v2/devices/{device}/disable').status_int == 204
+    assert first not in show(service, ask(service))['reason']
+    member('other')
+    said = show(service, ask(service))['reason']
+    assert (held[1]['uuid'] in said, held[1]['name'] in said) == (True, False)
 
 
 def test_the_limit_that_is_exceeded_for_good_is_named(service):
