@@ -19,6 +19,7 @@ from sqlalchemy import orm
 
 from cyborg_lite import exception
 from cyborg_lite import model
+from cyborg_lite.conductor import journal
 from cyborg_lite.conductor import placing
 from cyborg_lite.conductor import profiles
 from cyborg_lite.conductor import topology
@@ -31,6 +32,9 @@ FILTERS = (
     'class', 'trait', 'hosts', *(s for s in accelerators.STATES if s != 'free'),
     candidates.RESERVED, 'quota', 'topology',
 )  # fmt: skip
+
+#: How many hosts a reason names, and how many characters of each.
+NAMED, LONGEST = 3, 64
 
 Explanation = dict[str, typing.Any]
 Rows = list[sa.Row[typing.Any]]
@@ -70,6 +74,9 @@ def explain(
         _alternative(rows, wanted.kinds, each, number == chosen or number in over)
         for number, each in enumerate(tried)
     ]
+    for each, of_set in zip(alternatives, tried, strict=True):
+        if each['reason'] and hosts is not None:
+            each['reason'] += _strange(rows, wanted.kinds, of_set, hosts)
     for number, refusal in over.items():
         _refuse(alternatives[number], refusal.message)
     return {'fits': chosen is not None and chosen not in over, 'alternatives': alternatives}
@@ -295,6 +302,26 @@ def _reason(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted, co
     if wanted.linked and not any(each.place.links for each in all_free(rows, kinds, wanted)):
         never = ', and no links between cards are known'
     return f'needs {needs}{where if len(wanted.kinds) > 1 else ""}: {free}{never}'
+
+
+def _strange(
+    rows: Rows,
+    kinds: list[candidates.Kind],
+    wanted: placing.Wanted,
+    hosts: collections.abc.Collection[str],
+) -> str:
+    """Which of the only hosts have nothing of a class, or do not exist: a name may be mistaken."""
+    text = ''
+    for name in dict.fromkeys(kinds[kind].resource_class for kind in wanted.kinds):
+        known = {row.hostname for row in rows if row.on_hosts and row.resource_class == name}
+        if strange := sorted({*hosts} - known):
+            first = ', '.join(journal.plain(each)[:LONGEST] for each in strange[:NAMED])
+            more = f' and {len(strange) - NAMED} more' if len(strange) > NAMED else ''
+            which, are, have = (
+                ('host', 'is', 'has') if len(strange) == 1 else ('hosts', 'are', 'have')
+            )
+            text += f'; {which} {first}{more} {are} unknown or {have} no {name}'
+    return text
 
 
 def _at_most(rows: Rows, kinds: list[candidates.Kind], wanted: placing.Wanted) -> str:

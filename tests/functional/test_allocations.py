@@ -570,6 +570,24 @@ def test_an_unknown_trait_is_told_from_a_held_card(service):
     assert 'no CUSTOM_NPU with CUSTOM_NPU_910X is known' in refused(answer, 409)
 
 
+def test_hosts_without_the_class_are_named(service):
+    """Their names may be mistaken; they come from the request, and are cut."""
+    service.report(npu('01'))
+    service.report(support.card('02'), host='host-2')
+    long = 'z' * 100
+    for named, said in (
+        (['host-1'], 'there would be 1 on one host.'),
+        (['host-1', 'host-2'], '; host host-2 is unknown or has no CUSTOM_NPU.'),
+        (['a\nb', long], f'; hosts a?b, {"z" * 64} are unknown or have no CUSTOM_NPU.'),
+        ([*'abcde'], '; hosts a, b, c and 2 more are unknown or have no CUSTOM_NPU.'),
+    ):
+        for queued in False, True:
+            body = {'groups': groups(2), 'hosts': named, 'queue': queued}
+            answer = allocate(service, body)
+            text = answer.json['reason'] if queued else refused(answer, 409)
+            assert text.endswith(said)
+
+
 def forms():
     device = npu('01')
     [part] = device.deployables

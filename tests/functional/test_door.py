@@ -97,7 +97,7 @@ def test_what_is_not_free_is_refused_as_by_an_agent(up, allocate):
     ('wanted', 'code', 'said'),
     [
         ({'resource_class': 'npu', 'host': 'elsewhere', 'wait': 0}, 409, 'be none on one host'),
-        ({'resource_class': 'npu', 'host': 'elsewhere'} | WAIT, 409, 'be none on one host'),
+        ({'resource_class': 'npu', 'host': 'elsewhere'} | WAIT, 409, 'host elsewhere is unknown'),
         ({'resource_class': 'npu', 'count': 9} | WAIT, 409, 'there would be 8 on one host'),
         ({'profile': 'nope'}, 404, 'Device profile nope not found'),
         ({'profile': 'nope', 'resource_class': 'npu'}, 400, 'expected a profile, or a resource'),
