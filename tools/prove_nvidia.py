@@ -43,8 +43,18 @@ from cyborg_lite.drivers import nvidia_gpu
 
 #: Where this has passed: the support matrix tells it.
 PROVED = (
-    ('nvidia_gpu', 'real card', 'an H100, whole, and the processes that use it, 2026-11-27'),
-    ('nvidia_gpu', 'real card', 'an H200, whole, and the processes that use it, 2026-11-27'),
+    (
+        'nvidia_gpu',
+        'real card',
+        'one, whole, and the processes that use it, 2026-11-27',
+        'NVIDIA H100 80GB HBM3',
+    ),
+    (
+        'nvidia_gpu',
+        'real card',
+        'one, whole, and the processes that use it, 2026-11-27',
+        'NVIDIA H200',
+    ),
 )
 #: What nvidia-smi is asked of each card.
 FACTS = ('index', 'pci.bus_id', 'name', 'uuid', 'memory.total')

@@ -62,11 +62,14 @@ LACKS = {
     'pci.ids, and the files are written as the sources of the kernel have them.',
     'intel_qat': 'Where a host hides its PCI bus, no QAT device is found.',
     'nvidia_gpu': 'No card in MIG mode was used: NVML is tested with a written library that has '
-    'the data of the captures. No capture has the directory mdev_supported_types: mediated '
-    'devices are tested with files as in the guide of NVIDIA, on the functions of the A2.',
-    'xilinx_fpga': 'The ids are compared with the table of XRT, of which all 43 functions that '
-    'manage a card are found with their function for users, but not the boards of Advantech '
-    '(vendor 13fe). Where a host hides its PCI bus, no card is found.',
+    'the data of the captures. nvidia-smi -q -x prints neither the names nor the UUIDs of MIG '
+    'instances: those of the A100 are made from the sizes that it prints. No capture has the '
+    'directory mdev_supported_types: mediated devices are tested with files as in the guide of '
+    'NVIDIA, on the functions of the A2.',
+    'xilinx_fpga': 'The ids are compared with the table of XRT: 42 of its 43 functions that '
+    'manage a card are found with their function for users. The table has none for 6a9f, which is '
+    'not found, nor are the boards of Advantech (vendor 13fe). Where a host hides its PCI bus, no '
+    'card is found.',
 }
 
 
@@ -105,7 +108,7 @@ def proved(tool: pathlib.Path) -> set[Evidence]:
     """The evidence of a tool, which runs on a machine with the card."""
     for node in ast.parse(tool.read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'PROVED':
-            return {Evidence(*each, models=()) for each in ast.literal_eval(node.value)}
+            return {Evidence(*each[:3], each[3:]) for each in ast.literal_eval(node.value)}
     raise ValueError(f'{tool}: expected PROVED')
 
 
@@ -115,7 +118,8 @@ def page(kinds: collections.abc.Iterable[type], found: set[Evidence]) -> str:
     for kind in kinds:
         text += f'\n``{kind.name}``\n{"=" * (len(kind.name) + 4)}\n\n'
         mine = sorted((e for e in found if e.driver == kind.name), key=_nearest)
-        text += _table(mine) if mine else 'Not tested with anything of a real card.\n'
+        named = bool(getattr(kind, 'models', {}))
+        text += _table(mine, named) if mine else 'Not tested with anything of a real card.\n'
         if issubclass(kind, pci.PciDriver):
             shown = {model for each in mine for model in each.models}
             text += _rest(sorted({*kind.models.values()} - shown))
@@ -128,12 +132,18 @@ def _nearest(each: Evidence) -> tuple[int, Evidence]:
     return HOW.index(each.how), each
 
 
-def _table(rows: list[Evidence]) -> str:
+def _table(rows: list[Evidence], named: bool) -> str:
+    """The table of one driver.
+
+    :param named: whether the driver has a table of models: else each card names itself.
+    """
     text = '.. list-table::\n   :header-rows: 1\n   :widths: 20 45 35\n\n'
     rows = [Evidence('', 'Tested with', 'What', ('Models',)), *rows]
     for each in rows:
-        models = ', '.join(each.models)
-        text += f'   * - {each.how}\n     - {each.what}\n     -{f" {models}" if models else ""}\n'
+        if named and not each.models:
+            raise ValueError(f'{each.driver}: {each.what}: expected models of its table')
+        models = ', '.join(each.models) or 'no table of models'
+        text += f'   * - {each.how}\n     - {each.what}\n     - {models}\n'
     return text
 
 

@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import testing
@@ -23,6 +24,7 @@ from cyborg_lite.drivers import intel_qat
 from cyborg_lite.drivers import nic
 from cyborg_lite.drivers import nvidia_gpu
 from cyborg_lite.drivers import nvme_ssd
+from cyborg_lite.drivers import pci
 from cyborg_lite.drivers import xilinx_fpga
 from tests.unit.drivers import captures
 
@@ -190,6 +192,19 @@ def test_sysfs(tmp_path, capture, functions, expected):
     host = hosts.find(str(captures.path(capture)), tmp_path)
     assert len(host.tree.functions()) == functions
     assert found(host) == expected
+
+
+@evidence('pci', 'real capture', 'sysfs of a server with eight NEC Vector Engines')
+def test_cards_of_no_driver_are_found_by_a_device_spec(tmp_path):
+    host = hosts.find(str(captures.path('sysfs/32intel64-2p8co2t+8ve.tar.bz2')), tmp_path)
+    spec = {'vendor_id': '1bcf', 'product_id': '001c', 'resource_class': 've', 'model': 'VE'}
+    conf = options.new(pci__device_spec=[json.dumps(spec)])
+    cards = testing.discover(pci.PciDevices, host, conf)
+    places = ('1b', '1c', '1d', '1e', '3d', '3f', '40', '41')
+    assert [(c.address, c.numa_node, c.model, c.unusable) for c in cards] == [
+        (f'0000:{bus}:00.0', 0, 'VE', None) for bus in places
+    ]
+    assert {part.resource_class for card in cards for part in card.deployables} == {'CUSTOM_VE'}
 
 
 def test_cards_below_one_switch_share_bridges(tmp_path):

@@ -222,7 +222,9 @@ PROCESSOR = """\
 RELEASED = ['CUSTOM_HUAWEI_ASCEND_DRIVER_23', 'CUSTOM_HUAWEI_ASCEND_DRIVER_23_0_RC3']
 
 
-@pytest.mark.evidence('huawei_ascend', 'excerpt', 'a 310B1 that is the processor of its board')
+@pytest.mark.evidence(
+    'huawei_ascend', 'excerpt', 'a 310B1 that is the processor of its board', 'Ascend 310B'
+)
 def test_an_npu_that_is_the_processor_of_its_board(tmp_path):
     ssd = {'id': '144d:a80a', 'class': '010802', 'at': {'-1': ['0000:01:00.0']}}
     data = {'functions': [ssd], 'dev': ['davinci0', 'davinci_manager', 'svm0']}

@@ -45,6 +45,14 @@ def test_a_driver_is_described_only_as_far_as_no_test_shows_more():
     )
 
 
+def test_a_row_names_the_models_of_the_table():
+    shown = support.Evidence('acme', 'real capture', 'a server', ())
+    with pytest.raises(ValueError, match='acme: a server: expected models of its table'):
+        support.page([Acme], {shown})
+    unnamed = type('Unnamed', (Acme,), {'models': {}})
+    assert '     - a server\n     - no table of models\n' in support.page([unnamed], {shown})
+
+
 def test_marks_of_parameters_count():
     @pytest.mark.evidence('acme', 'real capture', 'one')
     @pytest.mark.parametrize('n', [1, pytest.param(2, marks=pytest.mark.evidence('acme'))])
