@@ -53,8 +53,9 @@ CONNECT, PAUSE = 10.0, 0.02
 #: The longest wait for an answer at once, in seconds: Python does not notice a signal that comes
 #: just before a wait until its end.
 TICK = 1.0
-#: The variables of a process that ``cyborg-lite run`` started.
-ALLOCATION, DEVICES = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES'
+#: The variables of a process that ``cyborg-lite run`` started: the last says what the others do not
+#: say of its lease.
+ALLOCATION, DEVICES, LEASE = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES', 'CYBORG_LEASE'
 
 Words = dict[str, typing.Any]
 
@@ -98,7 +99,10 @@ class Lease:
     @property
     def env(self) -> dict[str, str]:
         """The variables that limit the vendor's software to these accelerators."""
-        return {str(name): str(value) for name, value in self.views['process']['env'].items()}
+        found = {str(name): str(value) for name, value in self.views['process']['env'].items()}
+        # A process that has these variables knows its lease: see cyborg_lite.door.allocation().
+        known = {'uuid': self.uuid, 'name': self.name, 'host': self.host, 'variables': [*found]}
+        return found | {LEASE: json.dumps(known, separators=(',', ':'))}
 
     @property
     def problems(self) -> list[str]:

@@ -84,7 +84,10 @@ def allocate(
 
 
 def allocation() -> client.Lease | None:
-    """The lease that ``cyborg-lite run`` gave to this process or to an ancestor of it."""
+    """The lease that ``cyborg-lite run`` gave to this process or to an ancestor of it.
+
+    :raises cyborg_lite.client.Error: when a variable was changed so that it cannot be read.
+    """
     uuid, text = os.environ.get(client.ALLOCATION), os.environ.get(client.DEVICES)
     if not uuid or not text:
         return None
@@ -92,10 +95,25 @@ def allocation() -> client.Lease | None:
         devices = [dict(each) for each in json.loads(text)]
     except (ValueError, TypeError):
         raise client.Error(f'{client.DEVICES} is no list of objects', 400) from None
+    known = _known(uuid)
+    named = client.ALLOCATION, client.DEVICES, *known.get('variables', ())
+    variables = {each: os.environ[each] for each in named if each in os.environ}
     names = [each.get('name') or each.get('id') for each in devices]
     views = {
-        'process': {'env': {client.ALLOCATION: uuid, client.DEVICES: text}},
+        'process': {'env': variables},
         'spark': {'resources': [{'name': None, 'addresses': names}]},
     }
     path = os.environ.get(client.VARIABLE, '')
-    return client.Lease(uuid, None, platform.node(), devices, views, path)
+    host = known.get('host') or platform.node()
+    return client.Lease(uuid, known.get('name'), host, devices, views, path)
+
+
+def _known(uuid: str) -> client.Words:
+    """What the environment says of this lease; nothing if only its devices were handed on."""
+    try:
+        known: client.Words = {**json.loads(os.environ.get(client.LEASE) or '{}')}
+        known['variables'] = [str(each) for each in known.get('variables', ())]
+    except (ValueError, TypeError):
+        expected = 'an object whose variables are a list'
+        raise client.Error(f'Invalid {client.LEASE}: expected {expected}', 400) from None
+    return known if known.get('uuid') == uuid else {}

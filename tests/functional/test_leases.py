@@ -658,11 +658,33 @@ def test_from_python_without_a_wait(machine):
 
 
 def test_allocation_inside_a_process_that_run_started(machine):
-    script = 'import cyborg_lite; a = cyborg_lite.allocation(); print(a.uuid, a.addresses)'
-    _, out, err = machine.run('run', '-n', 2, '--', sys.executable, '-c', script)
-    uuid = out.split()[0]
+    """It is what allocate() would have returned, by the variables alone."""
+    script = (
+        'import cyborg_lite, json, os; a = cyborg_lite.allocation(); '
+        'print(json.dumps([a.uuid, a.name, a.host, a.addresses, a.env, dict(os.environ)]))'
+    )
+    words = '-n', 2, '--name', 'mine', '--', sys.executable, '-c', script
+    _, out, err = machine.run('run', *words)
+    uuid, name, host, addresses, env, environ = json.loads(out)
     assert uuid in err
+    assert (name, host) == ('mine', 'atlas-800t-a2')
+    assert env['ASCEND_RT_VISIBLE_DEVICES'].split(',') == addresses
+    assert env == {each: environ[each] for each in env}
+    assert {*env} >= {'CYBORG_ALLOCATION', 'CYBORG_DEVICES', 'CYBORG_LEASE'}
     assert cyborg_lite.allocation() is None
+
+
+def test_allocation_by_changed_variables(monkeypatch):
+    monkeypatch.setenv('CYBORG_ALLOCATION', 'a')
+    monkeypatch.setenv('CYBORG_DEVICES', '[{"id": "b"}]')
+    for text, name in (('', None), ('{"uuid": "z", "name": "n"}', None),
+                       ('{"uuid": "a", "name": "n", "variables": ["GONE"]}', 'n')):  # fmt: skip
+        monkeypatch.setenv('CYBORG_LEASE', text)
+        assert (cyborg_lite.allocation().name, cyborg_lite.allocation().addresses) == (name, ['b'])
+    for text in '[1]', '{', '3', '{"variables": 1}':
+        monkeypatch.setenv('CYBORG_LEASE', text)
+        with pytest.raises(client.Error, match='Invalid CYBORG_LEASE: expected an object'):
+            cyborg_lite.allocation()
 
 
 @pytest.mark.parametrize(
