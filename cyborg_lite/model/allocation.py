@@ -192,6 +192,14 @@ class Allocation(base.Base):
         nullable=True,
         doc='Its position in the queue of its resource class, from 1; null unless it is queued.',
     )
+    hosts = base.shown(
+        list,
+        'wish',
+        make=lambda wish: wish and wish['hosts'],
+        nullable=True,
+        doc='The only hosts that may serve it, while it is queued or reserved; null for all, and '
+        'in other states.',
+    )
     consumer = base.shown(
         dict,
         'consumer_type',

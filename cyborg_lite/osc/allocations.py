@@ -26,6 +26,7 @@ MORE = (
     'idle_since',
     'priority',
     'groups',
+    'hosts',
     'consumer',
     'container',
     'lease',

@@ -98,6 +98,18 @@ def test_an_allocation_waits_until_something_is_released(service):
     assert (row.queue, row.amount, row.over_quota) == (None, None, False)
 
 
+def test_the_hosts_of_what_waits_are_shown(service):
+    npus(service, 1)
+    first = ask(service, hosts=['host-1'])
+    waits, other = ask(service, hosts=['host-2', 'host-1']), ask(service)
+    found = service.api.get(PATH).json['allocations']
+    expected = {first: None, waits: ['host-2', 'host-1'], other: None}
+    assert {each['uuid']: each['hosts'] for each in found} == expected
+    assert {uuid: show(service, uuid)['hosts'] for uuid in expected} == expected
+    release(service, first)
+    assert (show(service, waits)['state'], show(service, waits)['hosts']) == ('active', None)
+
+
 def test_a_profile_is_remembered(service):
     npus(service, 1)
     first = ask(service)
