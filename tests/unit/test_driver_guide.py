@@ -18,7 +18,9 @@ from cyborg_lite.driver import pci
 from cyborg_lite.driver import testing
 from tests import inner
 from tests import pages
+from tests.unit.drivers import captures
 
+CARD = '0000:3b:00.0'
 GUIDE = pages.ROOT / 'doc/source/contributor/drivers.rst'
 
 
@@ -136,6 +138,66 @@ def test_virtual_functions(acme, guide):
     exec(guide('From nothing to a table', 'python')[0].text, names)
     [card] = testing.discover(names['AcmeNpu'], hosts.find('vf.yaml', acme / 'work'))
     assert len(card.deployables[0].attach_handles) == 4
+
+
+@pytest.fixture
+def one(tmp_path, guide):
+    """A driver of the guide, by its section and class, on a host with one card of these files."""
+
+    def make(section, name, **files):
+        card = captures.function(CARD, 'abcd:0001', driver='acme', files=files)
+        names = {}
+        for block in guide(section, 'python'):
+            exec(block.text, names)
+        return names[name](testing.Host(captures.host(tmp_path, [card])), options.new())
+
+    return make
+
+
+def health(subject):
+    [card] = subject.look()[0]
+    return card.health, card.health_reason
+
+
+def test_health(one):
+    subject = one('The health of a card', 'AcmeWithFan', acme_fan='failed')
+    assert health(subject) == ('critical', 'acme_fan')
+    file = subject.host.root / 'sys/bus/pci/devices' / CARD / 'acme_fan'
+    for text, level in (('rubbish', 'unknown'), ('ok', 'ok')):
+        file.write_text(text)
+        assert health(subject)[0] == level
+
+
+def test_a_trial_of_a_card(one):
+    subject = one('The health of a card', 'AcmeWithTrial', acme_fan='failed', acme_rpm='0')
+    assert health(subject) == ('critical', 'acme_fan')
+    files = subject.host.root / 'sys/bus/pci/devices' / CARD
+    (files / 'acme_fan').write_text('ok')
+    assert health(subject) == ('critical', 'acme_fan_stopped')
+    (files / 'acme_rpm').write_text('2400')
+    assert health(subject) == ('ok', None)
+
+
+def test_a_trial_of_a_device_without_a_pci_function(one):
+    subject = one('The health of a card', 'AcmeBoard')
+    tools = subject.host.tools
+    tools |= {'acme-smi health': 'failed', 'acme-smi selftest --read-only': 'failed'}
+    assert health(subject) == ('critical', None)
+    tools['acme-smi health'] = 'ok\n'
+    assert health(subject) == ('critical', 'acme_selftest')
+    tools['acme-smi selftest --read-only'] = 'passed\n'
+    assert health(subject) == ('ok', None)
+
+
+@pytest.mark.parametrize(
+    ('text', 'told'),
+    [('7: 2048 MiB\n8: 1 MiB\nx: y z\n9\n', {7: 2048, 8: 1}), ('x', {}), (None, None)],
+)
+def test_the_memory_of_processes(one, text, told):
+    files = {} if text is None else {'acme_memory': text}
+    subject = one('Processes that use a card', 'AcmeWithMemory', **files)
+    [card] = subject.look()[0]
+    assert card.memory == told
 
 
 @pytest.mark.parametrize(
