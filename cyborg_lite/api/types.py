@@ -168,7 +168,9 @@ class Moment(Argument):
         """
         text = value.upper()
         if not (text.isascii() and Moment.FORM.fullmatch(text)):
-            raise ValueError(f'{value} is no time')
+            raise ValueError(
+                f'expected a time in ISO 8601 such as 2027-01-28T09:00:00Z, not {value:.64}'
+            )
         found = datetime.datetime.fromisoformat(text)
         if found.tzinfo is None:
             return found

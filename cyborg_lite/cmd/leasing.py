@@ -36,6 +36,8 @@ ADVICE = {
     TOO_FEW: 'Leave out --nonblock to wait in line, or give --wait 30m in its place; "cyborg-lite '
     'ps" shows all cards',
     'not free in time': 'Ask for fewer with -n, or wait longer; "cyborg-lite ps" shows all cards',
+    'Invalid resource_class': 'Name it with --class; another host of this agent is named with '
+    '--host',
     'Device profile': '"openstack accelerator device profile list" lists them',
     'it cannot give': 'Ask for fewer with -n: "cyborg-lite reserve --list" lists them',
     'Reservation': '"cyborg-lite reserve --list" lists them',

@@ -35,6 +35,7 @@ CANONICAL = {
 _WORD = {'type': 'string', 'pattern': r'^[A-Za-z0-9_.:-]{1,255}\Z'}
 #: A time in UTC, as a client of this release sends it.
 _MOMENT = r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\Z'
+_TIME = 'a time in UTC such as 2027-01-28T09:00:00'
 _NUMBER = {'type': 'integer', 'minimum': 0, 'maximum': 2**63 - 1}
 
 #: What a process asks for.
@@ -57,7 +58,7 @@ REQUEST: dict[str, typing.Any] = {
         **model.Allocation.LABELS,
         'queue': {'type': 'boolean'},
         'seconds': {'type': 'integer', 'minimum': 1, 'maximum': LONGEST},
-        'starts_at': {'type': 'string', 'pattern': _MOMENT},
+        'starts_at': {'type': 'string', 'pattern': _MOMENT, 'description': _TIME},
         'reservation': NAME,
         'addresses': {
             'type': 'array',
@@ -178,7 +179,9 @@ def _start(text: str) -> str:
     try:
         return datetime.datetime.fromisoformat(text).isoformat()
     except ValueError:
-        raise exception.Invalid(reason=f'Invalid starts_at: {text} is no time.') from None
+        raise exception.Invalid(
+            reason=f'Invalid starts_at: expected {_TIME}, not {text}.'
+        ) from None
 
 
 def _group(session: orm.Session, host: str, request: Row) -> dict[str, str]:
@@ -214,7 +217,6 @@ def _class(session: orm.Session, host: str, wanted: str | None) -> str:
         known = ', '.join(sorted(meant or classes))
         said = 'Which resource class is meant' if wanted is None or meant else f'No {wanted!r}'
         raise exception.Invalid(
-            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}. Name '
-            'it with --class; another host of this agent is named with --host.'
+            reason=f'Invalid resource_class: {said} on host {host}: expected one of {known}.'
         )
     return str(meant.pop())

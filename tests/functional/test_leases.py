@@ -690,7 +690,7 @@ def test_allocation_by_changed_variables(monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'said'),
     [
-        (['--class', 'gpu'], "No 'gpu' on host atlas-800t-a2: expected one of CUSTOM_NPU"),
+        (['--class', 'gpu'], 'expected one of CUSTOM_NPU. Name it with --class; '),
         (
             ['--profile', 'nope'],
             'Device profile nope not found. "openstack accelerator device profile list" lists',

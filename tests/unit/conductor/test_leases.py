@@ -472,6 +472,12 @@ def test_a_card_that_is_reserved_is_leased_to_its_user_until_then(conductor, age
     assert lease(conductor, agent, addresses=[ONE], seconds=600)['state'] == 'active'
 
 
+@pytest.mark.parametrize('text', ['tomorrow', '2027-02-30T09:00:00'])
+def test_the_form_of_a_start_is_told(conductor, agent, text):
+    with pytest.raises(exception.Invalid, match='starts_at.*expected a time in UTC such as 2027-'):
+        lease(conductor, agent, {'pid': 0}, count=2, starts_at=text, seconds=600)
+
+
 def test_a_card_in_parts_is_not_leased_to_its_user(conductor, agent):
     conductor.report(support.card('3b', 2), agent='agent-1')
     with pytest.raises(exception.Conflict, match='2 parts, and which of them'):
