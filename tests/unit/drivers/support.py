@@ -58,8 +58,8 @@ LACKS = {
     'huawei_ascend': 'The two dies of an Ascend 910_93 (Atlas A3) are two devices: see '
     ':doc:`index`.',
     'intel_gaudi': 'HLML is tested with a written library that has its documented calls.',
-    'intel_gpu': 'There is no captured tree of the kernel drivers xe or i915: the ids are from '
-    'pci.ids, and the files are written as the sources of the kernel have them.',
+    'intel_gpu': 'There is no captured tree of the kernel drivers xe or i915: the other ids are '
+    'from pci.ids, and the files are written as the sources of the kernel have them.',
     'intel_qat': 'Where a host hides its PCI bus, no QAT device is found.',
     'nvidia_gpu': 'No card in MIG mode was used: NVML is tested with a written library that has '
     'the data of the captures. nvidia-smi -q -x prints neither the names nor the UUIDs of MIG '

@@ -46,6 +46,37 @@ def test_virtual_functions_of_a_gpu(tmp_path):
     assert (part.resource_class, len(part.attach_handles)) == ('VGPU', 4)
 
 
+#: What lspci prints of a Flex 170 with one virtual function, of 31 that the driver i915 tells of.
+#: Source: intel/media-delivery, doc/virtualization.rst, "GPU SR-IOV Virtualization".
+FLEX = """\
+4d:00.0 Display controller [0380]: Intel Corporation Device [8086:56c0] (rev 08)
+4d:00.1 Display controller [0380]: Intel Corporation Device [8086:56c0] (rev 08)
+"""
+
+
+@pytest.mark.evidence(
+    'intel_gpu',
+    'vendor sample',
+    'lspci of a server with one, whole and with a virtual function',
+    'Intel Data Center GPU Flex 170',
+)
+def test_a_gpu_with_a_virtual_function_in_a_manual(tmp_path):
+    """The virtual function has the id of the card, and follows it."""
+    card, printed = captures.from_lspci(FLEX)
+    virtual = {'id': printed['id'], 'total': '31', 'enabled': '1'}
+    made = {'whole': card, 'split': card | {'virtual': virtual}}
+    found = {}
+    for name, function in made.items():
+        host = captures.host(tmp_path / name, [function])
+        [gpu] = testing.discover(intel_gpu.IntelGpu, host)
+        [part] = gpu.deployables
+        handles = [each.attach_info['function'] for each in part.attach_handles]
+        found[name] = (gpu.model, part.resource_class, handles)
+    assert [f.bdf for f in host.tree.functions()] == ['0000:4d:00.0', *printed['at']['0']]
+    flex = 'Intel Data Center GPU Flex 170'
+    assert found == {'whole': (flex, 'PGPU', ['0']), 'split': (flex, 'VGPU', ['1'])}
+
+
 LINK = {'current_link_width': '8', 'max_link_width': '8'}
 
 
