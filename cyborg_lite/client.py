@@ -57,6 +57,9 @@ TICK = 1.0
 #: say of its lease.
 ALLOCATION, DEVICES, LEASE = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES', 'CYBORG_LEASE'
 
+#: How the reason of a request begins if too few accelerators are free.
+WAITS = 'It waits: '
+
 Words = dict[str, typing.Any]
 
 
@@ -76,6 +79,15 @@ class TimedOut(Error):
 
     def __init__(self, text: str) -> None:
         super().__init__(text, 408)
+
+
+def late(cause: str | None) -> TimedOut:
+    """The error if too few accelerators were free until the timeout.
+
+    :param cause: why, if that is known.
+    """
+    said = 'it was not free in time'
+    return TimedOut(f'{said}: {cause.removeprefix(WAITS)}' if cause else said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +405,7 @@ def _conversation(
         except TimeoutError:
             if not answered:
                 raise Error(f'the agent at {path} does not answer') from None
-            raise TimedOut('it was not free in time') from None
+            raise late(None) from None
         except OSError as error:
             raise Error(f'the agent at {path} is gone: {error.strerror or error}') from None
         except (ValueError, TypeError):

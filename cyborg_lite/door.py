@@ -74,7 +74,11 @@ def allocate(
     words['queue'] = wait is None or wait > 0
     end = None if wait is None else time.monotonic() + wait
     if url is None:
-        return client.lease(client.find(socket), words, host=host, end=end)
+        last: client.Words = {}
+        try:
+            return client.lease(client.find(socket), words, host=host, end=end, told=last.update)
+        except client.TimedOut:
+            raise client.late(last.get('reason')) from None
     # Imported here: HTTP and TLS take long to load.
     from cyborg_lite import remote
     from cyborg_lite import renewing

@@ -76,10 +76,16 @@ class Service:
         return bool(self._credentials() or self._local)
 
     def ask(
-        self, method: str, path: str, body: client.Words | None = None, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: client.Words | None = None,
+        timeout: float = TIMEOUT,
+        **headers: str,
     ) -> client.Words:
         """The answer to a request.
 
+        :param timeout: that of each wait for the service, in seconds.
         :raises cyborg_lite.client.Error: when it is refused, or when there is no answer.
         """
         url = self._url(path)
@@ -92,7 +98,7 @@ class Service:
             request = urllib.request.Request(  # noqa: S310
                 f'{root}/v2/{path}', sent, self._credentials() | more, method=method
             )
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
+            with self._opener.open(request, timeout=timeout) as answer:
                 said = answer.read()
             return {**json.loads(said)} if said else {}
         except urllib.error.HTTPError as error:

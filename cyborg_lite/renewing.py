@@ -6,6 +6,7 @@ If the holder ends without a release, nobody renews its lease, and it ends soon.
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import dataclasses
 import functools
@@ -23,6 +24,8 @@ from cyborg_lite import remote
 LEASE, EVERY = 120, 30.0
 #: The longest wait for one answer, and the least time between two questions, in seconds.
 TURN, PAUSE = 20, 1.0
+#: The timeout of a request about what is given up, in seconds.
+SOON = 3.0
 #: The statuses of a renewal if the lease has ended, or is not to be renewed.
 ENDED = 404, 409
 #: The statuses beside those of the service's own errors that say nothing of the request itself.
@@ -82,8 +85,7 @@ def lease(
     try:
         found = _lease(service, _active(service, uuid, end), host)
     except BaseException:
-        with contextlib.suppress(client.Error):
-            service.ask('DELETE', f'allocations/{uuid}')
+        _give_up(service, lambda: uuid)
         raise
     client.refuse_unnamed(found)
     threading.Thread(target=found.renew, name=f'renew-{uuid}', daemon=True).start()
@@ -113,8 +115,8 @@ def _created(service: remote.Service, body: client.Words) -> client.Words:
     By its key the service answers the same request with the same allocation: if that is given up,
     it is found so, and deleted.
     """
-    key = {'Idempotency_Key': str(uuidlib.uuid4())}
-    post = functools.partial(service.ask, 'POST', 'allocations', body, **key)
+    key = str(uuidlib.uuid4())
+    post = functools.partial(service.ask, 'POST', 'allocations', body, Idempotency_Key=key)
     try:
         try:
             return post()
@@ -125,9 +127,17 @@ def _created(service: remote.Service, body: client.Words) -> client.Words:
         return post()
     except BaseException as error:
         if not isinstance(error, client.Error) or _is_passing(error):
-            with contextlib.suppress(client.Error):
-                service.ask('DELETE', f'allocations/{post()["uuid"]}')
+            _give_up(service, lambda: post(timeout=SOON)['uuid'])
         raise
+
+
+def _give_up(service: remote.Service, uuid: collections.abc.Callable[[], str]) -> None:
+    """Delete an allocation; if that fails, its lease ends soon after it is served.
+
+    What the caller is told is why it is given up, and nobody waits long for it.
+    """
+    with contextlib.suppress(Exception):
+        service.ask('DELETE', f'allocations/{uuid()}', timeout=SOON)
 
 
 def _is_passing(error: client.Error) -> bool:
@@ -138,6 +148,7 @@ def _is_passing(error: client.Error) -> bool:
 def _active(service: remote.Service, uuid: str, end: float | None) -> client.Words:
     """The allocation, once it holds what it asks for; an outage ends no wait."""
     seconds = 0
+    cause: str | None = None
     while True:
         asked = time.monotonic()
         try:
@@ -146,12 +157,13 @@ def _active(service: remote.Service, uuid: str, end: float | None) -> client.Wor
                 return found
             if found['state'] != 'queued':
                 raise client.Error(f'allocation {uuid} is {found["state"]}', 409)
+            cause = found.get('reason')
         except client.Error as error:
             if not _is_passing(error):
                 raise
         left = math.inf if end is None else end - time.monotonic()
         if left <= 0:
-            raise client.TimedOut('it was not free in time')
+            raise client.late(cause)
         if seconds:
             # Where too many wait, a service answers at once.
             time.sleep(max(0.0, min(left, PAUSE - (time.monotonic() - asked))))

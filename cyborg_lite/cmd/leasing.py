@@ -19,8 +19,8 @@ from cyborg_lite.cmd import times
 LATE = 124
 #: The timeout for the list of holders from the agent, in seconds.
 PATIENCE = 2.0
-#: How a reason begins if too few accelerators are free, and what it has if there are never enough.
-WAITS, NEVER = 'It waits: ', ('even if all were free', 'no links between cards are known')
+#: What a reason has if there are never enough accelerators.
+NEVER = ('even if all were free', 'no links between cards are known')
 #: How a refusal begins if too few accelerators are free.
 TOO_FEW = 'Cannot allocate: '
 #: What to type, by a text that a refusal has: the first that fits.
@@ -247,8 +247,8 @@ def take(
             told=told,
             host=arguments.host,
         )
-    except client.TimedOut as error:
-        raise client.TimedOut(f'{error}: {told.cause}' if told.cause else str(error)) from None
+    except client.TimedOut:
+        raise client.late(told.cause) from None
     for each in found.problems:
         say(each)
     return found
@@ -344,8 +344,8 @@ class _Waiting:
         holders = _holders(self._path, answer.get('host'), answer.get('reservation'))
         reason = str(answer.get('reason') or '')
         # Holders are named if the request waits for accelerators that would be sufficient.
-        busy = answer.get('in_use') or (reason.startswith(WAITS) and not _is_never(reason))
-        self.cause = holders if holders and busy else reason.removeprefix(WAITS)
+        busy = answer.get('in_use') or (reason.startswith(client.WAITS) and not _is_never(reason))
+        self.cause = holders if holders and busy else reason.removeprefix(client.WAITS)
         text += f': {self.cause}' if self.cause else ''
         if text != self._said:
             self._said = text

@@ -86,7 +86,7 @@ def test_what_is_not_free_is_refused_as_by_an_agent(up, allocate):
         with pytest.raises(client.Error, match='needs 1 of CUSTOM_NPU') as told:
             allocate('npu', wait=0)
         assert (type(told.value), told.value.code) == (client.Error, 409)
-        with pytest.raises(client.TimedOut):
+        with pytest.raises(client.TimedOut, match='not free in time: needs 1 of CUSTOM_NPU'):
             allocate('npu', wait=0.01)
     # What waited has left the queue.
     with allocate('npu', 8, wait=0):

@@ -635,7 +635,8 @@ def test_from_python(machine, monkeypatch):
         assert len(devices.addresses) == machine.held() == 2
         assert set(devices.env['ASCEND_RT_VISIBLE_DEVICES'].split(',')) == set(devices.addresses)
     assert not machine.held()
-    with machine.hold(8), pytest.raises(client.TimedOut):
+    said = 'it was not free in time: needs 1 of CUSTOM_NPU'
+    with machine.hold(8), pytest.raises(client.TimedOut, match=said):
         try:
             cyborg_lite.allocate(wait=0.2)
         finally:

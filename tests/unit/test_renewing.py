@@ -25,8 +25,10 @@ class Service:
     def __init__(self, *answers):
         self.answers = list(answers)
         self.asked = []
+        self.timeouts = []
 
-    def ask(self, method, path, body=None, **headers):
+    def ask(self, method, path, body=None, timeout=None, **headers):
+        self.timeouts.append(timeout)
         self.asked.append((method, path.partition('/')[2], body, headers))
         if 'deliveries' in path:
             return DELIVERY
@@ -78,6 +80,14 @@ def test_a_request_that_is_given_up_leaves_no_allocation(answers):
     *posts, (method, path, _, _) = service.asked
     assert posts == [posts[0]] * (len(answers) + 1)
     assert (method, path) == ('DELETE', UUID)
+    # Nobody waits long for what is given up.
+    assert service.timeouts == [None] * len(answers) + [renewing.SOON] * 2
+
+
+@pytest.mark.parametrize('answers', [[AWAY, KeyboardInterrupt()], [AWAY, AWAY]])
+def test_an_error_while_a_request_is_given_up_hides_no_other(answers):
+    with pytest.raises(type(answers[-1])):
+        lease(Service(*answers, OSError('it is gone')))
 
 
 def test_a_request_that_is_given_up_during_an_outage_is_an_error():
