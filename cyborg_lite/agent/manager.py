@@ -89,6 +89,8 @@ class Manager:
         # The sequence of the last report that was accepted, or the moment of a later call of
         # look(); and what it was when the look began of which is reported.
         self._heard = self._looked_after = 0
+        # Guards _heard: calls of look() have threads of their own.
+        self._hearing = threading.Lock()
         self._asked = threading.Event()
         self._notices = terminals.Notices()
         self._reminders = terminals.Reminders()
@@ -113,9 +115,14 @@ class Manager:
 
     def look_soon(self) -> None:
         """Scan and report the host soon."""
-        self._heard = max(self._heard, _sequence())
+        self._hear(_sequence())
         self._asked.set()
         self._worker.wake()
+
+    def _hear(self, moment: int) -> None:
+        """Note a moment; a look that begins later tells what is so after it."""
+        with self._hearing:
+            self._heard = max(self._heard, moment)
 
     def _report(self, ctxt: context.RequestContext, anew: bool) -> dict[str, typing.Any]:
         with self._reporting:
@@ -157,7 +164,7 @@ class Manager:
                 looked_after=self._looked_after,
                 **content,
             )
-            self._heard = max(self._heard, sequence)
+            self._hear(sequence)
             # Afterwards: the conductor knows the agent by now.
             self._tell_users(rogues)
             return typing.cast('dict[str, typing.Any]', content['drivers'])

@@ -170,6 +170,24 @@ def test_report_names_the_start_of_the_agent(agent, bus, host):
     assert first == second != other
 
 
+def test_a_call_to_look_is_not_forgotten_for_a_report(agent, bus):
+    """Both note a moment at once: the later one counts, whichever is written last."""
+    late = []
+
+    class Early(int):
+        def __gt__(self, other):
+            late.append(threading.Thread(target=agent.look))
+            late[0].start()
+            # Until it waits for this one, or has noted its moment.
+            late[0].join(0.2)
+            return super().__gt__(other)
+
+    agent._hear(Early(1))
+    late[0].join()
+    agent.report()
+    assert bus.reports[0]['looked_after'] > 1
+
+
 def test_digest_is_equal_if_and_only_if_the_content_is(agent, bus, host, monkeypatch):
     agent.report()
     agent.report()
