@@ -17,6 +17,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import allocating
+from cyborg_lite.conductor import leaving
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import taking
 from cyborg_lite.db import candidates
@@ -76,7 +77,7 @@ def _forget_use(session: orm.Session, host: str, addresses: collections.abc.Coll
     device = model.Device
     cards = device.hostname == host, device.address.in_(addresses), device.rogue.is_not(None)
     query.matched(session, sa.update(model.Host).where(model.Host.name == host).values(digest=None))
-    forget = sa.update(device).where(*cards).values(rogue=None, left_after=None)
+    forget = sa.update(device).where(*cards).values(leaving.NOTHING)
     return query.matched(session, forget)
 
 

@@ -469,16 +469,23 @@ def _unite(session: orm.Session, old: model.Host, new: model.Host) -> None:
 
 
 def _inherit(session: orm.Session, device: model.Device, twin: model.Device) -> None:
-    """Keep what an operator decided of the row that goes."""
+    """Keep what an operator decided of the row that goes, and its note."""
     if twin.status != 'enabled':
         device.status = twin.status
         device.revision += 1
+    inherit_note(device, twin)
     health.inherit(device, twin)
     others = {other.identity: other for other in twin.deployables}
     for part in device.deployables:
         if other := others.get(part.identity):
             _inherit_attributes(part, other)
     naming.number_traits(session, device.deployables)
+
+
+def inherit_note(device: model.Device, twin: model.Device) -> None:
+    """Keep the note of another row of the same card: see cyborg_lite.conductor.leaving."""
+    if twin.left_after:
+        device.rogue, device.left_after = twin.rogue, twin.left_after
 
 
 def _inherit_attributes(part: model.Deployable, other: model.Deployable) -> None:

@@ -94,6 +94,7 @@ def _reconcile(
             _tell_replaced(found, host, known)
             LOG.info('Device %s (%s) of host %s is new', found.address, found.model, host.name)
             found.host = host
+            ignored |= leaving.is_noted(found)
             health.begin(found, policy)
             session.add(found)
             known.append(found)
@@ -127,7 +128,7 @@ def _keep_use(
     :param fresh: whether its driver has looked since the last report.
     """
     is_held = hosts.is_held(same, held)
-    if same.left_after is not None:
+    if leaving.is_noted(same):
         return leaving.keep(found, same, report, is_held, fresh)
     # An agent does not know who holds it, unless it is a lease.
     ignored = is_held and bool(found.rogue)
@@ -210,15 +211,19 @@ def _name_new(session: orm.Session, host: model.Host, pairs: list[matching.Pair]
 
 
 def _inherit_orders(session: orm.Session, host: model.Host, pairs: list[matching.Pair]) -> None:
-    """What an operator disabled under an earlier name of the machine is disabled under this one."""
+    """What an operator disabled under an earlier name of the machine is disabled under this one,
+    and what an allocation left under that one is kept until it is closed.
+    """
     new = [found for found, device in pairs if device is None]
     if not new or host.machine is None:
         return
     earlier = model.Device.host.has(model.Host.renamed_to == host.name)
-    out = sa.or_(model.Device.status != 'enabled', model.Device.withheld)
+    noted = model.Device.left_after.is_not(None)
+    out = sa.or_(model.Device.status != 'enabled', model.Device.withheld, noted)
     for found, twin in matching.pair(query.find(session, model.Device, earlier, out), new):
         if twin is not None:
             found.status = twin.status
+            hosts.inherit_note(found, twin)
             health.inherit(found, twin)
 
 

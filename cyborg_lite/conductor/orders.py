@@ -10,6 +10,7 @@ from cyborg_lite import context
 from cyborg_lite import exception
 from cyborg_lite import model
 from cyborg_lite.conductor import hosts
+from cyborg_lite.conductor import leaving
 from cyborg_lite.conductor import outbox
 from cyborg_lite.conductor import queue
 from cyborg_lite.db import query
@@ -33,6 +34,8 @@ def set_status(
 ) -> list[str]:
     """Enable or disable a device.  The call is idempotent.
 
+    Who enables a disabled device says that nobody has it open whom an allocation has left there.
+
     :param seen: the revision of the device that the caller has read: a later order stays in force.
     :returns: the providers to send to Placement before the order is answered.
     :raises cyborg_lite.exception.NotFound: when there is no such device.
@@ -41,7 +44,10 @@ def set_status(
     device = query.get(session, model.Device, uuid, what='Device')
     since = [] if seen is None else [model.Device.revision == seen]
     order = sa.update(model.Device).where(model.Device.id == device.id, *since)
-    if query.matched(session, order.values(status=status, revision=model.Device.revision + 1)):
+    order = order.values(status=status, revision=model.Device.revision + 1)
+    if status == 'enabled' != device.status and leaving.is_noted(device):
+        order = order.values(leaving.NOTHING)
+    if query.matched(session, order):
         session.refresh(device)
         if device.absences:
             # The next report, even an equal one, deletes the device if nothing needs it.

@@ -159,9 +159,10 @@ def sweep(session: orm.Session, uuid: str) -> None:
     active = sa.select(model.Allocation.id).where(
         model.Allocation.uuid == uuid, model.Allocation.state == 'active'
     )
-    names = hosts.lock(session, _HOSTS, allocation=uuid)
+    found = hosts.locked(session, _HOSTS, allocation=uuid)
     if session.scalar(active) is None:
-        _free(session, uuid, names)
+        leaving.note(session, uuid, found)
+        _free(session, uuid, [name for name, _ in found])
 
 
 def forget(session: orm.Session, kept: int) -> None:
@@ -208,7 +209,7 @@ def _release(
         ended = _released('Its reservation ended.')
         query.matched(session, sa.update(model.Allocation).where(*leased).values(ended))
     if not closed:
-        leaving.note(session, allocation, [name for name, observes in found if observes])
+        leaving.note(session, uuid, found, allocation if drawn else None)
     names = [] if drawn else [name for name, _ in found]
     _free(session, uuid, names, private=profile is None)
     return True

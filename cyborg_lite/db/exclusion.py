@@ -121,6 +121,12 @@ def _under_old_name(device: type[model.Device] | types.SimpleNamespace) -> sa.Se
     )
 
 
+def held_under_old_name(allocation: sa.BindParameter[str]) -> Condition:
+    """That an allocation holds this device, or may, under an earlier name of its machine."""
+    held = _under_old_name(model.Device).where(_arq.allocation_uuid == allocation)
+    return held.correlate(model.Device).exists()
+
+
 def excludes(hostname: sa.BindParameter[str] | orm.InstrumentedAttribute[str]) -> Condition:
     """Whether a handle, of a host, may exclude others while it is held."""
     form = _siblings.where(
