@@ -21,6 +21,7 @@ import typing
 
 from oslo_config import cfg
 from oslo_db import exception as db_exception
+from oslo_service import systemd
 import sqlalchemy as sa
 
 from cyborg_lite import client
@@ -398,6 +399,8 @@ def _start(embedded: service.Embedded, web: server.Server) -> None:
     print(f'Looking for accelerators on {names}...', file=sys.stderr)
     embedded.end_others()
     embedded.start()
+    # Its sockets are there, and who connects is served once the first report is known.
+    systemd.notify_once()
     for agent in embedded.agents:
         while not (agent.manager.reported.wait(0.1) or web.stopped):
             pass

@@ -65,6 +65,19 @@ def test_open_to_everybody_without_authentication(up, address):
     )
 
 
+def test_systemd_is_told_once_the_sockets_are_there(tmp_path):
+    """As sd_notify(3) describes it."""
+    socket_ = tmp_path / 'agent.sock'
+    (tmp_path / 'up.conf').write_text(f'[agent]\nsocket = {socket_}\n')
+    arguments = '--host', 'hgx-8gpu', '--config-file', str(tmp_path / 'up.conf')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / 'notify'))
+        told.settimeout(process.BOUND)
+        with process.Up(tmp_path, *arguments, NOTIFY_SOCKET=str(tmp_path / 'notify')):
+            assert told.recv(100) == b'READY=1'
+            assert socket_.is_socket()
+
+
 @pytest.mark.parametrize('address', ['127.0.0.1', '127.8.9.1', '::1', 'localhost'])
 def test_loopback_is_let_through(up, address, monkeypatch):
     reached = []
