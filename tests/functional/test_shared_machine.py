@@ -2,7 +2,7 @@
 """The guide for one shared machine, block by block: what it says to type is typed.
 
 It is followed on a host that is described, by one user: test_shared_box.py and test_peers.py have
-several. What needs systemd or changes the machine is checked otherwise, where it stands below.
+several. What needs systemd or changes the machine is only read here: tests/machine has a machine.
 """
 
 import configparser
@@ -190,7 +190,7 @@ def test_a_program_that_leases_over_http(blocks, lab, service, monkeypatch):
 
 
 def test_the_unit_starts_what_the_guide_installs(blocks):
-    """It is not started: in tests/integration/test_systemd.py systemd verifies the unit."""
+    """It is started in tests/machine; in tests/integration/test_systemd.py systemd verifies it."""
     [_, _, configured, unit, reload, enable] = blocks['systemctl enable'].commands
     assert (unit[-2], unit[-1]) == (f'etc/systemd/{UNIT.name}', '/etc/systemd/system/')
     assert (reload[1:], enable[1:]) == (['daemon-reload'], ['enable', '--now', UNIT.stem])
@@ -235,7 +235,7 @@ def test_people_are_let_in(blocks, tmp_path):
 
 
 def test_the_kernel_can_be_told_to_refuse_others(blocks, tmp_path):
-    """The lines are valid: test_shared_box.py has device nodes."""
+    """The lines are valid: test_shared_box.py and tests/machine have device nodes."""
     (tmp_path / 'shared.conf').write_text(blocks['device_access = acl'].text)
     assert options.load(files=[str(tmp_path / 'shared.conf')]).agent.device_access == 'acl'
 
