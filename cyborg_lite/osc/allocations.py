@@ -155,14 +155,22 @@ class CreateAllocation(osc.Command, command.ShowOne):
         query = {'params': {'dry_run': 'true'}} if parsed_args.dry_run else {}
         answer = self.call('POST', '/allocations', json=_body(parsed_args), **headers, **query)
         found = answer.json()
-        if parsed_args.dry_run and not found['fits']:
-            reasons = [each['reason'] for each in found['alternatives']]
-            raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
         if parsed_args.dry_run:
-            found['alternatives'] = _Alternatives(found['alternatives'])
-        elif parsed_args.wait:
-            found = self._served(found)
-        return _one(found)
+            return self._tried(parsed_args, found)
+        return _one(self._served(found) if parsed_args.wait else found)
+
+    def _tried(self, parsed_args: argparse.Namespace, found: dict[str, typing.Any]) -> Shown:
+        """Show a dry run.
+
+        :raises osc_lib.exceptions.CommandError: after it is shown, when it does not fit.
+        """
+        alternatives = found['alternatives']
+        shown = _one(found | {'alternatives': _Alternatives(alternatives)})
+        if not found['fits']:
+            self.produce_output(parsed_args, *shown)
+            reasons = [each['reason'] for each in alternatives]
+            raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
+        return shown
 
     def _served(self, found: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """Wait until an allocation is not queued any more.

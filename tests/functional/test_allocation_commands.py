@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """openstack accelerator allocation create, over the SDK."""
 
+import json
+import sys
+import types
+
 from osc_lib import exceptions
 import pytest
 
@@ -104,6 +108,21 @@ def test_what_must_be_possible_is_refused(run, service):
     with pytest.raises(exceptions.CommandError, match='even if all were free'):
         run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=1', '--queue', '--possible')
     assert not service.rows(model.Allocation)
+
+
+def test_a_dry_run_that_does_not_fit_is_shown_and_fails(sdk, service, capsys):
+    service.report(support.card('3b'))
+    connection = types.SimpleNamespace(accelerator=sdk)
+    manager = types.SimpleNamespace(sdk_connection=connection)
+    command = allocations.CreateAllocation(
+        types.SimpleNamespace(client_manager=manager, stdout=sys.stdout), None
+    )
+    words = '--resource', 'FPGA=2', '--dry-run', '-f', 'json'
+    with pytest.raises(exceptions.CommandError, match='Cannot allocate: needs 2 of FPGA'):
+        command.run(command.get_parser('create').parse_args(words))
+    shown = json.loads(capsys.readouterr().out)
+    assert shown['fits'] is False
+    assert shown['alternatives'][0]['reason'].startswith('needs 2 of FPGA')
 
 
 def test_an_interrupted_wait_says_that_it_stays_queued(run, service, monkeypatch, capsys):
