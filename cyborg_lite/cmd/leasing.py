@@ -21,6 +21,8 @@ LATE = 124
 PATIENCE = 2.0
 #: What a reason has if there are never enough accelerators.
 NEVER = ('even if all were free', 'no links between cards are known')
+#: What a reason has if accelerators are in a state that does not end with a lease.
+BLOCKED = re.compile(r' \(\d+ [a-z ]+(, \d+ [a-z ]+)*\)')
 #: How a refusal begins if too few accelerators are free.
 TOO_FEW = 'Cannot allocate: '
 #: What to type, by a text that a refusal has: the first that fits.
@@ -217,8 +219,12 @@ def _is_never(text: str) -> bool:
 def advised(text: str, holders: str = '') -> str:
     """A refusal, the holders, and what to type, if that is known."""
     advice = next((words for known, words in ADVICE.items() if known in text), None)
-    said = f'{text.rstrip(".")}: {holders}' if holders else text
+    said = _with(text, holders) if holders else text
     return f'{said.rstrip(".")}. {advice}.' if advice else said
+
+
+def _with(text: str, holders: str) -> str:
+    return f'{text.rstrip(".")}: {holders}'
 
 
 def take(
@@ -345,7 +351,9 @@ class _Waiting:
         reason = str(answer.get('reason') or '')
         # Holders are named if the request waits for accelerators that would be sufficient.
         busy = answer.get('in_use') or (reason.startswith(client.WAITS) and not _is_never(reason))
-        self.cause = holders if holders and busy else reason.removeprefix(client.WAITS)
+        self.cause = reason.removeprefix(client.WAITS)
+        if holders and busy:
+            self.cause = _with(self.cause, holders) if BLOCKED.search(reason) else holders
         text += f': {self.cause}' if self.cause else ''
         if text != self._said:
             self._said = text

@@ -33,6 +33,8 @@ FILTERS = (
     candidates.RESERVED, 'quota', 'topology',
 )  # fmt: skip
 
+#: The states that do not end with a lease: a reason counts the accelerators in each.
+BLOCKED = tuple(s for s in accelerators.STATES if s not in ('free', 'held', 'excluded'))
 #: How many hosts a reason names, and how many characters of each.
 NAMED, LONGEST = 3, 64
 
@@ -346,13 +348,17 @@ def _named(kind: candidates.Kind) -> str:
 
 def _free(rows: Rows, kinds: list[candidates.Kind], kind: int) -> str:
     by_host: collections.Counter[str] = collections.Counter()
+    by_filter: collections.Counter[str] = collections.Counter()
     for row in rows:
+        by_filter[_filter(row, kinds, kind)] += row.amount
         if row.amount and _filter(row, kinds, kind) == 'left':
             by_host[row.hostname] += row.amount
+    counts = ', '.join(f'{by_filter[name]} {name}' for name in BLOCKED if by_filter[name])
+    blocked = f' ({counts})' if counts else ''
     if not by_host:
         # Waiting does not help where no card has the class or the traits.
-        fit = any(_filter(row, kinds, kind) not in ('class', 'trait') for row in rows)
-        return f'no {_named(kinds[kind])} {"is free" if fit else "is known"}'
+        fit = not by_filter.keys() <= {'class', 'trait'}
+        return f'no {_named(kinds[kind])} {"is free" if fit else "is known"}{blocked}'
     most, total = max(by_host.values()), sum(by_host.values())
     on = f'on {len(by_host)} host{"s" if len(by_host) > 1 else ""}'
-    return f'{total} of {kinds[kind].resource_class} free {on}, at most {most} on one'
+    return f'{total} of {kinds[kind].resource_class} free {on}, at most {most} on one{blocked}'

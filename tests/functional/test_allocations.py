@@ -542,7 +542,7 @@ def test_states_are_respected_and_shown(service, state):
     kind, values = STATES[state]
     change(service, kind, **values)
     answer = allocate(service)
-    assert 'no CUSTOM_NPU is free' in refused(answer, 409)
+    assert f'no CUSTOM_NPU is free (2 {state})' in refused(answer, 409)
     [request] = answer.json['errors'][0]['explanation']['alternatives'][0]['requests']
     # An accelerator counts for the first of its states, even if it is also held.
     assert request['removed'][state] == 2

@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sa
 
 from cyborg_lite import accounts
 from cyborg_lite import client
+from cyborg_lite import model
 from cyborg_lite.agent import processes
 from tests.functional import test_leases
 from tests.unit.cmd import process
@@ -78,6 +80,22 @@ def test_scenario_6_one_is_free_and_two_are_asked_for(machine):
     holder.kill()
     out, _ = waiting.communicate(timeout=BOUND)
     assert (waiting.returncode, len(json.loads(out))) == (0, 2)
+
+
+def test_a_wait_says_that_a_card_is_faulty_and_who_holds_the_others(alone):
+    machine = alone()
+    holder = machine.hold(6)
+    free = machine.service.api.get('/v2/accelerators?free=true').json['accelerators']
+    sick = sa.update(model.Device).where(model.Device.uuid == free[0]['device_uuid'])
+    with machine.service.database.writer() as session:
+        session.execute(sick.values(withheld=True, fault='critical: xid_79'))
+    waiting = machine.command('run', '-n', 2, '--', 'true')
+    assert waiting.stderr.readline() == (
+        'cyborg-lite: waiting at place 1: needs 2 of CUSTOM_NPU on one host: 1 of CUSTOM_NPU free '
+        'on 1 host, at most 1 on one (1 faulty): held by '
+        f'{accounts.name(os.getuid())} {holder.pid} sleep (6)\n'
+    )
+    waiting.kill()
 
 
 def queued(machine, count, *arguments):
