@@ -42,7 +42,7 @@ def receive(
 ) -> None:
     """Make the rows of a host equal to a report; nothing if it is late.
 
-    :param absences: after how many reports without it a device is deleted.
+    :param absences: after how many looks without it a device is deleted.
     :param policy: what follows from the health of a device.
     """
     host = hosts.claim(session, report)
@@ -65,6 +65,8 @@ def _reconcile(
     held = hosts.held(session, host.name) if known else set()
     before = {part.rp_uuid: part.announced for device in known for part in device.deployables}
     silent, (looked, sampled) = _silent(report), _looked(host, report)
+    # Their last look is known, or came soon after another: it is no further absence.
+    early = report.get('looks', {}).keys() - sampled
     pairs = [
         (found, device)
         for found, device in matching.pair(known, list(_found(report)))
@@ -74,7 +76,7 @@ def _reconcile(
     gone = [
         device
         for device in known
-        if id(device) not in present and not _stays(device, silent, held, absences, policy)
+        if id(device) not in present and not _stays(device, silent, early, held, absences, policy)
     ]
     for device in gone:
         known.remove(device)
@@ -333,6 +335,7 @@ def _drivers(device: model.Device) -> set[str]:
 def _stays(
     device: model.Device,
     silent: dict[str, int],
+    early: set[str],
     held: set[int],
     absences: int,
     policy: health.Policy,
@@ -347,7 +350,8 @@ def _stays(
     if mute := silent.keys() & _drivers(device):
         health.silence(device, max(silent[name] for name in mute), policy)
         return True
-    device.absences = min(device.absences + 1, absences)
+    if not device.absences or early.isdisjoint(_drivers(device)):
+        device.absences = min(device.absences + 1, absences)
     if device.absences < absences or _is_kept(device, held):
         return True
     LOG.info('Device %s of host %s is gone', device.address, device.hostname)

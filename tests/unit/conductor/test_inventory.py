@@ -134,6 +134,17 @@ def test_absences_in_a_row_are_what_counts(conductor):
     assert (conductor.device().uuid, conductor.device().absences) == (uuid_, 0)
 
 
+def test_a_look_soon_after_another_is_no_further_absence(conductor):
+    """What is missing for some seconds, in which leases end, keeps its row."""
+    [name] = direct.OK
+    conductor.report(card(), looks={name: 1}, samples={name: 1})
+    found = []
+    for look, sample in ((2, 1), (3, 1), (4, 1), (5, 2), (5, 2), (6, 3)):
+        conductor.report(looks={name: look}, samples={name: sample})
+        found.append([device.absences for device in conductor.rows(model.Device)])
+    assert found == [[1], [1], [1], [2], [2], []]
+
+
 def test_absences_option(database_url):
     conductor = direct.Conductor(database_url, conductor__absences=1)
     conductor.report(card())
