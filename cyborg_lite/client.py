@@ -59,6 +59,10 @@ ALLOCATION, DEVICES, LEASE = 'CYBORG_ALLOCATION', 'CYBORG_DEVICES', 'CYBORG_LEAS
 
 #: How the reason of a request begins if too few accelerators are free.
 WAITS = 'It waits: '
+#: How a refusal begins for the same reason.
+TOO_FEW = 'Cannot allocate: '
+#: What both have if there are never enough accelerators.
+NEVER = ('even if all were free', 'no links between cards are known')
 
 Words = dict[str, typing.Any]
 
@@ -79,6 +83,11 @@ class TimedOut(Error):
 
     def __init__(self, text: str) -> None:
         super().__init__(text, 408)
+
+
+def is_never(text: str) -> bool:
+    """Whether there would be too few even if all were free, by a reason or a refusal."""
+    return any(each in text for each in NEVER)
 
 
 def late(cause: str | None) -> TimedOut:

@@ -19,28 +19,28 @@ from cyborg_lite.cmd import times
 LATE = 124
 #: The timeout for the list of holders from the agent, in seconds.
 PATIENCE = 2.0
-#: What a reason has if there are never enough accelerators.
-NEVER = ('even if all were free', 'no links between cards are known')
 #: What a reason has if accelerators are in a state that does not end with a lease.
 BLOCKED = re.compile(r' \(\d+ [a-z ]+(, \d+ [a-z ]+)*\)')
-#: How a refusal begins if too few accelerators are free.
-TOO_FEW = 'Cannot allocate: '
 #: What to type, by a text that a refusal has: the first that fits.
 ADVICE = {
     'Quota exceeded': 'Ask for fewer with -n, or ask an administrator for more: "openstack '
     'accelerator quota show" lists your limits',
     **dict.fromkeys(
-        NEVER,
-        'Change -n, --trait, --same-numa or --linked: "cyborg-lite ps" lists the cards',
+        client.NEVER,
+        'Change -n, --trait, --same-numa or --linked: "cyborg-lite ps -f json" lists the cards '
+        'with their traits and NUMA nodes',
     ),
     'kept for reservation': 'Take them for a time that ends before, with "cyborg-lite alloc '
-    '--for", or leave out --nonblock to wait; "cyborg-lite reserve --list" lists the times',
-    TOO_FEW: 'Leave out --nonblock to wait in line, or give --wait 30m in its place; "cyborg-lite '
-    'ps" shows all cards',
+    '--for"; "cyborg-lite reserve --list" lists the times',
+    client.TOO_FEW: '"cyborg-lite ps" shows all cards',
     'not free in time': 'Ask for fewer with -n, or wait longer; "cyborg-lite ps" shows all cards',
+    'a reservation has its accelerators already': 'Give no --class, --profile, --trait, '
+    '--same-numa or --linked with --reservation',
     'Invalid resource_class': 'Name it with --class; another host of this agent is named with '
     '--host',
     'Device profile': '"openstack accelerator device profile list" lists them',
+    'holds nothing yet': '"cyborg-lite reserve --list" lists the times',
+    'are left: expected': 'Ask for fewer with -n; "cyborg-lite ps" shows who uses the others',
     'it cannot give': 'Ask for fewer with -n: "cyborg-lite reserve --list" lists them',
     'Reservation': '"cyborg-lite reserve --list" lists them',
     'overlaps with': 'Choose another --at, or fewer with -n: "cyborg-lite reserve --list" lists '
@@ -51,6 +51,9 @@ ADVICE = {
     'when something is reserved',
     'already exists': 'Choose another --name, or release that first with "cyborg-lite release"',
 }
+#: What to type first after --nonblock, and for which of these texts.
+QUEUE = 'Leave out --nonblock to wait in line, or give --wait 30m in its place'
+QUEUED = ('kept for reservation', client.TOO_FEW, 'holds nothing yet', 'are left: expected')
 #: The maximum number of holders that are named, and of characters of a note.
 NAMED, NOTE = 4, 40
 
@@ -205,22 +208,19 @@ def attempt(
 def _refusal(error: client.Error, arguments: argparse.Namespace) -> str:
     """The text of an error and what to type; if too few were free, with the holders."""
     text = str(error)
-    busy = text.startswith(TOO_FEW) and not _is_never(text)
+    busy = text.startswith(client.TOO_FEW) and not client.is_never(text)
     holders = _holders(client.find(arguments.socket), arguments.host) if busy else ''
     # What others write of themselves gives no advice.
-    return advised(text, holders)
+    return advised(text, holders, arguments.nonblock)
 
 
-def _is_never(text: str) -> bool:
-    """Whether there would be too few even if all were free."""
-    return any(each in text for each in NEVER)
-
-
-def advised(text: str, holders: str = '') -> str:
+def advised(text: str, holders: str = '', nonblock: bool = False) -> str:
     """A refusal, the holders, and what to type, if that is known."""
-    advice = next((words for known, words in ADVICE.items() if known in text), None)
+    known = next((known for known in ADVICE if known in text), None)
+    advice = [QUEUE] if nonblock and known in QUEUED else []
+    advice += [ADVICE[known]] if known else []
     said = _with(text, holders) if holders else text
-    return f'{said.rstrip(".")}. {advice}.' if advice else said
+    return f'{said.rstrip(".")}. {"; ".join(advice)}.' if advice else said
 
 
 def _with(text: str, holders: str) -> str:
@@ -350,7 +350,9 @@ class _Waiting:
         holders = _holders(self._path, answer.get('host'), answer.get('reservation'))
         reason = str(answer.get('reason') or '')
         # Holders are named if the request waits for accelerators that would be sufficient.
-        busy = answer.get('in_use') or (reason.startswith(client.WAITS) and not _is_never(reason))
+        busy = answer.get('in_use') or (
+            reason.startswith(client.WAITS) and not client.is_never(reason)
+        )
         self.cause = reason.removeprefix(client.WAITS)
         if holders and busy:
             self.cause = _with(self.cause, holders) if BLOCKED.search(reason) else holders

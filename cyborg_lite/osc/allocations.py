@@ -13,6 +13,7 @@ from osc_lib import exceptions
 from osc_lib.cli import format_columns
 from osc_lib.command import command
 
+from cyborg_lite import client
 from cyborg_lite import osc
 
 COLUMNS = (
@@ -153,7 +154,10 @@ class CreateAllocation(osc.Command, command.ShowOne):
         key = parsed_args.idempotency_key
         headers = {'headers': {'Idempotency-Key': key}} if key is not None else {}
         query = {'params': {'dry_run': 'true'}} if parsed_args.dry_run else {}
-        answer = self.call('POST', '/allocations', json=_body(parsed_args), **headers, **query)
+        try:
+            answer = self.call('POST', '/allocations', json=_body(parsed_args), **headers, **query)
+        except exceptions.CommandError as error:
+            raise type(error)(_with_hint(str(error), parsed_args)) from None
         found = answer.json()
         if parsed_args.dry_run:
             return self._tried(parsed_args, found)
@@ -169,7 +173,7 @@ class CreateAllocation(osc.Command, command.ShowOne):
         if not found['fits']:
             self.produce_output(parsed_args, *shown)
             reasons = [each['reason'] for each in alternatives]
-            raise exceptions.CommandError('Cannot allocate: ' + '; or '.join(reasons) + '.')
+            raise exceptions.CommandError(f'{client.TOO_FEW}{"; or ".join(reasons)}.')
         return shown
 
     def _served(self, found: dict[str, typing.Any]) -> dict[str, typing.Any]:
@@ -194,6 +198,13 @@ class CreateAllocation(osc.Command, command.ShowOne):
         if found['state'] != 'active':
             raise exceptions.CommandError(f'Allocation {found["uuid"]}: {found["reason"]}')
         return found
+
+
+def _with_hint(refusal: str, given: argparse.Namespace) -> str:
+    """The text of a refusal; if --queue is missing that --wait waits for, it says so."""
+    short = refusal.startswith(client.TOO_FEW) and not client.is_never(refusal)
+    missing = short and given.wait and not given.queue
+    return f'{refusal} Give --queue with --wait to wait in the queue.' if missing else refusal
 
 
 class _Accelerators(formattable.FormattableColumn[typing.Any]):

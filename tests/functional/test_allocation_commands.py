@@ -110,6 +110,22 @@ def test_what_must_be_possible_is_refused(run, service):
     assert not service.rows(model.Allocation)
 
 
+@pytest.mark.parametrize(
+    ('words', 'hint'),
+    [(('--resource', 'FPGA=1', '--wait'), True), (('--resource', 'FPGA=99', '--wait'), False),
+     (('--resource', 'FPGA=1'), False)],
+)  # fmt: skip
+def test_a_wait_without_the_queue_says_how_to_wait(run, service, words, hint):
+    """Not if it would wait for ever."""
+    service.report(support.card('3b'))
+    run(allocations.CreateAllocation, '--resource', 'FPGA=1')
+    with pytest.raises(exceptions.CommandError) as raised:
+        run(allocations.CreateAllocation, *words)
+    said = str(raised.value)
+    assert said.startswith('Cannot allocate: needs ')
+    assert said.endswith('. Give --queue with --wait to wait in the queue.') is hint
+
+
 def test_a_dry_run_that_does_not_fit_is_shown_and_fails(sdk, service, capsys):
     service.report(support.card('3b'))
     connection = types.SimpleNamespace(accelerator=sdk)

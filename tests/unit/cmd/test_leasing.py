@@ -125,11 +125,32 @@ def test_words_are_checked_as_the_service_checks_them():
             'Active allocation with name job already exists.',
             'Choose another --name, or release that first with "cyborg-lite release"',
         ),
+        (
+            'Invalid resource_class: a reservation has its accelerators already; expected at most',
+            'Give no --class, --profile, --trait, --same-numa or --linked with --reservation.',
+        ),
         ("no lease of 'job'", '"cyborg-lite ps" shows who holds what, and "cyborg-lite reserve '),
     ],
 )
 def test_a_refusal_says_what_to_type(text, advice):
     assert leasing.advised(text).startswith(f'{text.rstrip(".")}. {advice}')
+
+
+@pytest.mark.parametrize('nonblock', [False, True])
+@pytest.mark.parametrize(
+    ('text', 'waits', 'advice'),
+    [
+        ('Cannot allocate: no npu is free.', True, '"cyborg-lite ps" shows all cards'),
+        ('It was, and some are kept for reservation x.', True, 'Take them for a time that ends be'),
+        ('Reservation x holds nothing yet: It starts.', True, '"cyborg-lite reserve --list" lists'),
+        ('1 are left: expected at least 2.', True, 'Ask for fewer with -n; "cyborg-lite ps" shows'),
+        ('Cannot allocate: even if all were free no.', False, 'Change -n, --trait, --same-numa '),
+        ('Reservation x not found.', False, '"cyborg-lite reserve --list" lists them'),
+    ],
+)
+def test_only_after_nonblock_a_refusal_says_to_wait(text, waits, advice, nonblock):
+    wait = f'{leasing.QUEUE}; ' if waits and nonblock else ''
+    assert leasing.advised(text, '', nonblock).startswith(f'{text} {wait}{advice}')
 
 
 def test_an_empty_command(capsys):
