@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -34,6 +35,8 @@ CSV = (
     'arq_uuid', 'instance_uuid', 'allocation_uuid', 'project_id', 'user_name', 'held_since',
     'health', 'health_reason', 'claimed_name', 'note', 'container',
 )  # fmt: skip
+#: The widest that HOLDER becomes where there is room, for a pid beside a claimed name.
+HOLDER = 32
 #: The columns of what holds an accelerator, shown where there is room, and their widths: the kernel
 #: keeps 15 characters of a command.
 MORE = {
@@ -180,12 +183,13 @@ def _nothing(service: reading.Service) -> str:
 
 def _table(rows: list[Row]) -> str:
     rows = [row | _more(row) for row in rows]
-    widths = WIDTHS | _more_widths(rows)
+    widths = _widths(rows)
     table = prettytable.PrettyTable(list(widths), align='l', border=False)
     table.left_padding_width, table.right_padding_width = 0, 2
     for row in rows:
         cells = (
-            row['host'], row['model'], _place(row), _states(row), _holder(row),
+            row['host'], row['model'], _place(row), _states(row),
+            _holder(row, widths['HOLDER']),
             _since(row['held_since'] or _used_since(row)),
         )  # fmt: skip
         more = (row.get(column.lower()) or '' for column in list(widths)[len(WIDTHS) :])
@@ -195,14 +199,18 @@ def _table(rows: list[Row]) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _more_widths(rows: list[Row]) -> dict[str, int]:
-    """The widths of more columns, of which a row has something and a terminal has room for.
+def _widths(rows: list[Row]) -> dict[str, int]:
+    """The widths of the columns; of MORE those of which a row has something, where there is room.
 
-    Notes get all that is left.
+    First HOLDER gets what its pids need. Notes get all that is left.
     """
-    room, found = WIDEST, {}
+    room, found = WIDEST, dict(WIDTHS)
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns - sum(width + 2 for width in WIDTHS.values())
+    holders = [client.plain(_holder(row, HOLDER)) for row in rows if row.get('pid')]
+    longest = max(map(wcwidth.wcswidth, holders), default=0)
+    found['HOLDER'] += max(0, min(room, min(longest, HOLDER) - WIDTHS['HOLDER']))
+    room -= found['HOLDER'] - WIDTHS['HOLDER']
     for column, least in (MORE | {'NOTE': NOTE}).items():
         if room >= least and any(row.get(column.lower()) for row in rows):
             found[column] = MORE.get(column, room)
@@ -275,24 +283,27 @@ def _process(allocation: Row) -> Row:
 
 def _told(pid: int = 0, user: str | None = None, command: str | None = None) -> Row:
     """A process as fields of a row; a lease of no process has a user alone."""
-    process = f'{pid} {user}' if pid else user
+    process = f'{user} {pid}' if pid else user
     return {'pid': pid or None, 'process': process, 'command': command}
 
 
-def _holder(row: Row) -> str:
+def _holder(row: Row, width: int = WIDTHS['HOLDER']) -> str:
     """The holder, with the name that the user claims; the pid is left out if both do not fit."""
     names = (
         'process', 'instance_uuid', 'user_name', 'allocation_name', 'allocation_uuid', 'rogue',
     )  # fmt: skip
     name = next((name for name in names if row.get(name)), None)
     found = '' if name is None else str(row[name])
+    if name == 'rogue':
+        # The text of the API, where no agent names the process: the pid, and then the user.
+        found = re.sub(r'^(\d+) (\S+)', r'\2 \1', found)
     if not row.get('claimed_name'):
         return found
     claimed = f'({row["claimed_name"]})'
     if name in ('allocation_name', 'allocation_uuid'):
         return claimed
-    if wcwidth.wcswidth(f'{found} {claimed}') > WIDTHS['HOLDER']:
-        found = found.rpartition(' ')[2]
+    if name == 'process' and wcwidth.wcswidth(f'{found} {claimed}') > width:
+        found = re.sub(r' \d+$', '', found)
     return f'{found} {claimed}'
 
 

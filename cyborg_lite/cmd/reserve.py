@@ -72,7 +72,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _cells(row: dict[str, typing.Any]) -> tuple[typing.Any, ...]:
-    """From when to when, how many, of whom, in which state; its id if it may be changed."""
+    """From when to when, how many, of whom, in which state; its id if it may be changed; its note.
+
+    Agents of the release before do not say who claims it.
+    """
     id = row['name'] or row['uuid'] or ''
     window = times.local(row['starts']), times.local(row['ends'])
-    return (*window, row['amount'], row['user'], row['state'], id)
+    user = f'{row["user"]} ({row["claimed_name"]})' if row.get('claimed_name') else row['user']
+    note = (f'"{row["note"]}"',) if row.get('note') else ()
+    return (*window, row['amount'], user, row['state'], id, *note)

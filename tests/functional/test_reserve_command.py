@@ -78,6 +78,8 @@ def test_a_reservation_says_whose_it_is_and_what_for(machine):
     [lease] = machine.leases()
     labels = {'claimed_name': 'jane', 'note': 'ablation 3'}
     assert {field: lease[field] for field in labels} == labels
+    listed = machine.run('reserve', '--list')[1]
+    assert f'  {lease["user"]} (jane)  reserved  {uuid}  "ablation 3"\n' in listed
     shown = machine.service.api.get(f'/v2/allocations/{uuid}').json
     assert {field: shown[field] for field in labels} == labels
 

@@ -286,7 +286,7 @@ def test_scenario_8_ps_has_the_memory_of_a_rogue(box, monkeypatch):
             monkeypatch.setattr(boxes.Npus, 'memory', memory)
             assert [*rogues(machine)] == [2]
             [row] = [each for each in json.loads(ps('-f', 'json')) if each['state'] == 'rogue']
-            assert (row['pid'], row['process']) == (bob.pid, f'{bob.pid} uid-{BOB}')
+            assert (row['pid'], row['process']) == (bob.pid, f'uid-{BOB} {bob.pid}')
             assert row['memory_mb'] == shown
             [use] = row['rogues']
             assert (use['pid'], use['memory_mb'], use['address']) == (
@@ -294,7 +294,7 @@ def test_scenario_8_ps_has_the_memory_of_a_rogue(box, monkeypatch):
             )  # fmt: skip
             [line] = [each for each in ps().splitlines() if ' rogue ' in each]
             assert (' MiB' in line or ' GiB' in line) == (shown is not None)
-            assert re.search(rf'rogue +{bob.pid} .* +\d+ (s|min) +python', line)
+            assert re.search(rf'rogue +uid-{BOB} {bob.pid} +\d+ (s|min) +python', line)
     reports = [text for text in told if text.startswith(b'{"access"')]
     assert (len(reports), len(set(reports))) == (3, 1)
 
@@ -330,7 +330,7 @@ def test_scenario_11_the_container_of_a_rogue_is_named(box, tmp_path, monkeypatc
         assert names == ['0123456789ab', 'jane-train', 'pytorch:25.01', launcher]
         [line] = [each for each in lines if f' {state} ' in each]
         assert line.split()[-3:] == ['jane-train', 'pytorch:25.01', launcher]
-        assert f' {pid} root ' in line
+        assert f' root {pid} ' in line
     assert {len(row) for row in rows} == {len(rows[0])}
     [lease] = machine.leases()
     assert {each['image'] for each in lease['processes']} == {'pytorch:25.01'}

@@ -272,13 +272,13 @@ def test_a_process_is_a_holder(database_url, served, run, monkeypatch, columns, 
     finally:
         made.stop()
     assert status == 0
-    assert ' held   4711 jane  ' in out
+    assert ' held   jane 4711  ' in out
     assert all(len(line) <= (columns or 999) for line in out.splitlines())
     heading, shown, *_ = out.splitlines()
     assert heading.split()[6:] == ['LEFT', 'NAME', 'COMMAND', 'CONTAINER'][:more]
     assert re.split('  +', shown)[6:] == ['2 h', 'job', 'sh', '0123456789ab'][:more]
     fields = 'pid', 'process', 'command', 'allocation_name', 'user_name'
-    assert [told[name] for name in fields] == [4711, '4711 jane', 'sh', 'job', 'jane']
+    assert [told[name] for name in fields] == [4711, 'jane 4711', 'sh', 'job', 'jane']
     assert told['lease_ends_at']
     assert row['container'] == '0123456789ab'
 
@@ -308,17 +308,33 @@ def test_a_user_is_a_holder(database_url, served, run, monkeypatch):
 @pytest.mark.parametrize(
     ('row', 'shown'),
     [
-        ({'process': '4711 lab', 'claimed_name': 'jane'}, 'lab (jane)'),
-        ({'process': '7 l', 'claimed_name': 'jane'}, '7 l (jane)'),
+        ({'process': 'lab 4711', 'claimed_name': 'jane'}, 'lab (jane)'),
+        ({'process': 'l 7', 'claimed_name': 'jane'}, 'l 7 (jane)'),
         ({'process': 'lab', 'claimed_name': 'jane'}, 'lab (jane)'),
-        ({'process': '4711 lab', 'claimed_name': None}, '4711 lab'),
+        ({'process': 'lab 4711', 'claimed_name': None}, 'lab 4711'),
         ({'user_name': 'lab', 'claimed_name': '简'}, 'lab (简)'),
         ({'allocation_uuid': 'a-1', 'claimed_name': 'jane'}, '(jane)'),
-        ({'process': '4711 lab'}, '4711 lab'),
+        ({'process': 'lab 4711'}, 'lab 4711'),
     ],
 )
 def test_who_shares_a_login_is_told_apart(row, shown):
     assert ps._holder(row) == shown
+
+
+@pytest.mark.parametrize(
+    ('columns', 'shown'),
+    [(70, 'lab (jane)'), (80, 'lab (jane)'), (84, 'lab 4711 (jane)'), (300, 'lab 4711 (jane)')],
+)
+def test_a_wide_terminal_shows_the_pid_beside_a_claimed_name(monkeypatch, columns, shown):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setattr('shutil.get_terminal_size', lambda: mock.Mock(columns=columns))
+    row = {'pid': 4711, 'process': 'lab 4711', 'claimed_name': 'jane'}
+    assert ps._holder(row, ps._widths([row])['HOLDER']) == shown
+
+
+def test_a_long_claimed_name_leaves_room_for_other_columns():
+    row = {'pid': 4711, 'process': 'lab 4711', 'claimed_name': 'j' * 64}
+    assert ps._widths([row])['HOLDER'] == ps.HOLDER
 
 
 @pytest.mark.parametrize(
@@ -348,7 +364,7 @@ def test_a_rogue_is_shown_in_place_of_a_holder(database_url, served, run):
     finally:
         made.stop()
     assert status == 0
-    assert ' rogue  4711 bob (p…' in out
+    assert ' rogue  bob 4711 (p…' in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
@@ -372,7 +388,7 @@ def test_the_process_of_another_user_is_told_by_the_agent(at_socket, service, ru
     monkeypatch.setattr(client, 'find', lambda: 'agent.sock')
     monkeypatch.setattr(leasing, 'listed', lambda *_: leases)
     status, out, _ = run('--url', f'unix://{at_socket}')
-    assert (status, ' held   4711 bob  ' in out, ' train' in out) == (0, True, True), out
+    assert (status, ' held   bob 4711  ' in out, ' train' in out) == (0, True, True), out
     rows = json.loads(run('--url', f'unix://{at_socket}', '-f', 'json')[1])
     assert [each['pid'] for each in rows if each['state'] == 'held'] == [4711]
     monkeypatch.setattr(leasing, 'listed', lambda *_: [])
