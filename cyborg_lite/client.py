@@ -252,7 +252,7 @@ def find(path: str | None = None) -> str:
         return named
     if found := _found(SOCKET):
         return found
-    own, system = _places(SOCKET)
+    own, system = places(SOCKET)
     far = elsewhere()
     raise Error(
         f'no agent listens on this machine: neither {own} nor {system} is a socket. Start one with '
@@ -311,7 +311,7 @@ def _found(name: str, mode: int = os.F_OK) -> str | None:
     A service that was killed leaves its socket: another is preferred to that.
     """
     found = []
-    for each in _places(name):
+    for each in places(name):
         # Another user's directory may not be readable.
         with contextlib.suppress(OSError):
             if each.is_socket() and os.access(each, mode):
@@ -330,7 +330,7 @@ def _is_left(path: str) -> bool:
     return False
 
 
-def _places(name: str) -> tuple[pathlib.Path, pathlib.Path]:
+def places(name: str) -> tuple[pathlib.Path, pathlib.Path]:
     """Where a socket is looked for: in the state directory, and in that of the system."""
     return pathlib.Path(state_dir()) / name, SYSTEM / name
 

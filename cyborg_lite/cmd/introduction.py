@@ -8,6 +8,8 @@ import collections.abc
 import itertools
 import json
 import math
+import pathlib
+import shlex
 import sys
 import textwrap
 import typing
@@ -15,6 +17,7 @@ import typing
 import prettytable
 from sqlalchemy import orm
 
+from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite import service
 from cyborg_lite.agent import drivers as agent_drivers
@@ -67,12 +70,20 @@ def show(embedded: service.Embedded, door: Door, long: bool) -> None:
     if embedded.conf.api.socket and not door.place.startswith('unix:'):
         print(f'It knows the users of this machine at unix://{embedded.conf.api.socket}.')
     if embedded.conf.agent.socket:
-        print(f'"cyborg-lite run" and "alloc" ask at {embedded.conf.agent.socket}.')
+        print(_local(embedded.conf.agent.socket))
     if example:
         # Only administrators may create a profile and choose an accelerator themselves.
         requests = _requests if door.open else _allocation
         print(requests(door.curl, f'{door.url}/v2', *example))
     sys.stdout.flush()
+
+
+def _local(socket: str) -> str:
+    """Where commands find the agent; and what to set, if they do not look there."""
+    text = f'"cyborg-lite run" and "alloc" ask at {socket}'
+    if pathlib.Path(socket) in client.places(client.SOCKET):
+        return f'{text}.'
+    return f'{text} after:\n  export {client.VARIABLE}={shlex.quote(socket)}'
 
 
 def _reasons(rows: list[list[typing.Any]]) -> collections.abc.Iterator[str]:

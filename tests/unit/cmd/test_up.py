@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 from cyborg_lite import accounts
+from cyborg_lite import client
 from cyborg_lite import model
 from cyborg_lite import service
 from cyborg_lite.cmd import introduction
@@ -890,6 +891,16 @@ def test_hosts_of_earlier_runs_are_told_once():
         'b: 3 devices of an earlier run. Name it with --host, or forget it: openstack accelerator '
         'host delete b',
     ]
+
+
+def test_a_socket_elsewhere_is_exported(monkeypatch, tmp_path):
+    """The commands look in the state directory, and in that of the system."""
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    for place in client.places(client.SOCKET):
+        assert introduction._local(str(place)).endswith(f' ask at {place}.')
+    path = f'/srv/a b/{client.SOCKET}'
+    said = introduction._local(path)
+    assert said.endswith(f" ask at {path} after:\n  export CYBORG_LITE_SOCKET='{path}'")
 
 
 def test_long_names_are_wrapped(service, monkeypatch, capsys):
