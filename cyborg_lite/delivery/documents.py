@@ -145,7 +145,12 @@ def _needs(driver: str) -> tuple[needs.Needs | None, str | None]:
         told = needs.of_driver(driver)
     except ValueError as error:
         return None, f'the data of its driver cannot be used: {error}'
-    return told, None if told else 'its driver does not tell how processes use it'
+    # A name that is none names no file.
+    file = f'{driver}.toml' if needs.DRIVER.fullmatch(driver) else 'a file'
+    return told, None if told else (
+        f'{file} beside its driver, which is to tell how processes use it, is missing: see "How '
+        'processes use the cards" in the guide for drivers'
+    )
 
 
 def _vfio(ids: typing.Any) -> dict[str, typing.Any]:

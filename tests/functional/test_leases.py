@@ -811,7 +811,7 @@ def test_an_accelerator_without_a_variable_is_a_problem(machine, monkeypatch):
     monkeypatch.setattr(needs, 'of_driver', lambda name: None)
     status, _, err = machine.run('run', '--', 'true')
     assert status == 0
-    assert 'its driver does not tell how processes use it' in err.splitlines()[0]
+    assert 'huawei_ascend.toml beside its driver' in err.splitlines()[0]
 
 
 @pytest.mark.parametrize(

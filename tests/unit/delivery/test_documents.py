@@ -283,8 +283,8 @@ def test_a_device_has_all_of_its_nodes_or_none():
     ('facts', 'reason'),
     [
         ({'driver': None}, 'an older release'),
-        ({'driver': 'pci'}, 'does not tell'),
-        ({'driver': '../drivers/fake'}, 'does not tell'),
+        ({'driver': 'pci'}, 'beside its driver'),
+        ({'driver': '../drivers/fake'}, 'beside its driver'),
         ({'driver': 'huawei_ascend', 'form': 'vf'}, 'for guests'),
         ({'driver': 'huawei_ascend', 'form': None}, 'for guests'),
         ({'driver': 'huawei_ascend'}, 'no usable logic_id or phy_id'),

@@ -99,6 +99,15 @@ def test_process_of_an_unknown_driver_has_only_the_facts(facts):
     assert shown['problems'][0].startswith(f'Accelerator {card["uuid"]}: ')
 
 
+@pytest.mark.parametrize(
+    ('driver', 'file'), [('pci', 'pci.toml'), ('../a\n', 'a file'), ('a/b', 'a file')]
+)
+def test_the_missing_file_of_a_driver_is_named(driver, file):
+    [problem] = view('process', cards.accelerator(driver=driver))['problems']
+    assert f': {file} beside its driver' in problem
+    assert problem.endswith(': see "How processes use the cards" in the guide for drivers.')
+
+
 def test_a_model_name_stays_one_value():
     """It is in JSON, in one variable: no line of it can set another one."""
     card = cards.accelerator(type='A"\nPATH=/tmp', address='x y\x01')
