@@ -218,6 +218,14 @@ def _places(accelerators: list[dict[str, typing.Any]]) -> list[str]:
     return [f'{each["host"]} {osc.place(each)}' for each in accelerators]
 
 
+class _Groups(format_columns.ListDictColumn):
+    """Groups of resources and traits; in tables without what is empty, which would add a comma."""
+
+    def human_readable(self) -> str:
+        full = [{k: v for k, v in each.items() if v} for each in self.machine_readable()]
+        return format_columns.ListDictColumn(full).human_readable()
+
+
 class _Alternatives(formattable.FormattableColumn[typing.Any]):
     """The counts of a dry run: a line for each request in tables, all data for programs."""
 
@@ -390,4 +398,4 @@ def _cell(value: typing.Any) -> typing.Any:
     if not isinstance(value, list):
         return value
     dicts = any(isinstance(each, dict) for each in value)
-    return format_columns.ListDictColumn(value) if dicts else format_columns.ListColumn(value)
+    return _Groups(value) if dicts else format_columns.ListColumn(value)

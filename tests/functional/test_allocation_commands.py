@@ -104,6 +104,16 @@ def test_the_accelerators_of_an_allocation_are_lines(run, service):
     assert [each['host'] for each in accelerators.machine_readable()] == ['host-1'] * 2
 
 
+@pytest.mark.parametrize('traits', [(), ('--trait', 'CUSTOM_A')])
+def test_the_groups_of_an_allocation_end_in_no_comma(run, service, traits):
+    service.report(support.card('3b', traits=['CUSTOM_A']))
+    made = run(allocations.CreateAllocation, '--resource', 'FPGA=1', *traits)
+    [groups] = [each for each in made if isinstance(each, allocations._Groups)]
+    wanted = ", traits.CUSTOM_A='required'" if traits else ''
+    assert groups.human_readable() == f"resources.FPGA='1'{wanted}"
+    assert groups.machine_readable()[0]['traits'] == ({'CUSTOM_A': 'required'} if traits else {})
+
+
 def test_what_must_be_possible_is_refused(run, service):
     with pytest.raises(exceptions.CommandError, match='even if all were free'):
         run(allocations.CreateAllocation, '--resource', 'CUSTOM_NONE=1', '--queue', '--possible')
