@@ -25,7 +25,7 @@ def request(served: leases.Leases, process: processes.Process, asked: leases.Row
     known = served.all()
     rogues = served.rogues()
     # Some software opens all cards, also those that others have leased.
-    leased = {each['address'] for lease in known for each in lease.row['accelerators'] or ()}
+    leased = {address for lease in known for address in lease.addresses()}
     seen = _of(rogues, process, leased)
     held = served.held_by_others() if seen else set()
     used = [address for address in seen if address not in held]

@@ -90,6 +90,10 @@ class Lease:
         held = () if self.queued else self.row['accelerators'] or ()
         return {node for each in held for node in delivery.nodes(each).own}
 
+    def addresses(self) -> set[str]:
+        """The addresses of its cards."""
+        return {each['address'] for each in self.row['accelerators'] or ()}
+
     def identities(self) -> set[tuple[int, int]]:
         """What tells its known processes from others."""
         return {each.key for each in (self.process, *self.watched.values())}
@@ -264,9 +268,10 @@ class Leases:
     def rogues(self, finding: nodes.Finding | None = None) -> dict[str, list[processes.Use]]:
         """By the address of a card, who uses it without a lease.
 
-        Processes of a lease are left out, also on cards of others: some software opens all cards.
-        Of cards that are held, a conductor decides. Where a driver lists pids, one must have the
-        node open, too: it may be used again.
+        Processes of a lease are left out, also on other cards: some software opens all cards. But
+        one that a driver lists on a card without a lease counts. Of cards that are held, a
+        conductor decides. Where a driver lists pids, one must have the node open, too: it may be
+        used again.
         """
         return observing.rogues(finding or self._finding(), self.all(), self.compared)
 

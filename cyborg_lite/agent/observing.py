@@ -29,10 +29,14 @@ def rogues(
     :param compared: whether the leases of an earlier start of the agent are known.
     """
     found: dict[str, list[processes.Use]] = {}
+    leased = {address for lease in leases for address in lease.addresses()}
+    # A process that a driver lists uses the card: others may have opened all.
+    exact = finding.listed.keys() - leased if compared else set()
     for use in processes.uses(finding.used) if finding.used else ():
+        addresses = {finding.used[node] for node in use.nodes}
         if _is_of(leases, use, compared):
-            continue
-        for address in sorted({finding.used[node] for node in use.nodes}):
+            addresses &= exact
+        for address in sorted(addresses):
             if use.process.pid in finding.listed.get(address, (use.process.pid,)):
                 memory = finding.memory.get(address, {}).get(use.process.pid)
                 found.setdefault(address, []).append(dataclasses.replace(use, memory_mb=memory))

@@ -660,6 +660,20 @@ def test_processes_of_leases_are_no_rogues(box):
         assert [*rogues(machine)] == [machine.nodes.index(free)]
 
 
+def test_a_process_of_a_lease_that_is_listed_on_another_card_uses_it(box, monkeypatch):
+    """Such as that of a lease that has ended: the list tells that it does not just open it."""
+    machine = box('advisory')
+    machine.until(lambda: machine.served.compared)
+    monkeypatch.setitem(needs.of_driver('box'), 'use', 'listed')
+    with test_leases.opened(machine):
+        words = ['run', '--', 'sh', '-c', 'exec 3<>"$1" 4<>"$2"; echo; read word', 'sh']
+        made = machine.as_(JANE, *words, *machine.nodes[:2])
+        made.stdout.readline()
+        own = machine.nodes.index(machine.node_of(machine.lease(made.pid)))
+        monkeypatch.setattr(boxes.Npus, 'listed', [(made.pid,)] * 2 + [()] * 2)
+        assert [*rogues(machine)] == [number for number in (0, 1) if number != own]
+
+
 def test_what_the_api_has_allocated_is_not_rogue_until_it_is_freed(box):
     """The agent does not know such allocations: the conductor decides."""
     machine = box('advisory')

@@ -165,13 +165,14 @@ def test_a_changed_timeout_holds_for_the_next_call(monkeypatch):
 CARD = '0000:3b:00.0'
 
 
-def rogues(served, monkeypatch, uid=1000, mark=None):
+def rogues(served, monkeypatch, uid=1000, mark=None, listed=None):
     """The cards that are rogue while a process of a user has one open."""
     use = processes.Use(
         dataclasses.replace(JANE, pid=99, uid=uid), frozenset({'/dev/npu0'}), mark, None
     )
     monkeypatch.setattr(processes, 'uses', lambda nodes: [use])
-    return [*served.rogues(nodes.Finding(used={'/dev/npu0': CARD}))]
+    found = nodes.Finding(used={'/dev/npu0': CARD}, listed=listed or {})
+    return [*served.rogues(found)]
 
 
 def test_a_process_with_a_mark_is_no_rogue_before_the_earlier_leases_are_known(served, monkeypatch):
@@ -180,6 +181,19 @@ def test_a_process_with_a_mark_is_no_rogue_before_the_earlier_leases_are_known(s
     assert rogues(served, monkeypatch) == [CARD]
     assert served._compare()
     assert rogues(served, monkeypatch, mark=mark) == [CARD]
+
+
+def test_a_process_of_a_lease_that_is_listed_on_a_card(served, monkeypatch):
+    """It uses the card: that is all right if the card is leased, or may be."""
+    mark = str(uuid.uuid4())
+    listed = {CARD: frozenset({99})}
+    assert rogues(served, monkeypatch, mark=mark, listed=listed) == []
+    assert served._compare()
+    mark = take(served).uuid
+    assert rogues(served, monkeypatch, mark=mark) == []
+    assert rogues(served, monkeypatch, mark=mark, listed=listed) == [CARD]
+    take(served, instance(1))
+    assert rogues(served, monkeypatch, mark=mark, listed=listed) == []
 
 
 def test_root_is_no_rogue_in_a_lease_that_it_names(served, monkeypatch):
