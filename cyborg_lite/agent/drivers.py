@@ -63,6 +63,8 @@ class Findings:
     looks: dict[str, int]
     #: and how many of these are samples of health: see Scanner.take
     samples: dict[str, int]
+    #: the moment that was given when the last of these scans was started
+    after: dict[str, int]
 
 
 #: The devices of a driver, its errors, and whether it looked at all cards.
@@ -82,6 +84,8 @@ class Scanner:
         self.name = name
         self.answered = False
         self.looks = self.samples = 0
+        #: the moments given when the running scan was started, and the one that answered
+        self._asked_after = self.after = 0
         self.devices: list[model.Device] = []
         #: the devices of this driver's last complete scan: other drivers do not report them
         self.claims: contract.Seen = set()
@@ -103,10 +107,10 @@ class Scanner:
         """The running scan, unless a report was sent without its answer already."""
         return None if self._late else self._future
 
-    def ask(self) -> None:
+    def ask(self, moment: int) -> None:
         """Start a scan, unless one is running or the driver pauses: a hang costs one thread."""
         if self._future is None and time.monotonic() >= self._paused_until:
-            self.begun = time.monotonic()
+            self.begun, self._asked_after = time.monotonic(), moment
             self._future = threads.call(f'discover-{self.name}', self._look)
 
     def _look(self) -> Answer:
@@ -132,7 +136,7 @@ class Scanner:
         if self._late:
             self._paused_until = time.monotonic() + pause
         self._future, self._late, self.answered = None, False, True
-        self.looks += 1
+        self.looks, self.after = self.looks + 1, self._asked_after
         if self.begun - self._sampled >= pause / 2:
             self.samples, self._sampled = self.samples + 1, self.begun
         if error := future.exception():
@@ -255,7 +259,9 @@ class Drivers:
         limit = time.monotonic() - self._conf.agent.driver_timeout
         return all(s.answered or s.begun <= limit for s in self._scanners.values())
 
-    def discover(self, anew: bool = True, patience: float | None = None) -> Findings:
+    def discover(
+        self, anew: bool = True, patience: float | None = None, moment: int = 0
+    ) -> Findings:
         """Run the drivers in parallel; a failed or late driver does not affect others.
 
         A late driver is waited for once, for at most half an interval, so that the report is not
@@ -263,6 +269,7 @@ class Drivers:
 
         :param anew: start new scans; otherwise only collect late answers.
         :param patience: the timeout for answers, in seconds.
+        :param moment: what is noted of the scans that start now: see Findings.after.
         """
         scanners = self._scanners.values()
         interval = self._conf.agent.report_interval
@@ -271,7 +278,7 @@ class Drivers:
         if anew:
             self._host.tree.begin()
         for scanner in scanners if anew else ():
-            scanner.ask()
+            scanner.ask(moment)
         concurrent.futures.wait([s.awaited for s in scanners if s.awaited], patience)
         devices: list[model.Device] = []
         owners: dict[tuple[str, str], str] = {}
@@ -284,7 +291,8 @@ class Drivers:
         states = {name: self._states[name] for name in names}
         looks = {name: scanner.looks for name, scanner in self._scanners.items()}
         samples = {name: scanner.samples for name, scanner in self._scanners.items()}
-        return Findings(devices, states, looks, samples)
+        after = {name: scanner.after for name, scanner in self._scanners.items()}
+        return Findings(devices, states, looks, samples, after)
 
     def _answer(
         self, scanner: Scanner, owners: dict[tuple[str, str], str], patience: float

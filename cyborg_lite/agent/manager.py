@@ -89,6 +89,8 @@ class Manager:
         # The sequence of the last report that was accepted, or the moment of a later call of
         # look(); and what it was when the look began of which is reported.
         self._heard = self._looked_after = 0
+        # How many scans of each driver a conductor knows.
+        self._looks: dict[str, int] = {}
         # Guards _heard: calls of look() have threads of their own.
         self._hearing = threading.Lock()
         self._asked = threading.Event()
@@ -129,7 +131,7 @@ class Manager:
             if anew:
                 # Some drivers list the processes of a card in their scan.
                 self._looked_after = self._heard
-            findings = self._drivers.discover(anew)
+            findings = self._drivers.discover(anew, moment=self._looked_after)
             finding = [name for name, state in findings.drivers.items() if state.devices]
             self.finding = nodes.find(finding, () if self.host.recorded else findings.devices)
             rogues = self._look_at_processes()
@@ -161,13 +163,19 @@ class Manager:
                 looks=findings.looks,
                 samples=findings.samples,
                 leases=self._left_out,
-                looked_after=self._looked_after,
+                looked_after=min([self._looked_after, *self._begun_after(findings)]),
                 **content,
             )
             self._hear(sequence)
+            self._looks = findings.looks
             # Afterwards: the conductor knows the agent by now.
             self._tell_users(rogues)
             return typing.cast('dict[str, typing.Any]', content['drivers'])
+
+    def _begun_after(self, findings: drivers.Findings) -> list[int]:
+        """The moments before the scans that no conductor knows: a late one began long ago."""
+        looks = findings.looks.items()
+        return [findings.after[name] for name, look in looks if look != self._looks.get(name)]
 
     def _look_at_processes(self) -> terminals.Rogues:
         """Update who uses which card without a lease, which is returned.
@@ -224,8 +232,10 @@ class Manager:
         accepted the last report.
         """
         begun = time.monotonic()
-        anew = begun >= self._due or self._asked.is_set()
-        self._asked.clear()
+        if asked := self._asked.is_set():
+            # Not otherwise: a call between both would be forgotten.
+            self._asked.clear()
+        anew = begun >= self._due or asked
         if anew:
             # Counted from the start: a slow or lost report does not delay the next.
             self._due = begun + self._conf.agent.report_interval

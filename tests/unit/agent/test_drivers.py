@@ -334,6 +334,17 @@ def test_a_scan_soon_after_another_is_no_sample_of_health(load, monkeypatch):
     assert found == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 3)]
 
 
+def test_an_answer_is_of_the_moment_at_which_its_scan_began(load, let_go):
+    """What a late driver has seen may be long ago."""
+    loaded = load(cards.Hanging, cards.Good)
+    found = [loaded.discover(patience=0.1, moment=moment).after for moment in (3, 5)]
+    let_go()
+    found.append(loaded.discover(anew=False, moment=7).after)
+    found.append(loaded.discover(moment=9).after)
+    assert [each['hanging'] for each in found[:3]] == [0, 0, 3]
+    assert [each['good'] for each in found] == [3, 5, 5, 9]
+
+
 def test_findings_of_a_driver_are_logged_when_they_change(load, monkeypatch, caplog):
     caplog.set_level('INFO', 'cyborg_lite.agent.drivers')
     loaded = load(cards.Moody, cards.Raising)

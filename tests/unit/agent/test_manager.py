@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import pathlib
 import threading
 import time
@@ -186,6 +187,50 @@ def test_a_call_to_look_is_not_forgotten_for_a_report(agent, bus):
     late[0].join()
     agent.report()
     assert bus.reports[0]['looked_after'] > 1
+
+
+def test_a_report_says_no_later_moment_than_that_of_a_late_scan(agent, bus, monkeypatch):
+    """Until a conductor has taken it: then another scan tells what is so now."""
+    agent.report()
+    [first] = [report['looked_after'] for report in bus.reports]
+    real = agent._drivers.discover
+
+    def late(anew, moment):
+        found = real(anew, moment=moment)
+        found.after['moody'] = first
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(agent._drivers, 'discover', late)
+        bus.errors = [messaging.MessagingTimeout()]
+        for _ in range(2):
+            agent.look()
+            with contextlib.suppress(messaging.MessagingTimeout):
+                agent.report()
+    agent.look()
+    agent.report()
+    assert [report['looked_after'] for report in bus.reports[1:3]] == [first] * 2
+    assert bus.reports[3]['looked_after'] > first
+
+
+def test_a_call_to_look_while_a_report_begins_is_not_forgotten(agent, bus):
+    """It comes right after the agent has seen that nobody has asked."""
+    agent._due = float('inf')
+    asked = agent._asked
+
+    class Late:
+        def is_set(self):
+            was = asked.is_set()
+            if not bus.reports:
+                agent.look()
+            return was
+
+        clear, set = asked.clear, asked.set
+
+    agent._asked = Late()
+    agent._work()
+    agent._work()
+    assert [report['looks'] for report in bus.reports] == [{'moody': 0}, {'moody': 1}]
 
 
 def test_digest_is_equal_if_and_only_if_the_content_is(agent, bus, host, monkeypatch):
