@@ -149,14 +149,16 @@ def weigh(device: model.Device, found: model.Device, policy: Policy, fresh: bool
     return _alert(device) != fault
 
 
-def silence(device: model.Device, seconds: int, policy: Policy) -> None:
-    """Note that the driver of a device does not answer: its health is unknown, and effects stay.
+def silence(device: model.Device, seconds: int, policy: Policy) -> bool:
+    """Note that the driver of a device does not answer: its health is unknown, and effects stay;
+    returns whether its holders have to be told.
 
     :param seconds: how long it was waited for; 0 if it is not known that it does not answer.
     """
-    if seconds:
-        level, reason = healths.unanswered(seconds)
-        weigh(device, model.Device(health=level, health_reason=reason), policy, fresh=False)
+    if not seconds:
+        return False
+    level, reason = healths.unanswered(seconds)
+    return weigh(device, model.Device(health=level, health_reason=reason), policy, fresh=False)
 
 
 def _alert(device: model.Device) -> tuple[str | None, bool] | None:

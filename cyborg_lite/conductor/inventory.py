@@ -73,10 +73,19 @@ def _reconcile(
         if device is None or not silent.keys() & _drivers(device) - _drivers(found)
     ]
     present = {id(device) for _, device in pairs}
+    absent = [device for device in known if id(device) not in present]
+    for device in absent:
+        # Nobody looks at it now: it is not known to be idle.
+        device.idle_since = device.used = None
+    mute = {each: names for each in absent if (names := silent.keys() & _drivers(each))}
+    news = {
+        device: health.silence(device, max(silent[name] for name in names), policy)
+        for device, names in mute.items()
+    }
     gone = [
         device
-        for device in known
-        if id(device) not in present and not _stays(device, silent, early, held, absences, policy)
+        for device in absent
+        if device not in mute and not _stays(device, early, held, absences)
     ]
     for device in gone:
         known.remove(device)
@@ -90,7 +99,7 @@ def _reconcile(
     pairs, waiting = _leave_out_twins(known, pairs, held)
     _name_new(session, host, pairs)
     _inherit_orders(session, host, pairs)
-    ignored, news = False, {}
+    ignored = False
     for found, same in pairs:
         if same is None:
             _tell_replaced(found, host, known)
@@ -333,23 +342,13 @@ def _drivers(device: model.Device) -> set[str]:
 
 
 def _stays(
-    device: model.Device,
-    silent: dict[str, int],
-    early: set[str],
-    held: set[int],
-    absences: int,
-    policy: health.Policy,
+    device: model.Device, early: collections.abc.Set[str], held: set[int], absences: int
 ) -> bool:
     """Note that a report lacks the device; False when that has been so for long enough.
 
     What a request holds stays, and so does what an operator has decided of the device: it has to
     hold when the card comes back.
     """
-    # Nobody looks at it now: it is not known to be idle.
-    device.idle_since = device.used = None
-    if mute := silent.keys() & _drivers(device):
-        health.silence(device, max(silent[name] for name in mute), policy)
-        return True
     if not device.absences or early.isdisjoint(_drivers(device)):
         device.absences = min(device.absences + 1, absences)
     if device.absences < absences or _is_kept(device, held):

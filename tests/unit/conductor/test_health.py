@@ -10,6 +10,7 @@ import pytest
 from cyborg_lite import conf as options
 from cyborg_lite import model
 from cyborg_lite.conductor import health
+from cyborg_lite.conductor import notices
 from cyborg_lite.conductor import outbox
 from tests.support import card
 from tests.unit.conductor import direct
@@ -384,3 +385,26 @@ def test_how_many_samples_count_can_be_set(databases):
             sample(made, letter)
             assert made.device().withheld == (out == 'x')
         made.close()
+
+
+@pytest.mark.parametrize('silent', [False, True])
+def test_a_policy_that_tells_is_applied_while_the_driver_does_not_answer(
+    conductor, monkeypatch, silent
+):
+    """Holders are told as if it had answered that the health is unknown."""
+    told = []
+    monkeypatch.setattr(notices, 'put', lambda _, devices: told.extend(devices))
+    reports = conductor._manager.reports
+    reports._policy = health.Policy((('critical', frozenset({'no_new'})),))
+    sample(conductor, 'g')
+    conductor.hold()
+    for _ in range(3):
+        sample(conductor, 'b')
+    assert not told
+    reports._policy = health.Policy((('critical', frozenset({'no_new', 'tell'})),))
+    state = {'state': 'degraded', 'reason': 'it hangs', 'devices': 0, 'waited': 20}
+    if silent:
+        conductor.report(drivers={'fake': state})
+    else:
+        sample(conductor, '?')
+    assert len(told) == 1
