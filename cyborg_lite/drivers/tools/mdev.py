@@ -22,6 +22,8 @@ from cyborg_lite.driver import sysfs
 TYPE = re.compile(r'[A-Za-z0-9][A-Za-z0-9_+-]{0,63}')
 #: The maximum number of devices of one card: a bound for what its files say.
 MOST = 128
+#: How often both numbers of a card are read if devices come and go meanwhile.
+TRIES = 5
 #: The maximum number of devices of a type on one physical GPU, in the file ``description``.
 LIMIT = re.compile(r'(?:^|[, ])max_instance=([0-9]{1,4})(?:[, ]|$)')
 
@@ -53,10 +55,10 @@ def handles(
     :param functions: its virtual functions if it has any, else the card
     """
     most = min([MOST, *(int(match[1]) for f in functions if (match := _limit(f, kind)))])
-    counts = {function: _count(function, kind) for function in functions}
+    counts = {function: _counts(function, kind) for function in functions}
     # Each virtual function tells of room for one, until the card is full.
-    ordered = sorted(counts, key=lambda function: not _existing(function, kind))
-    places = [(f, number) for f in ordered for number in range(counts[f])][:most]
+    ordered = sorted(counts, key=lambda function: not counts[function][0])
+    places = [(f, number) for f in ordered for number in range(min(sum(counts[f]), MOST))][:most]
     return [_handle(function, kind, number) for function, number in places]
 
 
@@ -75,9 +77,15 @@ def _handle(function: sysfs.Function, kind: str, number: int) -> driver.AttachHa
     )
 
 
-def _count(function: sysfs.Function, kind: str) -> int:
-    room = function.number(f'mdev_supported_types/{kind}/available_instances') or 0
-    return min(_existing(function, kind) + room, MOST)
+def _counts(function: sysfs.Function, kind: str) -> tuple[int, int]:
+    """How many devices of the type exist, and how many more can be made."""
+    for _ in range(TRIES):
+        existing = _existing(function, kind)
+        room = function.number(f'mdev_supported_types/{kind}/available_instances') or 0
+        # Otherwise one was made or removed between both.
+        if existing == _existing(function, kind):
+            break
+    return existing, room
 
 
 def _existing(function: sysfs.Function, kind: str) -> int:

@@ -16,6 +16,7 @@ from cyborg_lite import conf as options
 from cyborg_lite import driver
 from cyborg_lite.driver import host as hosts
 from cyborg_lite.driver import recording
+from cyborg_lite.driver import sysfs
 from cyborg_lite.driver import testing
 from cyborg_lite.drivers import nvidia_gpu
 from cyborg_lite.drivers.tools import mdev
@@ -88,6 +89,28 @@ def test_a_device_that_nova_has_made_changes_nothing(tmp_path):
     (place / TYPES / TYPE / 'available_instances').write_text('7')
     card, _ = look(host, f'{CARD}={TYPE}')
     assert (marks(card), card.unusable) == (before, None)
+
+
+@pytest.mark.parametrize('made', [True, False])
+def test_a_device_that_comes_or_goes_while_it_is_counted_changes_nothing(
+    tmp_path, monkeypatch, made
+):
+    """Nova makes and removes them just when guests come and go."""
+    host = t4(tmp_path, available_instances='8' if made else '7')
+    place = host.root / 'sys/bus/pci/devices' / CARD
+    device = place / TYPES / TYPE / 'devices' / 'a'
+    if not made:
+        make(place, TYPE, device.name)
+    number = sysfs.Function.number
+
+    def meanwhile(self, name):
+        if name.endswith('available_instances') and device.exists() != made:
+            (place / TYPES / TYPE / 'available_instances').write_text('7' if made else '8')
+            make(place, TYPE, device.name) if made else device.rmdir()
+        return number(self, name)
+
+    monkeypatch.setattr(sysfs.Function, 'number', meanwhile)
+    assert len(marks(look(host, f'{CARD}={TYPE}')[0])) == 8
 
 
 def test_devices_of_another_type_take_room(tmp_path):
