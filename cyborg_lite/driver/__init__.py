@@ -126,7 +126,12 @@ class Driver(abc.ABC):
     def look(self) -> tuple[list[Device], list[str]]:
         """The result and the notes of ``discover()``: the agent calls this."""
         self._notes, self.complete, self.untold = [], True, Health()
-        found = self.discover()
+        try:
+            found = self.discover()
+        except Exception:
+            # This scan has found no card well.
+            self._judge([])
+            raise
         listed = found if isinstance(found, list) else ()
         devices = [device for device in listed if isinstance(device, Device)]
         self._judge([device for device in devices if not self._describe(device)])

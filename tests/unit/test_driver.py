@@ -140,6 +140,18 @@ def test_an_outcome_from_before_another_bad_scan_does_not_count(slow, acme, leve
     assert len(slow.begun) == 2
 
 
+def test_an_outcome_from_before_a_scan_that_failed_does_not_count(slow, acme):
+    assert acme.seen('ok') == ('critical', 'validation_timeout')
+    found, acme.discover = acme.discover, lambda: [][0]
+    with pytest.raises(IndexError):
+        acme.look()
+    acme.discover = found
+    slow.end()
+    acme.outcome = 'acme_trial'
+    assert acme.seen('ok') == ('critical', 'acme_trial')
+    assert len(slow.begun) == 2
+
+
 def test_a_trial_that_hangs_costs_one_scan_a_wait(slow, acme, monkeypatch):
     acme.seen('ok')
     waited = []
