@@ -483,9 +483,12 @@ def _inherit(session: orm.Session, device: model.Device, twin: model.Device) -> 
 
 
 def inherit_note(device: model.Device, twin: model.Device) -> None:
-    """Keep the note of another row of the same card: see cyborg_lite.conductor.leaving."""
-    if twin.left_after:
+    """Move the note of another row of the same card, unless this one has a note: see
+    cyborg_lite.conductor.leaving.
+    """
+    if twin.left_after and not device.left_after:
         device.rogue, device.left_after = twin.rogue, twin.left_after
+        twin.rogue = twin.left_after = None
 
 
 def _inherit_attributes(part: model.Deployable, other: model.Deployable) -> None:

@@ -253,3 +253,13 @@ def test_a_lease_from_a_reservation_under_an_old_name(conductor):
         [lease] = session.query(model.Allocation)
         leaving.note(session, row['uuid'], [('host-2', True)], lease)
     assert conductor.device(host=HOST).left_after == 'boot-1 20'
+
+
+def test_a_note_that_was_taken_away_under_the_new_name_is_not_there_again(conductor):
+    """It has gone from the old name to the new one."""
+    under(conductor, OLD, sequence=10)
+    end(conductor, test_leases.lease(conductor, AGENT)['uuid'])
+    under(conductor, NEW, sequence=20)
+    assert under(conductor, NEW, sequence=30, looked_after=20) is None
+    conductor.rename_host(name=HOST, to='host-2')
+    assert conductor.device(host='host-2').rogue is None
