@@ -97,7 +97,7 @@ def allocation() -> client.Lease | None:
         return None
     try:
         devices = [dict(each) for each in json.loads(text)]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise client.Error(f'{client.DEVICES} is no list of objects', 400) from None
     known = _known(uuid)
     named = client.ALLOCATION, client.DEVICES, *known.get('variables', ())
@@ -117,7 +117,10 @@ def _known(uuid: str) -> client.Words:
     try:
         known: client.Words = {**json.loads(os.environ.get(client.LEASE) or '{}')}
         known['variables'] = [str(each) for each in known.get('variables', ())]
-    except (ValueError, TypeError):
-        expected = 'an object whose variables are a list'
+        texts = [*known['variables'], known.get('host') or '', known.get('name') or '']
+        # As the names of variables they are encoded.
+        os.fsencode(''.join(texts))
+    except (ValueError, TypeError, RecursionError):
+        expected = 'an object of texts, whose variables are a list'
         raise client.Error(f'Invalid {client.LEASE}: expected {expected}', 400) from None
     return known if known.get('uuid') == uuid else {}

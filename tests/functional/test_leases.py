@@ -682,7 +682,8 @@ def test_allocation_by_changed_variables(monkeypatch):
                        ('{"uuid": "a", "name": "n", "variables": ["GONE"]}', 'n')):  # fmt: skip
         monkeypatch.setenv('CYBORG_LEASE', text)
         assert (cyborg_lite.allocation().name, cyborg_lite.allocation().addresses) == (name, ['b'])
-    for text in '[1]', '{', '3', '{"variables": 1}':
+    wrong = '{"variables": 1}', '{"variables": ["\\ud800"]}', '{"host": 1}', '[' * 100000
+    for text in ('[1]', '{', '3', *wrong):
         monkeypatch.setenv('CYBORG_LEASE', text)
         with pytest.raises(client.Error, match='Invalid CYBORG_LEASE: expected an object'):
             cyborg_lite.allocation()
