@@ -149,14 +149,14 @@ class Chooser:
         return [each for each in free if each.fits(self._lease)]
 
     def _look_before(self, waits: bool) -> _Before:
-        waiting = serving.ahead(self._session, self._kinds) if waits else []
-        wishes = serving.wishes(self._session, waiting)
+        counted: quotas.Counted = {}
         if self._limited:
-            # With theirs, by one statement: no key is empty.
-            wishes[''] = self._project, self._asked
-        refused = quotas.refusals(self._session, wishes)
-        self._refused = refused.pop('', [])
-        return _Before(waiting, refused)
+            own = {None: (self._project, self._asked)}
+            self._refused = quotas.refusals(self._session, own, counted).get(None, ())
+        if not waits or quotas.first_if_all(self._refused):
+            return _Before([], {})
+        waiting = serving.ahead(self._session, self._kinds)
+        return _Before(waiting, serving.refusals(self._session, waiting, counted=counted))
 
     def _after(
         self,

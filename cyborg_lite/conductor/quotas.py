@@ -23,6 +23,8 @@ MOST = 1000
 #: What is asked for, one way or another: how many accelerators, by resource class.
 Alternatives = collections.abc.Iterable[collections.abc.Mapping[str, int]]
 Key = typing.TypeVar('Key')
+#: By project what is limited of it, and what it uses; None for a project without limits.
+Counted = dict[str, quotas.Account | None]
 
 
 def claim(
@@ -83,6 +85,7 @@ def first_if_all(
 def refusals(
     session: orm.Session,
     wishes: collections.abc.Mapping[Key, tuple[str, Alternatives]],
+    counted: Counted | None = None,
 ) -> dict[Key, list[exception.OverQuota | None]]:
     """For each alternative of these the limit that it would exceed now; None for none.
 
@@ -90,13 +93,16 @@ def refusals(
 
     :param wishes: by whatever names them, the project and its alternatives by resource class; what
         is of a project without limits is not in the answer.
+    :param counted: what this transaction has counted; what is counted now is added.
     """
-    projects = {project for project, _ in wishes.values()}
-    counted = quotas.accounts(session, projects) if projects else {}
+    counted = {} if counted is None else counted
+    if projects := {project for project, _ in wishes.values()} - counted.keys():
+        found = quotas.accounts(session, projects)
+        counted |= {project: found.get(project) for project in projects}
     return {
         name: [_beyond(project, account, each) for each in alternatives]
         for name, (project, alternatives) in wishes.items()
-        if (account := counted.get(project))
+        if (account := counted[project])
     }
 
 

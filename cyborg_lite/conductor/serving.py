@@ -103,32 +103,27 @@ def ahead(session: orm.Session, kinds: taking.Kinds) -> list[sa.Row[typing.Any]]
     return [row for row in rows if not row.over_quota and _classes(row.wish) & classes]
 
 
-def wishes(
-    session: orm.Session,
-    rows: collections.abc.Iterable[sa.Row[typing.Any]],
-    known: collections.abc.Container[str] = (),
-) -> dict[str, tuple[str, quotas.Alternatives]]:
-    """By its key, the project of each allocation that may have limits, and what it asks for.
-
-    :param known: the keys that are left out.
-    """
-    return {
-        key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
-        for row in rows
-        if quotas.may_be(session, row.limited) and (key := _key(row)) not in known
-    }
-
-
 def refusals(
     session: orm.Session,
     rows: collections.abc.Iterable[sa.Row[typing.Any]],
     known: collections.abc.Container[str] = (),
+    counted: quotas.Counted | None = None,
 ) -> Refusals:
     """The alternatives that a quota refuses now: no free accelerator is reserved for them.
 
     :param known: the keys whose refusals are known already.
+    :param counted: as for quotas.refusals.
     """
-    return quotas.refusals(session, wishes(session, rows, known))
+    keys = {
+        key: row
+        for row in rows
+        if quotas.may_be(session, row.limited) and (key := _key(row)) not in known
+    }
+    asked = {
+        key: (row.project_id, [_amounts(groups) for groups in row.wish['alternatives']])
+        for key, row in keys.items()
+    }
+    return quotas.refusals(session, asked, counted)
 
 
 def parts(
