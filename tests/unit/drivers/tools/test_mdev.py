@@ -113,6 +113,11 @@ def test_a_device_that_comes_or_goes_while_it_is_counted_changes_nothing(
     assert len(marks(look(host, f'{CARD}={TYPE}')[0])) == 8
 
 
+def test_a_card_has_no_more_devices_than_its_type_allows(tmp_path):
+    host = t4(tmp_path, description='num_heads=4, frl_config=45, max_instance=4')
+    assert len(marks(look(host, f'{CARD}={TYPE}')[0])) == 4
+
+
 def test_devices_of_another_type_take_room(tmp_path):
     host = t4(tmp_path, available_instances='0')
     make(host.root / 'sys/bus/pci/devices' / CARD, 'nvidia-224', '1')
