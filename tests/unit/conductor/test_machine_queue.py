@@ -120,6 +120,8 @@ class Card:
     enabled: bool = True
     #: the number of reports in a row that lack it
     absences: int = 0
+    #: the last report before an allocation left it; None once it is known to be closed
+    left_after: int | None = None
 
 
 @dataclasses.dataclass
@@ -163,7 +165,9 @@ class Queue(stateful.RuleBasedStateMachine):
         self.cleanup.callback(self.rival.close)
         profile = {'name': 'one', 'groups': [{'resources:FPGA': '1'}]}
         self._ask('create_device_profile', profile=profile)
-        self.name, self.sequence = NAMES[0], itertools.count(1)
+        self.name, self.sequence = NAMES[0], 0
+        #: whether the agent looks who has which card open
+        self.observes = False
         self.cards: dict[str, Card] = {}
         self.arqs: dict[str, Request] = {}
         self.wanted: dict[str, Wanted] = {}
@@ -175,17 +179,24 @@ class Queue(stateful.RuleBasedStateMachine):
         self.report(set(BUSES))
 
     def _look(self):
+        before = getattr(self, 'rows', None)
         with self.rival.database.reader() as session:
             self.rows = self.ROWS(session)
         arqs = self.rows.arqs
+        if before and self.observes:
+            for uuid in before.buses.keys() - self.rows.buses.keys():
+                if before.arqs[uuid].allocation_uuid:
+                    self.cards[before.buses[uuid]].left_after = self.sequence
         self.spans.see({uuid: arqs[uuid].project_id for uuid in self.rows.buses}, self.now)
 
     def teardown(self):
         self.cleanup.close()
 
-    @stateful.initialize(target=made)
-    def begin(self):
+    @stateful.initialize(target=made, observes=st.booleans())
+    def begin(self, observes):
         """All is held, and both projects wait."""
+        self.observes = observes
+        self.report(set(BUSES))
         wanted = [('p1', 2), ('p2', 1), ('p1', 1), ('p2', 2), ('p1', 1)]
         return stateful.multiple(
             *(self._allocate(project, amount, 0, True, None) for project, amount in wanted)
@@ -379,20 +390,41 @@ class Queue(stateful.RuleBasedStateMachine):
         if device := self._device(bus):
             status = 'enabled' if enabled else 'maintaining'
             self._ask('set_device_status', uuid=device.uuid, status=status)
-            self.cards[bus].enabled = enabled
+            card = self.cards[bus]
+            if enabled and not card.enabled:
+                card.left_after = None
+            card.enabled = enabled
 
     @stateful.rule(found=st.sets(BUS, min_size=1) | st.just(set(BUSES)))
     def lose(self, found):
         """A card that is absent is not given out; one that is held is lost."""
         self.report(found)
 
-    def report(self, found):
-        about = {'host': self.name, 'machine': 'machine-1', 'agent': AGENT}
-        about['sequence'] = next(self.sequence)
+    @stateful.rule(before=st.sampled_from([0, 0, 1]))
+    def look(self, before):
+        """The agent reports who has which card open: nobody.
+
+        :param before: how many reports were accepted while it looked.
+        """
+        self.report({bus for bus, card in self.cards.items() if not card.absences}, before)
+
+    def report(self, found, before=0):
+        about = {'host': self.name, 'machine': 'machine-1'}
+        # An agent that looks now is another one: it was started again.
+        about['agent'] = 'agent-2' if self.observes else AGENT
+        after = max(0, self.sequence - before)
+        self.sequence += 1
+        about |= {'sequence': self.sequence, 'observes': self.observes}
+        if self.observes:
+            about |= {'leases': [], 'looked_after': after}
         cards = [support.card(bus) for bus in sorted(found)]
         self._surely(lambda: self.conductor.report(*cards, **about))
         for bus in found:
-            self.cards.setdefault(bus, Card()).absences = 0
+            card = self.cards.setdefault(bus, Card())
+            card.absences = 0
+            # A look that began after a report which came after the end has seen it.
+            if card.left_after is not None and card.left_after < after:
+                card.left_after = None
         for bus in {*self.cards} - {*found}:
             card = self.cards[bus]
             card.absences = min(card.absences + 1, ABSENCES)
@@ -579,7 +611,11 @@ class Queue(stateful.RuleBasedStateMachine):
 
     def _free(self) -> set[str]:
         """The cards that may be given out (I4)."""
-        fit = {bus for bus, card in self.cards.items() if card.enabled and not card.absences}
+        fit = {
+            bus
+            for bus, card in self.cards.items()
+            if card.enabled and not card.absences and card.left_after is None
+        }
         return fit - {*self.rows.buses.values()}
 
     def _used(self) -> collections.Counter[str]:
