@@ -57,7 +57,7 @@ def test_variables(lease, said):
     _, text, _ = said(lease.uuid, '-f', 'env')
     shell = ['sh', '-euc', f'{text}env']
     found = subprocess.check_output(shell, text=True).splitlines()
-    wanted = lease.env | OVERRIDE
+    wanted = lease.views['process']['env'] | OVERRIDE
     assert {f'{name}={value}' for name, value in wanted.items()} <= {*found}
     assert json.loads(said(lease.uuid, '-f', 'json')[1]) == {'arguments': ARGUMENTS, 'env': wanted}
 
