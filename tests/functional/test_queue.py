@@ -714,6 +714,22 @@ def test_only_a_lease_that_helps_is_named(service, member):
     assert (held[1]['uuid'] in said, held[1]['name'] in said) == (True, False)
 
 
+def test_a_lease_that_helps_only_what_a_quota_refuses_is_not_named(service, member):
+    """The other alternative is within the quota, and waits for a later end."""
+    npus(service, 2)
+    npus(service, 1, 'host-2', traits=['CUSTOM_B'])
+    service.api.post(PATH, body(2, hosts=['host-1'], lease=60))
+    member('other', 'admin,member,reader')
+    later = service.api.post(PATH, body(hosts=['host-2'], lease=7200)).json['uuid']
+    member(ALONE, 'admin,member,reader')
+    limit(service, CUSTOM_NPU=3)
+    traits = {'CUSTOM_B': 'required'}
+    waits = ask(service, 2, alternatives=[body(traits=traits)['groups']])
+    assert (
+        f'; 1 of CUSTOM_NPU comes free when lease {later} ends at' in show(service, waits)['reason']
+    )
+
+
 def test_the_limit_that_is_exceeded_for_good_is_named(service):
     npus(service, 5)
     limit(service, CUSTOM_NPU=3, total=2)
