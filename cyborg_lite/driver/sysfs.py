@@ -408,9 +408,9 @@ class Function:
         """
         return self.read('boot_vga') == '1'
 
-    @property
+    @functools.cached_property
     def mediated_devices(self) -> list[str]:
-        """The mediated devices that exist on this function now, each ``type/name``.
+        """The mediated devices that exist on this function, each ``type/name``.
 
         Source: Documentation/driver-api/vfio-mediated-device.rst of Linux.
         """

@@ -122,12 +122,13 @@ class NvidiaGpu(pci.PciDriver):
         self._known: dict[str, Gpu] = {}
         # The answer of xid.recent().
         self._xids: typing.Any = None
-        # The type of mediated devices by the address of a card.
+        # By the address of a card, the type of its mediated devices, and their attach handles.
         self._vgpus: dict[str, str] = {}
+        self._mediated: dict[str, list[driver.AttachHandle]] = {}
 
     def discover(self) -> list[driver.Device]:
         cards = self.cards()
-        self._choose({card.bdf for card in cards})
+        self._choose({card.bdf: card for card in cards})
         # A new card at a known address does not inherit the facts of the old one.
         fresh = {card.bdf: Gpu(card.identity) for card in cards}
         same = {b: g for b, g in self._known.items() if b in fresh and g.ids == fresh[b].ids}
@@ -146,11 +147,16 @@ class NvidiaGpu(pci.PciDriver):
             self._ask(ours)
         return [self.device(card) for card in cards]
 
-    def _choose(self, addresses: set[str]) -> None:
-        """Read which cards are split into mediated devices, and of which type."""
+    def _choose(self, cards: dict[str, sysfs.Function]) -> None:
+        """Read which cards are split into mediated devices, of which type, and into how many."""
         agent = getattr(self.conf, 'agent', None)
         self._vgpus = mdev.choices(getattr(agent, 'vgpu_types', ()), self.note)
-        for bdf in sorted(self._vgpus.keys() - addresses):
+        self._mediated = {
+            bdf: mdev.handles(self._parents(cards[bdf]), kind)
+            for bdf, kind in self._vgpus.items()
+            if bdf in cards
+        }
+        for bdf in sorted(self._vgpus.keys() - cards.keys()):
             self.note(f'[agent] vgpu_types: there is no NVIDIA GPU at {bdf}')
 
     def _read_log(self) -> None:
@@ -271,7 +277,7 @@ class NvidiaGpu(pci.PciDriver):
 
     def unusable(self, card: sysfs.Function) -> str | None:
         if kind := self._vgpus.get(card.bdf):
-            if mdev.handles(self._parents(card), kind):
+            if self._mediated[card.bdf]:
                 return None
             return f'it has no room for a vGPU of type {kind}: see [agent] vgpu_types'
         reason = super().unusable(card)
@@ -321,9 +327,9 @@ class NvidiaGpu(pci.PciDriver):
         return list(card.virtual_functions) or [card]
 
     def deployables(self, card: sysfs.Function) -> list[driver.Deployable]:
-        if kind := self._vgpus.get(card.bdf):
+        if card.bdf in self._mediated:
             part = self.deployable(card, [], self.virtual_class)
-            part.attach_handles = mdev.handles(self._parents(card), kind)
+            part.attach_handles = self._mediated[card.bdf]
             return [part]
         instances = None if self.is_split(card) else self._instances(card)
         if instances is None:

@@ -89,7 +89,7 @@ def _counts(function: sysfs.Function, kind: str) -> tuple[int, int]:
 
 
 def _existing(function: sysfs.Function, kind: str) -> int:
-    return sum(each.startswith(f'{kind}/') for each in function.mediated_devices)
+    return len(function.tree.names(function.path / 'mdev_supported_types' / kind / 'devices'))
 
 
 def _limit(function: sysfs.Function, kind: str) -> re.Match[str] | None:
