@@ -110,10 +110,9 @@ def _reconcile(
             session.add(found)
             known.append(found)
         else:
-            fresh = bool(_drivers(found) & looked)
-            ignored |= _keep_use(found, same, held, report, fresh)
-            fresh = bool(_drivers(found) & sampled)
-            news[same] = health.weigh(same, found, policy, fresh=fresh)
+            drivers = _drivers(found)
+            ignored |= _keep_use(found, same, held, report, fresh=bool(drivers & looked))
+            news[same] = health.weigh(same, found, policy, fresh=bool(drivers & sampled))
             _tell_moved(same, found)
             _move_lost(same, found)
             _update(same, found, held)

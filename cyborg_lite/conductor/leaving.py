@@ -147,8 +147,11 @@ def keep(
     """
     # One without a moment is counted from now.
     known.left_after = known.left_after or f'{report["boot_id"]} {report["sequence"]}'
-    looked = _has_looked(known, report)
-    if _is_over(known, report) or (looked and fresh):
+    boot, _, before = known.left_after.rpartition(' ')
+    # Nobody looks at processes any more, or none has outlived the boot.
+    over = not report.get('observes') or boot != report['boot_id']
+    looked = _has_looked(known, report, int(before))
+    if over or (looked and fresh):
         if not (held and found.rogue):
             known.left_after = None
         return False
@@ -161,16 +164,12 @@ def keep(
     return True
 
 
-def _is_over(card: model.Device, report: heartbeat.Frame) -> bool:
-    """Whether nobody looks at processes any more, or none has outlived the boot."""
-    boot, _, _ = (card.left_after or '').rpartition(' ')
-    return not report.get('observes') or boot != report['boot_id']
+def _has_looked(card: model.Device, report: heartbeat.Frame, before: int) -> bool:
+    """Whether the agent has looked who has a card open, after it was noted.
 
-
-def _has_looked(card: model.Device, report: heartbeat.Frame) -> bool:
-    """Whether the agent has looked who has a card open, after it was noted."""
-    _, _, before = (card.left_after or '').rpartition(' ')
+    :param before: the last report that was accepted before the note.
+    """
     known = report.get('leases')
-    if known is None or report.get('looked_after', 0) <= int(before):
+    if known is None or report.get('looked_after', 0) <= before:
         return False
     return not any((card.rogue or '').startswith(use(uuid)) for uuid in known)
