@@ -15,7 +15,7 @@ from cyborg_lite import renewing
 from tests.unit.cmd import process
 
 HOST = 'atlas-800t-a2'
-#: A wait that has an end, so that a test of what is not to wait fails.
+#: A wait that has an end: a test fails if a request waits that must be refused.
 WAIT = {'wait': process.BOUND}
 #: A program that holds a lease until it is killed, and says which.
 HOLDER = """

@@ -6,6 +6,7 @@ has four cards: device nodes, which a driver of a package of its own finds.  Wha
 needed for is typed in tests/functional/test_shared_machine.py.
 """
 
+import contextlib
 import re
 import shlex
 
@@ -70,15 +71,12 @@ def configure(machine, blocks, *more):
 def limited(service, blocks):
     """With the quotas of the guide, which this takes away again."""
     yield service.says(blocks['quota set'].text)
+    export = shlex.join(blocks['quota set'].commands[0])
     for project in ('vision', 'lab'):
-        service.says(
-            f'{blocks["quota set"].commands[0][0]} OS_AUTH_TYPE=cyborg_lite '
-            'OS_ENDPOINT=unix:///run/cyborg-lite/api.sock\n'
-            f'openstack accelerator quota delete {project}'
-        )
+        service.says(f'{export}\nopenstack accelerator quota delete {project}')
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def enforced(service, blocks):
     """With nodes that the kernel keeps from others, until the administrator has put them back."""
     installed = blocks['systemctl enable'].commands[2]
@@ -86,7 +84,7 @@ def enforced(service, blocks):
         configure(service, blocks, *more)
         service.says(f'{shlex.join(installed)}\nsystemctl restart {UNIT}')
         if more:
-            yield service
+            yield
 
 
 def test_the_first_look_says_what_there_is_and_ends(first_look):
@@ -136,21 +134,22 @@ def test_a_lease_outlives_a_restart_by_systemd(service):
         assert len(re.findall(r' held .*\bjane\b.*\bsh$', shown, flags=re.M)) == 1, shown
 
 
-def test_the_kernel_refuses_what_is_not_leased(enforced):
-    node = OPENS.format(node='/dev/lab0')
-    until_refused(enforced, 'jane', node)
-    opens = OPENS.format(node='/dev/lab$ASCEND_RT_VISIBLE_DEVICES')
-    held = f"cyborg-lite run -n 1 -- sh -c '{opens}; echo lab$ASCEND_RT_VISIBLE_DEVICES; read line'"
-    with enforced.begun(held, 'jane') as jane:
-        said = jane.until('lab')
-        assert 'access is enforced' in said and 'opened' in said, said
-        node = OPENS.format(node=f'/dev/{said.split()[-1]}')
-        assert enforced.says(node, 'chen').split()[-1] == 'refused'
-    until_refused(enforced, 'jane', node)
+def test_the_kernel_refuses_what_is_not_leased(service, blocks):
+    with enforced(service, blocks):
+        until_refused(service, 'jane', OPENS.format(node='/dev/lab0'))
+        opens = OPENS.format(node='/dev/lab$ASCEND_RT_VISIBLE_DEVICES')
+        script = f'{opens}; echo lab$ASCEND_RT_VISIBLE_DEVICES; read line'
+        with service.begun(f"cyborg-lite run -n 1 -- sh -c '{script}'", 'jane') as jane:
+            said = jane.until('lab')
+            assert 'access is enforced' in said and 'opened' in said, said
+            node = OPENS.format(node=f'/dev/{said.split()[-1]}')
+            assert service.says(node, 'chen').split()[-1] == 'refused'
+        until_refused(service, 'jane', node)
 
 
-def test_nodes_are_as_found_once_it_is_advisory(service):
-    """After the tests of enforcement, and before any."""
+def test_nodes_are_as_found_once_it_is_advisory(service, blocks):
+    with enforced(service, blocks):
+        until_refused(service, 'jane', OPENS.format(node='/dev/lab0'))
     shown = service.says('stat --format %a /dev/lab*; getfacl -p /dev/lab*')
     assert shown.split()[:4] == ['666'] * 4 and 'user:' not in shown.replace('user::', '')
 
